@@ -1,0 +1,42 @@
+//go:build tmpdeps
+
+// Package tmpdeps holds module requirements in go.mod while the packages that use them are being written.
+package tmpdeps
+
+import (
+	_ "github.com/containernetworking/cni/libcni"
+	_ "github.com/containernetworking/cni/pkg/skel"
+	_ "github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
+	_ "github.com/containernetworking/plugins/pkg/ns"
+	_ "github.com/containernetworking/plugins/pkg/testutils"
+	_ "github.com/digitalocean/go-openvswitch/ovs"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/go-cmp/cmp/cmpopts"
+	_ "github.com/google/go-containerregistry/pkg/v1/tarball"
+	_ "github.com/google/go-containerregistry/pkg/v1/mutate"
+	_ "github.com/ovn-org/libovsdb/client"
+	_ "github.com/ovn-org/libovsdb/model"
+	_ "github.com/ovn-org/libovsdb/ovsdb"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/rogpeppe/go-internal/testscript"
+	_ "github.com/rogpeppe/go-internal/txtar"
+	_ "github.com/safchain/ethtool"
+	_ "github.com/spf13/cobra"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/net/icmp"
+	_ "k8s.io/api/core/v1"
+	_ "k8s.io/api/networking/v1"
+	_ "k8s.io/api/discovery/v1"
+	_ "k8s.io/client-go/informers"
+	_ "k8s.io/client-go/kubernetes"
+	_ "k8s.io/client-go/kubernetes/fake"
+	_ "k8s.io/client-go/tools/clientcmd"
+	_ "k8s.io/client-go/tools/record"
+	_ "k8s.io/client-go/tools/remotecommand"
+	_ "pgregory.net/rapid"
+	_ "sigs.k8s.io/knftables"
+	_ "sigs.k8s.io/yaml"
+)
