@@ -1,0 +1,111 @@
+// Package config is the agent's configuration: the settings, their defaults, and a strict reader of config.yaml, the key
+// of the ConfigMap weft-config that the agent finds mounted.
+//
+// A Config is a plain value that nobody changes after it was parsed. The package keeps no state and starts no goroutine;
+// whoever watches the file calls Load again and asks Diff what to do.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Datapath is the kind of Open vSwitch datapath, in the words of OVSDB's datapath_type column.
+type Datapath string
+
+// The datapaths.
+const (
+	DatapathSystem Datapath = "system"
+	DatapathNetdev Datapath = "netdev"
+)
+
+// LogFormat is how log records are written.
+type LogFormat string
+
+// The log formats.
+const (
+	LogText LogFormat = "text"
+	LogJSON LogFormat = "json"
+)
+
+// Config is what a cluster administrator can set. docs/configuration.md is made from the comments of its fields.
+type Config struct {
+	// The encapsulation that this node sends with. Every node receives both, so a running cluster can change without
+	// losing a packet.
+	TunnelType model.TunnelType `json:"tunnelType"`
+
+	// Where Open vSwitch forwards: `system` is its kernel module, `netdev` its userspace datapath, which needs none.
+	Datapath Datapath `json:"datapath"`
+
+	// The MTU of pod interfaces. With 0 it is the MTU of the underlay minus what the tunnel adds, and follows it.
+	MTU int `json:"mtu"`
+
+	// Whether a pod's traffic to outside the cluster leaves with the address of its node. Turn it off when the network
+	// beyond the nodes has routes to the pod CIDRs.
+	EgressMasquerade bool `json:"egressMasquerade"`
+
+	// Destinations outside the cluster that pods reach with their own address although `egressMasquerade` is on, for
+	// example `["192.168.0.0/16", "2001:db8::/32"]`. Those networks need routes to the pod CIDRs.
+	NonMasqueradeCIDRs []netip.Prefix `json:"nonMasqueradeCIDRs"`
+
+	// The URL of the Kubernetes API server, for clusters where the `kubernetes` Service cannot be reached before Weft
+	// runs, for example `https://10.0.0.1:6443`. When empty, the agent uses that Service.
+	APIServer string `json:"apiServer"`
+
+	// The directory on the node with Open vSwitch's sockets: `db.sock` and those of its bridges. The DaemonSet mounts the
+	// default; another directory has to be mounted in its place.
+	OVSRunDir string `json:"ovsRunDir"`
+
+	// Where the agent serves `/healthz`, `/readyz` and `/metrics`. The DaemonSet's probes ask at the default.
+	HealthAddr netip.AddrPort `json:"healthAddr"`
+
+	// The least severe records to log.
+	LogLevel slog.Level `json:"logLevel"`
+
+	// How log records are written.
+	LogFormat LogFormat `json:"logFormat"`
+}
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	return Config{
+		TunnelType:       model.Geneve,
+		Datapath:         DatapathSystem,
+		EgressMasquerade: true,
+		OVSRunDir:        "/run/openvswitch",
+		HealthAddr:       netip.MustParseAddrPort("127.0.0.1:9470"),
+		LogLevel:         slog.LevelInfo,
+		LogFormat:        LogText,
+	}
+}
+
+// CheckIPv6 tells whether the configuration can serve pods that have IPv6 addresses, which only the agent knows.
+func (c Config) CheckIPv6() error {
+	if c.MTU != 0 && c.MTU < minIPv6MTU {
+		return fmt.Errorf("mtu: %d is not allowed where pods have IPv6 addresses; allowed: 0, or %d to %d", c.MTU, minIPv6MTU, maxMTU)
+	}
+	return nil
+}
+
+// Change is one setting that differs between two configurations.
+type Change struct {
+	Key      string
+	Old, New string
+	// Live settings take effect in a running agent; the others need a restart.
+	Live bool
+}
+
+// Diff lists what differs between two configurations, in the order of the documentation.
+func Diff(before, after Config) []Change {
+	var changes []Change
+	for _, s := range settings {
+		o, n := s.text(before), s.text(after)
+		if o != n {
+			changes = append(changes, Change{Key: s.key, Old: o, New: n, Live: s.live})
+		}
+	}
+	return changes
+}

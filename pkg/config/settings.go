@@ -1,0 +1,215 @@
+package config
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Bounds of a pod's MTU: what RFC 791 and RFC 8200 ask every IPv4 and IPv6 link to carry, and the largest IP packet.
+const (
+	minMTU     = 576
+	minIPv6MTU = 1280
+	maxMTU     = 65535
+)
+
+// setting is one key of the file. The table below is all that the parser, Diff and the documentation know about keys.
+type setting struct {
+	key     string
+	allowed string
+	live    bool
+	// parse stores a JSON value. Its error says only what is wrong beyond "not allowed", and may be errNotAllowed.
+	parse func(c *Config, raw []byte) error
+	// value is what parse would accept.
+	value func(c Config) any
+}
+
+// text is the setting's value as it is written in the file.
+func (s setting) text(c Config) string {
+	b, err := json.Marshal(s.value(c))
+	if err != nil {
+		panic(fmt.Sprintf("config: key %s: %v", s.key, err)) // only strings, numbers and booleans are ever marshalled
+	}
+	return string(b)
+}
+
+var errNotAllowed = errors.New("not allowed")
+
+var settings = []setting{
+	{
+		key: "tunnelType", live: true, allowed: oneOf(model.TunnelTypes),
+		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.TunnelTypes) },
+		value: func(c Config) any { return c.TunnelType },
+	}, {
+		key: "datapath", allowed: oneOf(datapaths),
+		parse: func(c *Config, raw []byte) error { return choose(&c.Datapath, raw, datapaths) },
+		value: func(c Config) any { return c.Datapath },
+	}, {
+		key: "mtu", live: true,
+		allowed: fmt.Sprintf("0, or %d to %d (at least %d where pods have IPv6 addresses)", minMTU, maxMTU, minIPv6MTU),
+		parse:   parseMTU,
+		value:   func(c Config) any { return c.MTU },
+	}, {
+		key: "egressMasquerade", live: true, allowed: "true or false",
+		parse: func(c *Config, raw []byte) error { return json.Unmarshal(raw, &c.EgressMasquerade) },
+		value: func(c Config) any { return c.EgressMasquerade },
+	}, {
+		key: "nonMasqueradeCIDRs", live: true, allowed: "a list of IPv4 and IPv6 prefixes",
+		parse: parsePrefixes,
+		value: func(c Config) any { return append([]netip.Prefix{}, c.NonMasqueradeCIDRs...) },
+	}, {
+		key: "apiServer", allowed: "a URL, https://HOST or https://HOST:PORT, or nothing",
+		parse: parseAPIServer,
+		value: func(c Config) any { return c.APIServer },
+	}, {
+		key: "ovsRunDir", allowed: "an absolute path without . and ..",
+		parse: parseOVSRunDir,
+		value: func(c Config) any { return c.OVSRunDir },
+	}, {
+		key: "healthAddr", allowed: "an IP address and a port, as 127.0.0.1:9470 or [::1]:9470",
+		parse: parseHealthAddr,
+		value: func(c Config) any { return c.HealthAddr },
+	}, {
+		key: "logLevel", live: true, allowed: oneOf(levels),
+		parse: parseLevel,
+		value: func(c Config) any { return strings.ToLower(c.LogLevel.String()) },
+	}, {
+		key: "logFormat", allowed: oneOf(logFormats),
+		parse: func(c *Config, raw []byte) error { return choose(&c.LogFormat, raw, logFormats) },
+		value: func(c Config) any { return c.LogFormat },
+	},
+}
+
+var (
+	datapaths  = []Datapath{DatapathSystem, DatapathNetdev}
+	logFormats = []LogFormat{LogText, LogJSON}
+	levels     = []string{"debug", "info", "warn", "error"}
+)
+
+func oneOf[T ~string](values []T) string {
+	words := make([]string, len(values))
+	for i, v := range values {
+		words[i] = string(v)
+	}
+	return strings.Join(words, ", ")
+}
+
+// choose stores one of the values of a closed set.
+func choose[T ~string](dst *T, raw []byte, values []T) error {
+	var v T
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	if !slices.Contains(values, v) {
+		return cmp.Or(didYouMean(v, values), errNotAllowed)
+	}
+	*dst = v
+	return nil
+}
+
+func parseMTU(c *Config, raw []byte) error {
+	var v int
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	if v != 0 && (v < minMTU || v > maxMTU) {
+		return errNotAllowed
+	}
+	c.MTU = v
+	return nil
+}
+
+func parsePrefixes(c *Config, raw []byte) error {
+	var words []string
+	if err := json.Unmarshal(raw, &words); err != nil {
+		return err
+	}
+	var wrong []string
+	prefixes := make([]netip.Prefix, 0, len(words))
+	for _, word := range words {
+		p, err := netip.ParsePrefix(word)
+		switch {
+		case err != nil:
+			wrong = append(wrong, fmt.Sprintf("%q is not a prefix", word))
+		case p.Addr().Is4In6():
+			wrong = append(wrong, fmt.Sprintf("%q is IPv4 written as IPv6", word))
+		case p != p.Masked():
+			wrong = append(wrong, fmt.Sprintf("%q is an address inside %q", word, p.Masked().String()))
+		default:
+			prefixes = append(prefixes, p)
+		}
+	}
+	if len(wrong) > 0 {
+		return errors.New(strings.Join(wrong, "; "))
+	}
+	c.NonMasqueradeCIDRs = prefixes
+	return nil
+}
+
+func parseAPIServer(c *Config, raw []byte) error {
+	var v string
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	if v != "" {
+		u, err := url.Parse(v)
+		if err != nil {
+			return errNotAllowed // url's error repeats the value
+		}
+		if u.Scheme != "https" {
+			return errors.New("the agent sends its token only over https")
+		}
+		if u.Hostname() == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+			return errNotAllowed
+		}
+	}
+	c.APIServer = v
+	return nil
+}
+
+func parseOVSRunDir(c *Config, raw []byte) error {
+	var v string
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(v) || filepath.Clean(v) != v {
+		return errNotAllowed
+	}
+	c.OVSRunDir = v
+	return nil
+}
+
+func parseHealthAddr(c *Config, raw []byte) error {
+	var v string
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	addr, err := netip.ParseAddrPort(v)
+	if err != nil || addr.Port() == 0 {
+		return errNotAllowed
+	}
+	c.HealthAddr = addr
+	return nil
+}
+
+func parseLevel(c *Config, raw []byte) error {
+	var v string
+	if err := choose(&v, raw, levels); err != nil {
+		return err
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(v)); err != nil {
+		return err
+	}
+	c.LogLevel = level
+	return nil
+}
