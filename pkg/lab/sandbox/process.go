@@ -1,0 +1,127 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// Process names one process for as long as the machine runs: process ids are reused, a pair of id and start time is not.
+type Process struct {
+	PID int `json:"pid"`
+	// Start is the time the process started, in clock ticks since boot.
+	Start uint64 `json:"start"`
+}
+
+// FindProcess returns the process that has this id now.
+func FindProcess(pid int) (Process, error) {
+	start, _, err := readStat(pid)
+	if err != nil {
+		return Process{}, err
+	}
+	return Process{PID: pid, Start: start}, nil
+}
+
+// Alive reports whether this very process still runs; a zombie does not.
+func (p Process) Alive() bool {
+	start, state, err := readStat(p.PID)
+	return err == nil && start == p.Start && state != "Z" && state != "X"
+}
+
+// Signal sends sig unless the process is gone.
+func (p Process) Signal(sig syscall.Signal) error {
+	if !p.Alive() {
+		return nil
+	}
+	if err := syscall.Kill(p.PID, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+func readStat(pid int) (start uint64, state string, err error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, "", fmt.Errorf("find process %d: %w", pid, err)
+	}
+	return parseStat(string(data))
+}
+
+// parseStat reads proc(5)'s stat line; the command name in parentheses may hold spaces and parentheses itself.
+func parseStat(line string) (start uint64, state string, err error) {
+	end := strings.LastIndexByte(line, ')')
+	fields := strings.Fields(line[end+1:])
+	const stateField, startField = 0, 19 // 3 and 22 in proc(5), which counts the id and the name from 1
+	if end < 0 || len(fields) <= startField {
+		return 0, "", fmt.Errorf("unexpected process status %q", line)
+	}
+	start, err = strconv.ParseUint(fields[startField], 10, 64)
+	if err != nil {
+		return 0, "", fmt.Errorf("unexpected process status %q: %w", line, err)
+	}
+	return start, fields[stateField], nil
+}
+
+func commandName(pid int) string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "gone"
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// Daemon is a process to start and leave running.
+type Daemon struct {
+	Args []string
+	Env  []string // added to the caller's
+	Dir  string
+	Log  string // receives standard output and error, appended
+}
+
+// Running is a process that this program started. Exited is closed when it has ended and been reaped.
+type Running struct {
+	Process
+	Exited <-chan struct{}
+}
+
+// StartDaemon starts a process in the cgroup and in the namespaces that enter leads to (a command prefix such as
+// Node.Enter returns; nil for the caller's own). The process is in the cgroup before it does anything, so that no crash
+// of the caller can lose it.
+func StartDaemon(cg Cgroup, enter []string, d Daemon) (Running, error) {
+	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
+	}
+	defer log.Close()
+	cmd, err := cg.command(append(append([]string{}, enter...), d.Args...))
+	if err != nil {
+		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Env = append(os.Environ(), d.Env...)
+	cmd.Dir = d.Dir
+	return start(cmd)
+}
+
+// start runs cmd in a session of its own, so that a Ctrl-C meant for the caller does not reach it.
+func start(cmd *exec.Cmd) (Running, error) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return Running{}, fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	proc, err := FindProcess(cmd.Process.Pid)
+	exited := make(chan struct{})
+	go func() {
+		// A daemon's exit status says less than its log, which whoever waits for Exited points to.
+		_ = cmd.Wait()
+		close(exited)
+	}()
+	if err != nil {
+		return Running{}, err
+	}
+	return Running{Process: proc, Exited: exited}, nil
+}
