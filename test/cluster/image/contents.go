@@ -1,0 +1,100 @@
+package image
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+)
+
+// The tags of the images that the cluster brings along.
+const (
+	PauseTag   = "weft.test/pause:1"
+	AgnhostTag = "weft.test/agnhost:1"
+)
+
+// Tools are the programs of this machine that go into the test image, with their libraries. The rest of the usual
+// commands are busybox applets.
+var Tools = []string{"bash", "busybox", "curl", "ethtool", "ip", "ping", "wget"}
+
+// Pause is the image of every pod's first process.
+func Pause(binary string) Image {
+	return Image{Tag: PauseTag, Entrypoint: []string{"/pause"}, Files: []File{{Path: "/pause", Source: binary}}}
+}
+
+// Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools.
+func Agnhost(ctx context.Context, binary string) (Image, error) {
+	files := []File{
+		{Path: "/agnhost", Source: binary},
+		// A shell that is not busybox's: that one runs its own applets in place of the programs on the path.
+		{Path: "/bin/sh", Link: "bash"},
+		{Path: "/sbin", Link: "bin"},
+		{Path: "/usr/bin", Link: "../bin"},
+		{Path: "/usr/sbin", Link: "../bin"},
+		{Path: "/etc/passwd", Content: "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n", Mode: 0o644},
+		{Path: "/etc/group", Content: "root:x:0:\nnogroup:x:65534:\n", Mode: 0o644},
+		{Path: "/etc/nsswitch.conf", Content: "hosts: files dns\n", Mode: 0o644},
+		{Path: "/root/.keep", Mode: 0o644},
+		{Path: "/tmp/.keep", Mode: 0o644},
+	}
+	for _, tool := range Tools {
+		binary, err := exec.LookPath(tool)
+		if err != nil {
+			return Image{}, fmt.Errorf("make image %s: %w", AgnhostTag, err)
+		}
+		files = merge(files, File{Path: "/bin/" + tool, Source: binary})
+		libraries, err := libraries(ctx, binary)
+		if err != nil {
+			return Image{}, fmt.Errorf("make image %s: %w", AgnhostTag, err)
+		}
+		for _, lib := range libraries {
+			files = merge(files, File{Path: lib, Source: lib})
+		}
+	}
+	applets, err := exec.CommandContext(ctx, "busybox", "--list").Output()
+	if err != nil {
+		return Image{}, fmt.Errorf("make image %s: list busybox's applets: %w", AgnhostTag, err)
+	}
+	for applet := range strings.FieldsSeq(string(applets)) {
+		files = merge(files, File{Path: "/bin/" + applet, Link: "busybox"})
+	}
+	return Image{
+		Tag: AgnhostTag, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"},
+		Env:   []string{"PATH=/usr/local/bin:/bin:/", "HOME=/root"},
+		Files: files,
+	}, nil
+}
+
+// libraries returns the shared libraries that a program loads; a static one has none.
+func libraries(ctx context.Context, binary string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, "ldd", binary).CombinedOutput()
+	if err != nil {
+		if strings.Contains(string(out), "not a dynamic executable") {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("find the libraries of %s: %w: %s", binary, err, strings.TrimSpace(string(out)))
+	}
+	found, err := parseLdd(string(out))
+	if err != nil {
+		return nil, fmt.Errorf("find the libraries of %s: %w", binary, err)
+	}
+	return found, nil
+}
+
+func parseLdd(out string) ([]string, error) {
+	var found []string
+	for line := range strings.Lines(out) {
+		name, target, hasTarget := strings.Cut(strings.TrimSpace(line), " => ")
+		if hasTarget {
+			name = target
+		}
+		if strings.HasPrefix(name, "not found") {
+			return nil, fmt.Errorf("library missing: %s", strings.TrimSpace(line))
+		}
+		path, _, _ := strings.Cut(name, " ")
+		if strings.HasPrefix(path, "/") {
+			found = append(found, path)
+		}
+	}
+	return found, nil
+}

@@ -1,0 +1,98 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	source := filepath.Join(dir, "program")
+	if err := os.WriteFile(source, []byte("code"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := Image{Tag: "weft.test/sample:1", Entrypoint: []string{"/bin/program"}, Cmd: []string{"run"}, Files: []File{
+		{Path: "/bin/program", Source: source},
+		{Path: "/bin/link", Link: "program"},
+		{Path: "/tmp/note", Content: "text", Mode: 0o644},
+	}}
+	out := filepath.Join(dir, "image.tar")
+	if err := want.Write(out); err != nil {
+		t.Fatal(err)
+	}
+	img, err := tarball.ImageFromPath(out, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if config.OS != "linux" || config.Architecture != "amd64" || !cmp.Equal(config.Config.Entrypoint, want.Entrypoint) || !cmp.Equal(config.Config.Cmd, want.Cmd) {
+		t.Errorf("config is %+v", config)
+	}
+	type entry struct {
+		Name, Link, Content string
+		Mode                int64
+	}
+	var got []entry
+	files := mutate.Extract(img)
+	defer files.Close()
+	for r := tar.NewReader(files); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var content bytes.Buffer
+		if _, err := io.Copy(&content, r); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, entry{h.Name, h.Linkname, content.String(), h.Mode})
+	}
+	wantEntries := []entry{
+		{"bin", "", "", 0o755}, {"bin/program", "", "code", 0o755}, {"bin/link", "program", "", 0o755},
+		{"tmp", "", "", 0o1777}, {"tmp/note", "", "text", 0o644},
+	}
+	if diff := cmp.Diff(wantEntries, got); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+}
+
+func TestParseLdd(t *testing.T) {
+	got, err := parseLdd("\tlinux-vdso.so.1 (0x1)\n\tlibtinfo.so.6 => /lib/x86_64-linux-gnu/libtinfo.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n")
+	if diff := cmp.Diff([]string{"/lib/x86_64-linux-gnu/libtinfo.so.6", "/lib64/ld-linux-x86-64.so.2"}, got); err != nil || diff != "" {
+		t.Errorf("libraries (-want +got): %v\n%s", err, diff)
+	}
+	if _, err := parseLdd("\tlibgone.so.1 => not found\n"); err == nil {
+		t.Errorf("a missing library is no error")
+	}
+}
+
+func TestAgnhost(t *testing.T) {
+	img, err := Agnhost(t.Context(), "/agnhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	byPath := map[string]File{}
+	for _, f := range img.Files {
+		if _, double := byPath[f.Path]; double {
+			t.Errorf("%s is there twice", f.Path)
+		}
+		byPath[f.Path] = f
+	}
+	if byPath["/bin/sh"].Link != "bash" || byPath["/bin/wget"].Source == "" || byPath["/bin/grep"].Link != "busybox" {
+		t.Errorf("sh is %+v, wget %+v, grep %+v; want bash, a copy, and busybox's", byPath["/bin/sh"], byPath["/bin/wget"], byPath["/bin/grep"])
+	}
+}
