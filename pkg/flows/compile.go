@@ -1,0 +1,268 @@
+// Package flows is the pipeline as data and the compiler that fills it: objects in, flows out.
+//
+// Compilation is a pure function of a model.Snapshot: it takes no lock, starts no goroutine and remembers nothing that
+// the snapshot does not say. Compiler keeps the result of the last snapshot, so that a change costs only its own flows;
+// it belongs to the one goroutine that calls it, and it always equals what a fresh one would hold.
+package flows
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// Flow is a compiled flow with what the switch does not need to know.
+type Flow struct {
+	openflow.Flow
+	Owner Owner
+	// Reason says why a flow that drops does so, in a word that statistics and documents use; it is empty for others.
+	Reason Reason
+}
+
+// Reason is why a packet is dropped.
+type Reason string
+
+// The reasons. They are part of the interface to users: metrics, weftctl status, documents.
+const (
+	UnknownPort       Reason = "unknown-port"       // a port that no object vouches for (yet)
+	OwnAddress        Reason = "own-address"        // a pod asks for its own address, to detect duplicates: nobody answers
+	DuplicateProbe    Reason = "duplicate-probe"    // IPv6 duplicate address detection: nobody answers
+	SpoofedARP        Reason = "spoofed-arp"        // ARP that is not a question in the pod's own name
+	SpoofedND         Reason = "spoofed-nd"         // neighbour or router discovery that is not a question in the pod's own name
+	SpoofedMAC        Reason = "spoofed-mac"        // a source MAC that is not the pod's
+	SpoofedIP         Reason = "spoofed-ip"         // a source address that is not the pod's
+	NotIP             Reason = "not-ip"             // a protocol that is not routed
+	Multicast         Reason = "multicast"          // multicast and broadcast are not forwarded
+	TunnelSource      Reason = "tunnel-source"      // a tunnel packet whose inner source is not the sending node's
+	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
+	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
+	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
+)
+
+// Priorities. The number only has to be right within one table.
+const (
+	prioMiss   uint16 = 0
+	prioLowest uint16 = 40
+	prioLower  uint16 = 50
+	prioLow    uint16 = 60
+	prioMedium uint16 = 80
+	prioNormal uint16 = 100
+	prioRaised uint16 = 140
+	prioHigh   uint16 = 150
+	prioHigher uint16 = 200
+)
+
+// compileOwner gives the flows that exist because of one owner. It is all that the snapshot means.
+func compileOwner(s *model.Snapshot, o Owner) ([]Flow, error) {
+	b := &builder{owner: o, cookie: o.Cookie()}
+	switch o.Kind {
+	case KindPipeline:
+		b.pipeline()
+	case KindSelf:
+		b.self(s.Self)
+	case KindNode:
+		if n, ok := s.Nodes[o.Name]; ok {
+			b.node(n, s.Tunnel, s.Self)
+		}
+	case KindPod:
+		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
+			b.pod(a)
+		}
+	}
+	if b.err != nil {
+		return nil, fmt.Errorf("compile %s: %w", o, b.err)
+	}
+	return b.flows, nil
+}
+
+// Owners lists every owner that a snapshot has, in no particular order.
+func Owners(s *model.Snapshot) []Owner {
+	owners := make([]Owner, 0, 2+len(s.Nodes)+len(s.Attachments))
+	owners = append(owners, PipelineOwner, SelfOwner)
+	for name := range s.Nodes {
+		owners = append(owners, NodeOwner(name))
+	}
+	for _, a := range s.Attachments {
+		owners = append(owners, PodOwner(a))
+	}
+	return owners
+}
+
+// builder collects one owner's flows and the first error.
+type builder struct {
+	owner  Owner
+	cookie uint64
+	flows  []Flow
+	err    error
+}
+
+// in says what a flow matches.
+type in struct {
+	table    openflow.TableID
+	priority uint16
+	proto    ovs.Protocol
+	match    []ovs.Match
+}
+
+func (b *builder) add(i in, actions ...ovs.Action) { b.append("", i, actions...) }
+
+func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
+
+func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
+	f, err := openflow.New(i.table, i.priority, b.cookie, i.proto, i.match, actions...)
+	if err != nil {
+		if b.err == nil {
+			b.err = err
+		}
+		return
+	}
+	b.flows = append(b.flows, Flow{Flow: f, Owner: b.owner, Reason: why})
+}
+
+// ICMPv6 types, RFC 4861.
+const (
+	icmpRouterAdvertisement = 134
+	icmpNeighborSolicit     = 135
+	icmpNeighborAdvert      = 136
+	icmpRedirect            = 137
+)
+
+const anyMulticast = "01:00:00:00:00:00/01:00:00:00:00:00"
+
+func inPort(number uint32) ovs.Match      { return ovs.InPortMatch(int(number)) }
+func sourceMAC(m model.MAC) ovs.Match     { return ovs.DataLinkSource(m.String()) }
+func setSourceMAC(m model.MAC) ovs.Action { return ovs.SetField(m.String(), "eth_src") }
+func setDestMAC(m model.MAC) ovs.Action   { return ovs.SetField(m.String(), "eth_dst") }
+func arpSourceMAC(m model.MAC) ovs.Match  { return ovs.ARPSourceHardwareAddress(m.Hardware()) }
+func solicitSourceMAC(m model.MAC) ovs.Match {
+	return ovs.NeighborDiscoverySourceLinkLayer(m.Hardware())
+}
+func matches(m ...ovs.Match) []ovs.Match { return m }
+func icmp6(typ uint8) []ovs.Match        { return matches(ovs.ICMPType(typ), ovs.ICMPCode(0)) }
+func also(a []ovs.Match, b ...ovs.Match) []ovs.Match {
+	return append(append(make([]ovs.Match, 0, len(a)+len(b)), a...), b...)
+}
+
+// pipeline gives what every node has.
+func (b *builder) pipeline() {
+	for _, port := range []uint32{model.PortGeneve, model.PortVXLAN} {
+		b.add(in{Classifier, prioNormal, "", matches(inPort(port))}, Origin.Set(OriginTunnel), openflow.Goto(SpoofGuard))
+	}
+	gateway := inPort(model.PortGateway)
+	b.add(in{Classifier, prioNormal, "", matches(gateway)}, Origin.Set(OriginGateway), openflow.Goto(ARPND))
+	b.drop(UnknownPort, in{Classifier, prioMiss, "", nil})
+
+	b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(gateway, ovs.ARPOperation(1), arpSourceMAC(model.GatewayMAC))}, openflow.Goto(ARPNDReply))
+	b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), gateway, solicitSourceMAC(model.GatewayMAC))}, openflow.Goto(ARPNDReply))
+	b.drop(DuplicateProbe, in{ARPND, prioMedium, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), openflow.Source(openflow.Host(netip.IPv6Unspecified())))})
+	b.drop(SpoofedARP, in{ARPND, prioLowest, ovs.ProtocolARP, nil})
+	for _, typ := range []uint8{icmpRouterAdvertisement, icmpNeighborSolicit, icmpNeighborAdvert, icmpRedirect} {
+		b.drop(SpoofedND, in{ARPND, prioLowest, ovs.ProtocolICMPv6, matches(ovs.ICMPType(typ))})
+	}
+	b.add(in{ARPND, prioMiss, "", nil}, openflow.Goto(SpoofGuard))
+
+	router := model.RouterMAC
+	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolARP, matches(ovs.ARPOperation(1))},
+		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
+		ovs.SetField("2", "arp_op"),
+		ovs.Move("NXM_NX_ARP_SHA[]", "NXM_NX_ARP_THA[]"), ovs.SetField(router.String(), "arp_sha"),
+		ovs.Move("NXM_OF_ARP_TPA[]", "NXM_NX_REG2[]"), ovs.Move("NXM_OF_ARP_SPA[]", "NXM_OF_ARP_TPA[]"), ovs.Move("NXM_NX_REG2[]", "NXM_OF_ARP_SPA[]"),
+		openflow.InPort())
+	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborSolicit)},
+		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
+		ovs.SetField("136", "icmpv6_type"), openflow.Goto(NDAdvertise))
+	b.add(in{NDAdvertise, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborAdvert)},
+		ovs.Move("NXM_NX_IPV6_SRC[]", "NXM_NX_IPV6_DST[]"), ovs.Move("NXM_NX_ND_TARGET[]", "NXM_NX_IPV6_SRC[]"),
+		ovs.SetField("2", "nd_options_type"), // the option that held the asker's address now holds the target's
+		ovs.SetField(router.String(), "nd_tll"),
+		ovs.SetField("3758096384", "nd_reserved"), // the flags router, solicited and override
+		openflow.InPort())
+
+	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
+	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Forwarding))
+	b.drop(TunnelSource, in{SpoofGuard, prioLower, "", matches(Origin.Is(OriginTunnel))})
+	b.drop(UnknownPort, in{SpoofGuard, prioMiss, "", nil})
+
+	for _, proto := range []ovs.Protocol{ovs.ProtocolIPv4, ovs.ProtocolIPv6} {
+		b.drop(TunnelDestination, in{Forwarding, prioRaised, proto, matches(Origin.Is(OriginTunnel))})
+		b.add(in{Forwarding, prioLower, proto, matches(Origin.Is(OriginPod))}, toGateway()...)
+	}
+	b.drop(NoRoute, in{Forwarding, prioMiss, "", nil})
+
+	b.add(in{Output, prioNormal, "", nil}, OutPort.Output())
+}
+
+func toGateway() []ovs.Action {
+	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway), openflow.Goto(Output)}
+}
+
+// self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
+func (b *builder) self(n model.Node) {
+	for _, cidr := range n.PodCIDRs {
+		gateway := model.GatewayAddr(cidr)
+		proto := openflow.Protocol(gateway)
+		if gateway.Is4() {
+			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP, matches(inPort(model.PortGateway), ovs.ARPTargetProtocolAddress(gateway.String()))})
+		}
+		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
+		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
+	}
+}
+
+// node gives the way to another node's pods, and back.
+func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
+	remote := n.TunnelAddr()
+	if !remote.IsValid() || !self.TunnelAddr().IsValid() || remote.Is4() != self.TunnelAddr().Is4() {
+		// Without an address of our own tunnel's family there is no way; pkg/agent reports such a node.
+		return
+	}
+	for _, cidr := range n.PodCIDRs {
+		proto := openflow.Protocol(cidr.Addr())
+		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Forwarding))
+		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},
+			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Output))
+	}
+}
+
+// pod gives the flows of one pod interface: who it may be, and where its addresses are.
+func (b *builder) pod(a model.Attachment) {
+	port, mac := inPort(a.OFPort), sourceMAC(a.MAC)
+	b.add(in{Classifier, prioNormal, "", matches(port)}, Origin.Set(OriginPod), openflow.Goto(ARPND))
+
+	for _, ip := range a.IPs {
+		host := openflow.Host(ip)
+		proto := openflow.Protocol(ip)
+		if ip.Is4() {
+			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP, matches(port, mac, ovs.ARPTargetProtocolAddress(ip.String()))})
+			b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(port, mac, ovs.ARPOperation(1), ovs.ARPSourceProtocolAddress(ip.String()), arpSourceMAC(a.MAC))},
+				openflow.Goto(ARPNDReply))
+		} else {
+			for _, from := range []netip.Prefix{host, linkLocal} {
+				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from), solicitSourceMAC(a.MAC))},
+					openflow.Goto(ARPNDReply))
+			}
+		}
+		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Forwarding))
+		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(host))},
+			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Output))
+	}
+
+	// What did not pass is counted for this pod, by reason.
+	b.drop(SpoofedARP, in{ARPND, prioLower, ovs.ProtocolARP, matches(port)})
+	for _, typ := range []uint8{icmpRouterAdvertisement, icmpNeighborSolicit, icmpNeighborAdvert, icmpRedirect} {
+		b.drop(SpoofedND, in{ARPND, prioLower, ovs.ProtocolICMPv6, matches(ovs.ICMPType(typ), port)})
+	}
+	for _, proto := range []ovs.Protocol{ovs.ProtocolIPv4, ovs.ProtocolIPv6} {
+		b.drop(SpoofedIP, in{SpoofGuard, prioMedium, proto, matches(port, mac)})
+	}
+	b.drop(NotIP, in{SpoofGuard, prioLow, "", matches(port, mac)})
+	b.drop(SpoofedMAC, in{SpoofGuard, prioLower, "", matches(port)})
+}
+
+// linkLocal is where IPv6 hosts ask from about their router. Such a question is answered to its port only, so it cannot
+// mislead anybody else.
+var linkLocal = netip.MustParsePrefix("fe80::/10")

@@ -1,0 +1,266 @@
+package flows_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// TestIncrementalEqualsFull makes random changes, among them conflicting ones, and compares after each: the table
+// reached step by step, the table compiled fresh, and a switch that only ever got the deltas.
+func TestIncrementalEqualsFull(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := flows.NewCompiler()
+		s := &model.Snapshot{Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+		wire := map[openflow.Key]openflow.Flow{}
+		apply := func(owners []flows.Owner) {
+			delta, err := c.Update(s, owners)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range delta.Delete {
+				if wire[f.Key] != f.Flow {
+					t.Fatalf("delta deletes %s, the switch has %s", f.Flow, wire[f.Key])
+				}
+				delete(wire, f.Key)
+			}
+			for _, f := range delta.Set {
+				if wire[f.Key] == f.Flow {
+					t.Fatalf("delta sets %s again, which the switch has", f.Flow)
+				}
+				wire[f.Key] = f.Flow
+			}
+		}
+		apply(flows.Owners(s))
+		for range rapid.IntRange(1, 30).Draw(t, "changes") {
+			next := *s
+			next.Nodes, next.Attachments = maps.Clone(s.Nodes), maps.Clone(s.Attachments)
+			var owners []flows.Owner
+			switch rapid.SampledFrom([]string{"node", "node gone", "pod", "pod gone", "tunnel", "self"}).Draw(t, "change") {
+			case "node":
+				n := drawNode(t)
+				next.Nodes[n.Name] = n
+				owners = []flows.Owner{flows.NodeOwner(n.Name)}
+			case "node gone":
+				name := drawNode(t).Name
+				delete(next.Nodes, name)
+				owners = []flows.Owner{flows.NodeOwner(name)}
+			case "pod":
+				a := drawAttachment(t)
+				if old, ok := next.Attachments[a.Key()]; ok {
+					owners = append(owners, flows.PodOwner(old))
+				}
+				next.Attachments[a.Key()] = a
+				owners = append(owners, flows.PodOwner(a))
+			case "pod gone":
+				key := drawAttachment(t).Key()
+				if old, ok := next.Attachments[key]; ok {
+					owners = append(owners, flows.PodOwner(old))
+				}
+				delete(next.Attachments, key)
+			case "tunnel":
+				next.Tunnel = rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")
+				owners = flows.Owners(&next)
+			case "self":
+				next.Self = drawNode(t)
+				owners = flows.Owners(&next)
+			}
+			s = &next
+			apply(owners)
+
+			full, err := flows.Compile(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if full.String() != c.Desired().String() {
+				t.Fatalf("incremental:\n%s\nfull:\n%s", c.Desired(), full)
+			}
+			entries := make([]openflow.Entry, 0, len(wire))
+			for _, f := range wire {
+				entries = append(entries, openflow.Entry{Flow: f})
+			}
+			if delta := flows.Diff(entries, full); !delta.Empty() {
+				t.Fatalf("the switch that got the deltas differs from the full table: %+v", delta)
+			}
+		}
+	})
+}
+
+func drawNode(t *rapid.T) model.Node {
+	n := rapid.IntRange(1, 3).Draw(t, "node")
+	node := model.Node{Name: fmt.Sprintf("n%d", n)}
+	if rapid.Bool().Draw(t, "has address") {
+		node.Addrs = append(node.Addrs, netip.AddrFrom4([4]byte{172, 30, 0, byte(n)}))
+	}
+	if rapid.Bool().Draw(t, "has IPv6 address") {
+		node.Addrs = append(node.Addrs, netip.MustParseAddr(fmt.Sprintf("fd30::%d", n)))
+	}
+	// The range is drawn apart from the name, so that nodes claim each other's.
+	r := rapid.IntRange(1, 3).Draw(t, "range")
+	if rapid.Bool().Draw(t, "has range") {
+		node.PodCIDRs = append(node.PodCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(r), 0}), 24))
+	}
+	if rapid.Bool().Draw(t, "has IPv6 range") {
+		node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/64", r)))
+	}
+	return node
+}
+
+func drawAttachment(t *rapid.T) model.Attachment {
+	n := rapid.IntRange(1, 4).Draw(t, "container")
+	a := model.Attachment{
+		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0",
+		Pod:    model.PodRef{Namespace: "ns", Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "pod")},
+		OFPort: uint32(rapid.IntRange(16, 19).Draw(t, "port")),
+		MAC:    model.MAC{0x0a, 0x58, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(t, "mac"))},
+	}
+	last := byte(rapid.IntRange(2, 4).Draw(t, "address"))
+	if rapid.Bool().Draw(t, "IPv4") {
+		a.IPs = append(a.IPs, netip.AddrFrom4([4]byte{10, 244, 1, last}))
+	}
+	if rapid.Bool().Draw(t, "IPv6") {
+		a.IPs = append(a.IPs, netip.MustParseAddr(fmt.Sprintf("fd44:1::%d", last)))
+	}
+	return a
+}
+
+func node(name string, last byte) model.Node {
+	return model.Node{Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, last})},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, last, 0}), 24)}}
+}
+
+// TestChangeTouchesOnlyItsOwn: cost follows the change, not the cluster (design.md, invariant 11).
+func TestChangeTouchesOnlyItsOwn(t *testing.T) {
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{}}
+	for i := byte(2); i < 200; i++ {
+		n := node(fmt.Sprintf("n%d", i), i)
+		s.Nodes[n.Name] = n
+	}
+	c := flows.NewCompiler()
+	if _, err := c.Update(s, flows.Owners(s)); err != nil {
+		t.Fatal(err)
+	}
+	delete(s.Nodes, "n7")
+	delta, err := c.Update(s, []flows.Owner{flows.NodeOwner("n7")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(delta.Set) != 0 || len(delta.Delete) != 2 {
+		t.Errorf("removing a node sets %d and deletes %d flows, want 0 and its own 2", len(delta.Set), len(delta.Delete))
+	}
+}
+
+func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}}
+	c := flows.NewCompiler()
+	if _, err := c.Update(s, flows.Owners(s)); err != nil {
+		t.Fatal(err)
+	}
+	s.Tunnel = model.VXLAN
+	delta, err := c.Update(s, flows.Owners(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(delta.Delete) != 0 || len(delta.Set) != 1 || !strings.Contains(delta.Set[0].Actions, "set_field:0x2->reg1") {
+		t.Errorf("delta = %+v; want the one sending flow, replaced in place", delta)
+	}
+}
+
+// TestOneBadObject: an owner whose flows cannot be made loses only its own.
+func TestOneBadObject(t *testing.T) {
+	bad := model.Attachment{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "bad"}, OFPort: 16, IPs: []netip.Addr{{}}}
+	good := model.Attachment{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "good"}, OFPort: 17, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
+	desired, err := flows.Compile(s)
+	var ownerErr *flows.OwnerError
+	if !errors.As(err, &ownerErr) || ownerErr.Owner != flows.PodOwner(bad) {
+		t.Errorf("error = %v, want one that names ns/bad", err)
+	}
+	owners := map[string]bool{}
+	for _, f := range desired {
+		owners[f.Owner.String()] = true
+	}
+	if got := slices.Sorted(maps.Keys(owners)); !slices.Equal(got, []string{"pipeline", "pod/ns/good", "self"}) {
+		t.Errorf("owners with flows: %q", got)
+	}
+}
+
+func TestConflictIsReportedWithoutHistory(t *testing.T) {
+	a, b := node("a", 2), node("b", 3)
+	b.PodCIDRs = a.PodCIDRs
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"a": a, "b": b}}
+	for _, order := range [][]flows.Owner{
+		{flows.NodeOwner("a"), flows.NodeOwner("b"), flows.SelfOwner},
+		{flows.NodeOwner("b"), flows.SelfOwner, flows.NodeOwner("a")},
+	} {
+		c := flows.NewCompiler()
+		for _, o := range order {
+			if _, err := c.Update(s, []flows.Owner{o}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		conflicts := c.Conflicts()
+		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.2.0/24" || conflicts[0].Owners[0] != flows.NodeOwner("a") {
+			t.Errorf("conflicts = %+v", conflicts)
+		}
+		if f := c.Desired()[conflicts[0].Key]; f.Owner != flows.NodeOwner("a") {
+			t.Errorf("%s has the address range, want node/a whatever the order", f.Owner)
+		}
+	}
+}
+
+func TestDiffLeavesForeignFlows(t *testing.T) {
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve}
+	desired, err := flows.Compile(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parse := func(line string) openflow.Entry {
+		e, err := openflow.Parse(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	var actual []openflow.Entry
+	for _, f := range desired {
+		actual = append(actual, openflow.Entry{Flow: f.Flow})
+	}
+	foreign := parse("cookie=0x1,table=0,priority=7,in_port=9 actions=drop")
+	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop", flows.NodeOwner("gone").Cookie()))
+	// Somebody overwrote one of ours with another cookie: it is ours again.
+	overwritten := slices.IndexFunc(actual, func(e openflow.Entry) bool { return e.Table == flows.Output })
+	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
+	actual = append(actual, foreign, stale)
+
+	delta := flows.Diff(actual, desired)
+	if len(delta.Delete) != 1 || delta.Delete[0].Key != stale.Key {
+		t.Errorf("deletes %v, want just the flow of the node that is gone", delta.Delete)
+	}
+	if len(delta.Set) != 1 || delta.Set[0].Table != flows.Output {
+		t.Errorf("sets %v, want just the overwritten flow", delta.Set)
+	}
+}
+
+func TestCookie(t *testing.T) {
+	o := flows.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop", Name: "web"}, ContainerID: "c"})
+	if !flows.Ours(o.Cookie()) || flows.KindOf(o.Cookie()) != flows.KindPod {
+		t.Errorf("cookie %#x does not say Weft and pod", o.Cookie())
+	}
+	if o.Cookie() == flows.NodeOwner("shop/web").Cookie() || flows.Ours(0x1234) {
+		t.Error("cookies do not tell kinds, or others' flows, apart")
+	}
+	if want := uint64(0x576504bc9d9e9e1e) >> 40; o.Cookie()>>40 != want {
+		t.Errorf("cookie %#x: its mark and kind are %#x, want %#x; they must never change", o.Cookie(), o.Cookie()>>40, want)
+	}
+}

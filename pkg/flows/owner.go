@@ -1,0 +1,95 @@
+package flows
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Kind says what sort of object a flow exists for.
+type Kind uint8
+
+// The kinds. Their numbers are in every flow's cookie and never change.
+const (
+	// KindPipeline owns what every node has, whatever the cluster holds.
+	KindPipeline Kind = 1
+	// KindSelf owns what follows from the node's own addresses and pod CIDRs.
+	KindSelf Kind = 2
+	// KindNode owns the way to and from another node.
+	KindNode Kind = 3
+	// KindPod owns the flows of a local pod's interface.
+	KindPod Kind = 4
+)
+
+func (k Kind) String() string {
+	switch k {
+	case KindPipeline:
+		return "pipeline"
+	case KindSelf:
+		return "self"
+	case KindNode:
+		return "node"
+	case KindPod:
+		return "pod"
+	}
+	return fmt.Sprintf("kind%d", uint8(k))
+}
+
+// Owner is what a flow exists for.
+type Owner struct {
+	Kind Kind
+	// Name is the object's name: a node's, or a pod's namespace/name.
+	Name string
+	// Attachment tells a pod's interfaces apart; for other kinds it is empty.
+	Attachment model.AttachmentKey
+}
+
+// String is the owner as users write it: node/NAME, pod/NAMESPACE/NAME.
+func (o Owner) String() string {
+	if o.Name == "" {
+		return o.Kind.String()
+	}
+	return o.Kind.String() + "/" + o.Name
+}
+
+// Compare gives owners an order, for folds that must not depend on history.
+func (o Owner) Compare(p Owner) int {
+	return cmp.Or(cmp.Compare(o.Kind, p.Kind), cmp.Compare(o.Name, p.Name),
+		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName, p.Attachment.IfName))
+}
+
+// A cookie is 16 bits that say "Weft", 8 bits of kind and 40 bits of a hash of the name.
+const (
+	cookieMark uint64 = 0x5765 << 48
+	cookieMask uint64 = 0xffff << 48
+)
+
+// Cookie is the cookie of the owner's flows.
+func (o Owner) Cookie() uint64 {
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(o.Name)) // a hash takes every write
+	sum := h.Sum64()
+	return cookieMark | uint64(o.Kind)<<40 | (sum^sum>>40)&(1<<40-1)
+}
+
+// Ours says whether a flow with this cookie was written by Weft.
+func Ours(cookie uint64) bool { return cookie&cookieMask == cookieMark }
+
+// KindOf is the kind that one of our cookies names.
+func KindOf(cookie uint64) Kind { return Kind(cookie >> 40) }
+
+// PodOwner is the owner of a pod interface's flows.
+func PodOwner(a model.Attachment) Owner {
+	return Owner{Kind: KindPod, Name: a.Pod.String(), Attachment: a.Key()}
+}
+
+// NodeOwner is the owner of another node's flows.
+func NodeOwner(name string) Owner { return Owner{Kind: KindNode, Name: name} }
+
+// SelfOwner and PipelineOwner own what every node has.
+var (
+	SelfOwner     = Owner{Kind: KindSelf}
+	PipelineOwner = Owner{Kind: KindPipeline}
+)

@@ -1,0 +1,224 @@
+// Package openflow holds flows as values with one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows`
+// prints for them. It is the only place that turns matches and actions into text or reads them back.
+//
+// Matches and actions are go-openvswitch's; what that library lacks is added here as further implementations of its two
+// interfaces. Everything is a pure function over values; there is no state and no goroutine.
+package openflow
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+)
+
+// TableID is the number of an OpenFlow table, 0 to 254.
+type TableID uint8
+
+// Key identifies a flow in a switch: OpenFlow allows one flow for each of them.
+type Key struct {
+	Table    TableID
+	Priority uint16
+	// Match is canonical: the fields in OVS's order, separated by commas. The empty match is "".
+	Match string
+}
+
+// Compare orders keys the way a reader follows a packet: by table, then from the highest priority down.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(cmp.Compare(k.Table, o.Table), cmp.Compare(o.Priority, k.Priority), cmp.Compare(k.Match, o.Match))
+}
+
+// String is the key as ovs-ofctl takes it in a delete_strict line.
+func (k Key) String() string {
+	return string(k.append(nil))
+}
+
+func (k Key) append(b []byte) []byte {
+	b = append(b, "table="...)
+	b = strconv.AppendUint(b, uint64(k.Table), 10)
+	b = append(b, ",priority="...)
+	b = strconv.AppendUint(b, uint64(k.Priority), 10)
+	if k.Match != "" {
+		b = append(b, ',')
+		b = append(b, k.Match...)
+	}
+	return b
+}
+
+// Flow is one flow of a table, comparable with ==.
+type Flow struct {
+	Key
+	Cookie uint64
+	// Actions is canonical, "drop" when there are none.
+	Actions string
+}
+
+// String is the flow as ovs-ofctl takes it in an add line.
+func (f Flow) String() string {
+	b := make([]byte, 0, 64+len(f.Match)+len(f.Actions))
+	b = append(b, "cookie=0x"...)
+	b = strconv.AppendUint(b, f.Cookie, 16)
+	b = append(b, ',')
+	b = f.append(b)
+	b = append(b, " actions="...)
+	b = append(b, f.Actions...)
+	return string(b)
+}
+
+// New builds a flow from go-openvswitch's matches and actions. Actions must not be empty: dropping is said with ovs.Drop.
+func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matches []ovs.Match, actions ...ovs.Action) (Flow, error) {
+	f := Flow{Key: Key{Table: table, Priority: priority}, Cookie: cookie}
+	fields := make([]string, 0, len(matches)+1)
+	if proto != "" {
+		fields = append(fields, string(proto))
+	}
+	for _, m := range matches {
+		text, err := m.MarshalText()
+		if err != nil {
+			return Flow{}, fmt.Errorf("flow in table %d: match %#v: %w", table, m, err)
+		}
+		fields = append(fields, string(text))
+	}
+	f.Match = canonicalMatch(fields)
+	if len(actions) == 0 {
+		return Flow{}, fmt.Errorf("flow %s has no actions", f.Key)
+	}
+	texts := make([]string, len(actions))
+	for i, a := range actions {
+		text, err := a.MarshalText()
+		if err != nil {
+			return Flow{}, fmt.Errorf("flow %s: action %#v: %w", f.Key, a, err)
+		}
+		texts[i] = string(text)
+	}
+	f.Actions = strings.Join(texts, ",")
+	return f, nil
+}
+
+// Stats are a flow's counters in the switch.
+type Stats struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// Entry is a flow as the switch reports it.
+type Entry struct {
+	Flow
+	Stats
+}
+
+// Parse reads one line of `ovs-ofctl -O OpenFlow15 dump-flows`, with or without statistics.
+func Parse(line string) (Entry, error) {
+	e := Entry{Flow: Flow{Key: Key{Priority: 32768}}}
+	head, actions, ok := strings.Cut(line, "actions=")
+	if !ok {
+		return Entry{}, fmt.Errorf("parse flow %q: no actions", line)
+	}
+	e.Actions = strings.TrimSpace(actions)
+	var fields []string
+	for _, field := range strings.FieldsFunc(head, func(r rune) bool { return r == ',' || r == ' ' }) {
+		name, value, _ := strings.Cut(field, "=")
+		var err error
+		switch name {
+		case "cookie":
+			e.Cookie, err = strconv.ParseUint(value, 0, 64)
+		case "table":
+			var n uint64
+			n, err = strconv.ParseUint(value, 10, 8)
+			e.Table = TableID(n)
+		case "priority":
+			var n uint64
+			n, err = strconv.ParseUint(value, 10, 16)
+			e.Priority = uint16(n)
+		case "n_packets":
+			e.Packets, err = strconv.ParseUint(value, 10, 64)
+		case "n_bytes":
+			e.Bytes, err = strconv.ParseUint(value, 10, 64)
+		case "duration", "idle_age", "hard_age", "idle_timeout", "hard_timeout", "importance",
+			"send_flow_rem", "reset_counts", "no_packet_counts", "no_byte_counts", "check_overlap":
+		default:
+			fields = append(fields, field)
+		}
+		if err != nil {
+			return Entry{}, fmt.Errorf("parse flow %q: %s: %w", line, name, err)
+		}
+	}
+	e.Match = canonicalMatch(fields)
+	return e, nil
+}
+
+// fieldOrder is the order in which OVS prints match fields (match_format in lib/match.c), as far as Weft uses them. A
+// field that is missing here sorts after all others, by name.
+var fieldOrder = func() map[string]int {
+	order := map[string]int{}
+	for i, name := range []string{
+		"conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label",
+		// The protocol stands here: ip, ipv6, tcp, …
+		protocolField,
+		"reg0", "reg1", "reg2", "reg3", "reg4", "reg5", "reg6", "reg7",
+		"tun_id", "tun_src", "tun_dst", "tun_ipv6_src", "tun_ipv6_dst",
+		"metadata", "in_port", "dl_vlan", "dl_src", "dl_dst", "dl_type",
+		"nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "arp_spa", "arp_tpa", "nw_proto", "arp_op", "arp_sha", "arp_tha",
+		"nw_tos", "nw_ecn", "nw_ttl", "nw_frag", "icmp_type", "icmp_code", "nd_target", "nd_sll", "nd_tll",
+		"tp_src", "tp_dst", "tcp_flags",
+	} {
+		order[name] = i
+	}
+	return order
+}()
+
+// protocolField stands for a field without a value, such as "tcp6", in fieldOrder.
+const protocolField = "protocol"
+
+func canonicalMatch(fields []string) string {
+	if len(fields) > 1 {
+		slices.SortFunc(fields, func(a, b string) int {
+			return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+		})
+	}
+	return strings.Join(fields, ",")
+}
+
+func rank(field string) int {
+	name, _, hasValue := strings.Cut(field, "=")
+	if !hasValue {
+		name = protocolField
+	}
+	if i, ok := fieldOrder[name]; ok {
+		return i
+	}
+	return len(fieldOrder)
+}
+
+// MatchFields lists the names of a canonical match's fields; a protocol is listed by its own name.
+func MatchFields(match string) []string {
+	if match == "" {
+		return nil
+	}
+	names := strings.Split(match, ",")
+	for i, field := range names {
+		names[i], _, _ = strings.Cut(field, "=")
+	}
+	return names
+}
+
+// SplitActions splits canonical actions at the commas that are not inside parentheses.
+func SplitActions(actions string) []string {
+	var parts []string
+	depth, start := 0, 0
+	for i, r := range actions {
+		switch {
+		case r == '(':
+			depth++
+		case r == ')':
+			depth--
+		case r == ',' && depth == 0:
+			parts = append(parts, actions[start:i])
+			start = i + 1
+		}
+	}
+	return append(parts, actions[start:])
+}
