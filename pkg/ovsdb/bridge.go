@@ -1,0 +1,327 @@
+package ovsdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ovn-org/libovsdb/ovsdb"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Bridge is what the bridge shall be. Its name is the one given to Connect.
+type Bridge struct {
+	// Datapath is "system" (the kernel's) or "netdev" (userspace).
+	Datapath string
+	// GatewayMTU is the MTU of the gateway port; 0 leaves it to OVS.
+	GatewayMTU int
+	// Tables names the flow tables.
+	Tables map[uint8]string
+	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath and
+	// gains nothing on kernels since 5.12; over IPv6, where there is no other checksum over the outer addresses, set it.
+	TunnelChecksum bool
+	// Version of the writer, for people who look at the bridge. Empty leaves it as it is.
+	Version string
+}
+
+const (
+	typeInternal = "internal"
+	failSecure   = "secure"
+	idBridge     = "weft"
+	idVersion    = idPrefix + "version"
+	vxlanPort    = "4789"
+	// bridgeMAC is the address of the bridge's LOCAL port, which carries nothing. It is fixed because OVS otherwise takes
+	// the lowest address of all ports, and every change of it changes the datapath id and drops OpenFlow connections.
+	bridgeMAC = "0a:57:65:66:74:00"
+	// applyTimeout bounds the wait for ovs-vswitchd when the caller's context does not.
+	applyTimeout = 30 * time.Second
+)
+
+// protocols lets every version of ovs-ofctl talk to the bridge without options.
+var protocols = []string{"OpenFlow10", "OpenFlow11", "OpenFlow12", "OpenFlow13", "OpenFlow14", "OpenFlow15"}
+
+var bridgeConfig = map[string]string{
+	"disable-in-band": "true", // no hidden flows
+	"hwaddr":          bridgeMAC,
+}
+
+// ports are the ports that every node's bridge has.
+func (b Bridge) ports(bridge string) []interfaceRow {
+	gateway := interfaceRow{
+		Name:          model.GatewayName,
+		Type:          typeInternal,
+		OFPortRequest: ptr(int(model.PortGateway)),
+		MAC:           ptr(model.GatewayMAC.String()),
+	}
+	if b.GatewayMTU > 0 {
+		gateway.MTURequest = ptr(b.GatewayMTU)
+	}
+	return []interfaceRow{
+		{Name: bridge, Type: typeInternal}, // the LOCAL port, as ovs-vsctl add-br makes it
+		gateway,
+		b.tunnel(model.GenevePortName, model.Geneve),
+		b.tunnel(model.VXLANPortName, model.VXLAN),
+	}
+}
+
+// tunnel is the one port of a type: flows choose the remote address and the key of each packet.
+func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
+	options := map[string]string{"remote_ip": "flow", "key": "flow"}
+	if t == model.VXLAN {
+		options["dst_port"] = vxlanPort
+	}
+	if b.TunnelChecksum {
+		options["csum"] = "true"
+	}
+	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
+}
+
+// EnsureBridge makes the bridge, its settings, its table names and the ports that every node has what they shall be, in
+// one transaction, and returns when ovs-vswitchd has applied it and every port has its number. It also restores the port
+// numbers that pods' ports request. It returns what it had to change, in words; nothing, when all was right. What others
+// added to the bridge stays, except controllers, spanning tree and limits on flow tables, which would break forwarding.
+func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	changed, err = c.ensureBridge(ctx, want)
+	if err != nil {
+		return changed, fmt.Errorf("ensure bridge %s: %w", c.bridge, err)
+	}
+	return changed, nil
+}
+
+func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.view(c.bridge)
+	if err != nil {
+		return nil, err
+	}
+	root, err := s.root()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{session: s, root: root, view: v}
+	if err := p.make(want); err != nil {
+		return nil, err
+	}
+	if len(p.ops) > 0 {
+		if err := c.apply(ctx, s, p.ops); err != nil {
+			return nil, err
+		}
+	}
+	for _, port := range want.ports(c.bridge) {
+		if port.OFPortRequest == nil {
+			continue
+		}
+		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
+			return p.changed, fmt.Errorf("port %s: %w", port.Name, err)
+		}
+	}
+	return p.changed, nil
+}
+
+// apply commits the operations and waits until ovs-vswitchd has acted on them: it copies next_cfg to cur_cfg after it
+// has taken over a configuration.
+func (c *Client) apply(ctx context.Context, s *session, ops []ovsdb.Operation) error {
+	root, err := s.root()
+	if err != nil {
+		return err
+	}
+	all := append(slices.Clone(ops),
+		mutate(tableRoot, root.where(), *ovsdb.NewMutation("next_cfg", ovsdb.MutateOperationAdd, 1)),
+		ovsdb.Operation{Op: ovsdb.OperationSelect, Table: tableRoot, Where: root.where(), Columns: []string{"next_cfg"}},
+	)
+	results, err := c.commit(ctx, all)
+	if err != nil {
+		return err
+	}
+	rows := results[len(results)-1].Rows
+	if len(rows) != 1 {
+		return errors.New("the Open_vSwitch row was replaced meanwhile, try again")
+	}
+	next, ok := rows[0]["next_cfg"].(float64)
+	if !ok {
+		return fmt.Errorf("next_cfg is %v, not a number", rows[0]["next_cfg"])
+	}
+	err = c.wait(ctx, s, keyRoot, func() (bool, error) {
+		root, err = s.root()
+		return err == nil && root.CurCfg >= int(next), err
+	})
+	if err != nil && err == ctx.Err() {
+		return fmt.Errorf("ovs-vswitchd has not applied the change (is it running?): %w", err)
+	}
+	return err
+}
+
+// plan collects what has to change.
+type plan struct {
+	session *session
+	root    *rootRow
+	view    *view
+	ops     []ovsdb.Operation
+	changed []string
+}
+
+func (p *plan) change(ops []ovsdb.Operation, format string, args ...any) {
+	p.ops = append(p.ops, ops...)
+	p.changed = append(p.changed, fmt.Sprintf(format, args...))
+}
+
+func (p *plan) make(want Bridge) error {
+	if want.Datapath != "system" && want.Datapath != "netdev" {
+		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
+	}
+	if p.view.bridge == nil {
+		return p.create(want)
+	}
+	if err := p.bridgeSettings(want); err != nil {
+		return err
+	}
+	if err := p.tables(want.Tables); err != nil {
+		return err
+	}
+	for _, port := range want.ports(p.view.name) {
+		if err := p.port(port); err != nil {
+			return err
+		}
+	}
+	return p.podPorts()
+}
+
+// create makes the bridge from nothing.
+func (p *plan) create(want Bridge) error {
+	b := bridgeRow{
+		UUID:         rowName(),
+		Name:         p.view.name,
+		DatapathType: want.Datapath,
+		FailMode:     ptr(failSecure),
+		Protocols:    protocols,
+		OtherConfig:  bridgeConfig,
+		ExternalIDs:  bridgeIDs(want),
+		FlowTables:   map[int]string{},
+	}
+	var ops []ovsdb.Operation
+	insert := func(row any) (err error) {
+		var op []ovsdb.Operation
+		op, err = p.session.db.Create(row)
+		ops = append(ops, op...)
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(want.Tables)) {
+		row := flowTableRow{UUID: rowName(), Name: ptr(want.Tables[id])}
+		if err := insert(&row); err != nil {
+			return fmt.Errorf("describe flow table %d: %w", id, err)
+		}
+		b.FlowTables[int(id)] = row.UUID
+	}
+	for _, iface := range want.ports(p.view.name) {
+		iface.UUID = rowName()
+		port := portRow{UUID: rowName(), Name: iface.Name, Interfaces: []string{iface.UUID}}
+		if err := insert(&iface); err != nil {
+			return fmt.Errorf("describe interface %s: %w", iface.Name, err)
+		}
+		if err := insert(&port); err != nil {
+			return fmt.Errorf("describe port %s: %w", port.Name, err)
+		}
+		b.Ports = append(b.Ports, port.UUID)
+	}
+	if err := insert(&b); err != nil {
+		return fmt.Errorf("describe bridge: %w", err)
+	}
+	ops = append(ops, mutate(tableRoot, p.root.where(), *ovsdb.NewMutation("bridges", ovsdb.MutateOperationInsert, uuidSet(b.UUID))))
+	p.change(ops, "bridge created")
+	return nil
+}
+
+func bridgeIDs(want Bridge) map[string]string {
+	ids := map[string]string{idBridge: "true"}
+	if want.Version != "" {
+		ids[idVersion] = want.Version
+	}
+	return ids
+}
+
+func (p *plan) bridgeSettings(want Bridge) error {
+	b := p.view.bridge
+	var fields []any
+	set := func(field any, format string, args ...any) {
+		fields = append(fields, field)
+		p.changed = append(p.changed, fmt.Sprintf(format, args...))
+	}
+	if b.DatapathType != want.Datapath {
+		set(&b.DatapathType, "datapath_type: %q to %q", b.DatapathType, want.Datapath)
+		b.DatapathType = want.Datapath
+	}
+	if deref(b.FailMode) != failSecure {
+		set(&b.FailMode, "fail_mode: %q to %q", deref(b.FailMode), failSecure)
+		b.FailMode = ptr(failSecure)
+	}
+	if !slices.Equal(slices.Sorted(slices.Values(b.Protocols)), protocols) {
+		set(&b.Protocols, "protocols: %v to %v", b.Protocols, protocols)
+		b.Protocols = protocols
+	}
+	if len(b.Controller) > 0 {
+		set(&b.Controller, "controller: %d removed", len(b.Controller))
+		b.Controller = nil
+	}
+	if b.STPEnable {
+		set(&b.STPEnable, "stp_enable: off")
+		b.STPEnable = false
+	}
+	if b.RSTPEnable {
+		set(&b.RSTPEnable, "rstp_enable: off")
+		b.RSTPEnable = false
+	}
+	if diff := missing(b.OtherConfig, bridgeConfig); len(diff) > 0 {
+		set(&b.OtherConfig, "other_config: %s", strings.Join(diff, ", "))
+		b.OtherConfig = merged(b.OtherConfig, bridgeConfig)
+	}
+	if diff := missing(b.ExternalIDs, bridgeIDs(want)); len(diff) > 0 {
+		set(&b.ExternalIDs, "external_ids: %s", strings.Join(diff, ", "))
+		b.ExternalIDs = merged(b.ExternalIDs, bridgeIDs(want))
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	ops, err := p.session.db.Where(b).Update(b, fields...)
+	if err != nil {
+		return fmt.Errorf("describe the bridge's settings: %w", err)
+	}
+	p.ops = append(p.ops, ops...)
+	return nil
+}
+
+// missing lists the keys of want that have does not have with that value.
+func missing(have, want map[string]string) []string {
+	var diff []string
+	for _, k := range slices.Sorted(maps.Keys(want)) {
+		if v, ok := have[k]; !ok || v != want[k] {
+			diff = append(diff, fmt.Sprintf("%s: %q to %q", k, v, want[k]))
+		}
+	}
+	return diff
+}
+
+func merged(have, want map[string]string) map[string]string {
+	m := maps.Clone(have)
+	if m == nil {
+		m = map[string]string{}
+	}
+	maps.Copy(m, want)
+	return m
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}

@@ -1,0 +1,250 @@
+package ovsdb
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/ovn-org/libovsdb/ovsdb"
+)
+
+// view is the part of the database's copy that an operation on the whole bridge looks at. The rows are shallow clones.
+type view struct {
+	name   string
+	bridge *bridgeRow // nil when there is none
+	// ports and ifaces are all there are, of any bridge, because their names are unique among all.
+	ports   map[string]*portRow      // by UUID
+	ifaces  map[string]*interfaceRow // by UUID
+	tables  map[string]*flowTableRow // by UUID
+	bridges map[string]*bridgeRow    // by UUID
+}
+
+func (s *session) view(bridge string) (*view, error) {
+	v := &view{name: bridge}
+	var err error
+	if v.bridges, err = rows[bridgeRow](s, tableBridge); err != nil {
+		return nil, err
+	}
+	if v.ports, err = rows[portRow](s, tablePort); err != nil {
+		return nil, err
+	}
+	if v.ifaces, err = rows[interfaceRow](s, tableInterface); err != nil {
+		return nil, err
+	}
+	if v.tables, err = rows[flowTableRow](s, tableFlowTable); err != nil {
+		return nil, err
+	}
+	for _, b := range v.bridges {
+		if b.Name == bridge {
+			v.bridge = b
+		}
+	}
+	return v, nil
+}
+
+// podInterfaces are the interfaces on the bridge that AddPort made.
+func (v *view) podInterfaces() []*interfaceRow {
+	if v.bridge == nil {
+		return nil
+	}
+	var list []*interfaceRow
+	for _, portUUID := range v.bridge.Ports {
+		port := v.ports[portUUID]
+		if port == nil {
+			continue
+		}
+		for _, ifaceUUID := range port.Interfaces {
+			if iface := v.ifaces[ifaceUUID]; iface != nil && isOurs(iface.ExternalIDs) {
+				list = append(list, iface)
+			}
+		}
+	}
+	return list
+}
+
+// portNamed finds a port and the bridge it is on.
+func (v *view) portNamed(name string) (*portRow, *bridgeRow) {
+	for _, port := range v.ports {
+		if port.Name != name {
+			continue
+		}
+		for _, b := range v.bridges {
+			if slices.Contains(b.Ports, port.UUID) {
+				return port, b
+			}
+		}
+	}
+	return nil, nil
+}
+
+// tables repairs the names of the flow tables.
+func (p *plan) tables(want map[uint8]string) error {
+	b := p.view.bridge
+	refs := make(map[int]string, len(want))
+	for _, id := range slices.Sorted(maps.Keys(want)) {
+		name := want[id]
+		uuid, ok := b.FlowTables[int(id)]
+		row := p.view.tables[uuid]
+		if !ok || row == nil {
+			row = &flowTableRow{UUID: rowName(), Name: ptr(name)}
+			ops, err := p.session.db.Create(row)
+			if err != nil {
+				return fmt.Errorf("describe flow table %d: %w", id, err)
+			}
+			p.change(ops, "flow table %d: named %s", id, name)
+		} else if deref(row.Name) != name || row.FlowLimit != nil {
+			p.changed = append(p.changed, fmt.Sprintf("flow table %d: name %q to %q, no flow limit", id, deref(row.Name), name))
+			row.Name, row.FlowLimit = ptr(name), nil
+			ops, err := p.session.db.Where(row).Update(row, &row.Name, &row.FlowLimit)
+			if err != nil {
+				return fmt.Errorf("describe flow table %d: %w", id, err)
+			}
+			p.ops = append(p.ops, ops...)
+		}
+		refs[int(id)] = row.UUID
+	}
+	if maps.Equal(refs, b.FlowTables) {
+		return nil
+	}
+	for _, id := range slices.Sorted(maps.Keys(b.FlowTables)) {
+		if _, ok := refs[id]; !ok {
+			p.changed = append(p.changed, fmt.Sprintf("flow table %d: settings removed", id))
+		}
+	}
+	b.FlowTables = refs
+	ops, err := p.session.db.Where(b).Update(b, &b.FlowTables)
+	if err != nil {
+		return fmt.Errorf("describe the flow tables: %w", err)
+	}
+	p.ops = append(p.ops, ops...)
+	return nil
+}
+
+// port repairs one of the ports that every node's bridge has.
+func (p *plan) port(want interfaceRow) error {
+	port, on := p.view.portNamed(want.Name)
+	if port != nil && on.UUID != p.view.bridge.UUID {
+		return fmt.Errorf("a port named %s is on bridge %s; remove it there", want.Name, on.Name)
+	}
+	if port != nil && len(port.Interfaces) == 1 {
+		if iface := p.view.ifaces[port.Interfaces[0]]; iface != nil && iface.Name == want.Name {
+			return p.iface(iface, want)
+		}
+	}
+	what := "created"
+	if port != nil {
+		p.ops = append(p.ops, removeFromBridge(p.view.name, port.UUID))
+		what = "replaced, because it had other interfaces"
+	}
+	ops, err := p.session.insertPort(p.view.name, want)
+	if err != nil {
+		return err
+	}
+	p.change(ops, "port %s: %s", want.Name, what)
+	return nil
+}
+
+// iface repairs the columns of an Interface row that we set.
+func (p *plan) iface(have *interfaceRow, want interfaceRow) error {
+	var fields []any
+	var diff []string
+	if have.Type != want.Type {
+		diff = append(diff, fmt.Sprintf("type %q to %q", have.Type, want.Type))
+		have.Type = want.Type
+		fields = append(fields, &have.Type)
+	}
+	if !maps.Equal(have.Options, want.Options) {
+		diff = append(diff, fmt.Sprintf("options %v to %v", have.Options, want.Options))
+		have.Options = want.Options
+		fields = append(fields, &have.Options)
+	}
+	if !equal(have.OFPortRequest, want.OFPortRequest) {
+		diff = append(diff, fmt.Sprintf("ofport_request %d to %d", deref(have.OFPortRequest), deref(want.OFPortRequest)))
+		have.OFPortRequest = want.OFPortRequest
+		fields = append(fields, &have.OFPortRequest)
+	}
+	if !equal(have.MAC, want.MAC) {
+		diff = append(diff, fmt.Sprintf("mac %q to %q", deref(have.MAC), deref(want.MAC)))
+		have.MAC = want.MAC
+		fields = append(fields, &have.MAC)
+	}
+	if !equal(have.MTURequest, want.MTURequest) {
+		diff = append(diff, fmt.Sprintf("mtu_request %d to %d", deref(have.MTURequest), deref(want.MTURequest)))
+		have.MTURequest = want.MTURequest
+		fields = append(fields, &have.MTURequest)
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	ops, err := p.session.db.Where(have).Update(have, fields...)
+	if err != nil {
+		return fmt.Errorf("describe interface %s: %w", want.Name, err)
+	}
+	p.change(ops, "port %s: %s", want.Name, strings.Join(diff, ", "))
+	return nil
+}
+
+// podPorts repairs what AddPort set on pods' ports besides their record. Ports whose record is damaged are left to
+// whoever reads them through Attachments.
+func (p *plan) podPorts() error {
+	for _, iface := range p.view.podInterfaces() {
+		a, err := decodeAttachment(iface.Name, iface.ExternalIDs)
+		if err != nil {
+			continue
+		}
+		want := *iface
+		want.Type, want.OFPortRequest = "", ptr(int(a.OFPort))
+		if err := p.iface(iface, want); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func equal[T comparable](a, b *T) bool {
+	return a == b || a != nil && b != nil && *a == *b
+}
+
+// flowRestoreWait is the key of Open_vSwitch's other_config that keeps ovs-vswitchd from forwarding anything until it is
+// removed.
+const flowRestoreWait = "flow-restore-wait"
+
+// FlowRestoreWait tells whether ovs-vswitchd is told to forward nothing until the flows are restored.
+func (c *Client) FlowRestoreWait(ctx context.Context) (bool, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", flowRestoreWait, err)
+	}
+	root, err := s.root()
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", flowRestoreWait, err)
+	}
+	return root.OtherConfig[flowRestoreWait] == "true", nil
+}
+
+// SetFlowRestoreWait sets or clears it and returns when ovs-vswitchd knows. It concerns all bridges of the node.
+func (c *Client) SetFlowRestoreWait(ctx context.Context, on bool) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	if now, err := c.FlowRestoreWait(ctx); err != nil || now == on {
+		return err
+	}
+	s, err := c.session(ctx)
+	if err != nil {
+		return fmt.Errorf("set %s: %w", flowRestoreWait, err)
+	}
+	root, err := s.root()
+	if err != nil {
+		return fmt.Errorf("set %s: %w", flowRestoreWait, err)
+	}
+	mutations := []ovsdb.Mutation{*ovsdb.NewMutation("other_config", ovsdb.MutateOperationDelete, ovsdb.OvsSet{GoSet: []any{flowRestoreWait}})}
+	if on {
+		mutations = append(mutations, *ovsdb.NewMutation("other_config", ovsdb.MutateOperationInsert, ovsdb.OvsMap{GoMap: map[any]any{flowRestoreWait: "true"}}))
+	}
+	if err := c.apply(ctx, s, []ovsdb.Operation{mutate(tableRoot, root.where(), mutations...)}); err != nil {
+		return fmt.Errorf("set %s to %t: %w", flowRestoreWait, on, err)
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package ovsdb
+
+import (
+	"fmt"
+	"reflect"
+
+	"github.com/ovn-org/libovsdb/client"
+	"github.com/ovn-org/libovsdb/model"
+)
+
+// database is the name of Open vSwitch's own database.
+const database = "Open_vSwitch"
+
+// Names of the tables we read and write.
+const (
+	tableRoot      = "Open_vSwitch"
+	tableBridge    = "Bridge"
+	tablePort      = "Port"
+	tableInterface = "Interface"
+	tableFlowTable = "Flow_Table"
+)
+
+// The rows below have the columns that we use and no others. These are monitored, so counters and link states, which
+// change all the time, never reach us.
+
+type rootRow struct {
+	UUID        string            `ovsdb:"_uuid"`
+	Bridges     []string          `ovsdb:"bridges"`
+	NextCfg     int               `ovsdb:"next_cfg"`
+	CurCfg      int               `ovsdb:"cur_cfg"`
+	OtherConfig map[string]string `ovsdb:"other_config"`
+}
+
+type bridgeRow struct {
+	UUID         string            `ovsdb:"_uuid"`
+	Name         string            `ovsdb:"name"`
+	DatapathType string            `ovsdb:"datapath_type"`
+	FailMode     *string           `ovsdb:"fail_mode"`
+	Protocols    []string          `ovsdb:"protocols"`
+	Controller   []string          `ovsdb:"controller"`
+	STPEnable    bool              `ovsdb:"stp_enable"`
+	RSTPEnable   bool              `ovsdb:"rstp_enable"`
+	OtherConfig  map[string]string `ovsdb:"other_config"`
+	ExternalIDs  map[string]string `ovsdb:"external_ids"`
+	Ports        []string          `ovsdb:"ports"`
+	FlowTables   map[int]string    `ovsdb:"flow_tables"`
+}
+
+type portRow struct {
+	UUID       string   `ovsdb:"_uuid"`
+	Name       string   `ovsdb:"name"`
+	Interfaces []string `ovsdb:"interfaces"`
+}
+
+type interfaceRow struct {
+	UUID          string            `ovsdb:"_uuid"`
+	Name          string            `ovsdb:"name"`
+	Type          string            `ovsdb:"type"`
+	Options       map[string]string `ovsdb:"options"`
+	OFPort        *int              `ovsdb:"ofport"`
+	OFPortRequest *int              `ovsdb:"ofport_request"`
+	MAC           *string           `ovsdb:"mac"`
+	MTURequest    *int              `ovsdb:"mtu_request"`
+	Error         *string           `ovsdb:"error"`
+	ExternalIDs   map[string]string `ovsdb:"external_ids"`
+}
+
+type flowTableRow struct {
+	UUID      string  `ovsdb:"_uuid"`
+	Name      *string `ovsdb:"name"`
+	FlowLimit *int    `ovsdb:"flow_limit"`
+}
+
+var models = map[string]model.Model{
+	tableRoot:      &rootRow{},
+	tableBridge:    &bridgeRow{},
+	tablePort:      &portRow{},
+	tableInterface: &interfaceRow{},
+	tableFlowTable: &flowTableRow{},
+}
+
+// monitoredTables lists the columns of the rows above; left out, libovsdb would ask for all of the schema's.
+func monitoredTables() []client.TableMonitor {
+	var tables []client.TableMonitor
+	for name, row := range models {
+		t := client.TableMonitor{Table: name}
+		for field := range reflect.TypeOf(row).Elem().Fields() {
+			if column := field.Tag.Get("ovsdb"); column != "_uuid" {
+				t.Fields = append(t.Fields, column)
+			}
+		}
+		tables = append(tables, t)
+	}
+	return tables
+}
+
+func databaseModel() (model.ClientDBModel, error) {
+	m, err := model.NewClientDBModel(database, models)
+	if err != nil {
+		return m, fmt.Errorf("describe the Open vSwitch database: %w", err)
+	}
+	return m, nil
+}

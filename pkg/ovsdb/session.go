@@ -1,0 +1,214 @@
+package ovsdb
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/ovn-org/libovsdb/cache"
+	"github.com/ovn-org/libovsdb/client"
+	dbmodel "github.com/ovn-org/libovsdb/model"
+	"github.com/ovn-org/libovsdb/ovsdb"
+)
+
+const (
+	// echoInterval is how often an idle connection is probed, echoTimeout how long the answer may take.
+	echoInterval = 5 * time.Second
+	echoTimeout  = 5 * time.Second
+)
+
+// session is one connection to ovsdb-server with its monitored copy of the database. A lost connection ends the session
+// for good: the next one starts with a fresh copy, so nothing stale survives.
+type session struct {
+	db   client.Client
+	done chan struct{} // closed when the connection is lost
+}
+
+// dial connects and returns when the copy of the database is complete. handler hears of every row in it.
+func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.EventHandler) (*session, error) {
+	m, err := databaseModel()
+	if err != nil {
+		return nil, err
+	}
+	db, err := client.NewOVSDBClient(m, client.WithEndpoint(endpoint), client.WithLogger(&log))
+	if err != nil {
+		return nil, fmt.Errorf("open OVSDB at %s: %w", endpoint, err)
+	}
+	if err := db.Connect(ctx); err != nil {
+		return nil, fmt.Errorf("connect to OVSDB at %s (is ovsdb-server running?): %w", endpoint, err)
+	}
+	// Cache is nil when the server hung up in between.
+	if c := db.Cache(); c != nil {
+		c.AddEventHandler(handler)
+	}
+	monitor := db.NewMonitor()
+	monitor.Tables = monitoredTables()
+	if _, err = db.Monitor(ctx, monitor); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("monitor OVSDB at %s: %w", endpoint, err)
+	}
+	s := &session{db: db, done: make(chan struct{})}
+	go s.watch()
+	return s, nil
+}
+
+// watch closes done when the connection is gone. The probe also covers a notification that came when nobody listened:
+// libovsdb sends it without blocking.
+func (s *session) watch() {
+	defer close(s.done)
+	defer s.db.Close()
+	probe := time.NewTicker(echoInterval)
+	defer probe.Stop()
+	for {
+		select {
+		case <-s.db.DisconnectNotify():
+			return
+		case <-probe.C:
+			if !s.alive(context.Background()) {
+				return
+			}
+		}
+	}
+}
+
+func (s *session) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, echoTimeout)
+	defer cancel()
+	return s.db.Echo(ctx) == nil
+}
+
+// transact runs one transaction. All operations take effect or none does.
+func (s *session) transact(ctx context.Context, ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
+	results, err := s.db.Transact(ctx, ops...)
+	if err != nil {
+		// What libovsdb returns for a lost connection depends on the moment; so ask the connection.
+		if ctx.Err() == nil && !s.alive(ctx) {
+			return nil, fmt.Errorf("%w: %w", ErrDisconnected, err)
+		}
+		return nil, err
+	}
+	if failed, err := ovsdb.CheckOperationResults(results, ops); err != nil {
+		for _, f := range failed {
+			err = fmt.Errorf("%s %s: %w", f.Operation().Op, f.Operation().Table, f)
+		}
+		return nil, &refusedError{err}
+	}
+	return results, nil
+}
+
+// refusedError is a transaction that the server understood and refused.
+type refusedError struct{ error }
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+func (s *session) interfaceByName(ctx context.Context, name string) (*interfaceRow, error) {
+	row := &interfaceRow{Name: name}
+	if err := s.db.Get(ctx, row); errors.Is(err, client.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read Interface %s: %w", name, err)
+	}
+	return row, nil
+}
+
+func (s *session) portByName(ctx context.Context, name string) (*portRow, error) {
+	row := &portRow{Name: name}
+	if err := s.db.Get(ctx, row); errors.Is(err, client.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read Port %s: %w", name, err)
+	}
+	return row, nil
+}
+
+func (s *session) root() (*rootRow, error) {
+	all, err := rows[rootRow](s, tableRoot)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range all {
+		if len(all) == 1 {
+			return r, nil
+		}
+	}
+	return nil, fmt.Errorf("the database has %d Open_vSwitch rows instead of one; run \"ovs-vsctl init\"", len(all))
+}
+
+// where selects the row: there is one, but OVSDB wants a condition.
+func (r *rootRow) where() []ovsdb.Condition { return where("_uuid", ovsdb.UUID{GoUUID: r.UUID}) }
+
+// rows is a table of the copy, by UUID. The rows are shallow clones: replace their fields, but write to no map or slice.
+func rows[T any](s *session, table string) (map[string]*T, error) {
+	c := s.db.Cache()
+	if c == nil {
+		return nil, ErrDisconnected
+	}
+	shared := c.Table(table).RowsShallow()
+	m := make(map[string]*T, len(shared))
+	for uuid, row := range shared {
+		clone := *row.(*T)
+		m[uuid] = &clone
+	}
+	return m, nil
+}
+
+// waiters wakes goroutines that wait for a row to change.
+type waiters struct {
+	mu sync.Mutex
+	by map[string]map[chan struct{}]struct{}
+}
+
+// add returns a channel that receives after every change of the row with that key, and the function that ends this.
+func (w *waiters) add(key string) (<-chan struct{}, func()) {
+	ch := make(chan struct{}, 1)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.by == nil {
+		w.by = map[string]map[chan struct{}]struct{}{}
+	}
+	if w.by[key] == nil {
+		w.by[key] = map[chan struct{}]struct{}{}
+	}
+	w.by[key][ch] = struct{}{}
+	return ch, func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.by[key], ch)
+		if len(w.by[key]) == 0 {
+			delete(w.by, key)
+		}
+	}
+}
+
+func (w *waiters) wake(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for ch := range w.by[key] {
+		notify(ch)
+	}
+}
+
+// notify makes ch readable; what was not yet read is enough.
+func notify(ch chan struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// keyRoot is the waiters' key of the Open_vSwitch row; other keys are names of interfaces, which cannot hold a slash.
+const keyRoot = "/"
+
+// waitKey is the key under which somebody may wait for the row.
+func waitKey(row dbmodel.Model) (string, bool) {
+	switch r := row.(type) {
+	case *rootRow:
+		return keyRoot, true
+	case *interfaceRow:
+		return r.Name, true
+	}
+	return "", false
+}
