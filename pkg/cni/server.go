@@ -1,0 +1,275 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/cni/wire"
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// The times a request may take. Together they stay below wire.Deadline, so the runtime gets an answer, not a timeout.
+const (
+	readTimeout   = 5 * time.Second
+	doTimeout     = 35 * time.Second
+	removeTimeout = 15 * time.Second
+)
+
+// NetworkName is what our network is called in the configuration: attachments do not record a network, so there is
+// exactly one whose GC may speak about them.
+const NetworkName = "weft"
+
+// Config is what a Server needs.
+type Config struct {
+	// Socket is where to listen; wire.DefaultSocket when empty. Its directory becomes accessible to root only.
+	Socket   string
+	Settings func() Settings
+	Ports    Ports
+	Flows    Flows
+	Log      *slog.Logger
+	// Observe, when set, is told how long each phase of a command took. It is called from many goroutines.
+	Observe func(command, phase string, d time.Duration)
+}
+
+// Server answers the node's CNI requests.
+type Server struct {
+	cfg       Config
+	book      *book
+	locks     keyLocks
+	recovered bool
+}
+
+// NewServer makes a server that does nothing yet: Recover, then Serve.
+func NewServer(cfg Config) *Server {
+	if cfg.Socket == "" {
+		cfg.Socket = wire.DefaultSocket
+	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, string, time.Duration) {}
+	}
+	return &Server{cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}}}
+}
+
+// Serve listens until the context ends, then lets every request come to an end: an ADD that is under way is rolled back,
+// everything else is finished. Recover must have succeeded.
+func (s *Server) Serve(ctx context.Context) error {
+	if !s.recovered {
+		return errors.New("serve CNI: Recover must succeed first")
+	}
+	l, err := listen(s.cfg.Socket)
+	if err != nil {
+		return err
+	}
+	var requests sync.WaitGroup
+	defer requests.Wait()
+	// Closing also removes the socket, so that weft-cni knows at once that nobody is there.
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	for {
+		conn, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			l.Close()
+			return fmt.Errorf("accept on CNI socket %s: %w", s.cfg.Socket, err)
+		}
+		requests.Go(func() { s.handle(ctx, conn) })
+	}
+}
+
+// listen makes the socket, for root only. The socket of an agent that was killed is replaced; that of one that still
+// answers is not.
+func listen(path string) (*net.UnixListener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of the CNI socket: %w", err)
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("close the directory of the CNI socket to others: %w", err)
+	}
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("listen on CNI socket %s: another agent answers there", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the CNI socket of an earlier agent: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen on CNI socket %s: %w", path, err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("close the CNI socket to others: %w", err)
+	}
+	return l, nil
+}
+
+func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
+	defer conn.Close()
+	if err := checkPeer(conn); err != nil {
+		s.cfg.Log.Warn("refused a CNI request", "err", err)
+		return
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
+		s.cfg.Log.Warn("CNI request", "err", err)
+		return
+	}
+	req, netns, err := wire.ReadRequest(conn)
+	if err != nil {
+		s.respond(conn, wire.Response{Error: toCNI(errorf(types.ErrDecodingFailure, "%v", err))})
+		return
+	}
+	if netns != nil {
+		defer netns.Close()
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go watchPeer(conn, cancel)
+
+	start := time.Now()
+	log := s.cfg.Log.With("command", req.Command, "container", req.ContainerID, "interface", req.IfName)
+	result, err := s.do(ctx, req, netns)
+	s.cfg.Observe(req.Command, "total", time.Since(start))
+	switch {
+	case err != nil && req.Command == "STATUS":
+		log.Debug("CNI request", "err", err)
+	case err != nil:
+		log.Error("CNI request failed", "err", err, "took", time.Since(start))
+	default:
+		log.Debug("CNI request", "took", time.Since(start))
+	}
+	if s.respond(conn, wire.Response{Result: result, Error: toCNI(err)}) || req.Command != "ADD" || err != nil {
+		return
+	}
+	// Nobody learned that the ADD succeeded, so nobody will use or delete what it made.
+	log.Warn("the plugin went away before it had its answer; undoing the ADD")
+	if _, err := s.do(context.WithoutCancel(ctx), wire.Request{Command: "DEL", ContainerID: req.ContainerID, IfName: req.IfName}, nil); err != nil {
+		log.Error("undo an unanswered ADD", "err", err)
+	}
+}
+
+// respond tells whether the response could be sent.
+func (s *Server) respond(conn *net.UnixConn, resp wire.Response) bool {
+	err := conn.SetWriteDeadline(time.Now().Add(readTimeout))
+	if err == nil {
+		err = wire.WriteResponse(conn, resp)
+	}
+	if err != nil {
+		s.cfg.Log.Warn("CNI request", "err", err)
+	}
+	return err == nil
+}
+
+var errPeerGone = errors.New("weft-cni was ended by the runtime")
+
+// watchPeer cancels the request when the plugin goes away: it says nothing after its request, so a read returns then, or
+// when the request's connection is closed.
+func watchPeer(conn *net.UnixConn, cancel context.CancelCauseFunc) {
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return
+	}
+	if _, err := conn.Read(make([]byte, 1)); errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		cancel(errPeerGone)
+	}
+}
+
+func checkPeer(conn *net.UnixConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("read the peer's credentials: %w", err)
+	}
+	var cred *unix.Ucred
+	var credErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return fmt.Errorf("read the peer's credentials: %w", err)
+	}
+	if credErr != nil {
+		return fmt.Errorf("read the peer's credentials: %w", credErr)
+	}
+	return checkUser(cred)
+}
+
+func checkUser(cred *unix.Ucred) error {
+	if cred.Uid != 0 {
+		return fmt.Errorf("the caller (process %d) has user id %d, only root may ask for a network", cred.Pid, cred.Uid)
+	}
+	return nil
+}
+
+// toCNI gives every error a code. One that has none is a failed operation on the kernel, unless time ran out.
+func toCNI(err error) *types.Error {
+	if err == nil {
+		return nil
+	}
+	var e *types.Error
+	switch {
+	case errors.As(err, &e):
+		return types.NewError(e.Code, err.Error(), "")
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
+	default:
+		return types.NewError(types.ErrIOFailure, err.Error(), "")
+	}
+}
+
+// keyLocks serialises the requests for one attachment.
+type keyLocks struct {
+	mu   sync.Mutex
+	held map[model.AttachmentKey]*keyLock
+}
+
+type keyLock struct {
+	// token is in the channel while nobody holds the lock.
+	token chan struct{}
+	users int
+}
+
+func (k *keyLocks) lock(ctx context.Context, key model.AttachmentKey) (unlock func(), err error) {
+	k.mu.Lock()
+	l := k.held[key]
+	if l == nil {
+		l = &keyLock{token: make(chan struct{}, 1)}
+		l.token <- struct{}{}
+		k.held[key] = l
+	}
+	l.users++
+	k.mu.Unlock()
+	leave := func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(k.held, key)
+		}
+	}
+	select {
+	case <-l.token:
+		return func() { l.token <- struct{}{}; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, errorf(types.ErrTryAgainLater, "another request for %s is still running", key)
+	}
+}
+
+// busy tells whether a request for the attachment is running.
+func (k *keyLocks) busy(key model.AttachmentKey) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.held[key] != nil
+}

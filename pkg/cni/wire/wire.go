@@ -1,0 +1,188 @@
+// Package wire is the conversation between weft-cni and the agent: one request with at most one file descriptor, one
+// response, over a Unix stream socket. Both programs import it, so it imports next to nothing: the plugin's start-up is
+// part of every pod's.
+//
+// Each message is a length (four bytes, big endian) and that many bytes of JSON. The pod's network namespace travels as
+// a descriptor (SCM_RIGHTS) with the request's length. The package keeps no state.
+package wire
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
+
+// DefaultSocket is where the agent listens unless the network configuration says otherwise.
+const DefaultSocket = "/run/weft/cni.sock"
+
+// MaxMessage bounds a message. The largest one is a GC request, about 120 bytes per attachment.
+const MaxMessage = 4 << 20
+
+// Deadline bounds the whole call. It is below the two minutes that a kubelet gives its runtime, and above what the agent
+// gives itself, so that it is normally the agent that says what went wrong.
+const Deadline = 60 * time.Second
+
+// Request is the runtime's call: CNI's environment and the network configuration as it came.
+type Request struct {
+	Command     string          `json:"command"`
+	ContainerID string          `json:"containerID,omitempty"`
+	Netns       string          `json:"netns,omitempty"`
+	IfName      string          `json:"ifName,omitempty"`
+	Args        string          `json:"args,omitempty"`
+	Config      json.RawMessage `json:"config"`
+}
+
+// Response is a result in the version that the configuration asks for, an error, or neither when there is nothing to say.
+type Response struct {
+	Result json.RawMessage `json:"result,omitempty"`
+	Error  *types.Error    `json:"error,omitempty"`
+}
+
+// Call sends a request to the agent and waits for its response. netns may be nil. An error that IsUnavailable
+// recognises means that the agent did not do, or did not finish, what it was asked.
+func Call(socket string, req Request, netns *os.File) (Response, error) {
+	conn, err := net.DialTimeout("unix", socket, Deadline)
+	if err != nil {
+		return Response{}, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(Deadline)); err != nil {
+		return Response{}, fmt.Errorf("set a deadline: %w", err)
+	}
+	if err := WriteRequest(conn.(*net.UnixConn), req, netns); err != nil {
+		return Response{}, err
+	}
+	var resp Response
+	if err := read(conn, &resp); err != nil {
+		return Response{}, fmt.Errorf("read the response: %w", err)
+	}
+	return resp, nil
+}
+
+// IsUnavailable tells whether a Call failed because the agent does not run, stopped meanwhile, or took too long.
+func IsUnavailable(err error) bool {
+	for _, e := range []error{syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// WriteRequest sends a request, the descriptor with its first bytes.
+func WriteRequest(conn *net.UnixConn, req Request, netns *os.File) error {
+	head, body, err := encode(req)
+	if err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	var rights []byte
+	if netns != nil {
+		rights = syscall.UnixRights(int(netns.Fd()))
+	}
+	if _, _, err := conn.WriteMsgUnix(head, rights, nil); err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	if _, err := conn.Write(body); err != nil {
+		return fmt.Errorf("write the request: %w", err)
+	}
+	return nil
+}
+
+// ReadRequest is the agent's side of WriteRequest. The file is nil when no descriptor came, and the caller's to close.
+func ReadRequest(conn *net.UnixConn) (req Request, netns *os.File, err error) {
+	head := make([]byte, 4)
+	// Room for one descriptor: the kernel closes what does not fit and says so with MSG_CTRUNC.
+	oob := make([]byte, syscall.CmsgSpace(4))
+	n, oobn, flags, _, err := conn.ReadMsgUnix(head, oob)
+	if err != nil {
+		return Request{}, nil, fmt.Errorf("read the request: %w", err)
+	}
+	netns, err = receivedFile(oob[:oobn])
+	if err != nil {
+		return Request{}, nil, fmt.Errorf("read the request: %w", err)
+	}
+	defer func() {
+		if err != nil && netns != nil {
+			netns.Close()
+			netns = nil
+		}
+	}()
+	if flags&syscall.MSG_CTRUNC != 0 {
+		return Request{}, netns, errors.New("read the request: it came with more than one file descriptor")
+	}
+	if _, err := io.ReadFull(conn, head[n:]); err != nil {
+		return Request{}, netns, fmt.Errorf("read the request: %w", err)
+	}
+	if err := readBody(conn, head, &req); err != nil {
+		return Request{}, netns, fmt.Errorf("read the request: %w", err)
+	}
+	return req, netns, nil
+}
+
+// WriteResponse sends a response.
+func WriteResponse(w io.Writer, resp Response) error {
+	head, body, err := encode(resp)
+	if err != nil {
+		return fmt.Errorf("write the response: %w", err)
+	}
+	if _, err := w.Write(append(head, body...)); err != nil {
+		return fmt.Errorf("write the response: %w", err)
+	}
+	return nil
+}
+
+func receivedFile(oob []byte) (*os.File, error) {
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range messages {
+		fds, err := syscall.ParseUnixRights(&m)
+		if err != nil {
+			return nil, err
+		}
+		if len(fds) > 0 {
+			return os.NewFile(uintptr(fds[0]), "netns"), nil
+		}
+	}
+	return nil, nil
+}
+
+func encode(v any) (head, body []byte, err error) {
+	body, err = json.Marshal(v)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(body) > MaxMessage {
+		return nil, nil, fmt.Errorf("message of %d bytes is larger than %d", len(body), MaxMessage)
+	}
+	return binary.BigEndian.AppendUint32(nil, uint32(len(body))), body, nil
+}
+
+func read(r io.Reader, v any) error {
+	head := make([]byte, 4)
+	if _, err := io.ReadFull(r, head); err != nil {
+		return err
+	}
+	return readBody(r, head, v)
+}
+
+func readBody(r io.Reader, head []byte, v any) error {
+	n := binary.BigEndian.Uint32(head)
+	if n > MaxMessage {
+		return fmt.Errorf("message of %d bytes is larger than %d", n, MaxMessage)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return err
+	}
+	return json.Unmarshal(body, v)
+}
