@@ -1,0 +1,175 @@
+// Package ofswitch delivers flows to one bridge, reads them back, and watches the bridge for changes that others make.
+//
+// It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is. A Switch
+// holds no state between calls; one goroutine, the agent's, calls Apply, so the switch has one writer.
+package ofswitch
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// protocol is the OpenFlow version of every conversation. Version 1.5 has bundles that groups may be part of.
+const protocol = "OpenFlow15"
+
+// Switch is one bridge.
+type Switch struct {
+	target string
+}
+
+// New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
+func New(runDir, bridge string) *Switch {
+	return &Switch{target: "unix:" + filepath.Join(runDir, bridge+".mgmt")}
+}
+
+// RejectedError says that the switch refused a bundle: nothing of it is in effect.
+type RejectedError struct {
+	// Detail is what the switch or ovs-ofctl said of the first flow at fault.
+	Detail string
+}
+
+func (e *RejectedError) Error() string { return "the switch rejected the bundle: " + e.Detail }
+
+// Dump reads every flow of the bridge with its counters.
+func (s *Switch) Dump(ctx context.Context) ([]openflow.Entry, error) {
+	out, err := s.run(ctx, nil, "dump-flows", s.target)
+	if err != nil {
+		return nil, fmt.Errorf("dump flows: %w", err)
+	}
+	var entries []openflow.Entry
+	for line := range strings.Lines(out) {
+		if !strings.Contains(line, "actions=") {
+			continue // the reply's headings
+		}
+		e, err := openflow.Parse(strings.TrimSpace(line))
+		if err != nil {
+			return nil, fmt.Errorf("dump flows: %w", err)
+		}
+		entries = append(entries, e)
+	}
+	return entries, nil
+}
+
+// Apply makes a change in one atomic bundle: packets meet the old flows or the new ones, never a mixture. When it
+// returns without error the switch has committed all of it. A *RejectedError means that nothing was changed because of
+// the flows themselves; any other error means that the switch could not be reached and its state is unknown.
+func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
+	if d.Empty() {
+		return nil
+	}
+	var b bytes.Buffer
+	for _, f := range d.Delete {
+		// The cookie keeps us from deleting a flow that somebody put in the place of ours.
+		fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)
+	}
+	for _, f := range d.Set {
+		b.WriteString("flow add ")
+		b.WriteString(f.String())
+		b.WriteByte('\n')
+	}
+	if _, err := s.run(ctx, &b, "bundle", s.target, "-"); err != nil {
+		return fmt.Errorf("apply %d flows and %d deletions: %w", len(d.Set), len(d.Delete), err)
+	}
+	return nil
+}
+
+// Event is a flow that somebody, perhaps we, added, changed or deleted.
+type Event struct {
+	// Deleted is false for a flow that is in the table now.
+	Deleted bool
+	Table   openflow.TableID
+	Match   string
+	Actions string
+}
+
+// Watch calls changed for every change of the flow tables from now on, and ready once when the watch is in place. It
+// returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
+func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
+	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
+	cmd := exec.CommandContext(ctx, "ovs-ofctl", "-O", protocol, "--unixctl=none", "monitor", s.target, "watch:")
+	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("watch flows: %w", err)
+	}
+	cmd.Stdout, cmd.Stderr = in, in
+	err = cmd.Start()
+	closeErr := in.Close() // the child has its own copy; ours would keep the pipe from ending
+	if err = errors.Join(err, closeErr); err != nil {
+		return errors.Join(fmt.Errorf("watch flows: %w", err), out.Close())
+	}
+	last, readErr := readEvents(out, ready, changed)
+	waitErr := cmd.Wait()
+	if ctx.Err() != nil {
+		return out.Close()
+	}
+	if err := errors.Join(waitErr, readErr, out.Close()); err != nil {
+		return fmt.Errorf("watch flows: %w: %s", err, last)
+	}
+	return fmt.Errorf("watch flows: the switch closed the connection: %s", last)
+}
+
+// readEvents reads until the program ends and returns its last line, which says why when it failed.
+func readEvents(r io.Reader, ready func(), changed func(Event)) (last string, err error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for first := true; lines.Scan(); first = false {
+		last = lines.Text()
+		if first {
+			ready()
+		}
+		if e, ok := parseEvent(last); ok {
+			changed(e)
+		}
+	}
+	return last, lines.Err()
+}
+
+func parseEvent(line string) (Event, bool) {
+	kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+	switch kind {
+	case "event=ADDED", "event=MODIFIED", "event=DELETED":
+	default:
+		return Event{}, false // headings and the initial flows
+	}
+	if reason, after, _ := strings.Cut(rest, " "); strings.HasPrefix(reason, "reason=") {
+		rest = after
+	}
+	if !strings.Contains(rest, "actions=") {
+		rest += " actions=drop" // which is how a monitor prints none
+	}
+	flow, err := openflow.Parse(rest)
+	if err != nil {
+		return Event{}, false
+	}
+	return Event{Deleted: kind == "event=DELETED", Table: flow.Table, Match: flow.Match, Actions: flow.Actions}, true
+}
+
+// rejection recognises the two ways in which a bundle is refused because of what it holds: ovs-ofctl cannot parse a
+// line of its standard input, or the switch answers with an OpenFlow error.
+var rejection = regexp.MustCompile(`(?m)^(ovs-ofctl: -:\d+: .*|Error OFP.*)$`)
+
+func (s *Switch) run(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol}, args...)...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		if detail := rejection.FindString(stderr.String()); detail != "" {
+			return "", &RejectedError{Detail: detail}
+		}
+		return "", fmt.Errorf("ovs-ofctl %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

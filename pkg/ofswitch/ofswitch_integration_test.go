@@ -1,0 +1,219 @@
+//go:build integration
+
+package ofswitch_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+const bridge = "weft-oft"
+
+// start gives an empty bridge on a private Open vSwitch.
+func start(t *testing.T) (*vswitch.Instance, *ofswitch.Switch) {
+	t.Helper()
+	dir := t.TempDir()
+	ovs, err := vswitch.Start(t.Context(), vswitch.Config{RunDir: dir + "/run", DataDir: dir + "/data"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		if _, err := ovs.Run(ctx, "ovs-vsctl", "--if-exists", "del-br", bridge); err != nil {
+			t.Error(err)
+		}
+		if err := ovs.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, err := ovs.Run(t.Context(), "ovs-vsctl", "add-br", bridge, "--", "set", "bridge", bridge,
+		"datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow15"); err != nil {
+		t.Fatal(err)
+	}
+	return ovs, ofswitch.New(ovs.RunDir(), bridge)
+}
+
+func snapshot(nodes int) *model.Snapshot {
+	s := &model.Snapshot{
+		Self: model.Node{Name: "self", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1"), netip.MustParseAddr("fd30::1")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd44::/64")}},
+		Tunnel: model.Geneve,
+		Nodes:  map[string]model.Node{},
+		Attachments: map[model.AttachmentKey]model.Attachment{
+			{ContainerID: "c", IfName: "eth0"}: {ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16,
+				MAC: model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}},
+		},
+	}
+	for i := 1; i <= nodes; i++ {
+		n := model.Node{
+			Name:     fmt.Sprintf("n%d", i),
+			Addrs:    []netip.Addr{netip.AddrFrom4([4]byte{172, 30, byte(i >> 8), byte(i)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + i>>8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))},
+		}
+		if i%3 == 0 {
+			n.Addrs = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("fd30::%x", i))}
+		}
+		s.Nodes[n.Name] = n
+	}
+	return s
+}
+
+// TestCanonicalText is the proof that our text is OVS's own: what was sent is what is read back, byte for byte. If a
+// flow's canonical form were wrong, every restart would rewrite it and reset its counters.
+func TestCanonicalText(t *testing.T) {
+	_, sw := start(t)
+	for _, self6 := range []bool{false, true} {
+		s := snapshot(30)
+		if self6 {
+			s.Self.Addrs = s.Self.Addrs[1:]
+			s.Tunnel = model.VXLAN
+		}
+		desired, err := flows.Compile(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		actual, err := sw.Dump(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := sw.Apply(t.Context(), flows.Diff(actual, desired)); err != nil {
+			t.Fatal(err)
+		}
+		if actual, err = sw.Dump(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		got := flows.Desired{}
+		for _, e := range actual {
+			got[e.Key] = flows.Flow{Flow: e.Flow}
+		}
+		if diff := cmp.Diff(desired.String(), got.String()); diff != "" {
+			t.Errorf("flows sent and read back differ (-sent +read):\n%s", diff)
+		}
+		if delta := flows.Diff(actual, desired); !delta.Empty() {
+			t.Errorf("a second round would still change something: %+v", delta)
+		}
+	}
+}
+
+func flow(t *testing.T, line string) flows.Flow {
+	t.Helper()
+	e, err := openflow.Parse(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flows.Flow{Flow: e.Flow}
+}
+
+func TestRejectedBundleChangesNothing(t *testing.T) {
+	_, sw := start(t)
+	good := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip actions=goto_table:90")
+	for _, bad := range []string{
+		"table=60,priority=6,ip actions=group:77",     // refused by the switch
+		"table=60,priority=6,ip actions=no_such:77",   // refused by ovs-ofctl
+		"table=60,priority=6,ip actions=goto_table:5", // backwards
+	} {
+		err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{good, flow(t, bad)}})
+		var rejected *ofswitch.RejectedError
+		if !errors.As(err, &rejected) || rejected.Detail == "" {
+			t.Errorf("%s: error %v, want a RejectedError with a detail", bad, err)
+		}
+		entries, err := sw.Dump(t.Context())
+		if err != nil || len(entries) != 0 {
+			t.Errorf("%s: after a refused bundle the switch has %v, %v; want nothing", bad, entries, err)
+		}
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{good}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDeleteSparesAnothersFlow(t *testing.T) {
+	ovs, sw := start(t)
+	ours := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip actions=goto_table:90")
+	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "add-flow", bridge, "cookie=0x9,table=60,priority=5,ip,actions=drop"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{ours}}); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := sw.Dump(t.Context()); err != nil || len(entries) != 1 || entries[0].Cookie != 9 {
+		t.Errorf("entries = %v, %v; want the foreign flow", entries, err)
+	}
+}
+
+func TestUnreachableSwitchIsNotARejection(t *testing.T) {
+	sw := ofswitch.New(t.TempDir(), "none")
+	err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{flow(t, "table=0 actions=drop")}})
+	var rejected *ofswitch.RejectedError
+	if err == nil || errors.As(err, &rejected) {
+		t.Errorf("error = %v, want one that is no rejection", err)
+	}
+	if _, err := sw.Dump(t.Context()); err == nil {
+		t.Error("Dump of a bridge that does not exist gave no error: an empty table would have been believed")
+	}
+}
+
+func TestWatch(t *testing.T) {
+	ovs, sw := start(t)
+	ready, events, ended := make(chan struct{}), make(chan ofswitch.Event, 10), make(chan error, 1)
+	go func() {
+		ended <- sw.Watch(t.Context(), func() { close(ready) }, func(e ofswitch.Event) { events <- e })
+	}()
+	wait(t, ready)
+	f := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 actions=set_field:0x3->reg1,goto_table:90")
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{f}}); err != nil {
+		t.Fatal(err)
+	}
+	want := ofswitch.Event{Table: 60, Match: "ip,nw_dst=10.0.0.0/8", Actions: f.Actions}
+	if got := wait(t, events); got != want {
+		t.Errorf("event = %+v, want %+v", got, want)
+	}
+	drop := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 actions=drop")
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{drop}}); err != nil {
+		t.Fatal(err)
+	}
+	want.Actions = "drop"
+	if got := wait(t, events); got != want {
+		t.Errorf("event = %+v, want %+v", got, want)
+	}
+	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "del-flows", bridge); err != nil {
+		t.Fatal(err)
+	}
+	want.Deleted = true
+	if got := wait(t, events); got != want {
+		t.Errorf("event = %+v, want %+v", got, want)
+	}
+	if err := ovs.StopDaemon(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t, ended); err == nil || !strings.Contains(err.Error(), "watch flows") {
+		t.Errorf("Watch of a switch that went away ended with %v", err)
+	}
+	if err := ovs.StartDaemon(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wait[T any](t *testing.T, c <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-c:
+		return v
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing within 10 s")
+		panic("unreachable")
+	}
+}
