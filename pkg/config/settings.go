@@ -37,7 +37,7 @@ type setting struct {
 func (s setting) text(c Config) string {
 	b, err := json.Marshal(s.value(c))
 	if err != nil {
-		panic(fmt.Sprintf("config: key %s: %v", s.key, err)) // only strings, numbers and booleans are ever marshalled
+		panic(fmt.Sprintf("config: key %s: %v", s.key, err)) // only strings, numbers and booleans are ever encoded
 	}
 	return string(b)
 }

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Checks the main module: gofmt, go vet and golangci-lint, whose version and dependencies build/tools/go.mod pins. The first
+# run builds the linter into the cache. Arguments are the packages to check; without any, all of them.
+set -eu
+cd "$(dirname "$0")/.."
+[ $# -gt 0 ] || set -- ./...
+
+unformatted=$(git ls-files -z --cached --others --exclude-standard -- '*.go' | xargs -0 -r gofmt -l)
+if [ -n "$unformatted" ]; then
+	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
+	exit 1
+fi
+go vet "$@"
+
+# Another Go or another pin is another linter.
+pin=$({ go version; cat build/tools/go.mod build/tools/go.sum; } | sha256sum | cut -c1-16)
+linter=${WEFT_CACHE:-$HOME/.cache/weft}/tools/golangci-lint-$pin
+if [ ! -x "$linter" ]; then
+	echo "building golangci-lint, once, into $linter" >&2
+	mkdir -p "$(dirname "$linter")"
+	GOFLAGS=-mod=readonly CGO_ENABLED=0 nice go -C build/tools build -trimpath -o "$linter.$$" \
+		github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	mv "$linter.$$" "$linter"
+fi
+exec "$linter" run "$@"
