@@ -18,7 +18,7 @@ import (
 // Flow is a compiled flow with what the switch does not need to know.
 type Flow struct {
 	openflow.Flow
-	Owner Owner
+	Owner model.Owner
 	// Reason says why a flow that drops does so, in a word that statistics and documents use; it is empty for others.
 	Reason Reason
 }
@@ -57,18 +57,18 @@ const (
 )
 
 // compileOwner gives the flows that exist because of one owner. It is all that the snapshot means.
-func compileOwner(s *model.Snapshot, o Owner) ([]Flow, error) {
-	b := &builder{owner: o, cookie: o.Cookie()}
+func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
+	b := &builder{owner: o, cookie: Cookie(o)}
 	switch o.Kind {
-	case KindPipeline:
+	case model.KindPipeline:
 		b.pipeline()
-	case KindSelf:
+	case model.KindSelf:
 		b.self(s.Self)
-	case KindNode:
+	case model.KindNode:
 		if n, ok := s.Nodes[o.Name]; ok {
 			b.node(n, s.Tunnel, s.Self)
 		}
-	case KindPod:
+	case model.KindPod:
 		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
 			b.pod(a)
 		}
@@ -80,21 +80,21 @@ func compileOwner(s *model.Snapshot, o Owner) ([]Flow, error) {
 }
 
 // Owners lists every owner that a snapshot has, in no particular order.
-func Owners(s *model.Snapshot) []Owner {
-	owners := make([]Owner, 0, 2+len(s.Nodes)+len(s.Attachments))
-	owners = append(owners, PipelineOwner, SelfOwner)
+func Owners(s *model.Snapshot) []model.Owner {
+	owners := make([]model.Owner, 0, 2+len(s.Nodes)+len(s.Attachments))
+	owners = append(owners, model.PipelineOwner, model.SelfOwner)
 	for name := range s.Nodes {
-		owners = append(owners, NodeOwner(name))
+		owners = append(owners, model.NodeOwner(name))
 	}
 	for _, a := range s.Attachments {
-		owners = append(owners, PodOwner(a))
+		owners = append(owners, model.PodOwner(a))
 	}
 	return owners
 }
 
 // builder collects one owner's flows and the first error.
 type builder struct {
-	owner  Owner
+	owner  model.Owner
 	cookie uint64
 	flows  []Flow
 	err    error

@@ -88,7 +88,7 @@ func readable(d flows.Desired) string {
 	var b bytes.Buffer
 	only := true
 	for _, f := range d {
-		only = only && f.Owner.Kind == flows.KindPipeline
+		only = only && f.Owner.Kind == model.KindPipeline
 	}
 	for _, line := range strings.Split(strings.TrimSpace(d.String()), "\n") {
 		e, err := openflow.Parse(line)
@@ -96,7 +96,7 @@ func readable(d flows.Desired) string {
 			panic(err) // Desired.String writes what Parse reads; TestTextRoundTrip says so
 		}
 		f := d[e.Key]
-		if f.Owner.Kind == flows.KindPipeline && !only {
+		if f.Owner.Kind == model.KindPipeline && !only {
 			continue
 		}
 		actions := f.Actions

@@ -48,7 +48,7 @@ type Compiler struct {
 	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order. Two owners want the
 	// same key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
 	contributions map[openflow.Key][]Flow
-	byOwner       map[Owner][]openflow.Key
+	byOwner       map[model.Owner][]openflow.Key
 }
 
 // NewCompiler gives a compiler that holds nothing.
@@ -56,7 +56,7 @@ func NewCompiler() *Compiler {
 	return &Compiler{
 		desired:       Desired{},
 		contributions: map[openflow.Key][]Flow{},
-		byOwner:       map[Owner][]openflow.Key{},
+		byOwner:       map[model.Owner][]openflow.Key{},
 	}
 }
 
@@ -73,7 +73,7 @@ func (c *Compiler) Desired() Desired { return c.desired }
 
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
 // keeps none of its flows (its pods stay closed); the others are not affected, and the error names each such owner.
-func (c *Compiler) Update(s *model.Snapshot, owners []Owner) (Delta, error) {
+func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (Delta, error) {
 	touched := map[openflow.Key]bool{}
 	var failed []error
 	for _, o := range owners {
@@ -95,7 +95,7 @@ func (c *Compiler) Update(s *model.Snapshot, owners []Owner) (Delta, error) {
 }
 
 // replace exchanges what one owner contributes.
-func (c *Compiler) replace(o Owner, compiled []Flow, touched map[openflow.Key]bool) {
+func (c *Compiler) replace(o model.Owner, compiled []Flow, touched map[openflow.Key]bool) {
 	for _, key := range c.byOwner[o] {
 		touched[key] = true
 		rest := slices.DeleteFunc(slices.Clone(c.contributions[key]), func(f Flow) bool { return f.Owner == o })
@@ -146,7 +146,7 @@ func (c *Compiler) settle(touched map[openflow.Key]bool) Delta {
 // Conflict is a key that several owners want with different actions; the first owner's flow is used.
 type Conflict struct {
 	Key    openflow.Key
-	Owners []Owner
+	Owners []model.Owner
 }
 
 // Conflicts lists the keys that several owners want differently, in the tables' order.
@@ -191,7 +191,7 @@ func Diff(actual []openflow.Entry, desired Desired) Delta {
 
 // OwnerError is the failure of one owner's flows.
 type OwnerError struct {
-	Owner Owner
+	Owner model.Owner
 	Err   error
 }
 

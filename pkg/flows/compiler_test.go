@@ -23,7 +23,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		c := flows.NewCompiler()
 		s := &model.Snapshot{Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 		wire := map[openflow.Key]openflow.Flow{}
-		apply := func(owners []flows.Owner) {
+		apply := func(owners []model.Owner) {
 			delta, err := c.Update(s, owners)
 			if err != nil {
 				t.Fatal(err)
@@ -45,27 +45,27 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		for range rapid.IntRange(1, 30).Draw(t, "changes") {
 			next := *s
 			next.Nodes, next.Attachments = maps.Clone(s.Nodes), maps.Clone(s.Attachments)
-			var owners []flows.Owner
+			var owners []model.Owner
 			switch rapid.SampledFrom([]string{"node", "node gone", "pod", "pod gone", "tunnel", "self"}).Draw(t, "change") {
 			case "node":
 				n := drawNode(t)
 				next.Nodes[n.Name] = n
-				owners = []flows.Owner{flows.NodeOwner(n.Name)}
+				owners = []model.Owner{model.NodeOwner(n.Name)}
 			case "node gone":
 				name := drawNode(t).Name
 				delete(next.Nodes, name)
-				owners = []flows.Owner{flows.NodeOwner(name)}
+				owners = []model.Owner{model.NodeOwner(name)}
 			case "pod":
 				a := drawAttachment(t)
 				if old, ok := next.Attachments[a.Key()]; ok {
-					owners = append(owners, flows.PodOwner(old))
+					owners = append(owners, model.PodOwner(old))
 				}
 				next.Attachments[a.Key()] = a
-				owners = append(owners, flows.PodOwner(a))
+				owners = append(owners, model.PodOwner(a))
 			case "pod gone":
 				key := drawAttachment(t).Key()
 				if old, ok := next.Attachments[key]; ok {
-					owners = append(owners, flows.PodOwner(old))
+					owners = append(owners, model.PodOwner(old))
 				}
 				delete(next.Attachments, key)
 			case "tunnel":
@@ -151,7 +151,7 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	delete(s.Nodes, "n7")
-	delta, err := c.Update(s, []flows.Owner{flows.NodeOwner("n7")})
+	delta, err := c.Update(s, []model.Owner{model.NodeOwner("n7")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func TestOneBadObject(t *testing.T) {
 	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
 	desired, err := flows.Compile(s)
 	var ownerErr *flows.OwnerError
-	if !errors.As(err, &ownerErr) || ownerErr.Owner != flows.PodOwner(bad) {
+	if !errors.As(err, &ownerErr) || ownerErr.Owner != model.PodOwner(bad) {
 		t.Errorf("error = %v, want one that names ns/bad", err)
 	}
 	owners := map[string]bool{}
@@ -199,21 +199,21 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 	a, b := node("a", 2), node("b", 3)
 	b.PodCIDRs = a.PodCIDRs
 	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"a": a, "b": b}}
-	for _, order := range [][]flows.Owner{
-		{flows.NodeOwner("a"), flows.NodeOwner("b"), flows.SelfOwner},
-		{flows.NodeOwner("b"), flows.SelfOwner, flows.NodeOwner("a")},
+	for _, order := range [][]model.Owner{
+		{model.NodeOwner("a"), model.NodeOwner("b"), model.SelfOwner},
+		{model.NodeOwner("b"), model.SelfOwner, model.NodeOwner("a")},
 	} {
 		c := flows.NewCompiler()
 		for _, o := range order {
-			if _, err := c.Update(s, []flows.Owner{o}); err != nil {
+			if _, err := c.Update(s, []model.Owner{o}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		conflicts := c.Conflicts()
-		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.2.0/24" || conflicts[0].Owners[0] != flows.NodeOwner("a") {
+		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.2.0/24" || conflicts[0].Owners[0] != model.NodeOwner("a") {
 			t.Errorf("conflicts = %+v", conflicts)
 		}
-		if f := c.Desired()[conflicts[0].Key]; f.Owner != flows.NodeOwner("a") {
+		if f := c.Desired()[conflicts[0].Key]; f.Owner != model.NodeOwner("a") {
 			t.Errorf("%s has the address range, want node/a whatever the order", f.Owner)
 		}
 	}
@@ -237,7 +237,7 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 		actual = append(actual, openflow.Entry{Flow: f.Flow})
 	}
 	foreign := parse("cookie=0x1,table=0,priority=7,in_port=9 actions=drop")
-	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop", flows.NodeOwner("gone").Cookie()))
+	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop", flows.Cookie(model.NodeOwner("gone"))))
 	// Somebody overwrote one of ours with another cookie: it is ours again.
 	overwritten := slices.IndexFunc(actual, func(e openflow.Entry) bool { return e.Table == flows.Output })
 	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
@@ -253,14 +253,14 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 }
 
 func TestCookie(t *testing.T) {
-	o := flows.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop", Name: "web"}, ContainerID: "c"})
-	if !flows.Ours(o.Cookie()) || flows.KindOf(o.Cookie()) != flows.KindPod {
-		t.Errorf("cookie %#x does not say Weft and pod", o.Cookie())
+	o := model.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop", Name: "web"}, ContainerID: "c"})
+	if !flows.Ours(flows.Cookie(o)) || flows.KindOf(flows.Cookie(o)) != model.KindPod {
+		t.Errorf("cookie %#x does not say Weft and pod", flows.Cookie(o))
 	}
-	if o.Cookie() == flows.NodeOwner("shop/web").Cookie() || flows.Ours(0x1234) {
+	if flows.Cookie(o) == flows.Cookie(model.NodeOwner("shop/web")) || flows.Ours(0x1234) {
 		t.Error("cookies do not tell kinds, or others' flows, apart")
 	}
-	if want := uint64(0x576504bc9d9e9e1e) >> 40; o.Cookie()>>40 != want {
-		t.Errorf("cookie %#x: its mark and kind are %#x, want %#x; they must never change", o.Cookie(), o.Cookie()>>40, want)
+	if want := uint64(0x576504bc9d9e9e1e) >> 40; flows.Cookie(o)>>40 != want {
+		t.Errorf("cookie %#x: its mark and kind are %#x, want %#x; they must never change", flows.Cookie(o), flows.Cookie(o)>>40, want)
 	}
 }

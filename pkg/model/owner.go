@@ -1,14 +1,11 @@
-package flows
+package model
 
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
-
-	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Kind says what sort of object a flow exists for.
+// Kind says what sort of object flows exist for.
 type Kind uint8
 
 // The kinds. Their numbers are in every flow's cookie and never change.
@@ -37,13 +34,13 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind%d", uint8(k))
 }
 
-// Owner is what a flow exists for.
+// Owner is what flows exist for: the unit of compilation and of blame.
 type Owner struct {
 	Kind Kind
 	// Name is the object's name: a node's, or a pod's namespace/name.
 	Name string
 	// Attachment tells a pod's interfaces apart; for other kinds it is empty.
-	Attachment model.AttachmentKey
+	Attachment AttachmentKey
 }
 
 // String is the owner as users write it: node/NAME, pod/NAMESPACE/NAME.
@@ -60,28 +57,8 @@ func (o Owner) Compare(p Owner) int {
 		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName, p.Attachment.IfName))
 }
 
-// A cookie is 16 bits that say "Weft", 8 bits of kind and 40 bits of a hash of the name.
-const (
-	cookieMark uint64 = 0x5765 << 48
-	cookieMask uint64 = 0xffff << 48
-)
-
-// Cookie is the cookie of the owner's flows.
-func (o Owner) Cookie() uint64 {
-	h := fnv.New64a()
-	_, _ = h.Write([]byte(o.Name)) // a hash takes every write
-	sum := h.Sum64()
-	return cookieMark | uint64(o.Kind)<<40 | (sum^sum>>40)&(1<<40-1)
-}
-
-// Ours says whether a flow with this cookie was written by Weft.
-func Ours(cookie uint64) bool { return cookie&cookieMask == cookieMark }
-
-// KindOf is the kind that one of our cookies names.
-func KindOf(cookie uint64) Kind { return Kind(cookie >> 40) }
-
 // PodOwner is the owner of a pod interface's flows.
-func PodOwner(a model.Attachment) Owner {
+func PodOwner(a Attachment) Owner {
 	return Owner{Kind: KindPod, Name: a.Pod.String(), Attachment: a.Key()}
 }
 

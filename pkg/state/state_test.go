@@ -1,0 +1,82 @@
+package state_test
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+func node(name, addr, cidr string) model.Node {
+	return model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}
+}
+
+func pod(name string, port uint32) model.Attachment {
+	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name}, OFPort: port}
+}
+
+func TestTouchedOwners(t *testing.T) {
+	self, n2, n3 := node("n1", "172.30.0.1", "10.244.1.0/24"), node("n2", "172.30.0.2", "10.244.2.0/24"), node("n3", "172.30.0.3", "10.244.3.0/24")
+	moved := self
+	moved.Addrs = []netip.Addr{netip.MustParseAddr("172.30.0.9")}
+	wider := moved
+	wider.PodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}
+	renumbered := pod("a", 17)
+	all := []model.Owner{model.NodeOwner("n2"), model.NodeOwner("n3")}
+
+	s := state.New("n1")
+	for _, step := range []struct {
+		name   string
+		change state.Change
+		want   []model.Owner
+	}{
+		{"a new store compiles what every node has", nil, []model.Owner{model.PipelineOwner, model.SelfOwner}},
+		{"own node", state.SetNode{Node: self}, []model.Owner{model.SelfOwner}},
+		{"another node", state.SetNode{Node: n2}, all[:1]},
+		{"the same again", state.SetNode{Node: n2}, nil},
+		{"a third node", state.SetNode{Node: n3}, all[1:]},
+		{"own address: every way depends on it", state.SetNode{Node: moved}, append([]model.Owner{model.SelfOwner}, all...)},
+		{"own range: no way depends on it", state.SetNode{Node: wider}, []model.Owner{model.SelfOwner}},
+		{"tunnel", state.SetTunnel{Type: model.VXLAN}, all},
+		{"tunnel again", state.SetTunnel{Type: model.VXLAN}, nil},
+		{"pod", state.SetAttachment{Attachment: pod("a", 16)}, []model.Owner{model.PodOwner(pod("a", 16))}},
+		{"pod again", state.SetAttachment{Attachment: pod("a", 16)}, nil},
+		{"pod changes", state.SetAttachment{Attachment: renumbered}, []model.Owner{model.PodOwner(renumbered)}},
+		{"pod gone", state.DeleteAttachment{Key: renumbered.Key()}, []model.Owner{model.PodOwner(renumbered)}},
+		{"pod gone again", state.DeleteAttachment{Key: renumbered.Key()}, nil},
+		{"node gone", state.DeleteNode{Name: "n3"}, all[1:]},
+		{"node gone again", state.DeleteNode{Name: "n3"}, nil},
+		{"own node object gone: it stays", state.DeleteNode{Name: "n1"}, nil},
+	} {
+		before := s.Snapshot()
+		if step.change != nil {
+			s.Apply(step.change)
+		}
+		after, got := s.Take()
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%s: touched %v, want %v", step.name, got, step.want)
+		}
+		if newer := after.Revision > before.Revision; step.change != nil && newer != (len(step.want) > 0) {
+			t.Errorf("%s: revision %d to %d", step.name, before.Revision, after.Revision)
+		}
+	}
+}
+
+// TestSnapshotsAreImmutable: a snapshot that somebody holds never changes.
+func TestSnapshotsAreImmutable(t *testing.T) {
+	s := state.New("n1")
+	s.Apply(state.SetNode{Node: node("n2", "172.30.0.2", "10.244.2.0/24")})
+	s.Apply(state.SetAttachment{Attachment: pod("a", 16)})
+	held := s.Snapshot()
+	s.Apply(state.DeleteNode{Name: "n2"})
+	s.Apply(state.SetAttachment{Attachment: pod("b", 17)})
+	s.Apply(state.DeleteAttachment{Key: pod("a", 16).Key()})
+	if len(held.Nodes) != 1 || len(held.Attachments) != 1 || held.Attachments[pod("a", 16).Key()].OFPort != 16 {
+		t.Errorf("the snapshot changed under its holder: %+v", held)
+	}
+	if got := s.Snapshot(); len(got.Nodes) != 0 || len(got.Attachments) != 1 {
+		t.Errorf("newest snapshot = %+v", got)
+	}
+}
