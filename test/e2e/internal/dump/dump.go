@@ -4,6 +4,7 @@
 package dump
 
 import (
+	"encoding/json"
 	"fmt"
 	"sort"
 	"strconv"
@@ -134,4 +135,48 @@ func Difference(before, after []string) []string {
 	}
 	sort.Strings(diff)
 	return diff
+}
+
+// Interfaces reads `ovs-vsctl --format=json --columns=name,external_ids list Interface`: the external_ids by name.
+func Interfaces(text string) (map[string]map[string]string, error) {
+	var table struct {
+		Headings []string
+		Data     [][]json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(text), &table); err != nil {
+		return nil, fmt.Errorf("read interfaces: %w", err)
+	}
+	found := map[string]map[string]string{}
+	for _, row := range table.Data {
+		var name string
+		ids := map[string]string{}
+		for i, cell := range row {
+			var err error
+			switch table.Headings[i] {
+			case "name":
+				err = json.Unmarshal(cell, &name)
+			case "external_ids":
+				ids, err = ovsMap(cell)
+			}
+			if err != nil {
+				return nil, fmt.Errorf("read interfaces: column %s: %w", table.Headings[i], err)
+			}
+		}
+		found[name] = ids
+	}
+	return found, nil
+}
+
+// ovsMap reads OVSDB's notation of a map, ["map",[[KEY,VALUE],…]] (RFC 7047 section 5.1).
+func ovsMap(cell json.RawMessage) (map[string]string, error) {
+	var kind string
+	var pairs [][2]string
+	if err := json.Unmarshal(cell, &[]any{&kind, &pairs}); err != nil {
+		return nil, err
+	}
+	m := map[string]string{}
+	for _, pair := range pairs {
+		m[pair[0]] = pair[1]
+	}
+	return m, nil
 }

@@ -65,3 +65,17 @@ func TestDifference(t *testing.T) {
 		t.Errorf("order matters: %v", got)
 	}
 }
+
+func TestInterfaces(t *testing.T) {
+	got, err := Interfaces(`{"data":[["weft0",["map",[]]],["veth1",["map",[["weft.ips","10.0.0.2,fd00::2"],["weft.pod","a/b"]]]]],"headings":["name","external_ids"]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]map[string]string{"weft0": {}, "veth1": {"weft.ips": "10.0.0.2,fd00::2", "weft.pod": "a/b"}}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if got, err := Interfaces(`{"data":[[7]],"headings":["name"]}`); err == nil {
+		t.Errorf("a number was read as a name: %v", got)
+	}
+}

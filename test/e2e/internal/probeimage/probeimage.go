@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -95,7 +96,7 @@ func pack(w io.Writer, reference string, binary []byte) error {
 		return err
 	}
 	config = config.DeepCopy()
-	config.Architecture, config.OS = "amd64", "linux"
+	config.Architecture, config.OS = runtime.GOARCH, "linux"
 	config.Config = v1.Config{Entrypoint: []string{Path}, Cmd: []string{"serve"}}
 	if image, err = mutate.ConfigFile(image, config); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,7 +38,7 @@ func TestPack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{"/probe"}, config.Config.Entrypoint); d != "" || config.OS != "linux" || config.Architecture != "amd64" {
+	if d := cmp.Diff([]string{"/probe"}, config.Config.Entrypoint); d != "" || config.OS != "linux" || config.Architecture != runtime.GOARCH {
 		t.Errorf("config %+v", config)
 	}
 	layers, err := image.Layers()
