@@ -17,6 +17,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/weft-cni/weft/build"
 )
 
 // writeImage writes the archive beside its name and renames it, so that nobody loads half an image.
@@ -86,7 +88,7 @@ func newImage(version string, c collected) (v1.Image, error) {
 	cfg.Created = v1.Time{Time: epoch}
 	cfg.OS, cfg.Architecture = "linux", runtime.GOARCH
 	cfg.Config = v1.Config{
-		Entrypoint: []string{"/" + binDir + "/weft-agent"},
+		Entrypoint: []string{build.BinDir + "/weft-agent"},
 		Env:        []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin"},
 		WorkingDir: "/",
 		Labels: map[string]string{

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/weft-cni/weft/build"
 )
 
 // contents lists what an image is made of.
@@ -34,12 +36,6 @@ type module struct {
 // goPackage is a main package and the directory in the image for its program.
 type goPackage struct{ path, dest string }
 
-const (
-	binDir = "usr/local/bin"
-	// cniDir holds what `weft-agent install-cni` copies to the node.
-	cniDir = "opt/weft/cni"
-)
-
 // weft is the image that is released. The plugins run on the node, with the node's iptables or nft; so none of what they
 // call is in here.
 var weft = contents{
@@ -52,16 +48,16 @@ var weft = contents{
 	modules: []module{{
 		dir: ".",
 		packages: []goPackage{
-			{"./cmd/weft-agent", binDir},
-			{"./cmd/weftctl", binDir},
-			{"./cmd/weft-cni", cniDir},
+			{"./cmd/weft-agent", build.BinDir},
+			{"./cmd/weftctl", build.BinDir},
+			{"./cmd/weft-cni", build.CNIDir},
 		},
 	}, {
 		dir: "build/plugins",
 		packages: []goPackage{
-			{"github.com/containernetworking/plugins/plugins/main/loopback", cniDir},
-			{"github.com/containernetworking/plugins/plugins/meta/bandwidth", cniDir},
-			{"github.com/containernetworking/plugins/plugins/meta/portmap", cniDir},
+			{"github.com/containernetworking/plugins/plugins/main/loopback", build.CNIDir},
+			{"github.com/containernetworking/plugins/plugins/meta/bandwidth", build.CNIDir},
+			{"github.com/containernetworking/plugins/plugins/meta/portmap", build.CNIDir},
 		},
 	}},
 }
@@ -123,7 +119,7 @@ func compile(ctx context.Context, dir string, packages []goPackage, out, version
 	for _, p := range packages {
 		program := path.Base(p.path)
 		args = append(args, p.path)
-		files = append(files, file{path: path.Join(p.dest, program), mode: 0o755, from: filepath.Join(out, program)})
+		files = append(files, file{path: strings.TrimPrefix(path.Join(p.dest, program), "/"), mode: 0o755, from: filepath.Join(out, program)})
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir

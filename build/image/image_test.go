@@ -19,12 +19,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/weft-cni/weft/build"
 )
 
 // small is an image that every Linux machine can build: a shell with its libraries, and one Go program.
 var small = contents{
 	programs: []program{{"sh", "dash"}},
-	modules:  []module{{dir: "build/image/testdata/hello", packages: []goPackage{{"hello", binDir}}}},
+	modules:  []module{{dir: "build/image/testdata/hello", packages: []goPackage{{"hello", build.BinDir}}}},
 }
 
 var testTag = must(name.NewTag("weft.io/weft:test", name.StrictValidation))
@@ -220,7 +222,7 @@ func TestWhatIsMissingStopsTheBuild(t *testing.T) {
 	}{
 		{"program", contents{programs: []program{{"no-such-program", "some-package"}}},
 			[]string{"no-such-program is not installed", "apt-get install some-package"}},
-		{"package", contents{modules: []module{{dir: ".", packages: []goPackage{{"./cmd/no-such-command", binDir}}}}},
+		{"package", contents{modules: []module{{dir: ".", packages: []goPackage{{"./cmd/no-such-command", build.BinDir}}}}},
 			[]string{"compile in ", "cmd/no-such-command: directory not found"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -20,6 +20,8 @@ import (
 	"path/filepath"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/weft-cni/weft/build"
 )
 
 func main() {
@@ -36,7 +38,7 @@ func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := flags.String("o", "dist/weft-image.tar", "write the image to this `file`")
 	dir := flags.String("dir", "", "instead of an image, write its layers as the directories system and weft into `directory`")
-	tag := flags.String("tag", "weft.io/weft:dev", "`name:tag` of the image")
+	tag := flags.String("tag", build.Image, "`name:tag` of the image")
 	version := flags.String("version", "dev", "`version` that the programs report")
 	if err := flags.Parse(args); err != nil {
 		return err
