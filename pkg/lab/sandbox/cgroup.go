@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -57,18 +56,27 @@ func (c Cgroup) Create() error {
 	return nil
 }
 
-// command returns args as a command that enters the cgroup first and then becomes args.
-func (c Cgroup) command(args []string) (*exec.Cmd, error) {
+// enter returns a command prefix: what follows it starts inside the cgroup, and is never outside it.
+func (c Cgroup) enter() ([]string, error) {
 	hierarchies, err := mountedHierarchies()
 	if err != nil {
 		return nil, err
 	}
 	const join = `until [ "$1" = -- ]; do echo $$ >"$1" || exit 126; shift; done; shift; exec "$@"`
-	argv := []string{"-c", join, "sh"}
+	argv := []string{"/bin/sh", "-c", join, "sh"}
 	for _, h := range joined(hierarchies) {
 		argv = append(argv, filepath.Join(h.mount, string(c), daemonsLeaf, "cgroup.procs"))
 	}
-	return exec.Command("/bin/sh", append(append(argv, "--"), args...)...), nil
+	return append(argv, "--"), nil
+}
+
+// StartDaemon starts a process in the cgroup and in the caller's namespaces.
+func (c Cgroup) StartDaemon(d Daemon) (Running, error) {
+	enter, err := c.enter()
+	if err != nil {
+		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
+	}
+	return d.start(enter)
 }
 
 // PIDs are the processes in the cgroup and below it.

@@ -43,11 +43,12 @@ func (g Group) Start(name string, files Files) (Node, error) {
 	if err := n.Cgroup().Create(); err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
 	}
-	cmd, err := n.Cgroup().command([]string{
-		"unshare", "--net", "--mount", "--uts", "--propagation", "private", "/bin/sh", "-ec", setupScript(name, files)})
+	argv, err := n.Cgroup().enter()
 	if err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
 	}
+	argv = append(argv, "unshare", "--net", "--mount", "--uts", "--propagation", "private", "/bin/sh", "-ec", setupScript(name, files))
+	cmd := exec.Command(argv[0], argv[1:]...)
 	ready, report, err := os.Pipe()
 	if err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
@@ -111,20 +112,25 @@ func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + 
 // Cgroup is where the node's processes are.
 func (n Node) Cgroup() Cgroup { return n.Group.Cgroup().Child(n.Name) }
 
-// Enter is the command prefix that runs a program in the node's namespaces.
-func (n Node) Enter() []string {
-	return []string{"nsenter", fmt.Sprintf("--target=%d", n.Holder.PID), "--net", "--mount", "--uts", "--"}
+// Enter is the command prefix that runs a program in the node's namespaces and cgroup.
+func (n Node) Enter() ([]string, error) {
+	enter, err := n.Cgroup().enter()
+	if err != nil {
+		return nil, fmt.Errorf("enter node %s: %w", n.Name, err)
+	}
+	if !n.Holder.Alive() {
+		return nil, fmt.Errorf("enter node %s: it is gone (its process %d has ended)", n.Name, n.Holder.PID)
+	}
+	return append(enter, "nsenter", fmt.Sprintf("--target=%d", n.Holder.PID), "--net", "--mount", "--uts", "--"), nil
 }
 
-// Command is a command inside the node. It does not join the node's cgroup: it ends with its caller.
-func (n Node) Command(ctx context.Context, args ...string) *exec.Cmd {
-	argv := append(n.Enter(), args...)
-	return exec.CommandContext(ctx, argv[0], argv[1:]...)
-}
-
-// Run runs a command inside the node and returns its standard output.
+// Run runs a command on the node and returns its standard output.
 func (n Node) Run(ctx context.Context, args ...string) (string, error) {
-	out, err := n.Command(ctx, args...).Output()
+	enter, err := n.Enter()
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.CommandContext(ctx, enter[0], append(enter[1:], args...)...).Output()
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
@@ -135,9 +141,13 @@ func (n Node) Run(ctx context.Context, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// StartDaemon starts a process inside the node, and in its cgroup.
+// StartDaemon starts a process on the node and leaves it running.
 func (n Node) StartDaemon(d Daemon) (Running, error) {
-	running, err := StartDaemon(n.Cgroup(), n.Enter(), d)
+	enter, err := n.Enter()
+	if err != nil {
+		return Running{}, err
+	}
+	running, err := d.start(enter)
 	if err != nil {
 		return Running{}, fmt.Errorf("on node %s: %w", n.Name, err)
 	}
@@ -169,9 +179,6 @@ func (n Node) netlink() (*netlink.Handle, error) {
 }
 
 func (n Node) netNS() (netns.NsHandle, error) {
-	if !n.Holder.Alive() {
-		return netns.None(), fmt.Errorf("node %s is gone (its process %d has ended)", n.Name, n.Holder.PID)
-	}
 	ns, err := netns.GetFromPid(n.Holder.PID)
 	if err != nil {
 		return netns.None(), fmt.Errorf("open network namespace of node %s: %w", n.Name, err)

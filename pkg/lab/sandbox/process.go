@@ -77,8 +77,6 @@ func commandName(pid int) string {
 // Daemon is a process to start and leave running.
 type Daemon struct {
 	Args []string
-	Env  []string // added to the caller's
-	Dir  string
 	Log  string // receives standard output and error, appended
 }
 
@@ -88,22 +86,16 @@ type Running struct {
 	Exited <-chan struct{}
 }
 
-// StartDaemon starts a process in the cgroup and in the namespaces that enter leads to (a command prefix such as
-// Node.Enter returns; nil for the caller's own). The process is in the cgroup before it does anything, so that no crash
-// of the caller can lose it.
-func StartDaemon(cg Cgroup, enter []string, d Daemon) (Running, error) {
+// start runs the daemon behind a command prefix that brings it to its place. It is in its cgroup before it does anything, so
+// that no crash of the caller can lose it.
+func (d Daemon) start(enter []string) (Running, error) {
 	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
 	}
 	defer log.Close()
-	cmd, err := cg.command(append(append([]string{}, enter...), d.Args...))
-	if err != nil {
-		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
-	}
+	cmd := exec.Command(enter[0], append(enter[1:], d.Args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append(os.Environ(), d.Env...)
-	cmd.Dir = d.Dir
 	return start(cmd)
 }
 

@@ -59,7 +59,7 @@ func TestTwoNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := underlay.Attach(t.Context(), n, "eth0", nil); err != nil {
+		if err := underlay.Attach(t.Context(), n, "eth0"); err != nil {
 			t.Fatal(err)
 		}
 		addrs := prefixes([]string{"172.29.255.2/24", "172.29.255.3/24"}[i], []string{"fd57:6566:74ff::2/64", "fd57:6566:74ff::3/64"}[i])
@@ -121,7 +121,7 @@ func TestDestroyFindsEverything(t *testing.T) {
 	if err := child.Create(); err != nil {
 		t.Fatal(err)
 	}
-	inChild, err := sandbox.StartDaemon(child, n.Enter(), sandbox.Daemon{Log: log, Args: []string{"sleep", "1000"}})
+	inChild, err := child.StartDaemon(sandbox.Daemon{Log: log, Args: []string{"sleep", "1000"}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,10 +3,10 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -52,7 +52,7 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 		return Underlay{}, fmt.Errorf("open the caller's network namespace: %w", err)
 	}
 	defer own.Close()
-	if err := u.plug(ctx, "host", g.HostLink(), nil, own); err != nil {
+	if err := u.plug("host", g.HostLink(), own); err != nil {
 		return Underlay{}, err
 	}
 	host, err := netlink.NewHandleAt(own)
@@ -60,28 +60,30 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 		return Underlay{}, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	if err := disableChecksumOffload(ctx, nil, g.HostLink()); err != nil {
-		return Underlay{}, err
+	argv := checksumAtSending(g.HostLink())
+	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
+		return Underlay{}, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 	}
 	return u, configure(host, g.HostLink(), hostAddrs, nil)
 }
 
-// Attach gives a node a NIC on the underlay. Nothing of a node's kernel computes checksums later than at sending: a
-// switch in user space reads the packets as they are on the wire.
-func (u Underlay) Attach(ctx context.Context, n Node, nic string, mac net.HardwareAddr) error {
+// Attach gives a node a NIC on the underlay. Checksums are computed at sending: a switch in user space, on this node or at
+// the other end, reads the packets as they are and could not complete them.
+func (u Underlay) Attach(ctx context.Context, n Node, nic string) error {
 	ns, err := n.netNS()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if err := u.plug(ctx, n.Name, nic, mac, ns); err != nil {
+	if err := u.plug(n.Name, nic, ns); err != nil {
 		return err
 	}
-	return disableChecksumOffload(ctx, n.Enter(), nic)
+	_, err = n.Run(ctx, checksumAtSending(nic)...)
+	return err
 }
 
 // plug creates a veth between the bridge (where it is called port) and a namespace (where it is called nic).
-func (u Underlay) plug(ctx context.Context, port, nic string, mac net.HardwareAddr, ns netns.NsHandle) error {
+func (u Underlay) plug(port, nic string, ns netns.NsHandle) error {
 	handle, err := u.Node.netlink()
 	if err != nil {
 		return err
@@ -92,11 +94,10 @@ func (u Underlay) plug(ctx context.Context, port, nic string, mac net.HardwareAd
 		return fmt.Errorf("find bridge %s: %w", bridgeName, err)
 	}
 	veth := &netlink.Veth{
-		LinkAttrs:        netlink.LinkAttrs{Name: port, MTU: u.MTU, MasterIndex: bridge.Attrs().Index},
-		PeerName:         nic,
-		PeerMTU:          uint32(u.MTU),
-		PeerHardwareAddr: mac,
-		PeerNamespace:    netlink.NsFd(int(ns)),
+		LinkAttrs:     netlink.LinkAttrs{Name: port, MTU: u.MTU, MasterIndex: bridge.Attrs().Index},
+		PeerName:      nic,
+		PeerMTU:       uint32(u.MTU),
+		PeerNamespace: netlink.NsFd(int(ns)),
 	}
 	if err := handle.LinkAdd(veth); err != nil {
 		return fmt.Errorf("create NIC %s on the underlay: %w", nic, err)
@@ -107,10 +108,5 @@ func (u Underlay) plug(ctx context.Context, port, nic string, mac net.HardwareAd
 	return nil
 }
 
-func disableChecksumOffload(ctx context.Context, enter []string, nic string) error {
-	argv := append(append([]string{}, enter...), "ethtool", "-K", nic, "tx", "off")
-	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("turn off checksum offload of %s: %w: %s", nic, err, out)
-	}
-	return nil
-}
+// checksumAtSending is the command after which a NIC's packets carry complete checksums.
+func checksumAtSending(nic string) []string { return []string{"ethtool", "-K", nic, "tx", "off"} }

@@ -1,0 +1,188 @@
+// Command cluster runs a real Kubernetes cluster of several nodes on one Linux machine, without Docker, images from a
+// registry or a virtual machine: etcd and the control plane in the machine's own namespaces, and per node a sandbox (see
+// pkg/lab/sandbox) with Open vSwitch, containerd, runc and kubelet.
+//
+// What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no record
+// to find it. The record in the state directory (see test/cluster/state) is for the other commands and for tests.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/cluster/state"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{Use: "cluster", Short: "A real Kubernetes cluster on this machine", SilenceUsage: true, SilenceErrors: true}
+	var dir string
+	root.PersistentFlags().StringVar(&dir, "dir", ".cluster", "state directory")
+	root.PersistentPreRunE = func(*cobra.Command, []string) (err error) {
+		dir, err = filepath.Abs(dir)
+		return err
+	}
+	root.AddCommand(upCommand(&dir), downCommand(&dir), loadCommand(&dir), execCommand(&dir),
+		&cobra.Command{
+			Use: "status", Short: "Show what stands and whether it is well", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				c, err := state.Load(dir)
+				if err != nil {
+					return err
+				}
+				return status(cmd.Context(), os.Stdout, c)
+			},
+		},
+		&cobra.Command{
+			Use: "deps", Short: "Install the Debian packages that a cluster needs", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return installPackages(cmd.Context(), newProgress(os.Stdout))
+			},
+		})
+	return root
+}
+
+func upCommand(dir *string) *cobra.Command {
+	var o upOptions
+	var name, family string
+	var noWeft bool
+	cmd := &cobra.Command{
+		Use: "up", Short: "Start a cluster, in place of a previous one of that name", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			group, err := sandbox.ParseGroup(name)
+			if err != nil {
+				return err
+			}
+			o.plan.Name, o.dir = string(group), *dir
+			if o.plan.Family, err = state.ParseIPFamily(family); err != nil {
+				return err
+			}
+			if o.nodes < 1 || o.nodes > state.MaxNodes {
+				return fmt.Errorf("--nodes %d: want 1 to %d", o.nodes, state.MaxNodes)
+			}
+			if noWeft {
+				o.install = ""
+			}
+			for _, path := range []*string{&o.install, &o.image} {
+				if *path == "" {
+					continue
+				}
+				if *path, err = filepath.Abs(*path); err != nil {
+					return err
+				}
+			}
+			return up(cmd.Context(), newProgress(os.Stdout), o)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&name, "name", "weft", "name of the cluster; several stand side by side")
+	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
+	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
+	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve or vxlan")
+	flags.StringVar(&o.datapath, "datapath", "netdev", "Weft's datapath; the machine needs a kernel with Open vSwitch for system")
+	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
+	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
+	flags.BoolVar(&noWeft, "no-weft", false, "leave the cluster without a pod network")
+	return cmd
+}
+
+func downCommand(dir *string) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "down", Short: "Remove a cluster, in whatever state it is", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			group, err := sandbox.ParseGroup(name)
+			if err != nil {
+				return err
+			}
+			if c, err := state.Load(*dir); err == nil && !cmd.Flags().Changed("name") {
+				group = sandbox.Group(c.Plan.Name)
+			}
+			return down(cmd.Context(), newProgress(os.Stdout), group, *dir)
+		},
+	}
+	cmd.Flags().StringVar(&name, "name", "weft", "name of the cluster, when the state directory does not say it")
+	return cmd
+}
+
+func loadCommand(dir *string) *cobra.Command {
+	return &cobra.Command{
+		Use: "load IMAGE.tar", Short: "Put an image on every node", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := state.Load(*dir)
+			if err != nil {
+				return err
+			}
+			tar, err := filepath.Abs(args[0])
+			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(tar); err != nil {
+				return fmt.Errorf("load image: %w", err)
+			}
+			return newProgress(os.Stdout).step("Load "+args[0], func(func(string)) error {
+				return each(cmd.Context(), len(c.Nodes), func(ctx context.Context, i int) error {
+					return importImage(ctx, c.Nodes[i], tar)
+				})
+			})
+		},
+	}
+}
+
+func execCommand(dir *string) *cobra.Command {
+	var node string
+	cmd := &cobra.Command{
+		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of the host " + state.OutsideName,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, err := state.Load(*dir)
+			if err != nil {
+				return err
+			}
+			n, err := c.Find(node)
+			if err != nil {
+				return err
+			}
+			enter, err := n.Enter()
+			if err != nil {
+				return fmt.Errorf("%w: start the cluster again", err)
+			}
+			return replace(append(enter, args...), execEnv(os.Environ(), c))
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "name of the node, or "+state.OutsideName)
+	if err := cmd.MarkFlagRequired("node"); err != nil {
+		panic(err) // only if the flag above is renamed
+	}
+	return cmd
+}
+
+// replace becomes another program, so that its input, output, signals and exit status are the caller's.
+func replace(argv, env []string) error {
+	return fmt.Errorf("run %s: %w", strings.Join(argv, " "), syscall.Exec(argv[0], argv, env))
+}
+
+// execEnv makes kubectl, ctr and crictl work without flags on a node.
+func execEnv(env []string, c state.Cluster) []string {
+	path := "PATH=" + paths(c.Dir).join("bin") + ":" + os.Getenv("PATH")
+	return append(slices.DeleteFunc(slices.Clone(env), func(v string) bool { return strings.HasPrefix(v, "PATH=") }),
+		path, "KUBECONFIG="+c.Kubeconfig(), "CONTAINERD_NAMESPACE=k8s.io",
+		"CONTAINERD_ADDRESS=/run/containerd/containerd.sock", "CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock")
+}

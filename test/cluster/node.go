@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/cluster/state"
+)
+
+const (
+	// nic is a node's network card; the physical bridge has taken it over, with the node's addresses.
+	nic            = "eth0"
+	physicalBridge = "br-phy"
+
+	ovsRunDir = "/run/openvswitch"
+	ovsDB     = "/etc/openvswitch/conf.db"
+	ovsSchema = "/usr/share/openvswitch/vswitch.ovsschema"
+	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
+	ovsTimeout = "--timeout=20"
+)
+
+// onDisk are the directories of a node that are empty at first, whatever the machine has there, and that are kept in the
+// state directory instead of memory.
+var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log/openvswitch", "/var/log/pods"}
+
+// copyOnWrite are the directories that a node may change for itself.
+var copyOnWrite = []string{"/etc", "/opt", "/var/lib", "/var/log"}
+
+// nodeFiles writes the files that a node needs before it starts, and says where it shall see them.
+func nodeFiles(dir paths, plan state.Plan, name string) (sandbox.Files, error) {
+	files := sandbox.Files{CopyOnWrite: copyOnWrite}
+	for _, target := range onDisk {
+		source := dir.node(name, "root", target)
+		if err := os.MkdirAll(source, 0o755); err != nil {
+			return files, fmt.Errorf("prepare node %s: %w", name, err)
+		}
+		files.Binds = append(files.Binds, sandbox.Bind{Source: source, Target: target})
+	}
+	write := func(text string, parts ...string) (string, error) {
+		path := dir.node(name, parts...)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		return path, os.WriteFile(path, []byte(text), 0o644)
+	}
+	for key, value := range sysctls {
+		source, err := write(value+"\n", "sysctl", strings.ReplaceAll(key, "/", "."))
+		if err != nil {
+			return files, fmt.Errorf("prepare node %s: %w", name, err)
+		}
+		files.Binds = append(files.Binds, sandbox.Bind{Source: source, Target: "/proc/sys/" + key})
+	}
+	hosts, err := write(hostsFile(plan, name), "hosts")
+	if err != nil {
+		return files, fmt.Errorf("prepare node %s: %w", name, err)
+	}
+	files.Binds = append(files.Binds, sandbox.Bind{Source: hosts, Target: "/etc/hosts"})
+	if _, err := write(fmt.Sprintf("nameserver %s\n", plan.Outside()[0].Addr()), "resolv.conf"); err != nil {
+		return files, fmt.Errorf("prepare node %s: %w", name, err)
+	}
+	if _, err := write(containerdConfig(), "containerd.toml"); err != nil {
+		return files, fmt.Errorf("prepare node %s: %w", name, err)
+	}
+	return files, nil
+}
+
+func hostsFile(plan state.Plan, name string) string {
+	var b strings.Builder
+	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
+	for i := range state.MaxNodes {
+		if state.NodeName(i) == name {
+			for _, addr := range state.Addrs(plan.Node(i)) {
+				fmt.Fprintf(&b, "%s %s\n", addr, name)
+			}
+		}
+	}
+	return b.String()
+}
+
+// startNode starts one node up to its container runtime: namespaces, Open vSwitch with the NIC and the node's addresses on
+// the physical bridge, and containerd.
+func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, error) {
+	dir, plan := paths(c.Dir), c.Plan
+	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)), Processes: map[string]sandbox.Process{}}
+	files, err := nodeFiles(dir, plan, n.Name)
+	if err != nil {
+		return n, err
+	}
+	if n.Sandbox, err = sandbox.Group(plan.Name).Start(n.Name, files); err != nil {
+		return n, err
+	}
+	if err := c.Underlay.Attach(ctx, n.Sandbox, nic); err != nil {
+		return n, err
+	}
+	if err := silenceNIC(ctx, n.Sandbox); err != nil {
+		return n, err
+	}
+	if err := startOVS(ctx, dir, n); err != nil {
+		return n, err
+	}
+	if _, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "add-br", physicalBridge, "--",
+		"set", "bridge", physicalBridge, "datapath_type=netdev", "fail_mode=standalone", fmt.Sprintf("other_config:hwaddr=%q", plan.NodeMAC(index)), "--",
+		"add-port", physicalBridge, nic); err != nil {
+		return n, err
+	}
+	if err := n.Sandbox.Configure(physicalBridge, plan.Node(index), state.Addrs(plan.Outside())); err != nil {
+		return n, err
+	}
+	return n, startContainerd(ctx, dir, n)
+}
+
+// silenceNIC keeps the node's kernel from answering on the NIC what Open vSwitch, which reads the same packets, hands it on
+// the physical bridge: no ARP, no IPv6, and (since the bridge has a MAC address of its own) no unicast IPv4. It also
+// makes the node a router, as every Kubernetes node is.
+func silenceNIC(ctx context.Context, n sandbox.Node) error {
+	const script = `
+ip link set "$1" arp off up
+echo 1 >/proc/sys/net/ipv6/conf/"$1"/disable_ipv6
+echo 1 >/proc/sys/net/ipv4/ip_forward
+echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`
+	_, err := n.Run(ctx, "sh", "-ec", script, "sh", nic)
+	return err
+}
+
+// startOVS starts Open vSwitch the way the Debian package does, in the places where it does.
+func startOVS(ctx context.Context, dir paths, n state.Node) error {
+	const create = `mkdir -p "$1" "$(dirname "$2")"; rm -f "$2"; ovsdb-tool create "$2" "$3"`
+	if _, err := n.Sandbox.Run(ctx, "sh", "-ec", create, "sh", ovsRunDir, ovsDB, ovsSchema); err != nil {
+		return err
+	}
+	daemon := func(program string, ready func(context.Context) error, args ...string) error {
+		return startOnNode(ctx, dir, n, program, ready, append(args, "--pidfile", "--log-file", "-vconsole:off")...)
+	}
+	socket := "unix:" + ovsRunDir + "/db.sock"
+	if err := daemon("ovsdb-server", func(ctx context.Context) error {
+		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", "--no-wait", "--timeout=2", "init", "--", "set", "Open_vSwitch", ".",
+			"external_ids:system-id="+n.Name, "external_ids:hostname="+n.Name)
+		return err
+	}, ovsDB, "--remote=p"+socket); err != nil {
+		return err
+	}
+	return daemon("ovs-vswitchd", func(ctx context.Context) error {
+		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
+		return err
+	}, socket)
+}
+
+func startContainerd(ctx context.Context, dir paths, n state.Node) error {
+	return startOnNode(ctx, dir, n, "containerd", func(ctx context.Context) error {
+		_, err := n.Sandbox.Run(ctx, "ctr", "--connect-timeout=2s", "version")
+		return err
+	}, "--config="+dir.node(n.Name, "containerd.toml"))
+}
+
+// startOnNode starts a daemon on a node, records it and waits until it is ready.
+func startOnNode(ctx context.Context, dir paths, n state.Node, program string, ready func(context.Context) error, args ...string) error {
+	name := filepath.Base(program)
+	log := dir.log(n.Name + "-" + name)
+	running, err := n.Sandbox.StartDaemon(sandbox.Daemon{Args: append([]string{program}, args...), Log: log})
+	if err != nil {
+		return err
+	}
+	n.Processes[name] = running.Process
+	return waitReady(ctx, running, n.Name+"'s "+name, log, ready)
+}
+
+func kubeletArgs(dir paths, n state.Node, index int) []string {
+	return []string{
+		"--config=" + dir.node(n.Name, "kubelet.yaml"),
+		"--kubeconfig=" + dir.kubeconfig(n.Name),
+		"--node-ip=" + list(n.Addrs),
+		"--node-labels=" + fmt.Sprintf("topology.kubernetes.io/region=lab,topology.kubernetes.io/zone=%s", zone(index)),
+	}
+}
+
+// zone spreads the nodes over two zones.
+func zone(index int) string { return []string{"zone-a", "zone-b"}[index%2] }
+
+// startKubelet starts a node's kubelet and returns when the node is registered.
+func startKubelet(ctx context.Context, c state.Cluster, n state.Node, index int) error {
+	dir := paths(c.Dir)
+	if err := writeYAML(dir.node(n.Name, "kubelet.yaml"), kubeletConfig(dir, c.Plan, n)); err != nil {
+		return err
+	}
+	return startOnNode(ctx, dir, n, filepath.Join(c.Components, "kubelet"), func(ctx context.Context) error {
+		// Only an administrator may give a node a role; the label exists as soon as the node does.
+		_, err := kubectl(ctx, c, "label", "--overwrite", "node", n.Name, "node-role.kubernetes.io/worker=")
+		return err
+	}, kubeletArgs(dir, n, index)...)
+}
+
+// startOutside starts the host beyond the nodes. It has no route but to its own network: what it answers must come from a
+// node's address.
+func startOutside(ctx context.Context, c state.Cluster) (state.Outside, error) {
+	out := state.Outside{Addrs: state.Addrs(c.Plan.Outside()), Beyond: c.Plan.Beyond()}
+	var err error
+	if out.Sandbox, err = sandbox.Group(c.Plan.Name).Start(state.OutsideName, sandbox.Files{}); err != nil {
+		return out, err
+	}
+	if err := c.Underlay.Attach(ctx, out.Sandbox, nic); err != nil {
+		return out, err
+	}
+	if err := out.Sandbox.Configure(nic, c.Plan.Outside(), nil); err != nil {
+		return out, err
+	}
+	var beyond []netip.Prefix
+	for _, addr := range out.Beyond {
+		beyond = append(beyond, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return out, out.Sandbox.Configure("lo", beyond, nil)
+}

@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/cluster/image"
+	"github.com/weft-cni/weft/test/cluster/state"
+)
+
+// upOptions are what `up` was asked for.
+type upOptions struct {
+	plan     state.Plan
+	nodes    int
+	tunnel   string
+	datapath string
+	dir      string // absolute
+	install  string // manifest of Weft; empty: a cluster without network
+	image    string // tar with Weft's image; empty: none
+}
+
+// up starts a cluster. When it fails, what has been started stays for inspection; `down` or the next `up` removes it.
+func up(ctx context.Context, p *progress, o upOptions) error {
+	if err := checkMachine(); err != nil {
+		return err
+	}
+	for _, path := range []string{o.install, o.image} {
+		if _, err := os.Stat(path); path != "" && err != nil {
+			return fmt.Errorf("cannot deploy Weft (build it with `make image`, or use --no-weft): %w", err)
+		}
+	}
+	repo, err := repository(ctx)
+	if err != nil {
+		return err
+	}
+	components, err := ensureComponents(ctx, p, repo)
+	if err != nil {
+		return err
+	}
+	unlock, err := lock(o.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	group := sandbox.Group(o.plan.Name)
+	if left, err := group.Leftovers(); err != nil {
+		return err
+	} else if len(left) > 0 || stateExists(o.dir) {
+		if err := p.step("Remove the previous cluster", func(func(string)) error { return remove(ctx, group, o.dir) }); err != nil {
+			return err
+		}
+	}
+	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, APIServer: o.plan.APIServer(), Components: components}
+	if err := start(ctx, p, repo, &c, o); err != nil {
+		p.print("What has been started stays for inspection, with its logs in " + paths(o.dir).join("logs") + "; `make cluster-down` removes it.")
+		return err
+	}
+	p.print(fmt.Sprintf("Cluster %q is up after %s: export KUBECONFIG=%s", o.plan.Name, seconds(time.Since(p.begun)), c.Kubeconfig()))
+	return nil
+}
+
+func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o upOptions) error {
+	if err := p.step("Underlay, outside host and certificates", func(func(string)) error { return prepare(ctx, c, o.nodes) }); err != nil {
+		return err
+	}
+	err := p.step("Control plane", func(detail func(string)) (err error) {
+		c.Processes, err = startControlPlane(ctx, *c, detail)
+		return err
+	})
+	if err := errors.Join(err, c.Save()); err != nil {
+		return err
+	}
+	if err := p.step("Images", func(func(string)) error { return writeImages(ctx, repo, *c) }); err != nil {
+		return err
+	}
+	images := []string{paths(c.Dir).image("pause"), paths(c.Dir).image("agnhost")}
+	if o.image != "" {
+		images = append(images, o.image)
+	}
+	err = p.step(fmt.Sprintf("%d nodes: Open vSwitch, containerd, images, kubelet", o.nodes), func(detail func(string)) error {
+		return startNodes(ctx, c, o.nodes, images, detail)
+	})
+	if err := errors.Join(err, c.Save()); err != nil {
+		return err
+	}
+	if o.install == "" {
+		return nil
+	}
+	return deployWeft(ctx, p, *c, o)
+}
+
+// prepare makes the state directory, the networks beyond the nodes and all credentials.
+func prepare(ctx context.Context, c *state.Cluster, nodes int) error {
+	dir := paths(c.Dir)
+	for _, sub := range []string{"bin", "images", "logs", "nodes", "pki"} {
+		if err := os.MkdirAll(dir.join(sub), 0o755); err != nil {
+			return fmt.Errorf("prepare state directory: %w", err)
+		}
+	}
+	if err := c.Save(); err != nil {
+		return err
+	}
+	if err := os.Symlink(filepath.Join(c.Components, "kubectl"), c.Kubectl()); err != nil {
+		return fmt.Errorf("prepare state directory: %w", err)
+	}
+	var named []state.Node
+	for i := range nodes {
+		named = append(named, state.Node{Name: state.NodeName(i), Addrs: state.Addrs(c.Plan.Node(i))})
+	}
+	if err := writeCredentials(dir, c.Plan, named); err != nil {
+		return err
+	}
+	if err := checkUnderlayFree(c.Plan); err != nil {
+		return err
+	}
+	var err error
+	if c.Underlay, err = sandbox.Group(c.Plan.Name).StartUnderlay(ctx, state.UnderlayMTU, c.Plan.Host()); err != nil {
+		return err
+	}
+	if c.Outside, err = startOutside(ctx, *c); err != nil {
+		return err
+	}
+	return c.Save()
+}
+
+// checkUnderlayFree refuses a plan whose underlay the machine already uses for something else.
+func checkUnderlayFree(plan state.Plan) error {
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("list the machine's addresses: %w", err)
+	}
+	for _, a := range addrs {
+		addr, ok := netip.AddrFromSlice(a.IP)
+		for _, underlay := range plan.Underlay() {
+			if ok && underlay.Contains(addr.Unmap()) {
+				return fmt.Errorf("the machine has the address %s on link %q, inside the underlay %s of cluster %q: choose another --name, which gets another underlay",
+					a.IPNet, a.Label, underlay, plan.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// writeImages makes the images that every node has from the start.
+func writeImages(ctx context.Context, repo string, c state.Cluster) error {
+	dir := paths(c.Dir)
+	pause := dir.join("bin", "pause")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", pause, "./test/cluster/pause")
+	cmd.Dir = repo
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the pause program: %w\n%s", err, out)
+	}
+	if err := image.Pause(pause).Write(dir.image("pause")); err != nil {
+		return err
+	}
+	agnhost, err := image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"))
+	if err != nil {
+		return err
+	}
+	return agnhost.Write(dir.image("agnhost"))
+}
+
+// startNodes starts all nodes at once and returns when each is registered. What was started is in c, also after an error.
+func startNodes(ctx context.Context, c *state.Cluster, count int, images []string, detail func(string)) error {
+	c.Nodes = make([]state.Node, count)
+	var registered atomic.Int32
+	return each(ctx, count, func(ctx context.Context, i int) (err error) {
+		if c.Nodes[i], err = startNode(ctx, *c, i); err != nil {
+			return err
+		}
+		for _, tar := range images {
+			if err := importImage(ctx, c.Nodes[i], tar); err != nil {
+				return err
+			}
+		}
+		if err := startKubelet(ctx, *c, c.Nodes[i], i); err != nil {
+			return err
+		}
+		detail(fmt.Sprintf("%d registered", registered.Add(1)))
+		return nil
+	})
+}
+
+// importImage puts the images of a tar into a node's containerd, where kubelet finds them.
+func importImage(ctx context.Context, n state.Node, tar string) error {
+	_, err := n.Sandbox.Run(ctx, "ctr", "--namespace=k8s.io", "images", "import", tar)
+	return err
+}
+
+// each runs f for the nodes 0 to count-1 at once.
+func each(ctx context.Context, count int, f func(ctx context.Context, index int) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range count {
+		group.Go(func() error { return f(ctx, i) })
+	}
+	return group.Wait()
+}
