@@ -74,8 +74,8 @@ func readModule(module string) (version, hash string, err error) {
 		}
 		sum.Write(data)
 		for line := range strings.Lines(string(data)) {
-			if fields := strings.Fields(line); name == "go.mod" && len(fields) == 2 && fields[0] == "k8s.io/kubernetes" {
-				version = fields[1]
+			if required, ok := strings.CutPrefix(strings.TrimSpace(line), "k8s.io/kubernetes v"); ok && name == "go.mod" {
+				version = "v" + strings.Fields(required)[0]
 			}
 		}
 	}
