@@ -164,3 +164,13 @@ func (a Attachment) Key() AttachmentKey { return AttachmentKey{a.ContainerID, a.
 type AttachmentKey struct{ ContainerID, IfName string }
 
 func (k AttachmentKey) String() string { return k.ContainerID + "/" + k.IfName }
+
+// Pod is a pod of this node as the API server knows it.
+type Pod struct {
+	PodRef
+	HostNetwork bool
+	Phase       string
+}
+
+// Done says whether the pod has ended for good: it has, or soon will have, no interface.
+func (p Pod) Done() bool { return p.Phase == "Succeeded" || p.Phase == "Failed" }

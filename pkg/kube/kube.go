@@ -1,0 +1,206 @@
+// Package kube turns Kubernetes objects into changes of the node's view. It is the only package that imports client-go.
+//
+// Informers own the objects; each runs on a goroutine of its own and hands every change to the Emit function, which must
+// not block. An object that cannot be understood is reported and leaves out just what is wrong with it.
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// NewClient connects to the API server with the pod's service account. A non-empty server is used instead of the
+// kubernetes Service's address, which nothing may serve before Weft runs.
+func NewClient(server string) (kubernetes.Interface, error) {
+	cfg, err := rest.InClusterConfig()
+	if err != nil {
+		return nil, fmt.Errorf("connect to the API server: %w", err)
+	}
+	if server != "" {
+		cfg.Host = server
+	}
+	cfg.UserAgent = "weft-agent"
+	return kubernetes.NewForConfig(cfg)
+}
+
+// Watcher follows the objects that concern one node.
+type Watcher struct {
+	node  string
+	emit  func(state.Change)
+	log   *slog.Logger
+	nodes cache.SharedIndexInformer
+	pods  cache.SharedIndexInformer
+}
+
+// NewWatcher makes the watcher of the named node; Run starts it.
+func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change), log *slog.Logger) (*Watcher, error) {
+	everything := informers.NewSharedInformerFactory(client, 0)
+	local := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+	}))
+	w := &Watcher{
+		node: node, emit: emit, log: log,
+		nodes: everything.Core().V1().Nodes().Informer(),
+		pods:  local.Core().V1().Pods().Informer(),
+	}
+	// What is not used is not kept: on a large cluster managed fields and images are most of a Node.
+	if err := w.nodes.SetTransform(trimNode); err != nil {
+		return nil, fmt.Errorf("watch nodes: %w", err)
+	}
+	if err := w.pods.SetTransform(trimPod); err != nil {
+		return nil, fmt.Errorf("watch pods: %w", err)
+	}
+	_, err := w.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(obj any) { w.nodeChanged(obj) },
+		UpdateFunc: func(_, obj any) { w.nodeChanged(obj) },
+		DeleteFunc: func(obj any) {
+			if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
+				w.emit(state.DeleteNode{Name: name})
+			}
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("watch nodes: %w", err)
+	}
+	return w, nil
+}
+
+// Run runs the informers until the context ends.
+func (w *Watcher) Run(ctx context.Context) {
+	go w.pods.Run(ctx.Done())
+	w.nodes.Run(ctx.Done())
+}
+
+// WaitSynced returns when every object that existed at the start was emitted.
+func (w *Watcher) WaitSynced(ctx context.Context) error {
+	if !cache.WaitForCacheSync(ctx.Done(), w.nodes.HasSynced, w.pods.HasSynced) {
+		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// Pods are the pods that the API server knows on this node.
+func (w *Watcher) Pods() []model.Pod {
+	objects := w.pods.GetStore().List()
+	pods := make([]model.Pod, 0, len(objects))
+	for _, obj := range objects {
+		if p, ok := obj.(*corev1.Pod); ok {
+			pods = append(pods, Pod(p))
+		}
+	}
+	return pods
+}
+
+func (w *Watcher) nodeChanged(obj any) {
+	object, ok := obj.(*corev1.Node)
+	if !ok {
+		return
+	}
+	n, err := Node(object)
+	if err != nil {
+		w.log.Warn("part of a Node cannot be used", "node", object.Name, "err", err)
+	}
+	w.emit(state.SetNode{Node: n})
+}
+
+// Node is what the model holds of a Node: its first InternalIP and its first pod CIDR of each family. The error lists
+// the values that could not be read; the rest is still good.
+func Node(object *corev1.Node) (model.Node, error) {
+	n := model.Node{Name: object.Name}
+	var bad []error
+	families := map[bool]bool{}
+	for _, a := range object.Status.Addresses {
+		if a.Type != corev1.NodeInternalIP {
+			continue
+		}
+		addr, err := netip.ParseAddr(a.Address)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("status.addresses: %w", err))
+			continue
+		}
+		if !families[addr.Is4()] {
+			families[addr.Is4()] = true
+			n.Addrs = append(n.Addrs, addr)
+		}
+	}
+	clear(families)
+	for _, c := range object.Spec.PodCIDRs {
+		cidr, err := netip.ParsePrefix(c)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("spec.podCIDRs: %w", err))
+			continue
+		}
+		if !families[cidr.Addr().Is4()] {
+			families[cidr.Addr().Is4()] = true
+			n.PodCIDRs = append(n.PodCIDRs, cidr.Masked())
+		}
+	}
+	return n, errors.Join(bad...)
+}
+
+// Pod is what the model holds of a Pod.
+func Pod(object *corev1.Pod) model.Pod {
+	return model.Pod{
+		PodRef:      model.PodRef{Namespace: object.Namespace, Name: object.Name, UID: string(object.UID)},
+		HostNetwork: object.Spec.HostNetwork,
+		Phase:       string(object.Status.Phase),
+	}
+}
+
+func trimNode(obj any) (any, error) {
+	n, ok := obj.(*corev1.Node)
+	if !ok {
+		return obj, nil
+	}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
+		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
+		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
+	}, nil
+}
+
+func trimPod(obj any) (any, error) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil
+	}
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
+		Spec:       corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
+		Status:     corev1.PodStatus{Phase: p.Status.Phase},
+	}, nil
+}
+
+// SetNetworkAvailable sets the node's NetworkUnavailable condition to False: the scheduler may place pods there.
+func SetNetworkAvailable(ctx context.Context, client kubernetes.Interface, node string) error {
+	now := metav1.NewTime(time.Now())
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse,
+		Reason: "WeftReady", Message: "Weft has programmed the node's flows",
+		LastHeartbeatTime: now, LastTransitionTime: now,
+	}}}})
+	if err != nil {
+		return err
+	}
+	if _, err := client.CoreV1().Nodes().Patch(ctx, node, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+		return fmt.Errorf("set condition NetworkUnavailable of node %s: %w", node, err)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package kube_test
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+func object(name string, cidrs []string, addrs ...corev1.NodeAddress) *corev1.Node {
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}, Status: corev1.NodeStatus{Addresses: addrs}}
+}
+
+func internal(addr string) corev1.NodeAddress {
+	return corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr}
+}
+
+func TestNode(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		object *corev1.Node
+		want   model.Node
+		bad    bool
+	}{
+		{
+			name: "dual stack, the first of each family, in the kubelet's order",
+			object: object("n", []string{"fd44:1::/64", "10.244.1.7/24", "10.9.0.0/24"},
+				corev1.NodeAddress{Type: corev1.NodeHostName, Address: "n"}, internal("fd30::1"), internal("172.30.0.1"), internal("172.30.0.2")),
+			want: model.Node{Name: "n", Addrs: addrs("fd30::1", "172.30.0.1"), PodCIDRs: cidrs("fd44:1::/64", "10.244.1.0/24")},
+		},
+		{name: "nothing yet", object: object("n", nil), want: model.Node{Name: "n"}},
+		{
+			name:   "what is bad is left out and named",
+			object: object("n", []string{"not a range", "10.244.1.0/24"}, internal("?"), internal("172.30.0.1")),
+			want:   model.Node{Name: "n", Addrs: addrs("172.30.0.1"), PodCIDRs: cidrs("10.244.1.0/24")}, bad: true,
+		},
+	} {
+		got, err := kube.Node(tc.object)
+		if (err != nil) != tc.bad {
+			t.Errorf("%s: error %v", tc.name, err)
+		}
+		if diff := cmp.Diff(tc.want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, diff)
+		}
+	}
+}
+
+func addrs(texts ...string) (out []netip.Addr) {
+	for _, s := range texts {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+func cidrs(texts ...string) (out []netip.Prefix) {
+	for _, s := range texts {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func TestWatcher(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u"}, Spec: corev1.PodSpec{NodeName: "n1", HostNetwork: true}}
+	client := fake.NewClientset(object("n1", nil), pod)
+	changes := make(chan state.Change, 10)
+	w, err := kube.NewWatcher(client, "n1", func(c state.Change) { changes <- c }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	if err := w.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next := func() state.Change {
+		select {
+		case c := <-changes:
+			return c
+		case <-time.After(10 * time.Second):
+			t.Fatal("no change within 10 s")
+			return nil
+		}
+	}
+	if c, ok := next().(state.SetNode); !ok || c.Node.Name != "n1" {
+		t.Errorf("first change %+v", c)
+	}
+	if _, err := client.CoreV1().Nodes().Update(ctx, object("n1", []string{"10.244.1.0/24"}), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if c, ok := next().(state.SetNode); !ok || !slices.Equal(c.Node.PodCIDRs, cidrs("10.244.1.0/24")) {
+		t.Errorf("change after an update: %+v", c)
+	}
+	if err := client.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if c := next(); c != (state.DeleteNode{Name: "n1"}) {
+		t.Errorf("change after a deletion: %+v", c)
+	}
+	want := []model.Pod{{PodRef: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, HostNetwork: true}}
+	if got := w.Pods(); !slices.Equal(got, want) {
+		t.Errorf("pods = %+v", got)
+	}
+}
+
+func TestSetNetworkAvailable(t *testing.T) {
+	client := fake.NewClientset(object("n1", nil))
+	for range 2 {
+		if err := kube.SetNetworkAvailable(t.Context(), client, "n1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err := client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(n.Status.Conditions) != 1 || n.Status.Conditions[0].Type != corev1.NodeNetworkUnavailable || n.Status.Conditions[0].Status != corev1.ConditionFalse {
+		t.Errorf("conditions = %+v", n.Status.Conditions)
+	}
+	if err := kube.SetNetworkAvailable(t.Context(), client, "missing"); err == nil {
+		t.Error("a node that does not exist gave no error")
+	}
+}
