@@ -14,7 +14,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -59,7 +58,7 @@ func (s *Server) check(ctx context.Context, req wire.Request, netns *os.File) er
 	}); err != nil {
 		return err
 	}
-	recorded, err := s.cfg.Ports.Attachments(ctx)
+	recorded, _, err := s.cfg.Ports.Attachments(ctx)
 	if err != nil {
 		return transient("read the bridge's ports", err)
 	}
@@ -184,7 +183,7 @@ func checkPort(recorded []model.Attachment, att model.Attachment) []string {
 		if r.Key() != att.Key() {
 			continue
 		}
-		if !cmp.Equal(r, att, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+		if r.HostIfName != att.HostIfName || r.OFPort != att.OFPort || r.MAC != att.MAC || r.Pod != att.Pod || !slices.Equal(r.IPs, att.IPs) {
 			return []string{fmt.Sprintf("the bridge records %+v instead of %+v", r, att)}
 		}
 		return nil

@@ -16,17 +16,18 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// Ports is the bridge, as the CNI server needs it.
+// Ports is the bridge, as the CNI server needs it: an *ovsdb.Client.
 type Ports interface {
 	// AddPort adds the attachment's port and records the whole attachment in its external_ids, in one transaction. It
 	// returns when the switch has the port under the OpenFlow number that the attachment asks for.
 	AddPort(ctx context.Context, att model.Attachment) error
 	// RemovePort removes the port; one that does not exist is no error.
 	RemovePort(ctx context.Context, hostIfName string) error
-	// Attachments reads back what AddPort recorded, for every port of the bridge.
-	Attachments(ctx context.Context) ([]model.Attachment, error)
+	// Attachments reads back what AddPort recorded, and names the pods' ports whose record cannot be read.
+	Attachments(ctx context.Context) ([]model.Attachment, []ovsdb.BadPort, error)
 }
 
 // Flows is the loop that compiles and programs.

@@ -119,7 +119,11 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 			return err
 		}
 		return s.timed("port", func() error {
-			if err := s.cfg.Ports.AddPort(gctx, att); err != nil {
+			// Not ended early when something else fails: an interrupted transaction may still take effect, and the
+			// roll-back could come before it.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), addPortTimeout)
+			defer cancel()
+			if err := s.cfg.Ports.AddPort(ctx, att); err != nil {
 				return transient("add the pod's port to the bridge", err)
 			}
 			return nil

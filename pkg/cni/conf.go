@@ -109,6 +109,9 @@ type podArgs struct {
 	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive
 }
 
+// noNamespace stands in a PodRef for the namespace of a container that is not Kubernetes': no namespace is called so.
+const noNamespace = "-"
+
 // identity says whose interface it is and which MAC was asked for, if any. Without Kubernetes the container stands for
 // the pod.
 func identity(containerID, args string, conf netConf) (model.PodRef, model.MAC, error) {
@@ -121,7 +124,7 @@ func identity(containerID, args string, conf netConf) (model.PodRef, model.MAC, 
 		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS %q must name both K8S_POD_NAMESPACE and K8S_POD_NAME, or neither", args)
 	}
 	if pod.Name == "" {
-		pod = model.PodRef{Name: containerID}
+		pod = model.PodRef{Namespace: noNamespace, Name: containerID}
 	}
 	// The runtime's capability argument is the most specific, CNI_ARGS the oldest way to ask.
 	for _, asked := range []struct{ where, value string }{

@@ -14,9 +14,9 @@ import (
 // It must be called before Serve, and before the flow loop reads the bridge's attachments: it does not speak to Flows.
 //
 // A record without its link (the node was rebooted, or the pod's namespace is gone) is removed, its addresses are free.
-// A link without a record, and everything of an ADD that did not finish, is removed.
+// A link without a record, a port whose record cannot be read, and everything of an ADD that did not finish, is removed.
 func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
-	recorded, err := s.cfg.Ports.Attachments(ctx)
+	recorded, bad, err := s.cfg.Ports.Attachments(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)
 	}
@@ -38,6 +38,12 @@ func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 		s.cfg.Log.Warn("removing the port of an attachment that is not whole", "pod", att.Pod, "port", att.HostIfName)
 		if err := s.cfg.Ports.RemovePort(ctx, att.HostIfName); err != nil {
 			errs = append(errs, fmt.Errorf("remove port %s: %w", att.HostIfName, err))
+		}
+	}
+	for _, b := range bad {
+		s.cfg.Log.Error("removing a pod's port whose record cannot be read; the pod must be made again", "port", b.Name, "err", b.Err)
+		if err := s.cfg.Ports.RemovePort(ctx, b.Name); err != nil {
+			errs = append(errs, fmt.Errorf("remove port %s: %w", b.Name, err))
 		}
 	}
 	for name := range links {

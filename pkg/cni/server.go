@@ -21,9 +21,10 @@ import (
 
 // The times a request may take. Together they stay below wire.Deadline, so the runtime gets an answer, not a timeout.
 const (
-	readTimeout   = 5 * time.Second
-	doTimeout     = 35 * time.Second
-	removeTimeout = 15 * time.Second
+	readTimeout    = 5 * time.Second
+	doTimeout      = 30 * time.Second
+	addPortTimeout = 30 * time.Second
+	removeTimeout  = 15 * time.Second
 )
 
 // NetworkName is what our network is called in the configuration: attachments do not record a network, so there is

@@ -1,0 +1,406 @@
+//go:build integration
+
+package cni_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ovsdb"
+)
+
+// binDir holds the plugins that TestMain built.
+var binDir string
+
+// TestMain moves the whole test process into network and mount namespaces of its own: the node's ends of the veths and
+// the mounts of the pods' namespaces disappear with it, whatever happens.
+func TestMain(m *testing.M) {
+	const inside = "WEFT_CNI_TEST_NETNS"
+	if os.Getenv(inside) == "" {
+		runtime.LockOSThread()
+		must(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
+		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		must(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1")))
+	}
+	lo, err := netlink.LinkByName("lo")
+	must(err)
+	must(netlink.LinkSetUp(lo))
+	binDir, err = os.MkdirTemp("", "weft-cni-bin")
+	must(err)
+	build("../..", "-o", binDir, "./cmd/weft-cni")
+	build("../../test/cnibench/plugins", "-o", binDir, "tool")
+	code := m.Run()
+	must(os.RemoveAll(binDir))
+	os.Exit(code)
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test setup:", err)
+		os.Exit(1)
+	}
+}
+
+func build(dir string, args ...string) {
+	cmd := exec.Command("go", append([]string{"build"}, args...)...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		must(fmt.Errorf("%s: %w: %s", cmd, err, out))
+	}
+}
+
+// node is a node with a real Open vSwitch, the real CNI server and libcni as its runtime. Only the flow loop is a fake.
+type node struct {
+	t      *testing.T
+	ctx    context.Context
+	dir    string
+	db     *ovsdb.Client
+	flows  *fakeFlows
+	socket string
+	libcni *libcni.CNIConfig
+
+	mu       sync.Mutex
+	settings cni.Settings
+	// stop ends the server that runs and returns what Serve returned.
+	stop func() error
+	// kept is what the last Recover returned.
+	kept []model.Attachment
+}
+
+func newNode(t *testing.T, podCIDRs ...string) *node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	dir, err := os.MkdirTemp("", "wc")
+	check(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	n := &node{t: t, ctx: ctx, dir: dir, flows: newFakeFlows(), socket: filepath.Join(dir, "s", "cni.sock")}
+	ovs, err := vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "run"), DataDir: filepath.Join(dir, "data")})
+	check(t, err)
+	t.Cleanup(func() { check(t, ovs.Stop()) })
+	n.connect()
+	_, err = n.db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: "netdev"})
+	check(t, err)
+	n.settings = cni.Settings{MTU: 1400, UserspaceDatapath: true, PodCIDRs: prefixes(podCIDRs...)}
+	n.libcni = libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), nil)
+	n.start()
+	t.Cleanup(func() {
+		if n.stop != nil {
+			check(t, n.stop())
+		}
+	})
+	return n
+}
+
+// connect is how an agent gets to the node's OVSDB.
+func (n *node) connect() {
+	n.t.Helper()
+	var err error
+	n.db, err = ovsdb.Connect(n.ctx, "unix:"+filepath.Join(n.dir, "run", "db.sock"), model.BridgeName, n.log())
+	check(n.t, err)
+	n.t.Cleanup(n.db.Close)
+}
+
+func prefixes(cidrs ...string) (parsed []netip.Prefix) {
+	for _, c := range cidrs {
+		parsed = append(parsed, netip.MustParsePrefix(c))
+	}
+	return parsed
+}
+
+// log writes to the test's output until the test is over: a plugin that was killed may be noticed later.
+func (n *node) log() *slog.Logger {
+	return slog.New(slog.NewTextHandler(n.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
+}
+
+func (n *node) set(change func(*cni.Settings)) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	change(&n.settings)
+}
+
+// start runs a new server: an agent that was started (again).
+func (n *node) start() {
+	n.t.Helper()
+	n.startWith(n.db)
+}
+
+func (n *node) startWith(ports cni.Ports) {
+	n.t.Helper()
+	s := cni.NewServer(cni.Config{
+		Socket: n.socket,
+		Settings: func() cni.Settings {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.settings
+		},
+		Ports: ports,
+		Flows: n.flows,
+		Log:   n.log(),
+	})
+	var err error
+	n.kept, err = s.Recover(n.ctx)
+	check(n.t, err)
+	// A flow loop that starts with the agent knows what Recover returned, and removes all other flows.
+	n.flows.restart(n.kept)
+	ctx, cancel := context.WithCancel(n.ctx)
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx) }()
+	n.stop = func() error {
+		n.stop = nil
+		cancel()
+		return <-done
+	}
+	n.eventually("the CNI server listens", func() bool {
+		info, err := os.Stat(n.socket)
+		return err == nil && info.Mode().Perm() == 0o600
+	})
+}
+
+func (n *node) eventually(what string, ok func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("not within 20 s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// conf is a configuration list with weft-cni alone, in the given version; extra are further keys of it.
+func (n *node) conf(version, extra string) *libcni.NetworkConfigList {
+	n.t.Helper()
+	return n.list(fmt.Sprintf(`{"cniVersion": %q, "name": "weft", "plugins": [{"type": "weft-cni", "socket": %q%s}]}`, version, n.socket, extra))
+}
+
+func (n *node) list(text string) *libcni.NetworkConfigList {
+	n.t.Helper()
+	list, err := libcni.NetworkConfFromBytes([]byte(text))
+	check(n.t, err)
+	return list
+}
+
+// pod is a container: a network namespace and what the runtime calls it.
+type pod struct {
+	netns ns.NetNS
+	rt    *libcni.RuntimeConf
+}
+
+var containers atomic.Int64
+
+func (n *node) pod(name string) *pod {
+	n.t.Helper()
+	netns, err := testutils.NewNS()
+	check(n.t, err)
+	n.t.Cleanup(func() {
+		netns.Close()
+		check(n.t, testutils.UnmountNS(netns))
+	})
+	id := fmt.Sprintf("c%d", containers.Add(1))
+	return &pod{netns, &libcni.RuntimeConf{
+		ContainerID: id, NetNS: netns.Path(), IfName: "eth0",
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", name}, {"K8S_POD_UID", "uid-" + id}, {"K8S_POD_INFRA_CONTAINER_ID", id}},
+	}}
+}
+
+func (n *node) add(list *libcni.NetworkConfigList, p *pod) (*current.Result, error) {
+	r, err := n.libcni.AddNetworkList(n.ctx, list, p.rt)
+	if err != nil {
+		return nil, err
+	}
+	return current.NewResultFromResult(r)
+}
+
+func (n *node) mustAdd(list *libcni.NetworkConfigList, p *pod) *current.Result {
+	n.t.Helper()
+	r, err := n.add(list, p)
+	check(n.t, err)
+	return r
+}
+
+func (n *node) mustDel(list *libcni.NetworkConfigList, p *pod) {
+	n.t.Helper()
+	check(n.t, n.libcni.DelNetworkList(n.ctx, list, p.rt))
+}
+
+// run runs the plugin without libcni, for what libcni would not let through.
+func (n *node) run(command, stdin string, env ...string) (stdout []byte, err error) {
+	cmd := n.command(command, stdin, env...)
+	stdout, err = cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		e := &types.Error{}
+		if jsonErr := json.Unmarshal(stdout, e); jsonErr != nil {
+			return stdout, fmt.Errorf("weft-cni %s failed without a CNI error: %w: %s", command, err, stdout)
+		}
+		return stdout, e
+	}
+	return stdout, err
+}
+
+func (n *node) command(command, stdin string, env ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(binDir, "weft-cni"))
+	cmd.Env = append([]string{"CNI_COMMAND=" + command, "CNI_PATH=" + binDir}, env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	return cmd
+}
+
+// attached lists what OVSDB records.
+func (n *node) attached() []model.Attachment {
+	n.t.Helper()
+	atts, bad, err := n.db.Attachments(n.ctx)
+	check(n.t, err)
+	if len(bad) > 0 {
+		n.t.Fatalf("ports with unreadable records: %v", bad)
+	}
+	return atts
+}
+
+// links lists the node's ends of all veths.
+func (n *node) links() []string {
+	n.t.Helper()
+	all, err := netlink.LinkList()
+	check(n.t, err)
+	var names []string
+	for _, l := range all {
+		if l.Type() == "veth" {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
+// wantNothing fails when anything of any attachment is left.
+func (n *node) wantNothing() {
+	n.t.Helper()
+	if atts, links, flows := n.attached(), n.links(), n.flows.keys(); len(atts)+len(links)+len(flows) > 0 {
+		n.t.Errorf("left over: ports %v, links %v, flows %v", atts, links, flows)
+	}
+}
+
+// wantCode fails unless err is a well-formed CNI error with this code, whose message contains the text.
+func wantCode(t *testing.T, err error, code uint, contains string) {
+	t.Helper()
+	var e *types.Error
+	switch {
+	case err == nil:
+		t.Errorf("no error, want code %d", code)
+	case !errors.As(err, &e):
+		t.Errorf("not a CNI error: %v", err)
+	case e.Code != code || !strings.Contains(e.Error(), contains):
+		t.Errorf("CNI error %d %q, want code %d and %q", e.Code, e.Error(), code, contains)
+	}
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fakeFlows is a flow loop that remembers whom it would have compiled flows for. gate, when set, is waited for.
+type fakeFlows struct {
+	mu      sync.Mutex
+	present map[model.AttachmentKey]model.Attachment
+	err     error
+	gate    chan struct{}
+	entered chan model.AttachmentKey
+}
+
+func newFakeFlows() *fakeFlows {
+	return &fakeFlows{present: map[model.AttachmentKey]model.Attachment{}, entered: make(chan model.AttachmentKey, 1000)}
+}
+
+func (f *fakeFlows) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err = err
+}
+
+func (f *fakeFlows) restart(kept []model.Attachment) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.present = map[model.AttachmentKey]model.Attachment{}
+	for _, att := range kept {
+		f.present[att.Key()] = att
+	}
+}
+
+// block makes Attach wait until the returned function is called.
+func (f *fakeFlows) block() (release func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	gate := make(chan struct{})
+	f.gate = gate
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.gate = nil
+		close(gate)
+	}
+}
+
+func (f *fakeFlows) Attach(ctx context.Context, att model.Attachment) error {
+	f.mu.Lock()
+	f.present[att.Key()] = att
+	gate, err := f.gate, f.err
+	f.mu.Unlock()
+	f.entered <- att.Key()
+	if gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return err
+}
+
+func (f *fakeFlows) Detach(_ context.Context, key model.AttachmentKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.present, key)
+	return nil
+}
+
+func (f *fakeFlows) Realised(_ context.Context, key model.AttachmentKey) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.present[key]; !ok {
+		return errors.New("not in the switch")
+	}
+	return nil
+}
+
+func (f *fakeFlows) keys() []model.AttachmentKey {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.present))
+}
