@@ -1,0 +1,92 @@
+//go:build e2e
+
+package deploy
+
+import (
+	"context"
+	"os"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// On the running cluster, with a token like the one that the agent has: it may change the status of its own node, not of
+// another one, and read no Secret. A token that is not bound to a pod changes no node.
+func TestAgentIsConfinedToItsNode(t *testing.T) {
+	kubeconfig := os.Getenv("WEFT_KUBECONFIG")
+	if kubeconfig == "" {
+		kubeconfig = "../.cluster/kubeconfig"
+	}
+	admin, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatalf("%v; make cluster starts one", err)
+	}
+	client, err := kubernetes.NewForConfig(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds := only[*appsv1.DaemonSet](t)
+	pods, err := client.CoreV1().Pods(ds.Namespace).List(t.Context(), metav1.ListOptions{
+		LabelSelector: metav1.FormatLabelSelector(ds.Spec.Selector),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pods.Items) < 2 {
+		t.Fatalf("%d agents run, the test needs 2 nodes", len(pods.Items))
+	}
+	own, other := pods.Items[0], pods.Items[1]
+
+	token := func(bound *authenticationv1.BoundObjectReference) *kubernetes.Clientset {
+		req, err := client.CoreV1().ServiceAccounts(ds.Namespace).CreateToken(t.Context(), own.Spec.ServiceAccountName,
+			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := rest.AnonymousClientConfig(admin)
+		cfg.BearerToken = req.Status.Token
+		c, err := kubernetes.NewForConfig(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	patch := func(c *kubernetes.Clientset, node string) error {
+		// A condition of its own, and a heartbeat, so that every patch changes something.
+		p := `{"status":{"conditions":[{"type":"WeftTest","status":"False","lastHeartbeatTime":"` +
+			time.Now().UTC().Format(time.RFC3339) + `"}]}}`
+		_, err := c.CoreV1().Nodes().Patch(t.Context(), node, types.StrategicMergePatchType, []byte(p), metav1.PatchOptions{}, "status")
+		return err
+	}
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		p := []byte(`{"status":{"conditions":[{"$patch":"delete","type":"WeftTest"}]}}`)
+		_, err := client.CoreV1().Nodes().Patch(ctx, own.Spec.NodeName, types.StrategicMergePatchType, p, metav1.PatchOptions{}, "status")
+		if err != nil {
+			t.Errorf("remove the test's condition: %v", err)
+		}
+	})
+
+	agent := token(&authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: own.Name, UID: own.UID})
+	if err := patch(agent, own.Spec.NodeName); err != nil {
+		t.Errorf("the agent cannot change its own node's status: %v", err)
+	}
+	if err := patch(agent, other.Spec.NodeName); !apierrors.IsForbidden(err) {
+		t.Errorf("the agent changes another node's status: got %v, want Forbidden", err)
+	}
+	if err := patch(token(nil), own.Spec.NodeName); !apierrors.IsForbidden(err) {
+		t.Errorf("a token without a node changes a node's status: got %v, want Forbidden", err)
+	}
+	if _, err := agent.CoreV1().Secrets(corev1.NamespaceAll).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+		t.Errorf("the agent lists Secrets: got %v, want Forbidden", err)
+	}
+}
