@@ -62,6 +62,26 @@ func (n node) interfaces(ctx context.Context) (map[string]map[string]string, err
 	return dump.Interfaces(out)
 }
 
+// The external_ids by which Weft remembers whose a port is.
+const (
+	idPod = "weft.pod"
+	idIPs = "weft.ips"
+)
+
+// portOf names the switch port of a pod on this node.
+func (n node) portOf(ctx context.Context, p *pod) (string, error) {
+	interfaces, err := n.interfaces(ctx)
+	if err != nil {
+		return "", err
+	}
+	for name, ids := range interfaces {
+		if ids[idPod] == env.namespace+"/"+p.name {
+			return name, nil
+		}
+	}
+	return "", fmt.Errorf("no port on %s has %s=%s/%s", n.name, idPod, env.namespace, p.name)
+}
+
 // inventory lists everything on a node that comes and goes with pods, one line each: switch ports, links, network
 // namespaces, addresses and flows.
 func (n node) inventory(ctx context.Context) ([]string, error) {

@@ -1,0 +1,106 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/e2e/probe/wire"
+)
+
+// The ports that tunnels end at (RFC 8926, RFC 7348).
+const (
+	genevePort = 6081
+	vxlanPort  = 4789
+)
+
+// encapsulations are the tunnels that every node receives, whichever it sends with.
+var encapsulations = []struct {
+	name string
+	port uint16
+	wrap func(vni uint32, inner []byte) []byte
+}{
+	{"Geneve", genevePort, wire.Geneve},
+	{"VXLAN", vxlanPort, wire.VXLAN},
+}
+
+// Encapsulated packets that were not made by the node that owns their inner source reach nobody: not from outside the
+// cluster, not from another node, not from a pod whose packets leave with its node's address.
+func TestTunnelSpoofing(t *testing.T) {
+	pods, hosts := meshPods(t)
+	victim := stationOf(t, pods[0])
+	here := env.nodes[0]
+
+	t.Run("from outside", func(t *testing.T) {
+		a := newAttack()
+		for _, f := range env.families {
+			forgeTunnels(a, f, victim, here, map[string]netip.Addr{
+				"a pod on another node": f.of(pods[2].addrs), "a pod on this node": f.of(pods[1].addrs), "the host outside": f.of(env.record.Outside.Addrs)})
+		}
+		tunnelAttack(t, outside{}, a, victim, hosts, here)
+	})
+	t.Run("from another node, in a third one's name", func(t *testing.T) {
+		a := newAttack()
+		for _, f := range env.families {
+			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs), "a pod on this node": f.of(pods[1].addrs)})
+		}
+		tunnelAttack(t, hosts[1], a, victim, hosts, here)
+	})
+	// The positive control: the same packets, but true. They show that the forged ones were well made.
+	t.Run("a node's own are received", func(t *testing.T) {
+		s := sniffAt(t, victim.pod, "eth0")
+		a := newAttack()
+		for _, f := range env.families {
+			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"a pod on the sending node": f.of(pods[2].addrs)})
+		}
+		sendAll(t, hosts[1], a)
+		sendHonest(t, stationOf(t, pods[2]), victim.addrs[:1])
+		var seen wire.SniffReply
+		s.stop(t, &seen)
+		for tag, label := range a.labels {
+			if seen.Seen[tag] != spoofCount {
+				t.Errorf("%s: received %d of %d", label, seen.Seen[tag], spoofCount)
+			}
+		}
+	})
+	// A pod's packets to another node leave with its own node's address, from which that node accepts tunnels. If a pod
+	// could send to the tunnel port, it could speak in the name of every pod on its node.
+	t.Run("from a pod, in its neighbour's name", func(t *testing.T) {
+		a := newAttack()
+		for _, f := range env.families {
+			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"the sender's neighbour": f.of(pods[3].addrs)})
+		}
+		clear(a.reasons) // it may be stopped where it starts, and there is no name for that yet
+		tunnelAttack(t, pods[2], a, victim, hosts, here)
+	})
+}
+
+// forgeTunnels adds packets of every encapsulation for the victim, with these inner sources, to be sent to the victim's node.
+func forgeTunnels(a *attack, f family, victim station, at node, sources map[string]netip.Addr) {
+	to := netip.AddrPortFrom(f.of(victim.addrs), discard)
+	for _, e := range encapsulations {
+		for name, source := range sources {
+			label := fmt.Sprintf("%s in %s from %s", f, e.name, name)
+			a.datagram("tunnel-source", label, netip.AddrPortFrom(at.addrs[0], e.port), func(mark []byte) []byte {
+				return e.wrap(0, wire.UDPFrame(routerMAC, routerMAC, netip.AddrPortFrom(source, discard), to, mark))
+			})
+		}
+	}
+}
+
+// tunnelAttack sends the packets; neither the victim nor its node may get them, and the node counts them.
+func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station, hosts []*pod, at node) {
+	t.Helper()
+	pods, _ := meshPods(t)
+	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0"), sniffAt(t, hosts[0], model.GatewayName)}
+	before := dropsOf(t, at)
+	sendAll(t, from, a)
+	sendHonest(t, stationOf(t, pods[2]), victim.addrs[:1])
+	wantNothingBut(t, a, sniffers, map[string]int{victim.name + " eth0": spoofCount})
+	if len(a.reasons) > 0 {
+		wantDrops(t, at, before, a.reasons)
+	}
+}
