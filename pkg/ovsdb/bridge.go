@@ -179,6 +179,11 @@ func (p *plan) make(want Bridge) error {
 	if want.Datapath != "system" && want.Datapath != "netdev" {
 		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
 	}
+	for _, port := range want.ports(p.view.name) {
+		if _, on := p.view.portNamed(port.Name); on != nil && on.Name != p.view.name {
+			return fmt.Errorf("a port named %s is on bridge %s; remove it there", port.Name, on.Name)
+		}
+	}
 	if p.view.bridge == nil {
 		return p.create(want)
 	}

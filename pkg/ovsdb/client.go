@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -41,6 +42,10 @@ type Client struct {
 	changes chan struct{}
 	waiters waiters
 	queue   chan *commit
+	// maxBatch is defaultMaxBatch, but for the test that measures what batching is worth.
+	maxBatch int
+
+	served atomic.Bool // ovs-vswitchd serves the bridge
 
 	mu      sync.Mutex
 	current *session      // nil while there is no connection
@@ -60,7 +65,12 @@ func Connect(ctx context.Context, endpoint, bridge string, log *slog.Logger) (*C
 		log:      log,
 		changes:  make(chan struct{}, 1),
 		queue:    make(chan *commit),
+		maxBatch: defaultMaxBatch,
 		moved:    make(chan struct{}),
+	}
+	socket, err := managementSocket(endpoint, bridge)
+	if err != nil {
+		return nil, err
 	}
 	s, err := c.dial(ctx)
 	if err != nil {
@@ -71,6 +81,7 @@ func Connect(ctx context.Context, endpoint, bridge string, log *slog.Logger) (*C
 	c.stop, c.closed = stop, run.Done()
 	c.wg.Go(func() { c.keepConnected(run, s) })
 	c.wg.Go(func() { c.commitLoop(run) })
+	c.wg.Go(func() { c.watchSwitch(run, socket) })
 	return c, nil
 }
 
@@ -80,9 +91,24 @@ func (c *Client) Close() {
 	c.wg.Wait()
 }
 
-// Changes receives, coalesced, after every change of a row that may concern us, whoever made it, and when the connection
-// to OVSDB was lost or is back. The receiver calls EnsureBridge, which finds out whether anything has to be done.
+// Changes receives, coalesced, after every change of a row that may concern us, whoever made it; when the connection to
+// OVSDB was lost or is back; and when ovs-vswitchd has stopped serving the bridge or serves it again. The receiver calls EnsureBridge, which finds out whether anything has to be done.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
+
+// Healthy tells what is wrong with OVS: ErrDisconnected without ovsdb-server, another error when ovs-vswitchd does not
+// serve the bridge.
+func (c *Client) Healthy() error {
+	c.mu.Lock()
+	connected := c.current != nil
+	c.mu.Unlock()
+	if !connected {
+		return ErrDisconnected
+	}
+	if !c.served.Load() {
+		return fmt.Errorf("ovs-vswitchd does not serve bridge %s (is it running?)", c.bridge)
+	}
+	return nil
+}
 
 func (c *Client) dial(ctx context.Context) (*session, error) {
 	handler := &cache.EventHandlerFuncs{

@@ -17,8 +17,8 @@ type commit struct {
 	done    chan error
 }
 
-// maxBatch bounds how many callers share a transaction.
-const maxBatch = 256
+// defaultMaxBatch bounds how many callers share a transaction.
+const defaultMaxBatch = 256
 
 // commit runs the operations in a transaction that others may share, and returns their results. It fails as if they had
 // been alone.
@@ -48,7 +48,7 @@ func (c *Client) commitLoop(ctx context.Context) {
 			batch = append(batch, m)
 		}
 	more:
-		for len(batch) < maxBatch {
+		for len(batch) < c.maxBatch {
 			select {
 			case m := <-c.queue:
 				batch = append(batch, m)

@@ -45,15 +45,10 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 	if err != nil {
 		return err
 	}
-	row, err := s.interfaceByName(ctx, a.HostIfName)
-	if err != nil {
+	if row, err := s.interfaceByName(ctx, a.HostIfName); err != nil {
 		return err
-	}
-	if row != nil {
-		if err := sameAttachment(row, a); err != nil {
-			return err
-		}
-		return c.waitPort(ctx, s, a.HostIfName, a.OFPort)
+	} else if row != nil {
+		return c.joinPort(ctx, s, row, a)
 	}
 	ops, err := s.insertPort(c.bridge, interfaceRow{
 		Name:          a.HostIfName,
@@ -64,9 +59,17 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 		return err
 	}
 	results, err := c.commit(ctx, ops)
+	var refused *refusedError
+	if errors.As(err, &refused) {
+		// Somebody may have added a port of that name in the meantime.
+		if row, _ := s.interfaceByName(ctx, a.HostIfName); row != nil {
+			return c.joinPort(ctx, s, row, a)
+		}
+		return err
+	}
 	if err == nil && results[len(results)-1].Count == 0 {
 		// The inserted rows are gone already: OVSDB drops a port that no bridge refers to.
-		return fmt.Errorf("the bridge does not exist (EnsureBridge makes it)")
+		return errors.New("the bridge does not exist (EnsureBridge makes it)")
 	}
 	if err == nil {
 		err = c.waitPort(ctx, s, a.HostIfName, a.OFPort)
@@ -76,10 +79,18 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 	}
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
-	if cerr := c.RemovePort(clean, a.HostIfName); cerr != nil {
+	if cerr := c.removeAttachment(clean, a); cerr != nil {
 		err = fmt.Errorf("%w (and it could not be removed again: %w)", err, cerr)
 	}
 	return err
+}
+
+// joinPort waits for a port that is in the database already, if it is the same attachment's.
+func (c *Client) joinPort(ctx context.Context, s *session, row *interfaceRow, a model.Attachment) error {
+	if err := sameAttachment(row, a); err != nil {
+		return err
+	}
+	return c.waitPort(ctx, s, a.HostIfName, a.OFPort)
 }
 
 func sameAttachment(row *interfaceRow, a model.Attachment) error {
@@ -134,7 +145,9 @@ func (c *Client) waitPort(ctx context.Context, s *session, name string, want uin
 }
 
 // RemovePort removes a pod's port from the bridge. A port that does not exist is no error; a port that is not a pod's is
-// left alone and is one.
+// left alone and is one. It does not wait for ovs-vswitchd, which may be down. So do not give the name to another device
+// with the same port number at once: an ovs-vswitchd that sees both changes as one keeps the old, dead device. Names that
+// hold a container's ID are never given twice.
 func (c *Client) RemovePort(ctx context.Context, name string) error {
 	if err := c.removePort(ctx, name); err != nil {
 		return fmt.Errorf("remove port %s from bridge %s: %w", name, c.bridge, err)
@@ -143,6 +156,26 @@ func (c *Client) RemovePort(ctx context.Context, name string) error {
 }
 
 func (c *Client) removePort(ctx context.Context, name string) error {
+	return c.removeIf(ctx, name, func(row *interfaceRow) error {
+		if row == nil || !isOurs(row.ExternalIDs) {
+			return errors.New("it is not a pod's port and is left alone")
+		}
+		return nil
+	})
+}
+
+// removeAttachment removes the port unless it has become another attachment's.
+func (c *Client) removeAttachment(ctx context.Context, a model.Attachment) error {
+	return c.removeIf(ctx, a.HostIfName, func(row *interfaceRow) error {
+		if row == nil {
+			return nil
+		}
+		return sameAttachment(row, a)
+	})
+}
+
+// removeIf removes the port of that name, if there is one, when check agrees.
+func (c *Client) removeIf(ctx context.Context, name string, check func(*interfaceRow) error) error {
 	s, err := c.session(ctx)
 	if err != nil {
 		return err
@@ -155,8 +188,8 @@ func (c *Client) removePort(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if iface == nil || !isOurs(iface.ExternalIDs) {
-		return fmt.Errorf("it is not a pod's port and is left alone")
+	if err := check(iface); err != nil {
+		return err
 	}
 	_, err = c.commit(ctx, []ovsdb.Operation{removeFromBridge(c.bridge, port.UUID)})
 	return err

@@ -124,47 +124,49 @@ func (p *plan) tables(want map[uint8]string) error {
 
 // port repairs one of the ports that every node's bridge has.
 func (p *plan) port(want interfaceRow) error {
-	port, on := p.view.portNamed(want.Name)
-	if port != nil && on.UUID != p.view.bridge.UUID {
-		return fmt.Errorf("a port named %s is on bridge %s; remove it there", want.Name, on.Name)
+	port, _ := p.view.portNamed(want.Name)
+	if port == nil {
+		return p.replace(nil, want, "created")
 	}
-	if port != nil && len(port.Interfaces) == 1 {
+	if len(port.Interfaces) == 1 {
 		if iface := p.view.ifaces[port.Interfaces[0]]; iface != nil && iface.Name == want.Name {
-			return p.iface(iface, want)
+			return p.iface(port, iface, want)
 		}
 	}
-	what := "created"
+	return p.replace(port, want, "had other interfaces")
+}
+
+// replace makes the port anew.
+func (p *plan) replace(port *portRow, want interfaceRow, why string) error {
 	if port != nil {
 		p.ops = append(p.ops, removeFromBridge(p.view.name, port.UUID))
-		what = "replaced, because it had other interfaces"
 	}
 	ops, err := p.session.insertPort(p.view.name, want)
 	if err != nil {
 		return err
 	}
-	p.change(ops, "port %s: %s", want.Name, what)
+	p.change(ops, "port %s: %s", want.Name, why)
 	return nil
 }
 
 // iface repairs the columns of an Interface row that we set.
-func (p *plan) iface(have *interfaceRow, want interfaceRow) error {
-	var fields []any
+func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error {
 	var diff []string
 	if have.Type != want.Type {
 		diff = append(diff, fmt.Sprintf("type %q to %q", have.Type, want.Type))
-		have.Type = want.Type
-		fields = append(fields, &have.Type)
 	}
 	if !maps.Equal(have.Options, want.Options) {
 		diff = append(diff, fmt.Sprintf("options %v to %v", have.Options, want.Options))
-		have.Options = want.Options
-		fields = append(fields, &have.Options)
 	}
 	if !equal(have.OFPortRequest, want.OFPortRequest) {
 		diff = append(diff, fmt.Sprintf("ofport_request %d to %d", deref(have.OFPortRequest), deref(want.OFPortRequest)))
-		have.OFPortRequest = want.OFPortRequest
-		fields = append(fields, &have.OFPortRequest)
 	}
+	if len(diff) > 0 {
+		// With these, ovs-vswitchd makes the port anew in any case, and in an old row its verdict may be lost: it does not
+		// write what it believes is there already, while its verdict on the damage is still on the way to the database.
+		return p.replace(port, want, strings.Join(diff, ", "))
+	}
+	var fields []any
 	if !equal(have.MAC, want.MAC) {
 		diff = append(diff, fmt.Sprintf("mac %q to %q", deref(have.MAC), deref(want.MAC)))
 		have.MAC = want.MAC
@@ -194,9 +196,16 @@ func (p *plan) podPorts() error {
 		if err != nil {
 			continue
 		}
-		want := *iface
-		want.Type, want.OFPortRequest = "", ptr(int(a.OFPort))
-		if err := p.iface(iface, want); err != nil {
+		port, _ := p.view.portNamed(iface.Name)
+		want := interfaceRow{
+			Name:          iface.Name,
+			Options:       iface.Options,
+			OFPortRequest: ptr(int(a.OFPort)),
+			MAC:           iface.MAC,
+			MTURequest:    iface.MTURequest,
+			ExternalIDs:   iface.ExternalIDs,
+		}
+		if err := p.iface(port, iface, want); err != nil {
 			return err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,51 +127,55 @@ func attachment(i int) model.Attachment {
 	}
 }
 
-func TestBridgeFromNothing(t *testing.T) {
-	l := newLab(t)
-	if changed := l.ensure(); len(changed) != 1 || changed[0] != "bridge created" {
-		t.Errorf("first EnsureBridge changed %q, want only the bridge's creation", changed)
-	}
-	before := l.vsctl("get", "Open_vSwitch", ".", "next_cfg")
-	if changed := l.ensure(); len(changed) != 0 {
-		t.Errorf("second EnsureBridge changed %q, want nothing", changed)
-	}
-	if after := l.vsctl("get", "Open_vSwitch", ".", "next_cfg"); after != before {
-		t.Errorf("second EnsureBridge wrote: next_cfg went from %s to %s", before, after)
-	}
-	show := l.ofctl("show", model.BridgeName)
-	for _, port := range []string{"1(weft-geneve)", "2(weft-vxlan)", "3(weft0)", "LOCAL(weft)"} {
-		if !strings.Contains(show, port) {
-			t.Errorf("ovs-ofctl show lacks %s:\n%s", port, show)
+// eventually fails the test when the condition does not come true within five seconds.
+func (l *lab) eventually(what string, condition func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("not within five seconds: %s", what)
 		}
-	}
-	if flows := l.ofctl("dump-flows", model.BridgeName); strings.Contains(flows, "NORMAL") {
-		t.Errorf("a fresh bridge forwards before we say so:\n%s", flows)
-	}
-	l.ofctl("add-flow", model.BridgeName, "table=60,priority=7,actions=resubmit(,90)")
-	if flows := l.ofctl("--names", "dump-flows", model.BridgeName); !strings.Contains(flows, "table=Forwarding") || !strings.Contains(flows, "resubmit(,Output)") {
-		t.Errorf("dump-flows does not show the tables' names:\n%s", flows)
-	}
-	link := l.run("ip", "-n", l.netns, "link", "show", model.GatewayName)
-	if !strings.Contains(link, "mtu 1450") || !strings.Contains(link, model.GatewayMAC.String()) {
-		t.Errorf("gateway interface has another MTU or MAC: %s", link)
 	}
 }
 
-func TestAddRemovePort(t *testing.T) {
-	l := newLab(t)
-	l.ensure()
-	a := attachment(0)
-	l.veth(a.HostIfName)
-	start := time.Now()
-	if err := l.c.AddPort(l.ctx, a); err != nil {
-		t.Fatal(err)
+// awaitChange receives from Changes.
+func (l *lab) awaitChange(what string) {
+	l.t.Helper()
+	select {
+	case <-l.c.Changes():
+	case <-time.After(10 * time.Second):
+		l.t.Fatalf("no change was reported after %s", what)
 	}
-	t.Logf("AddPort took %v", time.Since(start))
-	if err := l.c.AddPort(l.ctx, a); err != nil {
-		t.Errorf("the same attachment again: %v", err)
+}
+
+// drain forgets the changes that were reported so far.
+func (l *lab) drain() {
+	for {
+		select {
+		case <-l.c.Changes():
+		default:
+			return
+		}
 	}
-	if got := l.vsctl("get", "Interface", a.HostIfName, "ofport"); got != "16" {
-		t.Errorf("ofport = %s, want 16", got)
+}
+
+// config is what we care for in the database, as ovs-vsctl shows it, without row ids and in a fixed order.
+func (l *lab) config() string {
+	l.t.Helper()
+	var all []string
+	for _, q := range [][2]string{
+		{"Bridge", "name,datapath_type,fail_mode,protocols,controller,stp_enable,rstp_enable,other_config,external_ids"},
+		{"Interface", "name,type,options,ofport,ofport_request,mac,mtu_request,error,external_ids"},
+		{"Port", "name,tag"},
+		{"Flow_Table", "name,flow_limit"},
+	} {
+		lines := strings.Split(l.vsctl("--format=csv", "--no-headings", "--columns="+q[1], "list", q[0]), "\n")
+		slices.Sort(lines)
+		all = append(append(all, q[0]), lines...)
 	}
+	ids := l.vsctl("get", "Bridge", model.BridgeName, "flow_tables")
+	for _, pair := range strings.Split(strings.Trim(ids, "{}"), ", ") {
+		id, uuid, _ := strings.Cut(pair, "=")
+		all = append(all, id+" "+l.vsctl("get", "Flow_Table", uuid, "name"))
+	}
+	return strings.Join(all, "\n")
 }

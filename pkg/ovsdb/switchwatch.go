@@ -1,0 +1,65 @@
+package ovsdb
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// openFlowHello is an OpenFlow 1.0 HELLO: without one ovs-vswitchd drops the connection after some seconds.
+var openFlowHello = []byte{1, 0, 0, 8, 0, 0, 0, 0}
+
+// switchPoll is how often we look for the bridge's socket while it is not there.
+const switchPoll = 200 * time.Millisecond
+
+// managementSocket is the bridge's OpenFlow socket, which ovs-vswitchd makes beside that of ovsdb-server.
+func managementSocket(endpoint, bridge string) (string, error) {
+	path, ok := strings.CutPrefix(endpoint, "unix:")
+	if !ok {
+		return "", fmt.Errorf("OVSDB endpoint %q is not a Unix socket (unix:/run/openvswitch/db.sock)", endpoint)
+	}
+	return filepath.Join(filepath.Dir(path), bridge+".mgmt"), nil
+}
+
+// watchSwitch reports when ovs-vswitchd has lost the bridge's flows, because it restarted or made the bridge anew (or
+// only changed its protocols: a false alarm). The database cannot tell: ovs-vswitchd finds its own values there when it comes back, and writes none. An idle connection
+// to the bridge's management socket can, because it breaks.
+func (c *Client) watchSwitch(ctx context.Context, socket string) {
+	poll := time.NewTicker(switchPoll)
+	defer poll.Stop()
+	for {
+		if conn, err := net.Dial("unix", socket); err == nil {
+			c.holdSwitch(ctx, conn)
+			if ctx.Err() != nil {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+		}
+	}
+}
+
+// holdSwitch reads and forgets what the switch says until it hangs up.
+func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer conn.Close()
+	if _, err := conn.Write(openFlowHello); err != nil {
+		return
+	}
+	c.log.Info("ovs-vswitchd serves the bridge", "bridge", c.bridge)
+	c.served.Store(true)
+	defer c.served.Store(false)
+	notify(c.changes)
+	_, err := io.Copy(io.Discard, conn)
+	if ctx.Err() == nil {
+		c.log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols", "bridge", c.bridge, "err", err)
+		notify(c.changes)
+	}
+}
