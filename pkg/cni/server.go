@@ -131,6 +131,9 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 		return
 	}
 	req, netns, err := wire.ReadRequest(conn)
+	if errors.Is(err, io.EOF) {
+		return // somebody looked whether we listen
+	}
 	if err != nil {
 		s.respond(conn, wire.Response{Error: toCNI(errorf(types.ErrDecodingFailure, "%v", err))})
 		return

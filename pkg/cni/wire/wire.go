@@ -99,24 +99,30 @@ func WriteRequest(conn *net.UnixConn, req Request, netns *os.File) error {
 // ReadRequest is the agent's side of WriteRequest. The file is nil when no descriptor came, and the caller's to close.
 func ReadRequest(conn *net.UnixConn) (req Request, netns *os.File, err error) {
 	head := make([]byte, 4)
-	// Room for one descriptor: the kernel closes what does not fit and says so with MSG_CTRUNC.
+	// Room for one descriptor, and for a second one because of alignment: the kernel closes what does not fit and says so
+	// with MSG_CTRUNC.
 	oob := make([]byte, syscall.CmsgSpace(4))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(head, oob)
 	if err != nil {
 		return Request{}, nil, fmt.Errorf("read the request: %w", err)
 	}
-	netns, err = receivedFile(oob[:oobn])
+	files, err := receivedFiles(oob[:oobn])
+	if err == nil && (len(files) > 1 || flags&syscall.MSG_CTRUNC != 0) {
+		err = errors.New("it came with more than one file descriptor")
+	}
+	defer func() {
+		if err != nil {
+			netns = nil
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
 	if err != nil {
 		return Request{}, nil, fmt.Errorf("read the request: %w", err)
 	}
-	defer func() {
-		if err != nil && netns != nil {
-			netns.Close()
-			netns = nil
-		}
-	}()
-	if flags&syscall.MSG_CTRUNC != 0 {
-		return Request{}, netns, errors.New("read the request: it came with more than one file descriptor")
+	if len(files) == 1 {
+		netns = files[0]
 	}
 	if _, err := io.ReadFull(conn, head[n:]); err != nil {
 		return Request{}, netns, fmt.Errorf("read the request: %w", err)
@@ -139,7 +145,7 @@ func WriteResponse(w io.Writer, resp Response) error {
 	return nil
 }
 
-func receivedFile(oob []byte) (*os.File, error) {
+func receivedFiles(oob []byte) (files []*os.File, err error) {
 	messages, err := syscall.ParseSocketControlMessage(oob)
 	if err != nil {
 		return nil, err
@@ -147,13 +153,13 @@ func receivedFile(oob []byte) (*os.File, error) {
 	for _, m := range messages {
 		fds, err := syscall.ParseUnixRights(&m)
 		if err != nil {
-			return nil, err
+			return files, err
 		}
-		if len(fds) > 0 {
-			return os.NewFile(uintptr(fds[0]), "netns"), nil
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "netns"))
 		}
 	}
-	return nil, nil
+	return files, nil
 }
 
 func encode(v any) (head, body []byte, err error) {

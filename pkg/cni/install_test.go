@@ -1,0 +1,122 @@
+package cni
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-cni/weft/pkg/cni/wire"
+)
+
+func TestConfList(t *testing.T) {
+	got, err := ConfList("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{
+  "cniVersion": "1.0.0",
+  "cniVersions": [
+    "1.0.0",
+    "1.1.0"
+  ],
+  "name": "weft",
+  "plugins": [
+    {
+      "type": "weft-cni"
+    },
+    {
+      "capabilities": {
+        "portMappings": true
+      },
+      "snat": true,
+      "type": "portmap"
+    },
+    {
+      "capabilities": {
+        "bandwidth": true
+      },
+      "type": "bandwidth"
+    }
+  ]
+}
+`
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Error(diff)
+	}
+	if same, _ := ConfList(wire.DefaultSocket); string(same) != want {
+		t.Error("the default socket is mentioned")
+	}
+}
+
+func TestWriteConfList(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "net.d")
+	path := filepath.Join(dir, ConfListName)
+	stat := func() os.FileInfo {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+	if err := WriteConfList(dir, "/s"); err != nil {
+		t.Fatal(err)
+	}
+	before := stat()
+	if err := WriteConfList(dir, "/s"); err != nil || !os.SameFile(before, stat()) {
+		t.Errorf("a file that was right was written again: %v", err)
+	}
+	if err := WriteConfList(dir, "/other"); err != nil || os.SameFile(before, stat()) {
+		t.Errorf("a file that was wrong was not replaced: %v", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left over: %v, %v", entries, err)
+	}
+}
+
+func TestInstallBinaries(t *testing.T) {
+	from, to := t.TempDir(), filepath.Join(t.TempDir(), "bin")
+	for name, content := range map[string]string{"weft-cni": "new", "portmap": "p"} {
+		if err := os.WriteFile(filepath.Join(from, name), []byte(content), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(from, "lost+found"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	install := func(want ...string) {
+		t.Helper()
+		got, err := InstallBinaries(from, to)
+		if err != nil || !cmp.Equal(got, want) {
+			t.Errorf("wrote %v, want %v: %v", got, want, err)
+		}
+	}
+	install("portmap", "weft-cni")
+	install()
+	// A program that runs cannot be written to, but it can be replaced.
+	running, err := os.Open(filepath.Join(to, "weft-cni"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.Close()
+	if err := os.Chmod(filepath.Join(to, "portmap"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(from, "weft-cni"), []byte("newer"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	install("portmap", "weft-cni")
+	old := make([]byte, 10)
+	if n, err := running.Read(old); err != nil || string(old[:n]) != "new" {
+		t.Errorf("the running program became %q, %v", old[:n], err)
+	}
+	info, err := os.Stat(filepath.Join(to, "portmap"))
+	if err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if _, err := InstallBinaries(filepath.Join(from, "missing"), to); err == nil {
+		t.Error("a missing directory is no error")
+	}
+}
