@@ -24,9 +24,13 @@ func startEcho(t *testing.T) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
+	socket, err := newUDPSocket(udp)
+	if err != nil {
+		t.Fatal(err)
+	}
 	ended := make(chan error, 2)
 	go func() { ended <- echoTCP(tcp) }()
-	go func() { ended <- echoUDP(udp) }()
+	go func() { ended <- echoUDP(socket) }()
 	t.Cleanup(func() {
 		tcp.Close()
 		udp.Close()
@@ -57,6 +61,29 @@ func TestDialEcho(t *testing.T) {
 		if r.Target.Proto != wire.Connect && r.Observed.Addr() != addr.Addr() {
 			t.Errorf("%s: observed source %s", r.Target.Proto, r.Observed)
 		}
+	}
+}
+
+// A client that asked 127.0.0.2 accepts no answer from 127.0.0.1, which is where the route back would have it come from.
+func TestUDPAnswersFromTheAddressThatWasAsked(t *testing.T) {
+	sockets, err := listenUDP(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, ok := sockets[0].(udp4)
+	if !ok {
+		t.Fatalf("the first socket is %T", sockets[0])
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- echoUDP(socket) }()
+	port := netip.MustParseAddrPort(socket.LocalAddr().String()).Port()
+	r := dialTarget(wire.Target{Proto: wire.UDP, Addr: netip.MustParseAddr("127.0.0.2"), Port: port, Size: 10, Attempts: 1, Timeout: 5 * time.Second})
+	if !r.OK() {
+		t.Error(r.Error)
+	}
+	socket.Close()
+	if err := <-ended; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the echo server ended with %v", err)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,12 +17,6 @@ import (
 	"syscall"
 
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-)
-
-// The largest UDP datagram, and what the kernel is asked to buffer for a few of them.
-const (
-	maxDatagram   = 65535
-	receiveBuffer = 4 << 20
 )
 
 // serve runs the echo servers and the HTTP server on all addresses of both families until it is told to end.
@@ -41,7 +34,7 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
-	udp, err := net.ListenPacket("udp", fmt.Sprintf(":%d", *echo))
+	udp, err := listenUDP(*echo)
 	if err != nil {
 		return err
 	}
@@ -49,9 +42,11 @@ func serve(args []string) error {
 	if err != nil {
 		return err
 	}
-	failed := make(chan error, 3)
+	failed := make(chan error, 2+len(udp))
 	go func() { failed <- echoTCP(tcp) }()
-	go func() { failed <- echoUDP(udp.(*net.UDPConn)) }()
+	for _, socket := range udp {
+		go func() { failed <- echoUDP(socket) }()
+	}
 	go func() { failed <- http.Serve(httpListener, httpHandler()) }()
 	slog.Info("serving", "echo", *echo, "http", *web)
 	select {
@@ -76,24 +71,6 @@ func echoTCP(l net.Listener) error {
 			}
 			_, _ = io.Copy(conn, conn)
 		}()
-	}
-}
-
-// echoUDP answers each datagram with the client's address as seen here, a newline, and the datagram itself.
-func echoUDP(conn *net.UDPConn) error {
-	if err := conn.SetReadBuffer(receiveBuffer); err != nil {
-		return err
-	}
-	buf := make([]byte, maxDatagram)
-	for {
-		n, from, err := conn.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			return fmt.Errorf("UDP echo server: %w", err)
-		}
-		answer := append([]byte(seenFrom(net.UDPAddrFromAddrPort(from))+"\n"), buf[:n]...)
-		if _, err := conn.WriteToUDPAddrPort(answer, from); err != nil && !errors.Is(err, net.ErrClosed) {
-			slog.Warn("echo UDP", "to", from, "size", len(answer), "err", err)
-		}
 	}
 }
 
