@@ -5,13 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // programs are what the components module builds, after etcd's has got its usual name.
@@ -107,9 +106,19 @@ func buildComponents(ctx context.Context, module, version, dir string, detail fu
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return fmt.Errorf("build the components (set WEFT_CACHE to a directory that can be written): %w", err)
 	}
-	tmp, err := os.MkdirTemp(parent, "building-")
+	unlock, err := lockBuild(parent, detail)
 	if err != nil {
-		return fmt.Errorf("build the components (set WEFT_CACHE to a directory that can be written): %w", err)
+		return err
+	}
+	defer unlock()
+	if complete(dir) {
+		return nil // another clone has built them while we waited
+	}
+	tmp := filepath.Join(parent, "building")
+	for _, f := range []func() error{func() error { return os.RemoveAll(tmp) }, func() error { return os.Mkdir(tmp, 0o755) }} {
+		if err := f(); err != nil {
+			return fmt.Errorf("build the components: %w", err)
+		}
 	}
 	defer os.RemoveAll(tmp)
 	args := append([]string{"build", "-v", "-o", tmp}, buildFlags(version)...)
@@ -141,11 +150,27 @@ func buildComponents(ctx context.Context, module, version, dir string, detail fu
 	if err := os.Rename(filepath.Join(tmp, "server"), filepath.Join(tmp, "etcd")); err != nil {
 		return fmt.Errorf("build the components: %w", err)
 	}
-	if err := os.Chmod(tmp, 0o755); err != nil {
+	// A directory of that name with a program missing was damaged by hand.
+	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("build the components: %w", err)
 	}
-	if err := os.Rename(tmp, dir); err != nil && !(errors.Is(err, fs.ErrExist) && complete(dir)) {
+	if err := os.Rename(tmp, dir); err != nil {
 		return fmt.Errorf("build the components: keep the result: %w", err)
 	}
 	return nil
+}
+
+// lockBuild lets one process build at a time; the others would only take its cores.
+func lockBuild(parent string, detail func(string)) (unlock func(), err error) {
+	file, err := os.OpenFile(filepath.Join(parent, lockFile), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("build the components (set WEFT_CACHE to a directory that can be written): %w", err)
+	}
+	detail("waiting for another build")
+	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("build the components: %w", err)
+	}
+	detail("")
+	return func() { file.Close() }, nil
 }

@@ -21,6 +21,7 @@ const (
 	etcdPeerPort = 2380
 	// controlPlane is the name of the control plane's cgroup; it is no node, and runs in the machine's own namespaces.
 	controlPlane = "control-plane"
+	frontProxy   = "front-proxy-client"
 )
 
 // paths are the places in the state directory.
@@ -61,6 +62,14 @@ func writeCredentials(dir paths, plan state.Plan, nodes []state.Node) error {
 		return err
 	}
 	if _, err := etcdCA.Issue(pki.Request{Name: "apiserver-etcd", User: "kube-apiserver"}); err != nil {
+		return err
+	}
+	// The API server calls extension API servers on behalf of users, which they believe of this authority's clients only.
+	proxyCA, err := pki.NewAuthority(dir.pki(), "front-proxy-ca")
+	if err != nil {
+		return err
+	}
+	if _, err := proxyCA.Issue(pki.Request{Name: "front-proxy", User: frontProxy}); err != nil {
 		return err
 	}
 	if _, err := pki.WriteKeyPair(dir.pki(), "service-account"); err != nil {
@@ -127,7 +136,7 @@ func etcdArgs(dir paths, plan state.Plan) []string {
 
 func apiServerArgs(dir paths, plan state.Plan) []string {
 	host := plan.Host()[0].Addr()
-	serving, kubelet, etcd := dir.cert("apiserver"), dir.cert("apiserver-kubelet"), dir.cert("apiserver-etcd")
+	serving, kubelet, etcd, proxy := dir.cert("apiserver"), dir.cert("apiserver-kubelet"), dir.cert("apiserver-etcd"), dir.cert("front-proxy")
 	return []string{
 		"--advertise-address=" + host.String(),
 		"--bind-address=" + host.String(),
@@ -139,6 +148,12 @@ func apiServerArgs(dir paths, plan state.Plan) []string {
 		"--kubelet-certificate-authority=" + dir.cert("ca").Cert,
 		"--kubelet-client-certificate=" + kubelet.Cert, "--kubelet-client-key=" + kubelet.Key,
 		"--kubelet-preferred-address-types=InternalIP",
+		"--requestheader-client-ca-file=" + dir.cert("front-proxy-ca").Cert,
+		"--requestheader-allowed-names=" + frontProxy,
+		"--requestheader-username-headers=X-Remote-User",
+		"--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"--proxy-client-cert-file=" + proxy.Cert, "--proxy-client-key-file=" + proxy.Key,
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + dir.join("pki", "service-account.pub"),
 		"--service-account-signing-key-file=" + dir.cert("service-account").Key,

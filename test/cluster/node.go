@@ -129,6 +129,7 @@ echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`
 
 // startOVS starts Open vSwitch the way the Debian package does, in the places where it does.
 func startOVS(ctx context.Context, dir paths, n state.Node) error {
+	// The machine's own database, where the package was ever started, shows in a node's copy of /etc.
 	const create = `mkdir -p "$1" "$(dirname "$2")"; rm -f "$2"; ovsdb-tool create "$2" "$3"`
 	if _, err := n.Sandbox.Run(ctx, "sh", "-ec", create, "sh", ovsRunDir, ovsDB, ovsSchema); err != nil {
 		return err
