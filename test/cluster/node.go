@@ -32,7 +32,8 @@ var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/li
 var copyOnWrite = []string{"/etc", "/opt", "/var/lib", "/var/log"}
 
 // nodeFiles writes the files that a node needs before it starts, and says where it shall see them.
-func nodeFiles(dir paths, plan state.Plan, name string) (sandbox.Files, error) {
+func nodeFiles(dir paths, plan state.Plan, index int) (sandbox.Files, error) {
+	name := state.NodeName(index)
 	files := sandbox.Files{CopyOnWrite: copyOnWrite}
 	for _, target := range onDisk {
 		source := dir.node(name, "root", target)
@@ -55,7 +56,7 @@ func nodeFiles(dir paths, plan state.Plan, name string) (sandbox.Files, error) {
 		}
 		files.Binds = append(files.Binds, sandbox.Bind{Source: source, Target: "/proc/sys/" + key})
 	}
-	hosts, err := write(hostsFile(plan, name), "hosts")
+	hosts, err := write(hostsFile(plan, index), "hosts")
 	if err != nil {
 		return files, fmt.Errorf("prepare node %s: %w", name, err)
 	}
@@ -69,15 +70,12 @@ func nodeFiles(dir paths, plan state.Plan, name string) (sandbox.Files, error) {
 	return files, nil
 }
 
-func hostsFile(plan state.Plan, name string) string {
+// hostsFile is a node's /etc/hosts, of which kubelet makes those of its host-network pods.
+func hostsFile(plan state.Plan, index int) string {
 	var b strings.Builder
 	b.WriteString("127.0.0.1 localhost\n::1 localhost\n")
-	for i := range state.MaxNodes {
-		if state.NodeName(i) == name {
-			for _, addr := range state.Addrs(plan.Node(i)) {
-				fmt.Fprintf(&b, "%s %s\n", addr, name)
-			}
-		}
+	for _, addr := range state.Addrs(plan.Node(index)) {
+		fmt.Fprintf(&b, "%s %s\n", addr, state.NodeName(index))
 	}
 	return b.String()
 }
@@ -87,7 +85,7 @@ func hostsFile(plan state.Plan, name string) string {
 func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, error) {
 	dir, plan := paths(c.Dir), c.Plan
 	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)), Processes: map[string]sandbox.Process{}}
-	files, err := nodeFiles(dir, plan, n.Name)
+	files, err := nodeFiles(dir, plan, index)
 	if err != nil {
 		return n, err
 	}
@@ -146,6 +144,7 @@ func startOVS(ctx context.Context, dir paths, n state.Node) error {
 		return err
 	}
 	return daemon("ovs-vswitchd", func(ctx context.Context) error {
+		// Without --no-wait this returns when the switch has applied it.
 		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
 		return err
 	}, socket)

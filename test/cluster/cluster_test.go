@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/cluster/state"
+)
+
+func plan(family state.IPFamily) state.Plan { return state.Plan{Name: "weft", Family: family} }
+
+func demand(t *testing.T, args []string, want ...string) {
+	t.Helper()
+	for _, arg := range want {
+		if !slices.Contains(args, arg) {
+			t.Errorf("%s is missing from:\n%s", arg, strings.Join(args, "\n"))
+		}
+	}
+}
+
+func TestArguments(t *testing.T) {
+	dir := paths("/s")
+	for family, want := range map[state.IPFamily]struct{ cidrs, services, mask []string }{
+		state.IPv4: {[]string{"--cluster-cidr=10.244.0.0/16"}, []string{"--service-cluster-ip-range=10.96.0.0/16"}, []string{"--node-cidr-mask-size=24"}},
+		state.IPv6: {[]string{"--cluster-cidr=fd10:244::/56"}, []string{"--service-cluster-ip-range=fd10:96::/112"}, []string{"--node-cidr-mask-size=64"}},
+		state.Dual: {[]string{"--cluster-cidr=10.244.0.0/16,fd10:244::/56"}, []string{"--service-cluster-ip-range=10.96.0.0/16,fd10:96::/112"},
+			[]string{"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64"}},
+	} {
+		args := controllerManagerArgs(dir, plan(family))
+		demand(t, args, slices.Concat(want.cidrs, want.services, want.mask)...)
+		masks := 0
+		for _, arg := range args {
+			if strings.HasPrefix(arg, "--node-cidr-mask-size") {
+				masks++
+			}
+		}
+		if masks != len(want.mask) {
+			t.Errorf("%s: %d mask flags; kube-controller-manager refuses those of the other kind of cluster", family, masks)
+		}
+		demand(t, apiServerArgs(dir, plan(family)), want.services...)
+	}
+	demand(t, apiServerArgs(dir, plan(state.IPv6)), "--advertise-address=fd57:6566:74::1", "--etcd-servers=https://[fd57:6566:74::1]:2379",
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP")
+	demand(t, etcdArgs(dir, plan(state.IPv6)), "--listen-client-urls=https://[fd57:6566:74::1]:2379", "--client-cert-auth")
+	n := state.Node{Name: "node2", Addrs: state.Addrs(plan(state.Dual).Node(1))}
+	demand(t, kubeletArgs(dir, n, 1), "--node-ip=172.30.0.12,fd57:6566:74::c", "--node-labels=topology.kubernetes.io/region=lab,topology.kubernetes.io/zone=zone-b")
+}
+
+func TestAPIServerNames(t *testing.T) {
+	var got []string
+	for _, addr := range apiServerNames(plan(state.Dual)).Addrs {
+		got = append(got, addr.String())
+	}
+	want := []string{"172.30.0.1", "fd57:6566:74::1", "10.96.0.1", "fd10:96::1"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("addresses in the API server's certificate (-want +got):\n%s", diff)
+	}
+}
+
+func TestKubeletConfig(t *testing.T) {
+	n := state.Node{Name: "node1", Sandbox: sandbox.Node{Group: "weft", Name: "node1"}}
+	for family, listen := range map[state.IPFamily]string{state.IPv4: "0.0.0.0", state.IPv6: "::", state.Dual: "::"} {
+		config := kubeletConfig("/s", plan(family), n)
+		if config["address"] != listen || config["cgroupRoot"] != "/weft-lab/weft/node1" || config["failSwapOn"] != false {
+			t.Errorf("%s: %v", family, config)
+		}
+		if reserved, ok := config["enforceNodeAllocatable"].([]string); !ok || reserved == nil {
+			t.Errorf("%s: enforceNodeAllocatable must be an empty list, which is not its default", family)
+		}
+	}
+}
+
+func TestHostsFile(t *testing.T) {
+	want := "127.0.0.1 localhost\n::1 localhost\n172.30.0.12 node2\nfd57:6566:74::c node2\n"
+	if got := hostsFile(plan(state.Dual), 1); got != want {
+		t.Errorf("hosts = %q, want %q", got, want)
+	}
+}
+
+func TestWriteCredentials(t *testing.T) {
+	dir := paths(t.TempDir())
+	if err := os.Mkdir(dir.pki(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	nodes := []state.Node{{Name: "node1", Addrs: state.Addrs(plan(state.IPv4).Node(0))}}
+	if err := writeCredentials(dir, plan(state.IPv4), nodes); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range []string{"admin", "controller-manager", "scheduler", "node1"} {
+		data, err := os.ReadFile(dir.kubeconfig(user))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var config struct {
+			Clusters []struct{ Cluster map[string]string }
+			Users    []struct{ User map[string]string }
+		}
+		if err := yaml.Unmarshal(data, &config); err != nil {
+			t.Fatal(err)
+		}
+		if server := config.Clusters[0].Cluster["server"]; server != "https://172.30.0.1:6443" {
+			t.Errorf("%s's server is %q", user, server)
+		}
+		for _, file := range []string{config.Clusters[0].Cluster["certificate-authority"], config.Users[0].User["client-certificate"], config.Users[0].User["client-key"]} {
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s's kubeconfig: %v", user, err)
+			}
+		}
+	}
+	if _, err := os.ReadFile(dir.join("kubeconfig")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMissingPackages(t *testing.T) {
+	have := map[string]bool{}
+	for _, n := range needed {
+		have[n.program] = n.debian != "openvswitch-switch" && n.program != "ctr"
+	}
+	got := missingPackages(func(program string) (string, error) {
+		if have[program] {
+			return "/bin/" + program, nil
+		}
+		return "", exec.ErrNotFound
+	})
+	if diff := cmp.Diff([]string{"openvswitch-switch", "containerd"}, got); diff != "" {
+		t.Errorf("missing packages (-want +got):\n%s", diff)
+	}
+}
+
+func TestComponentsModule(t *testing.T) {
+	version, hash, err := readModule(filepath.Join("..", "components"))
+	if err != nil || version != "v1.34.4" || len(hash) != 16 {
+		t.Errorf("components module: version %q, hash %q, %v", version, hash, err)
+	}
+	flags := strings.Join(buildFlags(version), " ")
+	for _, want := range []string{"gitVersion=v1.34.4", "gitMajor=1 ", "gitMinor=34"} {
+		if !strings.Contains(flags+" ", want) {
+			t.Errorf("build flags %q lack %s", flags, want)
+		}
+	}
+	other := t.TempDir()
+	for name, text := range map[string]string{"go.mod": "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n", "go.sum": ""} {
+		if err := os.WriteFile(filepath.Join(other, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, otherHash, err := readModule(other); err != nil || otherHash == hash {
+		t.Errorf("another module has hash %q, %v; want one of its own", otherHash, err)
+	}
+}
+
+func TestProgress(t *testing.T) {
+	var out bytes.Buffer
+	p := &progress{out: &out, begun: time.Now()}
+	if err := p.step("first", func(detail func(string)) error { detail("2 done"); return nil }); err != nil {
+		t.Error(err)
+	}
+	failure := errors.New("no")
+	if err := p.step("second", func(func(string)) error { return failure }); !errors.Is(err, failure) {
+		t.Errorf("step returned %v, want what the function returned", err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 2 || !strings.Contains(lines[0], "✓ first: 2 done") || !strings.Contains(lines[1], "✗ second failed") {
+		t.Errorf("printed:\n%s", out.String())
+	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Errorf("colours outside a terminal: %q", out.String())
+	}
+}
+
+func TestPoll(t *testing.T) {
+	tries := 0
+	err := poll(t.Context(), time.Minute, func(context.Context) error {
+		if tries++; tries < 3 {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	if err != nil || tries != 3 {
+		t.Errorf("poll: %v after %d tries", err, tries)
+	}
+	reason := errors.New("the reason")
+	if err := poll(t.Context(), time.Millisecond, func(context.Context) error { return reason }); !errors.Is(err, reason) {
+		t.Errorf("poll that gives up returns %v, want the last error", err)
+	}
+}
+
+func TestWaitReadyNoticesTheEnd(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(log, []byte("cannot bind\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	close(exited)
+	begun := time.Now()
+	err := waitReady(t.Context(), sandbox.Running{Exited: exited}, "etcd", log, func(context.Context) error { return errors.New("not yet") })
+	if err == nil || !strings.Contains(err.Error(), "it ended") || !strings.Contains(err.Error(), "cannot bind") || !strings.Contains(err.Error(), log) {
+		t.Errorf("waitReady: %v; want that it ended, the log's name and its end", err)
+	}
+	if time.Since(begun) > readyTimeout/2 {
+		t.Error("waited for a program that had ended")
+	}
+}
+
+func TestLock(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	unlock, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(dir); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Errorf("second lock: %v; want that it is taken", err)
+	}
+	unlock()
+	again, err := lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
+
+func TestProportionalSize(t *testing.T) {
+	if got := proportionalSize([]byte("00400000-7ff rollup\nRss:   900 kB\nPss:                 123 kB\nPss_Dirty: 5 kB\n")); got != 123<<10 {
+		t.Errorf("proportionalSize = %d, want 123 KiB", got)
+	}
+}
+
+func TestExecEnv(t *testing.T) {
+	env := execEnv([]string{"PATH=/old", "HOME=/root"}, state.Cluster{Dir: "/s"})
+	demand(t, env, "HOME=/root", "KUBECONFIG=/s/kubeconfig", "CONTAINERD_NAMESPACE=k8s.io")
+	if path := env[slices.IndexFunc(env, func(v string) bool { return strings.HasPrefix(v, "PATH=") })]; !strings.HasPrefix(path, "PATH=/s/bin:") || slices.Contains(env, "PATH=/old") {
+		t.Errorf("environment %q; want one PATH that begins with the cluster's programs", env)
+	}
+}
