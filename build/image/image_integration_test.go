@@ -40,7 +40,7 @@ func TestReleasedImage(t *testing.T) {
 		{"/usr/sbin/nft", []string{"--version"}, "nftables v"},
 		{"/usr/local/bin/weft-agent", []string{"--version"}, "v0-test"},
 		{"/usr/local/bin/weftctl", []string{"--version"}, "v0-test"},
-		{"/opt/weft/cni/weft-cni", nil, "v0-test"},
+		{"/opt/weft/cni/weft-cni", nil, "CNI plugin weft-cni"},
 		{"/opt/weft/cni/bandwidth", nil, "CNI bandwidth plugin"},
 		{"/opt/weft/cni/loopback", nil, "CNI loopback plugin"},
 		{"/opt/weft/cni/portmap", nil, "CNI portmap plugin"},
