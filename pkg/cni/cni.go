@@ -62,9 +62,7 @@ func (s Settings) unready() string {
 // The link groups (IFLA_GROUP) that mark the node's ends of our veths: they are set in the message that makes the link,
 // so there is no moment in which a link of ours could not be recognised. A link in GroupAdding belongs to an ADD that has
 // not finished; after a restart of the agent that means: never will.
-//
-// With the userspace datapath the node's kernel sees the pods' packets, too. Whoever owns the node's packet filter drops
-// them by these groups (nftables: meta iifgroup).
+// The packet filter knows the links by their group, too; see Guard.
 const (
 	GroupAttached uint32 = 0x77656674 // "weft"
 	GroupAdding   uint32 = GroupAttached + 1

@@ -16,6 +16,9 @@ import (
 // A record without its link (the node was rebooted, or the pod's namespace is gone) is removed, its addresses are free.
 // A link without a record, a port whose record cannot be read, and everything of an ADD that did not finish, is removed.
 func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
+	if err := Guard(ctx, s.cfg.NFT); err != nil {
+		return nil, fmt.Errorf("recover CNI attachments: %w", err)
+	}
 	recorded, bad, err := s.cfg.Ports.Attachments(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/cni/wire"
 	"github.com/weft-cni/weft/pkg/model"
@@ -38,7 +39,9 @@ type Config struct {
 	Settings func() Settings
 	Ports    Ports
 	Flows    Flows
-	Log      *slog.Logger
+	// NFT is the node's packet filter, see Guard: knftables.New(knftables.InetFamily, GuardTable).
+	NFT knftables.Interface
+	Log *slog.Logger
 	// Observe, when set, is told how long each phase of a command took. It is called from many goroutines.
 	Observe func(command, phase string, d time.Duration)
 }

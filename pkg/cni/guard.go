@@ -1,0 +1,39 @@
+package cni
+
+import (
+	"context"
+	"fmt"
+
+	"sigs.k8s.io/knftables"
+)
+
+// GuardTable is our nftables table of family inet. Nobody else writes it.
+const GuardTable = "weft-cni"
+
+// Guard makes the node's kernel drop what reaches it through a pod's veth. All of it belongs to the switch, but with the
+// userspace datapath OVS only listens in: the kernel goes on to treat the packet as received, so a pod that addresses
+// frames to its veth's other end would get past the switch, its spoof guard and every policy. With the kernel's datapath
+// that is so until the port is added. ARP and IPv6 are off on these links; this is about the rest.
+//
+// It is idempotent. Recover calls it; whoever watches over the node's packet filter calls it again.
+func Guard(ctx context.Context, nft knftables.Interface) error {
+	const chain = "prerouting"
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("what pods send belongs to Open vSwitch, not to the node's kernel")})
+	tx.Add(&knftables.Chain{
+		Name: chain,
+		Type: knftables.PtrTo(knftables.FilterType),
+		Hook: knftables.PtrTo(knftables.PreroutingHook),
+		// Before raw and connection tracking.
+		Priority: knftables.PtrTo(knftables.BaseChainPriority("-450")),
+	})
+	tx.Flush(&knftables.Chain{Name: chain})
+	tx.Add(&knftables.Rule{
+		Chain: chain,
+		Rule:  knftables.Concat("meta iifgroup", "{", GroupAttached, ",", GroupAdding, "}", "counter drop"),
+	})
+	if err := nft.Run(ctx, tx); err != nil {
+		return fmt.Errorf("keep pods' packets from the node's kernel (nftables table %s): %w", GuardTable, err)
+	}
+	return nil
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ovsdb"
+)
+
+// node is a node's Open vSwitch and the parts of the agent that CNI needs.
+type node struct {
+	socket string
+	phases *phases
+	stop   func() error
+}
+
+func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	n = &node{socket: filepath.Join(dir, "agent", "cni.sock"), phases: &phases{}}
+	n.phases.reset()
+	var undo []func() error
+	n.stop = func() error {
+		var errs []error
+		for i := len(undo) - 1; i >= 0; i-- {
+			errs = append(errs, undo[i]())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.stop())
+		}
+	}()
+	ovs, err := vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "ovs"), DataDir: filepath.Join(dir, "ovsdata")})
+	if err != nil {
+		return n, err
+	}
+	undo = append(undo, ovs.Stop)
+	db, err := ovsdb.Connect(ctx, "unix:"+ovs.DBSocket(), model.BridgeName, log)
+	if err != nil {
+		return n, err
+	}
+	undo = append(undo, func() error { db.Close(); return nil })
+	if _, err := db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: datapath}); err != nil {
+		return n, err
+	}
+	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400, UserspaceDatapath: datapath == "netdev"}
+	nft, err := knftables.New(knftables.InetFamily, cni.GuardTable)
+	if err != nil {
+		return n, err
+	}
+	server := cni.NewServer(cni.Config{
+		Socket:   n.socket,
+		Settings: func() cni.Settings { return settings },
+		Ports:    db,
+		Flows:    noFlows{},
+		NFT:      nft,
+		Log:      log,
+		Observe:  n.phases.observe,
+	})
+	if _, err := server.Recover(ctx); err != nil {
+		return n, err
+	}
+	serveCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var serving sync.WaitGroup
+	var serveErr error
+	serving.Go(func() { serveErr = server.Serve(serveCtx) })
+	undo = append(undo, func() error { cancel(); serving.Wait(); return serveErr })
+	return n, waitFor(n.socket)
+}
+
+func waitFor(socket string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		conn, err := net.Dial("unix", socket)
+		if err == nil {
+			return conn.Close()
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the CNI server does not listen: %w", err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+type noFlows struct{}
+
+func (noFlows) Attach(context.Context, model.Attachment) error      { return nil }
+func (noFlows) Detach(context.Context, model.AttachmentKey) error   { return nil }
+func (noFlows) Realised(context.Context, model.AttachmentKey) error { return nil }
