@@ -2,12 +2,9 @@ package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -65,49 +62,6 @@ func sendDatagram(d wire.LabelledDatagram, count int) error {
 		}
 	}
 	return nil
-}
-
-// sniff counts the frames that arrive on an interface, by mark, until its standard input is closed.
-func sniff(args []string) error {
-	flags := flag.NewFlagSet("sniff", flag.ContinueOnError)
-	iface := flags.String("iface", "eth0", "interface to listen on")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	fd, _, err := packetSocket(*iface)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	// A short receive timeout lets the loop see that it shall end.
-	tick := unix.NsecToTimeval((50 * time.Millisecond).Nanoseconds())
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tick); err != nil {
-		return os.NewSyscallError("setsockopt SO_RCVTIMEO", err)
-	}
-	done := ready()
-	reply := wire.SniffReply{Seen: map[string]int{}}
-	buf := make([]byte, maxDatagram)
-	for {
-		select {
-		case <-done:
-			return printJSON(reply)
-		default:
-		}
-		n, from, err := unix.Recvfrom(fd, buf, 0)
-		switch {
-		case err == nil:
-			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
-				continue
-			}
-			reply.Frames++
-			if tag, ok := wire.Tag(buf[:n]); ok {
-				reply.Seen[tag]++
-			}
-		case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EINTR):
-		default:
-			return os.NewSyscallError("recvfrom", err)
-		}
-	}
 }
 
 // packetSocket opens a raw socket that is bound to one interface and sees every protocol.
