@@ -109,3 +109,17 @@ func Diff(before, after Config) []Change {
 	}
 	return changes
 }
+
+// ApplyLive gives the configuration that a running agent has after the file changed: the live settings are the new
+// ones, the others stay until a restart. Both configurations must have come from this package's parser.
+func ApplyLive(running, next Config) Config {
+	for _, s := range settings {
+		if !s.live {
+			continue
+		}
+		if err := s.parse(&running, []byte(s.text(next))); err != nil {
+			panic(fmt.Sprintf("config: key %s does not parse its own text: %v", s.key, err))
+		}
+	}
+	return running
+}

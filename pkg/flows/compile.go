@@ -215,17 +215,32 @@ func (b *builder) self(n model.Node) {
 
 // node gives the way to another node's pods, and back.
 func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
-	remote := n.TunnelAddr()
-	if !remote.IsValid() || !self.TunnelAddr().IsValid() || remote.Is4() != self.TunnelAddr().Is4() {
-		// Without an address of our own tunnel's family there is no way; pkg/agent reports such a node.
+	if Reachable(n, self) != nil {
 		return
 	}
+	remote := n.TunnelAddr()
 	for _, cidr := range n.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Forwarding))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},
 			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Output))
 	}
+}
+
+// Reachable says why no tunnel leads to a node, or nil.
+func Reachable(n, self model.Node) error {
+	remote, local := n.TunnelAddr(), self.TunnelAddr()
+	switch {
+	case !local.IsValid():
+		return fmt.Errorf("this node has no InternalIP")
+	case !remote.IsValid():
+		return fmt.Errorf("node %s has no InternalIP", n.Name)
+	case remote.Is4() != local.Is4():
+		return fmt.Errorf("node %s has the primary InternalIP %s, this node %s: tunnels need one family", n.Name, remote, local)
+	case len(n.PodCIDRs) == 0:
+		return fmt.Errorf("node %s has no podCIDRs", n.Name)
+	}
+	return nil
 }
 
 // pod gives the flows of one pod interface: who it may be, and where its addresses are.

@@ -63,8 +63,12 @@ func NewCompiler() *Compiler {
 // Compile is the full compilation of a snapshot: the reference that every update must agree with.
 func Compile(s *model.Snapshot) (Desired, error) {
 	c := NewCompiler()
-	_, err := c.Update(s, Owners(s))
-	return c.desired, err
+	_, failed := c.Update(s, Owners(s))
+	errs := make([]error, len(failed))
+	for i, err := range failed {
+		errs[i] = err
+	}
+	return c.desired, errors.Join(errs...)
 }
 
 // Desired is what the switch shall hold now. It is the compiler's own; callers must not change it, and it changes with
@@ -72,10 +76,9 @@ func Compile(s *model.Snapshot) (Desired, error) {
 func (c *Compiler) Desired() Desired { return c.desired }
 
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
-// keeps none of its flows (its pods stay closed); the others are not affected, and the error names each such owner.
-func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (Delta, error) {
+// keeps none of its flows (its pods stay closed) and is listed as failed; the others are not affected.
+func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
 	touched := map[openflow.Key]bool{}
-	var failed []error
 	for _, o := range owners {
 		compiled, err := compileOwner(s, o)
 		if err == nil {
@@ -91,7 +94,7 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (Delta, error
 		}
 		c.replace(o, compiled, touched)
 	}
-	return c.settle(touched), errors.Join(failed...)
+	return c.settle(touched), failed
 }
 
 // replace exchanges what one owner contributes.

@@ -24,9 +24,9 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		s := &model.Snapshot{Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 		wire := map[openflow.Key]openflow.Flow{}
 		apply := func(owners []model.Owner) {
-			delta, err := c.Update(s, owners)
-			if err != nil {
-				t.Fatal(err)
+			delta, failed := c.Update(s, owners)
+			if len(failed) > 0 {
+				t.Fatal(failed)
 			}
 			for _, f := range delta.Delete {
 				if wire[f.Key] != f.Flow {
@@ -147,13 +147,13 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 		s.Nodes[n.Name] = n
 	}
 	c := flows.NewCompiler()
-	if _, err := c.Update(s, flows.Owners(s)); err != nil {
-		t.Fatal(err)
+	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
+		t.Fatal(failed)
 	}
 	delete(s.Nodes, "n7")
-	delta, err := c.Update(s, []model.Owner{model.NodeOwner("n7")})
-	if err != nil {
-		t.Fatal(err)
+	delta, failed := c.Update(s, []model.Owner{model.NodeOwner("n7")})
+	if len(failed) > 0 {
+		t.Fatal(failed)
 	}
 	if len(delta.Set) != 0 || len(delta.Delete) != 2 {
 		t.Errorf("removing a node sets %d and deletes %d flows, want 0 and its own 2", len(delta.Set), len(delta.Delete))
@@ -163,13 +163,13 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}}
 	c := flows.NewCompiler()
-	if _, err := c.Update(s, flows.Owners(s)); err != nil {
-		t.Fatal(err)
+	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
+		t.Fatal(failed)
 	}
 	s.Tunnel = model.VXLAN
-	delta, err := c.Update(s, flows.Owners(s))
-	if err != nil {
-		t.Fatal(err)
+	delta, failed := c.Update(s, flows.Owners(s))
+	if len(failed) > 0 {
+		t.Fatal(failed)
 	}
 	if len(delta.Delete) != 0 || len(delta.Set) != 1 || !strings.Contains(delta.Set[0].Actions, "set_field:0x2->reg1") {
 		t.Errorf("delta = %+v; want the one sending flow, replaced in place", delta)
@@ -205,8 +205,8 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 	} {
 		c := flows.NewCompiler()
 		for _, o := range order {
-			if _, err := c.Update(s, []model.Owner{o}); err != nil {
-				t.Fatal(err)
+			if _, failed := c.Update(s, []model.Owner{o}); len(failed) > 0 {
+				t.Fatal(failed)
 			}
 		}
 		conflicts := c.Conflicts()

@@ -1,0 +1,83 @@
+# Weft. `make help` lists what there is to do.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VERSION ?= dev
+IMAGE   ?= dist/weft-image.tar
+
+# The cluster.
+NODES     ?= 3
+TUNNEL    ?= geneve
+IP_FAMILY ?= ipv4
+NAME      ?= weft
+DIR       ?= .cluster
+CLUSTER   := go run ./test/cluster --dir $(DIR)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: deps image ## From nothing to a two-node cluster with Weft and an application, and a tour of it
+	$(CLUSTER) up --name $(NAME) --nodes 2 --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
+	go run ./test/demo --dir $(DIR)
+
+.PHONY: test
+test: deps unit integration e2e ## Every test, from nothing: unit, integration on Open vSwitch, end to end on clusters
+
+.PHONY: deps
+deps: ## Install the Debian packages that clusters and tests need
+	@go run ./test/cluster deps
+
+.PHONY: build
+build: ## Build the programs into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+
+.PHONY: image
+image: ## Build the image as a tar, without Docker
+	@mkdir -p $(dir $(IMAGE))
+	go run ./build/image -o $(IMAGE) -version $(VERSION)
+
+.PHONY: lint
+lint: ## gofmt, go vet and golangci-lint over everything
+	build/lint.sh
+
+.PHONY: unit
+unit: ## Tests that need neither root nor Open vSwitch
+	go test ./...
+
+.PHONY: integration
+integration: ## Tests on a real Open vSwitch and a real kernel; needs root
+	go test -tags integration -timeout 20m ./pkg/... ./build/...
+
+.PHONY: e2e
+e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
+	test/e2e/run.sh
+
+.PHONY: bench-cni
+bench-cni: ## CNI ADD and DEL through Weft beside bridge and host-local
+	go run ./test/cnibench
+
+.PHONY: cluster
+cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
+	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
+
+.PHONY: cluster-down
+cluster-down: ## Remove the cluster, in whatever state it is
+	$(CLUSTER) down --name $(NAME)
+
+.PHONY: cluster-load
+cluster-load: ## Put an image on every node: IMAGE=FILE.tar
+	$(CLUSTER) load $(IMAGE)
+
+.PHONY: cluster-exec
+cluster-exec: ## Run a command on a node: NODE=NAME CMD='…'
+	$(CLUSTER) exec --node $(NODE) -- sh -c '$(CMD)'
+
+.PHONY: cluster-status
+cluster-status: ## Show what of the cluster stands and whether it is well
+	$(CLUSTER) status
+
+.PHONY: clean
+clean: ## Remove what builds made here
+	rm -rf bin dist

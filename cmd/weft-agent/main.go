@@ -1,0 +1,113 @@
+// weft-agent runs on every node and makes its Open vSwitch a part of the cluster's network.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/cni/wire"
+	"github.com/weft-cni/weft/pkg/config"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	root := &cobra.Command{
+		Use:           "weft-agent",
+		Short:         "Weft's agent: one node's part of an Open vSwitch network for Kubernetes",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.AddCommand(runCommand(), installCommand(), checkCommand())
+	err := root.ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "weft-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func runCommand() *cobra.Command {
+	opt := agent.Options{Version: version, Level: new(slog.LevelVar)}
+	cmd := &cobra.Command{
+		Use:     "run",
+		Short:   "Run the agent; the DaemonSet does this",
+		Args:    cobra.NoArgs,
+		Example: "  weft-agent run --config /etc/weft/config.yaml --node-name node1",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opt.Node == "" {
+				return fmt.Errorf("--node-name or the environment variable NODE_NAME must name this node as the API server knows it")
+			}
+			cfg, err := config.Load(opt.ConfigFile)
+			if err != nil {
+				return err
+			}
+			opt.Log = newLogger(cfg.LogFormat, opt.Level)
+			slog.SetDefault(opt.Log)
+			return agent.Run(cmd.Context(), opt)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&opt.ConfigFile, "config", "/etc/weft/config.yaml", "configuration file, the key config.yaml of the ConfigMap weft-config")
+	flags.StringVar(&opt.Node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
+	flags.StringVar(&opt.CNISocket, "cni-socket", wire.DefaultSocket, "Unix socket that weft-cni calls")
+	flags.StringVar(&opt.OperatorSocket, "operator-socket", agent.DefaultOperatorSocket, "Unix socket that weftctl calls")
+	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's directory of CNI configurations")
+	flags.StringVar(&opt.ProcSys, "proc-sys", "/proc/sys", "where the node's /proc/sys can be written")
+	return cmd
+}
+
+func newLogger(format config.LogFormat, level *slog.LevelVar) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}
+
+func installCommand() *cobra.Command {
+	var from, to string
+	cmd := &cobra.Command{
+		Use:     "install-cni",
+		Short:   "Copy the CNI plugins to the node; the DaemonSet's init container does this",
+		Args:    cobra.NoArgs,
+		Example: "  weft-agent install-cni --from /opt/weft/cni --to /host/opt/cni/bin",
+		RunE: func(*cobra.Command, []string) error {
+			written, err := cni.InstallBinaries(from, to)
+			if err == nil {
+				fmt.Println("installed", written, "in", to)
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&from, "from", "/opt/weft/cni", "directory of the plugins in the image")
+	cmd.Flags().StringVar(&to, "to", "/opt/cni/bin", "the node's directory of CNI plugins")
+	return cmd
+}
+
+func checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:     "check-config FILE",
+		Short:   "Say whether a configuration file is right, and what is wrong with it",
+		Args:    cobra.ExactArgs(1),
+		Example: "  weft-agent check-config config.yaml",
+		RunE: func(_ *cobra.Command, args []string) error {
+			if _, err := config.Load(args[0]); err != nil {
+				return err
+			}
+			fmt.Println(args[0], "is right")
+			return nil
+		},
+	}
+}

@@ -1,0 +1,44 @@
+// weftctl is what an operator types on a node, or in its agent's container, to see what Weft does there.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/agent"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newRoot().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "weftctl:", err)
+		os.Exit(1)
+	}
+}
+
+func newRoot() *cobra.Command {
+	c := &client{}
+	root := &cobra.Command{
+		Use:   "weftctl",
+		Short: "See what Weft does on a node",
+		Long: "weftctl asks the Weft agent of the node it runs on. From elsewhere, run it in the agent's container:\n\n" +
+			"  kubectl -n weft-system exec ds/weft-agent -- weftctl status",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&c.socket, "socket", agent.DefaultOperatorSocket, "the agent's Unix socket")
+	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table or json")
+	root.AddCommand(statusCommand(c), flowsCommand(c))
+	return root
+}

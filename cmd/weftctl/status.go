@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/agent"
+)
+
+func statusCommand(c *client) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show what this node has realised, its pods, the other nodes and what was dropped",
+		Args:  cobra.NoArgs,
+		Example: "  weftctl status\n" +
+			"  weftctl status -o json | jq .drops",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var r agent.Report
+			if err := c.get(cmd.Context(), "/v1/status", &r); err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showStatus(w, r) })
+		},
+	}
+}
+
+func showStatus(out io.Writer, r agent.Report) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	ready := paint(out, green, "ready")
+	if !r.Ready {
+		ready = paint(out, red, "not ready: "+r.NotReady)
+	}
+	fmt.Fprintf(w, "Node\t%s\n", r.Node)
+	fmt.Fprintf(w, "Agent\t%s, %s\n", r.Version, ready)
+	fmt.Fprintf(w, "Addresses\t%s\n", join(r.Addrs))
+	fmt.Fprintf(w, "Pod CIDRs\t%s\n", join(r.PodCIDRs))
+	fmt.Fprintf(w, "Tunnel\t%s over %s, %s datapath, pod MTU %d\n", r.Tunnel, orNone(r.Underlay), r.Datapath, r.MTU)
+	realised := "all realised"
+	if r.Flows.Realised < r.Flows.Desired {
+		realised = fmt.Sprintf("revision %d of %d realised", r.Flows.Realised, r.Flows.Desired)
+	}
+	fmt.Fprintf(w, "Flows\t%d, %s (revision %d), %d bundles, %d repairs\n", r.Flows.Flows, realised, r.Flows.Realised, r.Flows.Bundles, r.Flows.Repairs)
+	for _, p := range problems(r) {
+		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, p))
+	}
+	for _, c := range r.Restart {
+		fmt.Fprintf(w, "Restart\t%s is %s, configured is %s: kubectl -n weft-system rollout restart daemonset/weft-agent\n", c.Key, c.Old, c.New)
+	}
+
+	fmt.Fprint(w, "\nPOD\tIPS\tPORT\tOFPORT\tSTATE\n")
+	for _, p := range r.Pods {
+		ofport := orNone("")
+		if p.OFPort != 0 {
+			ofport = fmt.Sprint(p.OFPort)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, join(p.IPs), orNone(p.Port), ofport, state(out, p.Problem, "realised"))
+	}
+	fmt.Fprint(w, "\nNODE\tTUNNEL TO\tPOD CIDRS\tSTATE\n")
+	for _, n := range r.Nodes {
+		tunnel := orNone("")
+		if n.Tunnel.IsValid() {
+			tunnel = n.Tunnel.String()
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, join(n.PodCIDRs), state(out, n.Unreachable, "known"))
+	}
+	fmt.Fprint(w, "\nDROPPED BECAUSE\tPACKETS\tBYTES\n")
+	for _, d := range r.Drops {
+		fmt.Fprintf(w, "%s\t%d\t%d\n", d.Reason, d.Packets, d.Bytes)
+	}
+	return w.Flush()
+}
+
+// problems lists everything that is wrong now.
+func problems(r agent.Report) []string {
+	list := append([]string{}, r.Problems...)
+	if r.Flows.Error != "" {
+		list = append(list, "switch: "+r.Flows.Error)
+	}
+	for owner, why := range r.Flows.Quarantined {
+		list = append(list, owner+" is left out: "+why)
+	}
+	return append(list, r.Flows.Conflicts...)
+}
+
+func state(out io.Writer, problem, fine string) string {
+	if problem != "" {
+		return paint(out, red, problem)
+	}
+	return paint(out, green, fine)
+}
+
+func join[T fmt.Stringer](list []T) string {
+	texts := make([]string, len(list))
+	for i, v := range list {
+		texts[i] = v.String()
+	}
+	return orNone(strings.Join(texts, ","))
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

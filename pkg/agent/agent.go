@@ -1,0 +1,339 @@
+// Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
+// flow loop and the host's own network on the other.
+//
+// Loop.Run's goroutine owns desired state and writes the switch. Beside it run one goroutine that keeps the bridge right,
+// one that keeps the host's addresses, routes and masquerade right, one that follows the configuration file, and the
+// servers. They share nothing but what the Agent's mutex guards.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/ovsdb"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// Options are what the command line says; what an administrator configures is in the configuration file.
+type Options struct {
+	Node       string
+	ConfigFile string
+	Version    string
+	// CNISocket is where weft-cni calls; OperatorSocket is where weftctl does.
+	CNISocket      string
+	OperatorSocket string
+	// CNIConfDir is the container runtime's configuration directory.
+	CNIConfDir string
+	// ProcSys is where the node's /proc/sys is mounted writable.
+	ProcSys string
+	// Level lets a change of the configuration change what is logged.
+	Level *slog.LevelVar
+	Log   *slog.Logger
+}
+
+// Agent is one node's agent.
+type Agent struct {
+	opt    Options
+	log    *slog.Logger
+	client kubernetes.Interface
+	kube   *kube.Watcher
+	events *kube.Reporter
+	ovs    *ovsdb.Client
+	sw     *ofswitch.Switch
+	host   *host.Host
+	loop   *Loop
+	cni    *cni.Server
+
+	pokeBridge, pokeHost chan struct{}
+
+	mu       sync.Mutex
+	cfg      config.Config
+	mtu      int               // of pods; 0 until it is known
+	underlay string            // the link that carries the node's address
+	problems map[string]string // by the part that has it
+	pending  []config.Change   // settings that wait for a restart
+	ready    bool              // everything was right once
+}
+
+// Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
+func Run(ctx context.Context, opt Options) error {
+	cfg, err := config.Load(opt.ConfigFile)
+	if err != nil {
+		return err
+	}
+	opt.Level.Set(cfg.LogLevel)
+	a := &Agent{
+		opt: opt, log: opt.Log, cfg: cfg,
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1),
+		problems: map[string]string{},
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
+	group.Go(func() error { return a.serveHealth(ctx) })
+	group.Go(func() error { return a.serveOperator(ctx) })
+	group.Go(func() error { return a.start(ctx, group) })
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// start brings the parts up in the order that the invariants ask for: nothing is written to the switch before the
+// informers have synced and the pods that are already attached are known.
+func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
+	var err error
+	if a.client, err = kube.NewClient(a.cfg.APIServer); err != nil {
+		return err
+	}
+	a.events = kube.NewReporter(a.client, a.opt.Node)
+	defer a.events.Close()
+	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName)
+	loop := NewLoop(a.opt.Node, a.sw, a.log, a.reportOwner, a.viewed)
+	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
+		return err
+	}
+	loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+	nft, err := host.NFTables()
+	if err != nil {
+		return err
+	}
+	a.host = host.New(nft, a.opt.ProcSys, a.log)
+
+	if err := a.retry(ctx, "OVSDB", func(ctx context.Context) error {
+		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.cfg.OVSRunDir, "db.sock"), model.BridgeName, a.log)
+		return err
+	}); err != nil {
+		return err
+	}
+	defer a.ovs.Close()
+	a.cni = cni.NewServer(cni.Config{
+		Socket: a.opt.CNISocket, Settings: a.settings, Ports: a.ovs, Flows: loop, Log: a.log, Observe: observeCNI,
+	})
+	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
+		attachments, err := a.cni.Recover(ctx)
+		for _, att := range attachments {
+			loop.Submit(state.SetAttachment{Attachment: att})
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+
+	a.mu.Lock()
+	a.loop = loop
+	a.mu.Unlock()
+	group.Go(func() error { a.kube.Run(ctx); return nil })
+	if err := a.kube.WaitSynced(ctx); err != nil {
+		return err
+	}
+	loop.Gather()
+	if err := a.retry(ctx, "node object", a.selfKnown); err != nil {
+		return err
+	}
+
+	if err := a.retry(ctx, "bridge", a.syncBridge); err != nil {
+		return err
+	}
+	group.Go(func() error { return loop.Run(ctx) })
+	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
+	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
+	group.Go(func() error { a.watchConfig(ctx); return nil })
+	group.Go(func() error { return a.cni.Serve(ctx) })
+	if err := a.retry(ctx, "first programming", a.realised); err != nil {
+		return err
+	}
+	if err := a.retry(ctx, "flow-restore-wait", a.startForwarding); err != nil {
+		return err
+	}
+	if err := a.retry(ctx, "CNI configuration", func(context.Context) error { return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket) }); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.ready = true
+	a.mu.Unlock()
+	a.log.Info("ready", "node", a.opt.Node, "version", a.opt.Version)
+	if err := a.retry(ctx, "node condition", func(ctx context.Context) error {
+		return kube.SetNetworkAvailable(ctx, a.client, a.opt.Node)
+	}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// selfKnown waits, by failing, until the API server says what this node is.
+func (a *Agent) selfKnown(context.Context) error {
+	a.loop.Gather()
+	self := a.loop.View().Self
+	switch {
+	case len(self.Addrs) == 0:
+		return fmt.Errorf("node %s has no InternalIP yet; the kubelet or the cloud controller sets it", self.Name)
+	case len(self.PodCIDRs) == 0:
+		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs", self.Name)
+	}
+	if slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return a.config().CheckIPv6()
+	}
+	return nil
+}
+
+// realised waits, by failing, until the switch holds the flows.
+func (a *Agent) realised(context.Context) error {
+	if s := a.loop.Status(); s.Realised < s.Desired || s.Flows == 0 {
+		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Realised, s.Desired, s.Error)
+	}
+	return a.problem("host network")
+}
+
+// startForwarding clears flow-restore-wait, which OVS's own restart scripts may have left behind: with it the node
+// forwards nothing, whatever flows it has.
+func (a *Agent) startForwarding(ctx context.Context) error {
+	waiting, err := a.ovs.FlowRestoreWait(ctx)
+	if err != nil || !waiting {
+		return err
+	}
+	a.log.Warn("Open vSwitch was told to wait for its flows (other_config:flow-restore-wait); they are in, so it may forward")
+	return a.ovs.SetFlowRestoreWait(ctx, false)
+}
+
+// reportOwner tells Kubernetes of an object whose flows are refused.
+func (a *Agent) reportOwner(o model.Owner, err error) {
+	if err != nil {
+		a.events.Warn(o, "FlowsRefused", err.Error())
+	}
+}
+
+// viewed is called by the loop with every new snapshot.
+func (a *Agent) viewed(*model.Snapshot) { notify(a.pokeHost) }
+
+func (a *Agent) config() config.Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cfg
+}
+
+// syncBridge keeps the bridge and the ports that every node has.
+func (a *Agent) syncBridge(ctx context.Context) error {
+	a.mu.Lock()
+	mtu := a.mtu
+	cfg := a.cfg
+	a.mu.Unlock()
+	self := a.loop.View().Self
+	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
+		Datapath:       string(cfg.Datapath),
+		GatewayMTU:     mtu,
+		Tables:         flows.TableNames(),
+		TunnelChecksum: self.TunnelAddr().Is6(),
+		Version:        a.opt.Version,
+	})
+	if err != nil {
+		return err
+	}
+	if len(changed) > 0 {
+		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
+		notify(a.pokeHost)
+		a.loop.Verify()
+	}
+	return nil
+}
+
+// retry calls do until it succeeds, with growing pauses, and lets people see what the agent waits for.
+func (a *Agent) retry(ctx context.Context, part string, do func(context.Context) error) error {
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		err := do(ctx)
+		a.setProblem(part, err)
+		if err == nil {
+			return nil
+		}
+		sleep(ctx, pause)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// keep calls sync at once, whenever one of the triggers fires, once in a while, and again soon after it failed.
+func (a *Agent) keep(ctx context.Context, part string, sync func(context.Context) error, triggers ...<-chan struct{}) {
+	merged := make(chan struct{}, 1)
+	for _, t := range triggers {
+		go func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case <-t:
+					notify(merged)
+				}
+			}
+		}()
+	}
+	const every = time.Minute
+	failures := 0
+	for ctx.Err() == nil {
+		err := sync(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		a.setProblem(part, err)
+		pause := every
+		if err != nil {
+			failures++
+			pause = min(100*time.Millisecond<<min(failures, 7), 10*time.Second)
+		} else {
+			failures = 0
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-merged:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// setProblem records what is wrong with a part, and logs it when it is news.
+func (a *Agent) setProblem(part string, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err == nil {
+		if _, ok := a.problems[part]; ok {
+			a.log.Info("no longer waiting", "for", part)
+			delete(a.problems, part)
+		}
+		return
+	}
+	if a.problems[part] != err.Error() {
+		a.log.Warn("waiting", "for", part, "err", err)
+		a.problems[part] = err.Error()
+	}
+}
+
+func (a *Agent) problem(part string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p, ok := a.problems[part]; ok {
+		return errors.New(p)
+	}
+	return nil
+}
+
+// DefaultOperatorSocket is where weftctl finds the agent of its node.
+const DefaultOperatorSocket = "/run/weft/agent.sock"

@@ -1,0 +1,319 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// Switch is the bridge's OpenFlow side, as the loop needs it (pkg/ofswitch).
+type Switch interface {
+	Dump(ctx context.Context) ([]openflow.Entry, error)
+	Apply(ctx context.Context, d flows.Delta) error
+	Watch(ctx context.Context, ready func(), changed func(ofswitch.Event)) error
+}
+
+const (
+	// verifyEvery is how often the switch is read back although nothing hints at a difference.
+	verifyEvery = time.Minute
+	// verifyPause is the least time between two readings that hints ask for, so that a program that fights us over a
+	// flow costs a bounded share of a core.
+	verifyPause = 500 * time.Millisecond
+	// retryPause is how long the loop waits before it tries an unreachable switch again.
+	retryPause = 200 * time.Millisecond
+	// applyTimeout bounds one conversation with the switch.
+	applyTimeout = 30 * time.Second
+)
+
+// Loop takes changes, compiles them and makes them true on the switch. Its Run goroutine is the only one that writes
+// desired state and the only one that writes the switch; every other method may be called from anywhere.
+type Loop struct {
+	sw  Switch
+	log *slog.Logger
+	// report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over.
+	report func(model.Owner, error)
+
+	mu     sync.Mutex
+	queue  []request
+	status Status
+	latest *model.Snapshot
+
+	wake   chan struct{}
+	hint   chan struct{}
+	watch  chan ofswitch.Event
+	ask    chan chan flows.Desired
+	onView func(*model.Snapshot)
+
+	// Of the Run goroutine only:
+	store       *state.Store
+	compiler    *flows.Compiler
+	index       map[place][]openflow.Key
+	quarantined map[model.Owner]error
+	verify      bool // the switch must be read before it is written
+	known       bool // the last conversation with the switch succeeded
+	verifiedAt  time.Time
+	waiting     []request
+}
+
+// request is a change and whoever waits for it.
+type request struct {
+	change state.Change
+	// done receives nil when everything up to this change is in the switch, or why the owner's flows are not.
+	done  chan<- error
+	owner model.Owner
+}
+
+// place is where an event of the switch says something happened; it does not say at which priority.
+type place struct {
+	table openflow.TableID
+	match string
+}
+
+// Status is how far the loop has come.
+type Status struct {
+	// Revision of the snapshot that is wholly in the switch.
+	Realised uint64 `json:"realised"`
+	// Desired is the revision of the newest snapshot.
+	Desired uint64 `json:"desired"`
+	Flows   int    `json:"flows"`
+	// Bundles is the number of changes sent to the switch; Repairs counts the flows that somebody else had changed.
+	Bundles uint64 `json:"bundles"`
+	Repairs uint64 `json:"repairs"`
+	// Error says why the switch cannot be reached; empty when it can.
+	Error string `json:"error,omitempty"`
+	// Quarantined are the owners whose flows are not in the switch, and why.
+	Quarantined map[string]string `json:"quarantined,omitempty"`
+	// Conflicts are match fields that several owners claim; the first has them.
+	Conflicts []string `json:"conflicts,omitempty"`
+}
+
+// NewLoop makes the loop of the named node. onView is called, on the loop's goroutine, with every new snapshot.
+func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, error), onView func(*model.Snapshot)) *Loop {
+	l := &Loop{
+		sw: sw, log: log, report: report, onView: onView,
+		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
+		store: state.New(node), compiler: flows.NewCompiler(),
+		index: map[place][]openflow.Key{}, quarantined: map[model.Owner]error{},
+	}
+	l.latest = l.store.Snapshot()
+	return l
+}
+
+// Submit queues a change. It never blocks.
+func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
+
+// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not.
+func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
+	done := make(chan error, 1)
+	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
+	return l.await(ctx, done, "program the flows of pod "+a.Pod.String())
+}
+
+// Detach queues the end of a pod's interface and returns when its flows are gone.
+func (l *Loop) Detach(ctx context.Context, key model.AttachmentKey) error {
+	done := make(chan error, 1)
+	l.enqueue(request{change: state.DeleteAttachment{Key: key}, done: done})
+	return l.await(ctx, done, "remove the flows of "+key.String())
+}
+
+func (l *Loop) await(ctx context.Context, done <-chan error, what string) error {
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	case <-ctx.Done():
+		status := l.Status()
+		if status.Error != "" {
+			return fmt.Errorf("%s: %w: %s", what, context.Cause(ctx), status.Error)
+		}
+		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
+	}
+}
+
+// Realised returns nil when the flows of the attachment are in the switch, and otherwise what is wrong.
+func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a, ok := l.latest.Attachments[key]
+	if !ok {
+		return fmt.Errorf("%s has no flows: the agent does not know it", key)
+	}
+	if why, ok := l.status.Quarantined[model.PodOwner(a).String()]; ok {
+		return fmt.Errorf("the flows of pod %s are not in the switch: %s", a.Pod, why)
+	}
+	if l.status.Error != "" {
+		return fmt.Errorf("the switch cannot be reached: %s", l.status.Error)
+	}
+	return nil
+}
+
+// Verify asks the loop to read the switch back and repair what differs.
+func (l *Loop) Verify() { notify(l.hint) }
+
+// Status says how far the loop has come.
+func (l *Loop) Status() Status {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
+}
+
+// View is the newest snapshot.
+func (l *Loop) View() *model.Snapshot {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.latest
+}
+
+// Desired is a copy of what the switch shall hold.
+func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
+	answer := make(chan flows.Desired, 1)
+	select {
+	case l.ask <- answer:
+		return <-answer, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *Loop) enqueue(r request) {
+	l.mu.Lock()
+	l.queue = append(l.queue, r)
+	l.mu.Unlock()
+	notify(l.wake)
+}
+
+// notify leaves a token in a channel of capacity one: many notifications become one wake-up.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Run programs the switch until the context ends. It must be called after the informers have synced and the pods'
+// attachments were submitted: the first thing it does is to remove whatever of ours these do not ask for.
+func (l *Loop) Run(ctx context.Context) error {
+	watching := make(chan struct{})
+	go func() { defer close(watching); l.watchSwitch(ctx) }()
+	defer func() { <-watching }()
+
+	l.verify = true
+	for ctx.Err() == nil {
+		change := l.compile()
+		pause := verifyEvery
+		if err := l.program(ctx, change); err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			l.log.Error("the switch cannot be programmed; trying again", "err", err)
+			l.verify, l.known = true, false
+			pause = retryPause
+			l.setError(err)
+		} else {
+			l.known = true
+			l.settle()
+		}
+		l.wait(ctx, pause)
+	}
+	for _, r := range l.waiting {
+		r.done <- context.Cause(ctx)
+	}
+	return nil
+}
+
+// wait sleeps until there is something to do.
+func (l *Loop) wait(ctx context.Context, pause time.Duration) {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-l.wake:
+			return
+		case answer := <-l.ask:
+			answer <- l.copyDesired()
+			continue
+		case <-timer.C:
+			l.verify = true
+			return
+		case <-l.hint:
+		case e := <-l.watch:
+			if !l.drifted(e) {
+				continue
+			}
+			l.log.Warn("somebody changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
+		}
+		// A hint. Several come at once, and the switch may be in the middle of a restart: read it, but not too often.
+		l.verify = true
+		if since := time.Since(l.verifiedAt); since >= verifyPause {
+			return
+		} else if remaining := verifyPause - since; remaining < pause {
+			timer.Reset(remaining)
+			pause = remaining
+		}
+	}
+}
+
+func (l *Loop) copyDesired() flows.Desired {
+	d := make(flows.Desired, len(l.compiler.Desired()))
+	for k, f := range l.compiler.Desired() {
+		d[k] = f
+	}
+	return d
+}
+
+// watchSwitch keeps a watch on the switch. Whenever one begins, what happened before it is unknown.
+func (l *Loop) watchSwitch(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := l.sw.Watch(ctx, l.Verify, func(e ofswitch.Event) {
+			select {
+			case l.watch <- e:
+			default:
+				l.Verify() // more events than we keep: look at everything instead
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		l.log.Warn("lost the watch on the switch", "err", err)
+		l.Verify()
+		sleep(ctx, retryPause)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}
+
+// drifted says whether an event is news: our own changes come back as events, too.
+func (l *Loop) drifted(e ofswitch.Event) bool {
+	keys := l.index[place{e.Table, e.Match}]
+	for _, key := range keys {
+		if l.compiler.Desired()[key].Actions == e.Actions {
+			// This is what the table shall hold: right when it was added, wrong when it was deleted.
+			return e.Deleted
+		}
+	}
+	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. Anybody else's
+	// flow, and what we deleted ourselves, is not.
+	return !e.Deleted && len(keys) > 0
+}
+
+// Gather takes what is queued into the view without touching the switch. It may be called only before Run.
+func (l *Loop) Gather() { l.compile() }

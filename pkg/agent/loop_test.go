@@ -1,0 +1,305 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// bench is a loop on a switch that behaves.
+type bench struct {
+	*agent.Loop
+	t  *testing.T
+	sw *ofswitch.Fake
+
+	mu      sync.Mutex
+	reports map[string]error
+}
+
+// start runs a loop that knows a cluster of two nodes.
+func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *bench {
+	t.Helper()
+	b := &bench{t: t, sw: sw, reports: map[string]error{}}
+	b.Loop = agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(o model.Owner, err error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.reports[o.String()] = err
+	}, nil)
+	b.Submit(state.SetNode{Node: node("n1", 1)})
+	b.Submit(state.SetNode{Node: node("n2", 2)})
+	for _, a := range attachments {
+		b.Submit(state.SetAttachment{Attachment: a})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := b.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() { stop(); <-ended })
+	return b
+}
+
+func node(name string, n byte) model.Node {
+	return model.Node{Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, n})},
+		PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, n, 0}), 24)}}
+}
+
+func pod(name string, n byte) model.Attachment {
+	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name},
+		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, n})}}
+}
+
+// holds waits until the switch holds exactly what the loop desires, and that is what a full compilation gives.
+func (b *bench) holds(what string) {
+	b.t.Helper()
+	var difference string
+	eventually(b.t, what, func() bool {
+		want, err := flows.Compile(b.View())
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		actual, err := b.sw.Dump(b.t.Context())
+		if err != nil {
+			return false
+		}
+		delta := flows.Diff(actual, want)
+		status := b.Status()
+		difference = status.Error
+		return delta.Empty() && status.Realised == status.Desired && status.Error == ""
+	})
+	_ = difference
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+func (b *bench) has(text string) bool {
+	actual, err := b.sw.Dump(b.t.Context())
+	if err != nil {
+		return false
+	}
+	for _, e := range actual {
+		if strings.Contains(e.String(), text) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	for i := byte(2); i < 30; i++ {
+		if err := b.Attach(t.Context(), pod("a", i)); err != nil {
+			t.Fatal(err)
+		}
+		if !b.has(pod("a", i).IPs[0].String()) {
+			t.Fatalf("Attach returned before the flows of %s were in", pod("a", i).IPs[0])
+		}
+		if err := b.Realised(t.Context(), pod("a", i).Key()); err != nil {
+			t.Error(err)
+		}
+		if err := b.Detach(t.Context(), pod("a", i).Key()); err != nil {
+			t.Fatal(err)
+		}
+		if b.has(pod("a", i).IPs[0].String()) {
+			t.Fatal("Detach returned before the flows were gone")
+		}
+	}
+	if err := b.Realised(t.Context(), pod("a", 2).Key()); err == nil {
+		t.Error("a pod that was detached counts as realised")
+	}
+	if err := b.Detach(t.Context(), model.AttachmentKey{ContainerID: "never"}); err != nil {
+		t.Errorf("detaching what never was: %v", err)
+	}
+	b.holds("flows after 28 pods came and went")
+}
+
+// TestRestartTouchesNothing: flows that are right are not sent again, so connections never notice a restart; flows whose
+// object was deleted meanwhile are removed, and others' flows stay.
+func TestRestartTouchesNothing(t *testing.T) {
+	sw := ofswitch.NewFake()
+	before := flowsOf(t, pod("a", 2), pod("gone", 3))
+	for _, f := range before {
+		sw.Put(f.Flow)
+	}
+	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: "in_port=9"}, Cookie: 0x1, Actions: "drop"}
+	sw.Put(foreign)
+	b := start(t, sw, pod("a", 2))
+	b.holds("first programming")
+	for _, d := range sw.Applied() {
+		if len(d.Set) > 0 {
+			t.Errorf("the restart sent %s again, which was right", d.Set[0])
+		}
+		for _, f := range d.Delete {
+			if !strings.Contains(f.String(), "10.244.1.3") && !strings.Contains(f.Match, "in_port=19") {
+				t.Errorf("the restart deleted %s", f)
+			}
+		}
+	}
+	if !b.has("in_port=9") {
+		t.Error("a foreign flow was deleted")
+	}
+	if b.Status().Repairs != 0 {
+		t.Errorf("%d repairs counted at the start", b.Status().Repairs)
+	}
+}
+
+func flowsOf(t *testing.T, attachments ...model.Attachment) flows.Desired {
+	t.Helper()
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	for _, a := range attachments {
+		s.Attachments[a.Key()] = a
+	}
+	d, err := flows.Compile(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestRepairsDrift(t *testing.T) {
+	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b.holds("first programming")
+	ours := flowsOf(t, pod("a", 2))
+	var any openflow.Flow
+	for key, f := range ours {
+		if strings.Contains(key.Match, "nw_dst=10.244.1.2") {
+			any = f.Flow
+		}
+	}
+	b.sw.Remove(any.Key)
+	b.holds("a deleted flow is back")
+	changed := any
+	changed.Actions, changed.Cookie = "drop", 0
+	b.sw.Put(changed)
+	b.holds("an overwritten flow is back")
+	stale := any
+	stale.Match = "ip,nw_dst=10.99.0.0/16"
+	b.sw.Put(stale)
+	b.Verify()
+	b.holds("a flow that pretends to be ours is gone")
+	if got := b.Status().Repairs; got != 3 {
+		t.Errorf("%d repairs counted, want 3", got)
+	}
+}
+
+func TestSwitchRestarts(t *testing.T) {
+	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b.holds("first programming")
+	b.sw.Stop()
+	attached := make(chan error, 1)
+	go func() { attached <- b.Attach(t.Context(), pod("b", 3)) }()
+	eventually(t, "the status says that the switch is away", func() bool { return b.Status().Error != "" })
+	select {
+	case err := <-attached:
+		t.Fatalf("Attach returned (%v) while the switch was away", err)
+	default:
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := b.Attach(ctx, pod("c", 4)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "does not answer") {
+		t.Errorf("Attach that gave up says %v, want the deadline and the reason", err)
+	}
+	b.sw.Start()
+	if err := <-attached; err != nil {
+		t.Fatal(err)
+	}
+	b.holds("everything is back after the restart")
+}
+
+// TestOneBadObject: what the switch refuses is narrowed to its owner; everybody else is programmed, in a first
+// programming of many as in a single change, and the owner comes back when it changes.
+func TestOneBadObject(t *testing.T) {
+	sw := ofswitch.NewFake()
+	bad := pod("bad", 5)
+	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.244.1.5") })
+	var attachments []model.Attachment
+	for i := byte(2); i < 20; i++ {
+		attachments = append(attachments, pod(string('a'+rune(i)), i))
+	}
+	attachments[3] = bad
+	b := start(t, sw, attachments...)
+	eventually(t, "first programming", func() bool { return b.Status().Realised > 0 })
+	if !b.has("10.244.1.4") || !b.has("10.244.1.19") || !b.has("10.244.2.0/24") {
+		t.Error("a pod or node beside the bad one was not programmed")
+	}
+	if b.has("in_port=21") {
+		t.Error("the refused pod has some of its flows: its port must stay closed")
+	}
+	if b.Status().Quarantined["pod/ns/bad"] == "" {
+		t.Errorf("status does not name the bad pod: %+v", b.Status())
+	}
+	if err := b.Realised(t.Context(), bad.Key()); err == nil {
+		t.Error("the refused pod counts as realised")
+	}
+	if err := b.Attach(t.Context(), pod("late", 40)); err != nil {
+		t.Errorf("a pod beside the bad one: %v", err)
+	}
+	again := bad
+	again.OFPort = 99 // a change gives it another chance, and it is refused again
+	if err := b.Attach(t.Context(), again); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("attaching the refused pod gave %v", err)
+	}
+	b.mu.Lock()
+	if b.reports["pod/ns/bad"] == nil {
+		t.Error("nobody was told of the bad pod")
+	}
+	b.mu.Unlock()
+
+	sw.Refuse(func(openflow.Flow) bool { return false })
+	if err := b.Attach(t.Context(), bad); err != nil {
+		t.Fatal(err)
+	}
+	b.holds("the pod that is right now is programmed")
+	if len(b.Status().Quarantined) != 0 {
+		t.Errorf("still quarantined: %v", b.Status().Quarantined)
+	}
+}
+
+// TestBadChangeClosesThePod: flows from before the refused change must not stay.
+func TestBadChangeClosesThePod(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	if err := b.Attach(t.Context(), pod("a", 2)); err != nil {
+		t.Fatal(err)
+	}
+	b.sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.244.1.3") })
+	moved := pod("a", 3)
+	if err := b.Attach(t.Context(), moved); err == nil {
+		t.Fatal("the refused change was accepted")
+	}
+	eventually(t, "the pod's old flows are gone", func() bool { return !b.has("10.244.1.2 ") && !b.has("in_port=18") })
+}
+
+func TestChangesCoalesce(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	b.holds("first programming")
+	before := len(b.sw.Applied())
+	for i := range byte(200) {
+		b.Submit(state.SetNode{Node: node("m"+string('a'+rune(i%26))+string('a'+rune(i/26)), 3+i)})
+	}
+	b.holds("200 nodes")
+	if n := len(b.sw.Applied()) - before; n > 100 {
+		t.Errorf("200 changes at once took %d bundles", n)
+	}
+}

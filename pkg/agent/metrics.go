@@ -1,0 +1,54 @@
+package agent
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	Name:    "weft_cni_phase_seconds",
+	Help:    "How long each phase of a CNI command took.",
+	Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+}, []string{"command", "phase"})
+
+func observeCNI(command, phase string, d time.Duration) {
+	cniSeconds.WithLabelValues(command, phase).Observe(d.Seconds())
+}
+
+// metrics is what Prometheus can ask of the agent. Values are read when they are asked for.
+func (a *Agent) metrics() *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds)
+	status := func(read func(Status) float64) func() float64 {
+		return func() float64 {
+			a.mu.Lock()
+			loop := a.loop
+			a.mu.Unlock()
+			if loop == nil {
+				return 0
+			}
+			return read(loop.Status())
+		}
+	}
+	gauge := func(name, help string, read func(Status) float64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, status(read)))
+	}
+	counter := func(name, help string, read func(Status) float64) {
+		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, status(read)))
+	}
+	gauge("weft_flows", "Flows that the switch shall hold.", func(s Status) float64 { return float64(s.Flows) })
+	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s Status) float64 { return float64(s.Desired) })
+	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s Status) float64 { return float64(s.Realised) })
+	gauge("weft_quarantined", "Objects whose flows are refused.", func(s Status) float64 { return float64(len(s.Quarantined)) })
+	gauge("weft_conflicts", "Match fields that several objects claim.", func(s Status) float64 { return float64(len(s.Conflicts)) })
+	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
+	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems", Help: "Parts of the agent that have a problem now."}, func() float64 {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return float64(len(a.problems))
+	}))
+	return registry
+}

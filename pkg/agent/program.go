@@ -1,0 +1,232 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// compile takes everything that is queued into one new snapshot and the flows that follow from it.
+func (l *Loop) compile() flows.Delta {
+	l.mu.Lock()
+	requests := l.queue
+	l.queue = nil
+	l.mu.Unlock()
+	for _, r := range requests {
+		l.store.Apply(r.change)
+		if r.done != nil {
+			l.waiting = append(l.waiting, r)
+		}
+	}
+	snapshot, owners := l.store.Take()
+	for _, o := range owners {
+		l.release(o) // it has changed: it gets another chance
+	}
+	delta, failed := l.compiler.Update(snapshot, owners)
+	for _, bad := range failed {
+		l.quarantine(bad.Owner, bad.Err)
+	}
+	l.reindex(delta)
+
+	l.mu.Lock()
+	l.latest = snapshot
+	l.status.Desired = snapshot.Revision
+	l.mu.Unlock()
+	if l.onView != nil {
+		l.onView(snapshot)
+	}
+	return delta
+}
+
+// program brings the switch to what is desired: by the change alone when the switch is known to be right otherwise, by
+// what differs from its dump when not. An error means that the switch could not be reached.
+func (l *Loop) program(ctx context.Context, change flows.Delta) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	delta := change
+	if l.verify {
+		actual, err := l.sw.Dump(ctx)
+		if err != nil {
+			return err
+		}
+		delta = flows.Diff(actual, l.allowed())
+		l.countRepairs(delta, change)
+	}
+	if err := l.apply(ctx, byOwner(delta)); err != nil {
+		return err
+	}
+	if l.verify {
+		l.verify, l.verifiedAt = false, time.Now()
+	}
+	return nil
+}
+
+// apply sends the parts in one bundle. When the switch refuses it, the parts are halved until those at fault stand
+// alone; these are quarantined, all others are in effect.
+func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
+	whole := flows.Delta{}
+	for _, p := range parts {
+		whole.Set = append(whole.Set, p.Set...)
+		whole.Delete = append(whole.Delete, p.Delete...)
+	}
+	if whole.Empty() {
+		return nil
+	}
+	err := l.sw.Apply(ctx, whole)
+	l.mu.Lock()
+	l.status.Bundles++
+	l.mu.Unlock()
+	var rejected *ofswitch.RejectedError
+	if !errors.As(err, &rejected) {
+		return err
+	}
+	if len(parts) == 1 {
+		if len(parts[0].Set) == 0 {
+			return err // a deletion cannot be at fault for what it holds
+		}
+		l.quarantine(parts[0].Set[0].Owner, rejected)
+		return nil
+	}
+	half := len(parts) / 2
+	if err := l.apply(ctx, parts[:half]); err != nil {
+		return err
+	}
+	return l.apply(ctx, parts[half:])
+}
+
+// byOwner splits a delta into parts that can be refused one by one. Deletions whose owner is forgotten are a part of
+// their own.
+func byOwner(d flows.Delta) []flows.Delta {
+	parts := map[model.Owner]*flows.Delta{}
+	part := func(o model.Owner) *flows.Delta {
+		if parts[o] == nil {
+			parts[o] = &flows.Delta{}
+		}
+		return parts[o]
+	}
+	for _, f := range d.Delete {
+		p := part(f.Owner)
+		p.Delete = append(p.Delete, f)
+	}
+	for _, f := range d.Set {
+		p := part(f.Owner)
+		p.Set = append(p.Set, f)
+	}
+	list := make([]flows.Delta, 0, len(parts))
+	for _, o := range slices.SortedFunc(maps.Keys(parts), model.Owner.Compare) {
+		list = append(list, *parts[o])
+	}
+	return list
+}
+
+// settle is called when the switch holds everything that is not quarantined.
+func (l *Loop) settle() {
+	conflicts := l.compiler.Conflicts()
+	l.mu.Lock()
+	l.status.Realised = l.latest.Revision
+	l.status.Flows = len(l.compiler.Desired())
+	l.status.Error = ""
+	l.status.Conflicts = nil
+	for _, c := range conflicts {
+		l.status.Conflicts = append(l.status.Conflicts, fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners))
+	}
+	l.status.Quarantined = nil
+	for o, err := range l.quarantined {
+		if l.status.Quarantined == nil {
+			l.status.Quarantined = map[string]string{}
+		}
+		l.status.Quarantined[o.String()] = err.Error()
+	}
+	l.mu.Unlock()
+	for _, r := range l.waiting {
+		r.done <- l.quarantined[r.owner]
+	}
+	l.waiting = nil
+}
+
+func (l *Loop) setError(err error) {
+	l.mu.Lock()
+	l.status.Error = err.Error()
+	l.mu.Unlock()
+}
+
+func (l *Loop) quarantine(o model.Owner, err error) {
+	l.log.Error("flows are refused; their owner is left out until it changes", "owner", o, "err", err)
+	l.quarantined[o] = err
+	l.report(o, err)
+	l.Verify() // what the owner had before is still in the switch, and must not stay
+}
+
+func (l *Loop) release(o model.Owner) {
+	if _, ok := l.quarantined[o]; ok {
+		delete(l.quarantined, o)
+		l.report(o, nil)
+		// Its last flows never reached the switch, so a delta against them would be wrong.
+		l.verify = true
+	}
+}
+
+// allowed is what is desired less what the switch is known to refuse: what a quarantined owner had before goes, too.
+func (l *Loop) allowed() flows.Desired {
+	desired := l.compiler.Desired()
+	if len(l.quarantined) == 0 {
+		return desired
+	}
+	rest := flows.Desired{}
+	for key, f := range desired {
+		if l.quarantined[f.Owner] == nil {
+			rest[key] = f
+		}
+	}
+	return rest
+}
+
+// countRepairs counts what others changed: what a read-back finds that our own change does not explain.
+func (l *Loop) countRepairs(d, change flows.Delta) {
+	if !l.known {
+		return // nothing was expected of the switch: the agent has just started, or could not reach it
+	}
+	own := map[openflow.Key]bool{}
+	for _, f := range append(slices.Clone(change.Set), change.Delete...) {
+		own[f.Key] = true
+	}
+	repairs := 0
+	for _, f := range append(slices.Clone(d.Set), d.Delete...) {
+		if !own[f.Key] {
+			repairs++
+		}
+	}
+	if repairs > 0 {
+		l.log.Warn("the switch differed from what it shall hold; repairing it", "flows", repairs)
+		l.mu.Lock()
+		l.status.Repairs += uint64(repairs)
+		l.mu.Unlock()
+	}
+}
+
+// reindex follows a delta in the index of places.
+func (l *Loop) reindex(d flows.Delta) {
+	for _, f := range d.Delete {
+		p := place{f.Table, f.Match}
+		rest := slices.DeleteFunc(l.index[p], func(k openflow.Key) bool { return k == f.Key })
+		if len(rest) == 0 {
+			delete(l.index, p)
+		} else {
+			l.index[p] = rest
+		}
+	}
+	for _, f := range d.Set {
+		p := place{f.Table, f.Match}
+		if !slices.Contains(l.index[p], f.Key) {
+			l.index[p] = append(l.index[p], f.Key)
+		}
+	}
+}

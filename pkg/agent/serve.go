@@ -1,0 +1,96 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// serveHealth answers the kubelet's probes and Prometheus.
+func (a *Agent) serveHealth(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		a.mu.Lock()
+		why := a.notReadyLocked()
+		a.mu.Unlock()
+		if why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "tcp", a.cfg.HealthAddr.String())
+	if err != nil {
+		return fmt.Errorf("serve health on healthAddr: %w", err)
+	}
+	return serve(ctx, listener, mux)
+}
+
+// serveOperator answers weftctl, for root only.
+func (a *Agent) serveOperator(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
+		report, err := a.report(r.Context())
+		answer(w, report, err)
+	})
+	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) {
+		a.mu.Lock()
+		ready := a.ready
+		a.mu.Unlock()
+		if !ready {
+			answer(w, nil, errors.New("the agent has not programmed the switch yet; see weftctl status"))
+			return
+		}
+		all, err := a.flowReports(r.Context())
+		if object := r.URL.Query().Get("object"); err == nil && object != "" {
+			all = concern(all, object)
+		}
+		answer(w, all, err)
+	})
+	if err := os.MkdirAll(filepath.Dir(a.opt.OperatorSocket), 0o700); err != nil {
+		return fmt.Errorf("serve weftctl: %w", err)
+	}
+	if err := os.Remove(a.opt.OperatorSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("serve weftctl: %w", err)
+	}
+	var lc net.ListenConfig
+	listener, err := lc.Listen(ctx, "unix", a.opt.OperatorSocket)
+	if err != nil {
+		return fmt.Errorf("serve weftctl: %w", err)
+	}
+	if err := os.Chmod(a.opt.OperatorSocket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("serve weftctl: %w", err), listener.Close())
+	}
+	return serve(ctx, listener, mux)
+}
+
+func answer(w http.ResponseWriter, v any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	// The reader may be gone; there is nobody else to tell.
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: time.Minute}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
+	}
+	return nil
+}
