@@ -233,6 +233,29 @@ func TestLock(t *testing.T) {
 	again()
 }
 
+func TestWhere(t *testing.T) {
+	w := where{dir: t.TempDir(), name: "mine"}
+	if err := w.resolve(); err != nil || w.group != "mine" {
+		t.Errorf("a new cluster: %v", err)
+	}
+	if err := (state.Cluster{Plan: state.Plan{Name: "yours"}, Dir: w.dir}).Save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.resolve(); err == nil || !strings.Contains(err.Error(), `cluster "yours"`) || !strings.Contains(err.Error(), "NAME=yours") {
+		t.Errorf("another cluster's state directory: %v", err)
+	}
+	// The record is not needed to remove a cluster, so a broken one must not be in the way.
+	if err := os.WriteFile(filepath.Join(w.dir, "state.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.resolve(); err != nil {
+		t.Errorf("a broken record: %v", err)
+	}
+	if _, err := w.load(); err == nil || !strings.Contains(err.Error(), "state.json") {
+		t.Errorf("loading a broken record: %v", err)
+	}
+}
+
 func TestProportionalSize(t *testing.T) {
 	if got := proportionalSize([]byte("00400000-7ff rollup\nRss:   900 kB\nPss:                 123 kB\nPss_Dirty: 5 kB\n")); got != 123<<10 {
 		t.Errorf("proportionalSize = %d, want 123 KiB", got)

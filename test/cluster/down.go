@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
-	"github.com/weft-cni/weft/test/cluster/state"
 )
 
 // contents are all the names that the tool makes in a state directory; state.json goes last, so that an interrupted removal
@@ -29,21 +28,14 @@ func down(ctx context.Context, p *progress, group sandbox.Group, dir string) err
 	if os.Geteuid() != 0 {
 		return errors.New("removing a cluster needs root")
 	}
-	groups := []sandbox.Group{group}
-	c, err := state.Load(dir)
-	if recorded := sandbox.Group(c.Plan.Name); err == nil && recorded != group {
-		groups = append(groups, recorded)
-	}
 	return p.step("Remove the cluster", func(func(string)) error {
 		unlock, err := takeLock(ctx, dir)
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		for _, g := range groups {
-			if err := remove(ctx, g, dir); err != nil {
-				return err
-			}
+		if err := remove(ctx, group, dir); err != nil {
+			return err
 		}
 		if err := os.Remove(filepath.Join(dir, lockFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the state directory: %w", err)

@@ -33,17 +33,15 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "cluster", Short: "A real Kubernetes cluster on this machine", SilenceUsage: true, SilenceErrors: true}
-	var dir string
-	root.PersistentFlags().StringVar(&dir, "dir", ".cluster", "state directory")
-	root.PersistentPreRunE = func(*cobra.Command, []string) (err error) {
-		dir, err = filepath.Abs(dir)
-		return err
-	}
-	root.AddCommand(upCommand(&dir), downCommand(&dir), loadCommand(&dir), execCommand(&dir),
+	var w where
+	root.PersistentFlags().StringVar(&w.dir, "dir", ".cluster", "state directory")
+	root.PersistentFlags().StringVar(&w.name, "name", defaultName, "name of the cluster; several stand side by side, each with its own state directory")
+	root.PersistentPreRunE = func(*cobra.Command, []string) error { return w.resolve() }
+	root.AddCommand(upCommand(&w), downCommand(&w), loadCommand(&w), execCommand(&w),
 		&cobra.Command{
 			Use: "status", Short: "Show what stands and whether it is well", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				c, err := state.Load(dir)
+				c, err := w.load()
 				if err != nil {
 					return err
 				}
@@ -59,18 +57,40 @@ func command() *cobra.Command {
 	return root
 }
 
-func upCommand(dir *string) *cobra.Command {
+// defaultName is the name of a cluster that got none.
+const defaultName = "weft"
+
+// where says which cluster a command is about.
+type where struct {
+	dir, name string
+	group     sandbox.Group
+}
+
+// resolve checks the flags, and refuses to take one cluster's state directory for another's.
+func (w *where) resolve() (err error) {
+	if w.group, err = sandbox.ParseGroup(w.name); err != nil {
+		return err
+	}
+	if w.dir, err = filepath.Abs(w.dir); err != nil {
+		return err
+	}
+	// Commands that need the record complain about a missing or broken one themselves; up and down do without.
+	if c, err := state.Load(w.dir); err == nil && c.Plan.Name != w.name {
+		return fmt.Errorf("%s is the state directory of cluster %q, not of %q: give --name %[2]s (NAME=%[2]s) or another --dir", w.dir, c.Plan.Name, w.name)
+	}
+	return nil
+}
+
+func (w *where) load() (state.Cluster, error) { return state.Load(w.dir) }
+
+func upCommand(w *where) *cobra.Command {
 	var o upOptions
-	var name, family string
+	var family string
 	var noWeft bool
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a cluster, in place of a previous one of that name", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			group, err := sandbox.ParseGroup(name)
-			if err != nil {
-				return err
-			}
-			o.plan.Name, o.dir = string(group), *dir
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			o.plan.Name, o.dir = w.name, w.dir
 			if o.plan.Family, err = state.ParseIPFamily(family); err != nil {
 				return err
 			}
@@ -92,7 +112,6 @@ func upCommand(dir *string) *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&name, "name", "weft", "name of the cluster; several stand side by side")
 	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
 	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve or vxlan")
@@ -103,30 +122,20 @@ func upCommand(dir *string) *cobra.Command {
 	return cmd
 }
 
-func downCommand(dir *string) *cobra.Command {
-	var name string
-	cmd := &cobra.Command{
+func downCommand(w *where) *cobra.Command {
+	return &cobra.Command{
 		Use: "down", Short: "Remove a cluster, in whatever state it is", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			group, err := sandbox.ParseGroup(name)
-			if err != nil {
-				return err
-			}
-			if c, err := state.Load(*dir); err == nil && !cmd.Flags().Changed("name") {
-				group = sandbox.Group(c.Plan.Name)
-			}
-			return down(cmd.Context(), newProgress(os.Stdout), group, *dir)
+			return down(cmd.Context(), newProgress(os.Stdout), w.group, w.dir)
 		},
 	}
-	cmd.Flags().StringVar(&name, "name", "weft", "name of the cluster, when the state directory does not say it")
-	return cmd
 }
 
-func loadCommand(dir *string) *cobra.Command {
+func loadCommand(w *where) *cobra.Command {
 	return &cobra.Command{
 		Use: "load IMAGE.tar", Short: "Put an image on every node", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := state.Load(*dir)
+			c, err := w.load()
 			if err != nil {
 				return err
 			}
@@ -146,13 +155,13 @@ func loadCommand(dir *string) *cobra.Command {
 	}
 }
 
-func execCommand(dir *string) *cobra.Command {
+func execCommand(w *where) *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
 		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of the host " + state.OutsideName,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			c, err := state.Load(*dir)
+			c, err := w.load()
 			if err != nil {
 				return err
 			}
