@@ -1,0 +1,158 @@
+// Package host keeps the node's own network right for the pods on it: the gateway interface and its addresses, the routes
+// to all pods, forwarding, and the source addresses of what leaves the pods' network (nftables).
+//
+// The kernel owns the state. What is ours there is recognised without memory, and nothing else is changed or deleted:
+// routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
+// interface. Routes to exactly the pod CIDRs are taken over from whoever has them.
+//
+// A Host has one user, who calls Sync from one goroutine; Watch may be called from another and runs one of its own.
+//
+// Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) has
+// to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. And with IPv6
+// forwarding on, the kernel stops to accept router advertisements on uplinks whose accept_ra is 1; a node with its default
+// route from one needs accept_ra=2 there. rp_filter may be strict: everything that arrives through the gateway interface
+// has a source that is routed back to it.
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"sigs.k8s.io/knftables"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// RouteProtocol marks our routes. The number is one that /etc/iproute2/rt_protos leaves free.
+const RouteProtocol netlink.RouteProtocol = 87
+
+// Desired is what the node's network shall be. Prefixes are masked.
+type Desired struct {
+	// Gateway is the name of the node's interface on the bridge.
+	Gateway string
+	// MTU of the gateway interface; 0 leaves it as it is.
+	MTU int
+	// PodCIDRs are this node's ranges, at most one of each family. The first address of each is the gateway's.
+	PodCIDRs []netip.Prefix
+	// RemotePodCIDRs are the other nodes' ranges. Those of a family in which this node has none are not routed.
+	RemotePodCIDRs []netip.Prefix
+	// Masquerade gives what local pods send to anywhere but pods the source address of the node.
+	Masquerade bool
+	// NoMasquerade are destinations, besides pods, that see the pods' own addresses.
+	NoMasquerade []netip.Prefix
+}
+
+// Host applies it.
+type Host struct {
+	sysctl sysctl
+	nft    *nat
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	current Desired // of the last Sync, for Watch
+}
+
+// New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
+// masquerades through nft.
+func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
+	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft}, log: log}
+}
+
+// NFTables opens our nftables table. It needs the nft program.
+func NFTables() (knftables.Interface, error) {
+	nft, err := knftables.New(knftables.InetFamily, tableName)
+	if err != nil {
+		return nil, fmt.Errorf("open nftables table %s (is nft installed and are we root?): %w", tableName, err)
+	}
+	return nft, nil
+}
+
+// Sync makes everything what it shall be. It is idempotent, writes nothing that is right already, and goes on after a
+// failure with what does not depend on it. It returns what it had to change, in words.
+func (h *Host) Sync(ctx context.Context, d Desired) (changed []string, err error) {
+	d = d.clone()
+	h.mu.Lock()
+	h.current = d
+	h.mu.Unlock()
+	if err := d.check(); err != nil {
+		return nil, fmt.Errorf("sync host network: %w", err)
+	}
+	c := &changes{}
+	err = errors.Join(
+		h.forwarding(c, d),
+		h.gateway(c, d),
+		h.nft.sync(ctx, c, d),
+	)
+	if err != nil {
+		return c.list, fmt.Errorf("sync host network: %w", err)
+	}
+	return c.list, nil
+}
+
+func (h *Host) gateway(c *changes, d Desired) error {
+	link, err := h.link(c, d)
+	if err != nil {
+		return err
+	}
+	if err := h.linkSysctls(c, d); err != nil {
+		return err
+	}
+	if err := addresses(c, link, d); err != nil {
+		return err
+	}
+	return routes(c, link, d)
+}
+
+// changes collects what was changed.
+type changes struct{ list []string }
+
+func (c *changes) add(format string, args ...any) {
+	c.list = append(c.list, fmt.Sprintf(format, args...))
+}
+
+func (d Desired) clone() Desired {
+	d.PodCIDRs = slices.Clone(d.PodCIDRs)
+	d.RemotePodCIDRs = slices.Clone(d.RemotePodCIDRs)
+	d.NoMasquerade = slices.Clone(d.NoMasquerade)
+	return d
+}
+
+func (d Desired) check() error {
+	if d.Gateway == "" {
+		return errors.New("the gateway interface has no name")
+	}
+	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade) {
+		if !p.IsValid() || p != p.Masked() {
+			return fmt.Errorf("%v is not a masked prefix", p)
+		}
+	}
+	for i, p := range d.PodCIDRs {
+		for _, q := range d.PodCIDRs[:i] {
+			if p.Addr().Is4() == q.Addr().Is4() {
+				return fmt.Errorf("the node has two pod CIDRs of one family, %v and %v", q, p)
+			}
+		}
+	}
+	return nil
+}
+
+// local is this node's range of a family, and whether it has one.
+func (d Desired) local(is4 bool) (netip.Prefix, bool) {
+	for _, p := range d.PodCIDRs {
+		if p.Addr().Is4() == is4 {
+			return p, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// gatewayPrefix is the gateway's address with the length of its pod CIDR.
+func gatewayPrefix(podCIDR netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(model.GatewayAddr(podCIDR), podCIDR.Bits())
+}

@@ -1,0 +1,529 @@
+//go:build integration
+
+package host
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// node is a network namespace with a gateway interface whose other end stands for the switch.
+type node struct {
+	t    *testing.T
+	h    *Host
+	nft  *counting
+	pods netns.NsHandle // the other end of the gateway interface
+	out  netns.NsHandle // a host beyond the node's eth0
+}
+
+// newNode moves the test's thread into a network namespace of its own. The thread is never unlocked, so it ends with the
+// test, and with it the namespace.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{t: t}
+	runtime.LockOSThread()
+	for _, ns := range []*netns.NsHandle{&n.pods, &n.out, nil} {
+		h, err := netns.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { h.Close() })
+		if ns != nil {
+			*ns = h
+		}
+	}
+	n.run("ip link set lo up")
+	n.link("eth0", "out0", n.out)
+	n.run("ip link set eth0 up mtu 1500")
+	n.run("ip addr add 192.0.2.1/24 dev eth0")
+	n.run("ip -6 addr add 2001:db8::1/64 dev eth0 nodad")
+	n.run("ip route add default via 192.0.2.2")
+	n.gateway()
+	nft, err := NFTables()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.nft = &counting{Interface: nft}
+	n.h = New(n.nft, "/proc/sys", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return n
+}
+
+func (n *node) gateway() { n.link("weft0", "switch0", n.pods) }
+
+// link makes a veth pair with one end in another namespace.
+func (n *node) link(name, peer string, ns netns.NsHandle) {
+	n.t.Helper()
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer, PeerNamespace: netlink.NsFd(ns)}
+	if err := netlink.LinkAdd(veth); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// run runs a command in the thread's namespace.
+func (n *node) run(command string) string {
+	n.t.Helper()
+	cmd := exec.CommandContext(n.t.Context(), "sh", "-c", command)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		n.t.Fatalf("%s: %v: %s", command, err, stderr.String())
+	}
+	return string(out)
+}
+
+// in runs f in another namespace.
+func (n *node) in(ns netns.NsHandle, f func()) {
+	n.t.Helper()
+	here, err := netns.Get()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer here.Close()
+	if err := netns.Set(ns); err != nil {
+		n.t.Fatal(err)
+	}
+	defer func() {
+		if err := netns.Set(here); err != nil {
+			n.t.Fatal(err)
+		}
+	}()
+	f()
+}
+
+func (n *node) sync(d Desired) []string {
+	n.t.Helper()
+	changed, err := n.h.Sync(n.t.Context(), d)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return changed
+}
+
+// state is all that Sync looks after, as text.
+func (n *node) state() []string {
+	n.t.Helper()
+	text := n.run(`ip -o link show weft0 | grep -oE 'mtu [0-9]+|[<,]UP[,>]|link/ether [0-9a-f:]+'
+ip -o addr show dev weft0 scope global | sed 's/^[0-9]*: //'
+ip route show; ip -6 route show | grep 'proto 87'
+nft list ruleset
+cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/weft0/accept_dad`)
+	return strings.Split(text, "\n")
+}
+
+func TestFromNothing(t *testing.T) {
+	n := newNode(t)
+	d := dualStack()
+	t.Logf("%q", n.sync(d))
+	got := strings.Join(n.state(), "\n")
+	for _, want := range []string{
+		"mtu 1450",
+		"link/ether " + model.GatewayMAC.String(),
+		"inet 10.244.1.1/24 brd 10.244.1.255 scope global noprefixroute weft0",
+		"inet6 fd00:10:1::1/64 scope global nodad noprefixroute",
+		"10.244.1.0/24 dev weft0 proto 87 scope link src 10.244.1.1",
+		"10.244.2.0/24 via 10.244.2.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"10.244.3.0/24 via 10.244.3.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"fd00:10:1::/64 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
+		"fd00:10:2::/64 via fd00:10:2::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
+		"elements = { 10.244.1.0/24, 10.244.2.0/24,\n\t\t\t     10.244.3.0/24, 192.168.0.0/16,\n\t\t\t     198.51.100.7 }",
+		"elements = { fd00:10:1::/64,\n\t\t\t     fd00:10:2::/64,\n\t\t\t     fd00:10:3::/64 }",
+		"type nat hook postrouting priority srcnat",
+		"\n1\n1\n0",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("lacks %q:\n%s", want, got)
+		}
+	}
+	if tentative := n.run("ip -6 addr show dev weft0 tentative"); strings.Contains(tentative, "fd00") {
+		t.Errorf("the gateway address has to wait for duplicate address detection: %s", tentative)
+	}
+}
+
+// No route, address, link or nftables write happens when nothing differs; also not in the first Sync after a restart.
+func TestSecondSyncIsSilent(t *testing.T) {
+	n := newNode(t)
+	n.sync(dualStack())
+	handles := n.run("nft -a list ruleset")
+	n.nft.runs = 0
+	sub, err := subscribe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := make(chan []string)
+	go func() {
+		var seen []string
+		for {
+			select {
+			case e := <-sub.links:
+				if strings.HasPrefix(e.Attrs().Name, "marker") {
+					events <- seen
+					return
+				}
+				seen = append(seen, "link "+e.Attrs().Name)
+			case e := <-sub.addrs:
+				seen = append(seen, "address "+e.LinkAddress.String())
+			case e := <-sub.routes:
+				seen = append(seen, "route "+e.Route.String())
+			}
+		}
+	}()
+	if changed := n.sync(dualStack()); len(changed) > 0 {
+		t.Errorf("second Sync changed %q", changed)
+	}
+	restarted := New(n.nft, "/proc/sys", slog.New(slog.DiscardHandler))
+	if changed, err := restarted.Sync(t.Context(), dualStack()); err != nil || len(changed) > 0 {
+		t.Errorf("Sync of a restarted agent changed %q, %v", changed, err)
+	}
+	n.run("ip link add marker type veth peer name marker1")
+	if seen := <-events; len(seen) > 0 {
+		t.Errorf("Sync caused netlink events: %q", seen)
+	}
+	_ = sub.end() // always an error: the sockets are closed
+	if n.nft.runs > 0 {
+		t.Errorf("Sync ran %d nftables transactions", n.nft.runs)
+	}
+	if now := n.run("nft -a list ruleset"); now != handles {
+		t.Errorf("nftables (-want +got):\n%s", cmp.Diff(handles, now))
+	}
+}
+
+func TestRepair(t *testing.T) {
+	n := newNode(t)
+	n.sync(dualStack())
+	right := n.state()
+	rule := `nft -a list chain inet weft postrouting | sed -n 's/.*pods to the world.*# handle //p' | head -1`
+	for _, damage := range []string{
+		"ip link set weft0 down",
+		"ip link set weft0 mtu 1300",
+		"ip link set weft0 down && ip link set weft0 address 02:00:00:00:00:01 && ip link set weft0 up",
+		"ip addr del 10.244.1.1/24 dev weft0",
+		"ip -6 addr del fd00:10:1::1/64 dev weft0",
+		"ip addr flush dev weft0",
+		"ip addr del 10.244.1.1/24 dev weft0 && ip addr add 10.244.1.1/24 dev weft0", // with the kernel's own route
+		"ip addr del 10.244.1.1/24 dev weft0 && ip addr add 10.244.1.1/16 dev weft0",
+		"ip addr add 10.88.0.1/24 dev weft0", // of a pod CIDR that the node had
+		"ip route del 10.244.1.0/24",
+		"ip route del 10.244.2.0/24",
+		"ip -6 route del fd00:10:2::/64",
+		"ip -6 route del fd00:10:1::/64",
+		"ip route replace 10.244.2.0/24 via 192.0.2.2",
+		"ip route replace 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
+		"ip route change 10.244.2.0/24 via 10.244.2.1 dev weft0 onlink proto 87",
+		"ip route add 10.99.0.0/24 dev weft0 proto 87", // of a node that is gone
+		"ip route add 10.244.2.0/24 dev weft0 proto 87 metric 50",
+		"ip route add unreachable 10.98.0.0/24 proto 87",
+		"ip -6 route add fd00:99::/64 dev weft0 proto 87",
+		"echo 0 > /proc/sys/net/ipv4/ip_forward",
+		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
+		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
+		"echo 1 > /proc/sys/net/ipv6/conf/weft0/disable_ipv6",
+		"nft delete table inet weft",
+		"nft flush ruleset",
+		"nft flush chain inet weft postrouting",
+		"nft flush chain inet weft postrouting && nft delete chain inet weft postrouting",
+		"nft flush chain inet weft postrouting && nft delete set inet weft direct-v4",
+		"nft delete rule inet weft postrouting handle $(" + rule + ")",
+		"nft insert rule inet weft postrouting masquerade",
+		`nft replace rule inet weft postrouting handle $(` + rule + `) counter comment '"pods to the world"'`,
+		"nft flush set inet weft direct-v4",
+		"nft delete element inet weft direct-v6 '{ fd00:10:2::/64 }'",
+		"nft add element inet weft direct-v4 '{ 203.0.113.0/24, 10.245.0.0-10.245.1.5 }'",
+	} {
+		n.run(damage)
+		if changed := n.sync(dualStack()); len(changed) == 0 {
+			t.Errorf("%s: not noticed", damage)
+		}
+		if diff := cmp.Diff(right, n.state()); diff != "" {
+			t.Errorf("%s: not repaired (-want +got):\n%s", damage, diff)
+		}
+		if again := n.sync(dualStack()); len(again) > 0 {
+			t.Errorf("%s: Sync after the repair changed %q", damage, again)
+		}
+	}
+
+	n.run("ip link del weft0")
+	if _, err := n.h.Sync(t.Context(), dualStack()); err == nil || !strings.Contains(err.Error(), "gateway interface weft0 does not exist") {
+		t.Errorf("without a gateway interface: error %v", err)
+	}
+	n.gateway() // as ovs-vswitchd does when it restarts
+	n.sync(dualStack())
+	if diff := cmp.Diff(right, n.state()); diff != "" {
+		t.Errorf("gateway interface made anew: not repaired (-want +got):\n%s", diff)
+	}
+}
+
+func TestForeignSurvives(t *testing.T) {
+	n := newNode(t)
+	n.sync(dualStack())
+	n.run(`ip addr add 10.50.0.9/24 dev weft0
+ip addr add 169.254.20.10/32 dev weft0
+ip route add 10.51.0.0/16 via 192.0.2.2
+ip route add 10.52.0.0/16 dev weft0
+ip route add 10.244.2.0/25 dev eth0
+nft add table inet theirs
+nft add chain inet theirs post '{ type nat hook postrouting priority 90; }'
+nft add rule inet theirs post oifname eth9 masquerade`)
+	right := n.state()
+	n.sync(dualStack())
+	if diff := cmp.Diff(right, n.state()); diff != "" {
+		t.Errorf("Sync changed what is not ours (-want +got):\n%s", diff)
+	}
+	n.run("nft delete table inet weft; ip route del 10.244.3.0/24; ip addr del 10.244.1.1/24 dev weft0")
+	n.sync(dualStack())
+	slices.Sort(right)
+	now := n.state()
+	slices.Sort(now)
+	if diff := cmp.Diff(right, now); diff != "" {
+		t.Errorf("a repair changed what is not ours (-want +got):\n%s", diff)
+	}
+}
+
+func TestNodeRemoved(t *testing.T) {
+	n := newNode(t)
+	d := dualStack()
+	n.sync(d)
+	d.RemotePodCIDRs = prefixes("10.244.2.0/24", "fd00:10:2::/64")
+	want := []string{
+		"route to 10.244.3.0/24 removed", "route to fd00:10:3::/64 removed",
+		"nftables set direct-v4: 10.244.3.0/24 removed", "nftables set direct-v6: fd00:10:3::/64 removed",
+	}
+	got := n.sync(d)
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("changed (-want +got):\n%s", diff)
+	}
+	if all := strings.Join(n.state(), "\n"); strings.Contains(all, "10.244.3.") || strings.Contains(all, "fd00:10:3:") {
+		t.Errorf("the removed node is still there:\n%s", all)
+	}
+}
+
+func TestPodCIDRChanges(t *testing.T) {
+	n := newNode(t)
+	d := dualStack()
+	n.sync(d)
+	d.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")
+	// Ranges that contain others, and are contained, take their turn in one set.
+	d.NoMasquerade = prefixes("10.244.0.0/16", "fd00:10::/32")
+	n.sync(d)
+	all := strings.Join(n.state(), "\n")
+	if strings.Contains(all, "10.244.1.") || strings.Contains(all, "fd00:10:1:") {
+		t.Errorf("the old pod CIDRs are still there:\n%s", all)
+	}
+	for _, want := range []string{"inet 10.244.9.1/24", "10.244.2.0/24 via 10.244.2.1 dev weft0 proto 87 src 10.244.9.1", "elements = { 10.244.0.0/16 }", "elements = { fd00:10::/32 }"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("lacks %q:\n%s", want, all)
+		}
+	}
+	d.NoMasquerade = nil
+	n.sync(d)
+	n.sync(dualStack())
+	d = dualStack()
+	d.PodCIDRs, d.RemotePodCIDRs = d.PodCIDRs[:1], d.RemotePodCIDRs[:1] // single stack
+	n.sync(d)
+	if all := strings.Join(n.state(), "\n"); strings.Contains(all, "fd00:10") {
+		t.Errorf("the IPv6 pod CIDR is still there:\n%s", all)
+	}
+	if changed := n.sync(d); len(changed) > 0 {
+		t.Errorf("then Sync changed %q, want nothing", changed)
+	}
+}
+
+func TestUnderlayMTU(t *testing.T) {
+	n := newNode(t)
+	n.run("ip link set eth0 mtu 1400")
+	for _, addr := range []string{"192.0.2.1", "2001:db8::1"} {
+		if mtu, link, err := UnderlayMTU(netip.MustParseAddr(addr)); err != nil || mtu != 1400 || link != "eth0" {
+			t.Errorf("UnderlayMTU(%s) = %d, %s, %v; want 1400, eth0", addr, mtu, link, err)
+		}
+	}
+	if _, _, err := UnderlayMTU(netip.MustParseAddr("192.0.2.9")); err == nil || !strings.Contains(err.Error(), "no link of this host has address 192.0.2.9") {
+		t.Errorf("an address of nobody: error %v", err)
+	}
+}
+
+func TestSysctlRoot(t *testing.T) {
+	n := newNode(t)
+	root := t.TempDir()
+	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte("0\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.h = New(n.nft, root, slog.New(slog.DiscardHandler))
+	n.sync(dualStack())
+	if got, err := os.ReadFile(filepath.Join(root, "net/ipv4/ip_forward")); err != nil || string(got) != "1" {
+		t.Errorf("ip_forward below the root = %q, %v", got, err)
+	}
+	if got := n.run("cat /proc/sys/net/ipv4/ip_forward"); got != "0\n" {
+		t.Errorf("ip_forward in /proc/sys = %q: written beside the root", got)
+	}
+	n.h = New(n.nft, filepath.Join(root, "nothing"), slog.New(slog.DiscardHandler))
+	if _, err := n.h.Sync(t.Context(), dualStack()); err == nil || !strings.Contains(err.Error(), "net/ipv4/ip_forward") {
+		t.Errorf("without the kernel's settings: error %v", err)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	n := newNode(t)
+	n.sync(dualStack())
+	events := n.h.Watch(t.Context())
+	quiet := func() {
+		for {
+			select {
+			case <-events:
+			case <-time.After(100 * time.Millisecond):
+				return
+			}
+		}
+	}
+	for _, damage := range []string{
+		"ip route del 10.244.2.0/24",
+		"ip route replace 10.244.3.0/24 via 192.0.2.2",
+		"ip addr del 10.244.1.1/24 dev weft0",
+		"ip -6 addr del fd00:10:1::1/64 dev weft0",
+		"ip link set weft0 mtu 1300",
+		"ip link set weft0 down",
+		"ip link del weft0",
+		"ip link add weft0 type veth peer name switch1",
+		"ip link set eth0 mtu 1400",
+		"ip addr add 192.0.2.77/24 dev eth0",
+	} {
+		quiet()
+		n.run(damage)
+		select {
+		case <-events:
+		case <-time.After(5 * time.Second):
+			t.Errorf("%s: not reported", damage)
+		}
+	}
+	quiet()
+	// A pod's interface, and a route of somebody else, do not concern us.
+	n.run("ip link add pod1 type veth peer name pod1p && ip link set pod1 up && ip link set pod1p up && ip link del pod1 && ip route add 10.77.0.0/16 via 192.0.2.2")
+	select {
+	case <-events:
+		t.Error("a pod's interface was reported")
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func TestWatchEnds(t *testing.T) {
+	n := newNode(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	events := n.h.Watch(ctx)
+	cancel()
+	select {
+	case _, open := <-events:
+		if open {
+			t.Error("an event instead of the end")
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the channel was not closed")
+	}
+}
+
+// What a listener sees as the source of a datagram.
+func TestSourceAddresses(t *testing.T) {
+	for _, masquerade := range []bool{true, false} {
+		n := newNode(t)
+		d := dualStack()
+		d.Masquerade = masquerade
+		d.NoMasquerade = prefixes("192.0.2.3/32", "2001:db8::3/128")
+		n.sync(d)
+		n.in(n.out, func() {
+			n.run(`ip link set lo up; ip link set out0 up
+ip addr add 192.0.2.2/24 dev out0; ip addr add 192.0.2.3/32 dev out0
+ip -6 addr add 2001:db8::2/64 dev out0 nodad; ip -6 addr add 2001:db8::3/128 dev out0 nodad
+ip route add 10.244.0.0/16 via 192.0.2.1; ip -6 route add fd00:10::/32 via 2001:db8::1`)
+		})
+		// The namespace of the other end has a local pod's addresses and a remote pod's, and answers for the routers.
+		n.in(n.pods, func() {
+			n.run(fmt.Sprintf(`ip link set lo up; ip link set switch0 address %s up
+ip addr add 10.244.1.7/24 dev switch0; ip addr add 10.244.2.9/32 dev switch0
+ip -6 addr add fd00:10:1::7/64 dev switch0 nodad; ip -6 addr add fd00:10:2::9/128 dev switch0 nodad
+ip route add default via 10.244.1.1; ip -6 route add default via fd00:10:1::1`, model.RouterMAC))
+		})
+		n.run(fmt.Sprintf("ip neigh replace 10.244.2.1 lladdr %[1]s dev weft0; ip neigh replace fd00:10:2::1 lladdr %[1]s dev weft0", model.RouterMAC))
+		here, err := netns.Get()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { here.Close() })
+		node4, node6 := "192.0.2.1", "2001:db8::1"
+		if !masquerade {
+			node4, node6 = "10.244.1.7", "fd00:10:1::7"
+		}
+		for _, tt := range []struct {
+			what         string
+			from, to     netns.NsHandle
+			source, dest string
+			want         string
+		}{
+			{"pod to the world", n.pods, n.out, "10.244.1.7", "192.0.2.2", node4},
+			{"pod to an exception", n.pods, n.out, "10.244.1.7", "192.0.2.3", "10.244.1.7"},
+			{"pod to its node", n.pods, here, "10.244.1.7", "192.0.2.1", "10.244.1.7"},
+			{"node to a remote pod", here, n.pods, "", "10.244.2.9", "10.244.1.1"},
+			{"node's other address to a remote pod", here, n.pods, "192.0.2.1", "10.244.2.9", "10.244.1.1"},
+			{"node's other address to a local pod", here, n.pods, "192.0.2.1", "10.244.1.7", "192.0.2.1"},
+			{"world to a remote pod through this node", n.out, n.pods, "192.0.2.2", "10.244.2.9", "192.0.2.2"},
+			{"pod to the world, IPv6", n.pods, n.out, "fd00:10:1::7", "2001:db8::2", node6},
+			{"pod to an exception, IPv6", n.pods, n.out, "fd00:10:1::7", "2001:db8::3", "fd00:10:1::7"},
+			{"node's other address to a remote pod, IPv6", here, n.pods, "2001:db8::1", "fd00:10:2::9", "fd00:10:1::1"},
+		} {
+			if got := n.source(tt.from, tt.to, tt.source, tt.dest); got != tt.want {
+				t.Errorf("masquerade %t, %s: the listener sees %s, want %s", masquerade, tt.what, got, tt.want)
+			}
+		}
+	}
+}
+
+// source sends a datagram from one namespace to another and returns whom it seems to come from.
+func (n *node) source(from, to netns.NsHandle, source, dest string) string {
+	n.t.Helper()
+	var listener, sender *net.UDPConn
+	var err error
+	n.in(to, func() { listener, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(dest)}) })
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer listener.Close()
+	n.in(from, func() {
+		sender, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(source)}, listener.LocalAddr().(*net.UDPAddr))
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer sender.Close()
+	if _, err := sender.Write([]byte("x")); err != nil {
+		n.t.Fatal(err)
+	}
+	if err := listener.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		n.t.Fatal(err)
+	}
+	_, addr, err := listener.ReadFromUDPAddrPort(make([]byte, 1))
+	if err != nil {
+		n.t.Errorf("%s to %s: %v", source, dest, err)
+	}
+	return addr.Addr().Unmap().String()
+}

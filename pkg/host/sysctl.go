@@ -1,0 +1,51 @@
+package host
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// sysctl reads and writes kernel settings.
+type sysctl struct{ root string }
+
+// set writes the value if the setting has another one.
+func (s sysctl) set(c *changes, name, value string) error {
+	path := filepath.Join(s.root, name)
+	now, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read kernel setting: %w", err)
+	}
+	if have := strings.TrimSpace(string(now)); have != value {
+		if err := os.WriteFile(path, []byte(value), 0); err != nil {
+			return fmt.Errorf("set kernel setting to %s (is %s mounted writable?): %w", value, s.root, err)
+		}
+		c.add("%s: %s to %s", name, have, value)
+	}
+	return nil
+}
+
+// forwarding lets the node route between its pods and the rest.
+func (h *Host) forwarding(c *changes, d Desired) error {
+	if err := h.sysctl.set(c, "net/ipv4/ip_forward", "1"); err != nil {
+		return err
+	}
+	if _, ok := d.local(false); !ok {
+		return nil
+	}
+	return h.sysctl.set(c, "net/ipv6/conf/all/forwarding", "1")
+}
+
+// linkSysctls readies the gateway interface for IPv6 addresses that are usable at once: nobody else can have them.
+func (h *Host) linkSysctls(c *changes, d Desired) error {
+	if _, ok := d.local(false); !ok {
+		return nil
+	}
+	for _, s := range []struct{ name, value string }{{"disable_ipv6", "0"}, {"accept_dad", "0"}} {
+		if err := h.sysctl.set(c, "net/ipv6/conf/"+d.Gateway+"/"+s.name, s.value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
