@@ -129,7 +129,7 @@ func connect(ctx context.Context, dir string) (*environment, error) {
 	if e.image, err = probeimage.Build(ctx, dir); err != nil {
 		return nil, err
 	}
-	load := exec.CommandContext(ctx, "go", "run", "./test/cluster", "--dir="+e.record.Dir, "load", e.image.File)
+	load := exec.CommandContext(ctx, "go", "run", "./test/cluster", "--dir="+e.record.Dir, "--name="+e.record.Plan.Name, "load", e.image.File)
 	load.Dir = root
 	if out, err := load.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("load the probe's image on every node: %w: %s", err, out)
