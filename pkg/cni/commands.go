@@ -113,9 +113,9 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 			return err
 		}
 		g.Go(s.timed("pod", func() error {
-			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath)
+			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, sysctls(s.cfg.ProcSys))
 		}))
-		if err := raiseHostEnd(veth); err != nil {
+		if err := raiseHostEnd(veth, sysctls(s.cfg.ProcSys)); err != nil {
 			return err
 		}
 		return s.timed("port", func() error {
@@ -185,7 +185,6 @@ func (s *Server) remove(ctx context.Context, command string, att model.Attachmen
 			return err
 		}
 	}
-	var portErr error
 	var g errgroup.Group
 	g.Go(timed("flows", func() error {
 		if err := s.cfg.Flows.Detach(ctx, att.Key()); err != nil {
@@ -193,14 +192,16 @@ func (s *Server) remove(ctx context.Context, command string, att model.Attachmen
 		}
 		return nil
 	}))
-	portErr = timed("port", func() error {
+	portErr := timed("port", func() error {
 		if err := s.cfg.Ports.RemovePort(ctx, att.HostIfName); err != nil {
 			return transient("remove port "+att.HostIfName, err)
 		}
 		return nil
 	})()
-	// The link goes in any case: a pod that shall be detached must not go on sending because OVSDB is away.
-	err := errors.Join(portErr, g.Wait(), timed("link", func() error { return deleteLink(att.HostIfName) })())
+	// After the port, so that OVS need not find out by itself; but in any case: a pod that shall be detached must not go on
+	// sending because OVSDB is away. The kernel takes its time (20 ms), so it does not wait for the flows.
+	linkErr := timed("link", func() error { return deleteLink(att.HostIfName) })()
+	err := errors.Join(portErr, linkErr, g.Wait())
 	if err == nil {
 		s.book.release(att.Key())
 	}

@@ -75,9 +75,9 @@ func randomMAC() net.HardwareAddr {
 }
 
 // raiseHostEnd brings the node's end up as nothing but a wire: the node's kernel must not speak IP or answer ARP on it.
-func raiseHostEnd(veth *netlink.Veth) error {
+func raiseHostEnd(veth *netlink.Veth, sys sysctls) error {
 	// A kernel without IPv6 has no such setting.
-	if err := sysctl("ipv6/conf/"+veth.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := sys.set("ipv6/conf/"+veth.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("disable IPv6 on link %s: %w", veth.Name, err)
 	}
 	if err := netlink.LinkSetARPOff(veth); err != nil {
@@ -90,7 +90,7 @@ func raiseHostEnd(veth *netlink.Veth) error {
 }
 
 // configurePod gives the pod's end its addresses and the default route.
-func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool) error {
+func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool, sys sysctls) error {
 	return inNetns(netns, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -108,7 +108,7 @@ func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatap
 		}
 		for _, a := range addrs {
 			if a.prefix.Addr().Is6() {
-				if err := allowIPv6(ifName); err != nil {
+				if err := allowIPv6(ifName, sys); err != nil {
 					return err
 				}
 			}
@@ -151,9 +151,9 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 // allowIPv6 undoes a runtime's disable_ipv6 and ignores router advertisements: the route is the one that we set.
-func allowIPv6(ifName string) error {
+func allowIPv6(ifName string, sys sysctls) error {
 	for _, s := range []struct{ name, value string }{{"disable_ipv6", "0"}, {"accept_ra", "0"}} {
-		if err := sysctl("ipv6/conf/"+ifName+"/"+s.name, s.value); err != nil {
+		if err := sys.set("ipv6/conf/"+ifName+"/"+s.name, s.value); err != nil {
 			return fmt.Errorf("set %s of the pod's %s: %w", s.name, ifName, err)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -62,7 +63,11 @@ func inNetns(netns *os.File, fn func() error) error {
 	return <-result
 }
 
-// sysctl writes a setting of the calling thread's network namespace.
-func sysctl(path, value string) error {
-	return os.WriteFile("/proc/sys/net/"+path, []byte(value), 0o644)
+// sysctls is where /proc/sys can be written. In the agent's container that is a mount of the node's; whoever's it is,
+// below net/ a thread finds the settings of its own network namespace.
+type sysctls string
+
+// set writes a setting of the calling thread's network namespace.
+func (root sysctls) set(path, value string) error {
+	return os.WriteFile(filepath.Join(string(root), "net", path), []byte(value), 0o644)
 }

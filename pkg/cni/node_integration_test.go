@@ -28,7 +28,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/lab/vswitch"
@@ -154,8 +153,6 @@ func (n *node) start() {
 
 func (n *node) startWith(ports cni.Ports) {
 	n.t.Helper()
-	nft, err := knftables.New(knftables.InetFamily, cni.GuardTable)
-	check(n.t, err)
 	s := cni.NewServer(cni.Config{
 		Socket: n.socket,
 		Settings: func() cni.Settings {
@@ -165,9 +162,9 @@ func (n *node) startWith(ports cni.Ports) {
 		},
 		Ports: ports,
 		Flows: n.flows,
-		NFT:   nft,
 		Log:   n.log(),
 	})
+	var err error
 	n.kept, err = s.Recover(n.ctx)
 	check(n.t, err)
 	// A flow loop that starts with the agent knows what Recover returned, and removes all other flows.

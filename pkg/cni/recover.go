@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
+	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -16,6 +17,13 @@ import (
 // A record without its link (the node was rebooted, or the pod's namespace is gone) is removed, its addresses are free.
 // A link without a record, a port whose record cannot be read, and everything of an ADD that did not finish, is removed.
 func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
+	if s.cfg.NFT == nil {
+		nft, err := knftables.New(knftables.InetFamily, GuardTable)
+		if err != nil {
+			return nil, fmt.Errorf("recover CNI attachments: open nftables: %w", err)
+		}
+		s.cfg.NFT = nft
+	}
 	if err := Guard(ctx, s.cfg.NFT); err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)
 	}

@@ -36,10 +36,12 @@ const NetworkName = "weft"
 type Config struct {
 	// Socket is where to listen; wire.DefaultSocket when empty. Its directory becomes accessible to root only.
 	Socket   string
+	// ProcSys is where the node's /proc/sys can be written; /proc/sys when empty.
+	ProcSys  string
 	Settings func() Settings
 	Ports    Ports
 	Flows    Flows
-	// NFT is the node's packet filter, see Guard: knftables.New(knftables.InetFamily, GuardTable).
+	// NFT is the node's packet filter, see Guard. Without it, Recover uses nft(8) on the table GuardTable.
 	NFT knftables.Interface
 	Log *slog.Logger
 	// Observe, when set, is told how long each phase of a command took. It is called from many goroutines.

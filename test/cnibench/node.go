@@ -12,12 +12,13 @@ import (
 	"sync"
 	"time"
 
-	"sigs.k8s.io/knftables"
-
+	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/lab/vswitch"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
+	"github.com/weft-cni/weft/pkg/state"
 )
 
 // node is a node's Open vSwitch and the parts of the agent that CNI needs.
@@ -58,16 +59,16 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 		return n, err
 	}
 	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400, UserspaceDatapath: datapath == "netdev"}
-	nft, err := knftables.New(knftables.InetFamily, cni.GuardTable)
-	if err != nil {
-		return n, err
-	}
+	// The agent's own loop, as the agent starts it: the node and its settings first.
+	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}
+	loop := agent.NewLoop(self.Name, ofswitch.New(ovs.RunDir(), model.BridgeName), log, func(model.Owner, error) {}, func(*model.Snapshot) {})
+	loop.Submit(state.SetTunnel{Type: model.Geneve})
+	loop.Submit(state.SetNode{Node: self})
 	server := cni.NewServer(cni.Config{
 		Socket:   n.socket,
 		Settings: func() cni.Settings { return settings },
 		Ports:    db,
-		Flows:    noFlows{},
-		NFT:      nft,
+		Flows:    loop,
 		Log:      log,
 		Observe:  n.phases.observe,
 	})
@@ -77,8 +78,10 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	serveCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var serving sync.WaitGroup
 	var serveErr error
+	var loopErr error
+	serving.Go(func() { loopErr = loop.Run(serveCtx) })
 	serving.Go(func() { serveErr = server.Serve(serveCtx) })
-	undo = append(undo, func() error { cancel(); serving.Wait(); return serveErr })
+	undo = append(undo, func() error { cancel(); serving.Wait(); return errors.Join(serveErr, loopErr) })
 	return n, waitFor(n.socket)
 }
 
@@ -95,9 +98,3 @@ func waitFor(socket string) error {
 		time.Sleep(5 * time.Millisecond)
 	}
 }
-
-type noFlows struct{}
-
-func (noFlows) Attach(context.Context, model.Attachment) error      { return nil }
-func (noFlows) Detach(context.Context, model.AttachmentKey) error   { return nil }
-func (noFlows) Realised(context.Context, model.AttachmentKey) error { return nil }
