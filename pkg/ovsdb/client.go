@@ -199,7 +199,7 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 		c.mu.Lock()
 		s, moved := c.current, c.moved
 		c.mu.Unlock()
-		if s != nil {
+		if s != nil && !s.ended() {
 			return s, nil
 		}
 		select {

@@ -80,12 +80,26 @@ func (s *session) alive(ctx context.Context) bool {
 	return s.db.Echo(ctx) == nil
 }
 
+func (s *session) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // transact runs one transaction. All operations take effect or none does.
 func (s *session) transact(ctx context.Context, ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
 	results, err := s.db.Transact(ctx, ops...)
 	if err != nil {
 		// What libovsdb returns for a lost connection depends on the moment; so ask the connection.
 		if ctx.Err() == nil && !s.alive(ctx) {
+			// Who tries again at once shall not get the same session.
+			select {
+			case <-s.done:
+			case <-ctx.Done():
+			}
 			return nil, fmt.Errorf("%w: %w", ErrDisconnected, err)
 		}
 		return nil, err
