@@ -124,7 +124,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	defer a.ovs.Close()
 	a.cni = cni.NewServer(cni.Config{
-		Socket: a.opt.CNISocket, Settings: a.settings, Ports: a.ovs, Flows: loop, Log: a.log, Observe: observeCNI,
+		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: loop, Log: a.log, Observe: observeCNI,
 	})
 	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
 		attachments, err := a.cni.Recover(ctx)

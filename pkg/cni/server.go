@@ -35,7 +35,7 @@ const NetworkName = "weft"
 // Config is what a Server needs.
 type Config struct {
 	// Socket is where to listen; wire.DefaultSocket when empty. Its directory becomes accessible to root only.
-	Socket   string
+	Socket string
 	// ProcSys is where the node's /proc/sys can be written; /proc/sys when empty.
 	ProcSys  string
 	Settings func() Settings
@@ -60,6 +60,9 @@ type Server struct {
 func NewServer(cfg Config) *Server {
 	if cfg.Socket == "" {
 		cfg.Socket = wire.DefaultSocket
+	}
+	if cfg.ProcSys == "" {
+		cfg.ProcSys = "/proc/sys"
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
