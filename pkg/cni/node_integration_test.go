@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -108,7 +109,9 @@ func newNode(t *testing.T, podCIDRs ...string) *node {
 	_, err = n.db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: "netdev"})
 	check(t, err)
 	n.settings = cni.Settings{MTU: 1400, UserspaceDatapath: true, PodCIDRs: prefixes(podCIDRs...)}
-	n.libcni = libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), nil)
+	// Left to itself, libcni makes this at the first call, whichever of several concurrent ones that is.
+	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
+	n.libcni = libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), exec)
 	n.start()
 	t.Cleanup(func() {
 		if n.stop != nil {
