@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -196,6 +197,34 @@ func TestPoll(t *testing.T) {
 	reason := errors.New("the reason")
 	if err := poll(t.Context(), time.Millisecond, func(context.Context) error { return reason }); !errors.Is(err, reason) {
 		t.Errorf("poll that gives up returns %v, want the last error", err)
+	}
+}
+
+func TestPollStopsWhenHopeless(t *testing.T) {
+	tries := 0
+	err := poll(t.Context(), time.Minute, func(context.Context) error { tries++; return errHopeless })
+	if !errors.Is(err, errHopeless) || tries != 1 {
+		t.Errorf("poll: %v after %d tries; want errHopeless after the first", err, tries)
+	}
+}
+
+func TestFindCrash(t *testing.T) {
+	pod := func(container string, restarts int, waiting string) string {
+		return fmt.Sprintf(`{"items":[{"metadata":{"name":"p"},"status":{%q:[{"name":"c","restartCount":%d,"state":{"waiting":{"reason":%q}}}]}}]}`, container, restarts, waiting)
+	}
+	for _, c := range []struct {
+		pods  string
+		crash bool
+	}{
+		{pod("containerStatuses", 3, "CrashLoopBackOff"), true},
+		{pod("initContainerStatuses", 4, "CrashLoopBackOff"), true},
+		{pod("containerStatuses", 2, "CrashLoopBackOff"), false},
+		{pod("containerStatuses", 3, "ContainerCreating"), false},
+		{`{"items":[]}`, false},
+	} {
+		if err := findCrash([]byte(c.pods)); errors.Is(err, errHopeless) != c.crash || (err != nil) != c.crash {
+			t.Errorf("findCrash(%s) = %v; want a crash: %t", c.pods, err, c.crash)
+		}
 	}
 }
 

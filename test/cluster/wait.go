@@ -22,15 +22,18 @@ const (
 	logTail = 15
 )
 
-// poll asks until condition succeeds. The error after the timeout is condition's last one.
+// errHopeless marks a condition that waiting does not change.
+var errHopeless = errors.New("waiting longer would not help")
+
+// poll asks until condition succeeds, or fails with errHopeless. The error after the timeout is condition's last one.
 func poll(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var last error
 	for {
 		err := condition(ctx)
-		if err == nil {
-			return nil
+		if err == nil || errors.Is(err, errHopeless) {
+			return err
 		}
 		// The error of an attempt that the deadline cut short says less than the one before it.
 		if last == nil || ctx.Err() == nil {

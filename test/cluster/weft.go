@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,8 +14,12 @@ import (
 	"github.com/weft-cni/weft/test/cluster/state"
 )
 
-// deployTimeout bounds how long Weft may take to make all nodes ready.
-const deployTimeout = 4 * time.Minute
+const (
+	// deployTimeout bounds how long Weft may take to make all nodes ready.
+	deployTimeout = 4 * time.Minute
+	// maxRestarts is how often a container may end before that counts as its answer.
+	maxRestarts = 3
+)
 
 // deployWeft installs Weft the way a user does: settings in the ConfigMap, then `kubectl apply`.
 func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) error {
@@ -85,9 +90,43 @@ func weftProgress(ctx context.Context, c state.Cluster) (string, error) {
 	}
 	text := fmt.Sprintf("%d of %d agents ready, %d of %d nodes ready", ready, desired, up, len(c.Nodes))
 	if desired < len(c.Nodes) || ready < desired || up < len(c.Nodes) {
-		return text, fmt.Errorf("%s: %w", text, errNotReady)
+		return text, errors.Join(fmt.Errorf("%s: %w", text, errNotReady), crashing(ctx, c))
 	}
 	return text, nil
+}
+
+// crashing returns errHopeless, and which pod it is, when a container of Weft's keeps ending.
+func crashing(ctx context.Context, c state.Cluster) error {
+	out, err := kubectl(ctx, c, "--namespace="+manifest.Namespace, "get", "pods", "--output=json")
+	if err != nil {
+		return err
+	}
+	return findCrash([]byte(out))
+}
+
+func findCrash(podList []byte) error {
+	type containerStatus struct {
+		Name         string
+		RestartCount int
+		State        struct{ Waiting struct{ Reason string } }
+	}
+	var pods struct {
+		Items []struct {
+			Metadata struct{ Name string }
+			Status   struct{ InitContainerStatuses, ContainerStatuses []containerStatus }
+		}
+	}
+	if err := json.Unmarshal(podList, &pods); err != nil {
+		return fmt.Errorf("read the pods of %s: %w", manifest.Namespace, err)
+	}
+	for _, pod := range pods.Items {
+		for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+			if status.RestartCount >= maxRestarts && status.State.Waiting.Reason == "CrashLoopBackOff" {
+				return fmt.Errorf("container %s of pod %s has ended %d times: %w", status.Name, pod.Metadata.Name, status.RestartCount, errHopeless)
+			}
+		}
+	}
+	return nil
 }
 
 // readyNodes returns which registered nodes are Ready.
