@@ -124,7 +124,7 @@ func (s *subscription) end() error {
 // forward notifies of the events that concern us, until ctx is done or the subscription fails.
 func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) {
 	for {
-		concerns := false
+		var concerns bool
 		select {
 		case <-ctx.Done():
 			return

@@ -91,7 +91,7 @@ func parseOFPort(s string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if uint32(n) < model.PortPodMin || uint32(n) > model.PortPodMax {
+	if n < uint64(model.PortPodMin) || n > uint64(model.PortPodMax) {
 		return 0, fmt.Errorf("%d is not a pod's port number (%d to %d)", n, model.PortPodMin, model.PortPodMax)
 	}
 	return uint32(n), nil

@@ -155,7 +155,7 @@ func (c *Client) apply(ctx context.Context, s *session, ops []ovsdb.Operation) e
 		root, err = s.root()
 		return err == nil && root.CurCfg >= int(next), err
 	})
-	if err != nil && err == ctx.Err() {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return fmt.Errorf("ovs-vswitchd has not applied the change (is it running?): %w", err)
 	}
 	return err

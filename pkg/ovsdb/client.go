@@ -92,7 +92,8 @@ func (c *Client) Close() {
 }
 
 // Changes receives, coalesced, after every change of a row that may concern us, whoever made it; when the connection to
-// OVSDB was lost or is back; and when ovs-vswitchd has stopped serving the bridge or serves it again. The receiver calls EnsureBridge, which finds out whether anything has to be done.
+// OVSDB was lost or is back; and when ovs-vswitchd has stopped serving the bridge or serves it again. The receiver calls
+// EnsureBridge, which finds out whether anything has to be done.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
 
 // Healthy tells what is wrong with OVS: ErrDisconnected without ovsdb-server, another error when ovs-vswitchd does not

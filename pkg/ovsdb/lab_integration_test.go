@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,22 +30,22 @@ type lab struct {
 	c     *ovsdb.Client
 }
 
+// labs numbers them.
+var labs atomic.Uint32
+
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	dir, err := os.MkdirTemp("", "wo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	l := &lab{t: t, ctx: ctx, netns: filepath.Base(dir)}
+	dir := t.TempDir()
+	l := &lab{t: t, ctx: ctx, netns: fmt.Sprintf("ovsdb-%d-%d", os.Getpid(), labs.Add(1))}
 	l.run("ip", "netns", "add", l.netns)
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "del", l.netns).CombinedOutput(); err != nil {
 			t.Errorf("ip netns del %s: %v: %s", l.netns, err, out)
 		}
 	})
+	var err error
 	l.ovs, err = vswitch.Start(ctx, vswitch.Config{
 		RunDir:  filepath.Join(dir, "run"),
 		DataDir: filepath.Join(dir, "data"),

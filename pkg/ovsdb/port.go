@@ -138,7 +138,7 @@ func (c *Client) waitPort(ctx context.Context, s *session, name string, want uin
 		}
 		return true, nil
 	})
-	if err != nil && err == ctx.Err() {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		return fmt.Errorf("ovs-vswitchd has not added the port (is it running?): %w", err)
 	}
 	return err

@@ -163,7 +163,11 @@ func rows[T any](s *session, table string) (map[string]*T, error) {
 	shared := c.Table(table).RowsShallow()
 	m := make(map[string]*T, len(shared))
 	for uuid, row := range shared {
-		clone := *row.(*T)
+		r, ok := row.(*T)
+		if !ok {
+			return nil, fmt.Errorf("table %s of the copy of OVSDB holds a %T", table, row)
+		}
+		clone := *r
 		m[uuid] = &clone
 	}
 	return m, nil
