@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -39,12 +40,11 @@ func (p *pod) String() string { return p.name }
 
 // spec describes a probe on a node; changes are applied in their order.
 func spec(name, nodeName string, changes ...func(*corev1.Pod)) *corev1.Pod {
-	grace := int64(1)
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": "probe"}},
 		Spec: corev1.PodSpec{
 			NodeName:                      nodeName,
-			TerminationGracePeriodSeconds: &grace,
+			TerminationGracePeriodSeconds: ptr(int64(1)),
 			Containers: []corev1.Container{{
 				Name: "probe", Image: env.image.Reference, ImagePullPolicy: corev1.PullNever,
 				Args: []string{"serve", fmt.Sprintf("--echo=%d", echoPort), fmt.Sprintf("--http=%d", webPort)},
@@ -104,8 +104,34 @@ func (e *environment) createPods(ctx context.Context, specs ...*corev1.Pod) ([]*
 		}
 		return nil
 	})
+	if err != nil {
+		err = errors.Join(err, e.lastWarnings(context.WithoutCancel(ctx), specs))
+	}
 	return pods, err
 }
+
+// lastWarnings is the last warning about each of some pods.
+func (e *environment) lastWarnings(ctx context.Context, specs []*corev1.Pod) error {
+	events, err := e.client.CoreV1().Events(e.namespace).List(ctx, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
+	if err != nil {
+		return err
+	}
+	last := map[string]corev1.Event{}
+	for _, event := range events.Items {
+		if name := event.InvolvedObject.Name; !event.LastTimestamp.Before(ptr(last[name].LastTimestamp)) {
+			last[name] = event
+		}
+	}
+	var warnings []error
+	for _, s := range specs {
+		if event, ok := last[s.Name]; ok {
+			warnings = append(warnings, fmt.Errorf("%s: %s: %s", s.Name, event.Reason, event.Message))
+		}
+	}
+	return errors.Join(warnings...)
+}
+
+func ptr[T any](v T) *T { return &v }
 
 func (e *environment) podsByName(ctx context.Context) (map[string]corev1.Pod, error) {
 	list, err := e.client.CoreV1().Pods(e.namespace).List(ctx, metav1.ListOptions{})
@@ -206,8 +232,10 @@ type sharedPods struct {
 // meshPods returns the shared pods, node by node: pods[2*i] and pods[2*i+1] are on env.nodes[i], which host[i] is on too.
 func meshPods(t *testing.T) (pods, host []*pod) {
 	t.Helper()
-	dumpOnFailure(t)
 	s := &env.shared
+	if s.err == nil {
+		dumpOnFailure(t) // the first test without them has dumped what there is to see
+	}
 	s.once.Do(func() {
 		var specs []*corev1.Pod
 		for _, n := range env.nodes {
