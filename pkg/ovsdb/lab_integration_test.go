@@ -128,12 +128,12 @@ func attachment(i int) model.Attachment {
 	}
 }
 
-// eventually fails the test when the condition does not come true within five seconds.
+// eventually fails the test when the condition does not come true within 20 seconds, which is ample on a busy machine.
 func (l *lab) eventually(what string, condition func() bool) {
 	l.t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			l.t.Fatalf("not within five seconds: %s", what)
+			l.t.Fatalf("not within 20 seconds: %s", what)
 		}
 	}
 }
@@ -143,7 +143,7 @@ func (l *lab) awaitChange(what string) {
 	l.t.Helper()
 	select {
 	case <-l.c.Changes():
-	case <-time.After(10 * time.Second):
+	case <-time.After(20 * time.Second):
 		l.t.Fatalf("no change was reported after %s", what)
 	}
 }
