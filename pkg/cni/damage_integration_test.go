@@ -4,6 +4,7 @@ package cni_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
 func TestCheckNamesTheDamage(t *testing.T) {
@@ -265,6 +267,28 @@ func TestRecoverWhatIsGone(t *testing.T) {
 	check(t, netlink.LinkDel(foreign))
 	n.mustDel(list, rebooted)
 	n.mustDel(list, whole)
+	n.wantNothing()
+}
+
+// unreadable is a bridge whose ports' records cannot be read.
+type unreadable struct{ *ovsdb.Client }
+
+func (u unreadable) Attachments(ctx context.Context) ([]model.Attachment, []ovsdb.BadPort, error) {
+	atts, bad, err := u.Client.Attachments(ctx)
+	for _, a := range atts {
+		bad = append(bad, ovsdb.BadPort{Name: a.HostIfName, Err: errors.New("damaged")})
+	}
+	return nil, bad, err
+}
+
+func TestRecoverRemovesUnreadablePorts(t *testing.T) {
+	n := newNode(t, "10.20.0.0/24")
+	n.mustAdd(n.conf("1.0.0", ""), n.pod("web"))
+	check(t, n.stop())
+	n.startWith(unreadable{n.db})
+	if len(n.kept) != 0 {
+		t.Errorf("kept %v", n.kept)
+	}
 	n.wantNothing()
 }
 

@@ -24,7 +24,7 @@ func TestPodCannotPassTheSwitch(t *testing.T) {
 	gateway, err := netlink.LinkByName("weft0")
 	check(t, err)
 	ip := net.IP{10, 20, 0, 1}
-	check(t, netlink.AddrAdd(gateway, &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(24, 32)}}))
+	check(t, netlink.AddrReplace(gateway, &netlink.Addr{IPNet: &net.IPNet{IP: ip, Mask: net.CIDRMask(24, 32)}}))
 	check(t, netlink.LinkSetUp(gateway))
 	node, err := net.ListenUDP("udp4", &net.UDPAddr{IP: ip, Port: 9999})
 	check(t, err)

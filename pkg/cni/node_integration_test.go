@@ -47,6 +47,8 @@ func TestMain(m *testing.M) {
 		runtime.LockOSThread()
 		must(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
 		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+		must(os.MkdirAll("/run/netns", 0o755))
+		must(unix.Mount("weft-cni-test", "/run/netns", "tmpfs", 0, ""))
 		must(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1")))
 	}
 	lo, err := netlink.LinkByName("lo")

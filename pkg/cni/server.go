@@ -146,9 +146,6 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 		s.respond(conn, wire.Response{Error: toCNI(errorf(types.ErrDecodingFailure, "%v", err))})
 		return
 	}
-	if netns != nil {
-		defer netns.Close()
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go watchPeer(conn, cancel)
@@ -156,6 +153,10 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	start := time.Now()
 	log := s.cfg.Log.With("command", req.Command, "container", req.ContainerID, "interface", req.IfName)
 	result, err := s.do(ctx, req, netns)
+	// Before the answer: the runtime may unmount the namespace as soon as it has it, which an open file prevents.
+	if netns != nil {
+		netns.Close()
+	}
 	s.cfg.Observe(req.Command, "total", time.Since(start))
 	switch {
 	case err != nil && req.Command == "STATUS":

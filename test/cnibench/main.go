@@ -55,6 +55,9 @@ func isolate() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
+	if err := errors.Join(os.MkdirAll("/run/netns", 0o755), unix.Mount("cnibench", "/run/netns", "tmpfs", 0, "")); err != nil {
+		return fmt.Errorf("mount a directory for network namespaces: %w", err)
+	}
 	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
 }
 
