@@ -142,6 +142,44 @@ func TestMissingPackages(t *testing.T) {
 	}
 }
 
+func TestForbidServices(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policy-rc.d")
+	for _, leftover := range []bool{false, true} { // of an installation that was killed
+		if leftover {
+			if err := os.WriteFile(path, []byte(policyText), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		restore, err := forbidServices(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var exit *exec.ExitError
+		if err := exec.Command(path).Run(); !errors.As(err, &exit) || exit.ExitCode() != 101 {
+			t.Errorf("the policy answers %v, want exit status 101: forbidden", err)
+		}
+		if err := restore(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the policy is still there: %v", err)
+		}
+	}
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	restore, err := forbidServices(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(path); err != nil || string(data) != "#!/bin/sh\n" {
+		t.Errorf("the machine's own policy became %q, %v", data, err)
+	}
+}
+
 func TestComponentsModule(t *testing.T) {
 	version, hash, err := readModule(filepath.Join("..", "components"))
 	if err != nil || version != "v1.34.4" || len(hash) != 16 {
@@ -186,7 +224,8 @@ func TestProgress(t *testing.T) {
 func TestPoll(t *testing.T) {
 	tries := 0
 	err := poll(t.Context(), time.Minute, func(context.Context) error {
-		if tries++; tries < 3 {
+		tries++
+		if tries < 3 {
 			return errors.New("not yet")
 		}
 		return nil

@@ -72,7 +72,7 @@ func installPackages(ctx context.Context, p *progress) error {
 		return fmt.Errorf("installing %s needs root", strings.Join(missing, " "))
 	}
 	p.print("Installing Debian packages: " + strings.Join(missing, " "))
-	restore, err := forbidServices()
+	restore, err := forbidServices(policyFile)
 	if err != nil {
 		return err
 	}
@@ -87,18 +87,18 @@ func installPackages(ctx context.Context, p *progress) error {
 }
 
 // forbidServices puts the policy in place, unless the machine has one of its own, and returns how to take it away.
-func forbidServices() (restore func() error, err error) {
-	have, err := os.ReadFile(policyFile)
+func forbidServices(path string) (restore func() error, err error) {
+	have, err := os.ReadFile(path)
 	if err == nil && string(have) != policyText {
 		return func() error { return nil }, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("keep services from starting: %w", err)
 	}
-	if err := os.WriteFile(policyFile, []byte(policyText), 0o755); err != nil {
+	if err := os.WriteFile(path, []byte(policyText), 0o755); err != nil {
 		return nil, fmt.Errorf("keep services from starting: %w", err)
 	}
-	return func() error { return os.Remove(policyFile) }, nil
+	return func() error { return os.Remove(path) }, nil
 }
 
 func apt(ctx context.Context, args ...string) error {

@@ -63,7 +63,7 @@ func waitReady(ctx context.Context, running sandbox.Running, what, log string, r
 	if err == nil {
 		return nil
 	}
-	if context.Cause(ctx) == ended {
+	if errors.Is(context.Cause(ctx), ended) {
 		err = ended
 	}
 	return fmt.Errorf("start %s: %w; the end of %s:\n%s", what, err, log, tail(log))

@@ -255,7 +255,7 @@ func (h hierarchy) inheritCPUs(parent, dir string) error {
 	}
 	for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 		have, err := os.ReadFile(filepath.Join(dir, file))
-		if errors.Is(err, fs.ErrNotExist) || len(strings.TrimSpace(string(have))) > 0 {
+		if errors.Is(err, fs.ErrNotExist) || strings.TrimSpace(string(have)) != "" {
 			continue // another controller's hierarchy, or filled in already
 		}
 		if err != nil {

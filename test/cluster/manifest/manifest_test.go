@@ -54,7 +54,8 @@ datapath: netdev
 	if diff := cmp.Diff(want, config(t, out)); diff != "" {
 		t.Errorf("settings (-want +got):\n%s", diff)
 	}
-	if !strings.HasPrefix(string(out), sample[:strings.Index(sample, "--- #")]) || !strings.HasSuffix(string(out), "---\nkind: Other\n") {
+	namespace, _, _ := strings.Cut(sample, "--- #")
+	if !strings.HasPrefix(string(out), namespace) || !strings.HasSuffix(string(out), "---\nkind: Other\n") {
 		t.Errorf("other documents changed:\n%s", out)
 	}
 }

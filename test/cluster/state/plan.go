@@ -43,8 +43,9 @@ const (
 
 	podsV4, podsV6         = "10.244.0.0/16", "fd10:244::/56"
 	servicesV4, servicesV6 = "10.96.0.0/16", "fd10:96::/112"
-	// Every node's part of the pod ranges.
-	NodeMaskV4, NodeMaskV6 = 24, 64
+	// NodeMaskV4 and NodeMaskV6 are the prefix lengths of a node's part of the pod ranges.
+	NodeMaskV4 = 24
+	NodeMaskV6 = 64
 
 	// An address behind the outside host that no node has a route to but the default.
 	beyondV4, beyondV6 = "198.51.100.1", "2001:db8:5efe::1"
