@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/weft-cni/weft/test/e2e/internal/dump"
 )
@@ -111,7 +113,12 @@ func watchAddresses(t *testing.T) (found func() []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := env.client.CoreV1().Pods(env.namespace).Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
+	// It resumes where it was when the API server ends a watch, as it may at any time.
+	w, err := watchtools.NewRetryWatcherWithContext(ctx, list.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return env.client.CoreV1().Pods(env.namespace).Watch(ctx, options)
+		},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station) {
 	t.Helper()
 	pods, hosts := meshPods(t)
 	at := nodeNamed(victim.node)
-	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount)}
+	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount), acceptAt(t, hosts[0], spoofCount)}
 	before := dropsOf(t, at)
 	sendAll(t, from, a)
 	sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])

@@ -5,11 +5,16 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
+
+// spoofPace is the time between two frames: a burst would overflow the switch's receive buffer, and what the switch never
+// saw it can neither stop nor count.
+const spoofPace = time.Millisecond
 
 // spoof sends frames as they are on an interface, and datagrams through an ordinary socket.
 func spoof(_ []string) error {
@@ -44,6 +49,7 @@ func sendFrames(request wire.SpoofRequest, sent map[string]int) error {
 				return fmt.Errorf("send frame %s on %s: %w", f.Label, request.Iface, err)
 			}
 			sent[f.Label]++
+			time.Sleep(spoofPace)
 		}
 	}
 	return nil
@@ -60,6 +66,7 @@ func sendDatagram(d wire.LabelledDatagram, count int) error {
 		if _, err := conn.Write(d.Data); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 			return fmt.Errorf("send datagram %s to %s: %w", d.Label, d.To, err)
 		}
+		time.Sleep(spoofPace)
 	}
 	return nil
 }
