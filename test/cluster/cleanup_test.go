@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -34,14 +35,17 @@ const (
 type testCluster struct {
 	tool string // the built program
 	dir  string
-	// namespaces are all that the cluster's processes were seen in.
+	// namespaces are those that the cluster's processes were in just before it was removed, and running all processes that
+	// the machine had then. The kernel soon gives the numbers of namespaces that are gone to others, so only a process
+	// that is older can be in one of them still.
 	namespaces map[string]bool
+	running    []sandbox.Process
 }
 
 func newTestCluster(t *testing.T) *testCluster {
 	t.Helper()
 	tmp := t.TempDir()
-	c := &testCluster{tool: filepath.Join(tmp, "cluster"), dir: filepath.Join(tmp, "state"), namespaces: map[string]bool{}}
+	c := &testCluster{tool: filepath.Join(tmp, "cluster"), dir: filepath.Join(tmp, "state")}
 	if out, err := exec.Command("go", "build", "-o", c.tool, ".").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
@@ -76,7 +80,7 @@ func (c *testCluster) run(t *testing.T, cmd *exec.Cmd) {
 // down removes the cluster and demands that nothing of it is left.
 func (c *testCluster) down(t *testing.T) {
 	t.Helper()
-	c.processes(t) // takes note of the namespaces in use
+	c.takeNote(t)
 	c.run(t, c.command("down"))
 	// Processes that were killed stay zombies until whoever inherited them looks.
 	var left []string
@@ -88,11 +92,29 @@ func (c *testCluster) down(t *testing.T) {
 	t.Fatalf("after down:\n%s", strings.Join(left, "\n"))
 }
 
-// processes returns the cluster's processes, and adds their namespaces to the known ones.
+// takeNote remembers what the machine runs, and the namespaces that the cluster's processes are in.
+func (c *testCluster) takeNote(t *testing.T) {
+	t.Helper()
+	c.running, c.namespaces = nil, map[string]bool{}
+	own := namespacesOf(os.Getpid())
+	for pid := range c.processes(t) {
+		for ns := range namespacesOf(pid) {
+			if !own[ns] {
+				c.namespaces[ns] = true
+			}
+		}
+	}
+	for _, pid := range allPIDs(t) {
+		if p, err := sandbox.FindProcess(pid); err == nil {
+			c.running = append(c.running, p)
+		}
+	}
+}
+
+// processes returns the cluster's processes.
 func (c *testCluster) processes(t *testing.T) map[int]string {
 	t.Helper()
 	found := map[int]string{}
-	own := namespacesOf(os.Getpid())
 	for _, pid := range allPIDs(t) {
 		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 		cgroup, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -104,11 +126,6 @@ func (c *testCluster) processes(t *testing.T) map[int]string {
 			continue // ended, or a zombie
 		}
 		found[pid] = string(bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '}))
-		for ns := range namespacesOf(pid) {
-			if !own[ns] {
-				c.namespaces[ns] = true
-			}
-		}
 	}
 	return found
 }
@@ -120,10 +137,10 @@ func (c *testCluster) leftovers(t *testing.T) []string {
 	for pid, cmdline := range c.processes(t) {
 		left = append(left, fmt.Sprintf("process %d: %s", pid, cmdline))
 	}
-	for _, pid := range allPIDs(t) {
-		for ns := range namespacesOf(pid) {
-			if c.namespaces[ns] {
-				left = append(left, fmt.Sprintf("namespace %s, in use by process %d", ns, pid))
+	for _, p := range c.running {
+		for ns := range namespacesOf(p.PID) {
+			if c.namespaces[ns] && p.Alive() {
+				left = append(left, fmt.Sprintf("namespace %s, in use by process %d", ns, p.PID))
 			}
 		}
 	}
