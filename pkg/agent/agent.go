@@ -61,7 +61,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 
-	pokeBridge, pokeHost chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -70,6 +70,8 @@ type Agent struct {
 	problems map[string]string // by the part that has it
 	pending  []config.Change   // settings that wait for a restart
 	ready    bool              // everything was right once
+
+	nodesSeen uint64 // the snapshot's NodesRevision that the host's network was last told of
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -81,7 +83,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1),
 		problems: map[string]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -148,12 +150,20 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 
+	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
+	if err := a.retry(ctx, "underlay", a.findMTU); err != nil {
+		return err
+	}
 	if err := a.retry(ctx, "bridge", a.syncBridge); err != nil {
 		return err
 	}
 	group.Go(func() error { return loop.Run(ctx) })
 	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
+	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
+	if a.cfg.Datapath == config.DatapathNetdev {
+		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
+	}
 	group.Go(func() error { a.watchConfig(ctx); return nil })
 	group.Go(func() error { return a.cni.Serve(ctx) })
 	if err := a.retry(ctx, "first programming", a.realised); err != nil {
@@ -220,8 +230,17 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	}
 }
 
-// viewed is called by the loop with every new snapshot.
-func (a *Agent) viewed(*model.Snapshot) { notify(a.pokeHost) }
+// viewed is called by the loop with every new snapshot. The host's network depends on nodes, not on pods.
+func (a *Agent) viewed(s *model.Snapshot) {
+	a.mu.Lock()
+	changed := s.NodesRevision != a.nodesSeen
+	a.nodesSeen = s.NodesRevision
+	a.mu.Unlock()
+	if changed {
+		notify(a.pokeHost)
+		notify(a.pokeNeighbours)
+	}
+}
 
 func (a *Agent) config() config.Config {
 	a.mu.Lock()

@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -36,21 +38,15 @@ func (a *Agent) notReadyLocked() string {
 	return "starting"
 }
 
-// syncHost keeps the node's own network: the gateway's addresses, the routes, the masquerade; and it finds the MTU.
+// syncHost keeps the node's own network: the gateway's addresses, the routes, the masquerade.
 func (a *Agent) syncHost(ctx context.Context) error {
-	view, cfg := a.loop.View(), a.config()
-	mtu, underlay, err := podMTU(cfg, view.Self)
-	if err != nil {
+	if err := a.findMTU(ctx); err != nil {
 		return err
 	}
+	view, cfg := a.loop.View(), a.config()
 	a.mu.Lock()
-	changed := a.mtu != mtu
-	a.mtu, a.underlay = mtu, underlay
+	mtu := a.mtu
 	a.mu.Unlock()
-	if changed {
-		a.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
-		notify(a.pokeBridge)
-	}
 	want := host.Desired{
 		Gateway:      model.GatewayName,
 		MTU:          mtu,
@@ -66,6 +62,34 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		a.log.Info("host network changed", "changes", done)
 	}
 	return err
+}
+
+// resolveNeighbours spares the first packet to each node (userspace datapath only).
+func (a *Agent) resolveNeighbours(context.Context) error {
+	view := a.loop.View()
+	var addrs []netip.Addr
+	for _, n := range view.Nodes {
+		if flows.Reachable(n, view.Self) == nil {
+			addrs = append(addrs, n.TunnelAddr())
+		}
+	}
+	return host.ResolveNeighbours(addrs)
+}
+
+// findMTU follows the underlay's MTU.
+func (a *Agent) findMTU(context.Context) error {
+	mtu, underlay, err := podMTU(a.config(), a.loop.View().Self)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.mtu != mtu || a.underlay != underlay {
+		a.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
+		a.mtu, a.underlay = mtu, underlay
+		notify(a.pokeBridge)
+	}
+	return nil
 }
 
 // podMTU is what fits into a tunnel packet on the underlay.

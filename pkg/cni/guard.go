@@ -37,3 +37,6 @@ func Guard(ctx context.Context, nft knftables.Interface) error {
 	}
 	return nil
 }
+
+// Guard puts the packet filter in place again, in case somebody flushed it. Recover must have been called.
+func (s *Server) Guard(ctx context.Context) error { return Guard(ctx, s.cfg.NFT) }

@@ -24,7 +24,7 @@ func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 		}
 		s.cfg.NFT = nft
 	}
-	if err := Guard(ctx, s.cfg.NFT); err != nil {
+	if err := s.Guard(ctx); err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)
 	}
 	recorded, bad, err := s.cfg.Ports.Attachments(ctx)

@@ -39,6 +39,7 @@ const (
 	Multicast         Reason = "multicast"          // multicast and broadcast are not forwarded
 	TunnelSource      Reason = "tunnel-source"      // a tunnel packet whose inner source is not the sending node's
 	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
+	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
 	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
 )
@@ -190,6 +191,13 @@ func (b *builder) pipeline() {
 	for _, proto := range []ovs.Protocol{ovs.ProtocolIPv4, ovs.ProtocolIPv6} {
 		b.drop(TunnelDestination, in{Forwarding, prioRaised, proto, matches(Origin.Is(OriginTunnel))})
 		b.add(in{Forwarding, prioLower, proto, matches(Origin.Is(OriginPod))}, toGateway()...)
+	}
+	// What a pod sends to another node leaves with this node's address, which is all that a tunnel's receiver asks for.
+	// A node may have addresses that we do not know of, so nothing but pods can be reached at these ports.
+	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6} {
+		for _, tunnel := range model.TunnelTypes {
+			b.drop(TunnelPort, in{Forwarding, prioLow, proto, matches(Origin.Is(OriginPod), ovs.TransportDestinationPort(tunnel.UDPPort()))})
+		}
 	}
 	b.drop(NoRoute, in{Forwarding, prioMiss, "", nil})
 

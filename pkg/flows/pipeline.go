@@ -96,8 +96,9 @@ var Pipeline = []Table{
 	{
 		ID: Forwarding, Name: "Forwarding",
 		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR into the tunnel, everything " +
-			"else from a pod to the node's gateway. What came through a tunnel never leaves through one.",
-		Match:   []string{"ip", "ipv6", "reg0", "nw_dst", "ipv6_dst"},
+			"else from a pod to the node's gateway. What came through a tunnel never leaves through one, and pods " +
+			"reach nobody but pods at the tunnels' UDP ports: masqueraded, they would pass for their node.",
+		Match:   []string{"ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
 		Next:    []openflow.TableID{Output},
 	},

@@ -92,6 +92,14 @@ func (t TunnelType) Port() uint32 {
 	return PortGeneve
 }
 
+// UDPPort is where the tunnels' packets go: IANA's ports of RFC 8926 and RFC 7348.
+func (t TunnelType) UDPPort() uint16 {
+	if t == VXLAN {
+		return 4789
+	}
+	return 6081
+}
+
 // Overhead is the number of bytes that the encapsulation adds between the underlay's IP MTU and the pod's IP MTU: outer
 // IP header, UDP header, the tunnel's own header without options (RFC 8926 section 3.4, RFC 7348 section 5: 8 bytes
 // each) and the inner Ethernet header.

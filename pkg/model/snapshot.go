@@ -1,11 +1,11 @@
 package model
 
-import "net/netip"
-
 // Snapshot is everything a node knows at one moment. It is immutable: a newer one shares what did not change.
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
+	// NodesRevision is the revision that last changed Self, Tunnel or Nodes.
+	NodesRevision uint64
 	// Self is the node that this is the view of.
 	Self Node
 	// Tunnel is the encapsulation that this node sends with.
@@ -14,14 +14,4 @@ type Snapshot struct {
 	Nodes map[string]Node
 	// Attachments are this node's pod interfaces.
 	Attachments map[AttachmentKey]Attachment
-}
-
-// LocalPodCIDR says whether an address lies in one of this node's own pod ranges.
-func (s *Snapshot) LocalPodCIDR(a netip.Addr) bool {
-	for _, cidr := range s.Self.PodCIDRs {
-		if cidr.Contains(a) {
-			return true
-		}
-	}
-	return false
 }

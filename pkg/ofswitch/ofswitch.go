@@ -98,7 +98,7 @@ type Event struct {
 // returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
 func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
 	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
-	cmd := exec.CommandContext(ctx, "ovs-ofctl", "-O", protocol, "--unixctl=none", "monitor", s.target, "watch:")
+	cmd := exec.CommandContext(ctx, "ovs-ofctl", "-O", protocol, "--no-names", "--unixctl=none", "monitor", s.target, "watch:")
 	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
 	out, in, err := os.Pipe()
 	if err != nil {
@@ -161,8 +161,10 @@ func parseEvent(line string) (Event, bool) {
 // line of its standard input, or the switch answers with an OpenFlow error.
 var rejection = regexp.MustCompile(`(?m)^(ovs-ofctl: -:\d+: .*|Error OFP.*)$`)
 
+// run runs ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on connections of their
+// own, each of which waits for whatever ovs-vswitchd's main thread is busy with.
 func (s *Switch) run(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol}, args...)...)
+	cmd := exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol, "--no-names"}, args...)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
 	if err := cmd.Run(); err != nil {

@@ -42,6 +42,10 @@ func (s *Store) Apply(c Change) {
 	next := *s.snapshot
 	if c.apply(s, &next) {
 		next.Revision++
+		switch c.(type) {
+		case SetNode, DeleteNode, SetTunnel:
+			next.NodesRevision = next.Revision
+		}
 		s.snapshot = &next
 	}
 }

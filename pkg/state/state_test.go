@@ -61,6 +61,12 @@ func TestTouchedOwners(t *testing.T) {
 		if newer := after.Revision > before.Revision; step.change != nil && newer != (len(step.want) > 0) {
 			t.Errorf("%s: revision %d to %d", step.name, before.Revision, after.Revision)
 		}
+		_, podOnly := step.change.(state.SetAttachment)
+		if podOnly && after.NodesRevision != before.NodesRevision {
+			t.Errorf("%s: counts as a change of nodes", step.name)
+		} else if !podOnly && len(step.want) > 0 && step.want[0].Kind == model.KindNode && after.NodesRevision != after.Revision {
+			t.Errorf("%s: does not count as a change of nodes", step.name)
+		}
 	}
 }
 

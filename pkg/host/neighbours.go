@@ -1,0 +1,61 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ResolveNeighbours has the kernel ask for the link-layer addresses that lead to the given addresses, even when it knows
+// them. The kernel does not need that; Open vSwitch's userspace datapath does: it fills its own table of the tunnels'
+// neighbours from the answers that it sees pass by, and drops the first packet to one that it has not seen.
+func ResolveNeighbours(addrs []netip.Addr) error {
+	type hop struct {
+		link int
+		addr netip.Addr
+	}
+	known := map[hop]netlink.Neigh{}
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		neighbours, err := netlink.NeighList(0, family)
+		if err != nil {
+			return fmt.Errorf("list neighbours: %w", err)
+		}
+		for _, n := range neighbours {
+			if a, ok := netip.AddrFromSlice(n.IP); ok {
+				known[hop{n.LinkIndex, a.Unmap()}] = n
+			}
+		}
+	}
+	var errs []error
+	asked := map[hop]bool{}
+	for _, a := range addrs {
+		routes, err := netlink.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 {
+			errs = append(errs, fmt.Errorf("find the route to node address %s: %w", a, err))
+			continue
+		}
+		next := hop{routes[0].LinkIndex, a}
+		if gw, ok := netip.AddrFromSlice(routes[0].Gw); ok {
+			next.addr = gw.Unmap()
+		}
+		if asked[next] {
+			continue
+		}
+		asked[next] = true
+		// A neighbour that the kernel does not know is asked for by broadcast (NTF_USE), one that it knows by a probe.
+		n := netlink.Neigh{LinkIndex: next.link, IP: next.addr.AsSlice(), Flags: netlink.NTF_USE, State: netlink.NUD_NONE}
+		if old, ok := known[next]; ok && len(old.HardwareAddr) > 0 {
+			if old.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 {
+				continue
+			}
+			n.Flags, n.State, n.HardwareAddr = 0, netlink.NUD_PROBE, old.HardwareAddr
+		}
+		if err := netlink.NeighSet(&n); err != nil {
+			errs = append(errs, fmt.Errorf("ask for neighbour %s: %w", next.addr, err))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,57 @@
+//go:build integration
+
+package host
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestResolveNeighbours: the kernel asks for a neighbour that it does not know, and asks again for one that it knows; the
+// second is what a restarted switch depends on.
+func TestResolveNeighbours(t *testing.T) {
+	n := newNode(t)
+	// Nothing but ARP shall be on the wire.
+	n.run("echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
+	n.in(n.out, func() {
+		n.run("echo 1 > /proc/sys/net/ipv6/conf/out0/disable_ipv6; ip link set out0 up; ip addr add 192.0.2.2/24 dev out0")
+	})
+	questions := func() int {
+		var count int
+		n.in(n.out, func() {
+			var err error
+			if count, err = strconv.Atoi(strings.TrimSpace(n.run("cat /proc/net/dev | awk '/out0:/ {print $3}'"))); err != nil {
+				t.Fatal(err)
+			}
+		})
+		return count
+	}
+	// The second address is beyond the first, so there is one question for both.
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("198.51.100.7")}
+	for round := 1; round <= 2; round++ {
+		before := questions()
+		if err := ResolveNeighbours(addrs); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(5 * time.Second); questions() == before; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: the kernel did not ask for 192.0.2.2; it has %s", round, n.run("ip neigh"))
+			}
+		}
+		for deadline := time.Now().Add(5 * time.Second); !strings.Contains(n.run("ip neigh show 192.0.2.2 nud reachable"), "lladdr"); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("round %d: no answer; the kernel has %s", round, n.run("ip neigh"))
+			}
+		}
+		if got := questions() - before; got != 1 {
+			t.Errorf("round %d: %d questions for one neighbour", round, got)
+		}
+	}
+	n.run("ip route del default")
+	if err := ResolveNeighbours(addrs); err == nil || !strings.Contains(err.Error(), "198.51.100.7") {
+		t.Errorf("an address without a route: error %v", err)
+	}
+}
