@@ -37,24 +37,24 @@ func TestTunnelSpoofing(t *testing.T) {
 	t.Run("from outside", func(t *testing.T) {
 		a := newAttack()
 		for _, f := range env.families {
-			forgeTunnels(a, f, victim, here, map[string]netip.Addr{
+			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{
 				"a pod on another node": f.of(pods[2].addrs), "a pod on this node": f.of(pods[1].addrs), "the host outside": f.of(env.record.Outside.Addrs)})
 		}
-		tunnelAttack(t, outside{}, a, victim)
+		tunnelAttack(t, outside{}, a, victim, here)
 	})
 	t.Run("from another node, in a third one's name", func(t *testing.T) {
 		a := newAttack()
 		for _, f := range env.families {
-			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs), "a pod on this node": f.of(pods[1].addrs)})
+			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs), "a pod on this node": f.of(pods[1].addrs)})
 		}
-		tunnelAttack(t, hosts[1], a, victim)
+		tunnelAttack(t, hosts[1], a, victim, here)
 	})
 	// The positive control: the same packets, but true. They show that the forged ones were well made.
 	t.Run("a node's own are received", func(t *testing.T) {
 		s := sniffAt(t, victim.pod, "eth0", spoofCount)
 		a := newAttack()
 		for _, f := range env.families {
-			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"a pod on the sending node": f.of(pods[2].addrs)})
+			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on the sending node": f.of(pods[2].addrs)})
 		}
 		sendAll(t, hosts[1], a)
 		sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])
@@ -71,38 +71,43 @@ func TestTunnelSpoofing(t *testing.T) {
 	t.Run("from a pod, in its neighbour's name", func(t *testing.T) {
 		a := newAttack()
 		for _, f := range env.families {
-			forgeTunnels(a, f, victim, here, map[string]netip.Addr{"the sender's neighbour": f.of(pods[3].addrs)})
+			forgeTunnels(a, "tunnel-port", f, victim, map[string]netip.Addr{"the sender's neighbour": f.of(pods[3].addrs)})
 		}
-		clear(a.reasons) // it may be stopped where it starts, and there is no name for that yet
-		tunnelAttack(t, pods[2], a, victim)
+		tunnelAttack(t, pods[2], a, victim, env.nodes[1])
+	})
+	t.Run("from a pod to its own node", func(t *testing.T) {
+		a := newAttack()
+		for _, f := range env.families {
+			forgeTunnels(a, "tunnel-port", f, victim, map[string]netip.Addr{"a pod on another node": f.of(pods[2].addrs)})
+		}
+		tunnelAttack(t, pods[1], a, victim, here)
 	})
 }
 
 // forgeTunnels adds packets of every encapsulation for the victim, with these inner sources, to be sent to the victim's node.
-func forgeTunnels(a *attack, f family, victim station, at node, sources map[string]netip.Addr) {
+// The reason is why they have to be dropped.
+func forgeTunnels(a *attack, reason string, f family, victim station, sources map[string]netip.Addr) {
+	end := nodeNamed(victim.node).addrs[0]
 	to := netip.AddrPortFrom(f.of(victim.addrs), targetPort)
 	for _, e := range encapsulations {
 		for name, source := range sources {
 			label := fmt.Sprintf("%s in %s from %s", f, e.name, name)
-			a.datagram("tunnel-source", label, netip.AddrPortFrom(at.addrs[0], e.port), func(mark []byte) []byte {
+			a.datagram(reason, label, netip.AddrPortFrom(end, e.port), func(mark []byte) []byte {
 				return e.wrap(0, wire.UDPFrame(routerMAC, routerMAC, netip.AddrPortFrom(source, sourcePort), to, mark))
 			})
 		}
 	}
 }
 
-// tunnelAttack sends the packets; neither the victim nor its node may get them, and the node counts them.
-func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station) {
+// tunnelAttack sends the packets. Neither the victim nor its node may get them, and the node at counts them.
+func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station, at node) {
 	t.Helper()
 	pods, hosts := meshPods(t)
-	at := nodeNamed(victim.node)
 	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount), acceptAt(t, hosts[0], spoofCount)}
 	before := dropsOf(t, at)
 	sendAll(t, from, a)
 	sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])
-	sendHonest(t, victim, at.gateway(familyOf(victim.addrs[0])))
+	sendHonest(t, victim, nodeNamed(victim.node).gateway(familyOf(victim.addrs[0])))
 	wantNothingBut(t, a, sniffers)
-	if len(a.reasons) > 0 {
-		wantDrops(t, at, before, a.reasons)
-	}
+	wantDrops(t, at, before, a.reasons)
 }
