@@ -257,6 +257,7 @@ func TestFindCrash(t *testing.T) {
 	}{
 		{pod("containerStatuses", 3, "CrashLoopBackOff"), true},
 		{pod("initContainerStatuses", 4, "CrashLoopBackOff"), true},
+		{pod("initContainerStatuses", 0, "ImagePullBackOff"), true},
 		{pod("containerStatuses", 2, "CrashLoopBackOff"), false},
 		{pod("containerStatuses", 3, "ContainerCreating"), false},
 		{`{"items":[]}`, false},

@@ -95,7 +95,7 @@ func weftProgress(ctx context.Context, c state.Cluster) (string, error) {
 	return text, nil
 }
 
-// crashing returns errHopeless, and which pod it is, when a container of Weft's keeps ending.
+// crashing returns errHopeless, and which pod it is, when a container of Weft's keeps ending or has no image.
 func crashing(ctx context.Context, c state.Cluster) error {
 	out, err := kubectl(ctx, c, "--namespace="+manifest.Namespace, "get", "pods", "--output=json")
 	if err != nil {
@@ -107,6 +107,7 @@ func crashing(ctx context.Context, c state.Cluster) error {
 func findCrash(podList []byte) error {
 	type containerStatus struct {
 		Name         string
+		Image        string
 		RestartCount int
 		State        struct{ Waiting struct{ Reason string } }
 	}
@@ -121,8 +122,12 @@ func findCrash(podList []byte) error {
 	}
 	for _, pod := range pods.Items {
 		for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
-			if status.RestartCount >= maxRestarts && status.State.Waiting.Reason == "CrashLoopBackOff" {
+			switch reason := status.State.Waiting.Reason; {
+			case reason == "CrashLoopBackOff" && status.RestartCount >= maxRestarts:
 				return fmt.Errorf("container %s of pod %s has ended %d times: %w", status.Name, pod.Metadata.Name, status.RestartCount, errHopeless)
+			case reason == "ImagePullBackOff":
+				return fmt.Errorf("pod %s needs image %s, which its node does not have, and there is no registry (give the tar that has it with --image): %w",
+					pod.Metadata.Name, status.Image, errHopeless)
 			}
 		}
 	}
