@@ -68,15 +68,15 @@ cluster-down: ## Remove the cluster, in whatever state it is
 
 .PHONY: cluster-load
 cluster-load: ## Put an image on every node: IMAGE=FILE.tar
-	$(CLUSTER) load $(IMAGE)
+	$(CLUSTER) load --name $(NAME) $(IMAGE)
 
 .PHONY: cluster-exec
 cluster-exec: ## Run a command on a node: NODE=NAME CMD='…'
-	$(CLUSTER) exec --node $(NODE) -- sh -c '$(CMD)'
+	$(CLUSTER) exec --name $(NAME) --node $(NODE) -- sh -c '$(CMD)'
 
 .PHONY: cluster-status
 cluster-status: ## Show what of the cluster stands and whether it is well
-	$(CLUSTER) status
+	$(CLUSTER) status --name $(NAME)
 
 .PHONY: clean
 clean: ## Remove what builds made here

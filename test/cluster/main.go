@@ -54,6 +54,17 @@ func command() *cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return installPackages(cmd.Context(), newProgress(os.Stdout))
 			},
+		},
+		&cobra.Command{
+			Use: "build", Short: "Build the Kubernetes programs, which up does too; CI does it beside other work", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				repo, err := repository(cmd.Context())
+				if err != nil {
+					return err
+				}
+				_, err = ensureComponents(cmd.Context(), newProgress(os.Stdout), repo)
+				return err
+			},
 		})
 	return root
 }

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs the end-to-end suite on one fresh cluster after the other: every pairing of tunnel and address families that a user
+# may have. The first cluster gets all tests; the others those whose outcome depends on tunnel or family.
+#
+#   test/e2e/run.sh                     every cluster
+#   test/e2e/run.sh dual/vxlan          just these
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+IMAGE=${IMAGE:-dist/weft-image.tar}
+DIR=$(mktemp -d /tmp/weft-e2e.XXXXXX)
+NAME=e2e$$
+ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestHostPort'
+
+mkdir -p bin
+go build -o bin/cluster ./test/cluster
+go test -c -tags e2e -o bin/e2e.test ./test/e2e
+
+clean() {
+	bin/cluster down --dir "$DIR" --name "$NAME" >/dev/null
+	rm -rf "$DIR"
+}
+trap clean EXIT
+
+run() { # FAMILY/TUNNEL [TESTS]
+	local family=${1%/*} tunnel=${1#*/}
+	echo "=== $family over $tunnel"
+	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
+	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.run "${2:-.}")
+	bin/cluster down --dir "$DIR" --name "$NAME"
+}
+
+if [ $# -gt 0 ]; then
+	for combination; do run "$combination"; done
+	exit
+fi
+run ipv4/geneve
+run dual/vxlan "$ON_THE_WIRE|TestTunnelChange|TestSwitchRestart"
+run dual/geneve "$ON_THE_WIRE"
+run ipv4/vxlan "$ON_THE_WIRE"
+run ipv6/geneve "$ON_THE_WIRE"
