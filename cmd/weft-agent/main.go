@@ -61,6 +61,7 @@ func runCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&opt.ConfigFile, "config", "/etc/weft/config.yaml", "configuration file, the key config.yaml of the ConfigMap weft-config")
 	flags.StringVar(&opt.Node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
+	flags.StringVar(&opt.Kubeconfig, "kubeconfig", "", "how to reach the API server; without it, the pod's service account says so")
 	flags.StringVar(&opt.CNISocket, "cni-socket", wire.DefaultSocket, "Unix socket that weft-cni calls")
 	flags.StringVar(&opt.OperatorSocket, "operator-socket", agent.DefaultOperatorSocket, "Unix socket that weftctl calls")
 	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's directory of CNI configurations")

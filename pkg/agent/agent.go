@@ -36,6 +36,8 @@ type Options struct {
 	Node       string
 	ConfigFile string
 	Version    string
+	// Kubeconfig says how to reach the API server where there is no service account; empty in a pod.
+	Kubeconfig string
 	// CNISocket is where weft-cni calls; OperatorSocket is where weftctl does.
 	CNISocket      string
 	OperatorSocket string
@@ -101,7 +103,7 @@ func Run(ctx context.Context, opt Options) error {
 // informers have synced and the pods that are already attached are known.
 func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	var err error
-	if a.client, err = kube.NewClient(a.cfg.APIServer); err != nil {
+	if a.client, err = kube.NewClient(a.cfg.APIServer, a.opt.Kubeconfig); err != nil {
 		return err
 	}
 	a.events = kube.NewReporter(a.client, a.opt.Node)

@@ -21,15 +21,22 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// NewClient connects to the API server with the pod's service account. A non-empty server is used instead of the
-// kubernetes Service's address, which nothing may serve before Weft runs.
-func NewClient(server string) (kubernetes.Interface, error) {
-	cfg, err := rest.InClusterConfig()
+// NewClient connects to the API server as the kubeconfig file says or, when that is empty, with the pod's service account.
+// A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before Weft runs.
+func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
+	var cfg *rest.Config
+	var err error
+	if kubeconfig == "" {
+		cfg, err = rest.InClusterConfig()
+	} else {
+		cfg, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the API server: %w", err)
 	}

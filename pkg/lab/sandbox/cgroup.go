@@ -127,7 +127,8 @@ func (c Cgroup) Kill(ctx context.Context) error {
 	}
 }
 
-// Remove deletes the cgroup and everything below it from every hierarchy, and the parents that this leaves empty.
+// Remove ends what still runs in the cgroup, and deletes it and everything below it from every hierarchy, and the parents
+// that this leaves empty.
 func (c Cgroup) Remove(ctx context.Context) error {
 	for {
 		dirs, err := c.directories()
@@ -144,7 +145,11 @@ func (c Cgroup) Remove(ctx context.Context) error {
 		if busy == nil {
 			return c.removeEmptyParents()
 		}
-		// A cgroup stays busy for a moment after its last process has ended.
+		// A cgroup stays busy for a moment after its last process has ended; and a process whose parent was killed while it
+		// was on its way here arrives only now.
+		if err := c.Kill(ctx); err != nil {
+			return errors.Join(busy, err)
+		}
 		if err := pause(ctx); err != nil {
 			return errors.Join(busy, err)
 		}

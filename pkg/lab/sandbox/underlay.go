@@ -22,7 +22,8 @@ type Underlay struct {
 	MTU  int  `json:"mtu"`
 }
 
-// StartUnderlay creates the bridge and one link, HostLink, that gives the caller's network namespace these addresses on it.
+// StartUnderlay creates the bridge and, when there are addresses, one link, HostLink, that gives the caller's network
+// namespace these on it.
 func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Prefix) (Underlay, error) {
 	node, err := g.Start("underlay", Files{})
 	if err != nil {
@@ -47,39 +48,63 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 	if err := handle.LinkSetUp(bridge); err != nil {
 		return Underlay{}, fmt.Errorf("set bridge %s up: %w", bridgeName, err)
 	}
+	if len(hostAddrs) == 0 {
+		return u, nil
+	}
+	return u, u.attachHost(ctx, g.HostLink(), hostAddrs)
+}
+
+// attachHost gives the caller's network namespace a NIC on the underlay.
+func (u Underlay) attachHost(ctx context.Context, nic string, addrs []netip.Prefix) error {
 	own, err := netns.Get()
 	if err != nil {
-		return Underlay{}, fmt.Errorf("open the caller's network namespace: %w", err)
+		return fmt.Errorf("open the caller's network namespace: %w", err)
 	}
 	defer own.Close()
-	if err := u.plug("host", g.HostLink(), own); err != nil {
-		return Underlay{}, err
+	if err := u.plug("host", nic, own); err != nil {
+		return err
 	}
 	host, err := netlink.NewHandleAt(own)
 	if err != nil {
-		return Underlay{}, fmt.Errorf("open netlink: %w", err)
+		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	argv := checksumAtSending(g.HostLink())
+	argv := checksumAtSending(nic)
 	if out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		return Underlay{}, fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
+		return fmt.Errorf("%s: %w: %s", strings.Join(argv, " "), err, out)
 	}
-	return u, configure(host, g.HostLink(), hostAddrs, nil)
+	return configure(host, nic, addrs, nil)
+}
+
+// Configure makes the underlay a member of itself: its own network namespace gets these addresses on the bridge. With
+// checksums, they are computed at sending, as Attach has it.
+func (u Underlay) Configure(ctx context.Context, addrs []netip.Prefix, checksums bool) error {
+	if checksums {
+		if _, err := u.Node.Run(ctx, checksumAtSending(bridgeName)...); err != nil {
+			return err
+		}
+	}
+	return u.Node.Configure(bridgeName, addrs, nil)
 }
 
 // Attach gives a node a NIC on the underlay. Checksums are computed at sending: a switch in user space, on this node or at
 // the other end, reads the packets as they are and could not complete them.
 func (u Underlay) Attach(ctx context.Context, n Node, nic string) error {
+	if err := u.AttachOffloading(n, nic); err != nil {
+		return err
+	}
+	_, err := n.Run(ctx, checksumAtSending(nic)...)
+	return err
+}
+
+// AttachOffloading gives a node a NIC as it comes, for where only kernels forward.
+func (u Underlay) AttachOffloading(n Node, nic string) error {
 	ns, err := n.netNS()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	if err := u.plug(n.Name, nic, ns); err != nil {
-		return err
-	}
-	_, err = n.Run(ctx, checksumAtSending(nic)...)
-	return err
+	return u.plug(n.Name, nic, ns)
 }
 
 // plug creates a veth between the bridge (where it is called port) and a namespace (where it is called nic).
