@@ -47,6 +47,12 @@ type dialer interface {
 	String() string
 }
 
+// comparableDialer is what a map of dialers may have as its key: one kind of them, or all.
+type comparableDialer interface {
+	comparable
+	dialer
+}
+
 func (p *pod) dial(ctx context.Context, request wire.DialRequest) (wire.DialReply, error) {
 	var reply wire.DialReply
 	err := p.probe(ctx, request, &reply, "dial")
@@ -55,10 +61,10 @@ func (p *pod) dial(ctx context.Context, request wire.DialRequest) (wire.DialRepl
 
 // reach dials every target of every dialer, all dialers at once, and fails the test with one line for each target that
 // was not reached. It returns what was, by dialer.
-func reach(t *testing.T, wanted map[dialer][]wire.Target) map[dialer][]wire.Result {
+func reach[D comparableDialer](t *testing.T, wanted map[D][]wire.Target) map[D][]wire.Result {
 	t.Helper()
 	type answer struct {
-		from  dialer
+		from  D
 		reply wire.DialReply
 		err   error
 	}
@@ -70,7 +76,7 @@ func reach(t *testing.T, wanted map[dialer][]wire.Target) map[dialer][]wire.Resu
 			answers <- answer{from, reply, err}
 		}()
 	}
-	reached := map[dialer][]wire.Result{}
+	reached := map[D][]wire.Result{}
 	var failures, repeated []string
 	tried := 0
 	for range wanted {
@@ -106,7 +112,7 @@ func reach(t *testing.T, wanted map[dialer][]wire.Target) map[dialer][]wire.Resu
 // the way.
 func TestMesh(t *testing.T) {
 	pods, _ := meshPods(t)
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for _, from := range pods {
 		for _, to := range pods {
 			wanted[from] = append(wanted[from], targetsOf(to)...)
@@ -114,7 +120,7 @@ func TestMesh(t *testing.T) {
 	}
 	for from, results := range reach(t, wanted) {
 		for _, r := range results {
-			own := familyOf(r.Target.Addr).of(from.(*pod).addrs)
+			own := familyOf(r.Target.Addr).of(from.addrs)
 			if r.Target.Proto != wire.ICMP && r.Observed.Addr() != own {
 				t.Errorf("%s → %s by %s: arrives from %s, want the pod's own %s", from, r.Target.Name, r.Target.Proto, r.Observed, own)
 			}
@@ -124,7 +130,7 @@ func TestMesh(t *testing.T) {
 
 func TestLargeDatagrams(t *testing.T) {
 	pods, _ := meshPods(t)
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for i, from := range pods {
 		for _, to := range []*pod{pods[(i+1)%len(pods)], pods[(i+2)%len(pods)]} {
 			for _, addr := range to.addrs {

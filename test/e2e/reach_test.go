@@ -19,7 +19,7 @@ import (
 // addresses, so this is host→pod and pod→host as well.
 func TestHostsAndPods(t *testing.T) {
 	pods, hosts := meshPods(t)
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for _, p := range pods {
 		for _, h := range hosts {
 			wanted[h] = append(wanted[h], targetsOf(p)...)
@@ -27,13 +27,12 @@ func TestHostsAndPods(t *testing.T) {
 		}
 	}
 	for from, results := range reach(t, wanted) {
-		p := from.(*pod)
 		for _, r := range results {
-			if r.Target.Proto == wire.ICMP || !p.host {
+			if r.Target.Proto == wire.ICMP || !from.host {
 				continue
 			}
 			// A tunnel's other end accepts only what the sending node owns, so a node speaks with its own addresses.
-			if n := nodeNamed(p.node); !n.owns(r.Observed.Addr()) {
+			if n := nodeNamed(from.node); !n.owns(r.Observed.Addr()) {
 				t.Errorf("%s → %s by %s: arrives from %s, which node %s does not own: %v, %v", from, r.Target.Name, r.Target.Proto, r.Observed, n.name, n.addrs, n.podCIDRs)
 			}
 		}
@@ -55,7 +54,7 @@ func (n node) owns(a netip.Addr) bool {
 func TestPodsToOutside(t *testing.T) {
 	pods, _ := meshPods(t)
 	serveOutside(t)
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for _, p := range pods {
 		for _, addr := range slices.Concat(env.record.Outside.Addrs, env.record.Outside.Beyond) {
 			for _, proto := range []wire.Proto{wire.ICMP, wire.TCP, wire.UDP} {
@@ -65,7 +64,7 @@ func TestPodsToOutside(t *testing.T) {
 		}
 	}
 	for from, results := range reach(t, wanted) {
-		n := nodeNamed(from.(*pod).node)
+		n := nodeNamed(from.node)
 		for _, r := range results {
 			if r.Target.Proto != wire.ICMP && !slices.Contains(n.addrs, r.Observed.Addr()) {
 				t.Errorf("%s → outside (%s) by %s: arrives from %s, want an address of %s: %v", from, r.Target.Addr, r.Target.Proto, r.Observed, n.name, n.addrs)
@@ -98,7 +97,7 @@ func TestPodsToAPIServer(t *testing.T) {
 	if len(targets) == 0 {
 		t.Fatal("the API server has published no endpoint")
 	}
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for _, p := range pods {
 		wanted[p] = targets
 	}
@@ -117,7 +116,7 @@ func overhead(outer netip.Addr) int {
 // A pod's MTU leaves exactly room for the encapsulation, and a packet of that size crosses the nodes unfragmented.
 func TestMTU(t *testing.T) {
 	pods, hosts := meshPods(t)
-	wanted := map[dialer][]wire.Target{}
+	wanted := map[*pod][]wire.Target{}
 	for i, n := range env.nodes {
 		want := underlayMTU(t, hosts[i], n) - overhead(n.addrs[0])
 		for _, p := range pods[2*i : 2*i+2] {

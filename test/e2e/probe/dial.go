@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -69,7 +70,7 @@ func dialOnce(t wire.Target) (observed netip.AddrPort, err error) {
 	case wire.UDP:
 		return dialUDP(ctx, t)
 	case wire.Connect:
-		conn, err := connect(ctx, "tcp", t)
+		conn, err := connectTCP(ctx, t)
 		if err != nil {
 			return observed, err
 		}
@@ -78,9 +79,9 @@ func dialOnce(t wire.Target) (observed netip.AddrPort, err error) {
 	return observed, fmt.Errorf("unknown protocol %q", t.Proto)
 }
 
-func connect(ctx context.Context, network string, t wire.Target) (net.Conn, error) {
+func connectTCP(ctx context.Context, t wire.Target) (net.Conn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, netip.AddrPortFrom(t.Addr, t.Port).String())
+	conn, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(t.Addr, t.Port).String())
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func connect(ctx context.Context, network string, t wire.Target) (net.Conn, erro
 }
 
 func dialTCP(ctx context.Context, t wire.Target) (observed netip.AddrPort, err error) {
-	conn, err := connect(ctx, "tcp", t)
+	conn, err := connectTCP(ctx, t)
 	if err != nil {
 		return observed, err
 	}
@@ -114,12 +115,13 @@ func dialTCP(ctx context.Context, t wire.Target) (observed netip.AddrPort, err e
 }
 
 func dialUDP(ctx context.Context, t wire.Target) (observed netip.AddrPort, err error) {
-	conn, err := connect(ctx, "udp", t)
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(t.Addr, t.Port)))
 	if err != nil {
 		return observed, err
 	}
 	defer conn.Close()
-	if err := conn.(*net.UDPConn).SetReadBuffer(receiveBuffer); err != nil {
+	deadline, _ := ctx.Deadline()
+	if err := errors.Join(conn.SetDeadline(deadline), conn.SetReadBuffer(receiveBuffer)); err != nil {
 		return observed, err
 	}
 	sent := randomBytes(t.Size)

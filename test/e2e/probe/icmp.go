@@ -42,7 +42,11 @@ func newPinger(ctx context.Context, to netip.Addr, dontFragment bool) (*pinger, 
 	if err != nil {
 		return nil, fmt.Errorf("open an ICMP socket (needs CAP_NET_RAW): %w", err)
 	}
-	return &pinger{conn: conn.(*net.IPConn), id: uint16(rand.Uint32()), v6: to.Is6()}, nil
+	ipConn, ok := conn.(*net.IPConn)
+	if !ok {
+		return nil, fmt.Errorf("open an ICMP socket: %s gives a %T", network, conn)
+	}
+	return &pinger{conn: ipConn, id: uint16(rand.Uint32()), v6: to.Is6()}, nil
 }
 
 // setPathMTUDiscovery: "probe" sets DF and ignores what the kernel learned about the path, so that every packet of the

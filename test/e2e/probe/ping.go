@@ -38,7 +38,6 @@ func ping(args []string) error {
 		if pingers[i], err = newPinger(context.Background(), addr, false); err != nil {
 			return err
 		}
-		defer pingers[i].Close()
 	}
 	done := ready()
 	if *count > 0 {

@@ -51,10 +51,12 @@ func newUDPSocket(conn *net.UDPConn) (udpSocket, error) {
 	}
 	if local := netip.MustParseAddrPort(conn.LocalAddr().String()); local.Addr().Is4() {
 		s := udp4{ipv4.NewPacketConn(conn)}
-		return s, s.SetControlMessage(ipv4.FlagDst, true)
+		err := s.SetControlMessage(ipv4.FlagDst, true)
+		return s, err
 	}
 	s := udp6{ipv6.NewPacketConn(conn)}
-	return s, s.SetControlMessage(ipv6.FlagDst, true)
+	err := s.SetControlMessage(ipv6.FlagDst, true)
+	return s, err
 }
 
 type udp4 struct{ *ipv4.PacketConn }
