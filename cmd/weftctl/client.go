@@ -28,7 +28,7 @@ func (c *client) get(ctx context.Context, path string, v any) error {
 		return d.DialContext(ctx, "unix", c.socket)
 	}}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
 	if err != nil {
 		return err
 	}

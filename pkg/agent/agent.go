@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
@@ -54,7 +53,7 @@ type Options struct {
 type Agent struct {
 	opt    Options
 	log    *slog.Logger
-	client kubernetes.Interface
+	client kube.Client
 	kube   *kube.Watcher
 	events *kube.Reporter
 	ovs    *ovsdb.Client

@@ -67,7 +67,6 @@ func pod(name string, n byte) model.Attachment {
 // holds waits until the switch holds exactly what the loop desires, and that is what a full compilation gives.
 func (b *bench) holds(what string) {
 	b.t.Helper()
-	var difference string
 	eventually(b.t, what, func() bool {
 		want, err := flows.Compile(b.View())
 		if err != nil {
@@ -79,10 +78,8 @@ func (b *bench) holds(what string) {
 		}
 		delta := flows.Diff(actual, want)
 		status := b.Status()
-		difference = status.Error
 		return delta.Empty() && status.Realised == status.Desired && status.Error == ""
 	})
-	_ = difference
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -182,19 +179,19 @@ func TestRepairsDrift(t *testing.T) {
 	b := start(t, ofswitch.NewFake(), pod("a", 2))
 	b.holds("first programming")
 	ours := flowsOf(t, pod("a", 2))
-	var any openflow.Flow
+	var toPod openflow.Flow
 	for key, f := range ours {
 		if strings.Contains(key.Match, "nw_dst=10.244.1.2") {
-			any = f.Flow
+			toPod = f.Flow
 		}
 	}
-	b.sw.Remove(any.Key)
+	b.sw.Remove(toPod.Key)
 	b.holds("a deleted flow is back")
-	changed := any
+	changed := toPod
 	changed.Actions, changed.Cookie = "drop", 0
 	b.sw.Put(changed)
 	b.holds("an overwritten flow is back")
-	stale := any
+	stale := toPod
 	stale.Match = "ip,nw_dst=10.99.0.0/16"
 	b.sw.Put(stale)
 	b.Verify()

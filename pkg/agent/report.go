@@ -84,7 +84,7 @@ type FlowReport struct {
 }
 
 // report says how this node is. It works at any moment; what is not known yet is left out.
-func (a *Agent) report(ctx context.Context) (Report, error) {
+func (a *Agent) report(ctx context.Context) Report {
 	a.mu.Lock()
 	r := Report{
 		Node: a.opt.Node, Version: a.opt.Version, Ready: a.ready, NotReady: a.notReadyLocked(),
@@ -99,22 +99,21 @@ func (a *Agent) report(ctx context.Context) (Report, error) {
 	loop := a.loop
 	a.mu.Unlock()
 	if loop == nil {
-		return r, nil
+		return r
 	}
 	view := loop.View()
 	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, loop.Status()
 	r.Nodes = nodeReports(view)
 	r.Pods = podReports(view, a.kube.Pods(), r.Flows.Quarantined)
 	if !r.Ready {
-		return r, nil
+		return r
 	}
-	all, err := a.flowReports(ctx)
-	if err != nil {
+	if all, err := a.flowReports(ctx); err != nil {
 		r.Problems = append(r.Problems, "switch: "+err.Error())
-		return r, nil
+	} else {
+		r.Drops = dropReports(all)
 	}
-	r.Drops = dropReports(all)
-	return r, nil
+	return r
 }
 
 func nodeReports(view *model.Snapshot) []NodeReport {

@@ -180,7 +180,7 @@ func (b *book) exhausted(cidrs []netip.Prefix) (netip.Prefix, bool) {
 
 func (b *book) nextPort() (uint32, error) {
 	const count = model.PortPodMax - model.PortPodMin + 1
-	for i := uint32(0); i < count; i++ {
+	for i := range count {
 		p := model.PortPodMin + (b.lastPort-model.PortPodMin+1+i)%count
 		if _, used := b.ports[p]; !used {
 			return p, nil

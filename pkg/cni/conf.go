@@ -103,10 +103,10 @@ func validAttachments(keys map[string]json.RawMessage) (*[]types.GCAttachment, e
 type podArgs struct {
 	types.CommonArgs
 	MAC                        types.UnmarshallableString
-	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // LoadArgs looks the key up as a field name
-	K8S_POD_NAME               types.UnmarshallableString //nolint:revive
-	K8S_POD_UID                types.UnmarshallableString //nolint:revive
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive
+	K8S_POD_NAMESPACE          types.UnmarshallableString
+	K8S_POD_NAME               types.UnmarshallableString
+	K8S_POD_UID                types.UnmarshallableString
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
 // noNamespace stands in a PodRef for the namespace of a container that is not Kubernetes': no namespace is called so.

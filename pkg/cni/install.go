@@ -112,7 +112,7 @@ func replaceFile(path string, content []byte, mode fs.FileMode) (changed bool, e
 		// The node may lose power; a half-written plugin would be there for ever.
 		err = tmp.Sync()
 	}
-	if err = errors.Join(err, tmp.Close()); err != nil {
+	if err := errors.Join(err, tmp.Close()); err != nil {
 		return false, err
 	}
 	return true, os.Rename(tmp.Name(), path)

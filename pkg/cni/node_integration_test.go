@@ -100,7 +100,7 @@ func newNode(t *testing.T, podCIDRs ...string) *node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
-	dir, err := os.MkdirTemp("", "wc")
+	dir, err := os.MkdirTemp("", "wc") //nolint:usetesting // a test's own directory has too long a name for Unix sockets
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	n := &node{t: t, ctx: ctx, dir: dir, flows: newFakeFlows(), socket: filepath.Join(dir, "s", "cni.sock")}

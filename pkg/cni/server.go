@@ -267,7 +267,8 @@ func (k *keyLocks) lock(ctx context.Context, key model.AttachmentKey) (unlock fu
 	leave := func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
+		l.users--
+		if l.users == 0 {
 			delete(k.held, key)
 		}
 	}

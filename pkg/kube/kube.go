@@ -27,6 +27,9 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
+// Client is a connection to the API server.
+type Client = kubernetes.Interface
+
 // NewClient connects to the API server as the kubeconfig file says or, when that is empty, with the pod's service account.
 // A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before Weft runs.
 func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {

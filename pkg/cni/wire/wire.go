@@ -49,7 +49,7 @@ type Response struct {
 // Call sends a request to the agent and waits for its response. netns may be nil. An error that IsUnavailable
 // recognises means that the agent did not do, or did not finish, what it was asked.
 func Call(socket string, req Request, netns *os.File) (Response, error) {
-	conn, err := net.DialTimeout("unix", socket, Deadline)
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return Response{}, err
 	}
@@ -57,7 +57,7 @@ func Call(socket string, req Request, netns *os.File) (Response, error) {
 	if err := conn.SetDeadline(time.Now().Add(Deadline)); err != nil {
 		return Response{}, fmt.Errorf("set a deadline: %w", err)
 	}
-	if err := WriteRequest(conn.(*net.UnixConn), req, netns); err != nil {
+	if err := WriteRequest(conn, req, netns); err != nil {
 		return Response{}, err
 	}
 	var resp Response

@@ -103,18 +103,19 @@ func TestRefusesBadRequests(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			result := make(chan error, 1)
-			conn, err := net.Dial("unix", serve(t, func(conn *net.UnixConn) {
+			socket := serve(t, func(conn *net.UnixConn) {
 				_, file, err := ReadRequest(conn)
 				if file != nil {
 					t.Error("a descriptor is left open")
 				}
 				result <- err
-			}))
+			})
+			conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer conn.Close()
-			if err := write(conn.(*net.UnixConn)); err != nil {
+			if err := write(conn); err != nil {
 				t.Fatal(err)
 			}
 			if err := <-result; err == nil {
