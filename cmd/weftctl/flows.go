@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -12,7 +13,8 @@ import (
 )
 
 func flowsCommand(c *client) *cobra.Command {
-	return &cobra.Command{
+	var used bool
+	cmd := &cobra.Command{
 		Use:   "flows [POD|NODE]",
 		Short: "Show the flows in the switch, or those that exist because of an object",
 		Long: "Shows the flows of this node's switch in the order a packet meets them, with the objects that they exist for.\n" +
@@ -21,6 +23,7 @@ func flowsCommand(c *client) *cobra.Command {
 		Args: cobra.MaximumNArgs(1),
 		Example: "  weftctl flows\n" +
 			"  weftctl flows shop/frontend\n" +
+			"  weftctl flows --used | grep drop\n" +
 			"  weftctl flows node/worker-2 -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := "/v1/flows"
@@ -32,11 +35,16 @@ func flowsCommand(c *client) *cobra.Command {
 				return err
 			}
 			if len(flows) == 0 && len(args) == 1 {
-				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes", args[0])
+				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes, kubectl get pods -A -o wide says which pod is where", args[0])
+			}
+			if used {
+				flows = slices.DeleteFunc(flows, func(f agent.FlowReport) bool { return f.Packets == 0 })
 			}
 			return c.print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows) })
 		},
 	}
+	cmd.Flags().BoolVar(&used, "used", false, "only flows that packets have taken")
+	return cmd
 }
 
 func showFlows(out io.Writer, flows []agent.FlowReport) error {

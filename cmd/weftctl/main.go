@@ -31,8 +31,9 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "weftctl",
 		Short: "See what Weft does on a node",
-		Long: "weftctl asks the Weft agent of the node it runs on. From elsewhere, run it in the agent's container:\n\n" +
-			"  kubectl -n weft-system exec ds/weft-agent -- weftctl status",
+		Long: "weftctl asks the Weft agent of the node it runs on. From elsewhere, run it in the container of that node's agent:\n\n" +
+			"  kubectl -n weft-system get pods -o wide\n" +
+			"  kubectl -n weft-system exec POD -- weftctl status",
 		Version:       version,
 		SilenceUsage:  true,
 		SilenceErrors: true,

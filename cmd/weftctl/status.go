@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -38,12 +40,8 @@ func showStatus(out io.Writer, r agent.Report) error {
 	fmt.Fprintf(w, "Agent\t%s, %s\n", r.Version, ready)
 	fmt.Fprintf(w, "Addresses\t%s\n", join(r.Addrs))
 	fmt.Fprintf(w, "Pod CIDRs\t%s\n", join(r.PodCIDRs))
-	fmt.Fprintf(w, "Tunnel\t%s over %s, %s datapath, pod MTU %d\n", r.Tunnel, orNone(r.Underlay), r.Datapath, r.MTU)
-	realised := "all realised"
-	if r.Flows.Realised < r.Flows.Desired {
-		realised = fmt.Sprintf("revision %d of %d realised", r.Flows.Realised, r.Flows.Desired)
-	}
-	fmt.Fprintf(w, "Flows\t%d, %s (revision %d), %d bundles, %d repairs\n", r.Flows.Flows, realised, r.Flows.Realised, r.Flows.Bundles, r.Flows.Repairs)
+	fmt.Fprintf(w, "Tunnel\t%s\n", tunnel(r))
+	fmt.Fprintf(w, "Flows\t%s\n", realised(r.Flows))
 	for _, p := range problems(r) {
 		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, p))
 	}
@@ -51,27 +49,69 @@ func showStatus(out io.Writer, r agent.Report) error {
 		fmt.Fprintf(w, "Restart\t%s is %s, configured is %s: kubectl -n weft-system rollout restart daemonset/weft-agent\n", c.Key, c.Old, c.New)
 	}
 
+	showPods(w, out, r.Pods)
+	showNodes(w, out, r.Nodes)
+	showDrops(w, r.Drops)
+	return w.Flush()
+}
+
+// tunnel says how this node sends; what depends on the underlay is not known at once.
+func tunnel(r agent.Report) string {
+	if r.MTU == 0 {
+		return fmt.Sprintf("%s, %s datapath, underlay and MTU not known yet", r.Tunnel, r.Datapath)
+	}
+	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, orNone(r.Underlay), r.Datapath, r.MTU)
+}
+
+// realised says how far the switch has what it shall have.
+func realised(s agent.Status) string {
+	switch {
+	case s.Flows == 0:
+		return "none yet"
+	case s.Realised < s.Desired:
+		return fmt.Sprintf("%d, only revision %d of %d realised, %d bundles, %d repairs", s.Flows, s.Realised, s.Desired, s.Bundles, s.Repairs)
+	}
+	return fmt.Sprintf("%d, all realised (revision %d), %d bundles, %d repairs", s.Flows, s.Realised, s.Bundles, s.Repairs)
+}
+
+// Sections without entries are left out: an agent that has just started knows neither pods nor nodes.
+
+func showPods(w, out io.Writer, pods []agent.PodReport) {
+	if len(pods) == 0 {
+		return
+	}
 	fmt.Fprint(w, "\nPOD\tIPS\tPORT\tOFPORT\tSTATE\n")
-	for _, p := range r.Pods {
+	for _, p := range pods {
 		ofport := orNone("")
 		if p.OFPort != 0 {
 			ofport = fmt.Sprint(p.OFPort)
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, join(p.IPs), orNone(p.Port), ofport, state(out, p.Problem, "realised"))
 	}
+}
+
+func showNodes(w, out io.Writer, nodes []agent.NodeReport) {
+	if len(nodes) == 0 {
+		return
+	}
 	fmt.Fprint(w, "\nNODE\tTUNNEL TO\tPOD CIDRS\tSTATE\n")
-	for _, n := range r.Nodes {
+	for _, n := range nodes {
 		tunnel := orNone("")
 		if n.Tunnel.IsValid() {
 			tunnel = n.Tunnel.String()
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, join(n.PodCIDRs), state(out, n.Unreachable, "known"))
 	}
+}
+
+func showDrops(w io.Writer, drops []agent.DropReport) {
+	if len(drops) == 0 {
+		return
+	}
 	fmt.Fprint(w, "\nDROPPED BECAUSE\tPACKETS\tBYTES\n")
-	for _, d := range r.Drops {
+	for _, d := range drops {
 		fmt.Fprintf(w, "%s\t%d\t%d\n", d.Reason, d.Packets, d.Bytes)
 	}
-	return w.Flush()
 }
 
 // problems lists everything that is wrong now.
@@ -80,8 +120,8 @@ func problems(r agent.Report) []string {
 	if r.Flows.Error != "" {
 		list = append(list, "switch: "+r.Flows.Error)
 	}
-	for owner, why := range r.Flows.Quarantined {
-		list = append(list, owner+" is left out: "+why)
+	for _, owner := range slices.Sorted(maps.Keys(r.Flows.Quarantined)) {
+		list = append(list, owner+" is left out: "+r.Flows.Quarantined[owner])
 	}
 	return append(list, r.Flows.Conflicts...)
 }
