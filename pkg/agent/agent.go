@@ -62,7 +62,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 
-	pokeBridge, pokeHost, pokeNeighbours chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -84,7 +84,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1),
 		problems: map[string]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -176,6 +176,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err := a.retry(ctx, "CNI configuration", func(context.Context) error { return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket) }); err != nil {
 		return err
 	}
+	group.Go(func() error { a.keep(ctx, "flow-restore-wait", a.startForwarding, a.pokeForwarding); return nil })
 	a.mu.Lock()
 	a.ready = true
 	a.mu.Unlock()
@@ -213,11 +214,14 @@ func (a *Agent) realised(context.Context) error {
 	return a.problem("host network")
 }
 
-// startForwarding clears flow-restore-wait, which OVS's own restart scripts may have left behind: with it the node
-// forwards nothing, whatever flows it has.
+// startForwarding clears flow-restore-wait, which OVS's own restart scripts may have left behind, but not before the
+// flows are in: with it the node forwards nothing, whatever flows it has.
 func (a *Agent) startForwarding(ctx context.Context) error {
 	waiting, err := a.ovs.FlowRestoreWait(ctx)
 	if err != nil || !waiting {
+		return err
+	}
+	if err := a.loop.Sync(ctx); err != nil {
 		return err
 	}
 	a.log.Warn("Open vSwitch was told to wait for its flows (other_config:flow-restore-wait); they are in, so it may forward")
@@ -266,6 +270,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	notify(a.pokeForwarding)
 	if len(changed) > 0 {
 		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
 		notify(a.pokeHost)

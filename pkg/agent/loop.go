@@ -69,6 +69,8 @@ type request struct {
 	// done receives nil when everything up to this change is in the switch, or why the owner's flows are not.
 	done  chan<- error
 	owner model.Owner
+	// verify asks for the switch to be read back; there is no change then.
+	verify bool
 }
 
 // place is where an event of the switch says something happened; it does not say at which priority.
@@ -155,6 +157,13 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 		return fmt.Errorf("the switch cannot be reached: %s", l.status.Error)
 	}
 	return nil
+}
+
+// Sync returns when the switch was read back and holds everything that it shall.
+func (l *Loop) Sync(ctx context.Context) error {
+	done := make(chan error, 1)
+	l.enqueue(request{verify: true, done: done})
+	return l.await(ctx, done, "read the switch back")
 }
 
 // Verify asks the loop to read the switch back and repair what differs.

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -50,5 +51,35 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
+	registry.MustRegister(drops{a})
 	return registry
+}
+
+// drops reads the switch's counters of dropped packets when Prometheus asks. A counter starts again when its flow is
+// replaced, as Prometheus' rate allows for.
+type drops struct{ agent *Agent }
+
+var dropped = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
+
+// Describe implements prometheus.Collector.
+func (drops) Describe(ch chan<- *prometheus.Desc) { ch <- dropped }
+
+// Collect implements prometheus.Collector.
+func (d drops) Collect(ch chan<- prometheus.Metric) {
+	d.agent.mu.Lock()
+	ready := d.agent.ready
+	d.agent.mu.Unlock()
+	if !ready {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	all, err := d.agent.flowReports(ctx)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(dropped, err)
+		return
+	}
+	for _, r := range dropReports(all) {
+		ch <- prometheus.MustNewConstMetric(dropped, prometheus.CounterValue, float64(r.Packets), string(r.Reason))
+	}
 }

@@ -21,7 +21,11 @@ func (l *Loop) compile() flows.Delta {
 	l.queue = nil
 	l.mu.Unlock()
 	for _, r := range requests {
-		l.store.Apply(r.change)
+		if r.verify {
+			l.verify = true
+		} else {
+			l.store.Apply(r.change)
+		}
 		if r.done != nil {
 			l.waiting = append(l.waiting, r)
 		}

@@ -49,6 +49,8 @@ type Compiler struct {
 	// same key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
 	contributions map[openflow.Key][]Flow
 	byOwner       map[model.Owner][]openflow.Key
+	// disputed are the keys whose contributions differ.
+	disputed map[openflow.Key]bool
 }
 
 // NewCompiler gives a compiler that holds nothing.
@@ -57,6 +59,7 @@ func NewCompiler() *Compiler {
 		desired:       Desired{},
 		contributions: map[openflow.Key][]Flow{},
 		byOwner:       map[model.Owner][]openflow.Key{},
+		disputed:      map[openflow.Key]bool{},
 	}
 }
 
@@ -130,6 +133,11 @@ func (c *Compiler) settle(touched map[openflow.Key]bool) Delta {
 	for key := range touched {
 		old, had := c.desired[key]
 		contributions := c.contributions[key]
+		if len(contributions) > 1 && slices.ContainsFunc(contributions[1:], func(f Flow) bool { return f.Actions != contributions[0].Actions }) {
+			c.disputed[key] = true
+		} else {
+			delete(c.disputed, key)
+		}
 		switch {
 		case len(contributions) == 0 && had:
 			delete(c.desired, key)
@@ -155,12 +163,9 @@ type Conflict struct {
 // Conflicts lists the keys that several owners want differently, in the tables' order.
 func (c *Compiler) Conflicts() []Conflict {
 	var conflicts []Conflict
-	for key, list := range c.contributions {
-		if len(list) < 2 || !slices.ContainsFunc(list[1:], func(f Flow) bool { return f.Actions != list[0].Actions }) {
-			continue
-		}
+	for key := range c.disputed {
 		conflict := Conflict{Key: key}
-		for _, f := range list {
+		for _, f := range c.contributions[key] {
 			conflict.Owners = append(conflict.Owners, f.Owner)
 		}
 		conflicts = append(conflicts, conflict)

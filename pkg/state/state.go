@@ -12,49 +12,59 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Store holds the newest snapshot.
+// Store holds the newest snapshot, and the next one while it is being made.
 type Store struct {
 	snapshot *model.Snapshot
-	touched  map[model.Owner]bool
+	next     model.Snapshot
+	// ownNodes and ownAttachments say that next has maps of its own, which no snapshot shares: many changes between two
+	// snapshots cost one copy of a map, not many.
+	ownNodes, ownAttachments bool
+	touched                  map[model.Owner]bool
 }
 
 // New gives the store of the named node that knows nothing else.
 func New(node string) *Store {
+	empty := model.Snapshot{
+		Self:        model.Node{Name: node},
+		Tunnel:      model.Geneve,
+		Nodes:       map[string]model.Node{},
+		Attachments: map[model.AttachmentKey]model.Attachment{},
+	}
 	return &Store{
-		snapshot: &model.Snapshot{
-			Self:        model.Node{Name: node},
-			Tunnel:      model.Geneve,
-			Nodes:       map[string]model.Node{},
-			Attachments: map[model.AttachmentKey]model.Attachment{},
-		},
-		touched: map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
+		snapshot: &empty,
+		next:     empty,
+		touched:  map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
 
 // Change is one change of what the node knows.
 type Change interface {
-	// apply changes next, marks what it touches, and says whether anything changed.
-	apply(s *Store, next *model.Snapshot) bool
+	// apply changes s.next, marks what it touches, and says whether anything changed.
+	apply(s *Store) bool
 }
 
 // Apply makes a change. A change that says what is known already touches nothing and makes no new revision.
 func (s *Store) Apply(c Change) {
-	next := *s.snapshot
-	if c.apply(s, &next) {
-		next.Revision++
-		switch c.(type) {
-		case SetNode, DeleteNode, SetTunnel:
-			next.NodesRevision = next.Revision
-		}
-		s.snapshot = &next
+	if !c.apply(s) {
+		return
+	}
+	s.next.Revision++
+	switch c.(type) {
+	case SetNode, DeleteNode, SetTunnel:
+		s.next.NodesRevision = s.next.Revision
 	}
 }
 
-// Snapshot is the newest view.
+// Snapshot is the view of the last Take.
 func (s *Store) Snapshot() *model.Snapshot { return s.snapshot }
 
 // Take gives the newest view and the owners that were touched since the last Take, in order.
 func (s *Store) Take() (*model.Snapshot, []model.Owner) {
+	if s.next.Revision != s.snapshot.Revision {
+		snapshot := s.next
+		s.snapshot = &snapshot
+		s.ownNodes, s.ownAttachments = false, false
+	}
 	owners := slices.SortedFunc(maps.Keys(s.touched), model.Owner.Compare)
 	clear(s.touched)
 	return s.snapshot, owners
@@ -63,24 +73,23 @@ func (s *Store) Take() (*model.Snapshot, []model.Owner) {
 // SetNode says what a node is now: this one or another.
 type SetNode struct{ Node model.Node }
 
-func (c SetNode) apply(s *Store, next *model.Snapshot) bool {
-	if c.Node.Name == next.Self.Name {
-		if equalNodes(c.Node, next.Self) {
+func (c SetNode) apply(s *Store) bool {
+	if c.Node.Name == s.next.Self.Name {
+		if equalNodes(c.Node, s.next.Self) {
 			return false
 		}
 		// Whether, and how, another node can be reached depends on our own addresses.
-		if !slices.Equal(c.Node.Addrs, next.Self.Addrs) {
-			s.touchNodes(next)
+		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) {
+			s.touchNodes()
 		}
-		next.Self = c.Node
+		s.next.Self = c.Node
 		s.touched[model.SelfOwner] = true
 		return true
 	}
-	if old, ok := next.Nodes[c.Node.Name]; ok && equalNodes(old, c.Node) {
+	if old, ok := s.next.Nodes[c.Node.Name]; ok && equalNodes(old, c.Node) {
 		return false
 	}
-	next.Nodes = maps.Clone(next.Nodes)
-	next.Nodes[c.Node.Name] = c.Node
+	s.nodes()[c.Node.Name] = c.Node
 	s.touched[model.NodeOwner(c.Node.Name)] = true
 	return true
 }
@@ -89,12 +98,11 @@ func (c SetNode) apply(s *Store, next *model.Snapshot) bool {
 // pods keep what they have.
 type DeleteNode struct{ Name string }
 
-func (c DeleteNode) apply(s *Store, next *model.Snapshot) bool {
-	if _, ok := next.Nodes[c.Name]; !ok {
+func (c DeleteNode) apply(s *Store) bool {
+	if _, ok := s.next.Nodes[c.Name]; !ok {
 		return false
 	}
-	next.Nodes = maps.Clone(next.Nodes)
-	delete(next.Nodes, c.Name)
+	delete(s.nodes(), c.Name)
 	s.touched[model.NodeOwner(c.Name)] = true
 	return true
 }
@@ -102,28 +110,27 @@ func (c DeleteNode) apply(s *Store, next *model.Snapshot) bool {
 // SetTunnel says which encapsulation the node sends with.
 type SetTunnel struct{ Type model.TunnelType }
 
-func (c SetTunnel) apply(s *Store, next *model.Snapshot) bool {
-	if next.Tunnel == c.Type {
+func (c SetTunnel) apply(s *Store) bool {
+	if s.next.Tunnel == c.Type {
 		return false
 	}
-	next.Tunnel = c.Type
-	s.touchNodes(next)
+	s.next.Tunnel = c.Type
+	s.touchNodes()
 	return true
 }
 
 // SetAttachment says that a pod interface exists.
 type SetAttachment struct{ Attachment model.Attachment }
 
-func (c SetAttachment) apply(s *Store, next *model.Snapshot) bool {
+func (c SetAttachment) apply(s *Store) bool {
 	key := c.Attachment.Key()
-	if old, ok := next.Attachments[key]; ok {
+	if old, ok := s.next.Attachments[key]; ok {
 		if equalAttachments(old, c.Attachment) {
 			return false
 		}
 		s.touched[model.PodOwner(old)] = true
 	}
-	next.Attachments = maps.Clone(next.Attachments)
-	next.Attachments[key] = c.Attachment
+	s.attachments()[key] = c.Attachment
 	s.touched[model.PodOwner(c.Attachment)] = true
 	return true
 }
@@ -131,21 +138,36 @@ func (c SetAttachment) apply(s *Store, next *model.Snapshot) bool {
 // DeleteAttachment says that a pod interface is gone.
 type DeleteAttachment struct{ Key model.AttachmentKey }
 
-func (c DeleteAttachment) apply(s *Store, next *model.Snapshot) bool {
-	old, ok := next.Attachments[c.Key]
+func (c DeleteAttachment) apply(s *Store) bool {
+	old, ok := s.next.Attachments[c.Key]
 	if !ok {
 		return false
 	}
-	next.Attachments = maps.Clone(next.Attachments)
-	delete(next.Attachments, c.Key)
+	delete(s.attachments(), c.Key)
 	s.touched[model.PodOwner(old)] = true
 	return true
 }
 
-func (s *Store) touchNodes(next *model.Snapshot) {
-	for name := range next.Nodes {
+func (s *Store) touchNodes() {
+	for name := range s.next.Nodes {
 		s.touched[model.NodeOwner(name)] = true
 	}
+}
+
+// nodes is the map of nodes to write to.
+func (s *Store) nodes() map[string]model.Node {
+	if !s.ownNodes {
+		s.next.Nodes, s.ownNodes = maps.Clone(s.next.Nodes), true
+	}
+	return s.next.Nodes
+}
+
+// attachments is the map of attachments to write to.
+func (s *Store) attachments() map[model.AttachmentKey]model.Attachment {
+	if !s.ownAttachments {
+		s.next.Attachments, s.ownAttachments = maps.Clone(s.next.Attachments), true
+	}
+	return s.next.Attachments
 }
 
 func equalNodes(a, b model.Node) bool {

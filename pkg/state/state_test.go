@@ -75,14 +75,14 @@ func TestSnapshotsAreImmutable(t *testing.T) {
 	s := state.New("n1")
 	s.Apply(state.SetNode{Node: node("n2", "172.30.0.2", "10.244.2.0/24")})
 	s.Apply(state.SetAttachment{Attachment: pod("a", 16)})
-	held := s.Snapshot()
+	held, _ := s.Take()
 	s.Apply(state.DeleteNode{Name: "n2"})
 	s.Apply(state.SetAttachment{Attachment: pod("b", 17)})
 	s.Apply(state.DeleteAttachment{Key: pod("a", 16).Key()})
 	if len(held.Nodes) != 1 || len(held.Attachments) != 1 || held.Attachments[pod("a", 16).Key()].OFPort != 16 {
 		t.Errorf("the snapshot changed under its holder: %+v", held)
 	}
-	if got := s.Snapshot(); len(got.Nodes) != 0 || len(got.Attachments) != 1 {
+	if got, _ := s.Take(); len(got.Nodes) != 0 || len(got.Attachments) != 1 {
 		t.Errorf("newest snapshot = %+v", got)
 	}
 }

@@ -1,0 +1,51 @@
+package flows_test
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// cluster is a large one: 5,000 dual-stack nodes, 110 pods on this one.
+func cluster() *model.Snapshot {
+	s := &model.Snapshot{Self: node("self", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	for i := range 5000 {
+		n := model.Node{Name: fmt.Sprintf("n%d", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))}}
+		s.Nodes[n.Name] = n
+	}
+	for i := range byte(110) {
+		a := model.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: fmt.Sprint("p", i)}, OFPort: 16 + uint32(i),
+			MAC: model.MAC{0x0a, 0x58, 10, 244, 1, i}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, i + 2})}}
+		s.Attachments[a.Key()] = a
+	}
+	return s
+}
+
+func BenchmarkCompileFull(b *testing.B) {
+	s := cluster()
+	for b.Loop() {
+		if _, err := flows.Compile(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCompileOnePod is the cost of a pod that comes and goes in the same cluster.
+func BenchmarkCompileOnePod(b *testing.B) {
+	s := cluster()
+	c := flows.NewCompiler()
+	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
+		b.Fatal(failed)
+	}
+	a := s.Attachments[model.AttachmentKey{ContainerID: "c7", IfName: "eth0"}]
+	for b.Loop() {
+		delete(s.Attachments, a.Key())
+		c.Update(s, []model.Owner{model.PodOwner(a)})
+		s.Attachments[a.Key()] = a
+		c.Update(s, []model.Owner{model.PodOwner(a)})
+	}
+}
