@@ -19,7 +19,11 @@ import (
 
 	"github.com/weft-cni/weft/test/e2e/internal/probeimage"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/testenv"
 )
+
+// sessionTimeout bounds how long a probe may take to be at work, and to end.
+var sessionTimeout = testenv.Patience(30 * time.Second)
 
 // execIn runs a command in a container as `kubectl exec` does and returns its standard output.
 func execIn(ctx context.Context, namespace, podName, container string, stdin io.Reader, args ...string) (string, error) {
@@ -110,8 +114,8 @@ func (p *pod) start(t *testing.T, args ...string) *session {
 			return s
 		}
 		t.Fatalf("%s: printed %q, want %q: %v", s.name, line, wire.Ready, s.ended())
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%s: not ready within 30 s", s.name)
+	case <-time.After(sessionTimeout):
+		t.Fatalf("%s: not ready within %s", s.name, sessionTimeout)
 	}
 	return nil
 }
@@ -128,8 +132,8 @@ func (s *session) stop(t *testing.T, reply any) {
 		if err := decodeReply(line, reply); err != nil {
 			t.Fatalf("%s: %v", s.name, err)
 		}
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%s: does not stop within 30 s", s.name)
+	case <-time.After(sessionTimeout):
+		t.Fatalf("%s: does not stop within %s", s.name, sessionTimeout)
 	}
 	if err := s.ended(); err != nil {
 		t.Fatalf("%s: %v", s.name, err)
@@ -144,7 +148,7 @@ func (s *session) ended() error {
 			return fmt.Errorf("%w: %s", err, s.stderr.String())
 		}
 		return nil
-	case <-time.After(30 * time.Second):
-		return fmt.Errorf("still running after 30 s")
+	case <-time.After(sessionTimeout):
+		return fmt.Errorf("still running after %s", sessionTimeout)
 	}
 }

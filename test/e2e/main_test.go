@@ -20,6 +20,7 @@ import (
 
 	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/e2e/internal/probeimage"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Where Weft is installed.
@@ -80,7 +81,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 // run exists so that its deferred clean-up happens before os.Exit.
 func run(m *testing.M) (code int) {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(3*time.Minute))
 	defer cancel()
 	dir, err := os.MkdirTemp("", "weft-e2e-")
 	if err != nil {
@@ -126,10 +127,14 @@ func connect(ctx context.Context, dir string) (*environment, error) {
 	if err := e.readNodes(ctx); err != nil {
 		return nil, err
 	}
-	if e.image, err = probeimage.Build(ctx, dir); err != nil {
+	if e.image, err = probeimage.Build(ctx, root, dir); err != nil {
 		return nil, err
 	}
-	load := exec.CommandContext(ctx, "go", "run", "./test/cluster", "--dir="+e.record.Dir, "--name="+e.record.Plan.Name, "load", e.image.File)
+	cluster, err := testenv.Program(ctx, root, "./test/cluster", dir)
+	if err != nil {
+		return nil, err
+	}
+	load := exec.CommandContext(ctx, cluster, "--dir="+e.record.Dir, "--name="+e.record.Plan.Name, "load", e.image.File)
 	load.Dir = root
 	if out, err := load.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("load the probe's image on every node: %w: %s", err, out)
@@ -207,7 +212,7 @@ func nodeCondition(n corev1.Node, kind corev1.NodeConditionType) corev1.NodeCond
 
 // deleteNamespace waits until the namespace and its pods are gone, so that the next run starts from nothing.
 func (e *environment) deleteNamespace() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(2*time.Minute))
 	defer cancel()
 	namespaces := e.client.CoreV1().Namespaces()
 	if err := namespaces.Delete(ctx, e.namespace, metav1.DeleteOptions{}); err != nil {

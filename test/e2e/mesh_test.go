@@ -11,13 +11,13 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // What one attempt may take, and how many there are. The machine is small and busy; a repeated attempt is logged.
-const (
-	dialTimeout  = 3 * time.Second
-	dialAttempts = 3
-)
+const dialAttempts = 3
+
+var dialTimeout = testenv.Patience(3 * time.Second)
 
 // smallPayload fits into one packet; largeDatagram needs to be fragmented more than forty times.
 const (

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Ports of the probe's servers: in pods, and in the host's network, where nobody else may have them.
@@ -192,7 +193,7 @@ func podProblem(p corev1.Pod) string {
 // deletePods deletes pods and waits until the API has forgotten them. Its own context lets a Cleanup call it.
 func deletePods(t *testing.T, names ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(2*time.Minute))
 	defer cancel()
 	errs := make(chan error, len(names))
 	for _, name := range names {

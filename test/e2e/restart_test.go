@@ -111,8 +111,8 @@ func TestSwitchRestart(t *testing.T) {
 	})
 }
 
-// restartSwitch ends a node's ovs-vswitchd, starts it with the same arguments, and gives the physical bridge the node's
-// addresses again, which is what a real node's network configuration does when the interface appears.
+// restartSwitch ends a node's ovs-vswitchd, starts it with the same arguments, and gives the uplink the node's
+// addresses again, which is what a real node's network configuration does when the physical bridge appears.
 func restartSwitch(t *testing.T, index int) {
 	t.Helper()
 	const program = "ovs-vswitchd"
@@ -144,6 +144,6 @@ func restartSwitch(t *testing.T, index int) {
 	}
 	plan := env.record.Plan
 	must(t, 20*time.Second, func(context.Context) error {
-		return node.Sandbox.Configure("br-phy", plan.Node(index), state.Addrs(plan.Outside()))
+		return node.Sandbox.Configure(env.record.Datapath.Uplink(), plan.Node(index), state.Addrs(plan.Outside()))
 	})
 }

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/../.."
 IMAGE=${IMAGE:-dist/weft-image.tar}
 DIR=$(mktemp -d /tmp/weft-e2e.XXXXXX)
 NAME=e2e$$
-ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestHostPort'
+ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestExec|TestKubelet|TestHostPort'
 
 mkdir -p bin
 go build -o bin/cluster ./test/cluster

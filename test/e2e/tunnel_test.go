@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // tunnelPorts are the switch ports of the tunnel types.
@@ -124,7 +125,7 @@ func weftConfig(t *testing.T) string {
 // and whenever the pod changes: an annotation makes it look now.
 func writeWeftConfig(t *testing.T, text string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(30*time.Second))
 	defer cancel()
 	patch, err := json.Marshal(corev1.ConfigMap{Data: map[string]string{configKey: text}})
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // pollInterval is the time between two looks at something that has to become true.
@@ -16,6 +18,7 @@ const pollInterval = 200 * time.Millisecond
 
 // eventually runs check until it succeeds. When the time is up it returns what was still wrong.
 func eventually(ctx context.Context, atMost time.Duration, check func(context.Context) error) error {
+	atMost = testenv.Patience(atMost)
 	ctx, cancel := context.WithTimeout(ctx, atMost)
 	defer cancel()
 	var last error

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 
@@ -21,6 +20,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Path is where the probe lies in its image.
@@ -38,12 +39,10 @@ type Image struct {
 }
 
 // Build compiles the probe without cgo and packs it, into dir.
-func Build(ctx context.Context, dir string) (Image, error) {
-	binary := filepath.Join(dir, "probe")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "github.com/weft-cni/weft/test/e2e/probe")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return Image{}, fmt.Errorf("build the probe: %w: %s", err, out)
+func Build(ctx context.Context, repo, dir string) (Image, error) {
+	binary, err := testenv.Program(ctx, repo, "./test/e2e/probe", dir)
+	if err != nil {
+		return Image{}, err
 	}
 	content, err := os.ReadFile(binary)
 	if err != nil {
