@@ -92,10 +92,14 @@ func Run(ctx context.Context, opt Options) error {
 	group.Go(func() error { return a.serveHealth(ctx) })
 	group.Go(func() error { return a.serveOperator(ctx) })
 	group.Go(func() error { return a.start(ctx, group) })
-	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
-		return err
+	err = group.Wait()
+	if a.sw != nil {
+		err = errors.Join(err, a.sw.Close())
 	}
-	return nil
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
 
 // start brings the parts up in the order that the invariants ask for: nothing is written to the switch before the

@@ -1,7 +1,8 @@
 // Package ofswitch delivers flows to one bridge, reads them back, and watches the bridge for changes that others make.
 //
-// It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is. A Switch
-// holds no state between calls; one goroutine, the agent's, calls Apply, so the switch has one writer.
+// It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is. One
+// goroutine, the agent's, calls Apply, so the switch has one writer; the other methods may be called from anywhere. The
+// only state is a program in waiting (see spare.go).
 package ofswitch
 
 import (
@@ -27,6 +28,8 @@ const protocol = "OpenFlow15"
 // Switch is one bridge.
 type Switch struct {
 	target string
+	spare  *exec.Cmd      // of Apply's goroutine
+	input  io.WriteCloser // its standard input
 }
 
 // New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
@@ -44,12 +47,14 @@ func (e *RejectedError) Error() string { return "the switch rejected the bundle:
 
 // Dump reads every flow of the bridge with its counters.
 func (s *Switch) Dump(ctx context.Context) ([]openflow.Entry, error) {
-	out, err := s.run(ctx, nil, "dump-flows", s.target)
-	if err != nil {
-		return nil, fmt.Errorf("dump flows: %w", err)
+	cmd := ofctl(ctx, "dump-flows", s.target)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("dump flows: %w", failure("dump-flows", err, stderr.String()))
 	}
 	var entries []openflow.Entry
-	for line := range strings.Lines(out) {
+	for line := range strings.Lines(stdout.String()) {
 		if !strings.Contains(line, "actions=") {
 			continue // the reply's headings
 		}
@@ -79,7 +84,7 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 		b.WriteString(f.String())
 		b.WriteByte('\n')
 	}
-	if _, err := s.run(ctx, &b, "bundle", s.target, "-"); err != nil {
+	if err := s.bundle(ctx, b.Bytes()); err != nil {
 		return fmt.Errorf("apply %d flows and %d deletions: %w", len(d.Set), len(d.Delete), err)
 	}
 	return nil
@@ -98,7 +103,7 @@ type Event struct {
 // returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
 func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
 	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
-	cmd := exec.CommandContext(ctx, "ovs-ofctl", "-O", protocol, "--no-names", "--unixctl=none", "monitor", s.target, "watch:")
+	cmd := ofctl(ctx, "--unixctl=none", "monitor", s.target, "watch:")
 	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
 	out, in, err := os.Pipe()
 	if err != nil {
@@ -161,17 +166,16 @@ func parseEvent(line string) (Event, bool) {
 // line of its standard input, or the switch answers with an OpenFlow error.
 var rejection = regexp.MustCompile(`(?m)^(ovs-ofctl: -:\d+: .*|Error OFP.*)$`)
 
-// run runs ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on connections of their
-// own, each of which waits for whatever ovs-vswitchd's main thread is busy with.
-func (s *Switch) run(ctx context.Context, stdin io.Reader, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol, "--no-names"}, args...)...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		if detail := rejection.FindString(stderr.String()); detail != "" {
-			return "", &RejectedError{Detail: detail}
-		}
-		return "", fmt.Errorf("ovs-ofctl %s: %w: %s", args[0], err, strings.TrimSpace(stderr.String()))
+// ofctl is a call of ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on connections
+// of their own, each of which waits for whatever ovs-vswitchd's main thread is busy with.
+func ofctl(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol, "--no-names"}, args...)...)
+}
+
+// failure is what a call that ended with err means, given what it wrote on standard error.
+func failure(command string, err error, stderr string) error {
+	if detail := rejection.FindString(stderr); detail != "" {
+		return &RejectedError{Detail: detail}
 	}
-	return stdout.String(), nil
+	return fmt.Errorf("ovs-ofctl %s: %w: %s", command, err, strings.TrimSpace(stderr))
 }

@@ -7,7 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +27,7 @@ import (
 const bridge = "weft-oft"
 
 // start gives an empty bridge on a private Open vSwitch.
-func start(t *testing.T) (*vswitch.Instance, *ofswitch.Switch) {
+func start(t testing.TB) (*vswitch.Instance, *ofswitch.Switch) {
 	t.Helper()
 	dir := t.TempDir()
 	ovs, err := vswitch.Start(t.Context(), vswitch.Config{RunDir: dir + "/run", DataDir: dir + "/data"})
@@ -43,7 +47,13 @@ func start(t *testing.T) (*vswitch.Instance, *ofswitch.Switch) {
 		"datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow15"); err != nil {
 		t.Fatal(err)
 	}
-	return ovs, ofswitch.New(ovs.RunDir(), bridge)
+	sw := ofswitch.New(ovs.RunDir(), bridge)
+	t.Cleanup(func() {
+		if err := sw.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return ovs, sw
 }
 
 func snapshot(nodes int) *model.Snapshot {
@@ -108,7 +118,7 @@ func TestCanonicalText(t *testing.T) {
 	}
 }
 
-func flow(t *testing.T, line string) flows.Flow {
+func flow(t testing.TB, line string) flows.Flow {
 	t.Helper()
 	e, err := openflow.Parse(line)
 	if err != nil {
@@ -215,5 +225,89 @@ func wait[T any](t *testing.T, c <-chan T) T {
 	case <-time.After(10 * time.Second):
 		t.Fatal("nothing within 10 s")
 		panic("unreachable")
+	}
+}
+
+// waiting lists the programs that this process has started for bundles of the switch in runDir and that still run.
+func waiting(t *testing.T, runDir string) []int {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pids []int
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, text := range strings.Fields(string(data)) {
+			pid, err := strconv.Atoi(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			command, err := os.ReadFile("/proc/" + text + "/cmdline")
+			if err == nil && strings.Contains(string(command), "bundle") && strings.Contains(string(command), runDir) {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// TestSpareKilled: the program that waits for the next bundle may be killed at any time; then a bundle fails, is not
+// taken for applied, and the next one works.
+func TestSpareKilled(t *testing.T) {
+	ovs, sw := start(t)
+	first := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip actions=goto_table:90")
+	second := flow(t, "cookie=0x5765000000000001,table=60,priority=6,ip actions=goto_table:90")
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{first}}); err != nil {
+		t.Fatal(err)
+	}
+	pids := waiting(t, ovs.RunDir())
+	if len(pids) != 1 {
+		t.Fatalf("programs that wait: %v, want 1", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{second}}); err == nil {
+		t.Error("a bundle that nobody sent counts as applied")
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{second}}); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := sw.Dump(t.Context()); err != nil || len(entries) != 2 {
+		t.Errorf("entries = %v, %v; want both flows", entries, err)
+	}
+}
+
+// BenchmarkApply is what a pod's start waits for: one bundle of a pod's flows, with the program that waits and without.
+func BenchmarkApply(b *testing.B) {
+	s := snapshot(1)
+	desired, err := flows.Compile(s)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var delta flows.Delta
+	for _, f := range desired {
+		if f.Owner.Kind == model.KindPod {
+			delta.Set = append(delta.Set, f)
+		}
+	}
+	for _, warm := range []bool{true, false} {
+		b.Run(fmt.Sprintf("spare=%t", warm), func(b *testing.B) {
+			_, sw := start(b)
+			for b.Loop() {
+				if !warm {
+					if err := sw.Close(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := sw.Apply(b.Context(), delta); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
