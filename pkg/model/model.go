@@ -6,7 +6,6 @@
 package model
 
 import (
-	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
@@ -32,9 +31,6 @@ func ParseMAC(s string) (MAC, error) {
 func (m MAC) Hardware() net.HardwareAddr { return net.HardwareAddr(m[:]) }
 
 func (m MAC) String() string { return m.Hardware().String() }
-
-// Hex is the address as OVS writes it inside a load action: 0x0a5765667401.
-func (m MAC) Hex() string { return "0x" + hex.EncodeToString(m[:]) }
 
 // MarshalText and UnmarshalText give JSON and OVSDB the colon-separated form.
 func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
@@ -77,11 +73,10 @@ const (
 
 // Names of what every node's bridge has.
 const (
-	BridgeName      = "weft"
-	GatewayName     = "weft0"
-	GenevePortName  = "weft-geneve"
-	VXLANPortName   = "weft-vxlan"
-	DefaultIfaceMTU = 1500
+	BridgeName     = "weft"
+	GatewayName    = "weft0"
+	GenevePortName = "weft-geneve"
+	VXLANPortName  = "weft-vxlan"
 )
 
 // Port is the OpenFlow port number that sends with this type.

@@ -1,0 +1,94 @@
+package model_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// TestOverhead: with the underlay's usual 1500 bytes a pod's packet must fit, by the header lengths of RFC 791 (20),
+// RFC 8200 (40), RFC 768 (8), RFC 7348 and RFC 8926 (8), and an inner Ethernet header (14).
+func TestOverhead(t *testing.T) {
+	for _, tunnel := range model.TunnelTypes {
+		for outer, want := range map[string]int{"172.30.0.1": 50, "fd30::1": 70} {
+			if got := tunnel.Overhead(netip.MustParseAddr(outer)); got != want {
+				t.Errorf("%s over %s adds %d bytes, want %d", tunnel, outer, got, want)
+			}
+		}
+	}
+}
+
+// TestTunnelNumbers: these are on the wire and on the switch, and must never change.
+func TestTunnelNumbers(t *testing.T) {
+	if model.Geneve.UDPPort() != 6081 || model.VXLAN.UDPPort() != 4789 {
+		t.Errorf("UDP ports %d and %d, want IANA's 6081 and 4789", model.Geneve.UDPPort(), model.VXLAN.UDPPort())
+	}
+	if model.Geneve.Port() != 1 || model.VXLAN.Port() != 2 {
+		t.Errorf("OpenFlow ports %d and %d, want 1 and 2", model.Geneve.Port(), model.VXLAN.Port())
+	}
+}
+
+func TestGatewayAddr(t *testing.T) {
+	for cidr, want := range map[string]string{"10.244.1.0/24": "10.244.1.1", "10.244.1.77/24": "10.244.1.1", "fd44:1::/64": "fd44:1::1"} {
+		if got := model.GatewayAddr(netip.MustParsePrefix(cidr)); got.String() != want {
+			t.Errorf("gateway of %s is %s, want %s", cidr, got, want)
+		}
+	}
+}
+
+func TestMAC(t *testing.T) {
+	m, err := model.ParseMAC("0A:57:65:66:74:01")
+	if err != nil || m != model.RouterMAC {
+		t.Errorf("ParseMAC = %s, %v", m, err)
+	}
+	for _, bad := range []string{"", "0a:57:65:66:74", "0a:57:65:66:74:01:02:03"} {
+		if _, err := model.ParseMAC(bad); err == nil {
+			t.Errorf("ParseMAC(%q) gave no error", bad)
+		}
+	}
+}
+
+// TestAttachmentJSON: OVSDB and operators read this form; what is written must come back.
+func TestAttachmentJSON(t *testing.T) {
+	a := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, HostIfName: "p-1", OFPort: 16,
+		MAC: model.GatewayMAC, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd44::2")}}
+	text, err := json.Marshal(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b model.Attachment
+	if err := json.Unmarshal(text, &b); err != nil {
+		t.Fatal(err)
+	}
+	if b.Key() != a.Key() || b.Pod != a.Pod || b.MAC != a.MAC || b.OFPort != a.OFPort || !slices.Equal(a.IPs, b.IPs) {
+		t.Errorf("%s came back as %+v", text, b)
+	}
+}
+
+func TestParsePodRef(t *testing.T) {
+	if p, err := model.ParsePodRef("ns/p"); err != nil || p.String() != "ns/p" {
+		t.Errorf("ParsePodRef = %v, %v", p, err)
+	}
+	for _, bad := range []string{"", "p", "/p", "ns/", "a/b/c"} {
+		if _, err := model.ParsePodRef(bad); err == nil {
+			t.Errorf("ParsePodRef(%q) gave no error", bad)
+		}
+	}
+}
+
+func TestOwnerOrder(t *testing.T) {
+	a, b := model.Attachment{ContainerID: "1", Pod: model.PodRef{Namespace: "ns", Name: "p"}}, model.Attachment{ContainerID: "2", Pod: model.PodRef{Namespace: "ns", Name: "p"}}
+	want := []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("a"), model.NodeOwner("b"), model.PodOwner(a), model.PodOwner(b)}
+	got := slices.Clone(want)
+	slices.Reverse(got)
+	slices.SortFunc(got, model.Owner.Compare)
+	if !slices.Equal(got, want) {
+		t.Errorf("order = %v, want %v", got, want)
+	}
+	if s := model.PodOwner(a).String(); s != "pod/ns/p" {
+		t.Errorf("a pod's owner reads %q", s)
+	}
+}
