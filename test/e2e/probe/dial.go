@@ -17,8 +17,12 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// dialsAtOnce bounds how many targets are tried at the same time.
-const dialsAtOnce = 16
+// dialsAtOnce bounds how many targets are tried at the same time. Datagrams of more than largeDatagram bytes go one after the
+// other: together, their fragments would overflow the buffers of any switch on the way.
+const (
+	dialsAtOnce   = 16
+	largeDatagram = 8192
+)
 
 // dial reaches many targets at once, so that a full mesh costs one exec per pod. A target that cannot be reached is a
 // result, not a failure of the command.
@@ -33,12 +37,17 @@ func dial(_ []string) error {
 func dialAll(request wire.DialRequest) wire.DialReply {
 	reply := wire.DialReply{Results: make([]wire.Result, len(request.Targets))}
 	slots := make(chan struct{}, dialsAtOnce)
+	var large sync.Mutex
 	var wg sync.WaitGroup
 	for i, target := range request.Targets {
 		wg.Go(func() {
 			slots <- struct{}{}
+			defer func() { <-slots }()
+			if target.Proto == wire.UDP && target.Size > largeDatagram {
+				large.Lock()
+				defer large.Unlock()
+			}
 			reply.Results[i] = dialTarget(target)
-			<-slots
 		})
 	}
 	wg.Wait()
