@@ -97,13 +97,16 @@ func (w *where) load() (state.Cluster, error) { return state.Load(w.dir) }
 
 func upCommand(w *where) *cobra.Command {
 	var o upOptions
-	var family string
+	var family, datapath string
 	var noWeft bool
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a cluster, in place of a previous one of that name", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			o.plan.Name, o.dir = w.name, w.dir
 			if o.plan.Family, err = state.ParseIPFamily(family); err != nil {
+				return err
+			}
+			if o.datapath, err = state.ParseDatapath(datapath); err != nil {
 				return err
 			}
 			if o.nodes < 1 || o.nodes > state.MaxNodes {
@@ -127,7 +130,7 @@ func upCommand(w *where) *cobra.Command {
 	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
 	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve or vxlan")
-	flags.StringVar(&o.datapath, "datapath", "netdev", "Weft's datapath; the machine needs a kernel with Open vSwitch for system")
+	flags.StringVar(&datapath, "datapath", "netdev", "Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&noWeft, "no-weft", false, "leave the cluster without a pod network")

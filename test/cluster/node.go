@@ -7,22 +7,23 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 const (
-	// nic is a node's network card; the physical bridge has taken it over, with the node's addresses.
-	nic            = "eth0"
-	physicalBridge = "br-phy"
-
 	ovsRunDir = "/run/openvswitch"
 	ovsDB     = "/etc/openvswitch/conf.db"
 	ovsSchema = "/usr/share/openvswitch/vswitch.ovsschema"
-	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
-	ovsTimeout = "--timeout=20"
 )
+
+// ovsTimeout bounds how long ovs-vsctl waits for the switch.
+func ovsTimeout() string {
+	return fmt.Sprintf("--timeout=%.0f", testenv.Patience(20*time.Second).Seconds())
+}
 
 // onDisk are the directories of a node that are empty at first, whatever the machine has there, and that are kept in the
 // state directory instead of memory.
@@ -80,8 +81,7 @@ func hostsFile(plan state.Plan, index int) string {
 	return b.String()
 }
 
-// startNode starts one node up to its container runtime: namespaces, Open vSwitch with the NIC and the node's addresses on
-// the physical bridge, and containerd.
+// startNode starts one node up to its container runtime: namespaces, Open vSwitch, the node's addresses and containerd.
 func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, error) {
 	dir, plan := paths(c.Dir), c.Plan
 	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)), Processes: map[string]sandbox.Process{}}
@@ -92,36 +92,27 @@ func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, err
 	if n.Sandbox, err = sandbox.Group(plan.Name).Start(n.Name, files); err != nil {
 		return n, err
 	}
-	if err := c.Underlay.Attach(ctx, n.Sandbox, nic); err != nil {
+	if err := c.Underlay.Attach(ctx, n.Sandbox, state.NIC); err != nil {
 		return n, err
 	}
-	if err := silenceNIC(ctx, n.Sandbox); err != nil {
+	if err := makeRouter(ctx, n.Sandbox); err != nil {
 		return n, err
 	}
 	if err := startOVS(ctx, dir, n); err != nil {
 		return n, err
 	}
-	if _, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "add-br", physicalBridge, "--",
-		"set", "bridge", physicalBridge, "datapath_type=netdev", "fail_mode=standalone", fmt.Sprintf("other_config:hwaddr=%q", plan.NodeMAC(index)), "--",
-		"add-port", physicalBridge, nic); err != nil {
-		return n, err
-	}
-	if err := n.Sandbox.Configure(physicalBridge, plan.Node(index), state.Addrs(plan.Outside())); err != nil {
+	if err := prepareUplink(ctx, c, n, index); err != nil {
 		return n, err
 	}
 	return n, startContainerd(ctx, dir, n)
 }
 
-// silenceNIC keeps the node's kernel from answering on the NIC what Open vSwitch, which reads the same packets, hands it on
-// the physical bridge: no ARP, no IPv6, and (since the bridge has a MAC address of its own) no unicast IPv4. It also
-// makes the node a router, as every Kubernetes node is.
-func silenceNIC(ctx context.Context, n sandbox.Node) error {
+// makeRouter makes a node forward packets, as every Kubernetes node does.
+func makeRouter(ctx context.Context, n sandbox.Node) error {
 	const script = `
-ip link set "$1" arp off up
-echo 1 >/proc/sys/net/ipv6/conf/"$1"/disable_ipv6
 echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`
-	_, err := n.Run(ctx, "sh", "-ec", script, "sh", nic)
+	_, err := n.Run(ctx, "sh", "-ec", script)
 	return err
 }
 
@@ -145,7 +136,7 @@ func startOVS(ctx context.Context, dir paths, n state.Node) error {
 	}
 	return daemon("ovs-vswitchd", func(ctx context.Context) error {
 		// Without --no-wait this returns when the switch has applied it.
-		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
+		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout(), "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
 		return err
 	}, socket)
 }
@@ -202,10 +193,10 @@ func startOutside(ctx context.Context, c state.Cluster) (state.Outside, error) {
 	if out.Sandbox, err = sandbox.Group(c.Plan.Name).Start(state.OutsideName, sandbox.Files{}); err != nil {
 		return out, err
 	}
-	if err := c.Underlay.Attach(ctx, out.Sandbox, nic); err != nil {
+	if err := c.Underlay.Attach(ctx, out.Sandbox, state.NIC); err != nil {
 		return out, err
 	}
-	if err := out.Sandbox.Configure(nic, c.Plan.Outside(), nil); err != nil {
+	if err := out.Sandbox.Configure(state.NIC, c.Plan.Outside(), nil); err != nil {
 		return out, err
 	}
 	var beyond []netip.Prefix

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // upOptions are what `up` was asked for.
@@ -24,7 +24,7 @@ type upOptions struct {
 	plan     state.Plan
 	nodes    int
 	tunnel   string
-	datapath string
+	datapath state.Datapath
 	dir      string // absolute
 	install  string // manifest of Weft; empty: a cluster without network
 	image    string // tar with Weft's image; empty: none
@@ -61,7 +61,7 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 			return err
 		}
 	}
-	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, APIServer: o.plan.APIServer(), Components: components}
+	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, Datapath: o.datapath, APIServer: o.plan.APIServer(), Components: components}
 	if err := start(ctx, p, repo, &c, o); err != nil {
 		p.print("What has been started stays for inspection, with its logs in " + paths(o.dir).join("logs") + "; `make cluster-down` removes it.")
 		return err
@@ -155,12 +155,9 @@ func checkUnderlayFree(plan state.Plan) error {
 // writeImages makes the images that every node has from the start.
 func writeImages(ctx context.Context, repo string, c state.Cluster) error {
 	dir := paths(c.Dir)
-	pause := dir.join("bin", "pause")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", pause, "./test/cluster/pause")
-	cmd.Dir = repo
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the pause program: %w\n%s", err, out)
+	pause, err := testenv.Program(ctx, repo, "./test/cluster/pause", dir.join("bin"))
+	if err != nil {
+		return err
 	}
 	if err := image.Pause(pause).Write(dir.image("pause")); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 const (
@@ -27,6 +28,7 @@ var errHopeless = errors.New("waiting longer would not help")
 
 // poll asks until condition succeeds, or fails with errHopeless. The error after the timeout is condition's last one.
 func poll(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
+	timeout = testenv.Patience(timeout)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var last error

@@ -29,7 +29,7 @@ func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) 
 		if err != nil {
 			return fmt.Errorf("read Weft's manifest: %w", err)
 		}
-		text, err = manifest.Configure(text, map[string]string{"tunnelType": o.tunnel, "datapath": o.datapath, "apiServer": c.APIServer})
+		text, err = manifest.Configure(text, map[string]string{"tunnelType": o.tunnel, "datapath": string(o.datapath), "apiServer": c.APIServer})
 		if err != nil {
 			return err
 		}

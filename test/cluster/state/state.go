@@ -22,6 +22,8 @@ type Cluster struct {
 	Dir     string    `json:"dir"` // the state directory, absolute
 	Created time.Time `json:"created"`
 	Tunnel  string    `json:"tunnel"`
+	// Datapath is the nodes'.
+	Datapath Datapath `json:"datapath"`
 	// APIServer is the URL of kube-apiserver.
 	APIServer string `json:"apiServer"`
 	// Components is the directory of the Kubernetes programs.

@@ -1,0 +1,55 @@
+// Package testenv is what the environment says about the machine that tests run on. It reads variables, and keeps nothing.
+package testenv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// The variables.
+const (
+	// SlowVariable is how many times slower than a usual machine this one is: 4 on an emulated processor.
+	SlowVariable = "WEFT_TEST_SLOW"
+	// PrebuiltVariable is a directory of programs that have been built already, where building takes too long.
+	PrebuiltVariable = "WEFT_PREBUILT"
+)
+
+// Patience stretches a time limit on a machine that is known to be slow.
+func Patience(limit time.Duration) time.Duration {
+	text := os.Getenv(SlowVariable)
+	if text == "" {
+		return limit
+	}
+	factor, err := strconv.ParseFloat(text, 64)
+	if err != nil || factor < 1 {
+		panic(fmt.Sprintf("%s=%q: want a number, 1 or more", SlowVariable, text))
+	}
+	return time.Duration(float64(limit) * factor)
+}
+
+// Program returns the program of a package of this module: the prebuilt one, or one that it builds into dir, without cgo.
+func Program(ctx context.Context, repo, pkg, dir string) (string, error) {
+	name := path.Base(pkg)
+	if prebuilt := os.Getenv(PrebuiltVariable); prebuilt != "" {
+		program := filepath.Join(prebuilt, name)
+		if _, err := os.Stat(program); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return program, err
+		}
+	}
+	program := filepath.Join(dir, name)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, pkg)
+	cmd.Dir = repo
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)
+	}
+	return program, nil
+}
