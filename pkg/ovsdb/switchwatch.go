@@ -59,7 +59,11 @@ func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
 	notify(c.changes)
 	_, err := io.Copy(io.Discard, conn)
 	if ctx.Err() == nil {
-		c.log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols", "bridge", c.bridge, "err", err)
+		log := c.log.With("bridge", c.bridge)
+		if err != nil {
+			log = log.With("err", err)
+		}
+		log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols")
 		notify(c.changes)
 	}
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suite on one fresh cluster after the other: every pairing of tunnel and address families that a user
-# may have. The first cluster gets all tests; the others those whose outcome depends on tunnel or family.
+# may have. The first cluster gets all tests; the others those whose outcome depends on tunnel or family. Before them, the
+# cluster tool itself is tested: that nothing of a cluster stays, whatever happened to it.
 #
 #   test/e2e/run.sh                     every cluster
 #   test/e2e/run.sh dual/vxlan          just these
@@ -15,6 +16,7 @@ ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunn
 mkdir -p bin
 go build -o bin/cluster ./test/cluster
 go test -c -tags e2e -o bin/e2e.test ./test/e2e
+go test -c -tags e2e -o bin/deploy.test ./deploy
 
 clean() {
 	bin/cluster down --dir "$DIR" --name "$NAME" >/dev/null
@@ -27,6 +29,7 @@ run() { # FAMILY/TUNNEL [TESTS]
 	echo "=== $family over $tunnel"
 	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
 	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.run "${2:-.}")
+	[ $# -gt 1 ] || (cd deploy && WEFT_KUBECONFIG=$DIR/kubeconfig ../bin/deploy.test -test.v -test.timeout 5m)
 	bin/cluster down --dir "$DIR" --name "$NAME"
 }
 
@@ -34,6 +37,7 @@ if [ $# -gt 0 ]; then
 	for combination; do run "$combination"; done
 	exit
 fi
+go test -tags e2e -count=1 -timeout 20m ./test/cluster
 run ipv4/geneve
 run dual/vxlan "$ON_THE_WIRE|TestTunnelChange|TestSwitchRestart"
 run dual/geneve "$ON_THE_WIRE"
