@@ -18,10 +18,18 @@ type client struct {
 	output string
 }
 
-// get asks for a path and decodes the answer into v.
-func (c *client) get(ctx context.Context, path string, v any) error {
+// check refuses what -o does not know.
+func (c *client) check() error {
 	if c.output != "table" && c.output != "json" {
 		return fmt.Errorf("-o %s is not known; allowed: table, json", c.output)
+	}
+	return nil
+}
+
+// get asks for a path and decodes the answer into v.
+func (c *client) get(ctx context.Context, path string, v any) error {
+	if err := c.check(); err != nil {
+		return err
 	}
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer

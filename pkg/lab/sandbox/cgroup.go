@@ -33,8 +33,8 @@ func (c Cgroup) Child(name string) Cgroup { return c + "/" + Cgroup(name) }
 // Path is the cgroup as programs name it, from the root of a hierarchy.
 func (c Cgroup) Path() string { return "/" + string(c) }
 
-// Create makes the cgroup in every hierarchy. cpuset.cpus and cpuset.mems are copied down from the root, because a
-// version 1 cpuset without them accepts no process.
+// Create makes the cgroup in every hierarchy, with all controllers that there are: a kubelet insists on them. cpuset.cpus
+// and cpuset.mems are copied down from the root, because a version 1 cpuset without them accepts no process.
 func (c Cgroup) Create() error {
 	hierarchies, err := mountedHierarchies()
 	if err != nil {
@@ -45,6 +45,9 @@ func (c Cgroup) Create() error {
 		for part := range strings.SplitSeq(string(c.Child(daemonsLeaf)), "/") {
 			parent := dir
 			dir = filepath.Join(dir, part)
+			if err := h.passControllers(parent); err != nil {
+				return fmt.Errorf("create cgroup %s: %w", c, err)
+			}
 			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("create cgroup %s: %w", c, err)
 			}
@@ -56,8 +59,8 @@ func (c Cgroup) Create() error {
 	return nil
 }
 
-// enter returns a command prefix: what follows it starts inside the cgroup, and is never outside it.
-func (c Cgroup) enter() ([]string, error) {
+// Enter returns a command prefix: what follows it starts inside the cgroup, and is never outside it.
+func (c Cgroup) Enter() ([]string, error) {
 	hierarchies, err := mountedHierarchies()
 	if err != nil {
 		return nil, err
@@ -72,7 +75,7 @@ func (c Cgroup) enter() ([]string, error) {
 
 // StartDaemon starts a process in the cgroup and in the caller's namespaces.
 func (c Cgroup) StartDaemon(d Daemon) (Running, error) {
-	enter, err := c.enter()
+	enter, err := c.Enter()
 	if err != nil {
 		return Running{}, fmt.Errorf("start %s: %w", d.Args[0], err)
 	}
@@ -252,6 +255,25 @@ func joined(hierarchies []hierarchy) []hierarchy {
 		return found
 	}
 	return slices.DeleteFunc(slices.Clone(hierarchies), func(h hierarchy) bool { return !h.v2 })
+}
+
+// passControllers makes the controllers that a version 2 cgroup has available to its children. In version 1 they are. Where
+// the parent holds processes, which forbids it (in a container, the root does), whoever needs a controller finds out itself.
+func (h hierarchy) passControllers(dir string) error {
+	if !h.v2 {
+		return nil
+	}
+	controllers, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for controller := range strings.FieldsSeq(string(controllers)) {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0o644)
+		if err != nil && !errors.Is(err, syscall.EBUSY) {
+			return fmt.Errorf("pass controller %s on to the children of %s: %w", controller, dir, err)
+		}
+	}
+	return nil
 }
 
 func (h hierarchy) inheritCPUs(parent, dir string) error {

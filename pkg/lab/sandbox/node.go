@@ -43,7 +43,7 @@ func (g Group) Start(name string, files Files) (Node, error) {
 	if err := n.Cgroup().Create(); err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
 	}
-	argv, err := n.Cgroup().enter()
+	argv, err := n.Cgroup().Enter()
 	if err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
 	}
@@ -114,7 +114,7 @@ func (n Node) Cgroup() Cgroup { return n.Group.Cgroup().Child(n.Name) }
 
 // Enter is the command prefix that runs a program in the node's namespaces and cgroup.
 func (n Node) Enter() ([]string, error) {
-	enter, err := n.Cgroup().enter()
+	enter, err := n.Cgroup().Enter()
 	if err != nil {
 		return nil, fmt.Errorf("enter node %s: %w", n.Name, err)
 	}

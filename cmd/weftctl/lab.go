@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// serveName is the command that the lab's daemon runs; people do not type it.
+const serveName = "serve"
+
+func labCommand(c *client) *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Bring Kubernetes manifests up on real switches, without Kubernetes",
+		Long: "A lab gives every node of your manifests a network namespace with an Open vSwitch and a real weft-agent of its own,\n" +
+			"connects every pod through the real CNI code, and answers on every container port. Then `lab probe` shows what your\n" +
+			"NetworkPolicies promise beside what real packets do. It needs root, and leaves nothing behind when it is taken down.",
+		Example: "  weftctl lab up -f examples/shop\n" +
+			"  weftctl lab probe\n" +
+			"  weftctl lab down",
+	}
+	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
+	cmd.AddCommand(labUpCommand(c, &name), labProbeCommand(c, &name), labExecCommand(&name), labStatusCommand(c, &name), labDownCommand(&name), labServeCommand(&name))
+	return cmd
+}
+
+// labFlags are the flags that say what a lab shall be.
+func labFlags(cmd *cobra.Command, opt *lab.Options) {
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil, "file or directory of Kubernetes manifests, also several times; changes are followed")
+	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
+	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), "geneve or vxlan")
+	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev), "netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")
+	flags.StringVar((*string)(&opt.Family), "ip-family", string(lab.IPv4), "ipv4, ipv6 or dual")
+	flags.StringVar(&opt.Agent, "agent", defaultAgent(), "the weft-agent program that the nodes run")
+}
+
+// defaultAgent is the agent beside this program, or else on the PATH.
+func defaultAgent() string {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "weft-agent")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	if path, err := exec.LookPath("weft-agent"); err == nil {
+		return path
+	}
+	return "weft-agent"
+}
+
+// finish checks and completes what was typed.
+func finish(opt *lab.Options, name string) (err error) {
+	opt.Name = name
+	if len(opt.Manifests) == 0 {
+		return fmt.Errorf("-f must name a file or a directory of Kubernetes manifests, for example -f examples/shop")
+	}
+	if opt.Tunnel != model.Geneve && opt.Tunnel != model.VXLAN {
+		return fmt.Errorf("--tunnel %q: want geneve or vxlan", opt.Tunnel)
+	}
+	for i := range opt.Manifests {
+		if opt.Manifests[i], err = filepath.Abs(opt.Manifests[i]); err != nil {
+			return err
+		}
+	}
+	opt.Agent, err = filepath.Abs(opt.Agent)
+	return err
+}
+
+func labUpCommand(_ *client, name *string) *cobra.Command {
+	var opt lab.Options
+	cmd := &cobra.Command{
+		Use:   "up -f FILE|DIR…",
+		Short: "Bring a lab up",
+		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services and NetworkPolicies, and brings up what\n" +
+			"they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
+		Args: cobra.NoArgs,
+		Example: "  weftctl lab up -f examples/shop -f examples/shop-policies\n" +
+			"  weftctl lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := finish(&opt, *name); err != nil {
+				return err
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			begin, out := time.Now(), cmd.OutOrStdout()
+			say := func(text string) { fmt.Fprintf(out, "%5.1f s  %s\n", time.Since(begin).Seconds(), text) }
+			if err := lab.Up(cmd.Context(), opt, []string{self, "lab", serveName}, say); err != nil {
+				return err
+			}
+			s, err := lab.ReadStatus(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			say(fmt.Sprintf("lab %q is up: %d nodes, %d pods, %d services", *name, len(s.Nodes), len(s.Pods), len(s.Services)))
+			return nil
+		},
+	}
+	labFlags(cmd, &opt)
+	return cmd
+}
+
+func labServeCommand(name *string) *cobra.Command {
+	var opt lab.Options
+	cmd := &cobra.Command{
+		Use:    serveName,
+		Short:  "Run the daemon of a lab; `lab up` does this",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := finish(&opt, *name); err != nil {
+				return err
+			}
+			return lab.Serve(cmd.Context(), opt, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		},
+	}
+	labFlags(cmd, &opt)
+	return cmd
+}
+
+func labDownCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "down",
+		Short:   "Take a lab down, in whatever state it is",
+		Args:    cobra.NoArgs,
+		Example: "  weftctl lab down\n  weftctl lab down --name mine",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return lab.Down(context.WithoutCancel(cmd.Context()), *name)
+		},
+	}
+}
+
+func labExecCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "exec POD|node/NODE -- COMMAND [ARGUMENT…]",
+		Short: "Run a command in a pod's network, or on a node",
+		Long: "Runs a program of this machine in the network namespace of a pod (NAME or NAMESPACE/NAME), or in all namespaces of a\n" +
+			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent.",
+		Args: cobra.MinimumNArgs(2),
+		Example: "  weftctl lab exec shop/frontend-0 -- ip addr\n" +
+			"  weftctl lab exec node/node1 -- weftctl flows",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return lab.Exec(cmd.Context(), *name, args[0], args[1:])
+		},
+	}
+}
+
+func labStatusCommand(c *client, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Show a lab's nodes, pods and services",
+		Args:    cobra.NoArgs,
+		Example: "  weftctl lab status\n  weftctl lab status -o json | jq '.pods[].ips'",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := c.check(); err != nil {
+				return err
+			}
+			s, err := lab.ReadStatus(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			return c.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
+		},
+	}
+}
+
+func showLab(out io.Writer, s lab.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	up := paint(out, green, "up since "+s.Since.Format(time.DateTime))
+	if !s.Up {
+		up = paint(out, red, "coming up")
+	}
+	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up, strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
+	if len(s.Ignored) > 0 {
+		fmt.Fprintf(w, "Ignored\t%s, which mean nothing to a network\n", strings.Join(s.Ignored, ", "))
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, "the manifests as they are now were not applied: "+s.Problem))
+	}
+	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
+	for _, n := range s.Nodes {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem, "ready"))
+	}
+	fmt.Fprint(w, "\nPOD\tNODE\tIPS\tPORTS\n")
+	for _, p := range s.Pods {
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Node, join(p.IPs), join(p.Ports))
+	}
+	if len(s.Services) > 0 {
+		fmt.Fprint(w, "\nSERVICE\tIPS\tPORTS\tENDPOINTS\n")
+	}
+	for _, one := range s.Services {
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%d\n", one.Namespace, one.Name, strings.Join(one.IPs, ","), strings.Join(one.Ports, ","), one.Endpoints)
+	}
+	for _, e := range s.Events {
+		fmt.Fprintf(w, "\nEvent\t%s", e)
+	}
+	return w.Flush()
+}

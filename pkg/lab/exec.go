@@ -1,0 +1,74 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+)
+
+// Exec runs a command in a pod's network namespace, with the pod's host name, or in all of a node's namespaces. Where is a
+// pod, as Status.Find knows it, or node/NAME. An error that is an *exec.ExitError is the command's own.
+func Exec(ctx context.Context, name, where string, args []string) error {
+	s, err := ReadStatus(ctx, name)
+	if err != nil {
+		return err
+	}
+	prefix, err := s.enter(where)
+	if err != nil {
+		return err
+	}
+	// Ctrl-C is for the command, which is in the same terminal; this program waits for what it makes of it.
+	signal.Ignore(os.Interrupt)
+	defer signal.Reset(os.Interrupt)
+	argv := append(prefix, args...)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
+	if err := cmd.Run(); err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			return err
+		}
+		return fmt.Errorf("run %s in %s: %w", args[0], where, err)
+	}
+	return nil
+}
+
+// enter is the command prefix that leads to a pod or a node.
+func (s Status) enter(where string) ([]string, error) {
+	if node, ok := strings.CutPrefix(where, "node/"); ok {
+		for _, n := range s.Nodes {
+			if n.Name == node {
+				return n.Sandbox.Enter()
+			}
+		}
+		return nil, fmt.Errorf("lab %q has no node %q", s.Name, node)
+	}
+	pod, err := s.Find(where)
+	if err != nil {
+		return nil, err
+	}
+	group, err := groupOf(s.Name)
+	if err != nil {
+		return nil, err
+	}
+	enter, err := cgroupOf(group).Enter()
+	if err != nil {
+		return nil, err
+	}
+	// /sys shows the network devices of whoever mounted it.
+	const setup = `echo "$1" >/proc/sys/kernel/hostname; mount -t sysfs sysfs /sys; shift; exec "$@"`
+	return append(enter, "nsenter", "--net="+pod.NetNS, "--", "unshare", "--mount", "--uts", "--propagation", "private", "--",
+		"sh", "-ec", setup, "sh", pod.Name), nil
+}
+
+// cgroupOf is the cgroup of what belongs to no node: the daemon, and commands in pods. The lab's own has the nodes' below
+// it, and may have no processes.
+func cgroupOf(group sandbox.Group) sandbox.Cgroup { return group.Cgroup().Child("lab") }

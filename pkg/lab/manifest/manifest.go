@@ -1,0 +1,203 @@
+// Package manifest reads ordinary Kubernetes manifests for a lab: strictly, with file and line of everything that is wrong,
+// all of it at once. Workloads become the pods that a cluster would run, placed on nodes.
+//
+// Load is a function of the files and its options; the package keeps no state.
+package manifest
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// Set is what the manifests ask for. Everything has its namespace, every pod its node.
+type Set struct {
+	Namespaces []*corev1.Namespace
+	Nodes      []*corev1.Node
+	Pods       []*corev1.Pod
+	Services   []*corev1.Service
+	Policies   []*networkingv1.NetworkPolicy
+	// Ignored are the kinds that were there and mean nothing to a network.
+	Ignored []string
+}
+
+// Options say what the manifests are for.
+type Options struct {
+	// Nodes is how many nodes to make where the manifests have none; 0 means DefaultNodes.
+	Nodes int
+}
+
+// Bounds of a lab.
+const (
+	DefaultNodes = 2
+	MaxNodes     = 50
+)
+
+// Problem is one thing that is wrong, with its place.
+type Problem struct {
+	File string
+	Line int // 0 when it is the file as a whole
+	Text string
+}
+
+func (p Problem) Error() string {
+	if p.Line == 0 {
+		return fmt.Sprintf("%s: %s", p.File, p.Text)
+	}
+	return fmt.Sprintf("%s:%d: %s", p.File, p.Line, p.Text)
+}
+
+// Problems is everything that is wrong, in the order of the files.
+type Problems []Problem
+
+func (p Problems) Error() string {
+	if len(p) == 1 {
+		return p[0].Error()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d problems:", len(p))
+	for _, one := range p {
+		b.WriteString("\n  " + one.Error())
+	}
+	return b.String()
+}
+
+// Load reads files, and all .yaml, .yml and .json files below directories. When anything is wrong, the error is a Problems
+// and nothing else is returned.
+func Load(paths []string, opt Options) (Set, error) {
+	files, err := Files(paths)
+	if err != nil {
+		return Set{}, err
+	}
+	l := &loader{opt: opt, names: map[string]place{}}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return Set{}, fmt.Errorf("read manifests: %w", err)
+		}
+		l.read(file, data)
+	}
+	return l.finish()
+}
+
+// Files lists the files that Load reads, in order.
+func Files(paths []string) ([]string, error) {
+	var files []string
+	for _, path := range paths {
+		found, err := filesOf(path)
+		if err != nil {
+			return nil, fmt.Errorf("read manifests: %w", err)
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("read manifests: %s has no .yaml, .yml or .json file", path)
+		}
+		files = append(files, found...)
+	}
+	return files, nil
+}
+
+func filesOf(path string) (files []string, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	err = filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // gone since it was listed, as editors do
+		}
+		if err != nil {
+			return err
+		}
+		hidden := strings.HasPrefix(d.Name(), ".") && file != path
+		if d.IsDir() && hidden {
+			return fs.SkipDir
+		}
+		if !d.IsDir() && !hidden && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file)) {
+			files = append(files, file)
+		}
+		return nil
+	})
+	return files, err
+}
+
+// place is where in the files something is said.
+type place struct {
+	doc  *document
+	path string
+}
+
+// at is a place below.
+func (p place) at(format string, args ...any) place {
+	path := fmt.Sprintf(format, args...)
+	if p.path != "" && !strings.HasPrefix(path, "[") {
+		path = "." + path
+	}
+	return place{p.doc, p.path + path}
+}
+
+func (p place) String() string {
+	return fmt.Sprintf("%s:%d", p.doc.file, p.doc.line(p.path))
+}
+
+// loader collects what the files say and everything that is wrong with it.
+type loader struct {
+	opt      Options
+	set      Set
+	problems Problems
+	// names are the places of all objects by kind, namespace and name.
+	names map[string]place
+	// workloads wait for the nodes to be known.
+	workloads []workload
+}
+
+// wrong notes a problem. The text names the field, so that it can be read without the file.
+func (l *loader) wrong(p place, format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if p.path != "" {
+		text = p.path + ": " + text
+	}
+	l.problems = append(l.problems, Problem{File: p.doc.file, Line: p.doc.line(p.path), Text: text})
+}
+
+// claim notes an object's name and tells whether it is the first of its kind.
+func (l *loader) claim(p place, kind, namespace, name string) bool {
+	key := kind + " " + name
+	if namespace != "" {
+		key = kind + " " + namespace + "/" + name
+	}
+	if other, ok := l.names[key]; ok {
+		l.wrong(p, "there are two of %s; the other is at %s", key, other)
+		return false
+	}
+	l.names[key] = p
+	return true
+}
+
+func (l *loader) finish() (Set, error) {
+	l.finishNodes()
+	for _, w := range l.workloads {
+		l.expand(w)
+	}
+	l.finishNamespaces()
+	if len(l.problems) > 0 {
+		slices.SortStableFunc(l.problems, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line)) })
+		return Set{}, slices.Compact(l.problems)
+	}
+	if len(l.set.Pods) == 0 {
+		return Set{}, errors.New("the manifests have no pods")
+	}
+	slices.Sort(l.set.Ignored)
+	l.set.Ignored = slices.Compact(l.set.Ignored)
+	return l.set, nil
+}

@@ -1,0 +1,188 @@
+package manifest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// document is one YAML document with the lines of everything in it.
+type document struct {
+	file string
+	root *yaml.Node
+	// json is the same document as JSON, and marks say which line its bytes come from.
+	json  []byte
+	marks []mark
+}
+
+type mark struct{ offset, line int }
+
+var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
+
+// parse splits a file into its documents. One that cannot be read does not keep the others from being checked.
+func parse(file string, data []byte) (docs []*document, problems Problems) {
+	for _, chunk := range split(string(data)) {
+		var node yaml.Node
+		err := yaml.NewDecoder(strings.NewReader(chunk)).Decode(&node)
+		if errors.Is(err, io.EOF) {
+			continue // nothing but comments
+		}
+		if err != nil {
+			p := Problem{File: file, Text: "not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}
+			if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
+				p.Line, _ = strconv.Atoi(m[1]) // the expression takes digits only
+				p.Text = "not YAML: " + strings.TrimPrefix(err.Error(), m[0])
+			}
+			problems = append(problems, p)
+			continue
+		}
+		doc := &document{file: file, root: node.Content[0]}
+		if doc.root.ShortTag() == "!!null" {
+			continue
+		}
+		if err := doc.encode(doc.root); err != nil {
+			problems = append(problems, Problem{File: file, Line: err.line, Text: err.text})
+			continue
+		}
+		docs = append(docs, doc)
+	}
+	return docs, problems
+}
+
+// split cuts a file at its document markers. Every chunk keeps its line numbers, by the empty lines before it.
+func split(text string) []string {
+	var chunks []string
+	var chunk strings.Builder
+	lines := 0
+	for line := range strings.Lines(text) {
+		if trimmed := strings.TrimRight(line, " \t\r\n"); trimmed == "---" || strings.HasPrefix(trimmed, "--- #") {
+			chunks = append(chunks, chunk.String())
+			chunk.Reset()
+			chunk.WriteString(strings.Repeat("\n", lines))
+		}
+		chunk.WriteString(line)
+		lines++
+	}
+	return append(chunks, chunk.String())
+}
+
+type encodeError struct {
+	line int
+	text string
+}
+
+// encode appends a node as JSON.
+func (d *document) encode(n *yaml.Node) *encodeError {
+	d.marks = append(d.marks, mark{len(d.json), n.Line})
+	switch n.Kind {
+	case yaml.AliasNode:
+		return d.encode(n.Alias)
+	case yaml.SequenceNode:
+		d.text("[")
+		for i, item := range n.Content {
+			if i > 0 {
+				d.text(",")
+			}
+			if err := d.encode(item); err != nil {
+				return err
+			}
+		}
+		d.text("]")
+	case yaml.MappingNode:
+		d.text("{")
+		for i := 0; i < len(n.Content); i += 2 {
+			key := n.Content[i]
+			if key.ShortTag() == "!!merge" {
+				return &encodeError{key.Line, "the merge key << is not supported"}
+			}
+			if i > 0 {
+				d.text(",")
+			}
+			d.value(key.Value)
+			d.text(":")
+			if err := d.encode(n.Content[i+1]); err != nil {
+				return err
+			}
+		}
+		d.text("}")
+	default:
+		return d.scalar(n)
+	}
+	return nil
+}
+
+func (d *document) scalar(n *yaml.Node) *encodeError {
+	switch n.ShortTag() {
+	case "!!null":
+		d.text("null")
+		return nil
+	case "!!bool", "!!int", "!!float":
+		var v any
+		if err := n.Decode(&v); err != nil {
+			return &encodeError{n.Line, "not YAML: " + err.Error()}
+		}
+		d.value(v)
+	default: // a date is a string, as it is everywhere in Kubernetes
+		d.value(n.Value)
+	}
+	return nil
+}
+
+func (d *document) text(s string) { d.json = append(d.json, s...) }
+
+func (d *document) value(v any) {
+	b, err := json.Marshal(v)
+	if err != nil { // .inf and .nan
+		b = []byte(strconv.Quote(fmt.Sprint(v)))
+	}
+	d.json = append(d.json, b...)
+}
+
+// lineAt is the line that a byte of the JSON comes from.
+func (d *document) lineAt(offset int) int {
+	line := d.root.Line
+	for _, m := range d.marks {
+		if m.offset >= offset {
+			break
+		}
+		line = m.line
+	}
+	return line
+}
+
+var step = regexp.MustCompile(`[^.\[\]]+|\[\d+\]`)
+
+// line is the line of a field such as spec.containers[0].ports, or of the nearest thing around it that is there.
+func (d *document) line(path string) int {
+	n, line := d.root, d.root.Line
+	for _, s := range step.FindAllString(path, -1) {
+		for n.Kind == yaml.AliasNode {
+			n = n.Alias
+		}
+		next := (*yaml.Node)(nil)
+		if index, ok := strings.CutPrefix(s, "["); ok && n.Kind == yaml.SequenceNode {
+			if i, err := strconv.Atoi(strings.TrimSuffix(index, "]")); err == nil && i < len(n.Content) {
+				next = n.Content[i]
+				line = next.Line
+			}
+		} else if n.Kind == yaml.MappingNode {
+			for i := 0; i < len(n.Content); i += 2 {
+				if n.Content[i].Value == s {
+					next = n.Content[i+1]
+					line = n.Content[i].Line
+				}
+			}
+		}
+		if next == nil {
+			return line
+		}
+		n = next
+	}
+	return line
+}

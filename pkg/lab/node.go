@@ -1,0 +1,211 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+)
+
+// Where things are on a node. Its /run is its own, in memory.
+const (
+	ovsRunDir   = "/run/openvswitch"
+	ovsSchema   = "/usr/share/openvswitch/vswitch.ovsschema"
+	agentDir    = "/run/weft"
+	agentSocket = agentDir + "/agent.sock"
+	cniSocket   = agentDir + "/cni.sock"
+	agentConfig = agentDir + "/config.yaml"
+	kubeconfig  = agentDir + "/kubeconfig"
+	unixctl     = ovsRunDir + "/vswitchd.ctl"
+
+	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
+	ovsTimeout = "--timeout=20"
+	// readyTimeout bounds how long a program may take to answer after it was started, on a busy machine.
+	readyTimeout = time.Minute
+	readyPoll    = 20 * time.Millisecond
+)
+
+// node is one simulated node with its Open vSwitch and its agent.
+type node struct {
+	name     string
+	index    int
+	underlay []netip.Prefix
+	podCIDRs []netip.Prefix
+	sandbox  sandbox.Node
+}
+
+// path is where the lab finds a file of the node's own.
+func (n *node) path(file string) string {
+	return fmt.Sprintf("/proc/%d/root%s", n.sandbox.Holder.PID, file)
+}
+
+// startNode brings a node up, to the point where its agent takes pods.
+func (l *Lab) startNode(ctx context.Context, n *node) (err error) {
+	if n.sandbox, err = l.group.Start(n.name, sandbox.Files{}); err != nil {
+		return err
+	}
+	if err := l.datapath.attach(ctx, l.underlay, n.sandbox); err != nil {
+		return err
+	}
+	if err := l.startOVS(ctx, n); err != nil {
+		return err
+	}
+	if err := l.datapath.connect(ctx, n); err != nil {
+		return err
+	}
+	return l.startAgent(ctx, n)
+}
+
+func (l *Lab) startOVS(ctx context.Context, n *node) error {
+	const db = ovsRunDir + "/conf.db"
+	// Every Kubernetes node is a router.
+	const prepare = `echo 1 >/proc/sys/net/ipv4/ip_forward
+[ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+mkdir "$1"; ovsdb-tool create "$2" "$3"`
+	if _, err := n.sandbox.Run(ctx, "sh", "-ec", prepare, "sh", ovsRunDir, db, ovsSchema); err != nil {
+		return err
+	}
+	server, err := l.daemon(n, "ovsdb-server", db, "--remote=punix:"+ovsRunDir+"/db.sock", "--unixctl="+ovsRunDir+"/ovsdb.ctl", "-vconsole:info", "-vsyslog:off")
+	if err != nil {
+		return err
+	}
+	if err := server.wait(ctx, func(ctx context.Context) error {
+		if _, err := os.Stat(n.path(ovsRunDir + "/db.sock")); err != nil {
+			return err
+		}
+		_, err := n.sandbox.Run(ctx, "ovs-vsctl", "--no-wait", "--timeout=2", "init", "--",
+			"set", "Open_vSwitch", ".", "external_ids:system-id="+n.name, "external_ids:hostname="+n.name)
+		return err
+	}); err != nil {
+		return err
+	}
+	vswitchd, err := l.daemon(n, "ovs-vswitchd", "unix:"+ovsRunDir+"/db.sock", "--unixctl="+unixctl, "-vconsole:info", "-vsyslog:off")
+	if err != nil {
+		return err
+	}
+	return vswitchd.wait(ctx, func(ctx context.Context) error {
+		// Without --no-wait this returns when the switch has applied it.
+		_, err := n.sandbox.Run(ctx, "ovs-vsctl", ovsTimeout, "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
+		return err
+	})
+}
+
+func (l *Lab) startAgent(ctx context.Context, n *node) error {
+	files := map[string]string{
+		agentConfig: fmt.Sprintf("tunnelType: %s\ndatapath: %s\n", l.opt.Tunnel, l.datapath.name),
+		kubeconfig: fmt.Sprintf(`apiVersion: v1
+kind: Config
+current-context: lab
+clusters: [{name: lab, cluster: {server: "http://%s"}}]
+contexts: [{name: lab, context: {cluster: lab}}]
+`, l.opt.Family.api()),
+	}
+	if err := os.Mkdir(n.path(agentDir), 0o700); err != nil {
+		return fmt.Errorf("prepare the agent of node %s: %w", n.name, err)
+	}
+	for file, text := range files {
+		if err := os.WriteFile(n.path(file), []byte(text), 0o600); err != nil {
+			return fmt.Errorf("prepare the agent of node %s: %w", n.name, err)
+		}
+	}
+	running, err := l.daemon(n, l.opt.Agent, "run", "--node-name="+n.name, "--config="+agentConfig, "--kubeconfig="+kubeconfig,
+		"--cni-socket="+cniSocket, "--operator-socket="+agentSocket, "--cni-conf-dir="+agentDir+"/net.d")
+	if err != nil {
+		return err
+	}
+	return running.wait(ctx, func(ctx context.Context) error {
+		r, err := n.report(ctx)
+		if err == nil && !r.Ready {
+			err = errors.New(r.NotReady)
+		}
+		return err
+	})
+}
+
+// report asks the node's agent how it is, as weftctl status does.
+func (n *node) report(ctx context.Context) (agent.Report, error) {
+	var r agent.Report
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", n.path(agentSocket))
+	}}
+	defer transport.CloseIdleConnections()
+	err := getJSON(ctx, &http.Client{Transport: transport}, http.MethodGet, "http://agent/v1/status", &r)
+	if err != nil {
+		return r, fmt.Errorf("ask the agent of node %s: %w", n.name, err)
+	}
+	return r, nil
+}
+
+func getJSON(ctx context.Context, client *http.Client, method, url string, v any) error {
+	request, err := http.NewRequestWithContext(ctx, method, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		var text bytes.Buffer
+		_, _ = text.ReadFrom(response.Body) // what could be read is the best message there is
+		return errors.New(strings.TrimSpace(text.String()))
+	}
+	return json.NewDecoder(response.Body).Decode(v)
+}
+
+// program is a daemon of a node.
+type program struct {
+	name    string
+	log     string
+	running sandbox.Running
+}
+
+func (l *Lab) daemon(n *node, args ...string) (program, error) {
+	p := program{name: filepath.Base(args[0]) + " of " + n.name}
+	p.log = filepath.Join(l.dir, "logs", n.name+"-"+filepath.Base(args[0])+".log")
+	var err error
+	p.running, err = n.sandbox.StartDaemon(sandbox.Daemon{Args: args, Log: p.log})
+	return p, err
+}
+
+// wait returns when the program is ready, and gives up when it ends or takes too long.
+func (p program) wait(ctx context.Context, ready func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-p.running.Exited:
+			return fmt.Errorf("start %s: it ended; the end of %s:\n%s", p.name, p.log, tail(p.log))
+		case <-ctx.Done():
+			return fmt.Errorf("start %s: %w (%w); the end of %s:\n%s", p.name, err, ctx.Err(), p.log, tail(p.log))
+		case <-time.After(readyPoll):
+		}
+	}
+}
+
+func tail(path string) string {
+	const lines = 15
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return "    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
+}

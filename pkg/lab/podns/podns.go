@@ -1,0 +1,99 @@
+// Package podns makes the network namespaces of the lab's pods and works in them: a responder on every port, and probes.
+//
+// A Namespace lives as long as its file is open, or as a process is in it; it is bound to no path. So when the process that
+// holds it ends, however it ends, the kernel takes the namespace and its links away. A Namespace may be used from any
+// goroutine; what runs in it runs on a thread of its own meanwhile.
+package podns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is one pod's network namespace.
+type Namespace struct{ file *os.File }
+
+// New makes a namespace with its loopback up.
+func New() (Namespace, error) {
+	type result struct {
+		file *os.File
+		err  error
+	}
+	made := make(chan result, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and nobody else gets one that is in a pod's namespace.
+		runtime.LockOSThread()
+		file, err := makeHere()
+		made <- result{file, err}
+	}()
+	r := <-made
+	if r.err != nil {
+		return Namespace{}, fmt.Errorf("make a network namespace: %w", r.err)
+	}
+	return Namespace{r.file}, nil
+}
+
+func makeHere() (*os.File, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return nil, os.NewSyscallError("unshare", err)
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return nil, fmt.Errorf("set lo up: %w", err)
+	}
+	return os.Open("/proc/thread-self/ns/net")
+}
+
+// Open opens the namespace at a path, for example that of a process: /proc/1/ns/net.
+func Open(path string) (Namespace, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return Namespace{}, fmt.Errorf("open network namespace: %w", err)
+	}
+	return Namespace{file}, nil
+}
+
+// File is the namespace's file, for a CNI request.
+func (n Namespace) File() *os.File { return n.file }
+
+// Path is where other processes of this machine find the namespace while this one holds it.
+func (n Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), n.file.Fd()) }
+
+// Close lets go of the namespace.
+func (n Namespace) Close() error { return n.file.Close() }
+
+// Do runs fn on a thread that is in the namespace. Sockets that fn opens stay there.
+func (n Namespace) Do(fn func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
+			result <- fmt.Errorf("open the own network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			runtime.UnlockOSThread()
+			result <- fmt.Errorf("enter a pod's network namespace: %w", err)
+			return
+		}
+		err = fn()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, fmt.Errorf("leave a pod's network namespace: %w", back))
+		} else {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}

@@ -1,0 +1,158 @@
+package podns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Proto is a transport protocol, in Kubernetes' words.
+type Proto string
+
+// The protocols.
+const (
+	TCP  Proto = "TCP"
+	UDP  Proto = "UDP"
+	SCTP Proto = "SCTP"
+)
+
+// Port is a port with its protocol.
+type Port struct {
+	Proto  Proto  `json:"protocol"`
+	Number uint16 `json:"port"`
+}
+
+func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Proto) }
+
+// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached.
+type Responder struct {
+	ns   Namespace
+	name string
+
+	mu   sync.Mutex
+	open map[Port]io.Closer
+}
+
+// NewResponder gives a responder that listens nowhere yet.
+func NewResponder(ns Namespace, name string) *Responder {
+	return &Responder{ns: ns, name: name, open: map[Port]io.Closer{}}
+}
+
+// Listen makes the responder listen on exactly these ports. It returns those that this machine's kernel has no protocol for.
+func (r *Responder) Listen(ports []Port) (missing []Port, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range slices.Collect(maps.Keys(r.open)) {
+		if !slices.Contains(ports, p) {
+			r.close(p)
+		}
+	}
+	err = r.ns.Do(func() error {
+		for _, p := range ports {
+			if r.open[p] != nil {
+				continue
+			}
+			c, err := r.listen(p)
+			if errors.Is(err, unix.EPROTONOSUPPORT) {
+				missing = append(missing, p)
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("listen on port %s of %s: %w", p, r.name, err)
+			}
+			r.open[p] = c
+		}
+		return nil
+	})
+	return missing, err
+}
+
+// Close stops listening.
+func (r *Responder) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p := range r.open {
+		r.close(p)
+	}
+}
+
+func (r *Responder) close(p Port) {
+	_ = r.open[p].Close() // a listener that is given up has nobody to tell
+	delete(r.open, p)
+}
+
+// listen runs in the namespace.
+func (r *Responder) listen(p Port) (io.Closer, error) {
+	if p.Proto == UDP {
+		conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(p.Number)})
+		if err != nil {
+			return nil, err
+		}
+		go r.answerUDP(conn)
+		return conn, nil
+	}
+	l, err := listenStream(p)
+	if err != nil {
+		return nil, err
+	}
+	go r.answerStream(l)
+	return l, nil
+}
+
+func listenStream(p Port) (net.Listener, error) {
+	if p.Proto == TCP {
+		return net.ListenTCP("tcp", &net.TCPAddr{Port: int(p.Number)})
+	}
+	// The net package does not know SCTP, but a one-to-one SCTP socket is used like one of TCP.
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_SCTP)
+	if err != nil {
+		return nil, err
+	}
+	file := os.NewFile(uintptr(fd), p.String())
+	defer file.Close() // FileListener keeps a duplicate
+	if err := unix.Bind(fd, &unix.SockaddrInet6{Port: int(p.Number)}); err != nil {
+		return nil, os.NewSyscallError("bind", err)
+	}
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		return nil, os.NewSyscallError("listen", err)
+	}
+	return net.FileListener(file)
+}
+
+func (r *Responder) answerStream(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, syscall.ECONNABORTED) {
+			continue
+		}
+		if err != nil {
+			return // closed
+		}
+		go func() {
+			// Whoever asked may be gone; there is nobody else to tell.
+			_, _ = io.WriteString(conn, r.name+"\n")
+			_ = conn.Close()
+		}()
+	}
+}
+
+func (r *Responder) answerUDP(conn *net.UDPConn) {
+	buf := make([]byte, 1)
+	for {
+		_, from, err := conn.ReadFromUDPAddrPort(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			_, _ = conn.WriteToUDPAddrPort([]byte(r.name+"\n"), from) // a lost answer is asked for again
+		}
+	}
+}

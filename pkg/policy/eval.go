@@ -1,0 +1,199 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Verdict is what the policies promise about a packet.
+type Verdict struct {
+	Allowed bool
+	// Why says it in words, and names the policies.
+	Why string
+}
+
+// Eval says what happens to a packet: it passes if both the egress policies at its source and the ingress policies at its
+// destination let it.
+func Eval(c Cluster, p Packet) Verdict {
+	src, dst := c.pod(p.Src), c.pod(p.Dst)
+	switch {
+	case p.Reply:
+		return Verdict{true, "it belongs to a connection that was allowed"}
+	case p.Src == p.Dst || src != nil && src == dst:
+		return Verdict{true, "a pod always reaches itself"}
+	case src != nil && dst == nil && c.isNode(src.Node, p.Dst):
+		return Verdict{true, "a pod always reaches its own node"}
+	case dst != nil && src == nil && c.isNode(dst.Node, p.Src):
+		return Verdict{true, "a node always reaches its own pods"}
+	}
+	out := c.direction(Egress, src, dst, p.Dst, p)
+	if !out.Allowed {
+		return out
+	}
+	in := c.direction(Ingress, dst, src, p.Src, p)
+	if !in.Allowed {
+		return in
+	}
+	return Verdict{true, out.Why + "; " + in.Why}
+}
+
+// direction asks the policies about one end's pod. The peer is the other end: a pod, or nil, with its address.
+func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr, p Packet) Verdict {
+	if subject == nil {
+		return Verdict{true, fmt.Sprintf("%s: not a pod, so no policy is about it", d)}
+	}
+	dst := subject
+	if d == Egress {
+		dst = peer
+	}
+	var isolating []string
+	for _, policy := range c.Policies {
+		if !policy.isAbout(d, *subject) {
+			continue
+		}
+		name := policy.Namespace + "/" + policy.Name
+		isolating = append(isolating, name)
+		for i, rule := range policy.rules(d) {
+			if c.peersMatch(rule.Peers, policy.Namespace, peer, peerAddr) && portsMatch(rule.Ports, dst, p) {
+				return Verdict{true, fmt.Sprintf("%s: allowed by %s, rule %d", d, name, i+1)}
+			}
+		}
+	}
+	who := subject.Namespace + "/" + subject.Name
+	if len(isolating) == 0 {
+		return Verdict{true, fmt.Sprintf("%s: no policy selects %s", d, who)}
+	}
+	return Verdict{false, fmt.Sprintf("%s: %s is isolated by %s, and no rule allows it", d, who, strings.Join(isolating, ", "))}
+}
+
+// isAbout: the policy selects the pod, which is in its namespace, for this direction.
+func (policy Policy) isAbout(d Direction, pod Pod) bool {
+	return policy.Namespace == pod.Namespace && policy.PodSelector.Matches(pod.Labels) && slices.Contains(policy.types(), d)
+}
+
+// types: "If no policyTypes are specified on a NetworkPolicy then by default Ingress will always be set and Egress will be
+// set if the NetworkPolicy has any egress rules."
+func (policy Policy) types() []Direction {
+	if len(policy.Types) > 0 {
+		return policy.Types
+	}
+	if len(policy.Egress) > 0 {
+		return []Direction{Ingress, Egress}
+	}
+	return []Direction{Ingress}
+}
+
+func (policy Policy) rules(d Direction) []Rule {
+	if d == Ingress {
+		return policy.Ingress
+	}
+	return policy.Egress
+}
+
+// peersMatch: "Items in this list are combined using a logical OR operation. If this field is empty or missing, this rule
+// matches all sources [or destinations]."
+func (c Cluster) peersMatch(peers []Peer, namespace string, pod *Pod, addr netip.Addr) bool {
+	if len(peers) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(peers, func(peer Peer) bool { return c.peerMatches(peer, namespace, pod, addr) })
+}
+
+func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.Addr) bool {
+	if peer.IPBlock != nil {
+		return peer.IPBlock.Contains(addr)
+	}
+	if pod == nil {
+		return false // selectors select pods
+	}
+	switch {
+	case peer.PodSelector != nil && peer.NamespaceSelector != nil:
+		return peer.NamespaceSelector.Matches(c.Namespaces[pod.Namespace]) && peer.PodSelector.Matches(pod.Labels)
+	case peer.PodSelector != nil:
+		return pod.Namespace == namespace && peer.PodSelector.Matches(pod.Labels)
+	case peer.NamespaceSelector != nil:
+		return peer.NamespaceSelector.Matches(c.Namespaces[pod.Namespace])
+	}
+	return false // the API refuses a peer that says nothing
+}
+
+// Contains tells whether an address is in the range and in none of its exceptions.
+func (b IPBlock) Contains(addr netip.Addr) bool {
+	inside := func(p netip.Prefix) bool { return p.Contains(addr) }
+	return inside(b.CIDR) && !slices.ContainsFunc(b.Except, inside)
+}
+
+// portsMatch: "If this field is empty or missing, this rule matches all ports (traffic not restricted by port)." dst is the
+// pod that the packet goes to, or nil.
+func portsMatch(ports []Port, dst *Pod, p Packet) bool {
+	if len(ports) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(ports, func(port Port) bool { return portMatches(port, dst, p) })
+}
+
+func portMatches(port Port, dst *Pod, p Packet) bool {
+	protocol := port.Protocol
+	if protocol == "" {
+		protocol = TCP
+	}
+	if p.Protocol != protocol {
+		return false
+	}
+	switch {
+	case port.Name != "":
+		// A name is that of a port of the destination pod; what is no pod has no names.
+		return dst != nil && slices.Contains(dst.Ports, ContainerPort{Name: port.Name, Protocol: protocol, Number: p.Port})
+	case port.Number == 0:
+		return true // all ports of the protocol
+	case port.EndPort != 0:
+		return port.Number <= p.Port && p.Port <= port.EndPort
+	}
+	return p.Port == port.Number
+}
+
+// Matches tells whether labels satisfy everything that the selector asks for.
+func (s Selector) Matches(labels map[string]string) bool {
+	for key, value := range s.MatchLabels {
+		if have, ok := labels[key]; !ok || have != value {
+			return false
+		}
+	}
+	for _, r := range s.MatchExpressions {
+		if !r.matches(labels) {
+			return false
+		}
+	}
+	return true
+}
+
+func (r Requirement) matches(labels map[string]string) bool {
+	value, ok := labels[r.Key]
+	switch r.Operator {
+	case In:
+		return ok && slices.Contains(r.Values, value)
+	case NotIn:
+		return !ok || !slices.Contains(r.Values, value) // a label that is missing has none of the values
+	case Exists:
+		return ok
+	case DoesNotExist:
+		return !ok
+	}
+	return false // the API refuses other operators
+}
+
+// pod finds the pod with this address.
+func (c Cluster) pod(addr netip.Addr) *Pod {
+	for i, pod := range c.Pods {
+		if !pod.HostNetwork && slices.Contains(pod.Addrs, addr) {
+			return &c.Pods[i]
+		}
+	}
+	return nil
+}
+
+func (c Cluster) isNode(node string, addr netip.Addr) bool {
+	return slices.Contains(c.Nodes[node], addr)
+}
