@@ -116,16 +116,38 @@ func (n *node) trace(flow string) (string, error) {
 	return nameTables(strings.TrimSpace(reply.Result)), nil
 }
 
-var tableLine = regexp.MustCompile(`(?m)^( *)(\d+)\. `)
+var (
+	bridgeLine = regexp.MustCompile(`^bridge\("(.*)"\)`)
+	tableLine  = regexp.MustCompile(`^( *)(\d+)\. `)
+	gotoTable  = regexp.MustCompile(`\bgoto_table:(\d+)`)
+)
 
-// nameTables writes the tables' names beside their numbers.
+// nameTables writes the tables' names beside their numbers. The underlay's bridge has no pipeline of ours.
 func nameTables(text string) string {
-	return tableLine.ReplaceAllStringFunc(text, func(line string) string {
-		m := tableLine.FindStringSubmatch(line)
-		id, err := strconv.ParseUint(m[2], 10, 8)
-		if err != nil {
-			return line
+	var out strings.Builder
+	ours := false
+	for line := range strings.Lines(text) {
+		if m := bridgeLine.FindStringSubmatch(line); m != nil {
+			ours = m[1] == model.BridgeName
 		}
-		return fmt.Sprintf("%s%s %s: ", m[1], m[2], flows.TableName(openflow.TableID(id)))
-	})
+		if ours {
+			line = tableLine.ReplaceAllStringFunc(line, func(s string) string {
+				m := tableLine.FindStringSubmatch(s)
+				return m[1] + m[2] + " " + tableName(m[2]) + ": "
+			})
+			line = gotoTable.ReplaceAllStringFunc(line, func(s string) string {
+				return "goto_table:" + tableName(gotoTable.FindStringSubmatch(s)[1])
+			})
+		}
+		out.WriteString(line)
+	}
+	return out.String()
+}
+
+func tableName(number string) string {
+	id, err := strconv.ParseUint(number, 10, 8)
+	if err != nil {
+		return number
+	}
+	return flows.TableName(openflow.TableID(id))
 }

@@ -19,7 +19,12 @@ type document struct {
 	// json is the same document as JSON, and marks say which line its bytes come from.
 	json  []byte
 	marks []mark
+	// open are the anchors that are being written.
+	open map[*yaml.Node]bool
 }
+
+// maxDocument bounds what aliases can blow a document up to.
+const maxDocument = 4 << 20
 
 type mark struct{ offset, line int }
 
@@ -34,7 +39,8 @@ func parse(file string, data []byte) (docs []*document, problems Problems) {
 			continue // nothing but comments
 		}
 		if err != nil {
-			p := Problem{File: file, Text: "not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}
+			// The package leaves the line out when it is the first.
+			p := Problem{File: file, Line: 1, Text: "not YAML: " + strings.TrimPrefix(err.Error(), "yaml: ")}
 			if m := yamlLine.FindStringSubmatch(err.Error()); m != nil {
 				p.Line, _ = strconv.Atoi(m[1]) // the expression takes digits only
 				p.Text = "not YAML: " + strings.TrimPrefix(err.Error(), m[0])
@@ -42,7 +48,7 @@ func parse(file string, data []byte) (docs []*document, problems Problems) {
 			problems = append(problems, p)
 			continue
 		}
-		doc := &document{file: file, root: node.Content[0]}
+		doc := &document{file: file, root: node.Content[0], open: map[*yaml.Node]bool{}}
 		if doc.root.ShortTag() == "!!null" {
 			continue
 		}
@@ -80,8 +86,16 @@ type encodeError struct {
 // encode appends a node as JSON.
 func (d *document) encode(n *yaml.Node) *encodeError {
 	d.marks = append(d.marks, mark{len(d.json), n.Line})
+	if len(d.json) > maxDocument {
+		return &encodeError{n.Line, fmt.Sprintf("the document has more than %d bytes with its aliases", maxDocument)}
+	}
 	switch n.Kind {
 	case yaml.AliasNode:
+		if d.open[n.Alias] {
+			return &encodeError{n.Line, "the alias *" + n.Value + " stands for something that it is a part of"}
+		}
+		d.open[n.Alias] = true
+		defer delete(d.open, n.Alias)
 		return d.encode(n.Alias)
 	case yaml.SequenceNode:
 		d.text("[")
@@ -162,7 +176,7 @@ var step = regexp.MustCompile(`[^.\[\]]+|\[\d+\]`)
 func (d *document) line(path string) int {
 	n, line := d.root, d.root.Line
 	for _, s := range step.FindAllString(path, -1) {
-		for n.Kind == yaml.AliasNode {
+		if n.Kind == yaml.AliasNode {
 			n = n.Alias
 		}
 		next := (*yaml.Node)(nil)
