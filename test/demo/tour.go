@@ -178,7 +178,8 @@ func (t *tour) flows(ctx context.Context, a app) error {
 // readFlows asks the agent of a node for its flows and their counters.
 func (t *tour) readFlows(ctx context.Context, node string) ([]agent.FlowReport, error) {
 	var list []agent.FlowReport
-	return list, t.kube.get(ctx, &list, t.onAgent(node, "weftctl", "flows", "-o", "json")...)
+	err := t.kube.get(ctx, &list, t.onAgent(node, "weftctl", "flows", "-o", "json")...)
+	return list, err
 }
 
 // quiet reads the flows when Open vSwitch has counted what went on before: two readings a revalidation apart are equal.
