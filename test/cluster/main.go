@@ -133,6 +133,7 @@ func upCommand(w *where) *cobra.Command {
 	flags.StringVar(&datapath, "datapath", "netdev", "Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
+	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")
 	flags.BoolVar(&noWeft, "no-weft", false, "leave the cluster without a pod network")
 	return cmd
 }

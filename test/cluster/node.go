@@ -92,7 +92,7 @@ func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, err
 	if n.Sandbox, err = sandbox.Group(plan.Name).Start(n.Name, files); err != nil {
 		return n, err
 	}
-	if err := c.Underlay.Attach(ctx, n.Sandbox, state.NIC); err != nil {
+	if err := attachNIC(ctx, c, n.Sandbox); err != nil {
 		return n, err
 	}
 	if err := makeRouter(ctx, n.Sandbox); err != nil {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // quietInterval is how often a long step says that it is still at work when its output is not a terminal.
@@ -19,8 +21,9 @@ type progress struct {
 }
 
 func newProgress(out *os.File) *progress {
-	info, err := out.Stat()
-	return &progress{out: out, terminal: err == nil && info.Mode()&os.ModeCharDevice != 0, begun: time.Now()}
+	// A character device is not yet a terminal; only one of those has terminal settings.
+	_, err := unix.IoctlGetTermios(int(out.Fd()), unix.TCGETS)
+	return &progress{out: out, terminal: err == nil, begun: time.Now()}
 }
 
 // step runs f and prints its outcome. f may report what it is doing from any goroutine.

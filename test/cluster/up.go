@@ -28,6 +28,7 @@ type upOptions struct {
 	dir      string // absolute
 	install  string // manifest of Weft; empty: a cluster without network
 	image    string // tar with Weft's image; empty: none
+	agnhost  bool   // put Kubernetes' image for tests on every node
 }
 
 // up starts a cluster. When it fails, what has been started stays for inspection; `down` or the next `up` removes it.
@@ -81,10 +82,13 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if err := errors.Join(err, c.Save()); err != nil {
 		return err
 	}
-	if err := p.step("Images", func(func(string)) error { return writeImages(ctx, repo, *c) }); err != nil {
+	if err := p.step("Images", func(func(string)) error { return writeImages(ctx, repo, *c, o.agnhost) }); err != nil {
 		return err
 	}
-	images := []string{paths(c.Dir).image("pause"), paths(c.Dir).image("agnhost")}
+	images := []string{paths(c.Dir).image("pause")}
+	if o.agnhost {
+		images = append(images, paths(c.Dir).image("agnhost"))
+	}
 	if o.image != "" {
 		images = append(images, o.image)
 	}
@@ -153,7 +157,7 @@ func checkUnderlayFree(plan state.Plan) error {
 }
 
 // writeImages makes the images that every node has from the start.
-func writeImages(ctx context.Context, repo string, c state.Cluster) error {
+func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost bool) error {
 	dir := paths(c.Dir)
 	pause, err := testenv.Program(ctx, repo, "./test/cluster/pause", dir.join("bin"))
 	if err != nil {
@@ -161,6 +165,9 @@ func writeImages(ctx context.Context, repo string, c state.Cluster) error {
 	}
 	if err := image.Pause(pause).Write(dir.image("pause")); err != nil {
 		return err
+	}
+	if !withAgnhost {
+		return nil
 	}
 	agnhost, err := image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"))
 	if err != nil {

@@ -8,16 +8,18 @@ import (
 	"github.com/weft-cni/weft/test/cluster/state"
 )
 
-// prepareUplink gives a node its addresses, on the NIC or on the physical bridge, and the NIC the features that its
-// datapath can do with.
+// attachNIC gives a node a NIC with the features that its datapath can do with.
+func attachNIC(ctx context.Context, c state.Cluster, n sandbox.Node) error {
+	if c.Datapath.Offloads() {
+		return c.Underlay.AttachOffloading(n, state.NIC)
+	}
+	return c.Underlay.Attach(ctx, n, state.NIC)
+}
+
+// prepareUplink gives a node its addresses, on the NIC or on the physical bridge.
 func prepareUplink(ctx context.Context, c state.Cluster, n state.Node, index int) error {
 	if c.Datapath.Bridged() {
 		if err := bridgeNIC(ctx, c.Plan, n.Sandbox, index); err != nil {
-			return err
-		}
-	}
-	if c.Datapath.Offloads() {
-		if _, err := n.Sandbox.Run(ctx, "ethtool", "-K", state.NIC, "tx", "on"); err != nil {
 			return err
 		}
 	}

@@ -33,6 +33,7 @@ func poll(ctx context.Context, timeout time.Duration, condition func(context.Con
 	defer cancel()
 	var last error
 	for {
+		asked := time.Now()
 		err := condition(ctx)
 		if err == nil || errors.Is(err, errHopeless) {
 			return err
@@ -44,7 +45,8 @@ func poll(ctx context.Context, timeout time.Duration, condition func(context.Con
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%w (gave up after %s)", last, timeout)
-		case <-time.After(pollInterval):
+		// Where asking is slow, it would otherwise keep the machine from getting on with what is asked about.
+		case <-time.After(max(pollInterval, time.Since(asked))):
 		}
 	}
 }

@@ -57,7 +57,7 @@ type options struct {
 func (o *options) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.DurationVar(&o.timeout, "timeout", 15*time.Minute, "bound on the whole run")
-	flags.StringVar(&o.memory, "memory", "5G", "the guest's memory")
+	flags.StringVar(&o.memory, "memory", "6G", "the guest's memory")
 	flags.IntVar(&o.cpus, "cpus", 2, "the guest's processors")
 	flags.StringVar(&o.results, "results", "", "directory that the guest may write to, as /guest/results; without it, a temporary one")
 	flags.StringArrayVar(&o.env, "env", nil, "NAME=VALUE for the command's environment")
