@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 
@@ -104,6 +105,17 @@ func TestTyped(t *testing.T) {
 	got := typed([]string{"-n", "demo", "exec", "client", "--", "curl", "http://[fd44::2]:8080/", "it's"})
 	if want := `kubectl -n demo exec client -- curl 'http://[fd44::2]:8080/' 'it'\''s'`; got != want {
 		t.Errorf("typed = %s, want %s", got, want)
+	}
+}
+
+func TestACharacterDeviceIsNotATerminal(t *testing.T) {
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if newPrinter(null).terminal {
+		t.Errorf("%s passes for a terminal", os.DevNull)
 	}
 }
 

@@ -5,6 +5,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -21,9 +23,9 @@ type printer struct {
 }
 
 func newPrinter(out *os.File) *printer {
-	info, err := out.Stat()
-	terminal := err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == ""
-	return &printer{out: out, terminal: terminal}
+	// A character device is not yet a terminal; only one of those has terminal settings.
+	_, err := unix.IoctlGetTermios(int(out.Fd()), unix.TCGETS)
+	return &printer{out: out, terminal: err == nil && os.Getenv("NO_COLOR") == ""}
 }
 
 func (p *printer) paint(colour, text string) string {
