@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -157,10 +158,20 @@ func labExecCommand(name *string) *cobra.Command {
 		Example: "  weftctl lab exec shop/frontend-0 -- ip addr\n" +
 			"  weftctl lab exec node/node1 -- weftctl flows",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return lab.Exec(cmd.Context(), *name, args[0], args[1:])
+			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				return exitCode(max(exit.ExitCode(), 1)) // -1 when a signal ended it
+			}
+			return err
 		},
 	}
 }
+
+// exitCode ends weftctl the way the command that it ran ended, which has said why.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
 func labStatusCommand(c *client, name *string) *cobra.Command {
 	return &cobra.Command{

@@ -2,7 +2,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -31,14 +30,7 @@ func Exec(ctx context.Context, name, where string, args []string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	if err := cmd.Run(); err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			return err
-		}
-		return fmt.Errorf("run %s in %s: %w", args[0], where, err)
-	}
-	return nil
+	return cmd.Run()
 }
 
 // enter is the command prefix that leads to a pod or a node.
