@@ -109,6 +109,10 @@ func showDrops(w io.Writer, drops []agent.DropReport) {
 		return
 	}
 	fmt.Fprint(w, "\nDROPPED BECAUSE\tPACKETS\tBYTES\n")
+	drops = slices.DeleteFunc(slices.Clone(drops), func(d agent.DropReport) bool { return d.Packets == 0 })
+	if len(drops) == 0 {
+		fmt.Fprint(w, "-\t0\t0\n")
+	}
 	for _, d := range drops {
 		fmt.Fprintf(w, "%s\t%d\t%d\n", d.Reason, d.Packets, d.Bytes)
 	}

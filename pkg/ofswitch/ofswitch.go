@@ -28,8 +28,7 @@ const protocol = "OpenFlow15"
 // Switch is one bridge.
 type Switch struct {
 	target string
-	spare  *exec.Cmd      // of Apply's goroutine
-	input  io.WriteCloser // its standard input
+	spare  *waiting // of Apply's goroutine
 }
 
 // New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.

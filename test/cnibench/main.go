@@ -99,7 +99,7 @@ func run(ctx context.Context, rounds, pods int, datapath string) (err error) {
 			if err != nil {
 				return err
 			}
-			defer func() { err = errors.Join(err, p.end()) }()
+			defer func() { err = errors.Join(err, p.end()) }() //nolint:gocritic // they stand until the measurement ends
 		}
 		c.reset()
 	}

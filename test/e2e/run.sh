@@ -17,6 +17,7 @@ mkdir -p bin
 go build -o bin/cluster ./test/cluster
 go test -c -tags e2e -o bin/e2e.test ./test/e2e
 go test -c -tags e2e -o bin/deploy.test ./deploy
+go test -c -tags e2e -o bin/demo.test ./test/demo
 
 clean() {
 	bin/cluster down --dir "$DIR" --name "$NAME" >/dev/null
@@ -29,7 +30,10 @@ run() { # FAMILY/TUNNEL [TESTS]
 	echo "=== $family over $tunnel"
 	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
 	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.run "${2:-.}")
-	[ $# -gt 1 ] || (cd deploy && WEFT_KUBECONFIG=$DIR/kubeconfig ../bin/deploy.test -test.v -test.timeout 5m)
+	if [ $# -eq 1 ]; then
+		(cd deploy && WEFT_KUBECONFIG=$DIR/kubeconfig ../bin/deploy.test -test.v -test.timeout 5m)
+		(cd test/demo && WEFT_CLUSTER_DIR=$DIR ../../bin/demo.test -test.v -test.timeout 5m)
+	fi
 	bin/cluster down --dir "$DIR" --name "$NAME"
 }
 
