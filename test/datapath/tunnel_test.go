@@ -1,0 +1,125 @@
+//go:build integration
+
+package datapath
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/e2e/probe/wire"
+)
+
+var tunnelPorts = map[model.TunnelType]string{model.Geneve: model.GenevePortName, model.VXLAN: model.VXLANPortName}
+
+// The tunnel type changes on nodes that run, one after the other, and changes back: not one ping is lost, and packets leave
+// through the type that is configured.
+func TestTunnelChange(t *testing.T) {
+	m := up(t, lab.IPv4, model.Geneve)
+	var pings []*session
+	for _, pair := range [][2]string{{"a-node1", "a-node2"}, {"b-node2", "b-node3"}, {"a-node3", "b-node1"}} {
+		pings = append(pings, m.start(t, pair[0], "ping", "--interval=20ms", m.pods[pair[1]].IPs[0].String()))
+	}
+	m.wantSentThrough(t, model.Geneve, model.VXLAN)
+	for _, to := range []model.TunnelType{model.VXLAN, model.Geneve} {
+		from := model.Geneve
+		if to == model.Geneve {
+			from = model.VXLAN
+		}
+		for _, n := range m.nodes {
+			m.configure(t, n, "tunnelType", string(to))
+		}
+		for name := range m.nodes {
+			labtest.Eventually(t, 30*time.Second, func() error {
+				if got := m.report(t, name).Tunnel; got != to {
+					return fmt.Errorf("%s still sends %s", name, got)
+				}
+				return nil
+			})
+		}
+		m.wantSentThrough(t, to, from)
+	}
+	for _, p := range pings {
+		var reply wire.SteadyReply
+		p.stop(t, &reply)
+		s := reply.Series[0]
+		if s.Sent < 100 || s.Received != s.Sent || s.SendErrors > 0 {
+			t.Errorf("ping to %s: %d of %d answered, lost %v, %d send errors (%s)", s.Addr, s.Received, s.Sent, s.Lost, s.SendErrors, s.FirstError)
+		}
+		t.Logf("ping to %s: %d sent, none lost, longest gap %s", s.Addr, s.Sent, s.LongestGap.Round(time.Millisecond))
+	}
+}
+
+// configure changes a setting of a node's agent, in its configuration file.
+func (m mesh) configure(t *testing.T, n lab.NodeStatus, key, value string) {
+	t.Helper()
+	path := filepath.Join(n.Files, "run/weft/config.yaml")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^` + key + `:.*\n`)
+	text := line.ReplaceAllString(string(b), "") + key + ": " + value + "\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+var transmitted = regexp.MustCompile(`tx pkts=(\d+)`)
+
+// sent counts the packets that left through a tunnel port.
+func (m mesh) sent(t *testing.T, node string, tunnel model.TunnelType) int {
+	t.Helper()
+	out := m.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-ports", model.BridgeName, tunnelPorts[tunnel])
+	match := transmitted.FindStringSubmatch(strings.ReplaceAll(out, "\n", " "))
+	if match == nil {
+		t.Fatalf("ovs-ofctl dump-ports says %q", out)
+	}
+	n, err := strconv.Atoi(match[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// wantSentThrough waits until every node sends through one tunnel and not through the other. The switch renews its counters
+// about once a second, so what it counts may be older: a window in which nothing came is what is waited for.
+func (m mesh) wantSentThrough(t *testing.T, used, unused model.TunnelType) {
+	t.Helper()
+	const window = 2 * time.Second
+	for name := range m.nodes {
+		labtest.Eventually(t, 30*time.Second, func() error {
+			u, o := m.sent(t, name, used), m.sent(t, name, unused)
+			time.Sleep(window) // the measurement's length
+			du, do := m.sent(t, name, used)-u, m.sent(t, name, unused)-o
+			if du < 20 || do != 0 {
+				return fmt.Errorf("%s sent %d packets through %s and %d through %s within %s, want at least 20 and none", name, du, used, do, unused, window)
+			}
+			return nil
+		})
+	}
+}
+
+// The MTU of the underlay changes, and with it that of the node's gateway and of new pods.
+func TestMTUFollowsConfiguration(t *testing.T) {
+	m := up(t, lab.IPv4, model.VXLAN)
+	for _, n := range m.nodes {
+		m.configure(t, n, "mtu", "1300")
+	}
+	for name := range m.nodes {
+		labtest.Eventually(t, 30*time.Second, func() error {
+			if got := m.Run("node/"+name, "cat", "/sys/class/net/"+model.GatewayName+"/mtu"); got != "1300" {
+				return fmt.Errorf("the gateway of %s has the MTU %s, want 1300", name, got)
+			}
+			return nil
+		})
+	}
+}
