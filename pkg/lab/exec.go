@@ -19,14 +19,14 @@ func Exec(ctx context.Context, name, where string, args []string) error {
 	if err != nil {
 		return err
 	}
-	prefix, err := s.enter(where)
+	argv, err := s.enter(where)
 	if err != nil {
 		return err
 	}
+	argv = append(argv, args...)
 	// Ctrl-C is for the command, which is in the same terminal; this program waits for what it makes of it.
 	signal.Ignore(os.Interrupt)
 	defer signal.Reset(os.Interrupt)
-	argv := append(prefix, args...)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

@@ -24,7 +24,7 @@ import (
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 )
 
-func deployment(name string, replicas int, port int) string {
+func deployment(name string, replicas, port int) string {
 	return fmt.Sprintf(`---
 apiVersion: apps/v1
 kind: Deployment

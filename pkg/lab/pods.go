@@ -140,7 +140,7 @@ func (p *pod) start() (err error) {
 			err = errors.Join(fmt.Errorf("start pod %s: %w", p.key, err), p.ns.Close())
 		}
 	}()
-	if err = p.call("ADD"); err != nil {
+	if err := p.call("ADD"); err != nil {
 		return err
 	}
 	p.responder = podns.NewResponder(p.ns, p.key)

@@ -193,7 +193,7 @@ func serviceTargets(s *corev1.Service, pods []*pod) ([]Target, error) {
 	for _, text := range s.Spec.ClusterIPs {
 		ip, err := netip.ParseAddr(text)
 		if err != nil {
-			return nil, fmt.Errorf("Service %s/%s: %w", s.Namespace, s.Name, err)
+			return nil, fmt.Errorf("address of Service %s/%s: %w", s.Namespace, s.Name, err)
 		}
 		for _, port := range s.Spec.Ports {
 			t := Target{Kind: "service", Name: s.Namespace + "/" + s.Name, Addr: ip, Port: podns.Port{Proto: protocolOf(port.Protocol), Number: uint16(port.Port)}}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -46,12 +47,15 @@ type mesh struct {
 	pods  map[string]lab.PodStatus
 	nodes map[string]lab.NodeStatus
 	mtu   int
+	// manifests is the file that the lab follows.
+	manifests string
 }
 
 func up(t *testing.T, family lab.Family, tunnel model.TunnelType) mesh {
 	t.Helper()
-	l := labtest.Up(t, "path", "-f", labtest.Write(t, map[string]string{"mesh.yaml": manifests()}), "--nodes=3", "--ip-family="+string(family), "--tunnel="+string(tunnel))
-	m := mesh{Lab: l, pods: map[string]lab.PodStatus{}, nodes: map[string]lab.NodeStatus{}}
+	file := filepath.Join(labtest.Write(t, map[string]string{"mesh.yaml": manifests()}), "mesh.yaml")
+	l := labtest.Up(t, "path", "-f", file, "--nodes=3", "--ip-family="+string(family), "--tunnel="+string(tunnel))
+	m := mesh{Lab: l, pods: map[string]lab.PodStatus{}, nodes: map[string]lab.NodeStatus{}, manifests: file}
 	s := l.Status()
 	for _, p := range s.Pods {
 		m.pods[p.Name] = p

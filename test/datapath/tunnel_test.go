@@ -108,7 +108,7 @@ func (m mesh) wantSentThrough(t *testing.T, used, unused model.TunnelType) {
 	}
 }
 
-// The MTU of the underlay changes, and with it that of the node's gateway and of new pods.
+// A change of the configured MTU reaches the nodes' gateways and new pods.
 func TestMTUFollowsConfiguration(t *testing.T) {
 	m := up(t, lab.IPv4, model.VXLAN)
 	for _, n := range m.nodes {
@@ -120,6 +120,19 @@ func TestMTUFollowsConfiguration(t *testing.T) {
 				return fmt.Errorf("the gateway of %s has the MTU %s, want 1300", name, got)
 			}
 			return nil
+		})
+	}
+	text := strings.ReplaceAll(manifests(), "metadata: {name: b}", "metadata: {name: new}") // other pods for those of b
+	if err := os.WriteFile(m.manifests, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name := range m.nodes {
+		labtest.Eventually(t, 30*time.Second, func() error {
+			out, err := labtest.Run(m.Exec("new-"+name, "cat", "/sys/class/net/eth0/mtu"))
+			if got := strings.TrimSpace(out); err == nil && got != "1300" {
+				t.Errorf("the new pod on %s has the MTU %s, want 1300", name, got)
+			}
+			return err
 		})
 	}
 }

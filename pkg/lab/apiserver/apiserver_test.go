@@ -38,7 +38,7 @@ func serve(t *testing.T) (*apiserver.Store, kubernetes.Interface) {
 	return store, client
 }
 
-func node(name string, cidr string) *corev1.Node {
+func node(name, cidr string) *corev1.Node {
 	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{cidr}}}
 }
 

@@ -223,17 +223,23 @@ func (l *loader) policyRule(p place, ports []networkingv1.NetworkPolicyPort, lis
 		case port.Port != nil:
 			l.portNumber(at.at("port"), port.Port.IntVal)
 		}
-		if port.EndPort == nil {
-			continue
-		}
-		if port.Port == nil || port.Port.Type == intstr.String {
-			l.wrong(at.at("endPort"), "needs a port that is a number")
-		} else if l.portNumber(at.at("endPort"), *port.EndPort); *port.EndPort < port.Port.IntVal {
-			l.wrong(at.at("endPort"), "%d is less than the port %d", *port.EndPort, port.Port.IntVal)
+		if port.EndPort != nil {
+			l.endPort(at.at("endPort"), port.Port, *port.EndPort)
 		}
 	}
 	for i, peer := range peers {
 		l.policyPeer(p.at("%s[%d]", list, i), peer)
+	}
+}
+
+func (l *loader) endPort(p place, port *intstr.IntOrString, end int32) {
+	if port == nil || port.Type == intstr.String {
+		l.wrong(p, "needs a port that is a number")
+		return
+	}
+	l.portNumber(p, end)
+	if end < port.IntVal {
+		l.wrong(p, "%d is less than the port %d", end, port.IntVal)
 	}
 }
 

@@ -20,36 +20,22 @@ type Namespace struct{ file *os.File }
 
 // New makes a namespace with its loopback up.
 func New() (Namespace, error) {
-	type result struct {
-		file *os.File
-		err  error
+	var file *os.File
+	unshare := func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }
+	if err := onThread(unshare, func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("find lo: %w", err)
+		}
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("set lo up: %w", err)
+		}
+		file, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	}); err != nil {
+		return Namespace{}, fmt.Errorf("make a network namespace: %w", err)
 	}
-	made := make(chan result, 1)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, and nobody else gets one that is in a pod's namespace.
-		runtime.LockOSThread()
-		file, err := makeHere()
-		made <- result{file, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		return Namespace{}, fmt.Errorf("make a network namespace: %w", r.err)
-	}
-	return Namespace{r.file}, nil
-}
-
-func makeHere() (*os.File, error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, os.NewSyscallError("unshare", err)
-	}
-	lo, err := netlink.LinkByName("lo")
-	if err != nil {
-		return nil, fmt.Errorf("find lo: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return nil, fmt.Errorf("set lo up: %w", err)
-	}
-	return os.Open("/proc/thread-self/ns/net")
+	return Namespace{file}, nil
 }
 
 // Open opens the namespace at a path, for example that of a process: /proc/1/ns/net.
@@ -72,6 +58,13 @@ func (n Namespace) Close() error { return n.file.Close() }
 
 // Do runs fn on a thread that is in the namespace. Sockets that fn opens stay there.
 func (n Namespace) Do(fn func() error) error {
+	enter := func() error { return os.NewSyscallError("setns", unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET)) }
+	return onThread(enter, fn)
+}
+
+// onThread runs fn on a thread that enter has brought into another network namespace, and brings the thread back. One that
+// cannot be brought back stays locked to its goroutine and ends with it, so that no other goroutine gets it.
+func onThread(enter, fn func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -82,14 +75,14 @@ func (n Namespace) Do(fn func() error) error {
 			return
 		}
 		defer home.Close()
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := enter(); err != nil {
 			runtime.UnlockOSThread()
-			result <- fmt.Errorf("enter a pod's network namespace: %w", err)
+			result <- fmt.Errorf("enter another network namespace: %w", err)
 			return
 		}
 		err = fn()
 		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-			err = errors.Join(err, fmt.Errorf("leave a pod's network namespace: %w", back))
+			err = errors.Join(err, fmt.Errorf("return to the own network namespace: %w", back))
 		} else {
 			runtime.UnlockOSThread()
 		}
