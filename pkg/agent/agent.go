@@ -117,6 +117,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	nft, err := host.NFTables()
 	if err != nil {
 		return err

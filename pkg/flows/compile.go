@@ -62,7 +62,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
 	b := &builder{owner: o, cookie: Cookie(o)}
 	switch o.Kind {
 	case model.KindPipeline:
-		b.pipeline()
+		b.pipeline(s.KernelDatapath)
 	case model.KindSelf:
 		b.self(s.Self)
 	case model.KindNode:
@@ -71,7 +71,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
 		}
 	case model.KindPod:
 		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
-			b.pod(a)
+			b.pod(a, s.KernelDatapath)
 		}
 	}
 	if b.err != nil {
@@ -142,6 +142,12 @@ func arpSourceMAC(m model.MAC) ovs.Match  { return ovs.ARPSourceHardwareAddress(
 func solicitSourceMAC(m model.MAC) ovs.Match {
 	return ovs.NeighborDiscoverySourceLinkLayer(m.Hardware())
 }
+func target(p netip.Prefix) ovs.Match {
+	if p.IsSingleIP() {
+		return ovs.NeighborDiscoveryTarget(p.Addr().String())
+	}
+	return ovs.NeighborDiscoveryTarget(p.String())
+}
 func matches(m ...ovs.Match) []ovs.Match { return m }
 func icmp6(typ uint8) []ovs.Match        { return matches(ovs.ICMPType(typ), ovs.ICMPCode(0)) }
 func also(a []ovs.Match, b ...ovs.Match) []ovs.Match {
@@ -149,7 +155,7 @@ func also(a []ovs.Match, b ...ovs.Match) []ovs.Match {
 }
 
 // pipeline gives what every node has.
-func (b *builder) pipeline() {
+func (b *builder) pipeline(kernelDatapath bool) {
 	for _, port := range []uint32{model.PortGeneve, model.PortVXLAN} {
 		b.add(in{Classifier, prioNormal, "", matches(inPort(port))}, Origin.Set(OriginTunnel), openflow.Goto(SpoofGuard))
 	}
@@ -173,15 +179,11 @@ func (b *builder) pipeline() {
 		ovs.Move("NXM_NX_ARP_SHA[]", "NXM_NX_ARP_THA[]"), ovs.SetField(router.String(), "arp_sha"),
 		ovs.Move("NXM_OF_ARP_TPA[]", "NXM_NX_REG2[]"), ovs.Move("NXM_OF_ARP_SPA[]", "NXM_OF_ARP_TPA[]"), ovs.Move("NXM_NX_REG2[]", "NXM_OF_ARP_SPA[]"),
 		openflow.InPort())
-	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborSolicit)},
-		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
-		ovs.SetField("136", "icmpv6_type"), openflow.Goto(NDAdvertise))
-	b.add(in{NDAdvertise, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborAdvert)},
-		ovs.Move("NXM_NX_IPV6_SRC[]", "NXM_NX_IPV6_DST[]"), ovs.Move("NXM_NX_ND_TARGET[]", "NXM_NX_IPV6_SRC[]"),
-		ovs.SetField("2", "nd_options_type"), // the option that held the asker's address now holds the target's
-		ovs.SetField(router.String(), "nd_tll"),
-		ovs.SetField("3758096384", "nd_reserved"), // the flags router, solicited and override
-		openflow.InPort())
+	if kernelDatapath {
+		b.askBack(router, gateway)
+	} else {
+		b.advertise(router)
+	}
 
 	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
 	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Forwarding))
@@ -202,6 +204,31 @@ func (b *builder) pipeline() {
 	b.drop(NoRoute, in{Forwarding, prioMiss, "", nil})
 
 	b.add(in{Output, prioNormal, "", nil}, OutPort.Output())
+}
+
+// advertise turns a neighbour solicitation into the advertisement that answers it.
+func (b *builder) advertise(router model.MAC) {
+	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborSolicit)},
+		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
+		ovs.SetField("136", "icmpv6_type"), openflow.Goto(NDAdvertise))
+	b.add(in{NDAdvertise, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborAdvert)},
+		ovs.Move("NXM_NX_IPV6_SRC[]", "NXM_NX_IPV6_DST[]"), ovs.Move("NXM_NX_ND_TARGET[]", "NXM_NX_IPV6_SRC[]"),
+		ovs.SetField("2", "nd_options_type"), // the option that held the asker's address now holds the target's
+		ovs.SetField(router.String(), "nd_tll"),
+		ovs.SetField("3758096384", "nd_reserved"), // the flags router, solicited and override
+		openflow.InPort())
+}
+
+// askBack answers a neighbour solicitation with one that goes the other way: whoever is asked learns from the question where
+// the asker is (RFC 4861, 7.2.3). With the kernel's datapath there can be no advertisement, because OVS refuses flows that
+// write its option's type or its flags. The gateway's answer to our question is dropped; a pod's is in pod.
+func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
+	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborSolicit)},
+		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
+		ovs.Move("NXM_NX_IPV6_SRC[]", "NXM_NX_IPV6_DST[]"), ovs.Move("NXM_NX_ND_TARGET[]", "NXM_NX_IPV6_SRC[]"),
+		ovs.Move("NXM_NX_IPV6_DST[]", "NXM_NX_ND_TARGET[]"), ovs.SetField(router.String(), "nd_sll"),
+		openflow.InPort())
+	b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), gateway)}, ovs.Drop())
 }
 
 func toGateway() []ovs.Action {
@@ -252,7 +279,7 @@ func Reachable(n, self model.Node) error {
 }
 
 // pod gives the flows of one pod interface: who it may be, and where its addresses are.
-func (b *builder) pod(a model.Attachment) {
+func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 	port, mac := inPort(a.OFPort), sourceMAC(a.MAC)
 	b.add(in{Classifier, prioNormal, "", matches(port)}, Origin.Set(OriginPod), openflow.Goto(ARPND))
 
@@ -267,6 +294,10 @@ func (b *builder) pod(a model.Attachment) {
 			for _, from := range []netip.Prefix{host, linkLocal} {
 				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from), solicitSourceMAC(a.MAC))},
 					openflow.Goto(ARPNDReply))
+				if kernelDatapath {
+					// The true answer to what askBack has asked; it is no mistake, so it is not counted as one.
+					b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), port, mac, openflow.Source(from), target(from))}, ovs.Drop())
+				}
 			}
 		}
 		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Forwarding))

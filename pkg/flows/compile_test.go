@@ -24,12 +24,13 @@ var update = flag.Bool("update", false, "write the flows that were compiled into
 type view struct {
 	Self   model.Node         `json:"self"`
 	Tunnel model.TunnelType   `json:"tunnel"`
+	Kernel bool               `json:"kernelDatapath"`
 	Nodes  []model.Node       `json:"nodes"`
 	Pods   []model.Attachment `json:"pods"`
 }
 
 func (v view) snapshot() *model.Snapshot {
-	s := &model.Snapshot{Self: v.Self, Tunnel: v.Tunnel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: v.Self, Tunnel: v.Tunnel, KernelDatapath: v.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, n := range v.Nodes {
 		s.Nodes[n.Name] = n
 	}

@@ -59,6 +59,8 @@ type docWriter struct {
 	bytes.Buffer
 	t     *testing.T
 	flows []flows.Flow // the example's, in a reader's order
+	// kernel are those that the example has only with the kernel's datapath, or has differently.
+	kernel []flows.Flow
 }
 
 func (d *docWriter) line(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
@@ -91,22 +93,36 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
 
 func document(t *testing.T) []byte {
 	t.Helper()
-	desired, err := flows.Compile(&model.Snapshot{
+	example := model.Snapshot{
 		Self: exampleSelf, Tunnel: model.Geneve,
 		Nodes:       map[string]model.Node{exampleNode.Name: exampleNode},
 		Attachments: map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
-	})
+	}
+	desired, err := flows.Compile(&example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	example.KernelDatapath = true
+	inKernel, err := flows.Compile(&example)
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := &docWriter{t: t}
+	for key, f := range inKernel {
+		if desired[key] != f {
+			d.kernel = append(d.kernel, f)
+		}
+	}
 	for _, f := range desired {
 		d.flows = append(d.flows, f)
 	}
-	slices.SortFunc(d.flows, func(a, b flows.Flow) int { return a.Key.Compare(b.Key) })
+	for _, list := range [][]flows.Flow{d.flows, d.kernel} {
+		slices.SortFunc(list, func(a, b flows.Flow) int { return a.Key.Compare(b.Key) })
+	}
 
 	d.WriteString(strings.ReplaceAll(docPreamble, "''", "`"))
 	d.tables()
+	d.kernelDatapath()
 	d.example()
 	d.registers()
 	d.portsAndAddresses()
@@ -144,6 +160,19 @@ func (d *docWriter) example() {
 	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0], exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
 	d.line("\nIPv6 addresses have flows like these, with neighbour solicitations in place of ARP requests.")
+}
+
+// kernelDatapath gives the flows that differ with the datapath.
+func (d *docWriter) kernelDatapath() {
+	d.line("\n## With the kernel's datapath")
+	d.line("Everything above is with `datapath: netdev`. With `system`, OVS refuses flows that write an advertisement's flags. There a neighbour")
+	d.line("solicitation is answered by one that goes the other way: who is asked learns from the question where the asker is (RFC 4861, 7.2.3).")
+	d.line("The asker's answer to that is dropped. These flows take the place of those with `NDAdvertise`, and an IPv6 pod has one more")
+	d.line("for each address that it answers with:\n")
+	everything := *d
+	everything.flows, everything.Buffer = d.kernel, bytes.Buffer{}
+	everything.block(func(flows.Flow) bool { return true }, true)
+	d.Write(everything.Bytes())
 }
 
 // block lists flows, one a line: table, priority, match, actions, and the reason where they drop.

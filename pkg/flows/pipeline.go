@@ -61,19 +61,19 @@ var Pipeline = []Table{
 	{
 		ID: ARPND, Name: "ARPND",
 		Doc: "Address resolution, before anything else: a question from a pod or the gateway must carry the asker's own " +
-			"addresses, then it is answered in the next tables. Answers and advertisements that pods send are dropped: " +
-			"the switch never asks.",
-		Match:   []string{"arp", "icmp6", "in_port", "dl_src", "arp_op", "arp_spa", "arp_tpa", "arp_sha", "icmp_type", "icmp_code", "ipv6_src", "nd_sll"},
+			"addresses, then it is answered in the next tables. Answers and advertisements that pods send are dropped.",
+		Match:   []string{"arp", "icmp6", "in_port", "dl_src", "arp_op", "arp_spa", "arp_tpa", "arp_sha", "icmp_type", "icmp_code", "ipv6_src", "nd_target", "nd_sll"},
 		Actions: []string{"goto_table"},
 		Next:    []openflow.TableID{ARPNDReply, SpoofGuard},
 	},
 	{
 		ID: ARPNDReply, Name: "ARPNDReply",
-		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router MAC. " +
-			"Nothing is flooded, so nobody else ever sees the question.",
+		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router MAC; " +
+			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so nobody else ever sees the question.",
 		Match: []string{"arp", "icmp6", "arp_op", "icmp_type", "icmp_code"},
 		Actions: []string{"move->NXM_OF_ETH_DST[]", "set_field->eth_src", "set_field->arp_op", "move->NXM_NX_ARP_THA[]", "set_field->arp_sha",
-			"move->NXM_NX_REG2[]", "move->NXM_OF_ARP_TPA[]", "move->NXM_OF_ARP_SPA[]", "set_field->icmpv6_type", "IN_PORT", "goto_table"},
+			"move->NXM_NX_REG2[]", "move->NXM_OF_ARP_TPA[]", "move->NXM_OF_ARP_SPA[]", "set_field->icmpv6_type",
+			"move->NXM_NX_IPV6_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_ND_TARGET[]", "set_field->nd_sll", "IN_PORT", "goto_table"},
 		Next: []openflow.TableID{NDAdvertise},
 	},
 	{

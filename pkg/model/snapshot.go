@@ -10,6 +10,8 @@ type Snapshot struct {
 	Self Node
 	// Tunnel is the encapsulation that this node sends with.
 	Tunnel TunnelType
+	// KernelDatapath says that the switch forwards in the kernel, which has no word for a neighbour advertisement's flags.
+	KernelDatapath bool
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
 	// Attachments are this node's pod interfaces.

@@ -90,6 +90,7 @@ func TestCanonicalText(t *testing.T) {
 		if self6 {
 			s.Self.Addrs = s.Self.Addrs[1:]
 			s.Tunnel = model.VXLAN
+			s.KernelDatapath = true
 		}
 		desired, err := flows.Compile(s)
 		if err != nil {

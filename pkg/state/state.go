@@ -119,6 +119,21 @@ func (c SetTunnel) apply(s *Store) bool {
 	return true
 }
 
+// SetKernelDatapath says whether the switch forwards in the kernel.
+type SetKernelDatapath struct{ Kernel bool }
+
+func (c SetKernelDatapath) apply(s *Store) bool {
+	if s.next.KernelDatapath == c.Kernel {
+		return false
+	}
+	s.next.KernelDatapath = c.Kernel
+	s.touched[model.PipelineOwner] = true
+	for _, a := range s.next.Attachments {
+		s.touched[model.PodOwner(a)] = true
+	}
+	return true
+}
+
 // SetAttachment says that a pod interface exists.
 type SetAttachment struct{ Attachment model.Attachment }
 
