@@ -50,6 +50,17 @@ func command() *cobra.Command {
 			},
 		},
 		&cobra.Command{
+			Use: "components", Short: "Build the Kubernetes programs and etcd, if that has not been done", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				repo, err := repository(cmd.Context())
+				if err != nil {
+					return err
+				}
+				_, err = ensureComponents(cmd.Context(), newProgress(os.Stdout), repo)
+				return err
+			},
+		},
+		&cobra.Command{
 			Use: "deps", Short: "Install the Debian packages that a cluster needs", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return installPackages(cmd.Context(), newProgress(os.Stdout))

@@ -41,7 +41,7 @@ func (s exitStatus) Error() string { return "exit status " + strconv.Itoa(int(s)
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "kernel", Short: "Weft on a kernel with Open vSwitch", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(runCommand())
+	root.AddCommand(runCommand(), testCommand(), insideCommand())
 	return root
 }
 
