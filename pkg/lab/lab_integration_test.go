@@ -383,3 +383,31 @@ func TestExec(t *testing.T) {
 		}
 	}
 }
+
+// The examples do what README says: the shop's packets do what is promised, and its policies promise what they say.
+func TestExamples(t *testing.T) {
+	const shop, policies = "../../examples/shop", "../../examples/shop-policies"
+	labtest.Up(t, "shop", "-f", shop)
+	out, err := labtest.Run(labtest.Weftctl(t, "probe", "--name=shop"))
+	if err != nil || !strings.Contains(out, "35 as promised") {
+		t.Errorf("probe of the shop: %v\n%s", err, out)
+	}
+	labtest.Down(t, "shop")
+	l := labtest.Up(t, "shop", "-f", shop, "-f", policies)
+	r := l.Probe()
+	for _, p := range r.Probes {
+		target := r.Targets[p.To]
+		if target.Kind != "pod" || p.From == target.Name {
+			continue
+		}
+		from, to := strings.Split(p.From, "-")[0], strings.Split(target.Name, "-")[0]
+		want := lab.Deny
+		switch {
+		case to == "shop/frontend", from == "shop/frontend" && to == "shop/backend" && target.Proto == podns.TCP, from == "shop/backend" && to == "shop/database":
+			want = lab.Allow
+		}
+		if p.Promise != want {
+			t.Errorf("%s to %s: promised %s (%s), want %s", p.From, target, p.Promise, p.Why, want)
+		}
+	}
+}

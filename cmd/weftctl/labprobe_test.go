@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/pkg/lab/podns"
+)
+
+func matrix() lab.Report {
+	target := func(kind, name string, proto podns.Proto, port uint16, addr string) lab.Target {
+		return lab.Target{Kind: kind, Name: name, Addr: netip.MustParseAddr(addr), Port: podns.Port{Proto: proto, Number: port}}
+	}
+	return lab.Report{
+		Lab: "lab", Seconds: 0.25, From: []string{"shop/a-0", "shop/b-0"},
+		Targets: []lab.Target{target("pod", "shop/a-0", podns.TCP, 80, "10.244.0.2"), target("pod", "shop/b-0", podns.SCTP, 5432, "10.244.0.3"), target("service", "shop/a", podns.TCP, 80, "10.96.0.10")},
+		Probes: []lab.Probe{
+			{From: "shop/a-0", To: 0, Promise: lab.Allow, State: lab.AsPromised, Outcome: podns.Answered, Reached: "shop/a-0"},
+			{From: "shop/a-0", To: 1, Promise: lab.Allow, State: lab.NoProtocol},
+			{From: "shop/a-0", To: 2, Promise: lab.Either, State: lab.NotProgrammed},
+			{From: "shop/b-0", To: 0, Promise: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0", Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
+			{From: "shop/b-0", To: 1, Promise: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer", Why: "Ingress: no policy"},
+			{From: "shop/b-0", To: 2, Promise: lab.Deny, State: lab.AsPromised, Outcome: podns.Refused, Detail: "connection refused"},
+		},
+		Counts: map[lab.State]int{lab.AsPromised: 2, lab.Differs: 2, lab.NotProgrammed: 1, lab.NoProtocol: 1},
+	}
+}
+
+func TestMatrix(t *testing.T) {
+	var out bytes.Buffer
+	if err := showMatrix(&out, matrix()); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, out.String(), `
+   1  pod shop/a-0 80/TCP     10.244.0.2
+   2  pod shop/b-0 5432/SCTP  10.244.0.3
+   3  service shop/a 80/TCP   10.96.0.10
+
+FROM \ TO   1   2   3
+shop/a-0   ✓✓  ✓k  ?s
+shop/b-0   ✗✓  ✓✗  ✗✗
+
+First what the policies promise, then what packets did: ✓ reached, ✗ not reached, ? depends on the endpoint, s Services are not served yet, k this kernel has no such protocol.
+
+shop/b-0 to pod shop/a-0 80/TCP: promised deny, answered by shop/a-0
+  Ingress: closed by shop/wall
+    on node1:
+     0 Classifier: in_port=16
+
+shop/b-0 to pod shop/b-0 5432/SCTP: promised allow, silent: no answer
+  Ingress: no policy
+
+6 pairs in 0.2 s: 2 as promised, 2 differ, 1 to Services, which Weft does not serve yet, 1 of a protocol that this kernel does not have
+`)
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("colours where there is no terminal")
+	}
+}
+
+// Only what differs makes the probe fail: a Service that is not served yet and a protocol that is not there do not.
+func TestProbeVerdict(t *testing.T) {
+	r := matrix()
+	if err := verdict(r); err == nil || !strings.Contains(err.Error(), "in 2 of 6 pairs") {
+		t.Errorf("verdict %v", err)
+	}
+	delete(r.Counts, lab.Differs)
+	if err := verdict(r); err != nil {
+		t.Errorf("verdict without a difference: %v", err)
+	}
+	r.Problem = "f.yaml:1: not YAML"
+	if err := verdict(r); err == nil || !strings.Contains(err.Error(), r.Problem) {
+		t.Errorf("verdict with manifests that were not applied: %v", err)
+	}
+}
+
+func TestLabArguments(t *testing.T) {
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"lab", "up"}, "-f must name a file"},
+		{[]string{"lab", "up", "-f", "x", "--tunnel", "gre"}, `--tunnel "gre": want geneve or vxlan`},
+		{[]string{"lab", "up", "-f", "/nonexistent/x.yaml"}, "no such file"},
+		{[]string{"lab", "up", "extra"}, "unknown command"},
+		{[]string{"lab", "exec", "pod"}, "requires at least 2 arg"},
+		{[]string{"lab", "probe", "-o", "xml"}, "-o xml is not known"},
+		{[]string{"lab", "status", "--name", "No!"}, `name "No!"`},
+	} {
+		if _, err := weftctl("", tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("weftctl %v: %v, want %q", tc.args, err, tc.want)
+		}
+	}
+}
