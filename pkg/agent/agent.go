@@ -62,7 +62,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -84,7 +84,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1),
 		problems: map[string]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -167,6 +167,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
+	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
 	if a.cfg.Datapath == config.DatapathNetdev {
 		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
 	}

@@ -88,8 +88,17 @@ func (a *Agent) findMTU(context.Context) error {
 		a.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
 		a.mtu, a.underlay = mtu, underlay
 		notify(a.pokeBridge)
+		notify(a.pokePods)
 	}
 	return nil
+}
+
+// syncPods gives pods that run already the MTU that new ones get.
+func (a *Agent) syncPods(ctx context.Context) error {
+	a.mu.Lock()
+	mtu := a.mtu
+	a.mu.Unlock()
+	return a.cni.SetMTU(ctx, mtu)
 }
 
 // podMTU is what fits into a tunnel packet on the underlay.

@@ -112,12 +112,11 @@ func (b *book) enter(e entry) {
 	}
 }
 
-func (b *book) complete(key model.AttachmentKey) {
+// complete keeps the attachment as it was made.
+func (b *book) complete(att model.Attachment) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	e := b.entries[key]
-	e.complete = true
-	b.entries[key] = e
+	b.entries[att.Key()] = entry{att: att, complete: true}
 }
 
 // release frees everything that the attachment owns. Its port, flows and link must be gone.

@@ -40,7 +40,7 @@ func TestAddCheckDel(t *testing.T) {
 	att := atts[0]
 	want := model.Attachment{
 		ContainerID: p.rt.ContainerID, IfName: "eth0", HostIfName: att.HostIfName, OFPort: model.PortPodMin,
-		Pod: model.PodRef{Namespace: "default", Name: "web-0", UID: "uid-" + p.rt.ContainerID},
+		Pod: model.PodRef{Namespace: "default", Name: "web-0", UID: "uid-" + p.rt.ContainerID}, NetNS: p.rt.NetNS,
 		MAC: model.MAC{0x0a, 0x58, 10, 20, 0, 2},
 		IPs: []netip.Addr{netip.MustParseAddr("10.20.0.2"), netip.MustParseAddr("fd20::2")},
 	}

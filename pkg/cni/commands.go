@@ -74,6 +74,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	if err != nil {
 		return nil, err
 	}
+	att.NetNS = req.Netns
 	hostMAC, err := s.connect(ctx, att, set, netns)
 	var result json.RawMessage
 	if err == nil {
@@ -88,7 +89,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		}
 		return nil, fmt.Errorf("attach pod %s: %w", pod, err)
 	}
-	s.book.complete(key)
+	s.book.complete(att)
 	return result, nil
 }
 

@@ -93,7 +93,8 @@ type node struct {
 	// stop ends the server that runs and returns what Serve returned.
 	stop func() error
 	// kept is what the last Recover returned.
-	kept []model.Attachment
+	kept   []model.Attachment
+	server *cni.Server // the one that runs
 }
 
 func newNode(t *testing.T, podCIDRs ...string) *node {
@@ -169,6 +170,7 @@ func (n *node) startWith(ports cni.Ports) {
 		Flows: n.flows,
 		Log:   n.log(),
 	})
+	n.server = s
 	var err error
 	n.kept, err = s.Recover(n.ctx)
 	check(n.t, err)

@@ -153,6 +153,8 @@ type Attachment struct {
 	ContainerID string `json:"containerID"`
 	IfName      string `json:"ifName"`
 	Pod         PodRef `json:"pod"`
+	// NetNS is where the runtime keeps the pod's network namespace; empty when that is not known.
+	NetNS string `json:"netns,omitempty"`
 	// HostIfName is the node's end of the veth and the name of the bridge's port.
 	HostIfName string       `json:"hostIfName"`
 	OFPort     uint32       `json:"ofPort"`

@@ -17,6 +17,7 @@ const (
 	idPodUID      = idPrefix + "pod-uid"
 	idContainerID = idPrefix + "container-id"
 	idIfName      = idPrefix + "if-name"
+	idNetNS       = idPrefix + "netns"
 	idOFPort      = idPrefix + "ofport"
 	idMAC         = idPrefix + "mac"
 	idIPs         = idPrefix + "ips"
@@ -38,6 +39,9 @@ func encodeAttachment(a model.Attachment) map[string]string {
 	}
 	if a.Pod.UID != "" {
 		ids[idPodUID] = a.Pod.UID
+	}
+	if a.NetNS != "" {
+		ids[idNetNS] = a.NetNS
 	}
 	return ids
 }
@@ -66,7 +70,7 @@ func decodeAttachment(ifName string, ids map[string]string) (model.Attachment, e
 			errs = append(errs, fmt.Errorf("external_ids:%s: %w", key, err))
 		}
 	}
-	a := model.Attachment{HostIfName: ifName, ContainerID: need(idContainerID), IfName: need(idIfName)}
+	a := model.Attachment{HostIfName: ifName, ContainerID: need(idContainerID), IfName: need(idIfName), NetNS: ids[idNetNS]}
 	var err error
 	a.Pod, err = model.ParsePodRef(need(idPod))
 	bad(idPod, err)

@@ -14,6 +14,7 @@ import (
 // status is what the tests read of `weftctl status -o json`.
 type status struct {
 	TunnelType string `json:"tunnelType"`
+	MTU        int    `json:"mtu"`
 	Drops      []struct {
 		Reason  string `json:"reason"`
 		Packets uint64 `json:"packets"`

@@ -147,6 +147,12 @@ func TestMTU(t *testing.T) {
 // underlayMTU is the MTU of the link that holds the node's primary address.
 func underlayMTU(t *testing.T, host *pod, n node) int {
 	t.Helper()
+	return underlayLink(t, host, n).MTU
+}
+
+// underlayLink is the link that holds the node's primary address.
+func underlayLink(t *testing.T, host *pod, n node) wire.Link {
+	t.Helper()
 	var reply wire.LinksReply
 	if err := host.probe(t.Context(), nil, &reply, "links"); err != nil {
 		t.Fatal(err)
@@ -154,10 +160,10 @@ func underlayMTU(t *testing.T, host *pod, n node) int {
 	for _, l := range reply.Links {
 		for _, prefix := range l.Addrs {
 			if prefix.Addr() == n.addrs[0] {
-				return l.MTU
+				return l
 			}
 		}
 	}
 	t.Fatalf("no link of %s has its address %s: %+v", n.name, n.addrs[0], reply.Links)
-	return 0
+	return wire.Link{}
 }

@@ -26,7 +26,7 @@ func TestWeftctl(t *testing.T) {
 		args  []string
 		words []string
 	}{
-		{[]string{"status"}, []string{n.name, remote.name, env.namespace + "/" + local.name, local.addrs[0].String(), "spoofed-ip"}},
+		{[]string{"status"}, []string{n.name, remote.name, env.namespace + "/" + local.name, local.addrs[0].String(), "DROPPED BECAUSE"}},
 		{[]string{"flows"}, []string{"Classifier", "SpoofGuard", "Forwarding", env.namespace + "/" + local.name, remote.name}},
 		{[]string{"flows", env.namespace + "/" + local.name}, []string{"Classifier", "SpoofGuard", "Forwarding", env.namespace + "/" + local.name, local.addrs[0].String()}},
 		{[]string{"flows", remote.name}, []string{"SpoofGuard", "Forwarding", remote.name, remote.addrs[0].String()}},
