@@ -2,9 +2,11 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -236,6 +238,9 @@ func (v view) probe(from *pod, t Target) (Probe, error) {
 		timeout = silence
 	}
 	answer, err := from.ns.Dial(t.Proto, netip.AddrPortFrom(t.Addr, t.Number), timeout)
+	if errors.Is(err, os.ErrClosed) {
+		return p, fmt.Errorf("pod %s went away meanwhile; probe again", from.key)
+	}
 	if err != nil {
 		return p, fmt.Errorf("probe from %s to %s: %w", from.key, t, err)
 	}

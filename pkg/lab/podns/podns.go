@@ -56,10 +56,21 @@ func (n Namespace) Path() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpi
 // Close lets go of the namespace.
 func (n Namespace) Close() error { return n.file.Close() }
 
-// Do runs fn on a thread that is in the namespace. Sockets that fn opens stay there.
+// Do runs fn on a thread that is in the namespace. Sockets that fn opens stay there. The error is os.ErrClosed when the
+// namespace has been closed.
 func (n Namespace) Do(fn func() error) error {
-	enter := func() error { return os.NewSyscallError("setns", unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET)) }
-	return onThread(enter, fn)
+	return onThread(func() error {
+		// Control keeps the descriptor from being closed, and its number from being another file's, meanwhile.
+		raw, err := n.file.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var failed error
+		if raw.Control(func(fd uintptr) { failed = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWNET)) }) != nil {
+			return os.ErrClosed
+		}
+		return failed
+	}, fn)
 }
 
 // onThread runs fn on a thread that enter has brought into another network namespace, and brings the thread back. One that

@@ -3,6 +3,7 @@
 package podns_test
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -113,7 +114,6 @@ func TestNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer again.Close()
 	var reopened string
 	if err := again.Do(func() (err error) { reopened, err = os.Readlink("/proc/thread-self/ns/net"); return err }); err != nil {
 		t.Fatal(err)
@@ -123,6 +123,12 @@ func TestNamespace(t *testing.T) {
 	}
 	if here, err := os.Readlink("/proc/thread-self/ns/net"); err != nil || here != own {
 		t.Errorf("the caller is in %s now, was in %s (%v)", here, own, err)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Do(func() error { return nil }); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a namespace that was closed: %v, want %v", err, os.ErrClosed)
 	}
 	if _, err := podns.Open("/proc/self/ns/none"); err == nil {
 		t.Error("a namespace that does not exist could be opened")
