@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/lab"
 	"github.com/weft-cni/weft/pkg/lab/podns"
@@ -74,6 +75,42 @@ func TestProbeVerdict(t *testing.T) {
 	if err := verdict(r); err == nil || !strings.Contains(err.Error(), r.Problem) {
 		t.Errorf("verdict with manifests that were not applied: %v", err)
 	}
+}
+
+func TestLabStatus(t *testing.T) {
+	s := lab.Status{
+		Name: "lab", Up: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Manifests: []string{"/shop"}, Tunnel: "geneve", Datapath: "netdev", Family: lab.IPv4,
+		Problem: "f.yaml:1: not YAML", Ignored: []string{"ConfigMap"}, Events: []string{"Warning Pod/a-0: FlowsRefused: because"},
+		Nodes: []lab.NodeStatus{
+			{Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Flows: 63},
+			{Name: "node2", Problem: "not ready: starting"},
+		},
+		Pods:     []lab.PodStatus{{Namespace: "shop", Name: "a-0", Node: "node1", IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")}, Ports: []podns.Port{{Proto: podns.TCP, Number: 80}, {Proto: podns.UDP, Number: 53}}}},
+		Services: []lab.ServiceStatus{{Namespace: "shop", Name: "a", IPs: []string{"10.96.0.10"}, Ports: []string{"80/TCP"}, Endpoints: 1}},
+	}
+	var out bytes.Buffer
+	if err := showLab(&out, s); err != nil {
+		t.Fatal(err)
+	}
+	wantText(t, out.String(), `
+Lab        lab, up since 2026-01-02 03:04:05
+Manifests  /shop
+Network    ipv4, geneve tunnels, netdev datapath
+Ignored    ConfigMap, which mean nothing to a network
+Problem    the manifests as they are now were not applied: f.yaml:1: not YAML
+
+NODE   ADDRESSES    POD CIDRS      FLOWS  STATE
+node1  172.31.0.11  10.244.0.0/24  63     ready
+node2  -            -              0      not ready: starting
+
+POD       NODE   IPS         PORTS
+shop/a-0  node1  10.244.0.2  80/TCP,53/UDP
+
+SERVICE  IPS         PORTS   ENDPOINTS
+shop/a   10.96.0.10  80/TCP  1
+
+Event  Warning Pod/a-0: FlowsRefused: because
+`)
 }
 
 func TestLabArguments(t *testing.T) {

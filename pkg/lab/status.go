@@ -2,12 +2,14 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -92,13 +94,14 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("the lab %q answers root only", name)
 	}
-	if _, err := os.Stat(controlSocket(directory(name))); err != nil {
+	err = getJSON(ctx, client(directory(name)), method, "http://lab"+path, v)
+	switch {
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		if left, leftErr := group.Leftovers(); leftErr == nil && len(left) > 0 {
-			return fmt.Errorf("the lab %q was interrupted while it came up or went down; `weftctl lab down` removes what is left", name)
+			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weftctl lab down` removes what is left", name)
 		}
 		return fmt.Errorf("there is no lab %q%s", name, others())
-	}
-	if err := getJSON(ctx, client(directory(name)), method, "http://lab"+path, v); err != nil {
+	case err != nil:
 		return fmt.Errorf("lab %q: %w", name, err)
 	}
 	return nil

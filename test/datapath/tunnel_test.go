@@ -108,7 +108,7 @@ func (m mesh) wantSentThrough(t *testing.T, used, unused model.TunnelType) {
 	}
 }
 
-// A change of the configured MTU reaches the nodes' gateways and new pods.
+// A change of the configured MTU reaches the nodes' gateways, the pods that run and those to come.
 func TestMTUFollowsConfiguration(t *testing.T) {
 	m := up(t, lab.IPv4, model.VXLAN)
 	for _, n := range m.nodes {
@@ -118,6 +118,14 @@ func TestMTUFollowsConfiguration(t *testing.T) {
 		labtest.Eventually(t, 30*time.Second, func() error {
 			if got := m.Run("node/"+name, "cat", "/sys/class/net/"+model.GatewayName+"/mtu"); got != "1300" {
 				return fmt.Errorf("the gateway of %s has the MTU %s, want 1300", name, got)
+			}
+			return nil
+		})
+	}
+	for name := range m.pods {
+		labtest.Eventually(t, 30*time.Second, func() error {
+			if got := m.Run(name, "cat", "/sys/class/net/eth0/mtu"); got != "1300" {
+				return fmt.Errorf("the pod %s has the MTU %s, want 1300", name, got)
 			}
 			return nil
 		})

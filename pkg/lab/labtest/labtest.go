@@ -20,6 +20,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Datapath is the datapath that the tests run on.
@@ -206,10 +207,11 @@ func (l *Lab) Ask(where string, request, reply any, args ...string) {
 	}
 }
 
-// Eventually polls a condition until it holds, and fails with its last error.
+// Eventually polls a condition until it holds, and fails with its last error. On a machine that is known to be slow it is
+// more patient.
 func Eventually(t testing.TB, timeout time.Duration, condition func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), timeout)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(timeout))
 	defer cancel()
 	for {
 		err := condition()
