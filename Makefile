@@ -17,13 +17,19 @@ CLUSTER   := go run ./test/cluster --dir $(DIR)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+.PHONY: run
+run: deps build ## A small shop on real switches without Kubernetes, and who reaches whom: seconds
+	bin/weftctl lab up --name shop -f examples/shop
+	bin/weftctl lab probe --name shop
+	@printf '\nNext:  edit examples/shop/shop.yaml and probe again;  bin/weftctl lab --help;  bin/weftctl lab down --name shop\n'
+
 .PHONY: demo
 demo: deps image ## From nothing to a two-node cluster with Weft and an application, and a tour of it
 	$(CLUSTER) up --name $(NAME) --nodes 2 --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
 	go run ./test/demo --dir $(DIR)
 
 .PHONY: test
-test: deps unit integration e2e ## Every test, from nothing: unit, integration on Open vSwitch, end to end on clusters
+test: deps unit integration e2e kernel-test ## Every test, from nothing: unit, Open vSwitch, clusters, the kernel's datapath
 
 .PHONY: deps
 deps: ## Install the Debian packages that clusters and tests need
@@ -48,11 +54,19 @@ unit: ## Tests that need neither root nor Open vSwitch
 
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
-	go test -tags integration -timeout 20m ./pkg/... ./build/...
+	go test -tags integration -timeout 20m ./pkg/... ./build/... ./test/datapath/... ./cmd/...
 
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
 	test/e2e/run.sh
+
+.PHONY: kernel-test
+kernel-test: image ## The tests of the datapath on a stock Debian kernel's own, in an emulated machine
+	go run ./test/kernel test datapath cluster
+
+.PHONY: bench
+bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch
+	go test -tags integration -run '^$$' -bench . -benchmem ./pkg/flows ./pkg/ofswitch
 
 .PHONY: bench-cni
 bench-cni: ## CNI ADD and DEL through Weft beside bridge and host-local
