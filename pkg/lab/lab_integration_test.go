@@ -411,3 +411,37 @@ func TestExamples(t *testing.T) {
 		}
 	}
 }
+
+// A difference comes with the packet's way through the pipeline, on both nodes. To have one whatever Weft enforces, a
+// foreign flow, which the agents leave alone, drops what is promised.
+func TestTraces(t *testing.T) {
+	for _, family := range []lab.Family{lab.IPv4, lab.IPv6} {
+		t.Run(string(family), func(t *testing.T) {
+			text := "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: p}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n" +
+				"    spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 80, protocol: UDP}]}]}\n"
+			l := labtest.Up(t, "trace", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--ip-family="+string(family))
+			if r := l.Probe(); r.Counts[lab.AsPromised] != 8 {
+				t.Fatalf("before: %v", r.Counts)
+			}
+			for _, protocol := range []string{"tcp", "udp"} {
+				if family == lab.IPv6 {
+					protocol += "6"
+				}
+				l.Run("node/node2", "ovs-ofctl", "add-flow", "weft", "table=60,priority=999,reg0=2/0xf,"+protocol+",actions=drop")
+			}
+			r := l.Probe()
+			for _, p := range r.Probes {
+				if p.From != r.Targets[p.To].Name {
+					if p.State != lab.Differs || !strings.Contains(p.Trace, "on node1:") || !strings.Contains(p.Trace, "and a reply") || !strings.Contains(p.Trace, "on node2:") ||
+						!strings.Contains(p.Trace, "60 Forwarding: ") || !strings.Contains(p.Trace, "goto_table:SpoofGuard") || !strings.Contains(p.Trace, "priority 999") {
+						t.Errorf("%s to %s, trace:\n%s", p.State, r.Targets[p.To], p.Trace)
+					}
+				}
+			}
+			// The flow drops replies to node2's pod, too.
+			if r.Counts[lab.Differs] != 4 {
+				t.Errorf("%v, want 4 that differ", r.Counts)
+			}
+		})
+	}
+}

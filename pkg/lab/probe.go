@@ -22,9 +22,10 @@ import (
 const (
 	// dialsAtOnce bounds the attempts under way: each has a thread.
 	dialsAtOnce = 128
-	// patience is how long an answer is waited for that the policies promise, and silence how long one that they forbid.
+	// patience is how long an answer is waited for that the policies promise, and silence how long one that they forbid. A
+	// lost packet must not pass for a forbidden one: TCP repeats its first after a second.
 	patience = 5 * time.Second
-	silence  = time.Second
+	silence  = 2 * time.Second
 	// maxTraces bounds how many differences are traced, since one cause often has many.
 	maxTraces = 20
 )
@@ -149,7 +150,7 @@ func (l *Lab) probe(ctx context.Context) (Report, error) {
 		r.Counts[p.State]++
 		if p.State == Differs && traces < maxTraces {
 			traces++
-			p.Trace = l.trace(ctx, v.pods[i/len(v.targets)], v.targets[p.To], v.pods)
+			p.Trace = l.trace(ctx, v.pods[i/len(v.targets)], v.targets[p.To], p.Outcome == podns.Answered, v.pods)
 		}
 	}
 	r.Seconds = time.Since(begin).Seconds()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -19,35 +20,57 @@ import (
 // traceSource is the source port of traced packets, which stands for any.
 const traceSource = 40000
 
-// trace follows the first packet of a probe through the switch of its node and, when it leaves through a tunnel, that of
-// the other. Whatever fails becomes part of the text: it is shown to a person, beside what it explains.
-func (l *Lab) trace(ctx context.Context, from *pod, t Target, pods []*pod) string {
+// journey is a packet to trace, from a pod to an address. Replies belong to an established connection.
+type journey struct {
+	from             *pod
+	src, dst         netip.Addr
+	proto            podns.Proto
+	srcPort, dstPort uint16
+	reply            bool
+}
+
+// trace follows the first packet of a probe that differs and, when nobody answered, what a reply would do. Whatever fails
+// becomes part of the text: it is shown to a person, beside what it explains.
+func (l *Lab) trace(ctx context.Context, from *pod, t Target, answered bool, pods []*pod) string {
 	src, ok := from.ip(t.Addr.Is4())
 	if !ok {
 		return "the pod has no address of that family"
 	}
-	port, err := portOf(ctx, from)
-	if err != nil {
-		return err.Error()
-	}
-	text, err := from.node.trace(fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port.number, port.mac, model.RouterMAC, packet(src, t)))
-	if err != nil {
-		return err.Error()
-	}
-	out := fmt.Sprintf("on %s:\n%s", from.node.name, text)
+	there := journey{from: from, src: src, dst: t.Addr, proto: t.Proto, srcPort: traceSource, dstPort: t.Number}
+	text := l.follows(ctx, there, pods)
 	to := ownerOf(t.Addr, pods)
-	if to == nil || to.node == from.node || !strings.Contains(text, "tunnel") {
+	if answered || to == nil || to == from {
+		return text
+	}
+	back := journey{from: to, src: t.Addr, dst: src, proto: t.Proto, srcPort: t.Number, dstPort: traceSource, reply: true}
+	return text + "\n\nand a reply, if there is one:\n" + l.follows(ctx, back, pods)
+}
+
+// follows traces a packet through the switch of its node and, when it leaves through a tunnel, that of the other.
+func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
+	n := j.from.node
+	port, err := portOf(ctx, j.from)
+	if err != nil {
+		return err.Error()
+	}
+	text, err := n.trace(fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port, j.from.mac, model.RouterMAC, j), j.reply)
+	if err != nil {
+		return err.Error()
+	}
+	out := fmt.Sprintf("on %s:\n%s", n.name, text)
+	to := ownerOf(j.dst, pods)
+	if to == nil || to.node == n {
 		return out
 	}
-	source, tunnel := "tun_src", l.opt.Tunnel.Port()
-	if from.node.underlay[0].Addr().Is6() {
+	source := "tun_src"
+	if n.underlay[0].Addr().Is6() {
 		source = "tun_ipv6_src"
 	}
-	text, err = to.node.trace(fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", tunnel, source, from.node.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, packet(src, t)))
+	text, err = to.node.trace(fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source, n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return out + "\n" + err.Error()
 	}
-	return fmt.Sprintf("%s\non %s:\n%s", out, to.node.name, text)
+	return fmt.Sprintf("%s\nif it arrives, on %s:\n%s", out, to.node.name, text)
 }
 
 func ownerOf(addr netip.Addr, pods []*pod) *pod {
@@ -61,36 +84,35 @@ func ownerOf(addr netip.Addr, pods []*pod) *pod {
 	return nil
 }
 
-type switchPort struct {
-	number uint32
-	mac    model.MAC
-}
-
 // portOf asks the node's agent which port a pod has.
-func portOf(ctx context.Context, p *pod) (switchPort, error) {
+func portOf(ctx context.Context, p *pod) (uint32, error) {
 	r, err := p.node.report(ctx)
 	if err != nil {
-		return switchPort{}, err
+		return 0, err
 	}
 	for _, one := range r.Pods {
 		if one.Pod == p.key && one.OFPort != 0 {
-			return switchPort{one.OFPort, p.mac}, nil
+			return one.OFPort, nil
 		}
 	}
-	return switchPort{}, fmt.Errorf("the agent of node %s does not know the port of pod %s", p.node.name, p.key)
+	return 0, fmt.Errorf("the agent of node %s does not know the port of pod %s", p.node.name, p.key)
 }
 
-// packet is the packet in the words of ovs-fields(7), above Ethernet.
-func packet(src netip.Addr, t Target) string {
-	protocol := strings.ToLower(string(t.Proto))
-	if t.Addr.Is6() {
-		return fmt.Sprintf("%s6,ipv6_src=%s,ipv6_dst=%s,nw_ttl=64,tp_src=%d,tp_dst=%d", protocol, src, t.Addr, traceSource, t.Number)
+// String is the packet in the words of ovs-fields(7), above Ethernet.
+func (j journey) String() string {
+	protocol := strings.ToLower(string(j.proto))
+	if j.dst.Is6() {
+		return fmt.Sprintf("%[1]s6,ipv6_src=%[2]s,ipv6_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst, j.srcPort, j.dstPort)
 	}
-	return fmt.Sprintf("%s,nw_src=%s,nw_dst=%s,nw_ttl=64,tp_src=%d,tp_dst=%d", protocol, src, t.Addr, traceSource, t.Number)
+	return fmt.Sprintf("%[1]s,nw_src=%[2]s,nw_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst, j.srcPort, j.dstPort)
 }
 
 // trace calls ofproto/trace of the node's ovs-vswitchd, which speaks JSON-RPC, and names the tables.
-func (n *node) trace(flow string) (string, error) {
+func (n *node) trace(flow string, established bool) (string, error) {
+	params := []string{model.BridgeName, flow}
+	if established {
+		params = append(params, "--ct-next", "trk,est,rpl")
+	}
 	const timeout = 10 * time.Second
 	conn, err := net.DialTimeout("unix", n.path(unixctl), timeout)
 	if err != nil {
@@ -100,7 +122,7 @@ func (n *node) trace(flow string) (string, error) {
 	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
 		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
 	}
-	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 1, "method": "ofproto/trace", "params": []string{model.BridgeName, flow}}); err != nil {
+	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 1, "method": "ofproto/trace", "params": params}); err != nil {
 		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
 	}
 	var reply struct {

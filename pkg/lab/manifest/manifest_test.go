@@ -307,3 +307,13 @@ func FuzzLoad(f *testing.F) {
 		_, _ = manifest.Load([]string{write(t, map[string]string{"f.yaml": text})}, manifest.Options{})
 	})
 }
+
+func TestExamplesAreRight(t *testing.T) {
+	const examples = "../../../examples/"
+	if set := load(t, manifest.Options{}, examples+"shop"); len(set.Pods) != 5 || len(set.Services) != 3 || len(set.Policies) != 0 {
+		t.Errorf("the shop has %d pods, %d Services, %d policies", len(set.Pods), len(set.Services), len(set.Policies))
+	}
+	if set := load(t, manifest.Options{}, examples+"shop", examples+"shop-policies"); len(set.Policies) != 4 {
+		t.Errorf("the shop with policies has %d of them", len(set.Policies))
+	}
+}
