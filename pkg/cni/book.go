@@ -33,7 +33,8 @@ type book struct {
 
 type entry struct {
 	att model.Attachment
-	// complete is set when ADD has succeeded. What is not complete is being added, or could not be rolled back.
+	// complete is set from the success of ADD until the removal begins. What is not complete is being added or removed, or
+	// could not be rolled back or removed.
 	complete bool
 }
 
@@ -55,7 +56,7 @@ func (b *book) reserve(key model.AttachmentKey, pod model.PodRef, cidrs []netip.
 	defer b.mu.Unlock()
 	if e, ok := b.entries[key]; ok {
 		if !e.complete {
-			return model.Attachment{}, errorf(ErrAlreadyAttached, "container %s interface %s: an earlier ADD failed and could not be undone; DEL it first", key.ContainerID, key.IfName)
+			return model.Attachment{}, errorf(ErrAlreadyAttached, "container %s interface %s: an earlier ADD or DEL failed and left something of it; DEL it first", key.ContainerID, key.IfName)
 		}
 		return model.Attachment{}, errorf(ErrAlreadyAttached, "container %s is already attached with interface %s and address %v; DEL it first", key.ContainerID, key.IfName, e.att.IPs)
 	}
@@ -119,6 +120,15 @@ func (b *book) complete(att model.Attachment) {
 	b.entries[att.Key()] = entry{att: att, complete: true}
 }
 
+// dissolve says that the attachment is no longer whole.
+func (b *book) dissolve(key model.AttachmentKey) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if e, ok := b.entries[key]; ok {
+		b.entries[key] = entry{att: e.att}
+	}
+}
+
 // release frees everything that the attachment owns. Its port, flows and link must be gone.
 func (b *book) release(key model.AttachmentKey) {
 	b.mu.Lock()
@@ -140,6 +150,27 @@ func (b *book) get(key model.AttachmentKey) (model.Attachment, bool) {
 	defer b.mu.Unlock()
 	e, ok := b.entries[key]
 	return e.att, ok
+}
+
+// whole lists the complete attachments.
+func (b *book) whole() []model.Attachment {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var list []model.Attachment
+	for _, e := range b.entries {
+		if e.complete {
+			list = append(list, e.att)
+		}
+	}
+	return list
+}
+
+// isWhole tells whether the attachment is still there and complete. Its key may have become another one's.
+func (b *book) isWhole(att model.Attachment) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	e := b.entries[att.Key()]
+	return e.complete && e.att.OFPort == att.OFPort && slices.Equal(e.att.IPs, att.IPs)
 }
 
 // keys lists every attachment, in a fixed order.

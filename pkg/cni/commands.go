@@ -176,6 +176,7 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 
 // remove takes an attachment apart, whatever of it exists, and frees its addresses when port, flows and link are gone.
 func (s *Server) remove(ctx context.Context, command string, att model.Attachment) error {
+	s.book.dissolve(att.Key()) // so that RestorePorts does not bring its port back, should this fail half-way
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	timed := func(phase string, fn func() error) func() error {

@@ -83,6 +83,7 @@ type node struct {
 	t      *testing.T
 	ctx    context.Context
 	dir    string
+	ovs    *vswitch.Instance
 	db     *ovsdb.Client
 	flows  *fakeFlows
 	socket string
@@ -105,11 +106,11 @@ func newNode(t *testing.T, podCIDRs ...string) *node {
 	check(t, err)
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	n := &node{t: t, ctx: ctx, dir: dir, flows: newFakeFlows(), socket: filepath.Join(dir, "s", "cni.sock")}
-	ovs, err := vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "run"), DataDir: filepath.Join(dir, "data")})
+	n.ovs, err = vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "run"), DataDir: filepath.Join(dir, "data")})
 	check(t, err)
-	t.Cleanup(func() { check(t, ovs.Stop()) })
+	t.Cleanup(func() { check(t, n.ovs.Stop()) })
 	n.connect()
-	_, err = n.db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: "netdev"})
+	_, err = n.db.EnsureBridge(ctx, bridge)
 	check(t, err)
 	n.settings = cni.Settings{MTU: 1400, UserspaceDatapath: true, PodCIDRs: prefixes(podCIDRs...)}
 	// Left to itself, libcni makes this at the first call, whichever of several concurrent ones that is.
@@ -122,6 +123,16 @@ func newNode(t *testing.T, podCIDRs ...string) *node {
 		}
 	})
 	return n
+}
+
+// bridge is what the agent asks for.
+var bridge = ovsdb.Bridge{Datapath: "netdev"}
+
+// vsctl is somebody else who changes the database. It does not wait for ovs-vswitchd.
+func (n *node) vsctl(args ...string) {
+	n.t.Helper()
+	_, err := n.ovs.Run(n.ctx, "ovs-vsctl", append([]string{"--timeout=10", "--no-wait"}, args...)...)
+	check(n.t, err)
 }
 
 // connect is how an agent gets to the node's OVSDB.
