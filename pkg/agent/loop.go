@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -27,8 +28,9 @@ const (
 	// verifyPause is the least time between two readings that hints ask for, so that a program that fights us over a
 	// flow costs a bounded share of a core.
 	verifyPause = 500 * time.Millisecond
-	// retryPause is how long the loop waits before it tries an unreachable switch again.
-	retryPause = 200 * time.Millisecond
+	// retryPause and maxRetryPause are how long the loop waits before it tries an unreachable switch again.
+	retryPause    = 200 * time.Millisecond
+	maxRetryPause = 2 * time.Second
 	// applyTimeout bounds one conversation with the switch.
 	applyTimeout = 30 * time.Second
 )
@@ -45,12 +47,16 @@ type Loop struct {
 	queue  []request
 	status Status
 	latest *model.Snapshot
+	// settled is the snapshot that is in the switch, less the owners that are refused.
+	settled *model.Snapshot
+	refused map[model.Owner]error
 
-	wake   chan struct{}
-	hint   chan struct{}
-	watch  chan ofswitch.Event
-	ask    chan chan flows.Desired
-	onView func(*model.Snapshot)
+	stopped chan struct{} // closed when Run has ended
+	wake    chan struct{}
+	hint    chan struct{}
+	watch   chan ofswitch.Event
+	ask     chan chan flows.Desired
+	onView  func(*model.Snapshot)
 
 	// Of the Run goroutine only:
 	store       *state.Store
@@ -59,6 +65,8 @@ type Loop struct {
 	quarantined map[model.Owner]error
 	verify      bool // the switch must be read before it is written
 	known       bool // the last conversation with the switch succeeded
+	disturbed   bool // we have left something in the switch that a read-back will find
+	complaint   string
 	verifiedAt  time.Time
 	waiting     []request
 }
@@ -72,6 +80,9 @@ type request struct {
 	// verify asks for the switch to be read back; there is no change then.
 	verify bool
 }
+
+// errStopped is the answer to whoever asks a loop that has ended.
+var errStopped = errors.New("the agent is stopping, try again")
 
 // place is where an event of the switch says something happened; it does not say at which priority.
 type place struct {
@@ -101,6 +112,7 @@ type Status struct {
 func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, error), onView func(*model.Snapshot)) *Loop {
 	l := &Loop{
 		sw: sw, log: log, report: report, onView: onView,
+		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(node), compiler: flows.NewCompiler(),
 		index: map[place][]openflow.Key{}, quarantined: map[model.Owner]error{},
@@ -133,6 +145,8 @@ func (l *Loop) await(ctx context.Context, done <-chan error, what string) error 
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		return nil
+	case <-l.stopped:
+		return fmt.Errorf("%s: %w", what, errStopped)
 	case <-ctx.Done():
 		status := l.Status()
 		if status.Error != "" {
@@ -146,12 +160,12 @@ func (l *Loop) await(ctx context.Context, done <-chan error, what string) error 
 func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a, ok := l.latest.Attachments[key]
+	a, ok := l.settled.Attachments[key]
 	if !ok {
-		return fmt.Errorf("%s has no flows: the agent does not know it", key)
+		return fmt.Errorf("the flows of %s are not in the switch", key)
 	}
-	if why, ok := l.status.Quarantined[model.PodOwner(a).String()]; ok {
-		return fmt.Errorf("the flows of pod %s are not in the switch: %s", a.Pod, why)
+	if err := l.refused[model.PodOwner(a)]; err != nil {
+		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)
 	}
 	if l.status.Error != "" {
 		return fmt.Errorf("the switch cannot be reached: %s", l.status.Error)
@@ -168,6 +182,13 @@ func (l *Loop) Sync(ctx context.Context) error {
 
 // Verify asks the loop to read the switch back and repair what differs.
 func (l *Loop) Verify() { notify(l.hint) }
+
+// Refused says why the flows of an attachment are not in the switch; nil when nothing is wrong with them.
+func (l *Loop) Refused(a model.Attachment) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.refused[model.PodOwner(a)]
+}
 
 // Status says how far the loop has come.
 func (l *Loop) Status() Status {
@@ -189,6 +210,8 @@ func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
 	select {
 	case l.ask <- answer:
 		return <-answer, nil
+	case <-l.stopped:
+		return nil, errStopped
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -212,11 +235,13 @@ func notify(c chan struct{}) {
 // Run programs the switch until the context ends. It must be called after the informers have synced and the pods'
 // attachments were submitted: the first thing it does is to remove whatever of ours these do not ask for.
 func (l *Loop) Run(ctx context.Context) error {
+	defer close(l.stopped)
 	watching := make(chan struct{})
 	go func() { defer close(watching); l.watchSwitch(ctx) }()
 	defer func() { <-watching }()
 
 	l.verify = true
+	retry := retryPause
 	for ctx.Err() == nil {
 		change := l.compile()
 		pause := verifyEvery
@@ -224,20 +249,25 @@ func (l *Loop) Run(ctx context.Context) error {
 			if ctx.Err() != nil {
 				break
 			}
-			l.log.Error("the switch cannot be programmed; trying again", "err", err)
+			l.complain(err)
 			l.verify, l.known = true, false
-			pause = retryPause
+			pause, retry = retry, min(2*retry, maxRetryPause)
 			l.setError(err)
 		} else {
-			l.known = true
+			l.known, l.complaint, retry = true, "", retryPause
 			l.settle()
 		}
 		l.wait(ctx, pause)
 	}
-	for _, r := range l.waiting {
-		r.done <- context.Cause(ctx)
+	return nil // whoever waits hears of it through l.stopped
+}
+
+// complain logs a failure when it is news.
+func (l *Loop) complain(err error) {
+	if l.complaint != err.Error() {
+		l.complaint = err.Error()
+		l.log.Error("the switch cannot be programmed; trying again until it can", "err", err)
 	}
-	return nil
 }
 
 // wait sleeps until there is something to do.
@@ -284,7 +314,9 @@ func (l *Loop) copyDesired() flows.Desired {
 
 // watchSwitch keeps a watch on the switch. Whenever one begins, what happened before it is unknown.
 func (l *Loop) watchSwitch(ctx context.Context) {
+	pause := retryPause
 	for ctx.Err() == nil {
+		begun := time.Now()
 		err := l.sw.Watch(ctx, l.Verify, func(e ofswitch.Event) {
 			select {
 			case l.watch <- e:
@@ -295,9 +327,13 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		l.log.Warn("lost the watch on the switch", "err", err)
+		if time.Since(begun) > maxRetryPause {
+			l.log.Warn("lost the watch on the switch", "err", err)
+			pause = retryPause
+		}
 		l.Verify()
-		sleep(ctx, retryPause)
+		sleep(ctx, pause)
+		pause = min(2*pause, maxRetryPause)
 	}
 }
 

@@ -274,6 +274,63 @@ func TestOneBadObject(t *testing.T) {
 	}
 }
 
+// TestStoppedLoopAnswers: a request that comes during or after the end must not hang: CNI's roll-backs depend on it.
+func TestStoppedLoopAnswers(t *testing.T) {
+	sw := ofswitch.NewFake()
+	sw.Stop()
+	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = l.Run(ctx) }()
+	during := make(chan error, 1)
+	go func() { during <- l.Attach(t.Context(), pod("a", 2)) }()
+	eventually(t, "the loop has the request", func() bool { return l.Status().Error != "" })
+	stop()
+	<-ended
+	if err := <-during; err == nil {
+		t.Error("a request that the end interrupted was answered as done")
+	}
+	if err := l.Detach(t.Context(), pod("a", 2).Key()); err == nil || !strings.Contains(err.Error(), "stopping") {
+		t.Errorf("a request after the end: %v", err)
+	}
+	if _, err := l.Desired(t.Context()); err == nil {
+		t.Error("Desired after the end gave no error")
+	}
+}
+
+// TestRefusedOwnerLeavesOthersTheirKeys: two nodes claim one range and the flows of the first are refused: the second's
+// take their place. A pod's new sandbox is not blamed for its old one.
+func TestRefusedOwnerLeavesOthersTheirKeys(t *testing.T) {
+	sw := ofswitch.NewFake()
+	sw.Refuse(func(f openflow.Flow) bool {
+		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match, "in_port=18")
+	})
+	b := start(t, sw)
+	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")}, PodCIDRs: node("n2", 2).PodCIDRs}})
+	eventually(t, "the first node is left out", func() bool { return b.Status().Quarantined["node/a"] != "" })
+	eventually(t, "the second node's flows are in", func() bool { return b.has("set_field:172.30.0.2->tun_dst") })
+
+	old, young := pod("web", 2), pod("web", 3)
+	young.ContainerID = "new"
+	if err := b.Attach(t.Context(), old); err == nil {
+		t.Fatal("the old sandbox was not refused")
+	}
+	if err := b.Attach(t.Context(), young); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Realised(t.Context(), young.Key()); err != nil {
+		t.Errorf("the new sandbox is blamed: %v", err)
+	}
+	if b.Refused(old) == nil || b.Refused(young) != nil {
+		t.Errorf("refused: old %v, new %v", b.Refused(old), b.Refused(young))
+	}
+	b.Verify()
+	eventually(t, "a read-back", func() bool { return b.Status().Realised == b.Status().Desired })
+	if got := b.Status().Repairs; got != 0 {
+		t.Errorf("%d repairs counted for our own doing", got)
+	}
+}
+
 // TestBadChangeClosesThePod: flows from before the refused change must not stay.
 func TestBadChangeClosesThePod(t *testing.T) {
 	b := start(t, ofswitch.NewFake())

@@ -31,8 +31,11 @@ func (l *Loop) compile() flows.Delta {
 		}
 	}
 	snapshot, owners := l.store.Take()
-	for _, o := range owners {
-		l.release(o) // it has changed: it gets another chance
+	for _, o := range owners { // those that have changed get another chance
+		if l.quarantined[o] != nil {
+			delete(l.quarantined, o)
+			l.report(o, nil)
+		}
 	}
 	delta, failed := l.compiler.Update(snapshot, owners)
 	for _, bad := range failed {
@@ -61,8 +64,9 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		if err != nil {
 			return err
 		}
-		delta = flows.Diff(actual, l.allowed())
+		delta = flows.Diff(actual, l.compiler.Desired())
 		l.countRepairs(delta, change)
+		l.disturbed = false // until apply quarantines somebody
 	}
 	if err := l.apply(ctx, byOwner(delta)); err != nil {
 		return err
@@ -142,13 +146,11 @@ func (l *Loop) settle() {
 	for _, c := range conflicts {
 		l.status.Conflicts = append(l.status.Conflicts, fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners))
 	}
-	l.status.Quarantined = nil
+	l.status.Quarantined = map[string]string{}
 	for o, err := range l.quarantined {
-		if l.status.Quarantined == nil {
-			l.status.Quarantined = map[string]string{}
-		}
 		l.status.Quarantined[o.String()] = err.Error()
 	}
+	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
 	l.mu.Unlock()
 	for _, r := range l.waiting {
 		r.done <- l.quarantined[r.owner]
@@ -162,41 +164,21 @@ func (l *Loop) setError(err error) {
 	l.mu.Unlock()
 }
 
+// quarantine leaves an owner out until it changes.
 func (l *Loop) quarantine(o model.Owner, err error) {
 	l.log.Error("flows are refused; their owner is left out until it changes", "owner", o, "err", err)
 	l.quarantined[o] = err
+	l.reindex(l.compiler.Exclude(o))
 	l.report(o, err)
-	l.Verify() // what the owner had before is still in the switch, and must not stay
-}
-
-func (l *Loop) release(o model.Owner) {
-	if _, ok := l.quarantined[o]; ok {
-		delete(l.quarantined, o)
-		l.report(o, nil)
-		// Its last flows never reached the switch, so a delta against them would be wrong.
-		l.verify = true
-	}
-}
-
-// allowed is what is desired less what the switch is known to refuse: what a quarantined owner had before goes, too.
-func (l *Loop) allowed() flows.Desired {
-	desired := l.compiler.Desired()
-	if len(l.quarantined) == 0 {
-		return desired
-	}
-	rest := flows.Desired{}
-	for key, f := range desired {
-		if l.quarantined[f.Owner] == nil {
-			rest[key] = f
-		}
-	}
-	return rest
+	// What the owner had before is still in the switch, and must not stay; nobody else's doing.
+	l.disturbed = true
+	l.Verify()
 }
 
 // countRepairs counts what others changed: what a read-back finds that our own change does not explain.
 func (l *Loop) countRepairs(d, change flows.Delta) {
-	if !l.known {
-		return // nothing was expected of the switch: the agent has just started, or could not reach it
+	if !l.known || l.disturbed {
+		return // nothing was expected of the switch: the agent has just started, or could not reach it, or left it half done
 	}
 	own := map[openflow.Key]bool{}
 	for _, f := range append(slices.Clone(change.Set), change.Delete...) {

@@ -104,7 +104,7 @@ func (a *Agent) report(ctx context.Context) Report {
 	view := loop.View()
 	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, loop.Status()
 	r.Nodes = nodeReports(view)
-	r.Pods = podReports(view, a.kube.Pods(), r.Flows.Quarantined)
+	r.Pods = podReports(view, a.kube.Pods(), loop.Refused)
 	if !r.Ready {
 		return r
 	}
@@ -130,7 +130,7 @@ func nodeReports(view *model.Snapshot) []NodeReport {
 }
 
 // podReports sets what the switch has beside what the API server has.
-func podReports(view *model.Snapshot, known []model.Pod, quarantined map[string]string) []PodReport {
+func podReports(view *model.Snapshot, known []model.Pod, refused func(model.Attachment) error) []PodReport {
 	byRef := map[string]model.Pod{}
 	for _, p := range known {
 		byRef[p.String()] = p
@@ -140,7 +140,10 @@ func podReports(view *model.Snapshot, known []model.Pod, quarantined map[string]
 	for _, att := range view.Attachments {
 		ref := att.Pod.String()
 		attached[ref] = true
-		r := PodReport{Pod: ref, IPs: att.IPs, Port: att.HostIfName, OFPort: att.OFPort, Problem: quarantined[model.PodOwner(att).String()]}
+		r := PodReport{Pod: ref, IPs: att.IPs, Port: att.HostIfName, OFPort: att.OFPort}
+		if err := refused(att); err != nil {
+			r.Problem = err.Error()
+		}
 		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
 			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
 		}

@@ -49,6 +49,8 @@ type Compiler struct {
 	// same key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
 	contributions map[openflow.Key][]Flow
 	byOwner       map[model.Owner][]openflow.Key
+	// excluded are the owners whose flows the switch refuses: they contribute nothing until they change.
+	excluded map[model.Owner]bool
 	// disputed are the keys whose contributions differ.
 	disputed map[openflow.Key]bool
 }
@@ -59,6 +61,7 @@ func NewCompiler() *Compiler {
 		desired:       Desired{},
 		contributions: map[openflow.Key][]Flow{},
 		byOwner:       map[model.Owner][]openflow.Key{},
+		excluded:      map[model.Owner]bool{},
 		disputed:      map[openflow.Key]bool{},
 	}
 }
@@ -83,6 +86,7 @@ func (c *Compiler) Desired() Desired { return c.desired }
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
 	touched := map[openflow.Key]bool{}
 	for _, o := range owners {
+		delete(c.excluded, o)
 		compiled, err := compileOwner(s, o)
 		if err == nil {
 			for _, f := range compiled {
@@ -98,6 +102,17 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 		c.replace(o, compiled, touched)
 	}
 	return c.settle(touched), failed
+}
+
+// Exclude leaves an owner's flows out until the owner is updated again, and says what is different now: where others
+// want the same keys, theirs are used.
+func (c *Compiler) Exclude(o model.Owner) Delta {
+	c.excluded[o] = true
+	touched := map[openflow.Key]bool{}
+	for _, key := range c.byOwner[o] {
+		touched[key] = true
+	}
+	return c.settle(touched)
 }
 
 // replace exchanges what one owner contributes.
@@ -133,6 +148,9 @@ func (c *Compiler) settle(touched map[openflow.Key]bool) Delta {
 	for key := range touched {
 		old, had := c.desired[key]
 		contributions := c.contributions[key]
+		if len(c.excluded) > 0 {
+			contributions = slices.DeleteFunc(slices.Clone(contributions), func(f Flow) bool { return c.excluded[f.Owner] })
+		}
 		if len(contributions) > 1 && slices.ContainsFunc(contributions[1:], func(f Flow) bool { return f.Actions != contributions[0].Actions }) {
 			c.disputed[key] = true
 		} else {
