@@ -11,9 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
+	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -77,6 +76,11 @@ type Agent struct {
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
 func Run(ctx context.Context, opt Options) error {
+	// Read apart from parsing: what changes in between is a change that watchConfig finds.
+	configured, err := os.ReadFile(opt.ConfigFile)
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
 	cfg, err := config.Load(opt.ConfigFile)
 	if err != nil {
 		return err
@@ -91,6 +95,7 @@ func Run(ctx context.Context, opt Options) error {
 	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
 	group.Go(func() error { return a.serveHealth(ctx) })
 	group.Go(func() error { return a.serveOperator(ctx) })
+	group.Go(func() error { a.watchConfig(ctx, configured); return nil })
 	group.Go(func() error { return a.start(ctx, group) })
 	err = group.Wait()
 	if a.sw != nil {
@@ -116,7 +121,6 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}
-	loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	nft, err := host.NFTables()
 	if err != nil {
@@ -146,11 +150,14 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 
 	a.mu.Lock()
 	a.loop = loop
+	loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType}) // from here on reconfigure does it
 	a.mu.Unlock()
 	group.Go(func() error { a.kube.Run(ctx); return nil })
+	a.setProblem("API server", errors.New("not all nodes and pods were received yet"))
 	if err := a.kube.WaitSynced(ctx); err != nil {
 		return err
 	}
+	a.setProblem("API server", nil)
 	loop.Gather()
 	if err := a.retry(ctx, "node object", a.selfKnown); err != nil {
 		return err
@@ -163,7 +170,12 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err := a.retry(ctx, "bridge", a.syncBridge); err != nil {
 		return err
 	}
-	group.Go(func() error { return loop.Run(ctx) })
+	// The end comes in layers, each when the one above it is done: the CNI server rolls back what it has begun, for which
+	// it needs the loop and OVSDB.
+	loopCtx, stopLoop := context.WithCancel(context.WithoutCancel(ctx))
+	loopDone := make(chan struct{})
+	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
+	defer func() { stopLoop(); <-loopDone }()
 	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
@@ -171,8 +183,13 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.cfg.Datapath == config.DatapathNetdev {
 		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
 	}
-	group.Go(func() error { a.watchConfig(ctx); return nil })
-	group.Go(func() error { return a.cni.Serve(ctx) })
+	cniCtx, stopCNI := context.WithCancel(ctx)
+	cniDone := make(chan struct{})
+	group.Go(func() error { defer close(cniDone); return a.cni.Serve(cniCtx) })
+	defer func() { stopCNI(); <-cniDone }()
+	if err := a.retry(ctx, "host network", a.syncHost); err != nil {
+		return err
+	}
 	if err := a.retry(ctx, "first programming", a.realised); err != nil {
 		return err
 	}
@@ -206,9 +223,6 @@ func (a *Agent) selfKnown(context.Context) error {
 	case len(self.PodCIDRs) == 0:
 		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs", self.Name)
 	}
-	if slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
-		return a.config().CheckIPv6()
-	}
 	return nil
 }
 
@@ -217,7 +231,7 @@ func (a *Agent) realised(context.Context) error {
 	if s := a.loop.Status(); s.Realised < s.Desired || s.Flows == 0 {
 		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Realised, s.Desired, s.Error)
 	}
-	return a.problem("host network")
+	return nil
 }
 
 // startForwarding clears flow-restore-wait, which OVS's own restart scripts may have left behind, but not before the
@@ -355,15 +369,6 @@ func (a *Agent) setProblem(part string, err error) {
 		a.log.Warn("waiting", "for", part, "err", err)
 		a.problems[part] = err.Error()
 	}
-}
-
-func (a *Agent) problem(part string) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if p, ok := a.problems[part]; ok {
-		return errors.New(p)
-	}
-	return nil
 }
 
 // DefaultOperatorSocket is where weftctl finds the agent of its node.

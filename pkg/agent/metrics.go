@@ -2,10 +2,14 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/weft-cni/weft/pkg/flows"
 )
 
 var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -51,21 +55,28 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(drops{a})
+	registry.MustRegister(&drops{agent: a, totals: map[flows.Reason]uint64{}})
 	return registry
 }
 
-// drops reads the switch's counters of dropped packets when Prometheus asks. A counter starts again when its flow is
-// replaced, as Prometheus' rate allows for.
-type drops struct{ agent *Agent }
+// drops counts dropped packets by reason. It reads the switch when Prometheus asks and adds what each flow has counted
+// since, because a sum over flows would fall when one of them goes. What a flow counts between the last question and its
+// end is lost.
+type drops struct {
+	agent *Agent
+
+	mu     sync.Mutex
+	last   map[string]uint64 // by flow
+	totals map[flows.Reason]uint64
+}
 
 var dropped = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
 
 // Describe implements prometheus.Collector.
-func (drops) Describe(ch chan<- *prometheus.Desc) { ch <- dropped }
+func (*drops) Describe(ch chan<- *prometheus.Desc) { ch <- dropped }
 
-// Collect implements prometheus.Collector.
-func (d drops) Collect(ch chan<- prometheus.Metric) {
+// Collect implements prometheus.Collector. While the switch cannot be read, the counters stand still.
+func (d *drops) Collect(ch chan<- prometheus.Metric) {
 	d.agent.mu.Lock()
 	ready := d.agent.ready
 	d.agent.mu.Unlock()
@@ -76,10 +87,32 @@ func (d drops) Collect(ch chan<- prometheus.Metric) {
 	defer cancel()
 	all, err := d.agent.flowReports(ctx)
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(dropped, err)
-		return
+		d.agent.log.Warn("metrics: the switch cannot be read", "err", err)
 	}
-	for _, r := range dropReports(all) {
-		ch <- prometheus.MustNewConstMetric(dropped, prometheus.CounterValue, float64(r.Packets), string(r.Reason))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.count(all)
 	}
+	for reason, packets := range d.totals {
+		ch <- prometheus.MustNewConstMetric(dropped, prometheus.CounterValue, float64(packets), string(reason))
+	}
+}
+
+// count adds what the flows have counted since the last time.
+func (d *drops) count(all []FlowReport) {
+	now := map[string]uint64{}
+	for _, f := range all {
+		if f.Reason == "" {
+			continue
+		}
+		flow := fmt.Sprint(f.Cookie, f.TableID, f.Priority, f.Match)
+		now[flow] = f.Packets
+		since := f.Packets
+		if last := d.last[flow]; last <= f.Packets {
+			since -= last
+		}
+		d.totals[f.Reason] += since
+	}
+	d.last = now
 }

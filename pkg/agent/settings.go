@@ -3,9 +3,12 @@ package agent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/cni"
@@ -26,43 +29,50 @@ func (a *Agent) settings() cni.Settings {
 	return s
 }
 
-// notReadyLocked says why the node cannot take pods, or "". A problem that comes up later, such as a route that cannot be
-// set, is reported but does not stop pods: what runs goes on, and CNI ADD fails by itself where it must.
+// notReadyLocked says why the node cannot take pods, or "". When it was ready once, only the switch's or OVSDB's absence
+// can stop it: another problem, such as a route that cannot be set, is reported.
 func (a *Agent) notReadyLocked() string {
-	if a.ready {
-		return ""
+	if !a.ready {
+		for _, part := range slices.Sorted(maps.Keys(a.problems)) {
+			return fmt.Sprintf("waiting for %s: %s", part, a.problems[part])
+		}
+		return "starting"
 	}
-	for part, problem := range a.problems {
-		return fmt.Sprintf("waiting for %s: %s", part, problem)
+	if why := a.loop.Status().Error; why != "" {
+		return "the switch cannot be programmed: " + why
 	}
-	return "starting"
+	if err := a.ovs.Healthy(); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
-// syncHost keeps the node's own network: the gateway's addresses, the routes, the masquerade.
+// syncHost keeps the node's own network: the gateway's addresses, the routes, the masquerade. What is wrong with other
+// nodes' objects is a problem of its own, for it must not keep this node from its work.
 func (a *Agent) syncHost(ctx context.Context) error {
-	if err := a.findMTU(ctx); err != nil {
-		return err
-	}
+	mtuErr := a.findMTU(ctx) // with it the MTU from before stays
 	view, cfg := a.loop.View(), a.config()
 	a.mu.Lock()
 	mtu := a.mtu
 	a.mu.Unlock()
-	want := host.Desired{
-		Gateway:      model.GatewayName,
-		MTU:          mtu,
-		PodCIDRs:     view.Self.PodCIDRs,
-		Masquerade:   cfg.EgressMasquerade,
-		NoMasquerade: cfg.NonMasqueradeCIDRs,
+	usable := flows.UsablePodCIDRs(view)
+	done, err := a.host.Sync(ctx, host.Desired{
+		Gateway:        model.GatewayName,
+		MTU:            mtu,
+		PodCIDRs:       usable.Own,
+		RemotePodCIDRs: usable.Remote,
+		Masquerade:     cfg.EgressMasquerade,
+		NoMasquerade:   cfg.NonMasqueradeCIDRs,
+	})
+	if len(done.Changed) > 0 {
+		a.log.Info("host network changed", "changes", done.Changed)
 	}
-	for _, n := range view.Nodes {
-		want.RemotePodCIDRs = append(want.RemotePodCIDRs, n.PodCIDRs...)
-	}
-	done, err := a.host.Sync(ctx, want)
-	if len(done) > 0 {
-		a.log.Info("host network changed", "changes", done)
-	}
-	return err
+	a.setProblem(podCIDRProblem, errors.Join(usable.RemoteErr, done.Unrouted))
+	return errors.Join(mtuErr, usable.OwnErr, err)
 }
+
+// podCIDRProblem is the part that other nodes' objects are at fault for.
+const podCIDRProblem = "pod CIDRs"
 
 // resolveNeighbours spares the first packet to each node (userspace datapath only).
 func (a *Agent) resolveNeighbours(context.Context) error {
@@ -108,11 +118,19 @@ func podMTU(cfg config.Config, self model.Node) (mtu int, underlay string, err e
 	if err != nil {
 		return 0, "", err
 	}
-	if cfg.MTU != 0 {
-		return cfg.MTU, underlay, nil
+	mtu = cfg.MTU
+	if mtu == 0 {
+		mtu = under - cfg.TunnelType.Overhead(outer)
 	}
-	return under - cfg.TunnelType.Overhead(outer), underlay, nil
+	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
+	if dual := slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); dual && mtu < minIPv6MTU {
+		return 0, "", fmt.Errorf("pods with IPv6 addresses need an MTU of %d; %s and the configuration give them %d (RFC 8200, section 5)", minIPv6MTU, underlay, mtu)
+	}
+	return mtu, underlay, nil
 }
+
+// minIPv6MTU is what every link that carries IPv6 must have.
+const minIPv6MTU = 1280
 
 // configPoll is how often the configuration file is looked at. The kubelet renews a mounted ConfigMap about once a
 // minute, by exchanging a symbolic link, which file notifications miss more easily than a look does.
@@ -120,11 +138,8 @@ const configPoll = 2 * time.Second
 
 // watchConfig applies what may change while the agent runs and remembers what needs a restart. A file with mistakes
 // changes nothing.
-func (a *Agent) watchConfig(ctx context.Context) {
-	last, err := os.ReadFile(a.opt.ConfigFile)
-	if err != nil {
-		a.setProblem("configuration", err)
-	}
+func (a *Agent) watchConfig(ctx context.Context, last []byte) {
+	var mistakes error // of the last content that could be read
 	for {
 		sleep(ctx, configPoll)
 		if ctx.Err() != nil {
@@ -136,16 +151,18 @@ func (a *Agent) watchConfig(ctx context.Context) {
 			continue
 		}
 		if bytes.Equal(data, last) {
+			a.setProblem("configuration", mistakes)
 			continue
 		}
-		last = data
+		last, mistakes = data, nil
 		next, err := config.Parse(data)
 		if err != nil {
-			a.setProblem("configuration", fmt.Errorf("%s has mistakes, the settings from before stay: %w", a.opt.ConfigFile, err))
-			continue
+			mistakes = fmt.Errorf("%s has mistakes, the settings from before stay: %w", a.opt.ConfigFile, err)
 		}
-		a.setProblem("configuration", nil)
-		a.reconfigure(next)
+		a.setProblem("configuration", mistakes)
+		if err == nil {
+			a.reconfigure(next)
+		}
 	}
 }
 
@@ -163,9 +180,10 @@ func (a *Agent) reconfigure(next config.Config) {
 	}
 	a.cfg = config.ApplyLive(a.cfg, next)
 	a.pending = waiting
-	cfg := a.cfg
+	a.opt.Level.Set(a.cfg.LogLevel)
+	if a.loop != nil {
+		a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+	}
 	a.mu.Unlock()
-	a.opt.Level.Set(cfg.LogLevel)
-	a.loop.Submit(state.SetTunnel{Type: cfg.TunnelType})
 	notify(a.pokeHost)
 }

@@ -82,14 +82,6 @@ func Default() Config {
 	}
 }
 
-// CheckIPv6 tells whether the configuration can serve pods that have IPv6 addresses, which only the agent knows.
-func (c Config) CheckIPv6() error {
-	if c.MTU != 0 && c.MTU < minIPv6MTU {
-		return fmt.Errorf("mtu: %d is not allowed where pods have IPv6 addresses; allowed: 0, or %d to %d", c.MTU, minIPv6MTU, maxMTU)
-	}
-	return nil
-}
-
 // Change is one setting that differs between two configurations.
 type Change struct {
 	Key      string

@@ -152,16 +152,6 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-func TestIPv6NeedsALargerMTU(t *testing.T) {
-	for mtu, ok := range map[int]bool{0: true, 576: false, 1279: false, 1280: true} {
-		c := Default()
-		c.MTU = mtu
-		if err := c.CheckIPv6(); (err == nil) != ok {
-			t.Errorf("mtu %d: got %v", mtu, err)
-		}
-	}
-}
-
 func TestDiff(t *testing.T) {
 	after, err := Parse([]byte("tunnelType: vxlan\nnonMasqueradeCIDRs: [10.0.0.0/8]\nlogFormat: json\n"))
 	if err != nil {

@@ -238,6 +238,9 @@ func toGateway() []ovs.Action {
 // self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
 func (b *builder) self(n model.Node) {
 	for _, cidr := range n.PodCIDRs {
+		if checkOwn(cidr, n) != nil {
+			continue // UsablePodCIDRs reports it
+		}
 		gateway := model.GatewayAddr(cidr)
 		proto := openflow.Protocol(gateway)
 		if gateway.Is4() {
@@ -255,6 +258,9 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 	}
 	remote := n.TunnelAddr()
 	for _, cidr := range n.PodCIDRs {
+		if checkRemote(cidr, n, self) != nil {
+			continue // UsablePodCIDRs reports it
+		}
 		proto := openflow.Protocol(cidr.Addr())
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Forwarding))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},

@@ -3,7 +3,8 @@
 //
 // The kernel owns the state. What is ours there is recognised without memory, and nothing else is changed or deleted:
 // routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
-// interface. Routes to exactly the pod CIDRs are taken over from whoever has them.
+// interface. Somebody else's route to exactly a pod CIDR stays, and ours is not made; that is reported. Whether a pod CIDR is
+// one to believe in is for the caller to judge (flows.UsablePodCIDRs).
 //
 // A Host has one user, who calls Sync from one goroutine; Watch may be called from another and runs one of its own.
 //
@@ -74,25 +75,35 @@ func NFTables() (knftables.Interface, error) {
 }
 
 // Sync makes everything what it shall be. It is idempotent, writes nothing that is right already, and goes on after a
-// failure with what does not depend on it. It returns what it had to change, in words.
-func (h *Host) Sync(ctx context.Context, d Desired) (changed []string, err error) {
+// failure with what does not depend on it.
+func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	d = d.clone()
 	h.mu.Lock()
 	h.current = d
 	h.mu.Unlock()
 	if err := d.check(); err != nil {
-		return nil, fmt.Errorf("sync host network: %w", err)
+		return Result{}, fmt.Errorf("sync host network: %w", err)
 	}
 	c := &changes{}
-	err = errors.Join(
+	err := errors.Join(
 		h.forwarding(c, d),
 		h.gateway(c, d),
 		h.nft.sync(ctx, c, d),
 	)
+	result := Result{Changed: c.list, Unrouted: errors.Join(c.unrouted...)}
 	if err != nil {
-		return c.list, fmt.Errorf("sync host network: %w", err)
+		return result, fmt.Errorf("sync host network: %w", err)
 	}
-	return c.list, nil
+	return result, nil
+}
+
+// Result is what a Sync did.
+type Result struct {
+	// Changed is what it had to change, in words.
+	Changed []string
+	// Unrouted says which remote pod CIDRs could not be routed, and why. The rest of the node's network does not suffer, so
+	// it is no failure of Sync.
+	Unrouted error
 }
 
 func (h *Host) gateway(c *changes, d Desired) error {
@@ -109,8 +120,11 @@ func (h *Host) gateway(c *changes, d Desired) error {
 	return routes(c, link, d)
 }
 
-// changes collects what was changed.
-type changes struct{ list []string }
+// changes collects what was changed, and the remote routes that could not be made.
+type changes struct {
+	list     []string
+	unrouted []error
+}
 
 func (c *changes) add(format string, args ...any) {
 	c.list = append(c.list, fmt.Sprintf(format, args...))

@@ -119,31 +119,48 @@ func desiredRoutes(d Desired, link int) []route {
 	return list
 }
 
-// routes makes the routes first and removes the stale ones then, so that a change of one leaves no gap.
+// routes makes the routes first and removes the stale ones then, so that a change of one leaves no gap. One that cannot be
+// made does not keep the others from it.
 func routes(c *changes, link netlink.Link, d Desired) error {
 	want := desiredRoutes(d, link.Attrs().Index)
 	have, err := ourRoutes()
 	if err != nil {
 		return err
 	}
-	known := make(map[route]bool, len(have))
+	known, ours := make(map[route]bool, len(have)), make(map[netip.Prefix]bool, len(have))
 	for _, k := range have {
-		known[fromKernel(k)] = true
+		r := fromKernel(k)
+		known[r] = true
+		ours[r.dst] = true
 	}
 	wanted := make(map[route]bool, len(want))
+	missing := map[netip.Prefix]bool{}
 	for _, r := range want {
 		wanted[r] = true
+		if !known[r] {
+			missing[r.dst] = true
+		}
+	}
+	foreign, err := foreignRoutes(missing)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range want {
 		if known[r] {
 			continue
 		}
-		if err := netlink.RouteReplace(r.toKernel()); err != nil {
-			return fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err)
+		if err := r.write(foreign[r.dst], ours[r.dst]); err == nil {
+			c.add("route to %s added", r.dst)
+		} else if err = fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err); r.gateway.IsValid() {
+			c.unrouted = append(c.unrouted, err)
+		} else {
+			errs = append(errs, err)
 		}
-		c.add("route to %s added", r.dst)
 	}
 	// Ask again: what a new route replaced is gone, and deleting it nevertheless might hit the new one.
 	if have, err = ourRoutes(); err != nil {
-		return err
+		return errors.Join(append(errs, err)...)
 	}
 	for _, k := range have {
 		r := fromKernel(k)
@@ -151,11 +168,46 @@ func routes(c *changes, link netlink.Link, d Desired) error {
 			continue
 		}
 		if err := netlink.RouteDel(&k); err != nil {
-			return fmt.Errorf("remove route to %s: %w", r.dst, err)
+			errs = append(errs, fmt.Errorf("remove route to %s: %w", r.dst, err))
+			continue
 		}
 		c.add("route to %s removed", r.dst)
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// write makes the route. It replaces one of ours, or the one that the kernel makes of the gateway's address, but nobody
+// else's.
+func (r route) write(foreign []netlink.Route, ours bool) error {
+	replace := ours
+	for _, k := range foreign {
+		if r.gateway.IsValid() || k.Protocol != unix.RTPROT_KERNEL || k.LinkIndex != r.link {
+			return fmt.Errorf("there is one that is not Weft's, which stays: %s; remove it, or the object that claims its range", k)
+		}
+		replace = true
+	}
+	if replace {
+		return netlink.RouteReplace(r.toKernel())
+	}
+	return netlink.RouteAdd(r.toKernel())
+}
+
+// foreignRoutes are the routes to exactly these prefixes, at any metric, that are not ours.
+func foreignRoutes(to map[netip.Prefix]bool) (map[netip.Prefix][]netlink.Route, error) {
+	found := map[netip.Prefix][]netlink.Route{}
+	if len(to) == 0 {
+		return found, nil
+	}
+	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, nil, 0, func(k netlink.Route) bool {
+		if k.Dst != nil && k.Protocol != RouteProtocol && to[prefix(k.Dst)] {
+			found[prefix(k.Dst)] = append(found[prefix(k.Dst)], k)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	return found, nil
 }
 
 func ourRoutes() ([]netlink.Route, error) {

@@ -57,6 +57,8 @@ type Watcher struct {
 	log   *slog.Logger
 	nodes cache.SharedIndexInformer
 	pods  cache.SharedIndexInformer
+	// emitted says that every node that existed at the start was handed on: an informer has synced before its handlers.
+	emitted cache.InformerSynced
 }
 
 // NewWatcher makes the watcher of the named node; Run starts it.
@@ -77,7 +79,7 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	if err := w.pods.SetTransform(trimPod); err != nil {
 		return nil, fmt.Errorf("watch pods: %w", err)
 	}
-	_, err := w.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	registration, err := w.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { w.nodeChanged(obj) },
 		UpdateFunc: func(_, obj any) { w.nodeChanged(obj) },
 		DeleteFunc: func(obj any) {
@@ -89,6 +91,7 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	if err != nil {
 		return nil, fmt.Errorf("watch nodes: %w", err)
 	}
+	w.emitted = registration.HasSynced
 	return w, nil
 }
 
@@ -100,7 +103,7 @@ func (w *Watcher) Run(ctx context.Context) {
 
 // WaitSynced returns when every object that existed at the start was emitted.
 func (w *Watcher) WaitSynced(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), w.nodes.HasSynced, w.pods.HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), w.emitted, w.pods.HasSynced) {
 		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
 	}
 	return nil
@@ -141,6 +144,10 @@ func Node(object *corev1.Node) (model.Node, error) {
 			continue
 		}
 		addr, err := netip.ParseAddr(a.Address)
+		addr = addr.Unmap()
+		if err == nil && addr.Zone() != "" {
+			err = fmt.Errorf("%q has a zone", a.Address)
+		}
 		if err != nil {
 			bad = append(bad, fmt.Errorf("status.addresses: %w", err))
 			continue

@@ -2,9 +2,11 @@ package kube_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -46,6 +48,11 @@ func TestNode(t *testing.T) {
 			name:   "what is bad is left out and named",
 			object: object("n", []string{"not a range", "10.244.1.0/24"}, internal("?"), internal("172.30.0.1")),
 			want:   model.Node{Name: "n", Addrs: addrs("172.30.0.1"), PodCIDRs: cidrs("10.244.1.0/24")}, bad: true,
+		},
+		{
+			name:   "IPv4 in IPv6's clothes is IPv4, and a zone is no part of an address",
+			object: object("n", nil, internal("fe80::1%x\nflow add table=0 actions=NORMAL"), internal("::ffff:172.30.0.1")),
+			want:   model.Node{Name: "n", Addrs: addrs("172.30.0.1")}, bad: true,
 		},
 	} {
 		got, err := kube.Node(tc.object)
@@ -114,6 +121,36 @@ func TestWatcher(t *testing.T) {
 	want := []model.Pod{{PodRef: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, HostNetwork: true}}
 	if got := w.Pods(); !slices.Equal(got, want) {
 		t.Errorf("pods = %+v", got)
+	}
+}
+
+// TestSyncedMeansEmitted: with a slow receiver, all nodes of the start must have been handed on before WaitSynced returns:
+// the first programming deletes the flows of nodes that it does not know.
+func TestSyncedMeansEmitted(t *testing.T) {
+	const count = 500
+	client := fake.NewClientset()
+	for i := range count {
+		if err := client.Tracker().Add(object(fmt.Sprintf("n%d", i), nil)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var emitted atomic.Int32
+	w, err := kube.NewWatcher(client, "n1", func(state.Change) {
+		time.Sleep(200 * time.Microsecond) // a busy machine
+		emitted.Add(1)
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	if err := w.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := emitted.Load(); got != count {
+		t.Errorf("synced with %d of %d nodes handed on", got, count)
 	}
 }
 

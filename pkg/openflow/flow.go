@@ -83,6 +83,9 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 		fields = append(fields, string(text))
 	}
 	f.Match = canonicalMatch(fields)
+	if i := strings.IndexFunc(f.Match, notText); i >= 0 {
+		return Flow{}, fmt.Errorf("flow in table %d: match %q has the character %q", table, f.Match, f.Match[i])
+	}
 	if len(actions) == 0 {
 		return Flow{}, fmt.Errorf("flow %s has no actions", f.Key)
 	}
@@ -95,8 +98,14 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 		texts[i] = string(text)
 	}
 	f.Actions = strings.Join(texts, ",")
+	if i := strings.IndexFunc(f.Actions, notText); i >= 0 {
+		return Flow{}, fmt.Errorf("flow %s: actions %q have the character %q", f.Key, f.Actions, f.Actions[i])
+	}
 	return f, nil
 }
+
+// notText finds what would end a flow's text and begin another's: whatever its values were made from, a flow is one line.
+func notText(r rune) bool { return r <= ' ' || r > '~' }
 
 // Stats are a flow's counters in the switch.
 type Stats struct {

@@ -37,6 +37,14 @@ func TestNewRefuses(t *testing.T) {
 	if _, err := openflow.New(0, 1, 0, "", []ovs.Match{ovs.NetworkSource("fd00::1")}, ovs.Drop()); err == nil {
 		t.Error("an IPv6 address in nw_src was accepted")
 	}
+	for _, injected := range []string{"1\nflow add table=0 actions=NORMAL", "1 actions=NORMAL", "1\x00"} {
+		if _, err := openflow.New(0, 1, 0, "", []ovs.Match{ovs.FieldMatch("reg0", injected)}, ovs.Drop()); err == nil {
+			t.Errorf("the match %q was accepted", injected)
+		}
+		if _, err := openflow.New(0, 1, 0, "", nil, ovs.SetField(injected, "reg0")); err == nil {
+			t.Errorf("the action with %q was accepted", injected)
+		}
+	}
 	if _, err := openflow.New(0, 1, 0, "", nil, ovs.SetField("", "reg0")); err == nil {
 		t.Error("an incomplete action was accepted")
 	}
