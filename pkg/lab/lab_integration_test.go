@@ -24,6 +24,8 @@ import (
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 )
 
+func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
+
 func deployment(name string, replicas, port int) string {
 	return fmt.Sprintf(`---
 apiVersion: apps/v1

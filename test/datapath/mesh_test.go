@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -19,6 +20,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
+
+func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
 
 // manifests put two pods on every node: a-NODE and b-NODE.
 func manifests() string {

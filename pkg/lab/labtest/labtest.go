@@ -34,21 +34,34 @@ func Datapath() config.Datapath {
 // programs are what the tests need, with the packages that they are built from.
 var programs = map[string]string{"weftctl": "./cmd/weftctl", "weft-agent": "./cmd/weft-agent", "probe": "./test/e2e/probe"}
 
+// built is where Main has the programs built.
+var built string
+
+// Main runs a package's tests, and removes the programs that were built for them: TestMain calls it.
+func Main(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "weft-labtest-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "labtest:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	built = dir
+	return m.Run()
+}
+
 // bin is the directory with the programs, which are built once for a test binary.
 var bin = sync.OnceValues(func() (string, error) {
 	if dir := os.Getenv("WEFT_BIN"); dir != "" {
 		return dir, nil
 	}
+	if built == "" {
+		return "", errors.New("the package's TestMain does not call labtest.Main")
+	}
 	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
 	if err != nil {
 		return "", fmt.Errorf("find the repository: %w", err)
 	}
-	// Named after nothing that changes, so that it does not pile up; go build replaces what is out of date.
-	dir := filepath.Join(os.TempDir(), "weft-labtest-bin")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", err
-	}
-	args := []string{"build", "-o", dir + "/"}
+	args := []string{"build", "-o", built + "/"}
 	for _, pkg := range programs {
 		args = append(args, pkg)
 	}
@@ -58,7 +71,7 @@ var bin = sync.OnceValues(func() (string, error) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
-	return dir, nil
+	return built, nil
 })
 
 // Program is the path of one of the programs: weftctl, weft-agent or probe.
