@@ -77,8 +77,8 @@ func TestSecondSyncIsSilent(t *testing.T) {
 		t.Errorf("second Sync changed %q", changed)
 	}
 	restarted := New(n.nft, "/proc/sys", slog.New(slog.DiscardHandler))
-	if changed, err := restarted.Sync(t.Context(), dualStack()); err != nil || len(changed) > 0 {
-		t.Errorf("Sync of a restarted agent changed %q, %v", changed, err)
+	if done, err := restarted.Sync(t.Context(), dualStack()); err != nil || done.Unrouted != nil || len(done.Changed) > 0 {
+		t.Errorf("Sync of a restarted agent changed %q, %v, %v", done.Changed, done.Unrouted, err)
 	}
 	n.run("ip link add marker type veth peer name marker1")
 	if seen := <-events; len(seen) > 0 {
@@ -112,7 +112,7 @@ func TestRepair(t *testing.T) {
 		"ip route del 10.244.2.0/24",
 		"ip -6 route del fd00:10:2::/64",
 		"ip -6 route del fd00:10:1::/64",
-		"ip route replace 10.244.2.0/24 via 192.0.2.2",
+		"ip route replace 10.244.1.0/24 dev weft0 proto kernel scope link src 10.244.1.1",
 		"ip route replace 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
 		"ip route change 10.244.2.0/24 via 10.244.2.1 dev weft0 onlink proto 87",
 		"ip route add 10.99.0.0/24 dev weft0 proto 87", // of a node that is gone

@@ -198,7 +198,7 @@ func foreignRoutes(to map[netip.Prefix]bool) (map[netip.Prefix][]netlink.Route, 
 	if len(to) == 0 {
 		return found, nil
 	}
-	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, nil, 0, func(k netlink.Route) bool {
+	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, &netlink.Route{}, 0, func(k netlink.Route) bool {
 		if k.Dst != nil && k.Protocol != RouteProtocol && to[prefix(k.Dst)] {
 			found[prefix(k.Dst)] = append(found[prefix(k.Dst)], k)
 		}

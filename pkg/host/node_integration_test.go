@@ -3,6 +3,7 @@
 package host
 
 import (
+	"errors"
 	"log/slog"
 	"os/exec"
 	"runtime"
@@ -99,11 +100,11 @@ func (n *node) in(ns netns.NsHandle, f func()) {
 
 func (n *node) sync(d Desired) []string {
 	n.t.Helper()
-	changed, err := n.h.Sync(n.t.Context(), d)
-	if err != nil {
+	done, err := n.h.Sync(n.t.Context(), d)
+	if err := errors.Join(err, done.Unrouted); err != nil {
 		n.t.Fatal(err)
 	}
-	return changed
+	return done.Changed
 }
 
 // state is all that Sync looks after, as text.
