@@ -61,8 +61,14 @@ e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and du
 	test/e2e/run.sh
 
 .PHONY: kernel-test
-kernel-test: image ## The tests of the datapath on a stock Debian kernel's own, in an emulated machine
-	go run ./test/kernel test datapath cluster
+kernel-test: deps ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
+	go run ./test/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU' datapath
+
+.PHONY: kernel-test-all
+kernel-test-all: deps image ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
+	go test -tags kernel ./test/kernel/machine
+	go run ./test/kernel test --timeout 40m datapath
+	go run ./test/kernel test --timeout 60m cluster
 
 .PHONY: bench
 bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch

@@ -5,7 +5,8 @@ set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ./...
 
-unformatted=$(git ls-files -z --cached --others --exclude-standard -- '*.go' | xargs -0 -r gofmt -l)
+files=$(git ls-files --cached --others --exclude-standard -- '*.go') # apart, so that git's failure is one
+unformatted=$(printf '%s\n' "$files" | xargs -r gofmt -l)
 if [ -n "$unformatted" ]; then
 	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
 	exit 1

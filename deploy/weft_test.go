@@ -141,7 +141,7 @@ func TestPrivileges(t *testing.T) {
 	if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("the seccomp profile is %v", p)
 	}
-	allowed := map[string][]corev1.Capability{"install-cni": nil, "weft-agent": {"NET_ADMIN", "SYS_ADMIN"}}
+	allowed := map[string][]corev1.Capability{"install-cni": {"DAC_OVERRIDE"}, "weft-agent": {"NET_ADMIN", "SYS_ADMIN"}}
 	for _, c := range containers(spec) {
 		want := &corev1.SecurityContext{
 			AllowPrivilegeEscalation: new(false),

@@ -184,10 +184,13 @@ func (l *Loop) Sync(ctx context.Context) error {
 func (l *Loop) Verify() { notify(l.hint) }
 
 // Refused says why the flows of an attachment are not in the switch; nil when nothing is wrong with them.
-func (l *Loop) Refused(a model.Attachment) error {
+func (l *Loop) Refused(a model.Attachment) error { return l.RefusedOwner(model.PodOwner(a)) }
+
+// RefusedOwner says why an owner's flows are not in the switch; nil when nothing is wrong with them.
+func (l *Loop) RefusedOwner(o model.Owner) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.refused[model.PodOwner(a)]
+	return l.refused[o]
 }
 
 // Status says how far the loop has come.

@@ -38,6 +38,9 @@ func (a *Agent) notReadyLocked() string {
 		}
 		return "starting"
 	}
+	if err := a.loop.RefusedOwner(model.PipelineOwner); err != nil {
+		return "the switch refuses the pipeline: " + err.Error()
+	}
 	if why := a.loop.Status().Error; why != "" {
 		return "the switch cannot be programmed: " + why
 	}

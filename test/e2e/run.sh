@@ -20,10 +20,16 @@ go test -c -tags e2e -o bin/deploy.test ./deploy
 go test -c -tags e2e -o bin/demo.test ./test/demo
 
 clean() {
+	if [ "$1" -ne 0 ] && [ -d "$DIR" ]; then
+		# What the nodes' programs and the pods had to say is all there is to go by.
+		mkdir -p dist/e2e-logs
+		find "$DIR" \( -name '*.log' -o -path '*/pods/*' \) -type f -size -20M -exec cp --parents -t dist/e2e-logs {} +
+		echo "the cluster's logs are in dist/e2e-logs" >&2
+	fi
 	bin/cluster down --dir "$DIR" --name "$NAME" >/dev/null
 	rm -rf "$DIR"
 }
-trap clean EXIT
+trap 'clean $?' EXIT
 
 run() { # FAMILY/TUNNEL [TESTS]
 	local family=${1%/*} tunnel=${1#*/}
