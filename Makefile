@@ -19,6 +19,7 @@ help: ## Show this list
 
 .PHONY: run
 run: deps build ## A small shop on real switches without Kubernetes, and who reaches whom: seconds
+	@bin/weftctl lab down --name shop >/dev/null
 	bin/weftctl lab up --name shop -f examples/shop
 	bin/weftctl lab probe --name shop
 	@printf '\nNext:  edit examples/shop/shop.yaml and probe again;  bin/weftctl lab --help;  bin/weftctl lab down --name shop\n'
