@@ -80,28 +80,6 @@ func TestDamagedAttachment(t *testing.T) {
 	}
 }
 
-func TestConcernsUs(t *testing.T) {
-	c := &Client{bridge: "weft"}
-	root := &rootRow{NextCfg: 1}
-	for _, tt := range []struct {
-		what     string
-		old, row any
-		want     bool
-	}{
-		{"first sight", nil, root, true},
-		{"anybody's commit", root, &rootRow{NextCfg: 2}, false},
-		{"ovs-vswitchd applied it", root, &rootRow{NextCfg: 1, CurCfg: 1}, false},
-		{"flow-restore-wait set", root, &rootRow{OtherConfig: map[string]string{flowRestoreWait: "true"}}, true},
-		{"our bridge", &bridgeRow{Name: "weft"}, &bridgeRow{Name: "weft", STPEnable: true}, true},
-		{"another bridge", &bridgeRow{Name: "br-phy"}, &bridgeRow{Name: "br-phy", STPEnable: true}, false},
-		{"an interface", nil, &interfaceRow{Name: "weft0"}, true},
-	} {
-		if got := c.concernsUs(tt.old, tt.row); got != tt.want {
-			t.Errorf("%s: concernsUs = %t, want %t", tt.what, got, tt.want)
-		}
-	}
-}
-
 func TestManagementSocket(t *testing.T) {
 	if got, err := managementSocket("unix:/run/openvswitch/db.sock", "weft"); err != nil || got != "/run/openvswitch/weft.mgmt" {
 		t.Errorf("managementSocket = %q, %v", got, err)

@@ -180,7 +180,7 @@ func (p *plan) make(want Bridge) error {
 		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
 	}
 	for _, port := range want.ports(p.view.name) {
-		if _, on := p.view.portNamed(port.Name); on != nil && on.Name != p.view.name {
+		if on := p.view.named[port.Name].bridge; on != nil && on.Name != p.view.name {
 			return fmt.Errorf("a port named %s is on bridge %s; remove it there", port.Name, on.Name)
 		}
 	}

@@ -47,6 +47,9 @@ type Client struct {
 
 	served atomic.Bool // ovs-vswitchd serves the bridge
 
+	// removing holds the UUIDs of the rows that RemovePort removes, until we hear that they are gone.
+	removing sync.Map
+
 	mu      sync.Mutex
 	current *session      // nil while there is no connection
 	moved   chan struct{} // closed, and replaced, when current changes
@@ -91,7 +94,8 @@ func (c *Client) Close() {
 	c.wg.Wait()
 }
 
-// Changes receives, coalesced, after every change of a row that may concern us, whoever made it; when the connection to
+// Changes receives, coalesced, after every change of a row that may call for a repair, so not after what AddPort and
+// RemovePort do themselves; when the connection to
 // OVSDB was lost or is back; and when ovs-vswitchd has stopped serving the bridge or serves it again. The receiver calls
 // EnsureBridge, which finds out whether anything has to be done.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
@@ -115,32 +119,9 @@ func (c *Client) dial(ctx context.Context) (*session, error) {
 	handler := &cache.EventHandlerFuncs{
 		AddFunc:    func(_ string, row dbmodel.Model) { c.changed(nil, row) },
 		UpdateFunc: func(_ string, old, row dbmodel.Model) { c.changed(old, row) },
-		DeleteFunc: func(_ string, row dbmodel.Model) { c.changed(row, row) },
+		DeleteFunc: func(_ string, row dbmodel.Model) { c.changed(row, nil) },
 	}
 	return dial(ctx, c.endpoint, logr.FromSlogHandler(c.log.Handler()), handler)
-}
-
-// changed runs on libovsdb's event goroutine, after its copy was updated.
-func (c *Client) changed(old, row dbmodel.Model) {
-	if key, ok := waitKey(row); ok {
-		c.waiters.wake(key)
-	}
-	if c.concernsUs(old, row) {
-		notify(c.changes)
-	}
-}
-
-// concernsUs leaves out what changes with every transaction of anybody, and other bridges. Ports and interfaces do not
-// say which bridge they are on, so all of them count.
-func (c *Client) concernsUs(old, row dbmodel.Model) bool {
-	switch r := row.(type) {
-	case *rootRow:
-		o, ok := old.(*rootRow)
-		return !ok || o == r || o.OtherConfig[flowRestoreWait] != r.OtherConfig[flowRestoreWait]
-	case *bridgeRow:
-		return r.Name == c.bridge
-	}
-	return true
 }
 
 // keepConnected replaces a session that ended, until ctx is done.
@@ -188,6 +169,9 @@ func (c *Client) redial(ctx context.Context) (*session, error) {
 func (c *Client) setSession(s *session) {
 	c.mu.Lock()
 	c.current = s
+	if s == nil {
+		c.removing.Clear() // nobody will tell us
+	}
 	close(c.moved)
 	c.moved = make(chan struct{})
 	c.mu.Unlock()

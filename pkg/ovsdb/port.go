@@ -191,7 +191,10 @@ func (c *Client) removeIf(ctx context.Context, name string, check func(*interfac
 	if err := check(iface); err != nil {
 		return err
 	}
-	_, err = c.commit(ctx, []ovsdb.Operation{removeFromBridge(c.bridge, port.UUID)})
+	c.ownRemoval(port.UUID, iface)
+	if _, err = c.commit(ctx, []ovsdb.Operation{removeFromBridge(c.bridge, port.UUID)}); err != nil {
+		c.forgetRemoval(port.UUID, iface)
+	}
 	return err
 }
 
@@ -213,10 +216,10 @@ func (c *Client) Attachments(ctx context.Context) ([]model.Attachment, []BadPort
 	}
 	var list []model.Attachment
 	var bad []BadPort
-	for _, iface := range v.podInterfaces() {
-		a, err := decodeAttachment(iface.Name, iface.ExternalIDs)
+	for _, pod := range v.podInterfaces() {
+		a, err := decodeAttachment(pod.iface.Name, pod.iface.ExternalIDs)
 		if err != nil {
-			bad = append(bad, BadPort{Name: iface.Name, Err: err})
+			bad = append(bad, BadPort{Name: pod.iface.Name, Err: err})
 			continue
 		}
 		list = append(list, a)

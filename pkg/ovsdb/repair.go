@@ -19,6 +19,19 @@ type view struct {
 	ifaces  map[string]*interfaceRow // by UUID
 	tables  map[string]*flowTableRow // by UUID
 	bridges map[string]*bridgeRow    // by UUID
+	named   map[string]bridgePort    // by the port's name; index fills it
+}
+
+// bridgePort is a port and the bridge it is on.
+type bridgePort struct {
+	port   *portRow
+	bridge *bridgeRow
+}
+
+// podInterface is an interface that AddPort made, and its port.
+type podInterface struct {
+	port  *portRow
+	iface *interfaceRow
 }
 
 func (s *session) view(bridge string) (*view, error) {
@@ -36,20 +49,31 @@ func (s *session) view(bridge string) (*view, error) {
 	if v.tables, err = rows[flowTableRow](s, tableFlowTable); err != nil {
 		return nil, err
 	}
-	for _, b := range v.bridges {
-		if b.Name == bridge {
-			v.bridge = b
-		}
-	}
+	v.index()
 	return v, nil
 }
 
+// index finds our bridge and the bridge of every port.
+func (v *view) index() {
+	v.named = make(map[string]bridgePort, len(v.ports))
+	for _, b := range v.bridges {
+		if b.Name == v.name {
+			v.bridge = b
+		}
+		for _, uuid := range b.Ports {
+			if port := v.ports[uuid]; port != nil {
+				v.named[port.Name] = bridgePort{port, b}
+			}
+		}
+	}
+}
+
 // podInterfaces are the interfaces on the bridge that AddPort made.
-func (v *view) podInterfaces() []*interfaceRow {
+func (v *view) podInterfaces() []podInterface {
 	if v.bridge == nil {
 		return nil
 	}
-	var list []*interfaceRow
+	var list []podInterface
 	for _, portUUID := range v.bridge.Ports {
 		port := v.ports[portUUID]
 		if port == nil {
@@ -57,26 +81,11 @@ func (v *view) podInterfaces() []*interfaceRow {
 		}
 		for _, ifaceUUID := range port.Interfaces {
 			if iface := v.ifaces[ifaceUUID]; iface != nil && isOurs(iface.ExternalIDs) {
-				list = append(list, iface)
+				list = append(list, podInterface{port, iface})
 			}
 		}
 	}
 	return list
-}
-
-// portNamed finds a port and the bridge it is on.
-func (v *view) portNamed(name string) (*portRow, *bridgeRow) {
-	for _, port := range v.ports {
-		if port.Name != name {
-			continue
-		}
-		for _, b := range v.bridges {
-			if slices.Contains(b.Ports, port.UUID) {
-				return port, b
-			}
-		}
-	}
-	return nil, nil
 }
 
 // tables repairs the names of the flow tables.
@@ -124,7 +133,7 @@ func (p *plan) tables(want map[uint8]string) error {
 
 // port repairs one of the ports that every node's bridge has.
 func (p *plan) port(want interfaceRow) error {
-	port, _ := p.view.portNamed(want.Name)
+	port := p.view.named[want.Name].port
 	if port == nil {
 		return p.replace(nil, want, "created")
 	}
@@ -191,12 +200,12 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 // podPorts repairs what AddPort set on pods' ports besides their record. Ports whose record is damaged are left to
 // whoever reads them through Attachments.
 func (p *plan) podPorts() error {
-	for _, iface := range p.view.podInterfaces() {
+	for _, pod := range p.view.podInterfaces() {
+		iface := pod.iface
 		a, err := decodeAttachment(iface.Name, iface.ExternalIDs)
 		if err != nil {
 			continue
 		}
-		port, _ := p.view.portNamed(iface.Name)
 		want := interfaceRow{
 			Name:          iface.Name,
 			Options:       iface.Options,
@@ -205,7 +214,7 @@ func (p *plan) podPorts() error {
 			MTURequest:    iface.MTURequest,
 			ExternalIDs:   iface.ExternalIDs,
 		}
-		if err := p.iface(port, iface, want); err != nil {
+		if err := p.iface(pod.port, iface, want); err != nil {
 			return err
 		}
 	}
