@@ -46,6 +46,7 @@ add rule inet weft-cni prerouting meta iifgroup { 2003134068 , 2003134069 } coun
 		func(tx *knftables.Transaction) { tx.Delete(chain) },
 		func(tx *knftables.Transaction) { tx.Delete(&knftables.Table{}) },
 		func(tx *knftables.Transaction) { tx.Insert(&knftables.Rule{Chain: chain.Name, Rule: "accept"}) },
+		func(tx *knftables.Transaction) { tx.Add(&knftables.Rule{Chain: chain.Name, Rule: "accept"}) },
 		func(tx *knftables.Transaction) { // as an older Weft wrote it
 			tx.Flush(chain)
 			tx.Add(&knftables.Rule{Chain: chain.Name, Rule: "counter drop"})
