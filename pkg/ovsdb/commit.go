@@ -83,7 +83,7 @@ func (c *Client) commitBatch(batch []*commit) {
 func (c *Client) transactAll(batch []*commit) error {
 	ctx := batch[0].ctx
 	if len(batch) > 1 {
-		// One caller that gives up must not fail the others.
+		// While there is no session, one caller that gives up must not fail the others.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), echoTimeout)
 		defer cancel()
@@ -96,7 +96,7 @@ func (c *Client) transactAll(batch []*commit) error {
 	for _, m := range batch {
 		ops = append(ops, m.ops...)
 	}
-	results, err := s.transact(ctx, ops)
+	results, err := s.transact(ops)
 	if err != nil {
 		return err
 	}

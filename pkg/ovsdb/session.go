@@ -18,13 +18,16 @@ const (
 	// echoInterval is how often an idle connection is probed, echoTimeout how long the answer may take.
 	echoInterval = 5 * time.Second
 	echoTimeout  = 5 * time.Second
+	// transactTimeout is how long the answer to a transaction may take.
+	transactTimeout = 5 * time.Second
 )
 
 // session is one connection to ovsdb-server with its monitored copy of the database. A lost connection ends the session
 // for good: the next one starts with a fresh copy, so nothing stale survives.
 type session struct {
-	db   client.Client
-	done chan struct{} // closed when the connection is lost
+	db     client.Client
+	giveUp chan struct{} // receives when the connection is no longer wanted
+	done   chan struct{} // closed when the connection is lost
 }
 
 // dial connects and returns when the copy of the database is complete. handler hears of every row in it.
@@ -50,7 +53,7 @@ func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.E
 		db.Close()
 		return nil, fmt.Errorf("monitor OVSDB at %s: %w", endpoint, err)
 	}
-	s := &session{db: db, done: make(chan struct{})}
+	s := &session{db: db, giveUp: make(chan struct{}, 1), done: make(chan struct{})}
 	go s.watch()
 	return s, nil
 }
@@ -66,16 +69,18 @@ func (s *session) watch() {
 		select {
 		case <-s.db.DisconnectNotify():
 			return
+		case <-s.giveUp:
+			return
 		case <-probe.C:
-			if !s.alive(context.Background()) {
+			if !s.alive() {
 				return
 			}
 		}
 	}
 }
 
-func (s *session) alive(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, echoTimeout)
+func (s *session) alive() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), echoTimeout)
 	defer cancel()
 	return s.db.Echo(ctx) == nil
 }
@@ -89,17 +94,18 @@ func (s *session) ended() bool {
 	}
 }
 
-// transact runs one transaction. All operations take effect or none does.
-func (s *session) transact(ctx context.Context, ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
+// transact runs one transaction. All operations take effect or none does. It does not end early with its callers: a
+// transaction whose answer nobody has heard may take effect at any time later, while the copy says that it has not. So
+// without an answer the session is over, and the next one's copy tells.
+func (s *session) transact(ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), transactTimeout)
+	defer cancel()
 	results, err := s.db.Transact(ctx, ops...)
 	if err != nil {
 		// What libovsdb returns for a lost connection depends on the moment; so ask the connection.
-		if ctx.Err() == nil && !s.alive(ctx) {
-			// Who tries again at once shall not get the same session.
-			select {
-			case <-s.done:
-			case <-ctx.Done():
-			}
+		if ctx.Err() != nil || !s.alive() {
+			notify(s.giveUp)
+			<-s.done // who tries again at once shall not get the same session
 			return nil, fmt.Errorf("%w: %w", ErrDisconnected, err)
 		}
 		return nil, err
