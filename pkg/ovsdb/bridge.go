@@ -22,6 +22,9 @@ type Bridge struct {
 	GatewayMTU int
 	// Tables names the flow tables.
 	Tables map[uint8]string
+	// Tunnel is the type that the node sends with, whose port must work. A port of another type that does not work is an
+	// OptionalPortError. Empty, all must work.
+	Tunnel model.TunnelType
 	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath and
 	// gains nothing on kernels since 5.12; over IPv6, where there is no other checksum over the outer addresses, set it.
 	TunnelChecksum bool
@@ -41,6 +44,19 @@ const (
 	// applyTimeout bounds the wait for ovs-vswitchd when the caller's context does not.
 	applyTimeout = 30 * time.Second
 )
+
+// OptionalPortError says that a port does not work without which the node can connect its pods: that of a tunnel type
+// with which only other nodes may send, such as in the middle of a change of type. All else was ensured.
+type OptionalPortError struct {
+	Port string
+	Err  error
+}
+
+func (e *OptionalPortError) Error() string {
+	return fmt.Sprintf("port %s: %v (nodes that still send with this tunnel type cannot reach this one)", e.Port, e.Err)
+}
+
+func (e *OptionalPortError) Unwrap() error { return e.Err }
 
 // protocols lets every version of ovs-ofctl talk to the bridge without options.
 var protocols = []string{"OpenFlow10", "OpenFlow11", "OpenFlow12", "OpenFlow13", "OpenFlow14", "OpenFlow15"}
@@ -85,6 +101,7 @@ func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 // one transaction, and returns when ovs-vswitchd has applied it and every port has its number. It also restores the port
 // numbers that pods' ports request. It returns what it had to change, in words; nothing, when all was right. What others
 // added to the bridge stays, except controllers, spanning tree and limits on flow tables, which would break forwarding.
+// When the error is an *OptionalPortError, all that the node needs is right, and changed is what was changed.
 func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
@@ -117,15 +134,36 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 			return nil, err
 		}
 	}
-	for _, port := range want.ports(c.bridge) {
-		if port.OFPortRequest == nil {
-			continue
-		}
+	needed, optional := want.numbered(c.bridge)
+	for _, port := range needed {
 		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
 			return p.changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 	}
+	for _, port := range optional {
+		err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest))
+		if errors.Is(err, ErrDisconnected) {
+			return p.changed, fmt.Errorf("port %s: %w", port.Name, err)
+		}
+		if err != nil {
+			return p.changed, &OptionalPortError{Port: port.Name, Err: err}
+		}
+	}
 	return p.changed, nil
+}
+
+// numbered are the ports with a fixed number. The node can do without those of tunnel types that it does not send with.
+func (b Bridge) numbered(bridge string) (needed, optional []interfaceRow) {
+	for _, port := range b.ports(bridge) {
+		switch {
+		case port.OFPortRequest == nil:
+		case b.Tunnel == "" || port.Type == typeInternal || port.Type == string(b.Tunnel):
+			needed = append(needed, port)
+		default:
+			optional = append(optional, port)
+		}
+	}
+	return needed, optional
 }
 
 // apply commits the operations and waits until ovs-vswitchd has acted on them: it copies next_cfg to cur_cfg after it
@@ -178,6 +216,9 @@ func (p *plan) change(ops []ovsdb.Operation, format string, args ...any) {
 func (p *plan) make(want Bridge) error {
 	if want.Datapath != "system" && want.Datapath != "netdev" {
 		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
+	}
+	if want.Tunnel != "" && !slices.Contains(model.TunnelTypes, want.Tunnel) {
+		return fmt.Errorf("tunnel type %q is none of %v", want.Tunnel, model.TunnelTypes)
 	}
 	for _, port := range want.ports(p.view.name) {
 		if on := p.view.named[port.Name].bridge; on != nil && on.Name != p.view.name {

@@ -3,6 +3,7 @@
 package ovsdb_test
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -212,4 +213,37 @@ func TestFlowRestoreWait(t *testing.T) {
 	if got, err := l.c.FlowRestoreWait(l.ctx); err != nil || !got {
 		t.Errorf("FlowRestoreWait = %t, %v; want what ovs-vsctl set", got, err)
 	}
+}
+
+// TestOptionalTunnelPort: a node that sends with Geneve does not need its VXLAN port, which something else on the node may
+// keep from working; but it needs to be told.
+func TestOptionalTunnelPort(t *testing.T) {
+	l := newLab(t)
+	// ovs-vswitchd refuses a second port with the same tunnel key and addresses.
+	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev",
+		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow", "options:key=flow")
+	l.eventually("the other port is there", func() bool { return l.vsctl("get", "Interface", "taken", "ofport") != "[]" })
+	b := want
+	b.Tunnel = model.Geneve
+	changed, err := l.c.EnsureBridge(l.ctx, b)
+	var optional *ovsdb.OptionalPortError
+	if !errors.As(err, &optional) || optional.Port != model.VXLANPortName || !slices.Equal(changed, []string{"bridge created"}) {
+		t.Errorf("with Geneve: changed %q, error %v; want the bridge created and an OptionalPortError", changed, err)
+	}
+	for _, tunnel := range []model.TunnelType{model.VXLAN, ""} {
+		b.Tunnel = tunnel
+		if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || errors.As(err, &optional) || !strings.Contains(err.Error(), model.VXLANPortName) {
+			t.Errorf("with tunnel type %q: error %v, want one that is not optional", tunnel, err)
+		}
+	}
+	b.Tunnel = "gre"
+	if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || !strings.Contains(err.Error(), `tunnel type "gre"`) {
+		t.Errorf("unknown tunnel type: error %v", err)
+	}
+	l.vsctl("del-br", "br-other")
+	b.Tunnel = model.Geneve
+	l.eventually("the port works once the other one is gone", func() bool {
+		_, err := l.c.EnsureBridge(l.ctx, b)
+		return err == nil
+	})
 }
