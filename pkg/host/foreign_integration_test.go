@@ -16,6 +16,7 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 		{"ip route add 10.244.2.0/24 via 192.0.2.2", "ip route show 10.244.2.0/24", "10.244.2.0/24"},
 		{"ip route add 10.244.2.0/24 via 192.0.2.2 metric 100", "ip route show 10.244.2.0/24", "10.244.2.0/24"},
 		{"ip route add unreachable 10.244.2.0/24", "ip route show 10.244.2.0/24", "10.244.2.0/24"},
+		{"ip addr add 10.244.2.9/24 dev weft0; ip link set weft0 up", "ip route show 10.244.2.0/24", "10.244.2.0/24"},
 		{"ip -6 route add fd00:10:2::/64 via 2001:db8::2", "ip -6 route show fd00:10:2::/64", "fd00:10:2::/64"},
 		{"", "ip route show default", "0.0.0.0/0"},
 		{"", "ip route show 192.0.2.0/24", "192.0.2.0/24"}, // the underlay's connected route
@@ -58,20 +59,27 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 
 // The node's own range can have a foreign route, too; without its own the node cannot work, so that is a failure.
 func TestForeignRouteToOwnPodCIDR(t *testing.T) {
-	n := newNode(t)
-	n.run("ip route add 10.244.1.0/24 via 192.0.2.2")
-	done, err := n.h.Sync(t.Context(), dualStack())
-	if err == nil || !strings.Contains(err.Error(), "add route to 10.244.1.0/24 through weft0: there is one that is not Weft's") {
-		t.Errorf("error %v", err)
+	for _, foreign := range []string{
+		"10.244.1.0/24 via 192.0.2.2",
+		"10.244.1.0/24 dev eth0 proto kernel", // the connected route of another link
+		"10.244.1.0/24 dev weft0 proto static",
+	} {
+		n := newNode(t)
+		n.run("ip link set weft0 up; ip route add " + foreign)
+		want := n.run("ip route show 10.244.1.0/24")
+		done, err := n.h.Sync(t.Context(), dualStack())
+		if err == nil || !strings.Contains(err.Error(), "add route to 10.244.1.0/24 through weft0: there is one that is not Weft's") {
+			t.Errorf("%s: error %v", foreign, err)
+		}
+		if got := n.run("ip route show 10.244.1.0/24"); got != want {
+			t.Errorf("%s: the route is %q, was %q", foreign, got, want)
+		}
+		if done.Unrouted != nil || !strings.Contains(n.run("ip -6 route show"), "fd00:10:2::/64 via fd00:10:2::1 dev weft0") {
+			t.Errorf("%s: other routes are not made: %v", foreign, done.Unrouted)
+		}
+		n.run("ip route del " + foreign)
+		n.sync(dualStack())
 	}
-	if got := n.run("ip route show 10.244.1.0/24"); !strings.Contains(got, "via 192.0.2.2") || strings.Contains(got, "weft0") {
-		t.Errorf("the route is %q", got)
-	}
-	if done.Unrouted != nil || !strings.Contains(n.run("ip -6 route show"), "fd00:10:2::/64 via fd00:10:2::1 dev weft0") {
-		t.Errorf("other routes are not made: %v", done.Unrouted)
-	}
-	n.run("ip route del 10.244.1.0/24")
-	n.sync(dualStack())
 }
 
 // One route that the kernel refuses keeps no other from being made, or removed.
