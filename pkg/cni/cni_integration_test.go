@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -468,6 +469,29 @@ func (b *brokenPorts) RemovePort(ctx context.Context, name string) error {
 		return err
 	}
 	return b.Client.RemovePort(ctx, name)
+}
+
+// TestAddHasOneDeadline: what waits for the bridge ends when the ADD ends, however late in the ADD it began.
+func TestAddHasOneDeadline(t *testing.T) {
+	n := newNode(t, "10.20.0.0/24")
+	check(t, n.stop())
+	ports := &timedPorts{Client: n.db}
+	n.startWith(ports)
+	n.mustAdd(n.conf("1.0.0", ""), n.pod("web"))
+	if ports.deadline.IsZero() || !ports.deadline.Equal(n.flows.deadline) {
+		t.Errorf("AddPort may take until %v, Attach until %v", ports.deadline, n.flows.deadline)
+	}
+}
+
+// timedPorts remembers until when the last AddPort may take.
+type timedPorts struct {
+	*ovsdb.Client
+	deadline time.Time
+}
+
+func (p *timedPorts) AddPort(ctx context.Context, a model.Attachment) error {
+	p.deadline, _ = ctx.Deadline()
+	return p.Client.AddPort(ctx, a)
 }
 
 func TestOnlyRootMayAsk(t *testing.T) {

@@ -121,8 +121,9 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 		}
 		return s.timed("port", func() error {
 			// Not ended early when something else fails: an interrupted transaction may still take effect, and the
-			// roll-back could come before it.
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), addPortTimeout)
+			// roll-back could come before it. But do's deadline holds, or the answer would come too late.
+			deadline, _ := ctx.Deadline()
+			ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 			defer cancel()
 			if err := s.cfg.Ports.AddPort(ctx, att); err != nil {
 				return transient("add the pod's port to the bridge", err)

@@ -350,6 +350,8 @@ type fakeFlows struct {
 	err     error
 	gate    chan struct{}
 	entered chan model.AttachmentKey
+	// deadline is until when the last Attach may take.
+	deadline time.Time
 }
 
 func newFakeFlows() *fakeFlows {
@@ -388,6 +390,7 @@ func (f *fakeFlows) block() (release func()) {
 func (f *fakeFlows) Attach(ctx context.Context, att model.Attachment) error {
 	f.mu.Lock()
 	f.present[att.Key()] = att
+	f.deadline, _ = ctx.Deadline()
 	gate, err := f.gate, f.err
 	f.mu.Unlock()
 	f.entered <- att.Key()

@@ -62,7 +62,7 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 
 // restorePort tells whether it put the port back: it does not when the attachment has been removed meanwhile.
 func (s *Server) restorePort(ctx context.Context, att model.Attachment, damaged bool) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, addPortTimeout)
+	ctx, cancel := context.WithTimeout(ctx, doTimeout)
 	defer cancel()
 	unlock, err := s.locks.lock(ctx, att.Key()) // not while it is being detached
 	if err != nil {

@@ -22,10 +22,10 @@ import (
 
 // The times a request may take. Together they stay below wire.Deadline, so the runtime gets an answer, not a timeout.
 const (
-	readTimeout    = 5 * time.Second
-	doTimeout      = 30 * time.Second
-	addPortTimeout = 30 * time.Second
-	removeTimeout  = 15 * time.Second
+	readTimeout = 5 * time.Second
+	// doTimeout is for all that an ADD waits for: its turn, the port and the flows.
+	doTimeout     = 25 * time.Second
+	removeTimeout = 12 * time.Second
 )
 
 // NetworkName is what our network is called in the configuration: attachments do not record a network, so there is

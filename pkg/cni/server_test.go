@@ -48,6 +48,24 @@ func TestListen(t *testing.T) {
 	l.Close()
 }
 
+// TestTimes: weft-cni waits longer for the answer than the slowest request takes, with all that can go wrong in it.
+func TestTimes(t *testing.T) {
+	const (
+		// What an ovsdb.Client may take longer than it was given, until it knows what became of an open transaction.
+		portOverrun = 5 * time.Second
+		// What its failed AddPort takes to clean up.
+		portCleanup = 5 * time.Second
+	)
+	for command, longest := range map[string]time.Duration{
+		"ADD": readTimeout + doTimeout + portOverrun + portCleanup + removeTimeout + portOverrun,
+		"DEL": readTimeout + doTimeout + removeTimeout + portOverrun,
+	} {
+		if longest >= wire.Deadline {
+			t.Errorf("%s takes up to %v, and weft-cni gives up after %v", command, longest, wire.Deadline)
+		}
+	}
+}
+
 func TestCheckUser(t *testing.T) {
 	if err := checkUser(&unix.Ucred{Uid: 0, Pid: 1}); err != nil {
 		t.Error(err)
