@@ -56,6 +56,10 @@ func rules(d Desired) []*knftables.Rule {
 		add("node to remote pods: from the gateway address",
 			"oifname", gateway, f.proto, "saddr !=", model.GatewayAddr(local).String(), f.proto, "daddr !=", local.String(),
 			"fib saddr type local", "snat", f.proto, "to", model.GatewayAddr(local).String(), "fully-random")
+		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
+		// it. In the node's name it would pass for the node's own tunnel packet.
+		add("pods to tunnel ports: never",
+			f.proto, "saddr", local.String(), "oifname !=", gateway, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "drop")
 		if d.Masquerade {
 			add("pods to the world: from the node's address",
 				f.proto, "saddr", local.String(), "oifname !=", gateway, f.proto, "daddr !=", "@"+f.set, "masquerade fully-random")

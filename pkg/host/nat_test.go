@@ -61,8 +61,10 @@ add chain inet weft postrouting { type nat hook postrouting priority 100 ; }
 add set inet weft direct-v4 { type ipv4_addr ; flags interval ; }
 add set inet weft direct-v6 { type ipv6_addr ; flags interval ; }
 add rule inet weft postrouting oifname "weft0" ip saddr != 10.244.1.1 ip daddr != 10.244.1.0/24 fib saddr type local snat ip to 10.244.1.1 fully-random comment "node to remote pods: from the gateway address (HASH)"
+add rule inet weft postrouting ip saddr 10.244.1.0/24 oifname != "weft0" udp dport { 4789 , 6081 } drop comment "pods to tunnel ports: never (HASH)"
 add rule inet weft postrouting ip saddr 10.244.1.0/24 oifname != "weft0" ip daddr != @direct-v4 masquerade fully-random comment "pods to the world: from the node's address (HASH)"
 add rule inet weft postrouting oifname "weft0" ip6 saddr != fd00:10:1::1 ip6 daddr != fd00:10:1::/64 fib saddr type local snat ip6 to fd00:10:1::1 fully-random comment "node to remote pods: from the gateway address (HASH)"
+add rule inet weft postrouting ip6 saddr fd00:10:1::/64 oifname != "weft0" udp dport { 4789 , 6081 } drop comment "pods to tunnel ports: never (HASH)"
 add rule inet weft postrouting ip6 saddr fd00:10:1::/64 oifname != "weft0" ip6 daddr != @direct-v6 masquerade fully-random comment "pods to the world: from the node's address (HASH)"
 add element inet weft direct-v4 { 10.244.1.0/24 }
 add element inet weft direct-v4 { 10.244.2.0/24 }

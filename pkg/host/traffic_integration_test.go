@@ -69,6 +69,59 @@ ip route add default via 10.244.1.1; ip -6 route add default via fd00:10:1::1`, 
 	}
 }
 
+// TestPodsDoNotReachTunnelPorts: an address that a Service proxy translates to a node's tunnel port after the switch has
+// let the packet pass. Masqueraded, it would be taken for the node's own.
+func TestPodsDoNotReachTunnelPorts(t *testing.T) {
+	n := newNode(t)
+	d := dualStack()
+	d.Masquerade = true
+	n.sync(d)
+	n.in(n.out, func() { n.run("ip link set lo up; ip link set out0 up; ip addr add 192.0.2.2/24 dev out0") })
+	n.in(n.pods, func() {
+		n.run(fmt.Sprintf("ip link set lo up; ip link set switch0 address %s up; ip addr add 10.244.1.7/24 dev switch0; ip route add default via 10.244.1.1", model.RouterMAC))
+	})
+	n.run(`nft add table ip proxy
+nft 'add chain ip proxy prerouting { type nat hook prerouting priority dstnat; }'
+nft add rule ip proxy prerouting ip daddr 10.96.0.9 udp dport 1000-9999 dnat to 192.0.2.2`)
+	listeners := map[int]*net.UDPConn{}
+	for _, port := range []int{4789, 6081, 6082} { // the last is any other
+		n.in(n.out, func() {
+			c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP("192.0.2.2"), Port: port})
+			if err != nil {
+				t.Fatal(err)
+			}
+			listeners[port] = c
+		})
+		defer listeners[port].Close()
+		n.in(n.pods, func() {
+			c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP("10.96.0.9"), Port: port})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	received := func(port int, within time.Duration) bool {
+		if err := listeners[port].SetReadDeadline(time.Now().Add(within)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := listeners[port].ReadFromUDPAddrPort(make([]byte, 1))
+		return err == nil
+	}
+	if !received(6082, 5*time.Second) {
+		t.Fatal("the translated datagram to another port did not arrive: the test sees nothing")
+	}
+	// These were sent before the one that has arrived.
+	for _, port := range []int{4789, 6081} {
+		if received(port, 50*time.Millisecond) {
+			t.Errorf("a pod's datagram reached tunnel port %d", port)
+		}
+	}
+}
+
 // source sends a datagram from one namespace to another and returns whom it seems to come from.
 func (n *node) source(from, to netns.NsHandle, source, dest string) string {
 	n.t.Helper()

@@ -78,8 +78,9 @@ func (c SetNode) apply(s *Store) bool {
 		if equalNodes(c.Node, s.next.Self) {
 			return false
 		}
-		// Whether, and how, another node can be reached depends on our own addresses.
-		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) {
+		// Whether, and how, another node can be reached depends on our own addresses, and which of its ranges are believed
+		// on our own ranges.
+		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) || !slices.Equal(c.Node.PodCIDRs, s.next.Self.PodCIDRs) {
 			s.touchNodes()
 		}
 		s.next.Self = c.Node
