@@ -26,6 +26,7 @@ type book struct {
 	ips     map[netip.Addr]model.AttachmentKey
 	ports   map[uint32]model.AttachmentKey
 	names   map[string]model.AttachmentKey
+	orphans map[string]struct{} // the links of orphan.go
 	// lastIP and lastPort make what was freed last come up last.
 	lastIP   map[netip.Prefix]netip.Addr
 	lastPort uint32
@@ -44,6 +45,7 @@ func newBook() *book {
 		ips:      map[netip.Addr]model.AttachmentKey{},
 		ports:    map[uint32]model.AttachmentKey{},
 		names:    map[string]model.AttachmentKey{},
+		orphans:  map[string]struct{}{},
 		lastIP:   map[netip.Prefix]netip.Addr{},
 		lastPort: model.PortPodMin - 1,
 	}
@@ -235,8 +237,17 @@ func hostIfName(pod model.PodRef, key model.AttachmentKey, salt int) string {
 	// A dot would be a path separator in sysctl names.
 	readable := strings.ReplaceAll(pod.Name, ".", "-")
 	readable = strings.TrimRight(readable[:min(8, len(readable))], "-")
+	return readable + nameSuffix(key, salt)
+}
+
+func nameSuffix(key model.AttachmentKey, salt int) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d", key, salt))
-	return readable + "-" + hex.EncodeToString(sum[:3])
+	return "-" + hex.EncodeToString(sum[:3])
+}
+
+// mayBeNameOf tells whether hostIfName makes that name for the attachment, whatever its pod is called.
+func mayBeNameOf(name string, key model.AttachmentKey) bool {
+	return strings.HasSuffix(name, nameSuffix(key, 0))
 }
 
 // macFor derives a MAC that is unique as long as the address is.

@@ -70,6 +70,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	}
 	defer unlock()
 
+	s.releaseOrphans()
 	att, err := s.book.reserve(key, pod, set.PodCIDRs, mac)
 	if err != nil {
 		return nil, err
@@ -156,7 +157,7 @@ func transient(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, types.NewError(types.ErrTryAgainLater, err.Error(), ""))
 }
 
-// del removes an attachment. What is unknown was never made or is gone: Recover has removed what an earlier run left.
+// del removes an attachment. What is unknown was never made, is gone, or is an orphan.
 func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	lockCtx, cancel := context.WithTimeout(ctx, doTimeout)
 	defer cancel()
@@ -167,7 +168,7 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	defer unlock()
 	att, ok := s.book.get(key)
 	if !ok {
-		return nil
+		return s.deleteOrphan(key)
 	}
 	if err := s.remove(ctx, "DEL", att); err != nil {
 		return fmt.Errorf("detach pod %s: %w", att.Pod, err)
@@ -246,6 +247,7 @@ func (s *Server) status(req wire.Request) error {
 	if reason := set.unready(); reason != "" {
 		return errorf(errNotAvailable, "the Weft agent is not ready: %s", reason)
 	}
+	s.releaseOrphans()
 	if cidr, full := s.book.exhausted(set.PodCIDRs); full {
 		return errorf(errNotAvailable, "no address is left in pod CIDR %s of this node", cidr)
 	}

@@ -283,13 +283,54 @@ func (u unreadable) Attachments(ctx context.Context) ([]model.Attachment, []ovsd
 
 func TestRecoverRemovesUnreadablePorts(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
-	n.mustAdd(n.conf("1.0.0", ""), n.pod("web"))
+	list, p := n.conf("1.0.0", ""), n.pod("web")
+	n.mustAdd(list, p)
 	check(t, n.stop())
 	n.startWith(unreadable{n.db})
-	if len(n.kept) != 0 {
-		t.Errorf("kept %v", n.kept)
+	if len(n.kept) != 0 || len(n.attached()) != 0 || len(n.links()) != 1 {
+		t.Errorf("kept %v, ports %v, links %v; want only the link, which holds the pod's address", n.kept, n.attached(), n.links())
 	}
+	n.mustDel(list, p)
 	n.wantNothing()
+}
+
+// TestLostDatabase: OVS came back with an empty database while the agent was down. The pods cannot be connected again, but
+// until they are gone nobody else gets their addresses.
+func TestLostDatabase(t *testing.T) {
+	n := newNode(t, "10.20.0.0/30", "fd20::/64") // one IPv4 address for pods
+	list := n.conf("1.1.0", "")
+	for _, end := range []string{"DEL", "namespace"} {
+		p, q := n.pod("old"), n.pod("new")
+		n.mustAdd(list, p)
+		check(t, n.stop())
+		n.vsctl("del-br", model.BridgeName)
+		n.eventually("the bridge is made again", func() bool {
+			changed, err := n.db.EnsureBridge(n.ctx, bridge)
+			return err == nil && len(changed) > 0
+		})
+		for range 2 { // starts of the agent
+			n.start()
+			if len(n.kept) != 0 || len(n.links()) != 1 {
+				t.Errorf("kept %v, links %v", n.kept, n.links())
+			}
+			_, err := n.add(list, q)
+			wantCode(t, err, cni.ErrPoolExhausted, "10.20.0.0/30")
+			check(t, n.stop())
+		}
+		n.start()
+		if end == "DEL" {
+			n.mustDel(list, p)
+		} else {
+			link, err := netlink.LinkByName(n.links()[0])
+			check(t, err)
+			check(t, netlink.LinkDel(link))
+		}
+		if r := n.mustAdd(list, q); r.IPs[0].Address.IP.String() != "10.20.0.2" {
+			t.Errorf("address %v after the %s of the old pod", r.IPs[0], end)
+		}
+		n.mustDel(list, q)
+		n.wantNothing()
+	}
 }
 
 func TestChainedPlugins(t *testing.T) {

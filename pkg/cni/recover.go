@@ -15,7 +15,8 @@ import (
 // It must be called before Serve, and before the flow loop reads the bridge's attachments: it does not speak to Flows.
 //
 // A record without its link (the node was rebooted, or the pod's namespace is gone) is removed, its addresses are free.
-// A link without a record, a port whose record cannot be read, and everything of an ADD that did not finish, is removed.
+// A port whose record cannot be read, and everything of an ADD that did not finish, is removed. A whole link without a
+// record is kept as an orphan when it leads to a pod, see orphan.go, and else removed.
 func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 	if s.cfg.NFT == nil {
 		nft, err := knftables.New(knftables.InetFamily, GuardTable)
@@ -52,12 +53,16 @@ func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 		}
 	}
 	for _, b := range bad {
-		s.cfg.Log.Error("removing a pod's port whose record cannot be read; the pod must be made again", "port", b.Name, "err", b.Err)
+		s.cfg.Log.Error("removing a pod's port whose record cannot be read", "port", b.Name, "err", b.Err)
 		if err := s.cfg.Ports.RemovePort(ctx, b.Name); err != nil {
 			errs = append(errs, fmt.Errorf("remove port %s: %w", b.Name, err))
 		}
 	}
-	for name := range links {
+	for name, group := range links {
+		if group == GroupAttached {
+			errs = append(errs, s.adopt(name))
+			continue
+		}
 		s.cfg.Log.Warn("removing the link of an attachment that is not whole", "link", name)
 		errs = append(errs, deleteLink(name))
 	}
