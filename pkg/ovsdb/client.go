@@ -104,7 +104,7 @@ func (c *Client) Changes() <-chan struct{} { return c.changes }
 // serve the bridge.
 func (c *Client) Healthy() error {
 	c.mu.Lock()
-	connected := c.current != nil
+	connected := c.current != nil && !c.current.ended()
 	c.mu.Unlock()
 	if !connected {
 		return ErrDisconnected
