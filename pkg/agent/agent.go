@@ -288,14 +288,27 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:       string(cfg.Datapath),
 		GatewayMTU:     mtu,
+		Tunnel:         cfg.TunnelType,
 		Tables:         flows.TableNames(),
 		TunnelChecksum: self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
 	})
-	if err != nil {
+	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.
+	var optional *ovsdb.OptionalPortError
+	if errors.As(err, &optional) {
+		a.setProblem("other tunnel type", err)
+	} else if err != nil {
 		return err
+	} else {
+		a.setProblem("other tunnel type", nil)
 	}
 	notify(a.pokeForwarding)
+	restored, err := a.cni.RestorePorts(ctx)
+	if len(restored) > 0 {
+		a.log.Warn("pods' ports were missing on the bridge and are back", "ports", restored)
+		changed = append(changed, restored...)
+	}
+	a.setProblem("ports of pods", err) // one pod's must not hold up the node
 	if len(changed) > 0 {
 		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
 		notify(a.pokeHost)
