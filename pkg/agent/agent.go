@@ -295,13 +295,10 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.
 	var optional *ovsdb.OptionalPortError
-	if errors.As(err, &optional) {
-		a.setProblem("other tunnel type", err)
-	} else if err != nil {
+	if err != nil && !errors.As(err, &optional) {
 		return err
-	} else {
-		a.setProblem("other tunnel type", nil)
 	}
+	a.setProblem("other tunnel type", err)
 	notify(a.pokeForwarding)
 	restored, err := a.cni.RestorePorts(ctx)
 	if len(restored) > 0 {

@@ -92,7 +92,7 @@ nft add rule ip proxy prerouting ip daddr 10.96.0.9 udp dport 1000-9999 dnat to 
 			}
 			listeners[port] = c
 		})
-		defer listeners[port].Close()
+		t.Cleanup(func() { listeners[port].Close() })
 		n.in(n.pods, func() {
 			c, err := net.DialUDP("udp", nil, &net.UDPAddr{IP: net.ParseIP("10.96.0.9"), Port: port})
 			if err != nil {
