@@ -231,6 +231,9 @@ func (a *Agent) realised(context.Context) error {
 	if s := a.loop.Status(); s.Realised < s.Desired || s.Flows == 0 {
 		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Realised, s.Desired, s.Error)
 	}
+	if err := a.ovs.Healthy(); err != nil {
+		return err
+	}
 	for _, o := range []model.Owner{model.PipelineOwner, model.SelfOwner} {
 		if err := a.loop.RefusedOwner(o); err != nil {
 			return fmt.Errorf("without the flows of %s the node forwards nothing: %w", o, err)

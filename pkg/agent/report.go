@@ -90,6 +90,9 @@ func (a *Agent) report(ctx context.Context) Report {
 		Node: a.opt.Node, Version: a.opt.Version, Ready: a.ready, NotReady: a.notReadyLocked(),
 		Tunnel: a.cfg.TunnelType, Datapath: a.cfg.Datapath, MTU: a.mtu, Underlay: a.underlay,
 	}
+	if why := a.degradedLocked(); why != "" {
+		r.Problems = append(r.Problems, why)
+	}
 	for _, part := range slices.Sorted(maps.Keys(a.problems)) {
 		r.Problems = append(r.Problems, part+": "+a.problems[part])
 	}

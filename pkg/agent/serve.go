@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,7 +21,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		a.mu.Lock()
-		why := a.notReadyLocked()
+		why := cmp.Or(a.notReadyLocked(), a.degradedLocked())
 		a.mu.Unlock()
 		if why != "" {
 			http.Error(w, why, http.StatusServiceUnavailable)

@@ -25,18 +25,26 @@ func (a *Agent) settings() cni.Settings {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := cni.Settings{PodCIDRs: self.PodCIDRs, MTU: a.mtu, UserspaceDatapath: a.cfg.Datapath == config.DatapathNetdev}
-	s.NotReady = a.notReadyLocked()
+	s.NotReady, s.Degraded = a.notReadyLocked(), a.degradedLocked()
 	return s
 }
 
-// notReadyLocked says why the node cannot take pods, or "". When it was ready once, only the switch's or OVSDB's absence
-// can stop it: another problem, such as a route that cannot be set, is reported.
+// notReadyLocked says why the node cannot take pods yet, or "". A problem that comes up later, such as a route that cannot
+// be set, is reported but does not stop pods.
 func (a *Agent) notReadyLocked() string {
+	if a.ready {
+		return ""
+	}
+	for _, part := range slices.Sorted(maps.Keys(a.problems)) {
+		return fmt.Sprintf("waiting for %s: %s", part, a.problems[part])
+	}
+	return "starting"
+}
+
+// degradedLocked says why a node that was ready cannot attach pods for the moment, or "".
+func (a *Agent) degradedLocked() string {
 	if !a.ready {
-		for _, part := range slices.Sorted(maps.Keys(a.problems)) {
-			return fmt.Sprintf("waiting for %s: %s", part, a.problems[part])
-		}
-		return "starting"
+		return ""
 	}
 	if err := a.loop.RefusedOwner(model.PipelineOwner); err != nil {
 		return "the switch refuses the pipeline: " + err.Error()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/weft-cni/weft/pkg/cni"
 )
 
 func TestOnlyRootMayAsk(t *testing.T) {
@@ -25,4 +27,14 @@ func TestOnlyRootMayAsk(t *testing.T) {
 	if !errors.As(err, &exit) || !strings.Contains(string(out), `"code": 50`) {
 		t.Errorf("a user that is not root was answered: %v, %s", err, out)
 	}
+}
+
+// TestAddWaitsForTheSwitch: a switch that is away for the moment may be back at once, so an ADD is not refused for it.
+func TestAddWaitsForTheSwitch(t *testing.T) {
+	n := newNode(t, "10.20.0.0/24")
+	n.set(func(s *cni.Settings) { s.Degraded = "the switch is away" })
+	list := n.conf("1.1.0", "")
+	p := n.pod("waiting")
+	n.mustAdd(list, p)
+	n.mustDel(list, p)
 }

@@ -44,6 +44,9 @@ type Flows interface {
 type Settings struct {
 	// NotReady says why the node cannot connect pods now; empty when it can.
 	NotReady string
+	// Degraded says why an ADD would have to wait now: the switch is away for the moment. STATUS tells the runtime; an ADD
+	// still waits, because the switch may be back at once.
+	Degraded string
 	// PodCIDRs are the ranges of the node, at most one of each family.
 	PodCIDRs []netip.Prefix
 	// MTU of the pods' interfaces.

@@ -247,6 +247,9 @@ func (s *Server) status(req wire.Request) error {
 	if reason := set.unready(); reason != "" {
 		return errorf(errNotAvailable, "the Weft agent is not ready: %s", reason)
 	}
+	if set.Degraded != "" {
+		return errorf(errNotAvailable, "pods cannot be attached for the moment: %s", set.Degraded)
+	}
 	s.releaseOrphans()
 	if cidr, full := s.book.exhausted(set.PodCIDRs); full {
 		return errorf(errNotAvailable, "no address is left in pod CIDR %s of this node", cidr)

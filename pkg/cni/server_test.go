@@ -89,7 +89,11 @@ func TestStatus(t *testing.T) {
 	if err := status(`{}`); codeOf(err) != 50 || !strings.Contains(err.Error(), "because") {
 		t.Errorf("%v", err)
 	}
-	set.NotReady = ""
+	set.NotReady, set.Degraded = "", "away"
+	if err := status(`{}`); codeOf(err) != 50 || !strings.Contains(err.Error(), "away") {
+		t.Errorf("%v", err)
+	}
+	set.Degraded = ""
 	if err := status(`{}`); err != nil {
 		t.Error(err)
 	}
