@@ -99,9 +99,14 @@ func (a *Agent) resolveNeighbours(context.Context) error {
 
 // findMTU follows the underlay's MTU.
 func (a *Agent) findMTU(context.Context) error {
-	mtu, underlay, err := podMTU(a.config(), a.loop.View().Self)
+	self := a.loop.View().Self
+	under, underlay, err := host.UnderlayMTU(self.TunnelAddr())
 	if err != nil {
 		return err
+	}
+	mtu, err := podMTU(a.config(), self, under)
+	if err != nil {
+		return fmt.Errorf("underlay %s: %w", underlay, err)
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -122,22 +127,17 @@ func (a *Agent) syncPods(ctx context.Context) error {
 	return a.cni.SetMTU(ctx, mtu)
 }
 
-// podMTU is what fits into a tunnel packet on the underlay.
-func podMTU(cfg config.Config, self model.Node) (mtu int, underlay string, err error) {
-	outer := self.TunnelAddr()
-	under, underlay, err := host.UnderlayMTU(outer)
-	if err != nil {
-		return 0, "", err
-	}
-	mtu = cfg.MTU
+// podMTU is what fits into a tunnel packet on an underlay with this MTU, unless the configuration says otherwise.
+func podMTU(cfg config.Config, self model.Node, underlay int) (int, error) {
+	mtu := cfg.MTU
 	if mtu == 0 {
-		mtu = under - cfg.TunnelType.Overhead(outer)
+		mtu = underlay - cfg.TunnelType.Overhead(self.TunnelAddr())
 	}
 	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
-	if dual := slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); dual && mtu < minIPv6MTU {
-		return 0, "", fmt.Errorf("pods with IPv6 addresses need an MTU of %d; %s and the configuration give them %d (RFC 8200, section 5)", minIPv6MTU, underlay, mtu)
+	if ipv6 := slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); ipv6 && mtu < minIPv6MTU {
+		return 0, fmt.Errorf("pods with IPv6 addresses need an MTU of %d, but would get %d (RFC 8200, section 5)", minIPv6MTU, mtu)
 	}
-	return mtu, underlay, nil
+	return mtu, nil
 }
 
 // minIPv6MTU is what every link that carries IPv6 must have.

@@ -1,14 +1,14 @@
 package cni
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/netthread"
 )
 
 // checkNetns makes sure that the descriptor which the plugin passed is a network namespace other than the node's.
@@ -34,33 +34,9 @@ func checkNetns(f *os.File, path string) error {
 	return nil
 }
 
-// inNetns runs fn on a thread that is in the given network namespace. A thread that cannot be brought back stays locked
-// to the goroutine and ends with it, so no other goroutine ever runs in a pod's namespace.
+// inNetns runs fn on a thread that is in the pod's network namespace.
 func inNetns(netns *os.File, fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("open the node's network namespace: %w", err)
-			return
-		}
-		defer home.Close()
-		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("enter the pod's network namespace: %w", err)
-			return
-		}
-		err = fn()
-		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-			err = errors.Join(err, fmt.Errorf("return to the node's network namespace: %w", back))
-		} else {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
+	return netthread.Do(func() error { return os.NewSyscallError("setns", unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)) }, fn)
 }
 
 // sysctls is where /proc/sys can be written. In the agent's container that is a mount of the node's; whoever's it is,

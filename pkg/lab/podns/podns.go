@@ -6,13 +6,13 @@
 package podns
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/netthread"
 )
 
 // Namespace is one pod's network namespace.
@@ -22,7 +22,7 @@ type Namespace struct{ file *os.File }
 func New() (Namespace, error) {
 	var file *os.File
 	unshare := func() error { return os.NewSyscallError("unshare", unix.Unshare(unix.CLONE_NEWNET)) }
-	if err := onThread(unshare, func() error {
+	if err := netthread.Do(unshare, func() error {
 		lo, err := netlink.LinkByName("lo")
 		if err != nil {
 			return fmt.Errorf("find lo: %w", err)
@@ -59,7 +59,7 @@ func (n Namespace) Close() error { return n.file.Close() }
 // Do runs fn on a thread that is in the namespace. Sockets that fn opens stay there. The error is os.ErrClosed when the
 // namespace has been closed.
 func (n Namespace) Do(fn func() error) error {
-	return onThread(func() error {
+	return netthread.Do(func() error {
 		// Control keeps the descriptor from being closed, and its number from being another file's, meanwhile.
 		raw, err := n.file.SyscallConn()
 		if err != nil {
@@ -71,33 +71,4 @@ func (n Namespace) Do(fn func() error) error {
 		}
 		return failed
 	}, fn)
-}
-
-// onThread runs fn on a thread that enter has brought into another network namespace, and brings the thread back. One that
-// cannot be brought back stays locked to its goroutine and ends with it, so that no other goroutine gets it.
-func onThread(enter, fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		home, err := os.Open("/proc/thread-self/ns/net")
-		if err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("open the own network namespace: %w", err)
-			return
-		}
-		defer home.Close()
-		if err := enter(); err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("enter another network namespace: %w", err)
-			return
-		}
-		err = fn()
-		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
-			err = errors.Join(err, fmt.Errorf("return to the own network namespace: %w", back))
-		} else {
-			runtime.UnlockOSThread()
-		}
-		result <- err
-	}()
-	return <-result
 }

@@ -1,0 +1,43 @@
+// Package netthread runs functions on threads that are in another network namespace.
+//
+// It keeps no state. Each call has a goroutine and, for its duration, a thread of its own.
+package netthread
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Do runs fn on a thread that enter has brought into another network namespace, and brings the thread back. One that cannot
+// be brought back stays locked to its goroutine and ends with it, so that no other goroutine ever runs there. Sockets
+// that fn opens stay in that namespace. When enter fails, fn does not run.
+func Do(enter, fn func() error) error {
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			runtime.UnlockOSThread()
+			result <- fmt.Errorf("open the own network namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err := enter(); err != nil {
+			runtime.UnlockOSThread()
+			result <- fmt.Errorf("enter another network namespace: %w", err)
+			return
+		}
+		err = fn()
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, fmt.Errorf("return to the own network namespace: %w", back))
+		} else {
+			runtime.UnlockOSThread()
+		}
+		result <- err
+	}()
+	return <-result
+}
