@@ -124,9 +124,20 @@ func (l *Lab) serveProgress(w http.ResponseWriter, r *http.Request) {
 func client(dir string) *http.Client {
 	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", controlSocket(dir))
-		},
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dialControl(ctx, dir) },
 	}}
+}
+
+func dialControl(ctx context.Context, dir string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", controlSocket(dir))
+}
+
+// answers says why a lab's daemon cannot be talked to yet, or nil.
+func answers(ctx context.Context, dir string) error {
+	conn, err := dialControl(ctx, dir)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }

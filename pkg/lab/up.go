@@ -117,7 +117,8 @@ func start(ctx context.Context, group sandbox.Group, dir string, args []string, 
 		return err
 	}
 	daemon := program{name: "the lab's daemon", log: log, running: running}
-	if err := daemon.wait(ctx, func(context.Context) error { _, err := os.Stat(controlSocket(dir)); return err }); err != nil {
+	// The socket's file is there before anybody listens at it, so its presence says nothing.
+	if err := daemon.wait(ctx, func(ctx context.Context) error { return answers(ctx, dir) }); err != nil {
 		return err
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://lab/v1/progress", http.NoBody)
