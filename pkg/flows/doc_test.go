@@ -241,6 +241,8 @@ func (d *docWriter) cookies() {
 		model.KindSelf:     {"the node's own pod CIDRs", model.SelfOwner},
 		model.KindNode:     {"the way to and from another node", model.NodeOwner(exampleNode.Name)},
 		model.KindPod:      {"a pod of this node", model.PodOwner(examplePod)},
+		model.KindService:  {"a Service", model.ServiceOwner("shop/web")},
+		model.KindPolicy:   {"a NetworkPolicy", model.PolicyOwner("shop/backend-from-frontend")},
 	}
 	for kind := model.Kind(1); !strings.HasPrefix(kind.String(), "kind"); kind++ {
 		a, ok := about[kind]

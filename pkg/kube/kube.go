@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,13 +53,14 @@ func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
 
 // Watcher follows the objects that concern one node.
 type Watcher struct {
-	node  string
-	emit  func(state.Change)
-	log   *slog.Logger
-	nodes cache.SharedIndexInformer
-	pods  cache.SharedIndexInformer
-	// emitted says that every node that existed at the start was handed on: an informer has synced before its handlers.
-	emitted cache.InformerSynced
+	node string
+	emit func(state.Change)
+	log  *slog.Logger
+	pods cache.SharedIndexInformer
+	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before
+	// its handlers.
+	informers []cache.SharedIndexInformer
+	emitted   []cache.InformerSynced
 }
 
 // NewWatcher makes the watcher of the named node; Run starts it.
@@ -67,43 +69,52 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	local := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
 	}))
-	w := &Watcher{
-		node: node, emit: emit, log: log,
-		nodes: everything.Core().V1().Nodes().Informer(),
-		pods:  local.Core().V1().Pods().Informer(),
+	w := &Watcher{node: node, emit: emit, log: log, pods: local.Core().V1().Pods().Informer()}
+	err := errors.Join(
+		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
+		w.follow("pods", w.pods, trimPod, func(any) {}, func(string) {}),
+	)
+	if err != nil {
+		return nil, err
 	}
-	// What is not used is not kept: on a large cluster managed fields and images are most of a Node.
-	if err := w.nodes.SetTransform(trimNode); err != nil {
-		return nil, fmt.Errorf("watch nodes: %w", err)
+	return w, nil
+}
+
+// follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
+// gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
+func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) error {
+	if err := informer.SetTransform(trim); err != nil {
+		return fmt.Errorf("watch %s: %w", what, err)
 	}
-	if err := w.pods.SetTransform(trimPod); err != nil {
-		return nil, fmt.Errorf("watch pods: %w", err)
-	}
-	registration, err := w.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { w.nodeChanged(obj) },
-		UpdateFunc: func(_, obj any) { w.nodeChanged(obj) },
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    changed,
+		UpdateFunc: func(_, obj any) { changed(obj) },
 		DeleteFunc: func(obj any) {
-			if name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
-				w.emit(state.DeleteNode{Name: name})
+			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
+				deleted(key)
 			}
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("watch nodes: %w", err)
+		return fmt.Errorf("watch %s: %w", what, err)
 	}
-	w.emitted = registration.HasSynced
-	return w, nil
+	w.informers = append(w.informers, informer)
+	w.emitted = append(w.emitted, registration.HasSynced)
+	return nil
 }
 
 // Run runs the informers until the context ends.
 func (w *Watcher) Run(ctx context.Context) {
-	go w.pods.Run(ctx.Done())
-	w.nodes.Run(ctx.Done())
+	var running sync.WaitGroup
+	for _, informer := range w.informers {
+		running.Go(func() { informer.Run(ctx.Done()) })
+	}
+	running.Wait()
 }
 
 // WaitSynced returns when every object that existed at the start was emitted.
 func (w *Watcher) WaitSynced(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), w.emitted, w.pods.HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), w.emitted...) {
 		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
 	}
 	return nil

@@ -18,6 +18,10 @@ const (
 	KindNode Kind = 3
 	// KindPod owns the flows of a local pod's interface.
 	KindPod Kind = 4
+	// KindService owns what a Service's packets meet.
+	KindService Kind = 5
+	// KindPolicy owns what follows from a NetworkPolicy.
+	KindPolicy Kind = 6
 )
 
 func (k Kind) String() string {
@@ -30,6 +34,10 @@ func (k Kind) String() string {
 		return "node"
 	case KindPod:
 		return "pod"
+	case KindService:
+		return "service"
+	case KindPolicy:
+		return "policy"
 	}
 	return fmt.Sprintf("kind%d", uint8(k))
 }
@@ -64,6 +72,12 @@ func PodOwner(a Attachment) Owner {
 
 // NodeOwner is the owner of another node's flows.
 func NodeOwner(name string) Owner { return Owner{Kind: KindNode, Name: name} }
+
+// ServiceOwner is the owner of a Service's flows and groups; the name is namespace/name.
+func ServiceOwner(name string) Owner { return Owner{Kind: KindService, Name: name} }
+
+// PolicyOwner is the owner of a NetworkPolicy's flows; the name is namespace/name.
+func PolicyOwner(name string) Owner { return Owner{Kind: KindPolicy, Name: name} }
 
 // SelfOwner and PipelineOwner own what every node has.
 var (

@@ -1,5 +1,7 @@
 package model
 
+import "net/netip"
+
 // Snapshot is everything a node knows at one moment. It is immutable: a newer one shares what did not change.
 type Snapshot struct {
 	// Revision grows with every change.
@@ -16,4 +18,14 @@ type Snapshot struct {
 	Nodes map[string]Node
 	// Attachments are this node's pod interfaces.
 	Attachments map[AttachmentKey]Attachment
+	// Services are those with an address, by namespace/name.
+	Services map[string]Service
+	// Policies are those that select pods of this node, by namespace/name.
+	Policies map[string]Policy
+	// ServicesRevision is the revision that last changed Services or ServiceCIDRs.
+	ServicesRevision uint64
+	// ServiceCIDRs are the ranges of ClusterIPs, as far as the API server tells them.
+	ServiceCIDRs []netip.Prefix
+	// KeepEstablished leaves connections alone that were allowed when they began.
+	KeepEstablished bool
 }

@@ -16,10 +16,10 @@ import (
 type Store struct {
 	snapshot *model.Snapshot
 	next     model.Snapshot
-	// ownNodes and ownAttachments say that next has maps of its own, which no snapshot shares: many changes between two
-	// snapshots cost one copy of a map, not many.
-	ownNodes, ownAttachments bool
-	touched                  map[model.Owner]bool
+	// own… say that next has maps of its own, which no snapshot shares: many changes between two snapshots cost one copy of
+	// a map, not many.
+	ownNodes, ownAttachments, ownServices, ownPolicies bool
+	touched                                            map[model.Owner]bool
 }
 
 // New gives the store of the named node that knows nothing else.
@@ -29,6 +29,8 @@ func New(node string) *Store {
 		Tunnel:      model.Geneve,
 		Nodes:       map[string]model.Node{},
 		Attachments: map[model.AttachmentKey]model.Attachment{},
+		Services:    map[string]model.Service{},
+		Policies:    map[string]model.Policy{},
 	}
 	return &Store{
 		snapshot: &empty,
@@ -52,6 +54,8 @@ func (s *Store) Apply(c Change) {
 	switch c.(type) {
 	case SetNode, DeleteNode, SetTunnel:
 		s.next.NodesRevision = s.next.Revision
+	case SetService, DeleteService, SetServiceCIDRs:
+		s.next.ServicesRevision = s.next.Revision
 	}
 }
 
@@ -63,7 +67,7 @@ func (s *Store) Take() (*model.Snapshot, []model.Owner) {
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
 		s.snapshot = &snapshot
-		s.ownNodes, s.ownAttachments = false, false
+		s.ownNodes, s.ownAttachments, s.ownServices, s.ownPolicies = false, false, false, false
 	}
 	owners := slices.SortedFunc(maps.Keys(s.touched), model.Owner.Compare)
 	clear(s.touched)

@@ -1,0 +1,86 @@
+package model
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Protocol is a transport protocol, in Kubernetes' words.
+type Protocol string
+
+// The protocols of Services and policies.
+const (
+	TCP  Protocol = "TCP"
+	UDP  Protocol = "UDP"
+	SCTP Protocol = "SCTP"
+)
+
+// Number is the protocol's number in IP headers; 0 for a word that is none.
+func (p Protocol) Number() uint8 {
+	switch p {
+	case TCP:
+		return 6
+	case UDP:
+		return 17
+	case SCTP:
+		return 132
+	}
+	return 0
+}
+
+// Algorithm says how a Service's connections are spread over its endpoints.
+type Algorithm string
+
+// The algorithms, in the words of the Service's annotation.
+const (
+	// HashConnection spreads connections by addresses and ports.
+	HashConnection Algorithm = "connection"
+	// HashSource sends all connections of one client address to one endpoint, as long as the endpoints stay.
+	HashSource Algorithm = "source"
+)
+
+// Service is a Service as this node serves it.
+type Service struct {
+	Name string // namespace/name
+	// Affinity is how long a client that comes back is sent to the endpoint that it had, in whole seconds; 0 is no affinity.
+	Affinity  time.Duration
+	Algorithm Algorithm
+	// Ports are in the order of the Service's ports, IPv4 before IPv6.
+	Ports []ServicePort
+	// HealthCheckNodePort is where load balancers ask whether this node has endpoints; 0 is nowhere.
+	HealthCheckNodePort uint16
+	// HealthyEndpoints is the number of endpoints on this node that the answer is about.
+	HealthyEndpoints int
+}
+
+// ServicePort is one port of a Service in one address family: where packets are sent to, and where they go.
+type ServicePort struct {
+	// Name is the port's name; empty when the Service has only one port.
+	Name     string
+	Protocol Protocol
+	Port     uint16
+	// ClusterIP decides the family of everything here.
+	ClusterIP netip.Addr
+	// ExternalIPs and LoadBalancerIPs (those with ipMode VIP) are of the same family.
+	ExternalIPs     []netip.Addr
+	LoadBalancerIPs []netip.Addr
+	// LoadBalancerSources are the only clients that LoadBalancerIPs accept; empty is everybody.
+	LoadBalancerSources []netip.Prefix
+	// NodePort is a port at this node's addresses; 0 is none.
+	NodePort uint16
+	// InternalLocal and ExternalLocal are the traffic policies Local: only endpoints on this node.
+	InternalLocal, ExternalLocal bool
+	// Cluster and Local are the usable endpoints under either traffic policy, sorted. Local is filled when a policy asks.
+	Cluster, Local []Endpoint
+	// Elsewhere says that there are usable endpoints, perhaps on other nodes only. Where Local is empty then, packets are dropped
+	// and not rejected.
+	Elsewhere bool
+}
+
+// Endpoint is where a Service's packets may end.
+type Endpoint struct {
+	Addr netip.Addr
+	Port uint16
+	// Weight is the share of connections relative to the other endpoints, from 1.
+	Weight uint16
+}

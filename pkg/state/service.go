@@ -1,0 +1,54 @@
+package state
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+
+	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// SetService says what a Service is for this node now, its usable endpoints among it.
+type SetService struct{ Service model.Service }
+
+func (c SetService) apply(s *Store) bool {
+	if old, ok := s.next.Services[c.Service.Name]; ok && reflect.DeepEqual(old, c.Service) {
+		return false
+	}
+	s.services()[c.Service.Name] = c.Service
+	s.touched[model.ServiceOwner(c.Service.Name)] = true
+	return true
+}
+
+// DeleteService says that a Service is gone, or has no address that a node could serve.
+type DeleteService struct{ Name string }
+
+func (c DeleteService) apply(s *Store) bool {
+	if _, ok := s.next.Services[c.Name]; !ok {
+		return false
+	}
+	delete(s.services(), c.Name)
+	s.touched[model.ServiceOwner(c.Name)] = true
+	return true
+}
+
+// SetServiceCIDRs says which ranges ClusterIPs come from.
+type SetServiceCIDRs struct{ CIDRs []netip.Prefix }
+
+func (c SetServiceCIDRs) apply(s *Store) bool {
+	if slices.Equal(s.next.ServiceCIDRs, c.CIDRs) {
+		return false
+	}
+	s.next.ServiceCIDRs = c.CIDRs
+	return true
+}
+
+// services is the map of Services to write to.
+func (s *Store) services() map[string]model.Service {
+	if !s.ownServices {
+		s.next.Services, s.ownServices = maps.Clone(s.next.Services), true
+	}
+	return s.next.Services
+}
