@@ -18,8 +18,45 @@ func (a textAction) MarshalText() ([]byte, error) { return []byte(a), nil }
 // GoString implements ovs.Action.
 func (a textAction) GoString() string { return fmt.Sprintf("openflow.textAction(%q)", string(a)) }
 
+// textMatch is a match that is complete as text.
+type textMatch string
+
+// MarshalText implements ovs.Match.
+func (m textMatch) MarshalText() ([]byte, error) { return []byte(m), nil }
+
+// GoString implements ovs.Match.
+func (m textMatch) GoString() string { return fmt.Sprintf("openflow.textMatch(%q)", string(m)) }
+
+// invalid is an action or match that cannot be: whoever builds a flow or group with it gets the error.
+type invalid struct{ err error }
+
+// MarshalText implements ovs.Action and ovs.Match.
+func (i invalid) MarshalText() ([]byte, error) { return nil, i.err }
+
+// GoString implements ovs.Action and ovs.Match.
+func (i invalid) GoString() string { return fmt.Sprintf("openflow.invalid(%q)", i.err.Error()) }
+
+// actionsText joins actions.
+func actionsText(actions []ovs.Action) (string, error) {
+	texts := make([]string, len(actions))
+	for i, a := range actions {
+		text, err := a.MarshalText()
+		if err != nil {
+			return "", fmt.Errorf("action %#v: %w", a, err)
+		}
+		texts[i] = string(text)
+	}
+	return strings.Join(texts, ","), nil
+}
+
 // Goto continues the packet in a later table (OpenFlow instruction goto_table). OVS refuses to go back.
 func Goto(table TableID) ovs.Action { return textAction("goto_table:" + strconv.Itoa(int(table))) }
+
+// Resubmit looks the packet up in a table and then comes back, in places where goto_table cannot be: before the last
+// action, and in a group's buckets.
+func Resubmit(table TableID) ovs.Action {
+	return textAction("resubmit(," + strconv.Itoa(int(table)) + ")")
+}
 
 // Port sends the packet to the port with this number.
 func Port(number uint32) ovs.Action {
@@ -36,15 +73,43 @@ func GotoTable(action string) (TableID, bool) {
 	return TableID(n), err == nil
 }
 
-// ActionName is the kind of a canonical action: "goto_table", "output", or for set_field and move the field that is
-// written, as in "set_field->eth_src".
-func ActionName(action string) string {
-	name, rest, _ := strings.Cut(action, ":")
-	name, _, _ = strings.Cut(name, "(")
-	if name == "set_field" || name == "move" || name == "load" {
-		if i := strings.LastIndex(rest, "->"); i >= 0 {
-			return name + rest[i:]
+// NextTable says in which table a packet goes on because of an action: goto_table, resubmit, or ct with a table.
+func NextTable(action string) (TableID, bool) {
+	if table, ok := GotoTable(action); ok {
+		return table, true
+	}
+	if text, ok := strings.CutPrefix(action, "resubmit(,"); ok {
+		n, err := strconv.ParseUint(strings.TrimSuffix(text, ")"), 10, 8)
+		return TableID(n), err == nil
+	}
+	args, ok := strings.CutPrefix(action, "ct(")
+	if !ok {
+		return 0, false
+	}
+	for _, arg := range SplitActions(strings.TrimSuffix(args, ")")) {
+		if text, ok := strings.CutPrefix(arg, "table="); ok {
+			n, err := strconv.ParseUint(text, 10, 8)
+			return TableID(n), err == nil
 		}
+	}
+	return 0, false
+}
+
+// ActionName is the kind of a canonical action: "goto_table", "output", "ct", "learn", "push", or for what writes a field
+// the field, too, as in "set_field->eth_src", "move->NXM_NX_REG3[0..15]" and "pop->NXM_OF_IP_SRC[]".
+func ActionName(action string) string {
+	end := strings.IndexAny(action, ":(")
+	if end < 0 {
+		return action
+	}
+	name := action[:end]
+	switch name {
+	case "set_field", "move", "load":
+		if i := strings.LastIndex(action, "->"); i >= 0 {
+			return name + action[i:]
+		}
+	case "pop":
+		return name + "->" + action[end+1:]
 	}
 	return name
 }
@@ -56,6 +121,9 @@ func (r Register) String() string { return "reg" + strconv.Itoa(int(r)) }
 
 // Set writes the whole register.
 func (r Register) Set(v uint32) ovs.Action { return ovs.SetField(hex(v), r.String()) }
+
+// Is matches the whole register.
+func (r Register) Is(v uint32) ovs.Match { return textMatch(r.String() + "=" + hex(v)) }
 
 // Output sends the packet to the port whose number the register holds.
 func (r Register) Output() ovs.Action {
@@ -69,13 +137,36 @@ type Bits struct {
 }
 
 // Set writes a value, already shifted to its place, into the bits.
-func (b Bits) Set(v uint32) ovs.Action {
-	return ovs.SetField(hex(v)+"/"+hex(b.Mask), b.Register.String())
-}
+func (b Bits) Set(v uint32) ovs.Action { return setMasked(b.Register.String(), v, b.Mask) }
 
 // Is matches a value, already shifted to its place.
-func (b Bits) Is(v uint32) ovs.Match {
-	return ovs.FieldMatch(b.Register.String(), hex(v)+"/"+hex(b.Mask))
+func (b Bits) Is(v uint32) ovs.Match { return maskedMatch(b.Register.String(), v, b.Mask) }
+
+func maskedMatch(field string, v, mask uint32) ovs.Match {
+	text, err := masked(field, v, mask)
+	if err != nil {
+		return invalid{err}
+	}
+	return textMatch(field + "=" + text)
+}
+
+func setMasked(field string, v, mask uint32) ovs.Action {
+	text, err := masked(field, v, mask)
+	if err != nil {
+		return invalid{err}
+	}
+	return textAction("set_field:" + text + "->" + field)
+}
+
+// masked writes a value and its mask the way OVS prints them.
+func masked(field string, v, mask uint32) (string, error) {
+	switch {
+	case mask == 0 || v&^mask != 0:
+		return "", fmt.Errorf("%s: %#x does not fit into the bits %#x", field, v, mask)
+	case mask == ^uint32(0):
+		return hex(v), nil
+	}
+	return hex(v) + "/" + hex(mask), nil
 }
 
 func hex(v uint32) string {
@@ -126,6 +217,35 @@ func SetTunnelDestination(a netip.Addr) ovs.Action {
 		return ovs.SetField(a.String(), "tun_dst")
 	}
 	return ovs.SetField(a.String(), "tun_ipv6_dst")
+}
+
+// SourcePort matches packets from the ports that equal port in the bits of mask; 0xffff is one port.
+func SourcePort(port, mask uint16) ovs.Match { return portMatch("tp_src", port, mask) }
+
+// DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.
+func DestinationPort(port, mask uint16) ovs.Match { return portMatch("tp_dst", port, mask) }
+
+func portMatch(field string, port, mask uint16) ovs.Match {
+	switch {
+	case mask == 0 || port&^mask != 0:
+		return invalid{fmt.Errorf("%s: %#x does not fit into the bits %#x", field, port, mask)}
+	case mask == 0xffff:
+		return textMatch(field + "=" + strconv.Itoa(int(port)))
+	}
+	return textMatch(fmt.Sprintf("%s=%#x/%#x", field, port, mask))
+}
+
+// Conjunction makes the flow clause number k (from 1) of the n clauses of conjunction id; see ovs-fields(7).
+func Conjunction(id uint32, k, n int) ovs.Action {
+	if n < 2 || n > 64 || k < 1 || k > n {
+		return invalid{fmt.Errorf("conjunction %d cannot have clause %d/%d", id, k, n)}
+	}
+	return textAction(fmt.Sprintf("conjunction(%d,%d/%d)", id, k, n))
+}
+
+// ConjunctionID matches packets for which every clause of the conjunction has a flow.
+func ConjunctionID(id uint32) ovs.Match {
+	return textMatch("conj_id=" + strconv.FormatUint(uint64(id), 10))
 }
 
 // prefixText writes a range the way OVS prints it: masked, and without the length when it is a single address.

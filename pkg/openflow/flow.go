@@ -1,5 +1,5 @@
-// Package openflow holds flows as values with one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows`
-// prints for them. It is the only place that turns matches and actions into text or reads them back.
+// Package openflow holds flows and groups as values with one canonical text: the text that `ovs-ofctl -O OpenFlow15
+// dump-flows` and `dump-groups` print for them. It is the only place that turns matches and actions into text or reads them back.
 //
 // Matches and actions are go-openvswitch's; what that library lacks is added here as further implementations of its two
 // interfaces. Everything is a pure function over values; there is no state and no goroutine.
@@ -17,6 +17,9 @@ import (
 
 // TableID is the number of an OpenFlow table, 0 to 254.
 type TableID uint8
+
+// defaultPriority is OpenFlow's, and what OVS does not print.
+const defaultPriority = 32768
 
 // Key identifies a flow in a switch: OpenFlow allows one flow for each of them.
 type Key struct {
@@ -89,15 +92,10 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 	if len(actions) == 0 {
 		return Flow{}, fmt.Errorf("flow %s has no actions", f.Key)
 	}
-	texts := make([]string, len(actions))
-	for i, a := range actions {
-		text, err := a.MarshalText()
-		if err != nil {
-			return Flow{}, fmt.Errorf("flow %s: action %#v: %w", f.Key, a, err)
-		}
-		texts[i] = string(text)
+	var err error
+	if f.Actions, err = actionsText(actions); err != nil {
+		return Flow{}, fmt.Errorf("flow %s: %w", f.Key, err)
 	}
-	f.Actions = strings.Join(texts, ",")
 	if i := strings.IndexFunc(f.Actions, notText); i >= 0 {
 		return Flow{}, fmt.Errorf("flow %s: actions %q have the character %q", f.Key, f.Actions, f.Actions[i])
 	}
@@ -121,7 +119,7 @@ type Entry struct {
 
 // Parse reads one line of `ovs-ofctl -O OpenFlow15 dump-flows`, with or without statistics.
 func Parse(line string) (Entry, error) {
-	e := Entry{Flow: Flow{Key: Key{Priority: 32768}}}
+	e := Entry{Flow: Flow{Key: Key{Priority: defaultPriority}}}
 	head, actions, ok := strings.Cut(line, "actions=")
 	if !ok {
 		return Entry{}, fmt.Errorf("parse flow %q: no actions", line)
@@ -164,10 +162,11 @@ func Parse(line string) (Entry, error) {
 var fieldOrder = func() map[string]int {
 	order := map[string]int{}
 	for i, name := range []string{
-		"conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label",
+		"pkt_mark", "conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label",
 		// The protocol stands here: ip, ipv6, tcp, …
 		protocolField,
 		"reg0", "reg1", "reg2", "reg3", "reg4", "reg5", "reg6", "reg7",
+		"reg8", "reg9", "reg10", "reg11", "reg12", "reg13", "reg14", "reg15",
 		"tun_id", "tun_src", "tun_dst", "tun_ipv6_src", "tun_ipv6_dst",
 		"metadata", "in_port", "dl_vlan", "dl_src", "dl_dst", "dl_type",
 		"nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "arp_spa", "arp_tpa", "nw_proto", "arp_op", "arp_sha", "arp_tha",

@@ -1,0 +1,161 @@
+package openflow
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+)
+
+// GroupID is the number of a group in a switch.
+type GroupID uint32
+
+// Group is a group of a switch, comparable with ==.
+type Group struct {
+	ID GroupID
+	// Text is canonical: what follows the number in a line of `ovs-ofctl -O OpenFlow15 dump-groups`, as in
+	// "type=select,selection_method=dp_hash,bucket=bucket_id:5,weight:100,actions=resubmit(,50)".
+	Text string
+}
+
+// String is the group as ovs-ofctl takes it.
+func (g Group) String() string {
+	return "group_id=" + strconv.FormatUint(uint64(g.ID), 10) + "," + g.Text
+}
+
+// Selection is how a select group chooses a bucket.
+type Selection struct {
+	text string
+	err  error
+}
+
+// DPHash chooses by the datapath's own hash of the connection, the 5-tuple.
+func DPHash() Selection { return Selection{text: "selection_method=dp_hash"} }
+
+// Hash chooses by a hash of fields and the buckets' ids (rendezvous hashing), so that a changed list of buckets moves only what
+// it must. Every combination of values is a datapath flow of its own.
+func Hash(fields ...Field) Selection {
+	fields = slices.Clone(fields)
+	slices.SortFunc(fields, func(a, b Field) int { return cmp.Compare(a.order, b.order) })
+	fields = slices.Compact(fields)
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		if f.width == 0 {
+			return Selection{err: fmt.Errorf("hash: unknown field")}
+		}
+		names[i] = f.name
+	}
+	switch len(names) {
+	case 0:
+		return Selection{err: fmt.Errorf("hash: no fields")}
+	case 1:
+		return Selection{text: "selection_method=hash,fields=" + names[0]}
+	}
+	return Selection{text: "selection_method=hash,fields(" + strings.Join(names, ",") + ")"}
+}
+
+// Bucket is one of a select group's choices.
+type Bucket struct {
+	// ID is stable for what the bucket stands for; the hash of Hash is over it.
+	ID uint32
+	// Weight is this bucket's share in the sum of all weights.
+	Weight  uint16
+	Actions []ovs.Action
+}
+
+const maxBucketID = 0xffffff00 - 1 // above are OpenFlow's own
+
+// NewGroup builds a select group. The order of buckets is kept.
+func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
+	if by.err != nil {
+		return Group{}, fmt.Errorf("group %d: %w", id, by.err)
+	}
+	if by.text == "" {
+		return Group{}, fmt.Errorf("group %d says not how to select", id)
+	}
+	var b strings.Builder
+	b.WriteString("type=select,")
+	b.WriteString(by.text)
+	seen := make(map[uint32]bool, len(buckets))
+	for _, bucket := range buckets {
+		switch {
+		case bucket.ID > maxBucketID:
+			return Group{}, fmt.Errorf("group %d: there is no bucket id %d", id, bucket.ID)
+		case seen[bucket.ID]:
+			return Group{}, fmt.Errorf("group %d has two buckets with the id %d", id, bucket.ID)
+		case bucket.Weight == 0:
+			return Group{}, fmt.Errorf("group %d: bucket %d has no weight and would never be chosen; leave it out", id, bucket.ID)
+		case len(bucket.Actions) == 0:
+			return Group{}, fmt.Errorf("group %d: bucket %d has no actions", id, bucket.ID)
+		}
+		seen[bucket.ID] = true
+		actions, err := actionsText(bucket.Actions)
+		if err != nil {
+			return Group{}, fmt.Errorf("group %d: bucket %d: %w", id, bucket.ID, err)
+		}
+		b.WriteString(",bucket=bucket_id:")
+		b.WriteString(strconv.FormatUint(uint64(bucket.ID), 10))
+		if bucket.Weight != 1 {
+			b.WriteString(",weight:")
+			b.WriteString(strconv.Itoa(int(bucket.Weight)))
+		}
+		b.WriteString(",actions=")
+		b.WriteString(actions)
+	}
+	g := Group{ID: id, Text: b.String()}
+	if i := strings.IndexFunc(g.Text, notText); i >= 0 {
+		return Group{}, fmt.Errorf("group %s has the character %q", g, g.Text[i])
+	}
+	return g, nil
+}
+
+// ParseGroup reads one line of `ovs-ofctl -O OpenFlow15 dump-groups`.
+func ParseGroup(line string) (Group, error) {
+	text, ok := strings.CutPrefix(strings.TrimSpace(line), "group_id=")
+	number, text, hasText := strings.Cut(text, ",")
+	if !ok || !hasText {
+		return Group{}, fmt.Errorf("parse group %q: no group_id", line)
+	}
+	id, err := strconv.ParseUint(number, 10, 32)
+	if err != nil {
+		return Group{}, fmt.Errorf("parse group %q: %w", line, err)
+	}
+	return Group{ID: GroupID(id), Text: text}, nil
+}
+
+// BucketActions lists the canonical actions of each bucket.
+func (g Group) BucketActions() []string {
+	parts := strings.Split(g.Text, ",bucket=")
+	actions := make([]string, 0, len(parts)-1)
+	for _, bucket := range parts[1:] {
+		_, text, _ := strings.Cut(bucket, "actions=")
+		actions = append(actions, text)
+	}
+	return actions
+}
+
+// ToGroup lets a group choose how the packet goes on.
+func ToGroup(id GroupID) ovs.Action {
+	return textAction("group:" + strconv.FormatUint(uint64(id), 10))
+}
+
+// GroupsIn lists the groups that canonical actions, of a flow or of a bucket, send packets to.
+func GroupsIn(actions string) []GroupID {
+	if !strings.Contains(actions, "group:") {
+		return nil
+	}
+	var ids []GroupID
+	for _, action := range SplitActions(actions) {
+		text, ok := strings.CutPrefix(action, "group:")
+		if !ok {
+			continue
+		}
+		if id, err := strconv.ParseUint(text, 10, 32); err == nil {
+			ids = append(ids, GroupID(id))
+		}
+	}
+	return ids
+}
