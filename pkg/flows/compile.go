@@ -42,6 +42,8 @@ const (
 	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
 	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
+	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none
+	UnaskedReply      Reason = "unasked-reply"      // a reply of a connection whose first packet was not allowed
 )
 
 // Priorities. The number only has to be right within one table.
@@ -55,6 +57,7 @@ const (
 	prioRaised uint16 = 140
 	prioHigh   uint16 = 150
 	prioHigher uint16 = 200
+	prioTop    uint16 = 210
 )
 
 // compileOwner gives the flows that exist because of one owner. It is all that the snapshot means.
@@ -63,6 +66,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
 	switch o.Kind {
 	case model.KindPipeline:
 		b.pipeline(s.KernelDatapath)
+		b.connections(s.KeepEstablished)
 	case model.KindSelf:
 		b.self(s.Self)
 	case model.KindNode:
@@ -186,7 +190,7 @@ func (b *builder) pipeline(kernelDatapath bool) {
 	}
 
 	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
-	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Forwarding))
+	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Conntrack))
 	b.drop(TunnelSource, in{SpoofGuard, prioLower, "", matches(Origin.Is(OriginTunnel))})
 	b.drop(UnknownPort, in{SpoofGuard, prioMiss, "", nil})
 
@@ -232,7 +236,7 @@ func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
 }
 
 func toGateway() []ovs.Action {
-	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway), openflow.Goto(Output)}
+	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway), openflow.Goto(Commit)}
 }
 
 // self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
@@ -248,6 +252,13 @@ func (b *builder) self(n model.Node) {
 		}
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
+		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
+		for _, tunnel := range model.TunnelTypes {
+			b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))},
+				openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(gateway)}.Action())
+		}
+		b.add(in{Conntrack, prioRaised, proto, matches(Origin.Is(OriginTunnel), openflow.Destination(openflow.Host(gateway)))},
+			openflow.CT{Table: ConntrackNAT, Zone: SourceZone, NAT: openflow.Translate()}.Action())
 	}
 }
 
@@ -262,9 +273,9 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 			continue // UsablePodCIDRs reports it
 		}
 		proto := openflow.Protocol(cidr.Addr())
-		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Forwarding))
+		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},
-			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Output))
+			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Commit))
 	}
 }
 
@@ -306,9 +317,12 @@ func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 				}
 			}
 		}
-		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Forwarding))
+		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(host))},
-			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Output))
+			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Commit))
+		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
+		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},
+			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())
 	}
 
 	// What did not pass is counted for this pod, by reason.

@@ -10,21 +10,60 @@ import (
 // Table numbers. They are part of Weft's interface to people with ovs-ofctl and never change; the gaps are for tables to
 // come.
 const (
-	Classifier  openflow.TableID = 0
-	ARPND       openflow.TableID = 5
-	ARPNDReply  openflow.TableID = 6
-	NDAdvertise openflow.TableID = 7
-	SpoofGuard  openflow.TableID = 10
-	Forwarding  openflow.TableID = 60
-	Output      openflow.TableID = 90
+	Classifier     openflow.TableID = 0
+	ARPND          openflow.TableID = 5
+	ARPNDReply     openflow.TableID = 6
+	NDAdvertise    openflow.TableID = 7
+	SpoofGuard     openflow.TableID = 10
+	Conntrack      openflow.TableID = 20
+	ConntrackNAT   openflow.TableID = 21
+	ConntrackState openflow.TableID = 30
+	Affinity       openflow.TableID = 35
+	ServiceLB      openflow.TableID = 40
+	EgressPolicy   openflow.TableID = 50
+	EgressDefault  openflow.TableID = 51
+	IngressPolicy  openflow.TableID = 55
+	IngressDefault openflow.TableID = 56
+	Restore        openflow.TableID = 58
+	Forwarding     openflow.TableID = 60
+	Commit         openflow.TableID = 80
+	SourceNAT      openflow.TableID = 85
+	Output         openflow.TableID = 90
 )
 
-// Registers. Both are set once and hold to the end of the pipeline.
+// Registers. All but the last are set once and hold to the end of the pipeline.
 var (
 	// Origin says where the packet came in: one of the Origin… values.
 	Origin = openflow.Bits{Register: 0, Mask: 0xf}
+	// Turned is set while a reply looks like the packet that it answers.
+	Turned = openflow.Bits{Register: 0, Mask: 0x10}
+	// Returns is set on packets that may leave where they came in.
+	Returns = openflow.Bits{Register: 0, Mask: 0x20}
 	// OutPort holds the OpenFlow port that the Output table sends to.
 	OutPort = openflow.Register(1)
+	// Bucket is the bucket that the client's last connection to the Service was sent to; 0 is none.
+	Bucket = openflow.Register(4)
+)
+
+// Connection tracking zones.
+const (
+	// Zone holds every connection, and the translation of its destination.
+	Zone uint16 = 0x5765
+	// SourceZone holds the translation of sources.
+	SourceZone uint16 = 0x5766
+)
+
+// Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was sent
+// to, and the label is its address.
+const (
+	// MarkAllowed is set when the policies let the connection's first packet through.
+	MarkAllowed openflow.MarkBits = 0x1
+	// MarkService is set when a Service has translated the destination.
+	MarkService openflow.MarkBits = 0x2
+	// MarkGateway is set when the connection came in through the gateway: replies return there.
+	MarkGateway openflow.MarkBits = 0x4
+	// markPort are the bits of the endpoint's port.
+	markPort openflow.MarkBits = 0xffff0000
 )
 
 // Values of Origin.
@@ -91,21 +130,115 @@ var Pipeline = []Table{
 			"is routed.",
 		Match:   []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "nw_src", "ipv6_src", "tun_src", "tun_ipv6_src"},
 		Actions: []string{"goto_table"},
-		Next:    []openflow.TableID{Forwarding},
+		Next:    []openflow.TableID{Conntrack},
+	},
+	{
+		ID: Conntrack, Name: "Conntrack",
+		Doc: "Finds the packet's connection and applies its translation. What answers to a source address that we have put in is " +
+			"translated back before.",
+		Match:   []string{"ip", "ipv6", "reg0", "nw_dst", "ipv6_dst"},
+		Actions: []string{"set_field->reg0", "ct"},
+		Next:    []openflow.TableID{ConntrackNAT, ConntrackState},
+	},
+	{
+		ID: ConntrackNAT, Name: "ConntrackNAT",
+		Doc:     "The same for packets whose destination was just translated back to the true source.",
+		Match:   []string{"ip", "ipv6"},
+		Actions: []string{"ct"},
+		Next:    []openflow.TableID{ConntrackState},
+	},
+	{
+		ID: ConntrackState, Name: "ConntrackState",
+		Doc: "New connections go on to Services. A reply is turned round, so that the policies see it as they saw the packet that " +
+			"it answers, with the endpoint's true address and port from the connection's label and mark; a reply of a connection that was " +
+			"never allowed is dropped.",
+		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6"},
+		Actions: []string{"push", "move->NXM_OF_IP_SRC[]", "move->NXM_OF_IP_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_IPV6_DST[]",
+			"move->NXM_OF_TCP_SRC[]", "move->NXM_OF_TCP_DST[]", "move->NXM_OF_UDP_SRC[]", "move->NXM_OF_UDP_DST[]", "move->OXM_OF_SCTP_SRC[]", "move->OXM_OF_SCTP_DST[]",
+			"pop->NXM_OF_IP_DST[]", "pop->NXM_NX_IPV6_DST[]", "pop->NXM_OF_TCP_DST[]", "pop->NXM_OF_UDP_DST[]", "pop->OXM_OF_SCTP_DST[]",
+			"set_field->reg0", "resubmit", "goto_table"},
+		Next: []openflow.TableID{Affinity, ServiceLB, EgressPolicy, Forwarding},
+	},
+	{
+		ID: Affinity, Name: "Affinity",
+		Doc: "Which endpoint a client had last, for Services with sessionAffinity. The switch learns these flows itself; they survive " +
+			"the agent and end by their timeout.",
+	},
+	{
+		ID: ServiceLB, Name: "ServiceLB",
+		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
+			"Service without endpoints leads to an address that the node rejects.",
+		Match:   []string{"tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Actions: []string{"ct", "group", "goto_table"},
+		Next:    []openflow.TableID{EgressPolicy},
+	},
+	{
+		ID: EgressPolicy, Name: "EgressPolicy",
+		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a connection passes here, " +
+			"not only the first, so that a changed policy is true for connections that exist.",
+		Match:   []string{"conj_id", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Actions: []string{"conjunction", "goto_table"},
+		Next:    []openflow.TableID{EgressDefault, IngressPolicy},
+	},
+	{
+		ID: EgressDefault, Name: "EgressDefault",
+		Doc:     "Drops and counts what isolated pods send and no policy allows.",
+		Match:   []string{"ip", "ipv6", "nw_src", "ipv6_src"},
+		Actions: []string{"goto_table"},
+		Next:    []openflow.TableID{IngressPolicy},
+	},
+	{
+		ID: IngressPolicy, Name: "IngressPolicy",
+		Doc:     "What policies allow this node's pods to receive.",
+		Match:   []string{"conj_id", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Actions: []string{"conjunction", "goto_table"},
+		Next:    []openflow.TableID{IngressDefault, Restore},
+	},
+	{
+		ID: IngressDefault, Name: "IngressDefault",
+		Doc:     "Drops and counts what is sent to isolated pods and no policy allows.",
+		Match:   []string{"ip", "ipv6", "nw_dst", "ipv6_dst"},
+		Actions: []string{"goto_table"},
+		Next:    []openflow.TableID{Restore},
+	},
+	{
+		ID: Restore, Name: "Restore",
+		Doc:   "Gives a reply that was turned round its own addresses and ports back.",
+		Match: []string{"reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6"},
+		Actions: []string{"pop->NXM_OF_IP_SRC[]", "pop->NXM_OF_IP_DST[]", "pop->NXM_NX_IPV6_SRC[]", "pop->NXM_NX_IPV6_DST[]",
+			"pop->NXM_OF_TCP_SRC[]", "pop->NXM_OF_TCP_DST[]", "pop->NXM_OF_UDP_SRC[]", "pop->NXM_OF_UDP_DST[]", "pop->OXM_OF_SCTP_SRC[]", "pop->OXM_OF_SCTP_DST[]",
+			"set_field->reg0", "goto_table"},
+		Next: []openflow.TableID{Forwarding},
 	},
 	{
 		ID: Forwarding, Name: "Forwarding",
 		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR into the tunnel, everything " +
-			"else from a pod to the node's gateway. What came through a tunnel never leaves through one, and pods " +
-			"reach nobody but pods at the tunnels' UDP ports: masqueraded, they would pass for their node.",
-		Match:   []string{"ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
+			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came through a tunnel never leaves through " +
+			"one, and pods reach nobody but pods at the tunnels' UDP ports: masqueraded, they would pass for their node.",
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
+		Next:    []openflow.TableID{Commit},
+	},
+	{
+		ID: Commit, Name: "Commit",
+		Doc:     "Remembers a connection whose first packet came this far, and marks it as allowed.",
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "reg0"},
+		Actions: []string{"ct", "goto_table"},
+		Next:    []openflow.TableID{SourceNAT},
+	},
+	{
+		ID: SourceNAT, Name: "SourceNAT",
+		Doc: "Changes the source where replies would not find back: what the gateway sends into a tunnel gets the node's gateway address, " +
+			"what a Service turns back to its origin gets an address that belongs to nobody.",
+		Match:   []string{"ct_state", "ip", "ipv6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst"},
+		Actions: []string{"set_field->reg0", "ct", "goto_table"},
 		Next:    []openflow.TableID{Output},
 	},
 	{
 		ID: Output, Name: "Output",
 		Doc:     "Sends the packet to the port that Forwarding chose.",
-		Actions: []string{"output"},
+		Match:   []string{"reg0"},
+		Actions: []string{"set_field->in_port", "output"},
 	},
 }
 
@@ -152,7 +285,7 @@ func Check(f openflow.Flow) error {
 		if !slices.Contains(t.Actions, openflow.ActionName(action)) {
 			return fmt.Errorf("flow %s: table %s does not do %s", f, t.Name, openflow.ActionName(action))
 		}
-		next, ok := openflow.GotoTable(action)
+		next, ok := openflow.NextTable(action)
 		if ok && (next <= f.Table || !slices.Contains(t.Next, next)) {
 			return fmt.Errorf("flow %s: table %s does not go to %s", f, t.Name, TableName(next))
 		}

@@ -119,7 +119,7 @@ func TestOwnPodCIDR(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, f := range desired {
-		if f.Owner == model.SelfOwner && !strings.Contains(key.Match, "fd44:1::") {
+		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") {
 			t.Errorf("a flow for a range that is no pod CIDR: %s", f)
 		}
 	}
