@@ -26,6 +26,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/lab/apiserver"
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/manifest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
@@ -65,7 +66,7 @@ type Lab struct {
 	opt      Options
 	group    sandbox.Group
 	dir      string
-	datapath datapath
+	datapath datapath.Datapath
 	log      *slog.Logger
 	underlay sandbox.Underlay
 	nodes    []*node
@@ -118,7 +119,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if l.underlay, err = l.group.StartUnderlay(ctx, underlayMTU, nil); err != nil {
 		return err
 	}
-	if err := l.underlay.Configure(ctx, l.opt.Family.member(apiNumber), l.datapath.checksums); err != nil {
+	if err := l.underlay.Configure(ctx, l.opt.Family.member(apiNumber), l.datapath.Checksums()); err != nil {
 		return err
 	}
 	for i, n := range set.Nodes {
@@ -130,7 +131,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if err := l.serveAPI(ctx); err != nil {
 		return err
 	}
-	l.progress.say("%d nodes: namespaces, Open vSwitch (datapath %s), weft-agent", len(l.nodes), l.datapath.name)
+	l.progress.say("%d nodes: namespaces, Open vSwitch (datapath %s), weft-agent", len(l.nodes), l.datapath)
 	starting, startCtx := errgroup.WithContext(ctx)
 	for _, n := range l.nodes {
 		starting.Go(func() error { return l.startNode(startCtx, n) })
@@ -192,4 +193,13 @@ func CheckMachine(opt Options) error {
 	}
 	_, err := findDatapath(opt.Datapath)
 	return err
+}
+
+// findDatapath returns the named one, if this machine can have it.
+func findDatapath(name config.Datapath) (datapath.Datapath, error) {
+	d, err := datapath.Parse(string(name))
+	if err != nil {
+		return "", err
+	}
+	return d, d.Available()
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 )
 
@@ -55,13 +56,13 @@ func (l *Lab) startNode(ctx context.Context, n *node) (err error) {
 	if n.sandbox, err = l.group.Start(n.name, sandbox.Files{}); err != nil {
 		return err
 	}
-	if err := l.datapath.attach(ctx, l.underlay, n.sandbox); err != nil {
+	if err := l.datapath.Attach(ctx, l.underlay, n.sandbox); err != nil {
 		return err
 	}
 	if err := l.startOVS(ctx, n); err != nil {
 		return err
 	}
-	if err := l.datapath.connect(ctx, n); err != nil {
+	if err := l.datapath.Connect(ctx, n.sandbox, datapath.Uplink{MAC: nodeMAC(n.index), Addrs: n.underlay}); err != nil {
 		return err
 	}
 	return l.startAgent(ctx, n)
@@ -103,7 +104,7 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 
 func (l *Lab) startAgent(ctx context.Context, n *node) error {
 	files := map[string]string{
-		agentConfig: fmt.Sprintf("tunnelType: %s\ndatapath: %s\n", l.opt.Tunnel, l.datapath.name),
+		agentConfig: fmt.Sprintf("tunnelType: %s\ndatapath: %s\n", l.opt.Tunnel, l.datapath),
 		kubeconfig: fmt.Sprintf(`apiVersion: v1
 kind: Config
 current-context: lab

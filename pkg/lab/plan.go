@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"net"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -74,7 +75,9 @@ func (f Family) podCIDRs(index int) []netip.Prefix {
 }
 
 // nodeMAC is the MAC address of a node's physical bridge: locally administered.
-func nodeMAC(index int) string { return fmt.Sprintf("02:57:65:66:74:%02x", firstNode+index) }
+func nodeMAC(index int) net.HardwareAddr {
+	return net.HardwareAddr{0x02, 0x57, 0x65, 0x66, 0x74, byte(firstNode + index)}
+}
 
 // serviceIPs finds a cluster IP of each family for a Service that is not in taken. It depends on the name first of all, so
 // that an edit of one Service seldom moves another.

@@ -122,7 +122,7 @@ func others() string {
 
 func (l *Lab) status(ctx context.Context) Status {
 	s := Status{Name: l.opt.Name, Up: l.progress.done(), Since: l.started, Manifests: l.opt.Manifests,
-		Tunnel: l.opt.Tunnel, Datapath: l.datapath.name, Family: l.opt.Family}
+		Tunnel: l.opt.Tunnel, Datapath: l.opt.Datapath, Family: l.opt.Family}
 	if !s.Up {
 		return s
 	}

@@ -18,9 +18,7 @@ import (
 )
 
 const (
-	lockFile    = "lock"
-	lockTimeout = 40 * time.Second
-	lockPoll    = 20 * time.Millisecond
+	lockFile = "lock"
 	// downTimeout bounds how long removing a lab may take.
 	downTimeout = time.Minute
 )
@@ -36,12 +34,9 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 		return err
 	}
 	dir := directory(opt.Name)
-	if err := makeDirectory(dir); err != nil {
-		return err
-	}
-	unlock, err := lock(dir)
+	unlock, err := lockOf(dir).Lock()
 	if err != nil {
-		return err
+		return fmt.Errorf("bring up the lab %q: %w", opt.Name, err)
 	}
 	defer unlock()
 	if s, err := ReadStatus(ctx, opt.Name); err == nil && s.Up {
@@ -155,9 +150,10 @@ func Down(ctx context.Context, name string) error {
 		return errors.New("removing a lab needs root")
 	}
 	dir := directory(name)
-	unlock, err := takeLock(ctx, dir)
+	// An Up that is still at work is ended.
+	unlock, err := lockOf(dir).Seize(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("take down the lab %q: %w", name, err)
 	}
 	defer unlock()
 	return remove(ctx, group, dir)
@@ -194,59 +190,7 @@ func remove(ctx context.Context, group sandbox.Group, dir string, keep ...string
 	return nil
 }
 
-// lock makes sure that one Up at a time works on a lab, and notes whose it is. The kernel drops the lock with its holder.
-func lock(dir string) (unlock func(), err error) {
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the lab: %w", err)
-	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock the lab: another weftctl is at work on it: %w", err)
-	}
-	self, err := sandbox.FindProcess(os.Getpid())
-	if err == nil {
-		err = file.Truncate(0)
-	}
-	if err == nil {
-		err = json.NewEncoder(file).Encode(self)
-	}
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock the lab: %w", err)
-	}
-	return func() { file.Close() }, nil
-}
-
-// takeLock locks a lab for Down, and ends the Up that is still at work.
-func takeLock(ctx context.Context, dir string) (unlock func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
-	defer cancel()
-	for {
-		if err := makeDirectory(dir); err != nil {
-			return nil, err
-		}
-		unlock, err = lock(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) && ctx.Err() == nil {
-			if err == nil {
-				return unlock, nil
-			}
-			continue // another Down removed the directory meanwhile
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, err
-		}
-		// Not written yet, or gone: look again.
-		var holder sandbox.Process
-		if data, readErr := os.ReadFile(filepath.Join(dir, lockFile)); readErr == nil && json.Unmarshal(data, &holder) == nil {
-			if err := holder.Signal(syscall.SIGKILL); err != nil {
-				return nil, err
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w (%w)", err, ctx.Err())
-		case <-time.After(lockPoll):
-		}
-	}
+// lockOf makes sure that one Up at a time works on a lab.
+func lockOf(dir string) sandbox.LockFile {
+	return sandbox.LockFile{Path: filepath.Join(dir, lockFile), DirMode: 0o700}
 }

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -283,23 +282,6 @@ func TestWaitReadyNoticesTheEnd(t *testing.T) {
 	if time.Since(begun) > readyTimeout/2 {
 		t.Error("waited for a program that had ended")
 	}
-}
-
-func TestLock(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "state")
-	unlock, err := lock(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := lock(dir); !errors.Is(err, syscall.EWOULDBLOCK) {
-		t.Errorf("second lock: %v; want that it is taken", err)
-	}
-	unlock()
-	again, err := lock(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	again()
 }
 
 func TestWhere(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 )
 
 // needed are the programs that the cluster runs, and the Debian packages that bring them.
@@ -44,14 +46,14 @@ func missingPackages(lookPath func(string) (string, error)) []string {
 	return missing
 }
 
-func checkMachine() error {
+func checkMachine(d datapath.Datapath) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a cluster needs root: it makes namespaces, cgroups and network devices")
 	}
 	if missing := missingPackages(exec.LookPath); len(missing) > 0 {
 		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `go run ./test/cluster deps`", strings.Join(missing, " "))
 	}
-	return nil
+	return d.Available()
 }
 
 // policyFile, while it exists, keeps package installation scripts from starting services.

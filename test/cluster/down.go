@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 )
@@ -18,10 +16,7 @@ import (
 // is seen and finished.
 var contents = []string{"bin", "etcd", "images", "kubeconfig", "logs", "nodes", "pki", "weft.yaml", "state.json.new", "state.json"}
 
-const (
-	lockFile    = "lock"
-	lockTimeout = 10 * time.Second
-)
+const lockFile = "lock"
 
 // down removes a cluster, whatever state it is in.
 func down(ctx context.Context, p *progress, group sandbox.Group, dir string) error {
@@ -29,9 +24,10 @@ func down(ctx context.Context, p *progress, group sandbox.Group, dir string) err
 		return errors.New("removing a cluster needs root")
 	}
 	return p.step("Remove the cluster", func(func(string)) error {
-		unlock, err := takeLock(ctx, dir)
+		// An `up` that is still at work there is ended.
+		unlock, err := lockOf(dir).Seize(ctx)
 		if err != nil {
-			return err
+			return fmt.Errorf("remove the cluster: %w", err)
 		}
 		defer unlock()
 		if err := remove(ctx, group, dir); err != nil {
@@ -67,50 +63,7 @@ func stateExists(dir string) bool {
 	return err == nil
 }
 
-// lock makes sure that one `up` at a time works in a state directory, and notes in the lock file whose it is. The kernel drops
-// the lock with its holder.
-func lock(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
-	}
-	file, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
-	}
-	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock the state directory: another `up` is at work in %s: %w", dir, err)
-	}
-	self, err := sandbox.FindProcess(os.Getpid())
-	if err == nil {
-		err = file.Truncate(0)
-	}
-	if err == nil {
-		err = json.NewEncoder(file).Encode(self)
-	}
-	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("lock the state directory: %w", err)
-	}
-	return func() { file.Close() }, nil
-}
-
-// takeLock locks the state directory for `down`, and ends an `up` that is still at work there.
-func takeLock(ctx context.Context, dir string) (unlock func(), err error) {
-	err = poll(ctx, lockTimeout, func(context.Context) error {
-		var err error
-		if unlock, err = lock(dir); !errors.Is(err, syscall.EWOULDBLOCK) {
-			return err
-		}
-		data, readErr := os.ReadFile(filepath.Join(dir, lockFile))
-		if readErr != nil {
-			return readErr
-		}
-		var holder sandbox.Process
-		if jsonErr := json.Unmarshal(data, &holder); jsonErr != nil {
-			return jsonErr // not written yet
-		}
-		return errors.Join(err, holder.Signal(syscall.SIGKILL))
-	})
-	return unlock, err
+// lockOf makes sure that one `up` at a time works in a state directory.
+func lockOf(dir string) sandbox.LockFile {
+	return sandbox.LockFile{Path: filepath.Join(dir, lockFile), DirMode: 0o755}
 }

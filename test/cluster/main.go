@@ -18,6 +18,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -108,7 +109,7 @@ func (w *where) load() (state.Cluster, error) { return state.Load(w.dir) }
 
 func upCommand(w *where) *cobra.Command {
 	var o upOptions
-	var family, datapath string
+	var family string
 	var noWeft bool
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start a cluster, in place of a previous one of that name", Args: cobra.NoArgs,
@@ -117,7 +118,7 @@ func upCommand(w *where) *cobra.Command {
 			if o.plan.Family, err = state.ParseIPFamily(family); err != nil {
 				return err
 			}
-			if o.datapath, err = state.ParseDatapath(datapath); err != nil {
+			if o.datapath, err = datapath.Parse(string(o.datapath)); err != nil {
 				return err
 			}
 			if o.nodes < 1 || o.nodes > state.MaxNodes {
@@ -141,7 +142,7 @@ func upCommand(w *where) *cobra.Command {
 	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
 	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve or vxlan")
-	flags.StringVar(&datapath, "datapath", "netdev", "Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
+	flags.StringVar((*string)(&o.datapath), "datapath", string(datapath.Netdev), "Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")

@@ -92,7 +92,7 @@ func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, err
 	if n.Sandbox, err = sandbox.Group(plan.Name).Start(n.Name, files); err != nil {
 		return n, err
 	}
-	if err := attachNIC(ctx, c, n.Sandbox); err != nil {
+	if err := c.Datapath.Attach(ctx, c.Underlay, n.Sandbox); err != nil {
 		return n, err
 	}
 	if err := makeRouter(ctx, n.Sandbox); err != nil {
@@ -101,7 +101,7 @@ func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, err
 	if err := startOVS(ctx, dir, n); err != nil {
 		return n, err
 	}
-	if err := prepareUplink(ctx, c, n, index); err != nil {
+	if err := c.Datapath.Connect(ctx, n.Sandbox, plan.Uplink(index)); err != nil {
 		return n, err
 	}
 	return n, startContainerd(ctx, dir, n)
@@ -193,10 +193,10 @@ func startOutside(ctx context.Context, c state.Cluster) (state.Outside, error) {
 	if out.Sandbox, err = sandbox.Group(c.Plan.Name).Start(state.OutsideName, sandbox.Files{}); err != nil {
 		return out, err
 	}
-	if err := c.Underlay.Attach(ctx, out.Sandbox, state.NIC); err != nil {
+	if err := c.Datapath.Attach(ctx, c.Underlay, out.Sandbox); err != nil {
 		return out, err
 	}
-	if err := out.Sandbox.Configure(state.NIC, c.Plan.Outside(), nil); err != nil {
+	if err := c.Datapath.Address(out.Sandbox, c.Plan.Outside()); err != nil {
 		return out, err
 	}
 	var beyond []netip.Prefix

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
@@ -24,7 +25,7 @@ type upOptions struct {
 	plan     state.Plan
 	nodes    int
 	tunnel   string
-	datapath state.Datapath
+	datapath datapath.Datapath
 	dir      string // absolute
 	install  string // manifest of Weft; empty: a cluster without network
 	image    string // tar with Weft's image; empty: none
@@ -33,7 +34,7 @@ type upOptions struct {
 
 // up starts a cluster. When it fails, what has been started stays for inspection; `down` or the next `up` removes it.
 func up(ctx context.Context, p *progress, o upOptions) error {
-	if err := checkMachine(); err != nil {
+	if err := checkMachine(o.datapath); err != nil {
 		return err
 	}
 	for _, path := range []string{o.install, o.image} {
@@ -49,9 +50,9 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := lock(o.dir)
+	unlock, err := lockOf(o.dir).Lock()
 	if err != nil {
-		return err
+		return fmt.Errorf("start cluster %q: %w", o.plan.Name, err)
 	}
 	defer unlock()
 	group := sandbox.Group(o.plan.Name)

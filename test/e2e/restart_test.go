@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
-	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/e2e/internal/dump"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
@@ -142,8 +141,7 @@ func restartSwitch(t *testing.T, index int) {
 	if err := env.record.Save(); err != nil {
 		t.Fatal(err)
 	}
-	plan := env.record.Plan
 	must(t, 20*time.Second, func(context.Context) error {
-		return node.Sandbox.Configure(env.record.Datapath.Uplink(), plan.Node(index), state.Addrs(plan.Outside()))
+		return env.record.Datapath.Readdress(node.Sandbox, env.record.Plan.Uplink(index))
 	})
 }

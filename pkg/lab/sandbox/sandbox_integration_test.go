@@ -59,7 +59,7 @@ func TestTwoNodes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := underlay.Attach(t.Context(), n, "eth0"); err != nil {
+		if err := underlay.Attach(t.Context(), n, "eth0", true); err != nil {
 			t.Fatal(err)
 		}
 		addrs := prefixes([]string{"172.29.255.2/24", "172.29.255.3/24"}[i], []string{"fd57:6566:74ff::2/64", "fd57:6566:74ff::3/64"}[i])

@@ -87,24 +87,19 @@ func (u Underlay) Configure(ctx context.Context, addrs []netip.Prefix, checksums
 	return u.Node.Configure(bridgeName, addrs, nil)
 }
 
-// Attach gives a node a NIC on the underlay. Checksums are computed at sending: a switch in user space, on this node or at
-// the other end, reads the packets as they are and could not complete them.
-func (u Underlay) Attach(ctx context.Context, n Node, nic string) error {
-	if err := u.AttachOffloading(n, nic); err != nil {
-		return err
-	}
-	_, err := n.Run(ctx, checksumAtSending(nic)...)
-	return err
-}
-
-// AttachOffloading gives a node a NIC as it comes, for where only kernels forward.
-func (u Underlay) AttachOffloading(n Node, nic string) error {
+// Attach gives a node a NIC on the underlay. With checksums, they are computed at sending: a switch in user space, on this node
+// or at the other end, reads the packets as they are and could not complete them.
+func (u Underlay) Attach(ctx context.Context, n Node, nic string, checksums bool) error {
 	ns, err := n.netNS()
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return u.plug(n.Name, nic, ns)
+	if err := u.plug(n.Name, nic, ns); err != nil || !checksums {
+		return err
+	}
+	_, err = n.Run(ctx, checksumAtSending(nic)...)
+	return err
 }
 
 // plug creates a veth between the bridge (where it is called port) and a namespace (where it is called nic).

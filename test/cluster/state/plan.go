@@ -10,6 +10,8 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 )
 
 // IPFamily says which addresses nodes, pods and Services have.
@@ -119,6 +121,11 @@ func (p Plan) Beyond() []netip.Addr {
 
 // Node returns the addresses of the node with this index, which counts from 0.
 func (p Plan) Node(index int) []netip.Prefix { return p.member(byte(firstNode + index)) }
+
+// Uplink is how the node with this index is on the underlay: its default routes lead to the outside host.
+func (p Plan) Uplink(index int) datapath.Uplink {
+	return datapath.Uplink{MAC: p.NodeMAC(index), Addrs: p.Node(index), Gateways: Addrs(p.Outside())}
+}
 
 // NodeName is the name of the node with this index.
 func NodeName(index int) string { return fmt.Sprintf("node%d", index+1) }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 )
 
@@ -23,7 +24,7 @@ type Cluster struct {
 	Created time.Time `json:"created"`
 	Tunnel  string    `json:"tunnel"`
 	// Datapath is the nodes'.
-	Datapath Datapath `json:"datapath"`
+	Datapath datapath.Datapath `json:"datapath"`
 	// APIServer is the URL of kube-apiserver.
 	APIServer string `json:"apiServer"`
 	// Components is the directory of the Kubernetes programs.

@@ -1,0 +1,77 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// lockVariable makes TestLockHolder the process that holds a lock for TestSeize.
+const lockVariable = "WEFT_TEST_HOLD_LOCK"
+
+func TestLock(t *testing.T) {
+	l := LockFile{Path: filepath.Join(t.TempDir(), "state", "lock"), DirMode: 0o700}
+	unlock, err := l.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Lock(); !errors.Is(err, syscall.EWOULDBLOCK) || !strings.Contains(err.Error(), l.Path) {
+		t.Errorf("second lock: %v; want that it is taken", err)
+	}
+	unlock()
+	again, err := l.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}
+
+func TestLockHolder(t *testing.T) {
+	path := os.Getenv(lockVariable)
+	if path == "" {
+		return // it is TestSeize's other process
+	}
+	if _, err := (LockFile{Path: path, DirMode: 0o700}).Lock(); err != nil {
+		t.Fatal(err)
+	}
+	<-t.Context().Done() // until it is killed, or the test times out
+}
+
+func TestSeize(t *testing.T) {
+	l := LockFile{Path: filepath.Join(t.TempDir(), "lock"), DirMode: 0o700}
+	holder := exec.Command(os.Args[0], "-test.run=^TestLockHolder$", "-test.timeout=1m")
+	holder.Env = append(os.Environ(), lockVariable+"="+l.Path)
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- holder.Wait() }()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		// It writes down whose the lock is when it has it.
+		if data, err := os.ReadFile(l.Path); err == nil && len(data) > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the other process does not take the lock")
+		}
+	}
+	if _, err := l.Lock(); !errors.Is(err, syscall.EWOULDBLOCK) {
+		t.Errorf("lock that another process has: %v; want that it is taken", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	unlock, err := l.Seize(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	if err := <-ended; err == nil {
+		t.Error("the holder ended by itself; want that it was killed")
+	}
+}
