@@ -56,7 +56,13 @@ type Watcher struct {
 	node string
 	emit func(state.Change)
 	log  *slog.Logger
-	pods cache.SharedIndexInformer
+	// Problem is told what of an object cannot be used, each time that this changes; nil when all of it can. It may be set before
+	// Run, and must not block. Without it problems are logged.
+	Problem func(owner model.Owner, err error)
+
+	pods     cache.SharedIndexInformer
+	services *services
+	cidrs    *serviceCIDRs
 	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before
 	// its handlers.
 	informers []cache.SharedIndexInformer
@@ -69,10 +75,19 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	local := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
 	}))
+	selected := func(selector string) informers.SharedInformerFactory {
+		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+			o.LabelSelector = selector
+		}))
+	}
 	w := &Watcher{node: node, emit: emit, log: log, pods: local.Core().V1().Pods().Informer()}
+	w.services = newServices(node, emit, w.report)
 	err := errors.Join(
 		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.follow("pods", w.pods, trimPod, func(any) {}, func(string) {}),
+		w.follow("services", selected(serviceSelector).Core().V1().Services().Informer(), trimService, w.services.setService, w.services.deleteService),
+		w.follow("endpointslices", selected(sliceSelector).Discovery().V1().EndpointSlices().Informer(), trimSlice, w.services.setSlice, w.services.deleteSlice),
+		w.followServiceCIDRs(client, everything.Networking().V1().ServiceCIDRs().Informer()),
 	)
 	if err != nil {
 		return nil, err
@@ -83,8 +98,19 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 // follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
 // gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
 func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) error {
+	handled, err := handle(what, informer, trim, changed, deleted)
+	if err != nil {
+		return err
+	}
+	w.informers = append(w.informers, informer)
+	w.emitted = append(w.emitted, handled)
+	return nil
+}
+
+// handle is follow for an informer that somebody else runs. It gives what says that all objects of the start were handed on.
+func handle(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) (cache.InformerSynced, error) {
 	if err := informer.SetTransform(trim); err != nil {
-		return fmt.Errorf("watch %s: %w", what, err)
+		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    changed,
@@ -96,16 +122,25 @@ func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim c
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", what, err)
+		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
-	w.informers = append(w.informers, informer)
-	w.emitted = append(w.emitted, registration.HasSynced)
-	return nil
+	return registration.HasSynced, nil
+}
+
+// report hands a problem to whoever wants to know.
+func (w *Watcher) report(owner model.Owner, err error) {
+	switch {
+	case w.Problem != nil:
+		w.Problem(owner, err)
+	case err != nil:
+		w.log.Warn("part of an object cannot be used", "object", owner, "err", err)
+	}
 }
 
 // Run runs the informers until the context ends.
 func (w *Watcher) Run(ctx context.Context) {
 	var running sync.WaitGroup
+	running.Go(func() { w.cidrs.run(ctx) })
 	for _, informer := range w.informers {
 		running.Go(func() { informer.Run(ctx.Done()) })
 	}
@@ -142,6 +177,9 @@ func (w *Watcher) nodeChanged(obj any) {
 		w.log.Warn("part of a Node cannot be used", "node", object.Name, "err", err)
 	}
 	w.emit(state.SetNode{Node: n})
+	if object.Name == w.node {
+		w.services.setZone(object.Labels[corev1.LabelTopologyZone])
+	}
 }
 
 // Node is what the model holds of a Node: its first InternalIP and its first pod CIDR of each family. The error lists
@@ -197,11 +235,15 @@ func trimNode(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	return &corev1.Node{
+	trimmed := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
 		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
-	}, nil
+	}
+	if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
+		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+	}
+	return trimmed, nil
 }
 
 func trimPod(obj any) (any, error) {
