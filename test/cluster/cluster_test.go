@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
@@ -179,25 +182,78 @@ func TestForbidServices(t *testing.T) {
 	}
 }
 
-func TestComponentsModule(t *testing.T) {
-	version, hash, err := readModule(filepath.Join("..", "components"))
-	if err != nil || version != "v1.34.4" || len(hash) != 16 {
-		t.Errorf("components module: version %q, hash %q, %v", version, hash, err)
+func TestComponents(t *testing.T) {
+	hashes := map[string]bool{}
+	for _, c := range []component{kubernetes, coreDNS} {
+		version, hash, err := c.read(filepath.Join("..", c.dir))
+		if err != nil || !strings.HasPrefix(version, "v1.") || len(hash) != 16 || hashes[hash] {
+			t.Errorf("%s: version %q, hash %q, %v", c.what, version, hash, err)
+		}
+		hashes[hash] = true
 	}
-	flags := strings.Join(buildFlags(version), " ")
+	flags := strings.Join(kubernetesFlags("v1.34.4"), " ")
 	for _, want := range []string{"gitVersion=v1.34.4", "gitMajor=1 ", "gitMinor=34"} {
 		if !strings.Contains(flags+" ", want) {
 			t.Errorf("build flags %q lack %s", flags, want)
 		}
 	}
-	other := t.TempDir()
-	for name, text := range map[string]string{"go.mod": "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n", "go.sum": ""} {
-		if err := os.WriteFile(filepath.Join(other, name), []byte(text), 0o644); err != nil {
+	module := t.TempDir()
+	for _, change := range []struct{ file, text string }{
+		{"go.mod", "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"}, {"go.mod", "require k8s.io/kubernetes v1.34.4\n"}, {"go.sum", "other\n"}, {"main.go", "package main\n"},
+	} {
+		if err := os.WriteFile(filepath.Join(module, change.file), []byte(change.text), 0o644); err != nil {
 			t.Fatal(err)
 		}
+		if change.file == "go.mod" {
+			if err := os.WriteFile(filepath.Join(module, "go.sum"), nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		version, hash, err := kubernetes.read(module)
+		if err != nil || version != "v1.34.4" || hashes[hash] {
+			t.Errorf("after a change of %s: version %q, hash %q, %v; want a hash of its own", change.file, version, hash, err)
+		}
+		hashes[hash] = true
 	}
-	if _, otherHash, err := readModule(other); err != nil || otherHash == hash {
-		t.Errorf("another module has hash %q, %v; want one of its own", otherHash, err)
+}
+
+func TestRenderDNS(t *testing.T) {
+	for family, want := range map[state.IPFamily]struct {
+		ips    []string
+		policy corev1.IPFamilyPolicy
+	}{
+		state.IPv4: {[]string{"10.96.0.10"}, corev1.IPFamilyPolicySingleStack},
+		state.IPv6: {[]string{"fd10:96::a"}, corev1.IPFamilyPolicySingleStack},
+		state.Dual: {[]string{"10.96.0.10", "fd10:96::a"}, corev1.IPFamilyPolicyRequireDualStack},
+	} {
+		text, err := renderDNS(plan(family))
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds := map[string]int{}
+		for document := range strings.SplitSeq(string(text), "\n---\n") {
+			var object struct {
+				Kind string
+				Spec json.RawMessage
+			}
+			if err := yaml.Unmarshal([]byte(document), &object); err != nil {
+				t.Fatalf("%s: %v in\n%s", family, err, document)
+			}
+			kinds[object.Kind]++
+			if object.Kind != "Service" {
+				continue
+			}
+			var s corev1.ServiceSpec
+			if err := json.Unmarshal(object.Spec, &s); err != nil {
+				t.Fatal(err)
+			}
+			if s.ClusterIP != want.ips[0] || !slices.Equal(s.ClusterIPs, want.ips) || *s.IPFamilyPolicy != want.policy {
+				t.Errorf("%s: cluster IPs %s and %q, %s; want %q, %s", family, s.ClusterIP, s.ClusterIPs, *s.IPFamilyPolicy, want.ips, want.policy)
+			}
+		}
+		if want := map[string]int{"ServiceAccount": 1, "ClusterRole": 1, "ClusterRoleBinding": 1, "ConfigMap": 1, "Service": 1, "Deployment": 1}; !maps.Equal(kinds, want) {
+			t.Errorf("%s: objects %v, want %v", family, kinds, want)
+		}
 	}
 }
 

@@ -13,8 +13,29 @@ import (
 	"syscall"
 )
 
-// programs are what the components module builds, after etcd's has got its usual name.
-var programs = []string{"agnhost", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"}
+// component is a Go module of programs that the cluster runs and that do not depend on Weft's code.
+type component struct {
+	what     string                        // for a person, with the version at the end
+	dir      string                        // of the module, below test
+	requires string                        // the module whose version counts
+	flags    func(version string) []string // of go build
+	packages string
+	programs []string
+	// rename gives a program its usual name.
+	rename map[string]string
+}
+
+var (
+	kubernetes = component{
+		what: "etcd and Kubernetes", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags, packages: "tool",
+		programs: []string{"agnhost", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"},
+		rename:   map[string]string{"server": "etcd"},
+	}
+	coreDNS = component{
+		what: "CoreDNS", dir: "components/coredns", requires: "github.com/coredns/coredns", packages: ".", programs: []string{"coredns"},
+		flags: func(string) []string { return []string{"-trimpath", "-ldflags", "-s -w"} },
+	}
+)
 
 // repository is the root of the clone that the tool runs in.
 func repository(ctx context.Context) (string, error) {
@@ -41,11 +62,21 @@ func cacheDir() (string, error) {
 	return filepath.Join(home, ".cache", "weft"), nil
 }
 
-// ensureComponents returns the directory of the Kubernetes programs, and builds them if they are not there. The
-// directory's name depends on everything that the programs are made from, and it appears whole or not at all.
-func ensureComponents(ctx context.Context, p *progress, repo string) (string, error) {
-	module := filepath.Join(repo, "test", "components")
-	version, hash, err := readModule(module)
+// buildAll builds all components.
+func buildAll(ctx context.Context, p *progress, repo string) error {
+	for _, c := range []component{kubernetes, coreDNS} {
+		if _, err := c.ensure(ctx, p, repo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ensure returns the directory of the component's programs, and builds them if they are not there. The directory's name depends
+// on everything that the programs are made from, and it appears whole or not at all.
+func (c component) ensure(ctx context.Context, p *progress, repo string) (string, error) {
+	module := filepath.Join(repo, "test", c.dir)
+	version, hash, err := c.read(module)
 	if err != nil {
 		return "", err
 	}
@@ -54,46 +85,52 @@ func ensureComponents(ctx context.Context, p *progress, repo string) (string, er
 		return "", err
 	}
 	dir := filepath.Join(cache, "components", hash)
-	if complete(dir) {
+	if c.complete(dir) {
 		return dir, nil
 	}
-	err = p.step("Build Kubernetes "+version+" and etcd (once; about five minutes on two cores)", func(detail func(string)) error {
-		return buildComponents(ctx, module, version, dir, detail)
+	err = p.step(fmt.Sprintf("Build %s %s (once)", c.what, version), func(detail func(string)) error {
+		return c.build(ctx, module, version, dir, detail)
 	})
 	return dir, err
 }
 
-// readModule returns the version of Kubernetes that the components module requires, and a hash of all that it requires.
-func readModule(module string) (version, hash string, err error) {
+// read returns the version that the component's module requires, and a hash of all that its programs are made from.
+func (c component) read(module string) (version, hash string, err error) {
+	sources, err := filepath.Glob(filepath.Join(module, "*.go"))
+	if err != nil {
+		return "", "", err
+	}
 	sum := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum"} {
-		data, err := os.ReadFile(filepath.Join(module, name))
+	for _, file := range append([]string{filepath.Join(module, "go.mod"), filepath.Join(module, "go.sum")}, sources...) {
+		data, err := os.ReadFile(file)
 		if err != nil {
-			return "", "", fmt.Errorf("read the components module: %w", err)
+			return "", "", fmt.Errorf("read the module of %s: %w", c.what, err)
 		}
 		sum.Write(data)
 		for line := range strings.Lines(string(data)) {
-			if required, ok := strings.CutPrefix(strings.TrimSpace(line), "k8s.io/kubernetes v"); ok && name == "go.mod" {
+			required, ok := strings.CutPrefix(strings.TrimPrefix(strings.TrimSpace(line), "require "), c.requires+" v")
+			if ok && filepath.Base(file) == "go.mod" {
 				version = "v" + strings.Fields(required)[0]
 			}
 		}
 	}
 	if version == "" {
-		return "", "", fmt.Errorf("%s/go.mod does not require k8s.io/kubernetes", module)
+		return "", "", fmt.Errorf("%s/go.mod does not require %s", module, c.requires)
 	}
-	sum.Write([]byte(strings.Join(buildFlags(version), " ")))
+	sum.Write([]byte(strings.Join(c.flags(version), " ")))
 	return version, hex.EncodeToString(sum.Sum(nil))[:16], nil
 }
 
-func buildFlags(version string) []string {
+// kubernetesFlags also tell the programs which version they are.
+func kubernetesFlags(version string) []string {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
 	const pkg = "-X k8s.io/component-base/version."
 	return []string{"-trimpath", "-ldflags", "-s -w " + pkg + "gitVersion=" + version + " " + pkg + "gitMajor=" + major + " " + pkg + "gitMinor=" + minor}
 }
 
-func complete(dir string) bool {
-	for _, name := range programs {
+func (c component) complete(dir string) bool {
+	for _, name := range c.programs {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
 			return false
 		}
@@ -101,7 +138,7 @@ func complete(dir string) bool {
 	return true
 }
 
-func buildComponents(ctx context.Context, module, version, dir string, detail func(string)) error {
+func (c component) build(ctx context.Context, module, version, dir string, detail func(string)) error {
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return fmt.Errorf("build the components (set WEFT_CACHE to a directory that can be written): %w", err)
@@ -111,7 +148,7 @@ func buildComponents(ctx context.Context, module, version, dir string, detail fu
 		return err
 	}
 	defer unlock()
-	if complete(dir) {
+	if c.complete(dir) {
 		return nil // another clone has built them while we waited
 	}
 	tmp := filepath.Join(parent, "building")
@@ -121,8 +158,8 @@ func buildComponents(ctx context.Context, module, version, dir string, detail fu
 		}
 	}
 	defer os.RemoveAll(tmp)
-	args := append([]string{"build", "-v", "-o", tmp}, buildFlags(version)...)
-	cmd := exec.CommandContext(ctx, "go", append(args, "tool")...)
+	args := append([]string{"build", "-v", "-o", tmp + "/"}, c.flags(version)...)
+	cmd := exec.CommandContext(ctx, "go", append(args, c.packages)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly -buildvcs=false")
 	stderr, err := cmd.StderrPipe()
@@ -147,8 +184,10 @@ func buildComponents(ctx context.Context, module, version, dir string, detail fu
 	if err := cmd.Wait(); err != nil {
 		return fmt.Errorf("build the components in %s: %w\n%s", module, err, strings.Join(last, "\n"))
 	}
-	if err := os.Rename(filepath.Join(tmp, "server"), filepath.Join(tmp, "etcd")); err != nil {
-		return fmt.Errorf("build the components: %w", err)
+	for from, to := range c.rename {
+		if err := os.Rename(filepath.Join(tmp, from), filepath.Join(tmp, to)); err != nil {
+			return fmt.Errorf("build the components: %w", err)
+		}
 	}
 	// A directory of that name with a program missing was damaged by hand.
 	if err := os.RemoveAll(dir); err != nil {

@@ -42,7 +42,7 @@ func (d paths) node(name string, parts ...string) string {
 // apiServerNames are what the API server's certificate is valid for.
 func apiServerNames(plan state.Plan) pki.Request {
 	r := pki.Request{Name: "apiserver", User: "kube-apiserver",
-		DNS:   []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"},
+		DNS:   []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + clusterDomain, "localhost"},
 		Addrs: append(state.Addrs(plan.Host()), plan.KubernetesServices()...)}
 	return r
 }
@@ -104,12 +104,14 @@ func addrPort(addr netip.Addr, port int) string {
 }
 
 // list writes values as comma-separated flags want them.
-func list[T fmt.Stringer](values []T) string {
+func list[T fmt.Stringer](values []T) string { return strings.Join(texts(values), ",") }
+
+func texts[T fmt.Stringer](values []T) []string {
 	var texts []string
 	for _, v := range values {
 		texts = append(texts, v.String())
 	}
-	return strings.Join(texts, ",")
+	return texts
 }
 
 func etcdArgs(dir paths, plan state.Plan) []string {
@@ -154,7 +156,7 @@ func apiServerArgs(dir paths, plan state.Plan) []string {
 		"--requestheader-group-headers=X-Remote-Group",
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + proxy.Cert, "--proxy-client-key-file=" + proxy.Key,
-		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-issuer=https://kubernetes.default.svc." + clusterDomain,
 		"--service-account-key-file=" + dir.join("pki", "service-account.pub"),
 		"--service-account-signing-key-file=" + dir.cert("service-account").Key,
 		"--service-cluster-ip-range=" + list(plan.Services()),

@@ -51,31 +51,19 @@ func command() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "components", Short: "Build the Kubernetes programs and etcd, if that has not been done", Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				repo, err := repository(cmd.Context())
-				if err != nil {
-					return err
-				}
-				_, err = ensureComponents(cmd.Context(), newProgress(os.Stdout), repo)
-				return err
-			},
-		},
-		&cobra.Command{
 			Use: "deps", Short: "Install the Debian packages that a cluster needs", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return installPackages(cmd.Context(), newProgress(os.Stdout))
 			},
 		},
 		&cobra.Command{
-			Use: "build", Short: "Build the Kubernetes programs, which up does too; CI does it beside other work", Args: cobra.NoArgs,
+			Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside other work", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				repo, err := repository(cmd.Context())
 				if err != nil {
 					return err
 				}
-				_, err = ensureComponents(cmd.Context(), newProgress(os.Stdout), repo)
-				return err
+				return buildAll(cmd.Context(), newProgress(os.Stdout), repo)
 			},
 		})
 	return root
@@ -125,7 +113,7 @@ func upCommand(w *where) *cobra.Command {
 				return fmt.Errorf("--nodes %d: want 1 to %d", o.nodes, state.MaxNodes)
 			}
 			if noWeft {
-				o.install = ""
+				o.install, o.dns = "", false
 			}
 			for _, path := range []*string{&o.install, &o.image} {
 				if *path == "" {
@@ -146,6 +134,7 @@ func upCommand(w *where) *cobra.Command {
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")
+	flags.BoolVar(&o.dns, "dns", true, "run CoreDNS, where there is a pod network")
 	flags.BoolVar(&noWeft, "no-weft", false, "leave the cluster without a pod network")
 	return cmd
 }

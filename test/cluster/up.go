@@ -30,6 +30,7 @@ type upOptions struct {
 	install  string // manifest of Weft; empty: a cluster without network
 	image    string // tar with Weft's image; empty: none
 	agnhost  bool   // put Kubernetes' image for tests on every node
+	dns      bool   // run CoreDNS
 }
 
 // up starts a cluster. When it fails, what has been started stays for inspection; `down` or the next `up` removes it.
@@ -46,9 +47,15 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 	if err != nil {
 		return err
 	}
-	components, err := ensureComponents(ctx, p, repo)
+	components, err := kubernetes.ensure(ctx, p, repo)
 	if err != nil {
 		return err
+	}
+	var dns string
+	if o.dns {
+		if dns, err = coreDNS.ensure(ctx, p, repo); err != nil {
+			return err
+		}
 	}
 	unlock, err := lockOf(o.dir).Lock()
 	if err != nil {
@@ -64,7 +71,7 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 		}
 	}
 	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, Datapath: o.datapath, APIServer: o.plan.APIServer(), Components: components}
-	if err := start(ctx, p, repo, &c, o); err != nil {
+	if err := start(ctx, p, repo, &c, o, dns); err != nil {
 		p.print("What has been started stays for inspection, with its logs in " + paths(o.dir).join("logs") + "; `make cluster-down` removes it.")
 		return err
 	}
@@ -72,7 +79,7 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 	return nil
 }
 
-func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o upOptions) error {
+func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o upOptions, dns string) error {
 	if err := p.step("Underlay, outside host and certificates", func(func(string)) error { return prepare(ctx, c, o.nodes) }); err != nil {
 		return err
 	}
@@ -83,12 +90,13 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if err := errors.Join(err, c.Save()); err != nil {
 		return err
 	}
-	if err := p.step("Images", func(func(string)) error { return writeImages(ctx, repo, *c, o.agnhost) }); err != nil {
+	var images []string
+	err = p.step("Images", func(func(string)) (err error) {
+		images, err = writeImages(ctx, repo, *c, o.agnhost, dns)
 		return err
-	}
-	images := []string{paths(c.Dir).image("pause")}
-	if o.agnhost {
-		images = append(images, paths(c.Dir).image("agnhost"))
+	})
+	if err != nil {
+		return err
 	}
 	if o.image != "" {
 		images = append(images, o.image)
@@ -102,7 +110,10 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if o.install == "" {
 		return nil
 	}
-	return deployWeft(ctx, p, *c, o)
+	if err := deployWeft(ctx, p, *c, o); err != nil || !o.dns {
+		return err
+	}
+	return deployDNS(ctx, p, *c)
 }
 
 // prepare makes the state directory, the networks beyond the nodes and all credentials.
@@ -157,24 +168,30 @@ func checkUnderlayFree(plan state.Plan) error {
 	return nil
 }
 
-// writeImages makes the images that every node has from the start.
-func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost bool) error {
+// writeImages makes the images that every node has from the start, and returns their tars. dns is CoreDNS's directory, if it is
+// to run.
+func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost bool, dns string) (tars []string, err error) {
 	dir := paths(c.Dir)
 	pause, err := testenv.Program(ctx, repo, "./test/cluster/pause", dir.join("bin"))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := image.Pause(pause).Write(dir.image("pause")); err != nil {
-		return err
+	images := map[string]image.Image{"pause": image.Pause(pause)}
+	if withAgnhost {
+		if images["agnhost"], err = image.Agnhost(ctx, filepath.Join(c.Components, "agnhost")); err != nil {
+			return nil, err
+		}
 	}
-	if !withAgnhost {
-		return nil
+	if dns != "" {
+		images["coredns"] = image.CoreDNS(filepath.Join(dns, "coredns"))
 	}
-	agnhost, err := image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"))
-	if err != nil {
-		return err
+	for name, img := range images {
+		if err := img.Write(dir.image(name)); err != nil {
+			return nil, err
+		}
+		tars = append(tars, dir.image(name))
 	}
-	return agnhost.Write(dir.image("agnhost"))
+	return tars, nil
 }
 
 // startNodes starts all nodes at once and returns when each is registered. What was started is in c, also after an error.

@@ -139,7 +139,7 @@ func prepare(ctx context.Context, in inside, chosen []suite) error {
 		if _, err := os.Stat(in.image); err != nil {
 			return fmt.Errorf("the cluster needs Weft's image, make it with `make image`: %w", err)
 		}
-		cmd := exec.CommandContext(ctx, filepath.Join(in.bin, "cluster"), "components")
+		cmd := exec.CommandContext(ctx, filepath.Join(in.bin, "cluster"), "build")
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("build the cluster's components: %w", err)

@@ -11,6 +11,7 @@ import (
 const (
 	PauseTag   = "weft.test/pause:1"
 	AgnhostTag = "weft.test/agnhost:1"
+	CoreDNSTag = "weft.test/coredns:1"
 )
 
 // Tools are the programs of this machine that go into the test image, with their libraries. The rest of the usual
@@ -20,6 +21,11 @@ var Tools = []string{"bash", "busybox", "curl", "ethtool", "ip", "ping", "wget"}
 // Pause is the image of every pod's first process.
 func Pause(binary string) Image {
 	return Image{Tag: PauseTag, Entrypoint: []string{"/pause"}, Files: []File{{Path: "/pause", Source: binary}}}
+}
+
+// CoreDNS is the cluster's DNS server and nothing else.
+func CoreDNS(binary string) Image {
+	return Image{Tag: CoreDNSTag, Entrypoint: []string{"/coredns"}, Files: []File{{Path: "/coredns", Source: binary}}}
 }
 
 // Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools.

@@ -154,13 +154,15 @@ func (p Plan) KubernetesServices() []netip.Addr {
 	return addrsOf(p.Services(), func(s netip.Prefix) netip.Addr { return s.Addr().Next() })
 }
 
-// DNS returns the address that the cluster's DNS Service shall have: the tenth of the primary range.
-func (p Plan) DNS() netip.Addr {
-	addr := p.Services()[0].Addr()
-	for range 10 {
-		addr = addr.Next()
-	}
-	return addr
+// DNS returns the addresses of the cluster's DNS Service: the tenth of each range.
+func (p Plan) DNS() []netip.Addr {
+	return addrsOf(p.Services(), func(s netip.Prefix) netip.Addr {
+		addr := s.Addr()
+		for range 10 {
+			addr = addr.Next()
+		}
+		return addr
+	})
 }
 
 // APIServer is the URL of kube-apiserver.

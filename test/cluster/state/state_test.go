@@ -22,12 +22,12 @@ func texts[T interface{ String() string }](values []T) (found []string) {
 
 func TestPlan(t *testing.T) {
 	type view struct {
-		Underlay, Host, Outside, Node3, Beyond, Pods, Services, Kubernetes []string
-		DNS, APIServer                                                     string
+		Underlay, Host, Outside, Node3, Beyond, Pods, Services, Kubernetes, DNS []string
+		APIServer                                                               string
 	}
 	look := func(p Plan) view {
 		return view{texts(p.Underlay()), texts(p.Host()), texts(p.Outside()), texts(p.Node(2)), texts(p.Beyond()), texts(p.Pods()), texts(p.Services()),
-			texts(p.KubernetesServices()), p.DNS().String(), p.APIServer()}
+			texts(p.KubernetesServices()), texts(p.DNS()), p.APIServer()}
 	}
 	dual := view{
 		Underlay:   []string{"172.30.0.0/24", "fd57:6566:74::/64"},
@@ -38,12 +38,12 @@ func TestPlan(t *testing.T) {
 		Pods:       []string{"10.244.0.0/16", "fd10:244::/56"},
 		Services:   []string{"10.96.0.0/16", "fd10:96::/112"},
 		Kubernetes: []string{"10.96.0.1", "fd10:96::1"},
-		DNS:        "10.96.0.10",
+		DNS:        []string{"10.96.0.10", "fd10:96::a"},
 		APIServer:  "https://172.30.0.1:6443",
 	}
-	only := func(i int, dns, api string) view {
+	only := func(i int, api string) view {
 		v := dual
-		v.DNS, v.APIServer = dns, api
+		v.APIServer = api
 		for field := range reflect.ValueOf(&v).Elem().NumField() {
 			if list, ok := reflect.ValueOf(v).Field(field).Interface().([]string); ok {
 				reflect.ValueOf(&v).Elem().Field(field).Set(reflect.ValueOf(list[i : i+1]))
@@ -53,8 +53,8 @@ func TestPlan(t *testing.T) {
 	}
 	for family, want := range map[IPFamily]view{
 		Dual: dual,
-		IPv4: only(0, "10.96.0.10", "https://172.30.0.1:6443"),
-		IPv6: only(1, "fd10:96::a", "https://[fd57:6566:74::1]:6443"),
+		IPv4: only(0, "https://172.30.0.1:6443"),
+		IPv6: only(1, "https://[fd57:6566:74::1]:6443"),
 	} {
 		if diff := cmp.Diff(want, look(Plan{Name: "weft", Family: family})); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", family, diff)
