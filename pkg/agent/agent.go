@@ -150,7 +150,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 
 	a.mu.Lock()
 	a.loop = loop
-	loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType}) // from here on reconfigure does it
+	a.submitSettings() // from here on reconfigure does it
 	a.mu.Unlock()
 	group.Go(func() error { a.kube.Run(ctx); return nil })
 	a.setProblem("API server", errors.New("not all nodes and pods were received yet"))

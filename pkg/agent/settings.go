@@ -177,6 +177,12 @@ func (a *Agent) watchConfig(ctx context.Context, last []byte) {
 	}
 }
 
+// submitSettings tells the loop what of the configuration decides about flows.
+func (a *Agent) submitSettings() {
+	a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
+}
+
 func (a *Agent) reconfigure(next config.Config) {
 	a.mu.Lock()
 	var waiting []config.Change
@@ -193,7 +199,7 @@ func (a *Agent) reconfigure(next config.Config) {
 	a.pending = waiting
 	a.opt.Level.Set(a.cfg.LogLevel)
 	if a.loop != nil {
-		a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+		a.submitSettings()
 	}
 	a.mu.Unlock()
 	notify(a.pokeHost)

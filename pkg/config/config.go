@@ -31,6 +31,15 @@ const (
 	LogJSON LogFormat = "json"
 )
 
+// Established is what a policy that forbids a connection does to it when it exists already.
+type Established string
+
+// What happens to established connections.
+const (
+	EstablishedJudge Established = "judge"
+	EstablishedKeep  Established = "keep"
+)
+
 // Config is what a cluster administrator can set. docs/configuration.md is made from the comments of its fields.
 type Config struct {
 	// The encapsulation that this node sends with. Every node receives both, so a running cluster can change without
@@ -50,6 +59,14 @@ type Config struct {
 	// Destinations outside the cluster that pods reach with their own address although `egressMasquerade` is on, for
 	// example `["192.168.0.0/16", "2001:db8::/32"]`. Those networks need routes to the pod CIDRs.
 	NonMasqueradeCIDRs []netip.Prefix `json:"nonMasqueradeCIDRs"`
+
+	// The ranges of Services' cluster IPs, so that processes on the node reach them. Kubernetes 1.33 and newer tell them (the
+	// API `ServiceCIDR`); these are used besides, for example `["10.96.0.0/16"]`.
+	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+
+	// What a changed NetworkPolicy does to connections that it forbids and that exist already: `judge` stops them, `keep`
+	// lets them end by themselves.
+	EstablishedConnections Established `json:"establishedConnections"`
 
 	// The URL of the Kubernetes API server, for clusters where the `kubernetes` Service cannot be reached before Weft
 	// runs, for example `https://10.0.0.1:6443`. When empty, the agent uses that Service.
@@ -75,10 +92,13 @@ func Default() Config {
 		TunnelType:       model.Geneve,
 		Datapath:         DatapathSystem,
 		EgressMasquerade: true,
-		OVSRunDir:        "/run/openvswitch",
-		HealthAddr:       netip.MustParseAddrPort("127.0.0.1:9470"),
-		LogLevel:         slog.LevelInfo,
-		LogFormat:        LogText,
+
+		EstablishedConnections: EstablishedJudge,
+
+		OVSRunDir:  "/run/openvswitch",
+		HealthAddr: netip.MustParseAddrPort("127.0.0.1:9470"),
+		LogLevel:   slog.LevelInfo,
+		LogFormat:  LogText,
 	}
 }
 

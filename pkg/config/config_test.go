@@ -36,6 +36,8 @@ datapath: netdev
 mtu: 8950
 egressMasquerade: false
 nonMasqueradeCIDRs: [10.0.0.0/8, "2001:db8::/32"]
+serviceCIDRs: [10.96.0.0/16]
+establishedConnections: keep
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
 healthAddr: "[::1]:9000"
@@ -46,15 +48,17 @@ logFormat: json
 		t.Fatal(err)
 	}
 	want := Config{
-		TunnelType:         model.VXLAN,
-		Datapath:           DatapathNetdev,
-		MTU:                8950,
-		NonMasqueradeCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
-		APIServer:          "https://[2001:db8::1]:6443",
-		OVSRunDir:          "/var/run/ovs",
-		HealthAddr:         netip.MustParseAddrPort("[::1]:9000"),
-		LogLevel:           slog.LevelDebug,
-		LogFormat:          LogJSON,
+		TunnelType:             model.VXLAN,
+		Datapath:               DatapathNetdev,
+		MTU:                    8950,
+		NonMasqueradeCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
+		ServiceCIDRs:           []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		EstablishedConnections: EstablishedKeep,
+		APIServer:              "https://[2001:db8::1]:6443",
+		OVSRunDir:              "/var/run/ovs",
+		HealthAddr:             netip.MustParseAddrPort("[::1]:9000"),
+		LogLevel:               slog.LevelDebug,
+		LogFormat:              LogJSON,
 	}
 	if d := cmp.Diff(want, got, compareAddrs); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

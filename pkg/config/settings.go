@@ -64,8 +64,16 @@ var settings = []setting{
 		value: func(c Config) any { return c.EgressMasquerade },
 	}, {
 		key: "nonMasqueradeCIDRs", live: true, allowed: "a list of IPv4 and IPv6 prefixes",
-		parse: parsePrefixes,
+		parse: func(c *Config, raw []byte) error { return parsePrefixes(&c.NonMasqueradeCIDRs, raw) },
 		value: func(c Config) any { return append([]netip.Prefix{}, c.NonMasqueradeCIDRs...) },
+	}, {
+		key: "serviceCIDRs", live: true, allowed: "a list of IPv4 and IPv6 prefixes",
+		parse: func(c *Config, raw []byte) error { return parsePrefixes(&c.ServiceCIDRs, raw) },
+		value: func(c Config) any { return append([]netip.Prefix{}, c.ServiceCIDRs...) },
+	}, {
+		key: "establishedConnections", live: true, allowed: oneOf(established),
+		parse: func(c *Config, raw []byte) error { return choose(&c.EstablishedConnections, raw, established) },
+		value: func(c Config) any { return c.EstablishedConnections },
 	}, {
 		key: "apiServer", allowed: "a URL, https://HOST or https://HOST:PORT, or nothing",
 		parse: parseAPIServer,
@@ -90,9 +98,10 @@ var settings = []setting{
 }
 
 var (
-	datapaths  = []Datapath{DatapathSystem, DatapathNetdev}
-	logFormats = []LogFormat{LogText, LogJSON}
-	levels     = []string{"debug", "info", "warn", "error"}
+	datapaths   = []Datapath{DatapathSystem, DatapathNetdev}
+	established = []Established{EstablishedJudge, EstablishedKeep}
+	logFormats  = []LogFormat{LogText, LogJSON}
+	levels      = []string{"debug", "info", "warn", "error"}
 )
 
 func oneOf[T ~string](values []T) string {
@@ -128,7 +137,7 @@ func parseMTU(c *Config, raw []byte) error {
 	return nil
 }
 
-func parsePrefixes(c *Config, raw []byte) error {
+func parsePrefixes(dst *[]netip.Prefix, raw []byte) error {
 	var words []string
 	if err := json.Unmarshal(raw, &words); err != nil {
 		return err
@@ -151,7 +160,7 @@ func parsePrefixes(c *Config, raw []byte) error {
 	if len(wrong) > 0 {
 		return errors.New(strings.Join(wrong, "; "))
 	}
-	c.NonMasqueradeCIDRs = prefixes
+	*dst = prefixes
 	return nil
 }
 

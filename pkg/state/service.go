@@ -2,10 +2,9 @@ package state
 
 import (
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
-
-	"net/netip"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -42,7 +41,14 @@ func (c SetServiceCIDRs) apply(s *Store) bool {
 		return false
 	}
 	s.next.ServiceCIDRs = c.CIDRs
+	s.touched[model.SelfOwner] = true
 	return true
+}
+
+func (s *Store) touchServices() {
+	for name := range s.next.Services {
+		s.touched[model.ServiceOwner(name)] = true
+	}
 }
 
 // services is the map of Services to write to.

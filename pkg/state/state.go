@@ -83,9 +83,10 @@ func (c SetNode) apply(s *Store) bool {
 			return false
 		}
 		// Whether, and how, another node can be reached depends on our own addresses, and which of its ranges are believed
-		// on our own ranges.
+		// on our own ranges. Services treat what comes from our own ranges as internal.
 		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) || !slices.Equal(c.Node.PodCIDRs, s.next.Self.PodCIDRs) {
 			s.touchNodes()
+			s.touchServices()
 		}
 		s.next.Self = c.Node
 		s.touched[model.SelfOwner] = true
@@ -136,6 +137,18 @@ func (c SetKernelDatapath) apply(s *Store) bool {
 	for _, a := range s.next.Attachments {
 		s.touched[model.PodOwner(a)] = true
 	}
+	return true
+}
+
+// SetKeepEstablished says whether connections that were allowed when they began stay allowed.
+type SetKeepEstablished struct{ Keep bool }
+
+func (c SetKeepEstablished) apply(s *Store) bool {
+	if s.next.KeepEstablished == c.Keep {
+		return false
+	}
+	s.next.KeepEstablished = c.Keep
+	s.touched[model.PipelineOwner] = true
 	return true
 }
 
