@@ -1,10 +1,14 @@
 // Package host keeps the node's own network right for the pods on it: the gateway interface and its addresses, the routes
-// to all pods, forwarding, and the source addresses of what leaves the pods' network (nftables).
+// to all pods and Services, forwarding, the source addresses of what leaves the pods' network, and node ports (nftables).
 //
 // The kernel owns the state. What is ours there is recognised without memory, and nothing else is changed or deleted:
 // routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
-// interface. Somebody else's route to exactly a pod CIDR stays, and ours is not made; that is reported. Whether a pod CIDR is
-// one to believe in is for the caller to judge (flows.UsablePodCIDRs).
+// interface. Somebody else's route to exactly a pod CIDR or a Service's address stays, and ours is not made; that is reported.
+// Whether a pod CIDR is one to believe in is for the caller to judge (flows.UsablePodCIDRs). A Host remembers what it wrote,
+// but only to be quick: it looks at the kernel when it starts, when Watch saw a change, and from time to time.
+//
+// Services cost the node's kernel a route or an element of an nftables set each, never a rule. All they need there is to lead
+// packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
 //
 // A Host has one user, who calls Sync from one goroutine; Watch may be called from another and runs one of its own.
 //
@@ -23,6 +27,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
@@ -47,22 +52,43 @@ type Desired struct {
 	Masquerade bool
 	// NoMasquerade are destinations, besides pods, that see the pods' own addresses.
 	NoMasquerade []netip.Prefix
+	// ServiceCIDRs are the ranges of ClusterIPs. The node's way to all of them is the switch.
+	ServiceCIDRs []netip.Prefix
+	// ServiceIPs are external and LoadBalancer addresses. They are routed to the switch with all their ports, so addresses of nodes
+	// must not be among them. One that is this node's is not reached by its route, see ExternalIPs.
+	ServiceIPs []netip.Addr
+	// NodePorts are the ports that the node offers at its addresses; they lead to the NodePort address.
+	NodePorts []NodePort
+	// ExternalIPs are ports of external and LoadBalancer addresses; they count as far as the address is this node's.
+	ExternalIPs []ExternalIP
 }
+
+// compareEvery is how often Sync looks at what it has written, unless Watch saw a change. While there is much to write, it does
+// so less often: at 10,000 Services a look takes longer than a Service's client should have to wait.
+const (
+	compareEvery     = 30 * time.Second
+	compareEveryBusy = 5 * time.Minute
+)
 
 // Host applies it.
 type Host struct {
-	sysctl sysctl
-	nft    *nat
-	log    *slog.Logger
+	sysctl  sysctl
+	routing routing
+	nft     *nat
+	log     *slog.Logger
 
-	mu      sync.Mutex
-	current Desired // of the last Sync, for Watch
+	now      func() time.Time
+	compared time.Time // when the last comparison was
+
+	mu    sync.Mutex
+	name  string // of the gateway interface, for Watch
+	stale bool   // Watch saw a change
 }
 
 // New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
-// masquerades through nft.
+// translates addresses through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
-	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft}, log: log}
+	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft}, log: log, now: time.Now}
 }
 
 // NFTables opens our nftables table. It needs the nft program.
@@ -75,22 +101,30 @@ func NFTables() (knftables.Interface, error) {
 }
 
 // Sync makes everything what it shall be. It is idempotent, writes nothing that is right already, and goes on after a
-// failure with what does not depend on it.
+// failure with what does not depend on it. Routes and elements of nftables sets may be many: what was written is remembered, and
+// Sync writes what differs from that first. Then, when it is time or Watch saw something, it compares with the kernel.
 func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
-	d = d.clone()
-	h.mu.Lock()
-	h.current = d
-	h.mu.Unlock()
+	c := &changes{}
+	d, unusable := d.normal()
 	if err := d.check(); err != nil {
 		return Result{}, fmt.Errorf("sync host network: %w", err)
 	}
-	c := &changes{}
-	err := errors.Join(
-		h.forwarding(c, d),
-		h.gateway(c, d),
-		h.nft.sync(ctx, c, d),
-	)
-	result := Result{Changed: c.list, Unrouted: errors.Join(c.unrouted...)}
+	h.mu.Lock()
+	h.name = d.Gateway
+	stale := h.stale
+	h.stale = false
+	h.mu.Unlock()
+	started := h.now()
+	compare := h.compared.IsZero() // nothing is known
+	err := h.apply(ctx, c, d, compare)
+	if age := started.Sub(h.compared); !compare && (stale || age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0) {
+		compare = true
+		err = h.apply(ctx, c, d, true)
+	}
+	if compare {
+		h.compared = started
+	}
+	result := Result{Changed: c.list, Unrouted: errors.Join(append(c.unrouted, unusable...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
 	}
@@ -101,12 +135,22 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 type Result struct {
 	// Changed is what it had to change, in words.
 	Changed []string
-	// Unrouted says which remote pod CIDRs could not be routed, and why. The rest of the node's network does not suffer, so
-	// it is no failure of Sync.
+	// Unrouted says which remote pod CIDRs and addresses of Services could not be routed, and which ports of Services cannot be
+	// offered, and why. The rest of the node's network does not suffer, so it is no failure of Sync.
 	Unrouted error
 }
 
-func (h *Host) gateway(c *changes, d Desired) error {
+func (h *Host) apply(ctx context.Context, c *changes, d Desired, compare bool) error {
+	c.unrouted = nil
+	return errors.Join(
+		h.forwarding(c, d),
+		h.gateway(c, d, compare),
+		h.nft.sync(ctx, c, d, compare),
+	)
+}
+
+func (h *Host) gateway(c *changes, d Desired, compare bool) error {
+	before := len(c.list)
 	link, err := h.link(c, d)
 	if err != nil {
 		return err
@@ -117,7 +161,8 @@ func (h *Host) gateway(c *changes, d Desired) error {
 	if err := addresses(c, link, d); err != nil {
 		return err
 	}
-	return routes(c, link, d)
+	// Routes come and go with the link and its addresses.
+	return h.routing.sync(c, link, d, compare || len(c.list) > before)
 }
 
 // changes collects what was changed, and the remote routes that could not be made.
@@ -130,18 +175,17 @@ func (c *changes) add(format string, args ...any) {
 	c.list = append(c.list, fmt.Sprintf(format, args...))
 }
 
-func (d Desired) clone() Desired {
-	d.PodCIDRs = slices.Clone(d.PodCIDRs)
-	d.RemotePodCIDRs = slices.Clone(d.RemotePodCIDRs)
-	d.NoMasquerade = slices.Clone(d.NoMasquerade)
-	return d
+// normal brings what is for Services into order, and says what of it was left out.
+func (d Desired) normal() (Desired, []error) {
+	errs := d.sortServices()
+	return d, errs
 }
 
 func (d Desired) check() error {
 	if d.Gateway == "" {
 		return errors.New("the gateway interface has no name")
 	}
-	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade) {
+	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs) {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("%v is not a masked prefix", p)
 		}

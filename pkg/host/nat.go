@@ -3,135 +3,160 @@ package host
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
-	"net/netip"
 	"slices"
+	"strings"
 
 	"sigs.k8s.io/knftables"
-
-	"github.com/weft-cni/weft/pkg/model"
 )
 
-const (
-	tableName = "weft"
-	chainName = "postrouting"
-)
+const tableName = "weft"
 
 // nat keeps the nftables table right. nft does not give a rule back as it was written, so rules are compared by their
 // comments, which hold a hash of the rule. Somebody who replaces a rule and keeps its comment is not found out.
-type nat struct{ nft knftables.Interface }
-
-// family is one address family's part of the table.
-type family struct {
-	is4       bool
-	proto     string // as rules match it: "ip saddr"
-	set, kind string
+//
+// It remembers what it wrote: to list 10,000 elements takes nft a hundred times longer than to write one.
+type nat struct {
+	nft knftables.Interface
+	// rules and elements (of each set, in order) are in the kernel by our hand; known is false when that is not sure.
+	known    bool
+	rules    []*knftables.Rule
+	elements [][]element
 }
 
-var families = []family{
-	{is4: true, proto: "ip", set: "direct-v4", kind: "ipv4_addr"},
-	{is4: false, proto: "ip6", set: "direct-v6", kind: "ipv6_addr"},
-}
-
-// rules are the chain's. Packets for the node itself never pass it.
-func rules(d Desired) []*knftables.Rule {
-	var list []*knftables.Rule
-	add := func(comment string, words ...any) {
-		text := knftables.Concat(words...)
-		sum := fnv.New32a()
-		sum.Write([]byte(text))
-		list = append(list, &knftables.Rule{
-			Chain:   chainName,
-			Rule:    text,
-			Comment: knftables.PtrTo(fmt.Sprintf("%s (%08x)", comment, sum.Sum32())),
-		})
+// sync changes elements or, when anything else differs, makes the table anew. Both are one transaction; connections
+// keep the translation that they have. With compare, or when it has to, it looks at the kernel first.
+func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) error {
+	wantRules, want := rules(d), make([][]element, len(sets))
+	for i, s := range sets {
+		want[i] = s.elements(d, s.is4)
 	}
-	gateway := `"` + d.Gateway + `"`
-	for _, f := range families {
-		local, ok := d.local(f.is4)
-		if !ok {
-			continue
+	if n.known && !compare && slices.EqualFunc(n.rules, wantRules, sameRule) {
+		if err := n.writeDifference(ctx, c, want); err == nil {
+			return nil
 		}
-		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.
-		add("node to remote pods: from the gateway address",
-			"oifname", gateway, f.proto, "saddr !=", model.GatewayAddr(local).String(), f.proto, "daddr !=", local.String(),
-			"fib saddr type local", "snat", f.proto, "to", model.GatewayAddr(local).String(), "fully-random")
-		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
-		// it. In the node's name it would pass for the node's own tunnel packet.
-		add("pods to tunnel ports: never",
-			f.proto, "saddr", local.String(), "oifname !=", gateway, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "drop")
-		if d.Masquerade {
-			add("pods to the world: from the node's address",
-				f.proto, "saddr", local.String(), "oifname !=", gateway, f.proto, "daddr !=", "@"+f.set, "masquerade fully-random")
-		}
+		// Somebody else was at our table. A look at it tells what is to do.
 	}
-	return list
-}
-
-// direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside others
-// are left out, because an interval set takes no overlap.
-func direct(d Desired, is4 bool) []string {
-	all := slices.DeleteFunc(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
-	slices.SortFunc(all, netip.Prefix.Compare)
-	var list []string
-	var last netip.Prefix
-	for _, p := range all {
-		if last.IsValid() && last.Overlaps(p) {
-			continue
-		}
-		last = p
-		list = append(list, element(p))
-	}
-	return list
-}
-
-// element writes a prefix as nft lists it: a range of one address is that address.
-func element(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
-}
-
-// isElement is false for ranges that are not prefixes.
-func isElement(s string) bool {
-	_, err := netip.ParsePrefix(s)
-	if err != nil {
-		_, err = netip.ParseAddr(s)
-	}
-	return err == nil
-}
-
-// sync compares the table and either changes elements or, when anything else differs, makes the table anew. Both are one
-// transaction; connections keep the source address that they have.
-func (n *nat) sync(ctx context.Context, c *changes, d Desired) error {
-	right, err := n.rulesRight(ctx, rules(d))
+	n.known = false
+	right, err := n.rulesRight(ctx, wantRules)
 	if err != nil {
 		return err
 	}
 	if right {
-		right, err = n.syncElements(ctx, c, d)
-		if right || err != nil {
+		if right, err = n.look(ctx); err != nil {
 			return err
 		}
 	}
+	if right {
+		err = n.writeDifference(ctx, c, want)
+	} else {
+		err = n.writeTable(ctx, c, wantRules, want)
+	}
+	if err != nil {
+		return err
+	}
+	n.known, n.rules, n.elements = true, wantRules, want
+	return nil
+}
+
+// rulesRight tells whether the table holds exactly these rules.
+func (n *nat) rulesRight(ctx context.Context, want []*knftables.Rule) (bool, error) {
+	have, err := n.nft.ListRules(ctx, "")
+	if knftables.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
+	}
+	// Whole chains come in any order.
+	byChain := func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) }
+	slices.SortStableFunc(have, byChain)
+	return slices.EqualFunc(have, slices.SortedStableFunc(slices.Values(want), byChain), sameRule), nil
+}
+
+func sameRule(a, b *knftables.Rule) bool {
+	return a.Chain == b.Chain && a.Comment != nil && b.Comment != nil && *a.Comment == *b.Comment
+}
+
+// look reads the elements. It reports false when a set is missing or holds what we never put there.
+func (n *nat) look(ctx context.Context) (bool, error) {
+	n.elements = make([][]element, len(sets))
+	for i, s := range sets {
+		have, err := n.nft.ListElements(ctx, s.kind(), s.name)
+		if knftables.IsNotFound(err) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("list nftables %s %s %s: %w", s.kind(), tableName, s.name, err)
+		}
+		list := make([]element, len(have))
+		for j, e := range have {
+			var ok bool
+			if list[j], ok = s.parse(e); !ok {
+				return false, nil
+			}
+		}
+		slices.SortFunc(list, compareElements)
+		n.elements[i] = list
+	}
+	return true, nil
+}
+
+// writeDifference adds and removes single elements, so that the sets are what they shall be if they were what n says.
+func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element) error {
+	tx := n.nft.NewTransaction()
+	var done changes
+	for i, s := range sets {
+		stale, missing := difference(n.elements[i], want[i])
+		// A range may take the place of others, and a key may get another value.
+		for _, e := range stale {
+			tx.Delete(s.element(e))
+			done.add("nftables %s %s: %s removed", s.kind(), s.name, e)
+		}
+		for _, e := range missing {
+			tx.Add(s.element(e))
+			done.add("nftables %s %s: %s added", s.kind(), s.name, e)
+		}
+	}
+	if tx.NumOperations() > 0 {
+		if err := n.nft.Run(ctx, tx); err != nil {
+			return fmt.Errorf("change nftables table %s: %w", tableName, err)
+		}
+	}
+	c.list = append(c.list, done.list...)
+	n.elements = want
+	return nil
+}
+
+// difference compares two lists that are in order.
+func difference(have, want []element) (stale, missing []element) {
+	for len(have) > 0 && len(want) > 0 {
+		switch order := compareElements(have[0], want[0]); {
+		case order == 0:
+			have, want = have[1:], want[1:]
+		case order < 0:
+			stale, have = append(stale, have[0]), have[1:]
+		default:
+			missing, want = append(missing, want[0]), want[1:]
+		}
+	}
+	return append(stale, have...), append(missing, want...)
+}
+
+func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rule, want [][]element) error {
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Weft pod network; made anew when changed")})
-	for _, f := range families {
-		tx.Add(&knftables.Set{Name: f.set, Type: f.kind, Flags: []knftables.SetFlag{knftables.IntervalFlag}})
-		for _, e := range direct(d, f.is4) {
-			tx.Add(&knftables.Element{Set: f.set, Key: []string{e}})
+	for i, s := range sets {
+		tx.Add(s.object())
+		for _, e := range want[i] {
+			tx.Add(s.element(e))
 		}
 	}
-	tx.Add(&knftables.Chain{
-		Name:     chainName,
-		Type:     knftables.PtrTo(knftables.NATType),
-		Hook:     knftables.PtrTo(knftables.PostroutingHook),
-		Priority: knftables.PtrTo(knftables.SNATPriority),
-	})
-	for _, r := range rules(d) {
+	for _, chain := range chains {
+		tx.Add(&chain)
+	}
+	for _, r := range rules {
 		tx.Add(r)
 	}
 	if err := n.nft.Run(ctx, tx); err != nil {
@@ -139,61 +164,4 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired) error {
 	}
 	c.add("nftables table %s written", tableName)
 	return nil
-}
-
-// rulesRight tells whether the chain holds exactly these rules.
-func (n *nat) rulesRight(ctx context.Context, want []*knftables.Rule) (bool, error) {
-	have, err := n.nft.ListRules(ctx, chainName)
-	if knftables.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("list nftables chain %s %s: %w", tableName, chainName, err)
-	}
-	return slices.EqualFunc(have, want, func(h, w *knftables.Rule) bool { return h.Comment != nil && *h.Comment == *w.Comment }), nil
-}
-
-// syncElements adds and removes single elements. It reports false when that is not enough, because a set is missing or
-// holds what we never put there.
-func (n *nat) syncElements(ctx context.Context, c *changes, d Desired) (bool, error) {
-	tx := n.nft.NewTransaction()
-	var done changes
-	for _, f := range families {
-		have, err := n.nft.ListElements(ctx, "set", f.set)
-		if knftables.IsNotFound(err) {
-			return false, nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("list nftables set %s %s: %w", tableName, f.set, err)
-		}
-		missing := map[string]bool{}
-		for _, e := range direct(d, f.is4) {
-			missing[e] = true
-		}
-		for _, e := range have {
-			if missing[e.Key[0]] {
-				delete(missing, e.Key[0])
-				continue
-			}
-			if !isElement(e.Key[0]) {
-				return false, nil
-			}
-			tx.Delete(&knftables.Element{Set: f.set, Key: e.Key})
-			done.add("nftables set %s: %s removed", f.set, e.Key[0])
-		}
-		for _, e := range direct(d, f.is4) {
-			if missing[e] {
-				tx.Add(&knftables.Element{Set: f.set, Key: []string{e}})
-				done.add("nftables set %s: %s added", f.set, e)
-			}
-		}
-	}
-	if tx.NumOperations() == 0 {
-		return true, nil
-	}
-	if err := n.nft.Run(ctx, tx); err != nil {
-		return false, fmt.Errorf("change nftables table %s: %w", tableName, err)
-	}
-	c.list = append(c.list, done.list...)
-	return true, nil
 }

@@ -2,13 +2,19 @@ package host
 
 import (
 	"context"
+	"flag"
+	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/knftables"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 func prefixes(list ...string) []netip.Prefix {
@@ -30,11 +36,47 @@ func dualStack() Desired {
 	}
 }
 
-// counting counts the transactions that are run.
+// withServices is dualStack with something of everything that Services need.
+func withServices() Desired {
+	d := dualStack()
+	d.ServiceCIDRs = prefixes("10.96.0.0/16", "fd00:96::/112")
+	d.ServiceIPs = addrs("198.51.100.80", "2001:db8:80::1")
+	d.NodePorts = []NodePort{
+		{Protocol: model.TCP, Port: 30080}, {IPv6: true, Protocol: model.TCP, Port: 30080},
+		{Protocol: model.UDP, Port: 30053}, {IPv6: true, Protocol: model.SCTP, Port: 30100},
+	}
+	d.ExternalIPs = []ExternalIP{
+		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("169.254.87.1:30080")},
+		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")},
+		{Addr: netip.MustParseAddr("2001:db8:80::1"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
+	}
+	d.sortServices() // as Sync does
+	return d
+}
+
+func addrs(list ...string) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range list {
+		out = append(out, netip.MustParseAddr(s))
+	}
+	return out
+}
+
+// counting counts the transactions that are run, and the questions that are asked.
 type counting struct {
 	knftables.Interface
-	runs int
-	last string
+	runs, lists int
+	last        string
+}
+
+func (c *counting) ListRules(ctx context.Context, chain string) ([]*knftables.Rule, error) {
+	c.lists++
+	return c.Interface.ListRules(ctx, chain)
+}
+
+func (c *counting) ListElements(ctx context.Context, kind, name string) ([]*knftables.Element, error) {
+	c.lists++
+	return c.Interface.ListElements(ctx, kind, name)
 }
 
 func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
@@ -46,37 +88,50 @@ func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
 func syncNAT(t *testing.T, n *nat, d Desired) []string {
 	t.Helper()
 	c := &changes{}
-	if err := n.sync(t.Context(), c, d); err != nil {
+	if err := n.sync(t.Context(), c, d, true); err != nil {
 		t.Fatal(err)
 	}
 	return c.list
 }
 
+var update = flag.Bool("update", false, "write the nftables tables that were made into testdata/tables.txtar")
+
+// TestNATTable writes the table for each file of testdata/tables.txtar.
 func TestNATTable(t *testing.T) {
-	fake := knftables.NewFake(knftables.InetFamily, tableName)
-	syncNAT(t, &nat{nft: fake}, dualStack())
-	want := strings.TrimLeft(`
-add table inet weft { comment "Weft pod network; made anew when changed" ; }
-add chain inet weft postrouting { type nat hook postrouting priority 100 ; }
-add set inet weft direct-v4 { type ipv4_addr ; flags interval ; }
-add set inet weft direct-v6 { type ipv6_addr ; flags interval ; }
-add rule inet weft postrouting oifname "weft0" ip saddr != 10.244.1.1 ip daddr != 10.244.1.0/24 fib saddr type local snat ip to 10.244.1.1 fully-random comment "node to remote pods: from the gateway address (HASH)"
-add rule inet weft postrouting ip saddr 10.244.1.0/24 oifname != "weft0" udp dport { 4789 , 6081 } drop comment "pods to tunnel ports: never (HASH)"
-add rule inet weft postrouting ip saddr 10.244.1.0/24 oifname != "weft0" ip daddr != @direct-v4 masquerade fully-random comment "pods to the world: from the node's address (HASH)"
-add rule inet weft postrouting oifname "weft0" ip6 saddr != fd00:10:1::1 ip6 daddr != fd00:10:1::/64 fib saddr type local snat ip6 to fd00:10:1::1 fully-random comment "node to remote pods: from the gateway address (HASH)"
-add rule inet weft postrouting ip6 saddr fd00:10:1::/64 oifname != "weft0" udp dport { 4789 , 6081 } drop comment "pods to tunnel ports: never (HASH)"
-add rule inet weft postrouting ip6 saddr fd00:10:1::/64 oifname != "weft0" ip6 daddr != @direct-v6 masquerade fully-random comment "pods to the world: from the node's address (HASH)"
-add element inet weft direct-v4 { 10.244.1.0/24 }
-add element inet weft direct-v4 { 10.244.2.0/24 }
-add element inet weft direct-v4 { 10.244.3.0/24 }
-add element inet weft direct-v4 { 192.168.0.0/16 }
-add element inet weft direct-v4 { 198.51.100.7 }
-add element inet weft direct-v6 { fd00:10:1::/64 }
-add element inet weft direct-v6 { fd00:10:2::/64 }
-add element inet weft direct-v6 { fd00:10:3::/64 }
-`, "\n")
-	if diff := cmp.Diff(want, hideHashes(fake.Dump())); diff != "" {
-		t.Errorf("table (-want +got):\n%s", diff)
+	ipv4 := dualStack()
+	ipv4.PodCIDRs, ipv4.Masquerade = ipv4.PodCIDRs[:1], false
+	cases := map[string]Desired{
+		"dual-stack":                      withServices(),
+		"single-stack-without-masquerade": ipv4,
+		"no-pod-cidrs":                    {Gateway: "weft0", Masquerade: true},
+	}
+	const file = "testdata/tables.txtar"
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range archive.Files {
+		d, ok := cases[f.Name]
+		if !ok {
+			t.Fatalf("%s has %q, which is no case", file, f.Name)
+		}
+		delete(cases, f.Name)
+		fake := knftables.NewFake(knftables.InetFamily, tableName)
+		syncNAT(t, &nat{nft: fake}, d)
+		got := hideHashes(fake.Dump())
+		if *update {
+			archive.Files[i].Data = []byte(got)
+		} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
+			t.Errorf("%s (-golden +made); go test ./pkg/host -update rewrites it:\n%s", f.Name, diff)
+		}
+	}
+	if len(cases) > 0 {
+		t.Errorf("%s lacks %q", file, slices.Collect(maps.Keys(cases)))
+	}
+	if *update {
+		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
@@ -91,22 +146,11 @@ func hideHashes(dump string) string {
 	return strings.Join(lines, "\n")
 }
 
-func TestNATSingleFamilyWithoutMasquerade(t *testing.T) {
-	d := dualStack()
-	d.PodCIDRs, d.Masquerade = d.PodCIDRs[:1], false
-	fake := knftables.NewFake(knftables.InetFamily, tableName)
-	syncNAT(t, &nat{nft: fake}, d)
-	got := fake.Dump()
-	if strings.Contains(got, "ip6 ") || strings.Contains(got, "masquerade fully-random") || !strings.Contains(got, "snat ip to 10.244.1.1") {
-		t.Errorf("want only the node's own traffic to remote pods translated, and only IPv4:\n%s", got)
-	}
-}
-
 func TestNATIsSilentWhenRight(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
-	syncNAT(t, &nat{nft: nft}, dualStack())
+	syncNAT(t, &nat{nft: nft}, withServices())
 	nft.runs = 0
-	if changed := syncNAT(t, &nat{nft: nft}, dualStack()); len(changed) > 0 || nft.runs > 0 {
+	if changed := syncNAT(t, &nat{nft: nft}, withServices()); len(changed) > 0 || nft.runs > 0 {
 		t.Errorf("changed %q in %d transactions, want nothing", changed, nft.runs)
 	}
 }
@@ -136,29 +180,42 @@ func TestNATRepair(t *testing.T) {
 	ctx := t.Context()
 	for what, damage := range map[string]func(*knftables.Transaction){
 		"table deleted": func(tx *knftables.Transaction) { tx.Delete(&knftables.Table{}) },
-		"chain flushed": func(tx *knftables.Transaction) { tx.Flush(&knftables.Chain{Name: chainName}) },
+		"chain flushed": func(tx *knftables.Transaction) { tx.Flush(&knftables.Chain{Name: postroutingChain}) },
 		"set flushed":   func(tx *knftables.Transaction) { tx.Flush(&knftables.Set{Name: "direct-v4"}) },
-		"rule added":    func(tx *knftables.Transaction) { tx.Insert(&knftables.Rule{Chain: chainName, Rule: "accept"}) },
+		"rule added":    func(tx *knftables.Transaction) { tx.Insert(&knftables.Rule{Chain: postroutingChain, Rule: "accept"}) },
 		"element added": func(tx *knftables.Transaction) {
 			tx.Add(&knftables.Element{Set: "direct-v4", Key: []string{"8.8.8.8"}})
 		},
 		"element lost": func(tx *knftables.Transaction) {
 			tx.Delete(&knftables.Element{Set: "direct-v6", Key: []string{"fd00:10:2::/64"}})
 		},
+		"element led elsewhere": func(tx *knftables.Transaction) {
+			tx.Add(&knftables.Element{Map: "external-v4", Key: []string{"198.51.100.80", "tcp", "80"}, Value: []string{"10.96.0.10", "80"}})
+		},
+		"node port lost": func(tx *knftables.Transaction) {
+			tx.Delete(&knftables.Element{Set: "node-ports-v6", Key: []string{"sctp", "30100"}})
+		},
+		"element that is no port": func(tx *knftables.Transaction) {
+			tx.Add(&knftables.Element{Set: "node-ports-v4", Key: []string{"icmp", "8"}})
+		},
+		"chain of somebody else": func(tx *knftables.Transaction) {
+			tx.Add(&knftables.Chain{Name: "theirs"})
+			tx.Add(&knftables.Rule{Chain: "theirs", Rule: "accept"})
+		},
 		"agent upgraded": func(tx *knftables.Transaction) {
-			tx.Add(&knftables.Rule{Chain: chainName, Rule: "accept", Comment: knftables.PtrTo("pods to the world (old)")})
+			tx.Add(&knftables.Rule{Chain: postroutingChain, Rule: "accept", Comment: knftables.PtrTo("pods to the world (old)")})
 		},
 	} {
 		fake := knftables.NewFake(knftables.InetFamily, tableName)
 		n := &nat{nft: fake}
-		syncNAT(t, n, dualStack())
+		syncNAT(t, n, withServices())
 		right := fake.Dump()
 		tx := fake.NewTransaction()
 		damage(tx)
 		if err := fake.Run(ctx, tx); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		if changed := syncNAT(t, n, dualStack()); len(changed) == 0 {
+		if changed := syncNAT(t, n, withServices()); len(changed) == 0 {
 			t.Errorf("%s: not noticed", what)
 		}
 		if diff := cmp.Diff(sortedLines(right), sortedLines(fake.Dump())); diff != "" {
@@ -173,7 +230,7 @@ func sortedLines(dump string) []string { return slices.Sorted(strings.SplitSeq(d
 func TestNATRulesFollowPodCIDR(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, tableName)
 	n := &nat{nft: fake}
-	syncNAT(t, n, dualStack())
+	syncNAT(t, n, withServices())
 	d := dualStack()
 	d.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")
 	syncNAT(t, n, d)

@@ -16,7 +16,7 @@ import (
 
 // node is a network namespace with a gateway interface whose other end stands for the switch.
 type node struct {
-	t    *testing.T
+	t    testing.TB
 	h    *Host
 	nft  *counting
 	pods netns.NsHandle // the other end of the gateway interface
@@ -25,7 +25,7 @@ type node struct {
 
 // newNode moves the test's thread into a network namespace of its own. The thread is never unlocked, so it ends with the
 // test, and with it the namespace.
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{t: t}
 	runtime.LockOSThread()
@@ -98,7 +98,15 @@ func (n *node) in(ns netns.NsHandle, f func()) {
 	f()
 }
 
+// sync compares with the kernel, as after an event.
 func (n *node) sync(d Desired) []string {
+	n.t.Helper()
+	n.h.stale = true
+	return n.write(d)
+}
+
+// write is a Sync that may trust what it remembers.
+func (n *node) write(d Desired) []string {
 	n.t.Helper()
 	done, err := n.h.Sync(n.t.Context(), d)
 	if err := errors.Join(err, done.Unrouted); err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -15,8 +14,8 @@ import (
 const resubscribePause = time.Second
 
 // Watch receives, coalesced, when something may have changed that Sync looks after, or that UnderlayMTU depends on: the
-// gateway interface, addresses of the node and the links that carry them, routes of ours and to pods. Changes of nftables
-// are not watched. The channel is closed when ctx is done.
+// gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead. What a
+// Sync does to routes itself is not reported. Changes of nftables are not watched. The channel is closed when ctx is done.
 func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	sub, err := subscribe()
@@ -32,14 +31,14 @@ func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 			}
 			// What happened in between is lost, so say that something may have.
 			h.log.Warn("network events lost, subscribing again", "err", err)
-			notify(out)
+			h.changed(out)
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(resubscribePause):
 			}
 			if sub, err = subscribe(); err == nil {
-				notify(out)
+				h.changed(out)
 			}
 		}
 	}()
@@ -132,7 +131,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			concerns = s.carriers[e.Attrs().Index] || e.Attrs().Name == h.desired().Gateway
+			concerns = s.carriers[e.Attrs().Index] || e.Attrs().Name == h.gatewayName()
 		case e, ok := <-s.addrs:
 			if !ok {
 				return
@@ -145,28 +144,24 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			concerns = concernsRoute(h.desired(), e.Route)
+			concerns = h.routing.concerns(e)
 		}
 		if concerns {
-			notify(out)
+			h.changed(out)
 		}
 	}
 }
 
-func (h *Host) desired() Desired {
+func (h *Host) gatewayName() string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.current
+	return h.name
 }
 
-// concernsRoute is true for our routes and for those to exactly a pod CIDR, which may have replaced one of ours.
-func concernsRoute(d Desired, r netlink.Route) bool {
-	if r.Protocol == RouteProtocol {
-		return true
-	}
-	if r.Dst == nil || r.Table != unix.RT_TABLE_MAIN {
-		return false
-	}
-	dst := prefix(r.Dst)
-	return slices.Contains(d.PodCIDRs, dst) || slices.Contains(d.RemotePodCIDRs, dst)
+// changed has the next Sync compare everything with the kernel, and whoever calls it know.
+func (h *Host) changed(out chan struct{}) {
+	h.mu.Lock()
+	h.stale = true
+	h.mu.Unlock()
+	notify(out)
 }

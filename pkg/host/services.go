@@ -1,0 +1,117 @@
+package host
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// NodePort is a port that the node offers in one address family, at all its addresses but loopback and IPv6 link-local ones.
+// As with kube-proxy's nftables mode 127.0.0.1 is none of them: that would need route_localnet, which opens what
+// listens on loopback only to the neighbours.
+type NodePort struct {
+	IPv6     bool
+	Protocol model.Protocol
+	Port     uint16
+}
+
+// ExternalIP is a port of an external or LoadBalancer address. Where the address is one of this node's own, packets for it
+// would never reach the switch; they are sent to To instead, an address of the same family that the switch serves.
+type ExternalIP struct {
+	Addr     netip.Addr
+	Protocol model.Protocol
+	Port     uint16
+	To       netip.AddrPort
+}
+
+func (p NodePort) check() error {
+	if p.Protocol.Number() == 0 || p.Port == 0 {
+		return fmt.Errorf("%d/%s is no node port", p.Port, p.Protocol)
+	}
+	return nil
+}
+
+func (e ExternalIP) check() error {
+	switch {
+	case !plain(e.Addr) || !plain(e.To.Addr()) || e.Addr.Is4() != e.To.Addr().Is4():
+		return fmt.Errorf("external address %s cannot lead to %s", e.Addr, e.To)
+	case e.Protocol.Number() == 0 || e.Port == 0 || e.To.Port() == 0:
+		return fmt.Errorf("%d/%s at external address %s cannot lead to port %d", e.Port, e.Protocol, e.Addr, e.To.Port())
+	}
+	return nil
+}
+
+// plain is false for addresses that neither routes nor nftables take.
+func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+
+func compareNodePorts(a, b NodePort) int {
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), compareBools(a.IPv6, b.IPv6))
+}
+
+func compareExternalIPs(a, b ExternalIP) int {
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), a.To.Compare(b.To))
+}
+
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// sortServices brings what Services need into order, once each, and leaves out what cannot be: one object at fault shall
+// not keep the others from their due. Lists that are in order already cost little.
+func (d *Desired) sortServices() []error {
+	var errs []error
+	sortAndCompact(&d.ServiceIPs, netip.Addr.Compare)
+	sortAndCompact(&d.NodePorts, compareNodePorts)
+	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
+	d.ServiceIPs = slices.DeleteFunc(d.ServiceIPs, func(a netip.Addr) bool {
+		if plain(a) {
+			return false
+		}
+		errs = append(errs, fmt.Errorf("%s is no address for a Service", a))
+		return true
+	})
+	d.NodePorts = slices.DeleteFunc(d.NodePorts, func(p NodePort) bool {
+		err := p.check()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		return err != nil
+	})
+	var last ExternalIP
+	d.ExternalIPs = slices.DeleteFunc(d.ExternalIPs, func(e ExternalIP) bool {
+		err := e.check()
+		if err == nil && e.Addr == last.Addr && e.Protocol == last.Protocol && e.Port == last.Port {
+			err = fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s", e.Port, e.Protocol, e.Addr, last.To, e.To)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			return true
+		}
+		last = e
+		return false
+	})
+	return errs
+}
+
+func sortAndCompact[T comparable](list *[]T, compare func(a, b T) int) {
+	*list = slices.Clone(*list)
+	slices.SortFunc(*list, compare)
+	*list = slices.Compact(*list)
+}
+
+// virtualPrefix holds the addresses that never leave a node (docs/architecture.md).
+func virtualPrefix(is4 bool) netip.Prefix {
+	if is4 {
+		return netip.PrefixFrom(model.NodePortAddr(true), 30).Masked()
+	}
+	return netip.PrefixFrom(model.NodePortAddr(false), 126).Masked()
+}

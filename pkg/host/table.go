@@ -1,0 +1,300 @@
+package host
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// What our nftables table is made of: chains, rules that do not grow with the cluster, and sets and maps that do.
+
+// Our chains. Those with a hook see the packets that the comment says.
+const (
+	preroutingChain  = "prerouting"   // first packets of connections from elsewhere, before routing
+	outputChain      = "output"       // first packets of connections of the node's own processes
+	servicesChain    = "services"     // both, when they are for an address of the node
+	postroutingChain = "postrouting"  // first packets of connections that leave the node
+	arrivedChain     = "arrived"      // every packet from elsewhere, after translation of its destination
+	sentChain        = "sent-by-node" // every packet that the node makes
+)
+
+// Chains that are jumped to come first.
+var chains = []knftables.Chain{
+	{Name: servicesChain},
+	hooked(preroutingChain, knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority),
+	hooked(outputChain, knftables.NATType, knftables.OutputHook, knftables.DNATPriority),
+	hooked(postroutingChain, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority),
+	// Before the host's own filters, which are in the hooks input and forward. Connection tracking comes earlier: what we answer
+	// to a connection that it knows is part of that connection.
+	hooked(arrivedChain, knftables.FilterType, knftables.PreroutingHook, knftables.FilterPriority),
+	hooked(sentChain, knftables.FilterType, knftables.OutputHook, knftables.FilterPriority),
+}
+
+func hooked(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority) knftables.Chain {
+	return knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority}
+}
+
+// set is one of our sets or, when it has values, maps.
+type set struct {
+	name       string
+	is4        bool
+	key, value string // types
+	interval   bool
+	elements   func(d Desired, is4 bool) []element
+}
+
+// sets are in the order in which they are written. A hash set finds an element among 10,000 as fast as among ten.
+var sets = []set{
+	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct},
+	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct},
+	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", elements: nodePorts},
+	{name: "node-ports-v6", key: "inet_proto . inet_service", elements: nodePorts},
+	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs},
+	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs},
+}
+
+// family is one address family's part of the rules.
+type family struct {
+	is4    bool
+	header string // as rules match it: "ip saddr"
+	proto  string // as meta nfproto has it
+	suffix string // of the family's sets
+	// notOffered are addresses of the node at which there are no node ports.
+	notOffered string
+	redirect   string // matches an ICMP redirect
+}
+
+var families = []family{
+	{is4: true, header: "ip", proto: "ipv4", suffix: "v4", notOffered: "127.0.0.0/8", redirect: "icmp type redirect"},
+	{is4: false, header: "ip6", proto: "ipv6", suffix: "v6", notOffered: "{ ::1 , fe80::/10 }", redirect: "icmpv6 type nd-redirect"},
+}
+
+// rules are all chains'. They depend on the node and the configuration, not on pods or Services.
+func rules(d Desired) []*knftables.Rule {
+	var list []*knftables.Rule
+	add := func(chain, comment string, words ...any) {
+		text := knftables.Concat(words...)
+		sum := fnv.New32a()
+		sum.Write([]byte(text))
+		list = append(list, &knftables.Rule{
+			Chain:   chain,
+			Rule:    text,
+			Comment: knftables.PtrTo(fmt.Sprintf("%s (%08x)", comment, sum.Sum32())),
+		})
+	}
+	for _, chain := range []string{preroutingChain, outputChain} {
+		add(chain, "to addresses of the node: perhaps a Service", "fib daddr type local", "jump", servicesChain)
+	}
+	gateway := `"` + d.Gateway + `"`
+	for _, f := range families {
+		local, ok := d.local(f.is4)
+		if !ok {
+			continue
+		}
+		own, masquerade := model.GatewayAddr(local).String(), model.MasqueradeAddr(f.is4).String()
+		// Node ports are offered at all other addresses of the node, to whoever comes: by an uplink, as a process of the node, or
+		// as a pod through the gateway, whose packets go back there with their source and another destination. No rule here
+		// looks at the source except the first: what a Service has led to an address of the node must arrive there, also when
+		// a hostNetwork pod listens at its Service's own node port or external address.
+		add(servicesChain, "out of a Service: not into another",
+			f.header, "saddr", masquerade, "return")
+		add(servicesChain, "not offered at loopback and link-local addresses",
+			f.header, "daddr", f.notOffered, "return")
+		add(servicesChain, "external addresses that are the node's: to the switch",
+			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
+		add(servicesChain, "node ports: to the switch",
+			"meta nfproto", f.proto, "meta l4proto . th dport", "@node-ports-"+f.suffix, "dnat", f.header, "to", model.NodePortAddr(f.is4).String())
+
+		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.
+		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
+		// others stay, for the switch to decide about. Answers to the Masquerade address are no connections of
+		// the node's, even when the kernel has forgotten them.
+		add(postroutingChain, "node to remote pods and Services: from the gateway address",
+			"oifname", gateway, f.header, "saddr !=", own, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade,
+			"fib saddr type local", "snat", f.header, "to", own, "fully-random")
+		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
+		// it, and a Service may have one as its endpoint. In the node's name it would pass for the node's own tunnel packet.
+		add(postroutingChain, "pods to tunnel ports: never",
+			f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "drop")
+		// The endpoint is a hostNetwork pod of another node. That one knows no way to the Masquerade address.
+		add(postroutingChain, "out of a Service to another node: from the node's address",
+			f.header, "saddr", masquerade, "oifname !=", gateway, "masquerade fully-random")
+		if d.Masquerade {
+			add(postroutingChain, "pods to the world: from the node's address",
+				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix, "masquerade fully-random")
+		}
+
+		// Rejected before it is routed: the Reject address is not the node's, so no process can listen there. The answer's
+		// source is not an address of the node either, and so passes the rules above as it is.
+		reject := model.RejectAddr(f.is4).String()
+		add(arrivedChain, "Services without endpoints, TCP",
+			f.header, "daddr", reject, "meta l4proto tcp reject with tcp reset")
+		add(arrivedChain, "Services without endpoints",
+			f.header, "daddr", reject, "reject with icmpx port-unreachable")
+		add(arrivedChain, "forged: these addresses never leave a node",
+			"iifname !=", gateway, f.header, "saddr", virtualPrefix(f.is4).String(), "drop")
+		// A pod's packet to a node port leaves by where it came from, which is right, so the pod shall not be told of a shorter way.
+		add(sentChain, "no redirects to pods",
+			"oifname", gateway, f.redirect, "drop")
+	}
+	return list
+}
+
+// element is an element of one of our sets: a range, a port, or a port at an address and where it leads.
+type element struct {
+	prefix   netip.Prefix
+	protocol model.Protocol
+	port     uint16
+	to       netip.AddrPort
+}
+
+func compareElements(a, b element) int {
+	return cmp.Or(a.prefix.Compare(b.prefix), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.port, b.port), a.to.Compare(b.to))
+}
+
+// key writes the element as nft lists it: a range of one address is that address.
+func (e element) key() []string {
+	var key []string
+	switch {
+	case !e.prefix.IsValid():
+	case e.prefix.IsSingleIP():
+		key = append(key, e.prefix.Addr().String())
+	default:
+		key = append(key, e.prefix.String())
+	}
+	if e.protocol != "" {
+		key = append(key, strings.ToLower(string(e.protocol)), strconv.Itoa(int(e.port)))
+	}
+	return key
+}
+
+func (e element) String() string {
+	text := strings.Join(e.key(), " . ")
+	if e.to.IsValid() {
+		text += " : " + e.to.String()
+	}
+	return text
+}
+
+func (s set) kind() string {
+	if s.value != "" {
+		return "map"
+	}
+	return "set"
+}
+
+func (s set) object() knftables.Object {
+	if s.value != "" {
+		return &knftables.Map{Name: s.name, Type: s.key + " : " + s.value}
+	}
+	o := &knftables.Set{Name: s.name, Type: s.key}
+	if s.interval {
+		o.Flags = []knftables.SetFlag{knftables.IntervalFlag}
+	}
+	return o
+}
+
+func (s set) element(e element) *knftables.Element {
+	if s.value == "" {
+		return &knftables.Element{Set: s.name, Key: e.key()}
+	}
+	return &knftables.Element{Map: s.name, Key: e.key(), Value: []string{e.to.Addr().String(), strconv.Itoa(int(e.to.Port()))}}
+}
+
+// parse is the inverse of element. It is false for what we never write, such as ranges that are not prefixes.
+func (s set) parse(k *knftables.Element) (e element, ok bool) {
+	key, value := k.Key, k.Value
+	if len(key) != 2 { // an address comes first
+		if e.prefix, ok = parsePrefix(key[0]); !ok {
+			return e, false
+		}
+		key = key[1:]
+	}
+	if len(key) > 0 {
+		if len(key) != 2 {
+			return e, false
+		}
+		// nft knows the protocols' names from /etc/protocols, if there is one.
+		for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+			if key[0] == strings.ToLower(string(p)) || key[0] == strconv.Itoa(int(p.Number())) {
+				e.protocol = p
+			}
+		}
+		if e.port, ok = parsePort(key[1]); !ok || e.protocol == "" {
+			return e, false
+		}
+	}
+	if len(value) > 0 {
+		if len(value) != 2 {
+			return e, false
+		}
+		to, err := netip.ParseAddr(value[0])
+		port, ok := parsePort(value[1])
+		if err != nil || !ok {
+			return e, false
+		}
+		e.to = netip.AddrPortFrom(to, port)
+	}
+	return e, true
+}
+
+func parsePrefix(s string) (netip.Prefix, bool) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p, true
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	return single(a), true
+}
+
+func parsePort(s string) (uint16, bool) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return uint16(n), err == nil
+}
+
+// direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside others
+// are left out, because an interval set takes no overlap.
+func direct(d Desired, is4 bool) []element {
+	all := slices.DeleteFunc(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
+	slices.SortFunc(all, netip.Prefix.Compare)
+	var list []element
+	var last netip.Prefix
+	for _, p := range all {
+		if last.IsValid() && last.Overlaps(p) {
+			continue
+		}
+		last = p
+		list = append(list, element{prefix: p})
+	}
+	return list
+}
+
+func nodePorts(d Desired, is4 bool) []element {
+	list := make([]element, 0, len(d.NodePorts))
+	for _, p := range d.NodePorts {
+		if p.IPv6 != is4 {
+			list = append(list, element{protocol: p.Protocol, port: p.Port})
+		}
+	}
+	return list
+}
+
+func externalIPs(d Desired, is4 bool) []element {
+	var list []element
+	for _, e := range d.ExternalIPs {
+		if e.Addr.Is4() == is4 {
+			list = append(list, element{prefix: single(e.Addr), protocol: e.Protocol, port: e.Port, to: e.To})
+		}
+	}
+	return list
+}
