@@ -17,7 +17,7 @@ import (
 
 // Switch is the bridge's OpenFlow side, as the loop needs it (pkg/ofswitch).
 type Switch interface {
-	Dump(ctx context.Context) ([]openflow.Entry, error)
+	Dump(ctx context.Context) (openflow.Contents, error)
 	Apply(ctx context.Context, d flows.Delta) error
 	Watch(ctx context.Context, ready func(), changed func(ofswitch.Event)) error
 }
@@ -97,7 +97,8 @@ type Status struct {
 	// Desired is the revision of the newest snapshot.
 	Desired uint64 `json:"desired"`
 	Flows   int    `json:"flows"`
-	// Bundles is the number of changes sent to the switch; Repairs counts the flows that somebody else had changed.
+	Groups  int    `json:"groups"`
+	// Bundles is the number of changes sent to the switch; Repairs counts the flows and groups that somebody else had changed.
 	Bundles uint64 `json:"bundles"`
 	Repairs uint64 `json:"repairs"`
 	// Error says why the switch cannot be reached; empty when it can.
@@ -214,9 +215,9 @@ func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
 	case l.ask <- answer:
 		return <-answer, nil
 	case <-l.stopped:
-		return nil, errStopped
+		return flows.Desired{}, errStopped
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return flows.Desired{}, ctx.Err()
 	}
 }
 
@@ -284,7 +285,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 		case <-l.wake:
 			return
 		case answer := <-l.ask:
-			answer <- l.copyDesired()
+			answer <- l.compiler.Desired().Clone()
 			continue
 		case <-timer.C:
 			l.verify = true
@@ -305,14 +306,6 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 			pause = remaining
 		}
 	}
-}
-
-func (l *Loop) copyDesired() flows.Desired {
-	d := make(flows.Desired, len(l.compiler.Desired()))
-	for k, f := range l.compiler.Desired() {
-		d[k] = f
-	}
-	return d
 }
 
 // watchSwitch keeps a watch on the switch. Whenever one begins, what happened before it is unknown.
@@ -353,7 +346,7 @@ func sleep(ctx context.Context, d time.Duration) {
 func (l *Loop) drifted(e ofswitch.Event) bool {
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
-		if l.compiler.Desired()[key].Actions == e.Actions {
+		if l.compiler.Desired().Flows[key].Actions == e.Actions {
 			// This is what the table shall hold: right when it was added, wrong when it was deleted.
 			return e.Deleted
 		}

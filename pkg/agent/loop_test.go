@@ -96,7 +96,7 @@ func (b *bench) has(text string) bool {
 	if err != nil {
 		return false
 	}
-	for _, e := range actual {
+	for _, e := range actual.Flows {
 		if strings.Contains(e.String(), text) {
 			return true
 		}
@@ -137,7 +137,7 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 func TestRestartTouchesNothing(t *testing.T) {
 	sw := ofswitch.NewFake()
 	before := flowsOf(t, pod("a", 2), pod("gone", 3))
-	for _, f := range before {
+	for _, f := range before.Flows {
 		sw.Put(f.Flow)
 	}
 	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: "in_port=9"}, Cookie: 0x1, Actions: "drop"}
@@ -180,7 +180,7 @@ func TestRepairsDrift(t *testing.T) {
 	b.holds("first programming")
 	ours := flowsOf(t, pod("a", 2))
 	var toPod openflow.Flow
-	for key, f := range ours {
+	for key, f := range ours.Flows {
 		if strings.Contains(key.Match, "nw_dst=10.244.1.2") {
 			toPod = f.Flow
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"time"
@@ -84,6 +85,8 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 	for _, p := range parts {
 		whole.Set = append(whole.Set, p.Set...)
 		whole.Delete = append(whole.Delete, p.Delete...)
+		whole.SetGroups = append(whole.SetGroups, p.SetGroups...)
+		whole.DeleteGroups = append(whole.DeleteGroups, p.DeleteGroups...)
 	}
 	if whole.Empty() {
 		return nil
@@ -97,10 +100,14 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		return err
 	}
 	if len(parts) == 1 {
-		if len(parts[0].Set) == 0 {
+		switch p := parts[0]; {
+		case len(p.Set) > 0:
+			l.quarantine(p.Set[0].Owner, rejected)
+		case len(p.SetGroups) > 0:
+			l.quarantine(p.SetGroups[0].Owner, rejected)
+		default:
 			return err // a deletion cannot be at fault for what it holds
 		}
-		l.quarantine(parts[0].Set[0].Owner, rejected)
 		return nil
 	}
 	half := len(parts) / 2
@@ -128,6 +135,14 @@ func byOwner(d flows.Delta) []flows.Delta {
 		p := part(f.Owner)
 		p.Set = append(p.Set, f)
 	}
+	for _, g := range d.DeleteGroups {
+		p := part(g.Owner)
+		p.DeleteGroups = append(p.DeleteGroups, g)
+	}
+	for _, g := range d.SetGroups {
+		p := part(g.Owner)
+		p.SetGroups = append(p.SetGroups, g)
+	}
 	list := make([]flows.Delta, 0, len(parts))
 	for _, o := range slices.SortedFunc(maps.Keys(parts), model.Owner.Compare) {
 		list = append(list, *parts[o])
@@ -140,7 +155,7 @@ func (l *Loop) settle() {
 	conflicts := l.compiler.Conflicts()
 	l.mu.Lock()
 	l.status.Realised = l.latest.Revision
-	l.status.Flows = len(l.compiler.Desired())
+	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
 	l.status.Conflicts = nil
 	for _, c := range conflicts {
@@ -180,21 +195,41 @@ func (l *Loop) countRepairs(d, change flows.Delta) {
 	if !l.known || l.disturbed {
 		return // nothing was expected of the switch: the agent has just started, or could not reach it, or left it half done
 	}
-	own := map[openflow.Key]bool{}
-	for _, f := range append(slices.Clone(change.Set), change.Delete...) {
-		own[f.Key] = true
+	own := map[any]bool{} // keys of flows, numbers of groups
+	for what := range touches(change) {
+		own[what] = true
 	}
 	repairs := 0
-	for _, f := range append(slices.Clone(d.Set), d.Delete...) {
-		if !own[f.Key] {
+	for what := range touches(d) {
+		if !own[what] {
 			repairs++
 		}
 	}
 	if repairs > 0 {
-		l.log.Warn("the switch differed from what it shall hold; repairing it", "flows", repairs)
+		l.log.Warn("the switch differed from what it shall hold; repairing it", "differences", repairs)
 		l.mu.Lock()
 		l.status.Repairs += uint64(repairs)
 		l.mu.Unlock()
+	}
+}
+
+// touches goes through the keys and group numbers of a delta.
+func touches(d flows.Delta) iter.Seq[any] {
+	return func(yield func(any) bool) {
+		for _, list := range [][]flows.Flow{d.Set, d.Delete} {
+			for _, f := range list {
+				if !yield(f.Key) {
+					return
+				}
+			}
+		}
+		for _, list := range [][]flows.Group{d.SetGroups, d.DeleteGroups} {
+			for _, g := range list {
+				if !yield(g.ID) {
+					return
+				}
+			}
+		}
 	}
 }
 

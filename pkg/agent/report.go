@@ -189,13 +189,13 @@ func (a *Agent) flowReports(ctx context.Context) ([]FlowReport, error) {
 		return nil, err
 	}
 	owners := map[uint64]model.Owner{}
-	for _, f := range desired {
+	for _, f := range desired.Flows {
 		owners[f.Cookie] = f.Owner
 	}
 	ports := portNames(a.loop.View())
-	slices.SortFunc(actual, func(x, y openflow.Entry) int { return x.Compare(y.Key) })
-	reports := make([]FlowReport, 0, len(actual))
-	for _, e := range actual {
+	slices.SortFunc(actual.Flows, func(x, y openflow.Entry) int { return x.Compare(y.Key) })
+	reports := make([]FlowReport, 0, len(actual.Flows))
+	for _, e := range actual.Flows {
 		r := FlowReport{
 			Table: flows.TableName(e.Table), TableID: uint8(e.Table), Priority: e.Priority,
 			Match: named(e.Match, ports), Actions: named(e.Actions, ports),
@@ -207,7 +207,7 @@ func (a *Agent) flowReports(ctx context.Context) ([]FlowReport, error) {
 				r.Owner = o.String()
 			}
 		}
-		if want, ok := desired[e.Key]; ok && want.Flow == e.Flow {
+		if want, ok := desired.Flows[e.Key]; ok && want.Flow == e.Flow {
 			r.Reason = want.Reason
 		}
 		reports = append(reports, r)

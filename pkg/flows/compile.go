@@ -60,8 +60,8 @@ const (
 	prioTop    uint16 = 210
 )
 
-// compileOwner gives the flows that exist because of one owner. It is all that the snapshot means.
-func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
+// compileOwner gives the flows and groups that exist because of one owner. It is all that the snapshot means.
+func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	b := &builder{owner: o, cookie: Cookie(o)}
 	switch o.Kind {
 	case model.KindPipeline:
@@ -79,9 +79,9 @@ func compileOwner(s *model.Snapshot, o model.Owner) ([]Flow, error) {
 		}
 	}
 	if b.err != nil {
-		return nil, fmt.Errorf("compile %s: %w", o, b.err)
+		return compiled{}, fmt.Errorf("compile %s: %w", o, b.err)
 	}
-	return b.flows, nil
+	return compiled{b.flows, b.groups}, nil
 }
 
 // Owners lists every owner that a snapshot has, in no particular order.
@@ -97,11 +97,12 @@ func Owners(s *model.Snapshot) []model.Owner {
 	return owners
 }
 
-// builder collects one owner's flows and the first error.
+// builder collects one owner's flows and groups and the first error.
 type builder struct {
 	owner  model.Owner
 	cookie uint64
 	flows  []Flow
+	groups []Group
 	err    error
 }
 

@@ -64,7 +64,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, f := range desired {
+			for _, f := range desired.Flows {
 				if err := flows.Check(f.Flow); err != nil {
 					t.Error(err)
 				}
@@ -88,7 +88,7 @@ func TestGolden(t *testing.T) {
 func readable(d flows.Desired) string {
 	var b bytes.Buffer
 	only := true
-	for _, f := range d {
+	for _, f := range d.Flows {
 		only = only && f.Owner.Kind == model.KindPipeline
 	}
 	for _, line := range strings.Split(strings.TrimSpace(d.String()), "\n") {
@@ -96,7 +96,7 @@ func readable(d flows.Desired) string {
 		if err != nil {
 			panic(err) // Desired.String writes what Parse reads; TestTextRoundTrip says so
 		}
-		f := d[e.Key]
+		f := d.Flows[e.Key]
 		if f.Owner.Kind == model.KindPipeline && !only {
 			continue
 		}

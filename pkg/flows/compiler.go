@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -12,55 +11,60 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Desired is what a switch shall hold: one flow for each key.
-type Desired map[openflow.Key]Flow
+// compiled is what exists because of one owner.
+type compiled struct {
+	Flows  []Flow
+	Groups []Group
+}
 
-// String is the whole table as text in a reader's order: one line per flow. Equal tables give equal bytes.
-func (d Desired) String() string {
-	var b strings.Builder
-	for _, key := range slices.SortedFunc(maps.Keys(d), openflow.Key.Compare) {
-		b.WriteString(d[key].String())
-		b.WriteByte('\n')
+// check says in which way an owner's flows and groups break their tables' contracts, or nil.
+func (c compiled) check() error {
+	for _, f := range c.Flows {
+		if err := Check(f.Flow); err != nil {
+			return err
+		}
 	}
-	return b.String()
+	for _, g := range c.Groups {
+		if err := CheckGroup(g); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// Delta is a change of what a switch shall hold.
-type Delta struct {
-	// Set are flows to add, or to replace where the key exists.
-	Set []Flow
-	// Delete are flows to take away, as they were.
-	Delete []Flow
-}
-
-// Empty says whether there is nothing to do.
-func (d Delta) Empty() bool { return len(d.Set) == 0 && len(d.Delete) == 0 }
-
-func (d Delta) sort() {
-	byKey := func(a, b Flow) int { return a.Key.Compare(b.Key) }
-	slices.SortFunc(d.Set, byKey)
-	slices.SortFunc(d.Delete, byKey)
-}
-
-// Compiler holds the flows of the last snapshot, so that an update costs only what changed.
+// Compiler holds the flows and groups of the last snapshot, so that an update costs only what changed.
 type Compiler struct {
+	// compile is compileOwner, but for tests of the compiler itself.
+	compile func(*model.Snapshot, model.Owner) (compiled, error)
 	desired Desired
-	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order. Two owners want the
-	// same key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
+	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order, and by actions where an
+	// owner wants it twice. Flows that make up conjunctions are merged into one (see fold). Otherwise two owners want the same
+	// key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
 	contributions map[openflow.Key][]Flow
-	byOwner       map[model.Owner][]openflow.Key
+	byOwner       map[model.Owner]owned
+	numbers       numbers
 	// excluded are the owners whose flows the switch refuses: they contribute nothing until they change.
 	excluded map[model.Owner]bool
 	// disputed are the keys whose contributions differ.
 	disputed map[openflow.Key]bool
 }
 
+// owned is what an owner has in a Compiler.
+type owned struct {
+	keys   []openflow.Key
+	groups []Group // with the numbers that they want
+}
+
 // NewCompiler gives a compiler that holds nothing.
-func NewCompiler() *Compiler {
+func NewCompiler() *Compiler { return newCompiler(compileOwner) }
+
+func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *Compiler {
 	return &Compiler{
-		desired:       Desired{},
+		compile:       compile,
+		desired:       newDesired(),
 		contributions: map[openflow.Key][]Flow{},
-		byOwner:       map[model.Owner][]openflow.Key{},
+		byOwner:       map[model.Owner]owned{},
+		numbers:       newNumbers(),
 		excluded:      map[model.Owner]bool{},
 		disputed:      map[openflow.Key]bool{},
 	}
@@ -84,55 +88,81 @@ func (c *Compiler) Desired() Desired { return c.desired }
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
 // keeps none of its flows (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
-	touched := map[openflow.Key]bool{}
+	t := newTouched()
 	for _, o := range owners {
 		delete(c.excluded, o)
-		compiled, err := compileOwner(s, o)
+		now, err := c.compile(s, o)
 		if err == nil {
-			for _, f := range compiled {
-				if err = Check(f.Flow); err != nil {
-					compiled = nil
-					break
-				}
-			}
+			err = now.check()
 		}
 		if err != nil {
+			now = compiled{}
 			failed = append(failed, &OwnerError{Owner: o, Err: err})
 		}
-		c.replace(o, compiled, touched)
+		c.replace(o, now, t)
 	}
-	return c.settle(touched), failed
+	return c.settle(t), failed
 }
 
-// Exclude leaves an owner's flows out until the owner is updated again, and says what is different now: where others
-// want the same keys, theirs are used.
+// Exclude leaves an owner's flows and groups out until the owner is updated again, and says what is different now: where
+// others want the same keys, theirs are used. Group numbers stay as they are.
 func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
-	touched := map[openflow.Key]bool{}
-	for _, key := range c.byOwner[o] {
-		touched[key] = true
+	t := newTouched()
+	c.touch(o, t)
+	return c.settle(t)
+}
+
+// touched is what an update may have changed.
+type touched struct {
+	owners map[model.Owner]bool
+	keys   map[openflow.Key]bool
+	ids    map[openflow.GroupID]bool // that the owners' groups had before
+}
+
+func newTouched() *touched {
+	return &touched{owners: map[model.Owner]bool{}, keys: map[openflow.Key]bool{}, ids: map[openflow.GroupID]bool{}}
+}
+
+// touch notes what an owner has.
+func (c *Compiler) touch(o model.Owner, t *touched) {
+	t.owners[o] = true
+	for _, key := range c.byOwner[o].keys {
+		t.keys[key] = true
 	}
-	return c.settle(touched)
+	for _, g := range c.byOwner[o].groups {
+		t.ids[c.numbers.number(o, g.ID)] = true
+	}
 }
 
 // replace exchanges what one owner contributes.
-func (c *Compiler) replace(o model.Owner, compiled []Flow, touched map[openflow.Key]bool) {
-	for _, key := range c.byOwner[o] {
-		touched[key] = true
-		rest := slices.DeleteFunc(slices.Clone(c.contributions[key]), func(f Flow) bool { return f.Owner == o })
-		if len(rest) == 0 {
+func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
+	c.touch(o, t)
+	for _, key := range c.byOwner[o].keys {
+		if rest := removeOwner(c.contributions[key], o); len(rest) == 0 {
 			delete(c.contributions, key)
 		} else {
 			c.contributions[key] = rest
 		}
 	}
+	for _, g := range c.byOwner[o].groups {
+		c.numbers.release(g.ID, o)
+	}
 	delete(c.byOwner, o)
-	for _, f := range compiled {
-		touched[f.Key] = true
+	if len(now.Flows) == 0 && len(now.Groups) == 0 {
+		return
+	}
+	has := owned{groups: now.Groups}
+	for _, f := range now.Flows {
+		t.keys[f.Key] = true
 		// A sorted list, so that the fold in settle does not depend on who came first.
 		c.contributions[f.Key] = insertSorted(c.contributions[f.Key], f)
-		c.byOwner[o] = append(c.byOwner[o], f.Key)
+		has.keys = append(has.keys, f.Key)
 	}
+	for _, g := range now.Groups {
+		c.numbers.want(g.ID, o)
+	}
+	c.byOwner[o] = has
 }
 
 func insertSorted(list []Flow, f Flow) []Flow {
@@ -142,35 +172,101 @@ func insertSorted(list []Flow, f Flow) []Flow {
 	return slices.Insert(list, at, f)
 }
 
-// settle folds the contributions of the touched keys and moves desired to the result.
-func (c *Compiler) settle(touched map[openflow.Key]bool) Delta {
+// removeOwner takes the owner's flows, which stand together, out of a sorted list.
+func removeOwner(list []Flow, o model.Owner) []Flow {
+	from, _ := slices.BinarySearchFunc(list, o, func(f Flow, o model.Owner) int { return f.Owner.Compare(o) })
+	to := from
+	for to < len(list) && list[to].Owner == o {
+		to++
+	}
+	return slices.Delete(list, from, to)
+}
+
+// settle folds the contributions of the touched keys and moves desired to the result, and the groups likewise.
+func (c *Compiler) settle(t *touched) Delta {
+	moved := c.numbers.settle()
+	for _, o := range c.numbers.differ(moved) {
+		c.touch(o, t)
+	}
+	c.numbers.moved = moved
+
 	var d Delta
-	for key := range touched {
-		old, had := c.desired[key]
-		contributions := c.contributions[key]
-		if len(c.excluded) > 0 {
-			contributions = slices.DeleteFunc(slices.Clone(contributions), func(f Flow) bool { return c.excluded[f.Owner] })
-		}
-		if len(contributions) > 1 && slices.ContainsFunc(contributions[1:], func(f Flow) bool { return f.Actions != contributions[0].Actions }) {
+	for key := range t.keys {
+		old, had := c.desired.Flows[key]
+		now, has, disputed := c.fold(c.contributions[key])
+		if disputed {
 			c.disputed[key] = true
 		} else {
 			delete(c.disputed, key)
 		}
 		switch {
-		case len(contributions) == 0 && had:
-			delete(c.desired, key)
-			d.Delete = append(d.Delete, old)
-		case len(contributions) > 0:
-			now := contributions[0]
-			c.desired[key] = now
+		case has:
+			c.desired.Flows[key] = now
 			if !had || old.Flow != now.Flow {
 				d.Set = append(d.Set, now)
 			}
+		case had:
+			delete(c.desired.Flows, key)
+			d.Delete = append(d.Delete, old)
 		}
 	}
+	c.settleGroups(t, &d)
 	d.sort()
 	return d
 }
+
+func (c *Compiler) settleGroups(t *touched, d *Delta) {
+	for o := range t.owners {
+		if c.excluded[o] {
+			continue
+		}
+		for _, g := range c.byOwner[o].groups {
+			now := c.numbers.group(g)
+			old, had := c.desired.Groups[now.ID]
+			c.desired.Groups[now.ID] = now
+			if !had || old.Group != now.Group {
+				d.SetGroups = append(d.SetGroups, now)
+			}
+			delete(t.ids, now.ID)
+		}
+	}
+	// Who now has a number that was another's was touched, too; so nobody has these.
+	for id := range t.ids {
+		if old, had := c.desired.Groups[id]; had {
+			delete(c.desired.Groups, id)
+			d.DeleteGroups = append(d.DeleteGroups, old)
+		}
+	}
+}
+
+// fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, which belongs to
+// the first owner; of others the first is taken, and disputed says that they differ.
+func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
+	var clauses []string
+	for _, f := range list {
+		if c.excluded[f.Owner] {
+			continue
+		}
+		f = c.numbers.flow(f)
+		if !has {
+			result, has = f, true
+		}
+		switch {
+		case isClause(result.Actions) && isClause(f.Actions):
+			clauses = append(clauses, openflow.SplitActions(f.Actions)...)
+		case result.Actions != f.Actions:
+			disputed = true
+		}
+	}
+	if len(clauses) > 1 {
+		slices.Sort(clauses)
+		result.Actions = strings.Join(slices.Compact(clauses), ",")
+	}
+	return result, has, disputed
+}
+
+// isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
+func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }
 
 // Conflict is a key that several owners want with different actions; the first owner's flow is used.
 type Conflict struct {
@@ -190,29 +286,6 @@ func (c *Compiler) Conflicts() []Conflict {
 	}
 	slices.SortFunc(conflicts, func(a, b Conflict) int { return a.Key.Compare(b.Key) })
 	return conflicts
-}
-
-// Diff says how to make what a switch holds into what it shall hold. Flows that are not ours are left alone, unless they
-// stand in the place of one of ours.
-func Diff(actual []openflow.Entry, desired Desired) Delta {
-	var d Delta
-	right := make(map[openflow.Key]bool, len(actual))
-	for _, e := range actual {
-		want, ok := desired[e.Key]
-		switch {
-		case ok && want.Flow == e.Flow:
-			right[e.Key] = true
-		case !ok && Ours(e.Cookie):
-			d.Delete = append(d.Delete, Flow{Flow: e.Flow})
-		}
-	}
-	for key, want := range desired {
-		if !right[key] {
-			d.Set = append(d.Set, want)
-		}
-	}
-	d.sort()
-	return d
 }
 
 // OwnerError is the failure of one owner's flows.

@@ -89,7 +89,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 			for _, f := range wire {
 				entries = append(entries, openflow.Entry{Flow: f})
 			}
-			if delta := flows.Diff(entries, full); !delta.Empty() {
+			if delta := flows.Diff(openflow.Contents{Flows: entries}, full); !delta.Empty() {
 				t.Fatalf("the switch that got the deltas differs from the full table: %+v", delta)
 			}
 		}
@@ -187,7 +187,7 @@ func TestOneBadObject(t *testing.T) {
 		t.Errorf("error = %v, want one that names ns/bad", err)
 	}
 	owners := map[string]bool{}
-	for _, f := range desired {
+	for _, f := range desired.Flows {
 		owners[f.Owner.String()] = true
 	}
 	if got := slices.Sorted(maps.Keys(owners)); !slices.Equal(got, []string{"pipeline", "pod/ns/good", "self"}) {
@@ -213,7 +213,7 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.2.0/24" || conflicts[0].Owners[0] != model.NodeOwner("a") {
 			t.Errorf("conflicts = %+v", conflicts)
 		}
-		if f := c.Desired()[conflicts[0].Key]; f.Owner != model.NodeOwner("a") {
+		if f := c.Desired().Flows[conflicts[0].Key]; f.Owner != model.NodeOwner("a") {
 			t.Errorf("%s has the address range, want node/a whatever the order", f.Owner)
 		}
 	}
@@ -233,7 +233,7 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 		return e
 	}
 	var actual []openflow.Entry
-	for _, f := range desired {
+	for _, f := range desired.Flows {
 		actual = append(actual, openflow.Entry{Flow: f.Flow})
 	}
 	foreign := parse("cookie=0x1,table=0,priority=7,in_port=9 actions=drop")
@@ -243,7 +243,7 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
 	actual = append(actual, foreign, stale)
 
-	delta := flows.Diff(actual, desired)
+	delta := flows.Diff(openflow.Contents{Flows: actual}, desired)
 	if len(delta.Delete) != 1 || delta.Delete[0].Key != stale.Key {
 		t.Errorf("deletes %v, want just the flow of the node that is gone", delta.Delete)
 	}

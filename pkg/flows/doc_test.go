@@ -108,12 +108,12 @@ func document(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	d := &docWriter{t: t}
-	for key, f := range inKernel {
-		if desired[key] != f {
+	for key, f := range inKernel.Flows {
+		if desired.Flows[key] != f {
 			d.kernel = append(d.kernel, f)
 		}
 	}
-	for _, f := range desired {
+	for _, f := range desired.Flows {
 		d.flows = append(d.flows, f)
 	}
 	for _, list := range [][]flows.Flow{d.flows, d.kernel} {

@@ -92,7 +92,7 @@ func TestUsablePodCIDRs(t *testing.T) {
 			t.Fatal(err)
 		}
 		compiled := 0
-		for _, f := range desired {
+		for _, f := range desired.Flows {
 			if f.Owner == model.NodeOwner("n1") {
 				compiled++
 			}
@@ -118,7 +118,7 @@ func TestOwnPodCIDR(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for key, f := range desired {
+	for key, f := range desired.Flows {
 		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") {
 			t.Errorf("a flow for a range that is no pod CIDR: %s", f)
 		}

@@ -3,6 +3,8 @@ package ofswitch
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -10,16 +12,19 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Fake is a switch in memory that behaves like a real one as far as flows go: bundles are atomic, a bundle with a flow
-// that breaks the pipeline's contract or that Refuse names is rejected whole, watchers hear of every change. Any
-// goroutine may use it.
+// Fake is a switch in memory that behaves like a real one as far as flows and groups go: bundles are atomic, a bundle with
+// something that breaks the pipeline's contract, that Refuse names, or that uses a missing group is rejected whole, a deleted
+// group takes its flows with it, watchers hear of every change of a flow. Any goroutine may use it.
 type Fake struct {
 	mu       sync.Mutex
 	flows    map[openflow.Key]openflow.Flow
+	groups   map[openflow.GroupID]openflow.Group
 	watchers map[*watcher]bool
 	down     bool
 	refuse   func(openflow.Flow) bool
 	applied  []flows.Delta
+
+	refuseGroup func(openflow.Group) bool
 }
 
 type watcher struct {
@@ -29,24 +34,28 @@ type watcher struct {
 
 // NewFake gives an empty switch.
 func NewFake() *Fake {
-	return &Fake{flows: map[openflow.Key]openflow.Flow{}, watchers: map[*watcher]bool{}, refuse: func(openflow.Flow) bool { return false }}
+	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{}, watchers: map[*watcher]bool{}, refuse: func(openflow.Flow) bool { return false },
+		refuseGroup: func(openflow.Group) bool { return false }}
 }
 
 var errDown = errors.New("the switch does not answer")
 
-// Dump lists the flows.
-func (s *Fake) Dump(context.Context) ([]openflow.Entry, error) {
+// Dump lists the flows and groups.
+func (s *Fake) Dump(context.Context) (openflow.Contents, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.down {
-		return nil, errDown
+		return openflow.Contents{}, errDown
 	}
-	entries := make([]openflow.Entry, 0, len(s.flows))
+	var c openflow.Contents
 	for _, f := range s.flows {
-		entries = append(entries, openflow.Entry{Flow: f})
+		c.Flows = append(c.Flows, openflow.Entry{Flow: f})
 	}
-	slices.SortFunc(entries, func(a, b openflow.Entry) int { return a.Compare(b.Key) })
-	return entries, nil
+	slices.SortFunc(c.Flows, func(a, b openflow.Entry) int { return a.Compare(b.Key) })
+	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
+		c.Groups = append(c.Groups, s.groups[id])
+	}
+	return c, nil
 }
 
 // Apply makes the change, all of it or nothing.
@@ -56,13 +65,11 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 	if s.down {
 		return errDown
 	}
-	for _, f := range d.Set {
-		if err := flows.Check(f.Flow); err != nil {
-			return &RejectedError{Detail: err.Error()}
-		}
-		if s.refuse(f.Flow) {
-			return &RejectedError{Detail: "refused: " + f.String()}
-		}
+	if err := s.check(d); err != nil {
+		return &RejectedError{Detail: err.Error()}
+	}
+	for _, g := range d.SetGroups {
+		s.groups[g.ID] = g.Group
 	}
 	for _, f := range d.Delete {
 		if s.flows[f.Key].Cookie == f.Cookie {
@@ -72,7 +79,36 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 	for _, f := range d.Set {
 		s.put(f.Flow)
 	}
+	for _, g := range d.DeleteGroups {
+		s.removeGroup(g.ID)
+	}
 	s.applied = append(s.applied, d)
+	return nil
+}
+
+// check says why the switch rejects a bundle. As with the real one, only flows have to lead to groups that exist, not buckets.
+func (s *Fake) check(d flows.Delta) error {
+	for _, g := range d.SetGroups {
+		if err := flows.CheckGroup(g); err != nil {
+			return err
+		}
+		if s.refuseGroup(g.Group) {
+			return fmt.Errorf("refused: %s", g)
+		}
+	}
+	for _, f := range d.Set {
+		if err := flows.Check(f.Flow); err != nil {
+			return err
+		}
+		if s.refuse(f.Flow) {
+			return fmt.Errorf("refused: %s", f)
+		}
+		for _, id := range openflow.GroupsIn(f.Actions) {
+			if _, ok := s.groups[id]; !ok && !slices.ContainsFunc(d.SetGroups, func(g flows.Group) bool { return g.ID == id }) {
+				return fmt.Errorf("OFPBAC_BAD_OUT_GROUP for: %s", f)
+			}
+		}
+	}
 	return nil
 }
 
@@ -118,6 +154,27 @@ func (s *Fake) Remove(key openflow.Key) {
 	s.remove(key)
 }
 
+// PutGroup adds or replaces a group behind the back of whoever programs the switch. Watchers hear nothing of groups.
+func (s *Fake) PutGroup(g openflow.Group) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.groups[g.ID] = g
+}
+
+// RemoveGroup deletes a group, and the flows that use it, behind the back of whoever programs the switch.
+func (s *Fake) RemoveGroup(id openflow.GroupID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removeGroup(id)
+}
+
+// RefuseGroup makes the switch reject bundles with such groups from now on.
+func (s *Fake) RefuseGroup(refuse func(openflow.Group) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuseGroup = refuse
+}
+
 // Refuse makes the switch reject bundles with such flows from now on.
 func (s *Fake) Refuse(refuse func(openflow.Flow) bool) {
 	s.mu.Lock()
@@ -131,6 +188,7 @@ func (s *Fake) Stop() {
 	defer s.mu.Unlock()
 	s.down = true
 	clear(s.flows)
+	clear(s.groups)
 	for w := range s.watchers {
 		close(w.gone)
 	}
@@ -160,6 +218,19 @@ func (s *Fake) remove(key openflow.Key) {
 	if f, ok := s.flows[key]; ok {
 		delete(s.flows, key)
 		s.tell(Event{Deleted: true, Table: f.Table, Match: f.Match, Actions: f.Actions})
+	}
+}
+
+// removeGroup deletes a group and, as OVS does, the flows that use it.
+func (s *Fake) removeGroup(id openflow.GroupID) {
+	if _, ok := s.groups[id]; !ok {
+		return
+	}
+	delete(s.groups, id)
+	for key, f := range s.flows {
+		if slices.Contains(openflow.GroupsIn(f.Actions), id) {
+			s.remove(key)
+		}
 	}
 }
 

@@ -106,9 +106,12 @@ func TestCanonicalText(t *testing.T) {
 		if actual, err = sw.Dump(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		got := flows.Desired{}
-		for _, e := range actual {
-			got[e.Key] = flows.Flow{Flow: e.Flow}
+		got := flows.Desired{Flows: map[openflow.Key]flows.Flow{}, Groups: map[openflow.GroupID]flows.Group{}}
+		for _, e := range actual.Flows {
+			got.Flows[e.Key] = flows.Flow{Flow: e.Flow}
+		}
+		for _, g := range actual.Groups {
+			got.Groups[g.ID] = flows.Group{Group: g}
 		}
 		if diff := cmp.Diff(desired.String(), got.String()); diff != "" {
 			t.Errorf("flows sent and read back differ (-sent +read):\n%s", diff)
@@ -141,9 +144,9 @@ func TestRejectedBundleChangesNothing(t *testing.T) {
 		if !errors.As(err, &rejected) || rejected.Detail == "" {
 			t.Errorf("%s: error %v, want a RejectedError with a detail", bad, err)
 		}
-		entries, err := sw.Dump(t.Context())
-		if err != nil || len(entries) != 0 {
-			t.Errorf("%s: after a refused bundle the switch has %v, %v; want nothing", bad, entries, err)
+		actual, err := sw.Dump(t.Context())
+		if err != nil || len(actual.Flows) != 0 {
+			t.Errorf("%s: after a refused bundle the switch has %v, %v; want nothing", bad, actual, err)
 		}
 	}
 	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{good}}); err != nil {
@@ -160,8 +163,8 @@ func TestDeleteSparesAnothersFlow(t *testing.T) {
 	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{ours}}); err != nil {
 		t.Fatal(err)
 	}
-	if entries, err := sw.Dump(t.Context()); err != nil || len(entries) != 1 || entries[0].Cookie != 9 {
-		t.Errorf("entries = %v, %v; want the foreign flow", entries, err)
+	if actual, err := sw.Dump(t.Context()); err != nil || len(actual.Flows) != 1 || actual.Flows[0].Cookie != 9 {
+		t.Errorf("the switch has %v, %v; want the foreign flow", actual, err)
 	}
 }
 
@@ -278,8 +281,8 @@ func TestSpareKilled(t *testing.T) {
 	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{second}}); err != nil {
 		t.Fatal(err)
 	}
-	if entries, err := sw.Dump(t.Context()); err != nil || len(entries) != 2 {
-		t.Errorf("entries = %v, %v; want both flows", entries, err)
+	if actual, err := sw.Dump(t.Context()); err != nil || len(actual.Flows) != 2 {
+		t.Errorf("the switch has %v, %v; want both flows", actual, err)
 	}
 }
 
@@ -291,7 +294,7 @@ func BenchmarkApply(b *testing.B) {
 		b.Fatal(err)
 	}
 	var delta flows.Delta
-	for _, f := range desired {
+	for _, f := range desired.Flows {
 		if f.Owner.Kind == model.KindPod {
 			delta.Set = append(delta.Set, f)
 		}

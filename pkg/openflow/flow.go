@@ -117,6 +117,12 @@ type Entry struct {
 	Stats
 }
 
+// Contents are what a switch holds.
+type Contents struct {
+	Flows  []Entry
+	Groups []Group
+}
+
 // Parse reads one line of `ovs-ofctl -O OpenFlow15 dump-flows`, with or without statistics.
 func Parse(line string) (Entry, error) {
 	e := Entry{Flow: Flow{Key: Key{Priority: defaultPriority}}}

@@ -159,3 +159,26 @@ func GroupsIn(actions string) []GroupID {
 	}
 	return ids
 }
+
+// RenumberGroups gives canonical actions, or a group's text, with other numbers for the groups that they lead to.
+func RenumberGroups(text string, number func(GroupID) GroupID) string {
+	const name = "group:"
+	var b strings.Builder
+	for {
+		at := strings.Index(text, name)
+		if at < 0 {
+			return b.String() + text
+		}
+		end := at + len(name)
+		for end < len(text) && '0' <= text[end] && text[end] <= '9' {
+			end++
+		}
+		b.WriteString(text[:at+len(name)])
+		digits := text[at+len(name) : end]
+		if id, err := strconv.ParseUint(digits, 10, 32); err == nil {
+			digits = strconv.FormatUint(uint64(number(GroupID(id))), 10)
+		}
+		b.WriteString(digits)
+		text = text[end:]
+	}
+}

@@ -1,0 +1,103 @@
+package flows
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// Desired is what a switch shall hold: one flow for each key, one group for each number.
+type Desired struct {
+	Flows  map[openflow.Key]Flow
+	Groups map[openflow.GroupID]Group
+}
+
+func newDesired() Desired {
+	return Desired{Flows: map[openflow.Key]Flow{}, Groups: map[openflow.GroupID]Group{}}
+}
+
+// String is everything as text in a reader's order, one line per flow and then one per group. Equal contents give equal bytes.
+func (d Desired) String() string {
+	var b strings.Builder
+	for _, key := range slices.SortedFunc(maps.Keys(d.Flows), openflow.Key.Compare) {
+		b.WriteString(d.Flows[key].String())
+		b.WriteByte('\n')
+	}
+	for _, id := range slices.Sorted(maps.Keys(d.Groups)) {
+		b.WriteString(d.Groups[id].String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Clone is a copy that does not change with the original.
+func (d Desired) Clone() Desired {
+	return Desired{Flows: maps.Clone(d.Flows), Groups: maps.Clone(d.Groups)}
+}
+
+// Delta is a change of what a switch shall hold. It is to be made as a whole: flows may use groups of the same delta.
+type Delta struct {
+	// Set are flows to add, or to replace where the key exists.
+	Set []Flow
+	// Delete are flows to take away, as they were.
+	Delete []Flow
+	// SetGroups are groups to add, or to replace where the number exists.
+	SetGroups []Group
+	// DeleteGroups are groups to take away, as they were. No flow that stays uses one.
+	DeleteGroups []Group
+}
+
+// Empty says whether there is nothing to do.
+func (d Delta) Empty() bool {
+	return len(d.Set) == 0 && len(d.Delete) == 0 && len(d.SetGroups) == 0 && len(d.DeleteGroups) == 0
+}
+
+func (d Delta) sort() {
+	byKey := func(a, b Flow) int { return a.Key.Compare(b.Key) }
+	slices.SortFunc(d.Set, byKey)
+	slices.SortFunc(d.Delete, byKey)
+	byID := func(a, b Group) int { return cmp.Compare(a.ID, b.ID) }
+	slices.SortFunc(d.SetGroups, byID)
+	slices.SortFunc(d.DeleteGroups, byID)
+}
+
+// Diff says how to make what a switch holds into what it shall hold. What is not ours is left alone, unless it stands in the
+// place of something of ours; so are the flows that the switch itself has learned.
+func Diff(actual openflow.Contents, desired Desired) Delta {
+	var d Delta
+	right := make(map[openflow.Key]bool, len(actual.Flows))
+	for _, e := range actual.Flows {
+		want, ok := desired.Flows[e.Key]
+		switch {
+		case ok && want.Flow == e.Flow:
+			right[e.Key] = true
+		case !ok && Ours(e.Cookie) && e.Table != Affinity:
+			d.Delete = append(d.Delete, Flow{Flow: e.Flow})
+		}
+	}
+	for key, want := range desired.Flows {
+		if !right[key] {
+			d.Set = append(d.Set, want)
+		}
+	}
+	rightGroup := make(map[openflow.GroupID]bool, len(actual.Groups))
+	for _, g := range actual.Groups {
+		want, ok := desired.Groups[g.ID]
+		switch {
+		case ok && want.Group == g:
+			rightGroup[g.ID] = true
+		case !ok && OurGroup(g.ID):
+			d.DeleteGroups = append(d.DeleteGroups, Group{Group: g})
+		}
+	}
+	for id, want := range desired.Groups {
+		if !rightGroup[id] {
+			d.SetGroups = append(d.SetGroups, want)
+		}
+	}
+	d.sort()
+	return d
+}
