@@ -27,6 +27,8 @@ type Answer struct {
 	Outcome Outcome
 	// Name is what the responder calls itself; empty unless Answered.
 	Name string
+	// Source is this side's address as the responder saw it; not valid unless Answered.
+	Source netip.AddrPort
 	// Detail is the error in words; empty when Answered.
 	Detail string
 }
@@ -34,7 +36,7 @@ type Answer struct {
 // retransmit is how often a datagram is repeated until it is answered.
 const retransmit = 200 * time.Millisecond
 
-// Dial sends real packets from the namespace to a port and reads the responder's name. It returns an error only when the
+// Dial sends real packets from the namespace to a port and reads the responder's answer. It returns an error only when the
 // attempt itself could not be made.
 func (n Namespace) Dial(proto Proto, to netip.AddrPort, timeout time.Duration) (answer Answer, err error) {
 	err = n.Do(func() error {
@@ -74,7 +76,7 @@ func dialHere(proto Proto, to netip.AddrPort, timeout time.Duration) (Answer, er
 	if proto == UDP {
 		return askUDP(fd, deadline)
 	}
-	return readName(fd, deadline)
+	return readAnswer(fd, deadline)
 }
 
 func connect(fd int, to netip.AddrPort, deadline time.Time) error {
@@ -119,15 +121,15 @@ func askUDP(fd int, deadline time.Time) (Answer, error) {
 		if next.After(deadline) {
 			next = deadline
 		}
-		answer, err := readName(fd, next)
+		answer, err := readAnswer(fd, next)
 		if err != nil || answer.Outcome != Silent || next.Equal(deadline) {
 			return answer, err
 		}
 	}
 }
 
-// readName reads up to the end of the line.
-func readName(fd int, deadline time.Time) (Answer, error) {
+// readAnswer reads up to the end of the line.
+func readAnswer(fd int, deadline time.Time) (Answer, error) {
 	var text strings.Builder
 	buf := make([]byte, 512)
 	for {
@@ -142,8 +144,13 @@ func readName(fd int, deadline time.Time) (Answer, error) {
 			return failed(err)
 		}
 		text.Write(buf[:max(n, 0)])
-		if name, ok := strings.CutSuffix(text.String(), "\n"); ok {
-			return Answer{Outcome: Answered, Name: name}, nil
+		if line, ok := strings.CutSuffix(text.String(), "\n"); ok {
+			name, source, _ := strings.Cut(line, " ")
+			answer := Answer{Outcome: Answered, Name: name}
+			if answer.Source, err = netip.ParseAddrPort(source); err != nil {
+				return Answer{}, fmt.Errorf("read the answer %q: %w", line, err)
+			}
+			return answer, nil
 		}
 		if n == 0 {
 			return Answer{Outcome: Refused, Detail: "the connection was closed without an answer"}, nil

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -32,7 +33,8 @@ type Port struct {
 
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Proto) }
 
-// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached.
+// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached, and with the asker's address as
+// it arrived there.
 type Responder struct {
 	ns   Namespace
 	name string
@@ -92,7 +94,7 @@ func (r *Responder) close(p Port) {
 // listen runs in the namespace.
 func (r *Responder) listen(p Port) (io.Closer, error) {
 	if p.Proto == UDP {
-		conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(p.Number)})
+		conn, err := listenUDP(p)
 		if err != nil {
 			return nil, err
 		}
@@ -138,21 +140,51 @@ func (r *Responder) answerStream(l net.Listener) {
 		}
 		go func() {
 			// Whoever asked may be gone; there is nobody else to tell.
-			_, _ = io.WriteString(conn, r.name+"\n")
+			peer, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+			_, _ = io.WriteString(conn, r.answer(peer))
 			_ = conn.Close()
 		}()
 	}
 }
 
+// listenUDP listens on a socket that tells which address each datagram was for.
+func listenUDP(p Port) (*net.UDPConn, error) {
+	conn, err := net.ListenUDP("udp", &net.UDPAddr{Port: int(p.Number)})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1) // of IPv4, too
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return nil, errors.Join(os.NewSyscallError("setsockopt", err), conn.Close())
+	}
+	return conn, nil
+}
+
+// answerUDP answers from the address that was asked: a node has several.
 func (r *Responder) answerUDP(conn *net.UDPConn) {
-	buf := make([]byte, 1)
+	buf, control := make([]byte, 1), make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for {
-		_, from, err := conn.ReadFromUDPAddrPort(buf)
+		_, n, _, from, err := conn.ReadMsgUDPAddrPort(buf, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
-		if err == nil {
-			_, _ = conn.WriteToUDPAddrPort([]byte(r.name+"\n"), from) // a lost answer is asked for again
+		if err != nil || n != len(control) {
+			continue
 		}
+		// The way back is the routes' to choose, not that of the interface.
+		clear(control[unix.CmsgSpace(0)+16:])
+		_, _, _ = conn.WriteMsgUDPAddrPort([]byte(r.answer(from)), control, from) // a lost answer is asked for again
 	}
+}
+
+// answer is one line: the name, and the address that the question came from. A socket of both families gives IPv4 in IPv6's clothes.
+func (r *Responder) answer(peer netip.AddrPort) string {
+	return fmt.Sprintf("%s %s\n", r.name, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
 }
