@@ -237,14 +237,14 @@ func TestBadInput(t *testing.T) {
 	bad := labtest.Write(t, map[string]string{
 		"a.yaml": "kind: [\n", "b.yaml": "apiVersion: v1\nkind: Gizmo\nmetadata: {name: g}\n",
 		"c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {containers: [{name: c}]}\n",
-		"d.yaml": deployment("web", 1, 80) + deployment("web", 1, 80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  hostNetwork: true\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
+		"d.yaml": deployment("web", 1, 80) + deployment("web", 1, 80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinity: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
 	})
 	for _, tc := range []struct {
 		args []string
 		want []string
 	}{
 		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: kind: a lab does not know Gizmo", "c.yaml:4: spec.containers: the pod has no containerPort",
-			"d.yaml:14: metadata.name: there are two of Deployment default/web", "e.yaml:5: spec.hostNetwork: not supported"}},
+			"d.yaml:14: metadata.name: there are two of Deployment default/web", "e.yaml:5: spec.affinity: not supported"}},
 		{[]string{}, []string{"-f must name a file"}},
 		{[]string{"-f", filepath.Join(good, "none.yaml")}, []string{"no such file"}},
 		{[]string{"-f", good, "--tunnel=gre"}, []string{`--tunnel "gre": want geneve or vxlan`}},

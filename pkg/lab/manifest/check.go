@@ -77,7 +77,6 @@ func (l *loader) refuseStatus(p place, used bool) {
 
 // podSpec checks what of a pod matters to a network. Images, volumes, resources and the like do not.
 func (l *loader) podSpec(p place, spec *corev1.PodSpec) {
-	l.unsupported(p.at("hostNetwork"), spec.HostNetwork, "a lab's pods have a network of their own")
 	l.unsupported(p.at("affinity"), spec.Affinity != nil, "a lab has no scheduler that would heed it; use nodeName or nodeSelector")
 	l.unsupported(p.at("topologySpreadConstraints"), len(spec.TopologySpreadConstraints) > 0, "a lab has no scheduler that would heed them; use nodeName or nodeSelector")
 	names, ports := map[string]bool{}, 0
@@ -120,67 +119,6 @@ func (l *loader) protocol(p place, protocol corev1.Protocol) {
 	case "", corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP:
 	default:
 		l.wrong(p, "%q is not allowed; allowed: TCP, UDP, SCTP", protocol)
-	}
-}
-
-func (l *loader) service(p place) {
-	var s corev1.Service
-	if !l.decode(p, &s) || !l.meta(p, "Service", &s.ObjectMeta, true) {
-		return
-	}
-	l.refuseStatus(p, len(s.Status.LoadBalancer.Ingress) > 0 || s.Status.Conditions != nil)
-	at := p.at("spec")
-	switch s.Spec.Type {
-	case "", corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
-	case corev1.ServiceTypeExternalName:
-		l.wrong(at.at("type"), "not supported: an ExternalName is a matter of DNS, which a lab does not have")
-		return
-	default:
-		l.wrong(at.at("type"), "%q is not allowed; allowed: ClusterIP, NodePort, LoadBalancer", s.Spec.Type)
-	}
-	if len(s.Spec.Selector) == 0 {
-		l.wrong(at, "selector is missing: a lab derives the endpoints from it")
-	}
-	if s.Spec.ClusterIP != "" && s.Spec.ClusterIP != corev1.ClusterIPNone {
-		l.wrong(at.at("clusterIP"), "not supported: a lab assigns the addresses; leave it out, or say None")
-	}
-	l.unsupported(at.at("clusterIPs"), len(s.Spec.ClusterIPs) > 0, "a lab assigns the addresses")
-	if len(s.Spec.Ports) == 0 && s.Spec.ClusterIP != corev1.ClusterIPNone {
-		l.wrong(at, "ports are missing")
-	}
-	l.servicePorts(at, s.Spec.Ports)
-	l.set.Services = append(l.set.Services, &s)
-}
-
-func (l *loader) servicePorts(p place, ports []corev1.ServicePort) {
-	type number struct {
-		protocol corev1.Protocol
-		port     int32
-	}
-	names, numbers := map[string]bool{}, map[number]bool{}
-	for i := range ports {
-		port := &ports[i]
-		at := p.at("ports[%d]", i)
-		l.portNumber(at.at("port"), port.Port)
-		l.protocol(at.at("protocol"), port.Protocol)
-		if port.Protocol == "" {
-			port.Protocol = corev1.ProtocolTCP
-		}
-		if port.Name == "" && len(ports) > 1 {
-			l.wrong(at, "name is missing: every port of a Service with several has one")
-		}
-		if names[port.Name] && port.Name != "" || numbers[number{port.Protocol, port.Port}] {
-			l.wrong(at, "the Service has this port twice")
-		}
-		names[port.Name], numbers[number{port.Protocol, port.Port}] = true, true
-		switch target := port.TargetPort; {
-		case target.Type == intstr.String && target.StrVal != "":
-			l.portName(at.at("targetPort"), target.StrVal)
-		case target.Type == intstr.Int && target.IntVal != 0:
-			l.portNumber(at.at("targetPort"), target.IntVal)
-		default:
-			port.TargetPort = intstr.FromInt32(port.Port)
-		}
 	}
 }
 

@@ -23,6 +23,7 @@ var kinds = map[string]func(l *loader, p place){
 	"apps/v1 StatefulSet":                (*loader).statefulSet,
 	"apps/v1 DaemonSet":                  (*loader).daemonSet,
 	"networking.k8s.io/v1 NetworkPolicy": (*loader).policy,
+	"discovery.k8s.io/v1 EndpointSlice":  (*loader).endpointSlice,
 }
 
 // ignored are kinds that often stand beside the others and mean nothing to a network.
@@ -32,6 +33,9 @@ var ignored = []string{
 	"rbac.authorization.k8s.io/v1 ClusterRoleBinding", "policy/v1 PodDisruptionBudget", "autoscaling/v2 HorizontalPodAutoscaler",
 	"storage.k8s.io/v1 StorageClass", "scheduling.k8s.io/v1 PriorityClass",
 }
+
+// reserved are names of what is no node, and is beside the nodes.
+var reserved = []string{"underlay", "outside", "lab"}
 
 func (l *loader) read(file string, data []byte) {
 	docs, problems := parse(file, data)
@@ -110,6 +114,9 @@ func (l *loader) node(p place) {
 	if !l.decode(p, &n) || !l.meta(p, "Node", &n.ObjectMeta, false) {
 		return
 	}
+	if slices.Contains(reserved, n.Name) {
+		l.wrong(p.at("metadata.name"), "a lab has something else by the name %q", n.Name)
+	}
 	if n.Spec.PodCIDR != "" || n.Spec.PodCIDRs != nil {
 		l.wrong(p.at("spec"), "podCIDR and podCIDRs are not supported: a lab assigns the ranges")
 	}
@@ -123,9 +130,13 @@ func (l *loader) pod(p place) {
 	if !l.decode(p, &pod) || !l.meta(p, "Pod", &pod.ObjectMeta, true) {
 		return
 	}
-	l.refuseStatus(p, pod.Status.Phase != "" || pod.Status.PodIP != "" || pod.Status.Conditions != nil)
+	for i, c := range pod.Status.Conditions {
+		l.unsupported(p.at("status.conditions[%d]", i), c.Type != corev1.PodReady, "a lab lets you say Ready only")
+	}
+	l.refuseStatus(p, pod.Status.Phase != "" || pod.Status.PodIP != "" || pod.Status.PodIPs != nil)
 	l.podSpec(p.at("spec"), &pod.Spec)
-	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta, template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}, replicas: 1})
+	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta, template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
+		replicas: 1, conditions: pod.Status.Conditions})
 }
 
 func (l *loader) deployment(p place) {

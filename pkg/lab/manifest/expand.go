@@ -1,6 +1,7 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
@@ -23,6 +24,8 @@ type workload struct {
 	replicas int
 	// first is the number of the first pod.
 	first int
+	// conditions are what a Pod says of its status.
+	conditions []corev1.PodCondition
 	// everyNode asks for one pod on each node that the template selects.
 	everyNode bool
 }
@@ -119,8 +122,19 @@ func (l *loader) addPod(w workload, name, node string) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.meta.Namespace, Name: name, Labels: maps.Clone(w.template.Labels), Annotations: maps.Clone(w.template.Annotations)},
 		Spec:       *w.template.Spec.DeepCopy(),
+		Status:     corev1.PodStatus{Conditions: w.conditions},
 	}
 	pod.Spec.NodeName = node
+	if w.kind == "Pod" {
+		pod.DeletionTimestamp = w.meta.DeletionTimestamp
+	}
+	if pod.Spec.HostNetwork {
+		for _, c := range pod.Spec.Containers {
+			for _, port := range c.Ports {
+				l.claim(w.at().at("containers"), fmt.Sprintf("port %d/%s of node", port.ContainerPort, cmp.Or(port.Protocol, corev1.ProtocolTCP)), "", node)
+			}
+		}
+	}
 	if w.kind == "StatefulSet" {
 		if pod.Labels == nil {
 			pod.Labels = map[string]string{}
@@ -172,6 +186,9 @@ func (l *loader) finishNamespaces() {
 		need(p.Namespace)
 	}
 	for _, s := range l.set.Services {
+		need(s.Namespace)
+	}
+	for _, s := range l.set.Slices {
 		need(s.Namespace)
 	}
 	for _, p := range l.set.Policies {

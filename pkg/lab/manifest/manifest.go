@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
@@ -24,7 +26,9 @@ type Set struct {
 	Nodes      []*corev1.Node
 	Pods       []*corev1.Pod
 	Services   []*corev1.Service
-	Policies   []*networkingv1.NetworkPolicy
+	// Slices are those that the manifests spell out.
+	Slices   []*discoveryv1.EndpointSlice
+	Policies []*networkingv1.NetworkPolicy
 	// Ignored are the kinds that were there and mean nothing to a network.
 	Ignored []string
 }
@@ -33,6 +37,8 @@ type Set struct {
 type Options struct {
 	// Nodes is how many nodes to make where the manifests have none; 0 means DefaultNodes.
 	Nodes int
+	// ServiceCIDRs are where the cluster IPs have to be that the manifests name; without any, they may be anywhere.
+	ServiceCIDRs []netip.Prefix
 }
 
 // Bounds of a lab.

@@ -3,6 +3,7 @@ package manifest_test
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,10 +69,13 @@ func TestMistakes(t *testing.T) {
 		{"two pods with one name", pod("p") + "---\n" + pod("q") + "---\n" + pod("p"), []string{"f.yaml:13: metadata.name: there are two of Pod default/p; the other is at "}},
 		{"a workload's pod and a pod", pod("d-0") + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:8: metadata.name: there are two of Pod default/d-0"}},
-		{"host network", podHead + "  hostNetwork: true\n" + container, []string{"f.yaml:5: spec.hostNetwork: not supported"}},
+		{"two host networks, one port", podHead + "  hostNetwork: true\n  nodeName: node1\n" + container + "---\n" + strings.Replace(podHead, "name: p", "name: q", 1) + "  hostNetwork: true\n  nodeName: node1\n" + container,
+			[]string{"there are two of port 80/TCP of node node1; the other is at "}},
 		{"host port", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 1\n          hostPort: 2\n", []string{"f.yaml:9: spec.containers[0].ports[0].hostPort: not supported"}},
 		{"affinity", podHead + "  affinity: {}\n" + container, []string{"f.yaml:5: spec.affinity: not supported"}},
 		{"status", pod("p") + "status:\n  podIP: 10.0.0.1\n", []string{"f.yaml:5: status: not supported: the lab itself sets it; leave it out"}},
+		{"a condition", pod("p") + "status: {conditions: [{type: PodScheduled, status: \"True\"}]}\n", []string{"f.yaml:5: status.conditions[0]: not supported: a lab lets you say Ready only"}},
+		{"a node's name", "apiVersion: v1\nkind: Node\nmetadata: {name: outside}\n", []string{`f.yaml:3: metadata.name: a lab has something else by the name "outside"`}},
 		{"no such node", podHead + "  nodeName: node9\n" + container, []string{`f.yaml:5: spec.nodeName: there is no node "node9"; there are [node1 node2]`}},
 		{"no node with the labels", podHead + "  nodeSelector: {disk: ssd}\n" + container, []string{"f.yaml:5: spec.nodeSelector: no node has these labels"}},
 		{"a node's range", "apiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/24}\n", []string{"f.yaml:4: spec: podCIDR and podCIDRs are not supported"}},
@@ -79,11 +83,20 @@ func TestMistakes(t *testing.T) {
 		{"the selector misses the template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: c}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:5: spec.selector: does not match the labels of the template"}},
 		{"replicas", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  replicas: -1\n", []string{"f.yaml:5: spec.replicas: -1 is not allowed; allowed: 0 to 1000"}},
-		{"a Service without a selector", serviceHead + "  ports: [{port: 80}]\n", []string{"f.yaml:4: spec: selector is missing: a lab derives the endpoints from it"}},
 		{"a Service without ports", serviceHead + "  selector: {a: b}\n", []string{"f.yaml:4: spec: ports are missing"}},
 		{"a Service's ports without names", serviceHead + "  selector: {a: b}\n  ports:\n    - port: 1\n      name: a\n    - port: 2\n", []string{"f.yaml:9: spec.ports[1]: name is missing"}},
 		{"a Service's port twice", serviceHead + "  selector: {a: b}\n  ports: [{name: a, port: 1}, {name: b, port: 1}]\n", []string{"f.yaml:6: spec.ports[1]: the Service has this port twice"}},
-		{"a Service's address", serviceHead + "  clusterIP: 10.96.0.1\n  selector: {a: b}\n  ports: [{port: 1}]\n", []string{"f.yaml:5: spec.clusterIP: not supported"}},
+		{"a Service's address", serviceHead + "  clusterIP: ten\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.clusterIP: "ten" is not an address`}},
+		{"a Service's address elsewhere", serviceHead + "  clusterIP: 10.97.0.1\n  ports: [{port: 1}]\n", []string{"f.yaml:5: spec.clusterIP: 10.97.0.1 is in none of the lab's ranges [10.96.0.0/16]"}},
+		{"a Service's addresses", serviceHead + "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.2]\n  ports: [{port: 1}]\n", []string{"f.yaml:6: spec.clusterIPs: the first has to be clusterIP"}},
+		{"two Services, one address", serviceHead + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n---\n" + strings.Replace(serviceHead, "name: s", "name: t", 1) + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n",
+			[]string{"f.yaml:12: spec.clusterIP: there are two of cluster IP 10.96.0.1; the other is at "}},
+		{"a node port", serviceHead + "  type: NodePort\n  ports: [{port: 1, nodePort: 80}]\n", []string{"f.yaml:6: spec.ports[0].nodePort: 80 is not from 30000 to 32767"}},
+		{"a traffic policy", serviceHead + "  internalTrafficPolicy: local\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.internalTrafficPolicy: "local" is not allowed; allowed: Cluster, Local`}},
+		{"affinity of a Service", serviceHead + "  sessionAffinity: Client\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.sessionAffinity: "Client" is not allowed; allowed: None, ClientIP`}},
+		{"a balancer without one", serviceHead + "  ports: [{port: 1}]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n", []string{"f.yaml:6: status.loadBalancer: only a Service of type LoadBalancer has one"}},
+		{"a slice of nobody", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
+			"f.yaml:3: metadata: the label kubernetes.io/service-name is missing", "f.yaml:5: endpoints[0].addresses: fd00::1 is not of type IPv4", "f.yaml:6: ports[0]: port is missing"}},
 		{"ExternalName", serviceHead + "  type: ExternalName\n", []string{"f.yaml:5: spec.type: not supported"}},
 		{"a policy's type", policyHead + "  policyTypes: [Ingres]\n", []string{`f.yaml:6: spec.policyTypes[0]: "Ingres" is not allowed; allowed: Ingress, Egress`}},
 		{"a policy's selector", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchExpressions: [{key: a, operator: Like}]}\n", []string{`f.yaml:5: spec.podSelector: "Like" is not a valid label selector operator`}},
@@ -94,12 +107,12 @@ func TestMistakes(t *testing.T) {
 		{"endPort without a number", policyHead + "  ingress: [{ports: [{port: http, endPort: 90}]}]\n", []string{"f.yaml:6: spec.ingress[0].ports[0].endPort: needs a port that is a number"}},
 		{"endPort below the port", policyHead + "  ingress: [{ports: [{port: 80, endPort: 79}]}]\n", []string{"endPort: 79 is less than the port 80"}},
 		{"no pods at all", "# nothing\n---\n", []string{"the manifests have no pods"}},
-		{"all at once, in order", "kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec:\n  hostNetwork: true\n",
-			[]string{"4 problems", "f.yaml:1: not a Kubernetes object", "f.yaml:5: metadata.name", "f.yaml:10: spec.containers: the pod has no containerPort", "f.yaml:11: spec.hostNetwork: not supported"}},
+		{"all at once, in order", "kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec:\n  affinity: {}\n",
+			[]string{"4 problems", "f.yaml:1: not a Kubernetes object", "f.yaml:5: metadata.name", "f.yaml:10: spec.containers: the pod has no containerPort", "f.yaml:11: spec.affinity: not supported"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := write(t, map[string]string{"f.yaml": tc.text})
-			set, err := manifest.Load([]string{dir}, manifest.Options{})
+			set, err := manifest.Load([]string{dir}, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
 			if err == nil {
 				t.Fatalf("no error; want %q", tc.want)
 			}
@@ -315,5 +328,41 @@ func TestExamplesAreRight(t *testing.T) {
 	}
 	if set := load(t, manifest.Options{}, examples+"shop", examples+"shop-policies"); len(set.Policies) != 4 {
 		t.Errorf("the shop with policies has %d of them", len(set.Policies))
+	}
+}
+
+const serviceObjects = `
+apiVersion: v1
+kind: Pod
+metadata: {name: leaving, deletionTimestamp: "2026-01-02T03:04:05Z"}
+spec: {hostNetwork: true, nodeName: node1, containers: [{name: c, ports: [{containerPort: 80}]}]}
+status: {conditions: [{type: Ready, status: "False"}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.7, externalIPs: [192.0.2.7], externalTrafficPolicy: Local, ports: [{port: 80, nodePort: 30080}]}
+status: {loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: VIP}]}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, labels: {kubernetes.io/service-name: s}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: false}}]
+ports: [{port: 8080}]
+`
+
+// What a manifest says of a pod's state, of a Service's addresses and of endpoints is kept.
+func TestServiceObjects(t *testing.T) {
+	set := load(t, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}, write(t, map[string]string{"f.yaml": serviceObjects}))
+	pod, service, slice := set.Pods[0], set.Services[0], set.Slices[0]
+	if !pod.Spec.HostNetwork || pod.DeletionTimestamp == nil || pod.Status.Conditions[0].Status != "False" {
+		t.Errorf("pod %+v", pod)
+	}
+	if !slices.Equal(service.Spec.ClusterIPs, []string{"10.96.0.7"}) || service.Spec.Ports[0].NodePort != 30080 || service.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
+		t.Errorf("service %+v", service)
+	}
+	if *slice.Ports[0].Name != "" || *slice.Ports[0].Protocol != "TCP" || *slice.Endpoints[0].Conditions.Ready {
+		t.Errorf("slice %+v", slice)
 	}
 }
