@@ -44,6 +44,8 @@ const (
 	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
 	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none
 	UnaskedReply      Reason = "unasked-reply"      // a reply of a connection whose first packet was not allowed
+	PolicyEgress      Reason = "policy-egress"      // what an isolated pod sends and no policy allows
+	PolicyIngress     Reason = "policy-ingress"     // what is sent to an isolated pod and no policy allows
 )
 
 // Priorities. The number only has to be right within one table.
@@ -67,8 +69,10 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	case model.KindPipeline:
 		b.pipeline(s.KernelDatapath)
 		b.connections(s.KeepEstablished)
+		b.allowRejection()
 	case model.KindSelf:
 		b.self(s.Self)
+		b.allowNode(s.Self)
 	case model.KindNode:
 		if n, ok := s.Nodes[o.Name]; ok {
 			b.node(n, s.Tunnel, s.Self)
@@ -76,10 +80,15 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	case model.KindPod:
 		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
 			b.pod(a, s.KernelDatapath)
+			b.allowSelf(a.IPs)
+		}
+	case model.KindPolicy:
+		if p, ok := s.Policies[o.Name]; ok {
+			b.policy(p)
 		}
 	}
 	if b.err != nil {
-		return compiled{}, fmt.Errorf("compile %s: %w", o, b.err)
+		return compiled{Flows: b.flows}.closed(), fmt.Errorf("compile %s: %w", o, b.err)
 	}
 	return compiled{b.flows, b.groups}, nil
 }
@@ -93,6 +102,9 @@ func Owners(s *model.Snapshot) []model.Owner {
 	}
 	for _, a := range s.Attachments {
 		owners = append(owners, model.PodOwner(a))
+	}
+	for name := range s.Policies {
+		owners = append(owners, model.PolicyOwner(name))
 	}
 	return owners
 }

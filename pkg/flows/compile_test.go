@@ -27,6 +27,10 @@ type view struct {
 	Kernel bool               `json:"kernelDatapath"`
 	Nodes  []model.Node       `json:"nodes"`
 	Pods   []model.Attachment `json:"pods"`
+	// Policies and Services are as the store resolves them: selectors are addresses already.
+	Policies []model.Policy  `json:"policies"`
+	Services []model.Service `json:"services"`
+	Keep     bool            `json:"keepEstablished"`
 }
 
 func (v view) snapshot() *model.Snapshot {
@@ -36,6 +40,13 @@ func (v view) snapshot() *model.Snapshot {
 	}
 	for _, a := range v.Pods {
 		s.Attachments[a.Key()] = a
+	}
+	s.KeepEstablished, s.Policies, s.Services = v.Keep, map[string]model.Policy{}, map[string]model.Service{}
+	for _, p := range v.Policies {
+		s.Policies[p.Name] = p
+	}
+	for _, service := range v.Services {
+		s.Services[service.Name] = service
 	}
 	return s
 }

@@ -54,6 +54,18 @@ var (
 	}
 )
 
+// examplePolicy lets two pods elsewhere, and a range, reach some ports of the example's pod, which may ask no more than DNS.
+var examplePolicy = func() model.Policy {
+	pod := []netip.Addr{examplePod.IPs[0]}
+	return model.Policy{
+		Name: "shop/web",
+		Ingress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4711, Pods: pod,
+			Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.5/32"), netip.MustParsePrefix("10.244.2.5/32"), netip.MustParsePrefix("192.0.2.0/24")},
+			Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}, {Protocol: model.TCP, Port: 443, Mask: 0xffff}, {Protocol: model.TCP, Port: 8080, Mask: 0xfff8}}}}},
+		Egress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4712, Pods: pod, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}}}},
+	}
+}()
+
 // docWriter builds the document.
 type docWriter struct {
 	bytes.Buffer
@@ -97,6 +109,7 @@ func document(t *testing.T) []byte {
 		Self: exampleSelf, Tunnel: model.Geneve,
 		Nodes:       map[string]model.Node{exampleNode.Name: exampleNode},
 		Attachments: map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
+		Policies:    map[string]model.Policy{examplePolicy.Name: examplePolicy},
 	}
 	desired, err := flows.Compile(&example)
 	if err != nil {
@@ -159,6 +172,8 @@ func (d *docWriter) example() {
 	d.block(func(f flows.Flow) bool { return f.Owner == model.PodOwner(examplePod) }, true)
 	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0], exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
+	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.Name)
+	d.block(func(f flows.Flow) bool { return f.Owner == model.PolicyOwner(examplePolicy.Name) }, true)
 	d.line("\nIPv6 addresses have flows like these, with neighbour solicitations in place of ARP requests.")
 }
 

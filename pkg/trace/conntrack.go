@@ -1,0 +1,256 @@
+package trace
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+)
+
+// Conntrack is a model of the switch's connection tracker: enough of it to follow first packets, later ones and replies
+// through zones, marks, labels and address translation. Connections never time out; ICMP errors count as invalid; fragments
+// are not put together. It belongs to the goroutine that traces with it.
+type Conntrack struct {
+	// Kernel makes connections that nobody has answered look new until somebody does, as the kernel's datapath does. The
+	// userspace datapath calls what was committed established, from the next packet on.
+	Kernel bool
+
+	conns map[key]*conn
+}
+
+// key is one direction of a connection in a zone.
+type key struct {
+	zone             uint16
+	proto            uint8
+	src, dst         netip.Addr
+	srcPort, dstPort uint16
+}
+
+type conn struct {
+	orig, reply key // reply is what comes back: after translation, turned round
+	answered    bool
+	mark        uint64
+	label       value
+}
+
+// Clone is a copy that changes apart from the original.
+func (c *Conntrack) Clone() *Conntrack {
+	if c == nil {
+		return nil
+	}
+	out := &Conntrack{Kernel: c.Kernel, conns: make(map[key]*conn, len(c.conns))}
+	same := map[*conn]*conn{}
+	for k, v := range c.conns {
+		if same[v] == nil {
+			one := *v
+			same[v] = &one
+		}
+		out.conns[k] = same[v]
+	}
+	return out
+}
+
+// Connections lists what is tracked, one line for each connection, in no particular order.
+func (c *Conntrack) Connections() []string {
+	var out []string
+	for k, v := range c.conns {
+		if k == v.orig {
+			out = append(out, fmt.Sprintf("zone %d: %s, replies %s, mark %#x, label %#x%016x", k.zone, k, v.reply, v.mark, v.label.hi, v.label.lo))
+		}
+	}
+	return out
+}
+
+func (k key) String() string {
+	return fmt.Sprintf("%d %s > %s", k.proto, netip.AddrPortFrom(k.src, k.srcPort), netip.AddrPortFrom(k.dst, k.dstPort))
+}
+
+func (k key) turned() key {
+	k.src, k.dst, k.srcPort, k.dstPort = k.dst, k.src, k.dstPort, k.srcPort
+	return k
+}
+
+const (
+	icmpEchoReply     = 0
+	icmpEcho          = 8
+	icmpv6Echo        = 128
+	icmpv6EchoReply   = 129
+	echoRequest       = 1
+	echoReplies       = 2
+	connectionless    = 0
+	firstDynamicPort  = 1024
+	lastPort          = 65535
+	tcpInvalidWithSYN = RST | FIN
+)
+
+// keyOf is the connection that a packet speaks of; ok is false when it can be of none.
+func keyOf(zone uint16, p *Packet) (k key, ok bool) {
+	k = key{zone: zone, proto: p.Protocol(), src: p.Src(), dst: p.Dst()}
+	if !k.src.IsValid() || p.f[nwFrag].lo&fragLater != 0 {
+		return k, false
+	}
+	switch k.proto {
+	case protoTCP, protoUDP, protoSCTP:
+		k.srcPort, k.dstPort = p.SrcPort(), p.DstPort()
+	case protoICMP, protoICMPv6:
+		// A question and its answer mirror each other, as ports do.
+		switch uint8(p.SrcPort()) {
+		case icmpEcho, icmpv6Echo:
+			k.srcPort, k.dstPort = echoRequest, echoReplies
+		case icmpEchoReply, icmpv6EchoReply:
+			k.srcPort, k.dstPort = echoReplies, echoRequest
+		default:
+			return k, false
+		}
+	default:
+		k.srcPort, k.dstPort = connectionless, connectionless
+	}
+	return k, true
+}
+
+// begins tells whether a packet without a connection may begin one.
+func begins(k key, p *Packet) bool {
+	switch k.proto {
+	case protoICMP, protoICMPv6:
+		return k.srcPort == echoRequest
+	case protoTCP:
+		flags := uint16(p.f[tcpFlags].lo)
+		if flags&SYN != 0 {
+			return flags&(tcpInvalidWithSYN|ACK) == 0
+		}
+		return flags&ACK != 0 // one from the middle of a connection
+	}
+	return true
+}
+
+// translation is what a commit asks for.
+type translation struct {
+	on       bool // nat, with or without arguments
+	src, dst netip.Addr
+	port     uint16 // of the destination; 0 keeps it
+	srcPort  uint16 // 0 keeps it as far as that is possible
+}
+
+// track sends a packet through a zone: it sets the packet's connection fields and, with translate, its addresses. It gives the
+// connection that there is, or what a new one would be called; neither for a packet that can be of none.
+func (c *Conntrack) track(zone uint16, p *Packet, translate bool) (found *conn, k key, state uint64) {
+	before := p.f[ctState].lo
+	p.f[ctZone] = number(uint64(zone))
+	for _, f := range []field{ctState, ctMark, ctLabel, ctNwSrc, ctNwDst, ctIPv6Src, ctIPv6Dst, ctNwProto, ctTpSrc, ctTpDst} {
+		p.f[f] = value{}
+	}
+	if p.conn != nil && p.conn.orig.zone == zone {
+		found = p.conn
+		// What is translated already is not translated again.
+		state = stateTrk | before&(stateSNAT|stateDNAT)
+		translate = translate && state == stateTrk
+	} else {
+		var ok bool
+		k, ok = keyOf(zone, p)
+		found, state = c.conns[k], stateTrk
+		if !ok || found == nil && !begins(k, p) {
+			p.f[ctState], p.conn = number(state|stateInv), nil
+			return nil, k, state | stateInv
+		}
+		p.conn, p.back = found, found != nil && k == found.reply && k != found.orig
+	}
+	switch {
+	case found == nil:
+		p.setOriginal(k)
+		p.f[ctState] = number(state | stateNew)
+		return nil, k, state | stateNew
+	case p.back:
+		found.answered = true
+		state |= stateEst | stateRpl
+	case c.Kernel && !found.answered:
+		state |= stateNew
+	default:
+		state |= stateEst
+	}
+	p.f[ctMark], p.f[ctLabel] = number(found.mark), found.label
+	p.setOriginal(found.orig)
+	if translate {
+		state |= found.translate(p)
+	}
+	p.f[ctState] = number(state)
+	return found, k, state
+}
+
+// translate gives a packet the addresses that its connection has on the other side, and says in which way they differ.
+func (c *conn) translate(p *Packet) uint64 {
+	from, to := c.orig, c.reply.turned()
+	if p.back {
+		from, to = c.reply, c.orig.turned()
+	}
+	state := uint64(0)
+	if to.src != from.src || to.srcPort != from.srcPort {
+		state |= stateSNAT
+	}
+	if to.dst != from.dst || to.dstPort != from.dstPort {
+		state |= stateDNAT
+	}
+	p.setAddrs(to.src, to.dst)
+	if from.proto != protoICMP && from.proto != protoICMPv6 {
+		p.f[tpSrc], p.f[tpDst] = number(uint64(to.srcPort)), number(uint64(to.dstPort))
+	}
+	return state
+}
+
+func (p *Packet) setOriginal(k key) {
+	p.f[ctNwProto], p.f[ctTpSrc], p.f[ctTpDst] = number(uint64(k.proto)), number(uint64(k.srcPort)), number(uint64(k.dstPort))
+	if k.src.Is4() {
+		p.f[ctNwSrc], p.f[ctNwDst] = addrValue(k.src), addrValue(k.dst)
+	} else {
+		p.f[ctIPv6Src], p.f[ctIPv6Dst] = addrValue(k.src), addrValue(k.dst)
+	}
+}
+
+// commit makes the connection of a packet that is new, with a translation that it keeps.
+func (c *Conntrack) commit(k key, nat translation) *conn {
+	if c.conns == nil {
+		c.conns = map[key]*conn{}
+	}
+	after := k
+	if nat.src.IsValid() {
+		after.src = nat.src
+		if nat.srcPort != 0 {
+			after.srcPort = nat.srcPort
+		}
+	}
+	if nat.dst.IsValid() {
+		after.dst = nat.dst
+		if nat.port != 0 {
+			after.dstPort = nat.port
+		}
+	}
+	one := &conn{orig: k, reply: after.turned()}
+	if nat.src.IsValid() && nat.srcPort == 0 {
+		for port := firstDynamicPort; c.conns[one.reply] != nil && port <= lastPort; port++ {
+			one.reply.dstPort = uint16(port)
+		}
+	}
+	c.conns[one.orig] = one
+	c.conns[one.reply] = one
+	return one
+}
+
+// Forget drops all connections.
+func (c *Conntrack) Forget() { clear(c.conns) }
+
+// Merge adds another tracker's connections.
+func (c *Conntrack) Merge(o *Conntrack) {
+	if c.conns == nil {
+		c.conns = map[key]*conn{}
+	}
+	maps.Copy(c.conns, o.Clone().conns)
+}
+
+func stateText(state uint64) string {
+	var words []string
+	for i, w := range ctStateWords {
+		if state&(1<<i) != 0 {
+			words = append(words, w)
+		}
+	}
+	return strings.Join(words, ",")
+}

@@ -1,0 +1,79 @@
+package trace
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// cond is one field of a match: the bits of mask must be those of value.
+type cond struct {
+	field       field
+	value, mask value
+}
+
+type protocolMatch struct {
+	ethType  uint64
+	proto    uint64
+	hasProto bool
+}
+
+// protocolWords are the matches without a value.
+var protocolWords = map[string]protocolMatch{
+	"ip": {ethType: typeIPv4}, "ipv6": {ethType: typeIPv6}, "arp": {ethType: typeARP},
+	"icmp": {typeIPv4, protoICMP, true}, "icmp6": {typeIPv6, protoICMPv6, true},
+	"tcp": {typeIPv4, protoTCP, true}, "tcp6": {typeIPv6, protoTCP, true},
+	"udp": {typeIPv4, protoUDP, true}, "udp6": {typeIPv6, protoUDP, true},
+	"sctp": {typeIPv4, protoSCTP, true}, "sctp6": {typeIPv6, protoSCTP, true},
+}
+
+// parseMatch reads a match in the words of ovs-fields(7). The conditions are sorted, one for each field.
+func parseMatch(text string) ([]cond, error) {
+	var conds []cond
+	add := func(n named, v, mask value) {
+		for _, s := range n.spans {
+			m := mask.and(ones(s.n)).shiftLeft(s.lo)
+			if !m.isZero() {
+				conds = append(conds, cond{s.field, v.shiftLeft(s.lo).and(m), m})
+			}
+			v, mask = v.shiftRight(s.n), mask.shiftRight(s.n)
+		}
+	}
+	if text == "" {
+		return nil, nil
+	}
+	for _, part := range strings.Split(text, ",") {
+		name, val, hasValue := strings.Cut(part, "=")
+		if !hasValue {
+			word, ok := protocolWords[name]
+			if !ok {
+				return nil, fmt.Errorf("the interpreter does not know the protocol %q", name)
+			}
+			add(names["eth_type"], number(word.ethType), ones(16))
+			if word.hasProto {
+				add(names["nw_proto"], number(word.proto), ones(8))
+			}
+			continue
+		}
+		n, ok := names[name]
+		if !ok {
+			return nil, fmt.Errorf("the interpreter does not know the field %q", name)
+		}
+		v, mask, err := n.parseValue(val)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", part, err)
+		}
+		add(n, v, mask)
+	}
+	slices.SortFunc(conds, func(a, b cond) int { return int(a.field) - int(b.field) })
+	// xreg0 and reg1 may both say something of one register.
+	merged := conds[:0]
+	for _, c := range conds {
+		if last := len(merged) - 1; last >= 0 && merged[last].field == c.field {
+			merged[last].value, merged[last].mask = merged[last].value.or(c.value), merged[last].mask.or(c.mask)
+			continue
+		}
+		merged = append(merged, c)
+	}
+	return merged, nil
+}
