@@ -86,7 +86,7 @@ func Compile(s *model.Snapshot) (Desired, error) {
 func (c *Compiler) Desired() Desired { return c.desired }
 
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
-// keeps none of its flows (its pods stay closed) and is listed as failed; the others are not affected.
+// keeps none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
 	t := newTouched()
 	for _, o := range owners {
@@ -96,7 +96,7 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 			err = now.check()
 		}
 		if err != nil {
-			now = compiled{}
+			now = now.closed()
 			failed = append(failed, &OwnerError{Owner: o, Err: err})
 		}
 		c.replace(o, now, t)
@@ -104,7 +104,7 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 	return c.settle(t), failed
 }
 
-// Exclude leaves an owner's flows and groups out until the owner is updated again, and says what is different now: where
+// Exclude leaves an owner's flows, but those that isolate, and groups out until the owner is updated again, and says what is different now: where
 // others want the same keys, theirs are used. Group numbers stay as they are.
 func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
@@ -246,7 +246,7 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	var clauses []string
 	for _, f := range list {
-		if c.excluded[f.Owner] {
+		if c.excluded[f.Owner] && !f.closes() {
 			continue
 		}
 		f = c.numbers.flow(f)
