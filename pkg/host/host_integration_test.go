@@ -18,7 +18,7 @@ import (
 
 func TestFromNothing(t *testing.T) {
 	n := newNode(t)
-	d := dualStack()
+	d := withServices()
 	t.Logf("%q", n.sync(d))
 	got := strings.Join(n.state(), "\n")
 	for _, want := range []string{
@@ -30,6 +30,20 @@ func TestFromNothing(t *testing.T) {
 		"10.244.2.0/24 via 10.244.2.1 dev weft0 proto 87 src 10.244.1.1 onlink",
 		"10.244.3.0/24 via 10.244.3.1 dev weft0 proto 87 src 10.244.1.1 onlink",
 		"fd00:10:1::/64 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
+		"10.96.0.0/16 via 169.254.87.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"169.254.87.1 dev weft0 proto 87 scope link src 10.244.1.1",
+		"169.254.87.2 dev weft0 proto 87 scope link src 10.244.1.1",
+		"unreachable 169.254.87.3 proto 87",
+		"198.51.100.80 via 169.254.87.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"fd00:96::/112 via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
+		"fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
+		"fd57:6566:7400::2 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
+		"unreachable fd57:6566:7400::3 dev lo proto 87",
+		"2001:db8:80::1 via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
+		"elements = { udp . 30053,\n\t\t\t     tcp . 30080 }",
+		"elements = { tcp . 30080,\n\t\t\t     sctp . 30100 }",
+		"198.51.100.80 . tcp . 80 : 169.254.87.1 . 30080",
+		"type nat hook prerouting priority dstnat",
 		"fd00:10:2::/64 via fd00:10:2::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
 		"elements = { 10.244.1.0/24, 10.244.2.0/24,\n\t\t\t     10.244.3.0/24, 192.168.0.0/16,\n\t\t\t     198.51.100.7 }",
 		"elements = { fd00:10:1::/64,\n\t\t\t     fd00:10:2::/64,\n\t\t\t     fd00:10:3::/64 }",
@@ -48,7 +62,7 @@ func TestFromNothing(t *testing.T) {
 // No route, address, link or nftables write happens when nothing differs; also not in the first Sync after a restart.
 func TestSecondSyncIsSilent(t *testing.T) {
 	n := newNode(t)
-	n.sync(dualStack())
+	n.sync(withServices())
 	handles := n.run("nft -a list ruleset")
 	n.nft.runs = 0
 	sub, err := subscribe()
@@ -73,11 +87,11 @@ func TestSecondSyncIsSilent(t *testing.T) {
 			}
 		}
 	}()
-	if changed := n.sync(dualStack()); len(changed) > 0 {
+	if changed := n.sync(withServices()); len(changed) > 0 {
 		t.Errorf("second Sync changed %q", changed)
 	}
 	restarted := New(n.nft, "/proc/sys", slog.New(slog.DiscardHandler))
-	if done, err := restarted.Sync(t.Context(), dualStack()); err != nil || done.Unrouted != nil || len(done.Changed) > 0 {
+	if done, err := restarted.Sync(t.Context(), withServices()); err != nil || done.Unrouted != nil || len(done.Changed) > 0 {
 		t.Errorf("Sync of a restarted agent changed %q, %v, %v", done.Changed, done.Unrouted, err)
 	}
 	n.run("ip link add marker type veth peer name marker1")
@@ -95,7 +109,7 @@ func TestSecondSyncIsSilent(t *testing.T) {
 
 func TestRepair(t *testing.T) {
 	n := newNode(t)
-	n.sync(dualStack())
+	n.sync(withServices())
 	right := n.state()
 	rule := `nft -a list chain inet weft postrouting | sed -n 's/.*pods to the world.*# handle //p' | head -1`
 	for _, damage := range []string{
@@ -119,6 +133,16 @@ func TestRepair(t *testing.T) {
 		"ip route add 10.244.2.0/24 dev weft0 proto 87 metric 50",
 		"ip route add unreachable 10.98.0.0/24 proto 87",
 		"ip -6 route add fd00:99::/64 dev weft0 proto 87",
+		"ip route del 169.254.87.1; ip route del 198.51.100.80",
+		"ip route del 169.254.87.2",
+		"ip route del unreachable 169.254.87.3",
+		"ip -6 route del fd57:6566:7400::1",
+		"ip -6 route del unreachable fd57:6566:7400::3",
+		"ip route replace 169.254.87.3 dev weft0 proto 87",
+		"ip route del 10.96.0.0/16",
+		"ip -6 route del 2001:db8:80::1",
+		"ip route add 198.51.100.81 via 169.254.87.1 dev weft0 onlink proto 87", // of a Service that is gone
+		"ip route replace 198.51.100.80 via 10.244.2.1 dev weft0 onlink proto 87",
 		"echo 0 > /proc/sys/net/ipv4/ip_forward",
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
@@ -130,29 +154,39 @@ func TestRepair(t *testing.T) {
 		"nft flush chain inet weft postrouting && nft delete set inet weft direct-v4",
 		"nft delete rule inet weft postrouting handle $(" + rule + ")",
 		"nft insert rule inet weft postrouting masquerade",
+		"nft flush chain inet weft prerouting",
+		"nft flush chain inet weft services",
+		"nft flush chain inet weft arrived",
+		"nft flush set inet weft node-ports-v4",
+		"nft delete element inet weft node-ports-v6 '{ sctp . 30100 }'",
+		"nft add element inet weft node-ports-v4 '{ tcp . 22 }'",
+		"nft add element inet weft node-ports-v4 '{ icmp . 8 }'",
+		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }'",
+		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }' && nft add element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 : 10.96.0.10 . 80 }'",
+		"nft add element inet weft external-v6 '{ 2001:db8::7 . udp . 53 : fd57:6566:7400::1 . 53 }'",
 		`nft replace rule inet weft postrouting handle $(` + rule + `) counter comment '"pods to the world"'`,
 		"nft flush set inet weft direct-v4",
 		"nft delete element inet weft direct-v6 '{ fd00:10:2::/64 }'",
 		"nft add element inet weft direct-v4 '{ 203.0.113.0/24, 10.245.0.0-10.245.1.5 }'",
 	} {
 		n.run(damage)
-		if changed := n.sync(dualStack()); len(changed) == 0 {
+		if changed := n.sync(withServices()); len(changed) == 0 {
 			t.Errorf("%s: not noticed", damage)
 		}
 		if diff := cmp.Diff(right, n.state()); diff != "" {
 			t.Errorf("%s: not repaired (-want +got):\n%s", damage, diff)
 		}
-		if again := n.sync(dualStack()); len(again) > 0 {
+		if again := n.sync(withServices()); len(again) > 0 {
 			t.Errorf("%s: Sync after the repair changed %q", damage, again)
 		}
 	}
 
 	n.run("ip link del weft0")
-	if _, err := n.h.Sync(t.Context(), dualStack()); err == nil || !strings.Contains(err.Error(), "gateway interface weft0 does not exist") {
+	if _, err := n.h.Sync(t.Context(), withServices()); err == nil || !strings.Contains(err.Error(), "gateway interface weft0 does not exist") {
 		t.Errorf("without a gateway interface: error %v", err)
 	}
 	n.gateway() // as ovs-vswitchd does when it restarts
-	n.sync(dualStack())
+	n.sync(withServices())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
 		t.Errorf("gateway interface made anew: not repaired (-want +got):\n%s", diff)
 	}
@@ -160,7 +194,7 @@ func TestRepair(t *testing.T) {
 
 func TestForeignSurvives(t *testing.T) {
 	n := newNode(t)
-	n.sync(dualStack())
+	n.sync(withServices())
 	n.run(`ip addr add 10.50.0.9/24 dev weft0
 ip addr add 169.254.20.10/32 dev weft0
 ip route add 10.51.0.0/16 via 192.0.2.2
@@ -170,12 +204,12 @@ nft add table inet theirs
 nft add chain inet theirs post '{ type nat hook postrouting priority 90; }'
 nft add rule inet theirs post oifname eth9 masquerade`)
 	right := n.state()
-	n.sync(dualStack())
+	n.sync(withServices())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
 		t.Errorf("Sync changed what is not ours (-want +got):\n%s", diff)
 	}
 	n.run("nft delete table inet weft; ip route del 10.244.3.0/24; ip addr del 10.244.1.1/24 dev weft0")
-	n.sync(dualStack())
+	n.sync(withServices())
 	slices.Sort(right)
 	now := n.state()
 	slices.Sort(now)

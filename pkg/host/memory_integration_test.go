@@ -1,0 +1,174 @@
+//go:build integration
+
+package host
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// TestSyncTrustsItsMemory: between comparisons only differences are written, and nothing is read; damage is found when it is
+// time, or when Watch saw something.
+func TestSyncTrustsItsMemory(t *testing.T) {
+	n := newNode(t)
+	now := time.Now()
+	n.h.now = func() time.Time { return now }
+	d := withServices()
+	n.write(d)
+	n.nft.lists = 0
+	// The second damage is in the way of what is written first, and so found at once.
+	n.run("nft delete element inet weft node-ports-v4 '{ udp . 30053 }'; ip route del 198.51.100.80")
+
+	d.NodePorts = append(slices.Clone(d.NodePorts), NodePort{Protocol: model.TCP, Port: 31000})
+	d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90")...)
+	want := []string{"route to 198.51.100.90/32 added", "nftables set node-ports-v4: tcp . 31000 added"}
+	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
+		t.Errorf("one more Service: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
+	}
+	now = now.Add(compareEvery)
+	d.ServiceIPs = addrs("198.51.100.80", "2001:db8:80::1")
+	want = []string{"route to 198.51.100.90/32 removed"}
+	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
+		t.Errorf("one less, when it is time but there is something to write: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
+	}
+	repaired := []string{"route to 198.51.100.80/32 added", "nftables set node-ports-v4: udp . 30053 added"}
+	if diff := cmp.Diff(repaired, n.write(d)); diff != "" {
+		t.Errorf("when it is time: changed (-want +got):\n%s", diff)
+	}
+	n.nft.lists = 0
+	if changed := n.write(d); len(changed) > 0 || n.nft.lists > 0 {
+		t.Errorf("then changed %q, %d lists read", changed, n.nft.lists)
+	}
+
+	n.run("nft delete element inet weft node-ports-v4 '{ udp . 30053 }'; ip route del 198.51.100.80")
+	now = now.Add(compareEveryBusy)
+	d.NodePorts = d.NodePorts[1:]
+	if changed := n.write(d); !slices.Contains(changed, repaired[0]) || !slices.Contains(changed, repaired[1]) {
+		t.Errorf("busy for long: changed %q, want the damage repaired", changed)
+	}
+
+	events := n.h.Watch(t.Context())
+	n.run("nft delete element inet weft node-ports-v4 '{ udp . 30053 }'; ip route del 198.51.100.80")
+	select {
+	case <-events:
+	case <-time.After(patience):
+		t.Fatal("the route's removal was not reported")
+	}
+	if changed := n.write(d); !slices.Equal(changed, repaired) {
+		t.Errorf("after an event: changed %q, want %q", changed, repaired)
+	}
+
+	n.run("nft delete table inet weft")
+	d.NodePorts = d.NodePorts[1:]
+	if changed := n.write(d); !slices.Equal(changed, []string{"nftables table weft written"}) {
+		t.Errorf("with the table gone: changed %q", changed)
+	}
+}
+
+// A link that is made anew has none of the routes that are remembered.
+func TestMemoryOfAnotherLink(t *testing.T) {
+	n := newNode(t)
+	n.write(withServices())
+	right := n.state()
+	n.run("ip link del weft0")
+	n.gateway()
+	n.write(withServices())
+	if diff := cmp.Diff(right, n.state()); diff != "" {
+		t.Errorf("the gateway interface made anew (-want +got):\n%s", diff)
+	}
+	n.run("ip addr del 10.244.1.1/24 dev weft0")
+	n.write(withServices())
+	if diff := cmp.Diff(right, n.state()); diff != "" {
+		t.Errorf("the gateway's address, and with it the routes, removed (-want +got):\n%s", diff)
+	}
+}
+
+// TestOwnRoutesAreNoNews: a Sync does not cause the next one.
+func TestOwnRoutesAreNoNews(t *testing.T) {
+	n := newNode(t)
+	d := withServices()
+	n.sync(d)
+	events := n.h.Watch(t.Context())
+	for {
+		select {
+		case <-events:
+			continue
+		case <-time.After(brevity):
+		}
+		break
+	}
+	d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90", "2001:db8:80::90")...)
+	d.RemotePodCIDRs = append(prefixes("10.244.77.0/24"), d.RemotePodCIDRs...)
+	n.write(d)
+	n.write(withServices())
+	n.sync(d) // comparing makes no difference
+	select {
+	case <-events:
+		t.Error("what Sync wrote was reported")
+	case <-time.After(brevity):
+	}
+	for _, damage := range []string{
+		"ip route del 198.51.100.90",
+		"ip route replace 198.51.100.80 via 10.244.2.1 dev weft0 onlink proto 87",
+		"ip route add 198.51.100.80 via 192.0.2.2 metric 50",
+		"ip route add 198.51.100.99 via 169.254.87.1 dev weft0 onlink proto 87",
+	} {
+		n.run(damage)
+		select {
+		case <-events:
+		case <-time.After(patience):
+			t.Errorf("%s: not reported", damage)
+		}
+	}
+}
+
+// TestForeignRouteToService: whoever else routes a Service's address keeps it, and keeps no other Service from its route.
+func TestForeignRouteToService(t *testing.T) {
+	for _, foreign := range []string{
+		"198.51.100.90 via 192.0.2.2",
+		"198.51.100.90 via 192.0.2.2 metric 50",
+		"unreachable 198.51.100.90",
+		"blackhole 198.51.100.90 metric 50",
+		"2001:db8:80::90 via 2001:db8::2",
+		"unreachable 2001:db8:80::90 metric 4096",
+	} {
+		t.Run(strings.ReplaceAll(foreign, "/", "-"), func(t *testing.T) {
+			n := newNode(t)
+			n.run("ip link set weft0 up")
+			n.write(withServices())
+			n.run("ip route add " + foreign)
+			want := n.run("ip route show proto boot; ip -6 route show proto boot")
+			d := withServices()
+			d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90", "198.51.100.91", "2001:db8:80::90", "2001:db8:80::91")...)
+			for range 2 {
+				done, err := n.h.Sync(t.Context(), d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if done.Unrouted == nil || strings.Count(done.Unrouted.Error(), "there is one that is not Weft's") != 1 {
+					t.Errorf("unrouted: %v", done.Unrouted)
+				}
+			}
+			if got := n.run("ip route show proto boot; ip -6 route show proto boot"); got != want {
+				t.Errorf("others' routes are %q, were %q", got, want)
+			}
+			all := n.run("ip route show proto 87; ip -6 route show proto 87")
+			if strings.Count(all, "198.51.100.9")+strings.Count(all, "2001:db8:80::9") != 3 {
+				t.Errorf("want three of four routes:\n%s", all)
+			}
+			n.run("ip route del " + foreign)
+			n.sync(d)
+			n.run("ip route add " + foreign + " || true")
+			n.write(withServices())
+			if all := n.run("ip route show proto 87; ip -6 route show proto 87"); strings.Contains(all, "198.51.100.9") || strings.Contains(all, "2001:db8:80::9") {
+				t.Errorf("routes are left:\n%s", all)
+			}
+		})
+	}
+}
