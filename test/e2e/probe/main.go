@@ -23,6 +23,8 @@ var commands = map[string]func(args []string) error{
 	"transfer": transfer,
 	"ping":     ping,
 	"stream":   stream,
+	"knock":    knock,
+	"resolve":  resolve,
 	"spoof":    spoof,
 	"sniff":    sniff,
 	"links":    links,
@@ -32,7 +34,7 @@ var commands = map[string]func(args []string) error{
 
 func main() {
 	if len(os.Args) < 2 || commands[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe serve|dial|transfer|ping|stream|spoof|sniff|links|true|false")
+		fmt.Fprintln(os.Stderr, "usage: probe serve|dial|transfer|ping|stream|knock|resolve|spoof|sniff|links|true|false")
 		os.Exit(2)
 	}
 	if err := commands[os.Args[1]](os.Args[2:]); err != nil {

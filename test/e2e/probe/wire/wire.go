@@ -67,7 +67,7 @@ type Transfer struct {
 	Seconds float64 `json:"seconds,omitempty"`
 }
 
-// Steady says how a series of pings to one address, or of messages through one TCP connection, went.
+// Steady says how a series of pings to one address, of messages through one TCP connection, or of connections went.
 type Steady struct {
 	Addr     netip.Addr `json:"addr"`
 	Sent     int        `json:"sent"`
@@ -82,7 +82,7 @@ type Steady struct {
 	FirstError string `json:"firstError,omitempty"`
 }
 
-// SteadyReply is what `probe ping` and `probe stream` print at the end.
+// SteadyReply is what `probe ping`, `probe stream` and `probe knock` print at the end.
 type SteadyReply struct {
 	Series []Steady `json:"series"`
 }
@@ -134,6 +134,6 @@ type LinksReply struct {
 	Links []Link `json:"links"`
 }
 
-// Ready is the line that the long-running commands (ping, stream, sniff) print once they are at work. They end when
+// Ready is the line that the long-running commands (ping, stream, knock, sniff) print once they are at work. They end when
 // their standard input is closed, and print their reply then.
 const Ready = "ready"
