@@ -28,8 +28,9 @@ func (g Group) String() string {
 
 // Selection is how a select group chooses a bucket.
 type Selection struct {
-	text string
-	err  error
+	text   string
+	fields []Field
+	err    error
 }
 
 // DPHash chooses by the datapath's own hash of the connection, the 5-tuple.
@@ -52,9 +53,9 @@ func Hash(fields ...Field) Selection {
 	case 0:
 		return Selection{err: fmt.Errorf("hash: no fields")}
 	case 1:
-		return Selection{text: "selection_method=hash,fields=" + names[0]}
+		return Selection{text: "selection_method=hash,fields=" + names[0], fields: fields}
 	}
-	return Selection{text: "selection_method=hash,fields(" + strings.Join(names, ",") + ")"}
+	return Selection{text: "selection_method=hash,fields(" + strings.Join(names, ",") + ")", fields: fields}
 }
 
 // Bucket is one of a select group's choices.
@@ -68,7 +69,8 @@ type Bucket struct {
 
 const maxBucketID = 0xffffff00 - 1 // above are OpenFlow's own
 
-// NewGroup builds a select group. The order of buckets is kept.
+// NewGroup builds a select group. The order of buckets is kept. It refuses a group that is too large for one message: with IPv6 and
+// what Services need, above some 500 buckets.
 func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 	if by.err != nil {
 		return Group{}, fmt.Errorf("group %d: %w", id, by.err)
@@ -80,6 +82,7 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 	b.WriteString("type=select,")
 	b.WriteString(by.text)
 	seen := make(map[uint32]bool, len(buckets))
+	texts := make([]string, 0, len(buckets))
 	for _, bucket := range buckets {
 		switch {
 		case bucket.ID > maxBucketID:
@@ -104,6 +107,10 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 		}
 		b.WriteString(",actions=")
 		b.WriteString(actions)
+		texts = append(texts, actions)
+	}
+	if err := checkSize(id, by.fields, texts); err != nil {
+		return Group{}, err
 	}
 	g := Group{ID: id, Text: b.String()}
 	if i := strings.IndexFunc(g.Text, notText); i >= 0 {

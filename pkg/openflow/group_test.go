@@ -65,6 +65,21 @@ func TestNewGroupRefuses(t *testing.T) {
 	}
 }
 
+// TestGroupTooLarge: the error says how many buckets fit. TestGroupSize in pkg/ofswitch compares with a switch.
+func TestGroupTooLarge(t *testing.T) {
+	buckets := make([]openflow.Bucket, 1023)
+	for i := range buckets {
+		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 80)
+		buckets[i] = openflow.Bucket{ID: uint32(i), Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: 50, Zone: 1, NAT: openflow.DestinationNAT(to)}.Action()}}
+	}
+	if _, err := openflow.NewGroup(1, openflow.DPHash(), buckets[:1022]); err != nil {
+		t.Error(err)
+	}
+	if _, err := openflow.NewGroup(1, openflow.DPHash(), buckets); err == nil || !strings.Contains(err.Error(), "1022 of them fit") {
+		t.Errorf("error = %v", err)
+	}
+}
+
 // TestImpossible: a constructor given what cannot be makes a flow that is refused, and not a wrong one.
 func TestImpossible(t *testing.T) {
 	v4, v6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
@@ -84,7 +99,7 @@ func TestImpossible(t *testing.T) {
 		openflow.SetAddr(openflow.IPSrc, v6), openflow.SetAddr(openflow.IPv6Dst, v4), openflow.SetAddr(openflow.IPSrc, netip.Addr{}), openflow.SetPort(noPort, 80),
 		openflow.Conjunction(1, 0, 2), openflow.Conjunction(1, 3, 2), openflow.Conjunction(1, 1, 1), openflow.Conjunction(1, 1, 65),
 		openflow.MarkBits(0xf).Set(0x10), openflow.LabelBits{}.Set(openflow.Uint128{}), openflow.Bits{Mask: 0xf}.Set(0x10),
-		openflow.CT{NAT: openflow.SourceNAT(netip.Addr{}), Commit: true}.Action(), openflow.CT{NAT: openflow.DestinationNAT(netip.AddrPortFrom(v4, 0)), Commit: true}.Action(),
+		openflow.CT{NAT: openflow.SourceNAT(netip.Addr{}), Commit: true}.Action(),
 		openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnLoad(16, openflow.Register(1).Field().Bits(0, 3))}}.Action(),
 		openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnCopy(whole, half)}}.Action(), openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnDestinationPort(1, 80)}}.Action(),
 		openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnDestination(netip.Addr{})}}.Action(),

@@ -1,0 +1,165 @@
+//go:build integration
+
+package ofswitch_test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+func group(t testing.TB, line string) flows.Group {
+	t.Helper()
+	g, err := openflow.ParseGroup(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flows.Group{Group: g, Table: flows.ServiceLB}
+}
+
+// contents is what the switch has, as text: groups, then flows.
+func contents(t testing.TB, sw *ofswitch.Switch) string {
+	t.Helper()
+	c, err := sw.Dump(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for _, g := range c.Groups {
+		lines = append(lines, g.String())
+	}
+	for _, e := range c.Flows {
+		lines = append(lines, e.Key.String()+" "+e.Actions)
+	}
+	return strings.Join(lines, "\n")
+}
+
+const (
+	firstGroup  = "group_id=1073741825,type=select,selection_method=dp_hash,bucket=bucket_id:1,actions=resubmit(,50)"
+	secondGroup = "group_id=1073741826,type=select,selection_method=dp_hash,bucket=bucket_id:1,actions=resubmit(,50)"
+)
+
+// TestBundleOfFlowsAndGroups: one delta holds groups and the flows that use them; all of it is done or nothing, in whatever way
+// flows move between groups that come and go.
+func TestBundleOfFlowsAndGroups(t *testing.T) {
+	_, sw := start(t)
+	apply := func(d flows.Delta, want string) {
+		t.Helper()
+		if err := sw.Apply(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		if got := contents(t, sw); got != want {
+			t.Fatalf("the switch has\n%s\nwant\n%s", got, want)
+		}
+	}
+	using := func(id string) flows.Flow {
+		return flow(t, "cookie=0x5765050000000001,table=40,priority=5,ip actions=group:"+id)
+	}
+	first, second := group(t, firstGroup), group(t, secondGroup)
+	apply(flows.Delta{Set: []flows.Flow{using("1073741825")}, SetGroups: []flows.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
+	changed := first
+	changed.Text = strings.Replace(first.Text, "resubmit(,50)", "drop", 1)
+
+	// Refused in the middle, whatever came before it: nothing is done, and the switch lives. OVS 3.1 dies when a line behind the
+	// deletion of a group in use is refused.
+	bad := flow(t, "cookie=0x5765050000000001,table=40,priority=6,ip actions=group:77")
+	for _, d := range []flows.Delta{
+		{Set: []flows.Flow{bad}, SetGroups: []flows.Group{changed, second}},
+		{Set: []flows.Flow{using("1073741826"), bad}, SetGroups: []flows.Group{second}, DeleteGroups: []flows.Group{first}},
+		{Set: []flows.Flow{bad}, DeleteGroups: []flows.Group{first}},
+		{Set: []flows.Flow{bad}, Delete: []flows.Flow{using("1073741825")}, DeleteGroups: []flows.Group{first}},
+		{SetGroups: []flows.Group{second, group(t, "group_id=5,type=select,bucket=bucket_id:1,actions=no_such")}, DeleteGroups: []flows.Group{first}},
+	} {
+		var rejected *ofswitch.RejectedError
+		if err := sw.Apply(t.Context(), d); !errors.As(err, &rejected) || rejected.Detail == "" {
+			t.Errorf("error %v, want a RejectedError", err)
+		}
+		if got, want := contents(t, sw), firstGroup+"\ntable=40,priority=5,ip group:1073741825"; got != want {
+			t.Fatalf("after a refused bundle the switch has\n%s\nwant\n%s", got, want)
+		}
+	}
+
+	apply(flows.Delta{SetGroups: []flows.Group{changed}}, changed.String()+"\ntable=40,priority=5,ip group:1073741825")
+	apply(flows.Delta{Set: []flows.Flow{using("1073741826")}, SetGroups: []flows.Group{second}, DeleteGroups: []flows.Group{changed}}, secondGroup+"\ntable=40,priority=5,ip group:1073741826")
+	apply(flows.Delta{Set: []flows.Flow{flow(t, "cookie=0x5765050000000001,table=40,priority=5,ip actions=goto_table:50")}, DeleteGroups: []flows.Group{second}}, "table=40,priority=5,ip goto_table:50")
+	apply(flows.Delta{Set: []flows.Flow{using("1073741825")}, SetGroups: []flows.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
+	apply(flows.Delta{Delete: []flows.Flow{using("1073741825")}, DeleteGroups: []flows.Group{first}}, "")
+	apply(flows.Delta{DeleteGroups: []flows.Group{first}}, "") // gone already
+}
+
+// TestGroupSize: what NewGroup lets through is what the switch takes and gives back, and what it refuses is hardly less than what
+// the switch does not take.
+func TestGroupSize(t *testing.T) {
+	ovsd, sw := start(t)
+	to := func(a netip.Addr, exec ...ovs.Action) ovs.Action {
+		return openflow.CT{Commit: true, Table: 50, Zone: flows.Zone, NAT: openflow.DestinationNAT(netip.AddrPortFrom(a, 8080)), Exec: exec}.Action()
+	}
+	v4 := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}) }
+	v6 := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("fd44::%x", i+1)) }
+	remember := func(a netip.Addr) []ovs.Action {
+		return []ovs.Action{openflow.MarkBits(0xfffffffe).Set(0x1f900002), openflow.AllLabel.Set(openflow.AddrValue(a))}
+	}
+	fiveTuple := openflow.Hash(openflow.IPv6Src, openflow.IPv6Dst, openflow.IPSrc, openflow.IPDst, openflow.IPProto, openflow.TCPSrc, openflow.TCPDst, openflow.UDPSrc, openflow.UDPDst)
+	for name, tc := range map[string]struct {
+		by     openflow.Selection
+		bucket func(int) []ovs.Action
+	}{
+		"IPv4":        {openflow.DPHash(), func(i int) []ovs.Action { return []ovs.Action{to(v4(i))} }},
+		"IPv4 marked": {fiveTuple, func(i int) []ovs.Action { return []ovs.Action{to(v4(i), remember(v4(i))...)} }},
+		"IPv6 marked": {openflow.DPHash(), func(i int) []ovs.Action { return []ovs.Action{to(v6(i), remember(v6(i))...)} }},
+		"IPv4 affinity": {openflow.Hash(openflow.IPSrc), func(i int) []ovs.Action {
+			return []ovs.Action{affinity(addr4, openflow.IPProtoTCP).Action(), to(v4(i), remember(v4(i))...)}
+		}},
+		"IPv6 affinity": {openflow.Hash(openflow.IPv6Src), func(i int) []ovs.Action {
+			return []ovs.Action{affinity(addr6, openflow.IPProtoUDP).Action(), openflow.Register(4).Set(uint32(i)), to(v6(i), remember(v6(i))...)}
+		}},
+		"groups":   {fiveTuple, func(i int) []ovs.Action { return []ovs.Action{openflow.ToGroup(openflow.GroupID(i))} }},
+		"resubmit": {openflow.DPHash(), func(int) []ovs.Action { return []ovs.Action{openflow.Resubmit(50), openflow.Port(3)} }},
+		"fields": {openflow.DPHash(), func(i int) []ovs.Action {
+			return []ovs.Action{openflow.Push(openflow.IPSrc.All()), openflow.Move(openflow.IPSrc.All(), openflow.IPDst.All()), openflow.Pop(openflow.Register(3).Field().All()),
+				openflow.SetAddr(openflow.IPDst, v4(i)), openflow.Bits{Register: 3, Mask: 0xff}.Set(1), openflow.XXRegister(1).Set(openflow.AddrValue(v6(i)))}
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var buckets []openflow.Bucket
+			for i := range 3000 {
+				buckets = append(buckets, openflow.Bucket{ID: uint32(i), Weight: 100, Actions: tc.bucket(i)})
+			}
+			most := 0
+			var largest openflow.Group
+			for low, high := 1, len(buckets); low <= high; {
+				middle := (low + high) / 2
+				if g, err := openflow.NewGroup(1, tc.by, buckets[:middle]); err == nil {
+					most, largest, low = middle, g, middle+1
+				} else {
+					high = middle - 1
+				}
+			}
+			if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{{Group: largest}}}); err != nil {
+				t.Fatalf("%d buckets: %v", most, err)
+			}
+			if got := contents(t, sw); got != largest.String() {
+				t.Fatalf("%d buckets were read back as %d bytes, want %d", most, len(got), len(largest.String()))
+			}
+			// With 6 % more, as text, the switch does not take them.
+			b := strings.Split(largest.Text, ",bucket=")
+			for i := range most/16 + 1 {
+				b = append(b, strings.Replace(b[i+1], "bucket_id:", "bucket_id:9", 1))
+			}
+			more := flows.Group{Group: openflow.Group{ID: 1, Text: strings.Join(b, ",bucket=")}}
+			if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{more}}); err == nil && contents(t, sw) == more.String() {
+				t.Errorf("the switch takes %d buckets, NewGroup only %d", len(b)-1, most)
+			}
+			ofctl(t, ovsd, "del-groups", bridge)
+			t.Logf("%d buckets", most)
+		})
+	}
+}
