@@ -61,7 +61,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods, pokeStale chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -71,7 +71,9 @@ type Agent struct {
 	pending  []config.Change   // settings that wait for a restart
 	ready    bool              // everything was right once
 
-	nodesSeen uint64 // the snapshot's NodesRevision that the host's network was last told of
+	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
+	nodesSeen, servicesSeen uint64
+	stale                   []flows.Stale // connections that the switch is to forget
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -88,7 +90,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1),
 		problems: map[string]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -118,6 +120,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	defer a.events.Close()
 	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName)
 	loop := NewLoop(a.opt.Node, a.sw, a.log, a.reportOwner, a.viewed)
+	loop.OnStale(a.addStale)
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}
@@ -180,6 +183,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
+	group.Go(func() error { a.keep(ctx, "stale connections", a.forgetStale, a.pokeStale); return nil })
 	if a.cfg.Datapath == config.DatapathNetdev {
 		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
 	}
@@ -263,14 +267,16 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	}
 }
 
-// viewed is called by the loop with every new snapshot. The host's network depends on nodes, not on pods.
+// viewed is called by the loop with every new snapshot. The host's network depends on nodes and Services, not on pods.
 func (a *Agent) viewed(s *model.Snapshot) {
 	a.mu.Lock()
-	changed := s.NodesRevision != a.nodesSeen
-	a.nodesSeen = s.NodesRevision
+	nodes, services := s.NodesRevision != a.nodesSeen, s.ServicesRevision != a.servicesSeen
+	a.nodesSeen, a.servicesSeen = s.NodesRevision, s.ServicesRevision
 	a.mu.Unlock()
-	if changed {
+	if nodes || services {
 		notify(a.pokeHost)
+	}
+	if nodes {
 		notify(a.pokeNeighbours)
 	}
 }

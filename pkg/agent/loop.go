@@ -57,12 +57,16 @@ type Loop struct {
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
 	onView  func(*model.Snapshot)
+	// onStale is told of connections that must begin anew, once the switch sends their next packets elsewhere.
+	onStale func([]flows.Stale)
 
 	// Of the Run goroutine only:
+	stale       []flows.Stale
 	store       *state.Store
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
 	quarantined map[model.Owner]error
+	started     bool // the switch was read once
 	verify      bool // the switch must be read before it is written
 	known       bool // the last conversation with the switch succeeded
 	disturbed   bool // we have left something in the switch that a read-back will find
@@ -121,6 +125,10 @@ func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, 
 	l.latest = l.store.Snapshot()
 	return l
 }
+
+// OnStale says who is told, on the loop's goroutine, of connections that a change of a Service has left behind. It must be called
+// before Run.
+func (l *Loop) OnStale(told func([]flows.Stale)) { l.onStale = told }
 
 // Submit queues a change. It never blocks.
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }

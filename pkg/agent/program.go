@@ -31,7 +31,13 @@ func (l *Loop) compile() flows.Delta {
 			l.waiting = append(l.waiting, r)
 		}
 	}
+	before := l.store.Snapshot()
 	snapshot, owners := l.store.Take()
+	for _, o := range owners {
+		if o.Kind == model.KindService && l.started {
+			l.stale = append(l.stale, flows.StaleConnections(before.Services[o.Name], snapshot.Services[o.Name])...)
+		}
+	}
 	for _, o := range owners { // those that have changed get another chance
 		if l.quarantined[o] != nil {
 			delete(l.quarantined, o)
@@ -64,6 +70,10 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		actual, err := l.sw.Dump(ctx)
 		if err != nil {
 			return err
+		}
+		if !l.started {
+			l.started = true // what changed while there was no agent
+			l.stale = append(l.stale, flows.StaleGroups(actual, l.compiler.Desired())...)
 		}
 		delta = flows.Diff(actual, l.compiler.Desired())
 		l.countRepairs(delta, change)
@@ -171,6 +181,10 @@ func (l *Loop) settle() {
 		r.done <- l.quarantined[r.owner]
 	}
 	l.waiting = nil
+	if len(l.stale) > 0 && l.onStale != nil {
+		l.onStale(l.stale)
+	}
+	l.stale = nil
 }
 
 func (l *Loop) setError(err error) {

@@ -16,7 +16,6 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/state"
 )
 
 // settings is what the CNI server gives pods now.
@@ -67,14 +66,16 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	mtu := a.mtu
 	a.mu.Unlock()
 	usable := flows.UsablePodCIDRs(view)
-	done, err := a.host.Sync(ctx, host.Desired{
+	desired := host.Desired{
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
 		PodCIDRs:       usable.Own,
 		RemotePodCIDRs: usable.Remote,
 		Masquerade:     cfg.EgressMasquerade,
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
-	})
+	}
+	serviceRoutes(&desired, view)
+	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
 	}
@@ -175,12 +176,6 @@ func (a *Agent) watchConfig(ctx context.Context, last []byte) {
 			a.reconfigure(next)
 		}
 	}
-}
-
-// submitSettings tells the loop what of the configuration decides about flows.
-func (a *Agent) submitSettings() {
-	a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
-	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
 }
 
 func (a *Agent) reconfigure(next config.Config) {

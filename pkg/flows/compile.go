@@ -42,6 +42,8 @@ const (
 	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
 	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
+	NoLocalEndpoint   Reason = "no-local-endpoint"  // a Service with the traffic policy Local has endpoints on other nodes only
+	SourceRange       Reason = "source-range"       // a client that loadBalancerSourceRanges leaves out
 	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none
 	UnaskedReply      Reason = "unasked-reply"      // a reply of a connection whose first packet was not allowed
 	PolicyEgress      Reason = "policy-egress"      // what an isolated pod sends and no policy allows
@@ -73,6 +75,9 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	case model.KindSelf:
 		b.self(s.Self)
 		b.allowNode(s.Self)
+		for _, cidr := range s.ServiceCIDRs {
+			b.unserved(cidr)
+		}
 	case model.KindNode:
 		if n, ok := s.Nodes[o.Name]; ok {
 			b.node(n, s.Tunnel, s.Self)
@@ -81,6 +86,10 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
 			b.pod(a, s.KernelDatapath)
 			b.allowSelf(a.IPs)
+		}
+	case model.KindService:
+		if service, ok := s.Services[o.Name]; ok {
+			b.service(service, s.Self)
 		}
 	case model.KindPolicy:
 		if p, ok := s.Policies[o.Name]; ok {
@@ -102,6 +111,9 @@ func Owners(s *model.Snapshot) []model.Owner {
 	}
 	for _, a := range s.Attachments {
 		owners = append(owners, model.PodOwner(a))
+	}
+	for name := range s.Services {
+		owners = append(owners, model.ServiceOwner(name))
 	}
 	for name := range s.Policies {
 		owners = append(owners, model.PolicyOwner(name))

@@ -66,6 +66,20 @@ var examplePolicy = func() model.Policy {
 	}
 }()
 
+// exampleService has an endpoint on each of the two nodes, and a load balancer that some clients may use.
+var exampleService = func() model.Service {
+	here := model.Endpoint{Addr: examplePod.IPs[0], Port: 8080, Weight: 1}
+	there := model.Endpoint{Addr: netip.MustParseAddr("10.244.1.5"), Port: 8080, Weight: 1}
+	return model.Service{Name: "shop/web", Algorithm: model.HashConnection, Ports: []model.ServicePort{{
+		Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.80"),
+		LoadBalancerIPs: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		Cluster: []model.Endpoint{here, there}, Elsewhere: true,
+	}, {
+		Name: "admin", Protocol: model.TCP, Port: 81, ClusterIP: netip.MustParseAddr("10.96.0.80"), InternalLocal: true,
+		Cluster: []model.Endpoint{there}, Elsewhere: true,
+	}}}
+}()
+
 // docWriter builds the document.
 type docWriter struct {
 	bytes.Buffer
@@ -99,6 +113,9 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
   belongs to the node that sent the tunnel packet, Forwarding finds the receiver's address.
 * **Pod to anything else**: Forwarding sends it to the gateway ''weft0'', where the node's kernel routes and masquerades it.
 * **Node to pod**: it comes in from the gateway, which may send from any address.
+* **To a Service**: Conntrack finds no connection, so ServiceLB looks at address and port. The Service's group chooses an endpoint and translates the
+  destination to it; from there on the packet is one to a pod. Its later packets are translated in Conntrack, and so are the replies.
+* **A reply**: ConntrackState turns it round, so that EgressPolicy and IngressPolicy judge the connection as it was begun, Restore turns it back.
 * **ARP requests and neighbour solicitations**: ARPND checks that they are in the asker's own name, ARPNDReply turns them into the answer and
   sends them back to the port they came from.
 `
@@ -109,6 +126,7 @@ func document(t *testing.T) []byte {
 		Self: exampleSelf, Tunnel: model.Geneve,
 		Nodes:       map[string]model.Node{exampleNode.Name: exampleNode},
 		Attachments: map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
+		Services:    map[string]model.Service{exampleService.Name: exampleService},
 		Policies:    map[string]model.Policy{examplePolicy.Name: examplePolicy},
 	}
 	desired, err := flows.Compile(&example)
@@ -170,6 +188,8 @@ func (d *docWriter) example() {
 	d.block(func(f flows.Flow) bool { return f.Owner == model.SelfOwner }, true)
 	d.line("\nOn it runs the pod `%s`, at port %d with the address %s:\n", examplePod.Pod, examplePod.OFPort, examplePod.IPs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.PodOwner(examplePod) }, true)
+	d.line("\nThe Service `%s` has the address %s; one endpoint is the pod:\n", exampleService.Name, exampleService.Ports[0].ClusterIP)
+	d.block(func(f flows.Flow) bool { return f.Owner == model.ServiceOwner(exampleService.Name) }, true)
 	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0], exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
 	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.Name)

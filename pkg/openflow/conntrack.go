@@ -130,10 +130,13 @@ func SourceNAT(a netip.Addr) NAT {
 	return NAT{text: "nat(src=" + a.String() + ")"}
 }
 
-// DestinationNAT translates the destination of a new connection.
+// DestinationNAT translates the destination of a new connection; with port 0 the port stays.
 func DestinationNAT(to netip.AddrPort) NAT {
-	if a := to.Addr(); !a.IsValid() || a.Is4In6() || a.Zone() != "" || to.Port() == 0 {
+	if a := to.Addr(); !a.IsValid() || a.Is4In6() || a.Zone() != "" {
 		return NAT{err: fmt.Errorf("nat: destination %q", to)}
+	}
+	if to.Port() == 0 {
+		return NAT{text: "nat(dst=" + to.Addr().String() + ")"}
 	}
 	return NAT{text: "nat(dst=" + to.String() + ")"} // 10.0.0.1:80 or [fd00::1]:80
 }
@@ -178,4 +181,18 @@ func (c CT) Action() ovs.Action {
 		args = append(args, "exec("+exec+")")
 	}
 	return textAction("ct(" + strings.Join(args, ",") + ")")
+}
+
+// TranslatedTo is the destination that canonical actions give to a connection, if they do.
+func TranslatedTo(actions string) (netip.AddrPort, bool) {
+	_, rest, ok := strings.Cut(actions, "nat(dst=")
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	text, _, _ := strings.Cut(rest, ")")
+	if to, err := netip.ParseAddrPort(text); err == nil {
+		return to, true
+	}
+	addr, err := netip.ParseAddr(text)
+	return netip.AddrPortFrom(addr, 0), err == nil
 }

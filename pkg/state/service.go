@@ -33,14 +33,22 @@ func (c DeleteService) apply(s *Store) bool {
 	return true
 }
 
-// SetServiceCIDRs says which ranges ClusterIPs come from.
-type SetServiceCIDRs struct{ CIDRs []netip.Prefix }
+// SetServiceCIDRs says which ranges ClusterIPs come from: those that are configured, or those that the API server tells.
+// Both count.
+type SetServiceCIDRs struct {
+	Configured bool
+	CIDRs      []netip.Prefix
+}
 
 func (c SetServiceCIDRs) apply(s *Store) bool {
-	if slices.Equal(s.next.ServiceCIDRs, c.CIDRs) {
+	s.serviceCIDRs[c.Configured] = c.CIDRs
+	all := slices.Concat(s.serviceCIDRs[true], s.serviceCIDRs[false])
+	slices.SortFunc(all, netip.Prefix.Compare)
+	all = slices.Compact(all)
+	if slices.Equal(s.next.ServiceCIDRs, all) {
 		return false
 	}
-	s.next.ServiceCIDRs = c.CIDRs
+	s.next.ServiceCIDRs = all
 	s.touched[model.SelfOwner] = true
 	return true
 }

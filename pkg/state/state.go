@@ -7,6 +7,7 @@ package state
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
@@ -20,6 +21,7 @@ type Store struct {
 	// a map, not many.
 	ownNodes, ownAttachments, ownServices, ownPolicies bool
 	touched                                            map[model.Owner]bool
+	serviceCIDRs                                       map[bool][]netip.Prefix // by whether they are configured
 }
 
 // New gives the store of the named node that knows nothing else.
@@ -33,9 +35,10 @@ func New(node string) *Store {
 		Policies:    map[string]model.Policy{},
 	}
 	return &Store{
-		snapshot: &empty,
-		next:     empty,
-		touched:  map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
+		snapshot:     &empty,
+		serviceCIDRs: map[bool][]netip.Prefix{},
+		next:         empty,
+		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
 

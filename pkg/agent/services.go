@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// serviceRoutes adds to what the node's network shall be the node's way to Services.
+func serviceRoutes(d *host.Desired, view *model.Snapshot) {
+	d.ServiceCIDRs = view.ServiceCIDRs
+	nodeAddrs := map[netip.Addr]bool{}
+	for _, n := range view.Nodes {
+		for _, a := range n.Addrs {
+			nodeAddrs[a] = true
+		}
+	}
+	for _, a := range view.Self.Addrs {
+		nodeAddrs[a] = true
+	}
+	for _, s := range view.Services {
+		for _, p := range s.Ports {
+			if p.NodePort != 0 {
+				d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: p.ClusterIP.Is6(), Protocol: p.Protocol, Port: p.NodePort})
+			}
+			for _, ip := range slices.Concat(p.ExternalIPs, p.LoadBalancerIPs) {
+				if !nodeAddrs[ip] {
+					d.ServiceIPs = append(d.ServiceIPs, ip)
+				}
+				d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{Addr: ip, Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p)})
+			}
+		}
+	}
+}
+
+// behindNodeAddress is where the node sends what came for an external address that is its own. The node port knows the
+// external traffic policy; a Service without one has the policy Cluster, as its cluster IP has.
+func behindNodeAddress(p model.ServicePort) netip.AddrPort {
+	if p.NodePort != 0 {
+		return netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort)
+	}
+	return netip.AddrPortFrom(p.ClusterIP, p.Port)
+}
+
+// addStale queues connections to be forgotten. It is called on the loop's goroutine and must not wait for the switch.
+func (a *Agent) addStale(stale []flows.Stale) {
+	a.mu.Lock()
+	a.stale = append(a.stale, stale...)
+	a.mu.Unlock()
+	notify(a.pokeStale)
+}
+
+// forgetStale makes the switch forget UDP connections that would go on to endpoints that are gone.
+func (a *Agent) forgetStale(ctx context.Context) error {
+	a.mu.Lock()
+	stale := a.stale
+	a.stale = nil
+	a.mu.Unlock()
+	err := a.sw.Forget(ctx, stale)
+	if err != nil {
+		a.mu.Lock()
+		a.stale = append(stale, a.stale...)
+		a.mu.Unlock()
+	}
+	return err
+}
+
+// submitSettings tells the loop what of the configuration decides about flows.
+func (a *Agent) submitSettings() {
+	a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
+	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
+	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})
+}

@@ -1,0 +1,271 @@
+package flows
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints that
+// its traffic policy leaves.
+func (b *builder) service(s model.Service, self model.Node) {
+	for _, p := range s.Ports {
+		is4 := p.ClusterIP.Is4()
+		t := transportOf(p.Protocol)
+		if t.protocol == "" {
+			continue
+		}
+		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
+		internal := sb.pool("cluster", p.Cluster)
+		if p.InternalLocal {
+			internal = sb.pool("local", p.Local)
+		}
+		sb.frontend(prioNormal, internal, sb.to(p.ClusterIP, p.Port)...)
+		for _, ip := range p.ExternalIPs {
+			if !slices.Contains(p.LoadBalancerIPs, ip) {
+				sb.external(nil, sb.to(ip, p.Port)...)
+			}
+		}
+		for _, ip := range p.LoadBalancerIPs {
+			sb.external(p.LoadBalancerSources, sb.to(ip, p.Port)...)
+		}
+		if p.NodePort != 0 {
+			sb.external(nil, also(sb.to(model.NodePortAddr(is4), p.NodePort), Origin.Is(OriginGateway))...)
+		}
+	}
+}
+
+// unserved rejects what is sent to an address of a Service range at a port that no Service has.
+func (b *builder) unserved(cidr netip.Prefix) {
+	for _, t := range transports {
+		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))}, reject(cidr.Addr().Is4()))
+	}
+}
+
+// reject sends a packet to the address that the node refuses packets to.
+func reject(is4 bool) ovs.Action {
+	return translate(netip.AddrPortFrom(model.RejectAddr(is4), 0))
+}
+
+// translate gives a connection an endpoint, and notes it where replies are judged.
+func translate(to netip.AddrPort) ovs.Action {
+	const bits = MarkService | markPort
+	return openflow.CT{
+		Commit: true, Table: EgressPolicy, Zone: Zone, NAT: openflow.DestinationNAT(to),
+		Exec: []ovs.Action{bits.Set(uint32(MarkService) | uint32(to.Port())<<16), openflow.AllLabel.Set(openflow.AddrValue(to.Addr()))},
+	}.Action()
+}
+
+func transportOf(p model.Protocol) transport {
+	for _, t := range transports {
+		if t.protocol == p {
+			return t
+		}
+	}
+	return transport{}
+}
+
+// ownRange is the node's pod CIDR of a family: what comes from there, the gateway's address included, is internal.
+func ownRange(self model.Node, is4 bool) netip.Prefix {
+	for _, cidr := range self.PodCIDRs {
+		if cidr.Addr().Is4() == is4 && checkOwn(cidr, self) == nil {
+			return cidr.Masked()
+		}
+	}
+	return netip.Prefix{}
+}
+
+// serviceBuilder is the builder of one port in one family.
+type serviceBuilder struct {
+	*builder
+	service model.Service
+	port    model.ServicePort
+	proto   ovs.Protocol
+	own     netip.Prefix
+	pools   map[string]*pool
+}
+
+// pool is a set of endpoints that frontends share, with its group.
+type pool struct {
+	buckets []openflow.Bucket
+	// actions are what a packet to the frontend meets; nil drops it.
+	actions []ovs.Action
+	// sticky are the actions for each bucket's endpoint, for clients that come back.
+	sticky []ovs.Action
+}
+
+func (sb *serviceBuilder) to(addr netip.Addr, port uint16) []ovs.Match {
+	return matches(openflow.Destination(openflow.Host(addr)), openflow.DestinationPort(port, 0xffff))
+}
+
+// external gives the flows of an address that is meant for clients outside. Under the traffic policy Local these reach
+// endpoints of this node only; the node and its own pods reach all, as they do through the cluster IP.
+func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
+	outside := sb.pool("cluster", sb.port.Cluster)
+	if sb.port.ExternalLocal {
+		outside = sb.pool("local", sb.port.Local)
+	}
+	inside := sb.port.ExternalLocal && sb.own.IsValid()
+	if len(sources) == 0 {
+		sb.frontend(prioNormal, outside, match...)
+		if inside {
+			sb.frontend(prioRaised, sb.pool("cluster", sb.port.Cluster), also(match, openflow.Source(sb.own))...)
+		}
+		return
+	}
+	sb.drop(SourceRange, in{ServiceLB, prioLower, sb.proto, match})
+	for _, r := range sources {
+		sb.frontend(prioNormal, outside, also(match, openflow.Source(r))...)
+		if inside && r.Overlaps(sb.own) {
+			both := r
+			if r.Bits() < sb.own.Bits() {
+				both = sb.own
+			}
+			sb.frontend(prioRaised, sb.pool("cluster", sb.port.Cluster), also(match, openflow.Source(both))...)
+		}
+	}
+}
+
+// frontend gives the flows of one address. The priority after it is that of clients that come back.
+func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match) {
+	if p.actions == nil {
+		sb.drop(NoLocalEndpoint, in{ServiceLB, priority, sb.proto, match})
+		return
+	}
+	sb.add(in{ServiceLB, priority, sb.proto, match}, p.actions...)
+	for i, again := range p.sticky {
+		sb.add(in{ServiceLB, priority + 1, sb.proto, also(match, Bucket.Is(p.buckets[i].ID))}, again)
+	}
+}
+
+// pool makes the group of a set of endpoints, once.
+func (sb *serviceBuilder) pool(scope string, endpoints []model.Endpoint) *pool {
+	if p := sb.pools[scope]; p != nil {
+		return p
+	}
+	p := &pool{}
+	if sb.pools == nil {
+		sb.pools = map[string]*pool{}
+	}
+	sb.pools[scope] = p
+	switch {
+	case len(endpoints) == 0 && !sb.port.Elsewhere:
+		p.actions = []ovs.Action{reject(sb.port.ClusterIP.Is4())}
+		return p
+	case len(endpoints) == 0:
+		return p
+	}
+	ids := bucketIDs(endpoints)
+	for i, e := range endpoints {
+		to := translate(netip.AddrPortFrom(e.Addr, e.Port))
+		bucket := openflow.Bucket{ID: ids[i], Weight: max(1, e.Weight), Actions: []ovs.Action{to}}
+		if sb.service.Affinity > 0 {
+			bucket.Actions = []ovs.Action{sb.learn(ids[i]), to}
+			p.sticky = append(p.sticky, to)
+		}
+		p.buckets = append(p.buckets, bucket)
+	}
+	name := string(sb.port.Protocol) + "/" + sb.port.Name + "/" + sb.port.ClusterIP.String() + "/" + scope
+	p.actions = []ovs.Action{openflow.ToGroup(sb.spread(name, p.buckets))}
+	return p
+}
+
+// maxAffinity is the longest timeout that a flow can have. A client that stays away for longer is sent by the hash of its
+// address, which leads to the same endpoint unless endpoints have changed.
+const maxAffinity = 65535 * time.Second
+
+// learn makes the switch remember which bucket a client was sent to.
+func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
+	number := sb.port.Protocol.Number()
+	source, destination := openflow.AddrFields(sb.port.ClusterIP)
+	_, port := openflow.PortFields(number)
+	return openflow.Learn{
+		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second),
+		Specs: []openflow.LearnSpec{
+			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
+			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),
+			openflow.LearnLoad(bucket, Bucket.Field().All()),
+		},
+	}.Action()
+}
+
+const (
+	// maxDPHash is how many endpoints the datapath's own hash spreads evenly: OVS gives it at most 256 places.
+	maxDPHash = 64
+	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB.
+	maxBuckets = 200
+)
+
+// spread makes a group that chooses among buckets; too many for one group are spread over groups of it.
+func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflow.GroupID {
+	source, destination := openflow.AddrFields(sb.port.ClusterIP)
+	bySource := sb.service.Affinity > 0 || sb.service.Algorithm == model.HashSource
+	fields := []openflow.Field{source}
+	if !bySource {
+		from, to := openflow.PortFields(sb.port.Protocol.Number())
+		fields = append(fields, destination, from, to)
+	}
+	by := openflow.Hash(fields...)
+	if len(buckets) <= maxDPHash && !bySource {
+		by = openflow.DPHash()
+	}
+	if len(buckets) <= maxBuckets {
+		return sb.group(ServiceLB, name, by, buckets)
+	}
+	// The number of parts is a power of two and an endpoint's part is its bucket's id, so that few endpoints change parts.
+	parts := 2
+	for parts*maxBuckets < 2*len(buckets) {
+		parts *= 2
+	}
+	chosen := make([][]openflow.Bucket, parts)
+	for _, bucket := range buckets {
+		n := bucket.ID % uint32(parts)
+		chosen[n] = append(chosen[n], bucket)
+	}
+	var top []openflow.Bucket
+	for n, part := range chosen {
+		if len(part) == 0 {
+			continue
+		}
+		weight := 0
+		for _, bucket := range part {
+			weight += int(bucket.Weight)
+		}
+		if bySource {
+			weight = 1 // the weights of a hash are no shares unless they are equal
+		}
+		id := sb.group(ServiceLB, name+"/"+string(rune('0'+n/10))+string(rune('0'+n%10)), by, part)
+		top = append(top, openflow.Bucket{ID: uint32(n) + 1, Weight: uint16(min(weight, 0xffff)), Actions: []ovs.Action{openflow.ToGroup(id)}})
+	}
+	if !bySource {
+		by = openflow.DPHash()
+	}
+	return sb.group(ServiceLB, name, by, top)
+}
+
+// bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come and
+// go. 0 is none.
+func bucketIDs(endpoints []model.Endpoint) []uint32 {
+	const most = 0x7fffffff
+	taken := make(map[uint32]bool, len(endpoints))
+	ids := make([]uint32, len(endpoints))
+	for i, e := range endpoints {
+		h := fnv.New32a()
+		addr := e.Addr.As16()
+		_, _ = h.Write(binary.BigEndian.AppendUint16(addr[:], e.Port)) // a hash takes every write
+		id := max(1, h.Sum32()&most)
+		for taken[id] {
+			id = max(1, (id+1)&most)
+		}
+		taken[id] = true
+		ids[i] = id
+	}
+	return ids
+}
