@@ -242,7 +242,7 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 }
 
 // fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, which belongs to
-// the first owner; of others the first is taken, and disputed says that they differ.
+// the first owner; of others the first is taken. Disputed says that something of the list was left out.
 func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	var clauses []string
 	for _, f := range list {
@@ -255,7 +255,16 @@ func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 		}
 		switch {
 		case isClause(result.Actions) && isClause(f.Actions):
-			clauses = append(clauses, openflow.SplitActions(f.Actions)...)
+			more := openflow.SplitActions(f.Actions)
+			if len(clauses)+len(more) > maxClauses {
+				slices.Sort(clauses)
+				clauses = slices.Compact(clauses)
+			}
+			if len(clauses)+len(more) > maxClauses {
+				disputed = true
+				continue
+			}
+			clauses = append(clauses, more...)
 		case result.Actions != f.Actions:
 			disputed = true
 		}
@@ -266,6 +275,10 @@ func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	}
 	return result, has, disputed
 }
+
+// maxClauses is how many clauses one flow may have. OVS 3.1 takes one more than 4,087 and then prints it no more; of 4,200 it says
+// that they are too big. What the later owners want beyond that is left out and reported as disputed: it stays closed.
+const maxClauses = 4000
 
 // isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
 func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }

@@ -213,6 +213,31 @@ func TestClausesMerge(t *testing.T) {
 	}
 }
 
+// TestTooManyClauses: what does not fit into one flow is the later owners', and reported.
+func TestTooManyClauses(t *testing.T) {
+	w := world{}
+	var owners []model.Owner
+	var key openflow.Key
+	for i := range maxClauses + 5 {
+		o := model.PolicyOwner(fmt.Sprintf("ns/p%05d", i))
+		f := line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(%d,1/2)", i))
+		w[o], key, owners = compiled{Flows: []Flow{f}}, f.Key, append(owners, o)
+	}
+	c := w.compiler()
+	slices.Reverse(owners)
+	c.Update(nil, owners)
+	got := openflow.SplitActions(c.Desired().Flows[key].Actions)
+	if len(got) != maxClauses || slices.Contains(got, fmt.Sprintf("conjunction(%d,1/2)", maxClauses)) {
+		t.Errorf("%d clauses, want the %d of the first owners", len(got), maxClauses)
+	}
+	if len(c.Conflicts()) != 1 {
+		t.Error("clauses were left out and nobody is told")
+	}
+	if d := c.Exclude(owners[len(owners)-1]); len(d.Set) != 1 || !strings.Contains(d.Set[0].Actions, fmt.Sprintf("conjunction(%d,1/2)", maxClauses)) {
+		t.Error("the next does not take the place of one that is left out")
+	}
+}
+
 // TestGroupNumberCollision: the second of two that want one number gets the next, by the owners' order and not by arrival, and
 // everything that leads to its group follows.
 func TestGroupNumberCollision(t *testing.T) {
