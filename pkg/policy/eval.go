@@ -55,6 +55,9 @@ func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr,
 		}
 		name := policy.Namespace + "/" + policy.Name
 		isolating = append(isolating, name)
+		if policy.Check() != nil {
+			continue // what the API should have refused allows nothing
+		}
 		for i, rule := range policy.rules(d) {
 			if c.peersMatch(rule.Peers, policy.Namespace, peer, peerAddr) && portsMatch(rule.Ports, dst, p) {
 				return Verdict{true, fmt.Sprintf("%s: allowed by %s, rule %d", d, name, i+1)}
@@ -70,12 +73,15 @@ func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr,
 
 // isAbout: the policy selects the pod, which is in its namespace, for this direction.
 func (policy Policy) isAbout(d Direction, pod Pod) bool {
-	return policy.Namespace == pod.Namespace && policy.PodSelector.Matches(pod.Labels) && slices.Contains(policy.types(), d)
+	return policy.Namespace == pod.Namespace && policy.PodSelector.readable().Matches(pod.Labels) && slices.Contains(policy.types(), d)
 }
 
 // types: "If no policyTypes are specified on a NetworkPolicy then by default Ingress will always be set and Egress will be
-// set if the NetworkPolicy has any egress rules."
+// set if the NetworkPolicy has any egress rules." A word that is none might mean either.
 func (policy Policy) types() []Direction {
+	if slices.ContainsFunc(policy.Types, func(d Direction) bool { return d != Ingress && d != Egress }) {
+		return []Direction{Ingress, Egress}
+	}
 	if len(policy.Types) > 0 {
 		return policy.Types
 	}
@@ -110,13 +116,19 @@ func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.A
 	}
 	switch {
 	case peer.PodSelector != nil && peer.NamespaceSelector != nil:
-		return peer.NamespaceSelector.Matches(c.Namespaces[pod.Namespace]) && peer.PodSelector.Matches(pod.Labels)
+		return c.namespaceMatches(*peer.NamespaceSelector, pod.Namespace) && peer.PodSelector.Matches(pod.Labels)
 	case peer.PodSelector != nil:
 		return pod.Namespace == namespace && peer.PodSelector.Matches(pod.Labels)
 	case peer.NamespaceSelector != nil:
-		return peer.NamespaceSelector.Matches(c.Namespaces[pod.Namespace])
+		return c.namespaceMatches(*peer.NamespaceSelector, pod.Namespace)
 	}
 	return false // the API refuses a peer that says nothing
+}
+
+// namespaceMatches: as long as a namespace is not known, neither are its labels, and nothing selects it.
+func (c Cluster) namespaceMatches(s Selector, name string) bool {
+	labels, known := c.Namespaces[name]
+	return known && s.Matches(labels)
 }
 
 // Contains tells whether an address is in the range and in none of its exceptions.
@@ -184,10 +196,10 @@ func (r Requirement) matches(labels map[string]string) bool {
 	return false // the API refuses other operators
 }
 
-// pod finds the pod with this address.
+// pod finds the pod with this address. Callers see to it that there is one at most.
 func (c Cluster) pod(addr netip.Addr) *Pod {
 	for i, pod := range c.Pods {
-		if !pod.HostNetwork && slices.Contains(pod.Addrs, addr) {
+		if !pod.HostNetwork && !pod.Done && slices.Contains(pod.Addrs, addr) {
 			return &c.Pods[i]
 		}
 	}

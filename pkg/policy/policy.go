@@ -4,7 +4,11 @@
 // policies promise about one packet. What Weft programs is tested against it, and the lab shows it beside what real packets
 // did.
 //
-// Everything here is plain values and pure functions; nothing is shared, locked or started.
+// Resolve turns policies into what one node has to enforce (model.Policy): selectors become addresses, named ports numbers.
+// It is the full computation, and plain. Resolver holds the same result and follows changes, each at the cost of what it
+// changes. A Resolver belongs to one goroutine, that of the state.Store that owns it.
+//
+// Everything here is plain values and code without effects; nothing is locked or started.
 package policy
 
 import "net/netip"
@@ -37,6 +41,21 @@ type Policy struct {
 	Types   []Direction
 	Ingress []Rule
 	Egress  []Rule
+	// Log asks for a sample of the packets that the policy decides about to be logged.
+	Log bool
+	// Err says what could not be read of the policy. Like every policy that Check refuses it isolates and allows nothing.
+	Err string
+}
+
+// ID is the policy's name among all: namespace/name.
+func (policy Policy) ID() string { return policy.Namespace + "/" + policy.Name }
+
+// Namespace is a namespace as policies see it.
+type Namespace struct {
+	Name   string
+	Labels map[string]string
+	// Log asks for logging by all policies of the namespace.
+	Log bool
 }
 
 // Rule allows traffic that matches both lists.
@@ -102,13 +121,23 @@ type Requirement struct {
 // Pod is a pod as policies see it.
 type Pod struct {
 	Namespace, Name string
-	Node            string
-	Labels          map[string]string
-	Addrs           []netip.Addr
-	Ports           []ContainerPort
+	// UID tells a pod from an earlier one of its name. It is the one that the container runtime knows, which for a static pod
+	// is not that of its mirror in the API.
+	UID    string
+	Node   string
+	Labels map[string]string
+	// Addrs are those in the pod's status. Of a pod of our own node it is its attachment that counts.
+	Addrs []netip.Addr
+	Ports []ContainerPort
 	// HostNetwork pods have their node's addresses. No policy is about them, and to a selector they do not exist: what they
 	// send cannot be told from what the node sends.
 	HostNetwork bool
+	// Done pods have ended for good: they have no address any more, whatever their status says.
+	Done bool
+	// Terminating pods have been told to end, and have their address until they have. But another pod's claim goes first.
+	Terminating bool
+	// Created is in seconds since 1970. Of two pods with one address the later has it.
+	Created int64
 }
 
 // ContainerPort is a port that has a name.

@@ -1,0 +1,180 @@
+package policy
+
+import (
+	"cmp"
+	"iter"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// World is everything that a node's policies follow from.
+type World struct {
+	// Node is our own.
+	Node        string
+	Namespaces  []Namespace
+	Pods        []Pod
+	Policies    []Policy
+	Attachments []model.Attachment
+}
+
+// Resolution is what a node has to enforce.
+type Resolution struct {
+	// Policies are those that are about pods of this node, by namespace/name.
+	Policies map[string]model.Policy
+	// Unknown are the attachments whose pod is not known, so that nobody can say which policies are about it: it stays closed.
+	Unknown map[model.AttachmentKey]bool
+}
+
+// Resolve is the full computation, without indexes and shortcuts: what a Resolver holds must always equal it.
+func Resolve(w World) Resolution { return resolveAll(w, hashKey) }
+
+func resolveAll(w World, hash func(string) uint32) Resolution {
+	out := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	for _, a := range w.Attachments {
+		if !slices.ContainsFunc(w.Pods, func(p Pod) bool { return p.isAttached(a) }) {
+			out.Unknown[a.Key()] = true
+		}
+	}
+	from := plain{namespaces: map[string]Namespace{}, pods: w.views()}
+	for _, n := range w.Namespaces {
+		from.namespaces[n.Name] = n
+	}
+	keys := map[string][]string{}
+	for _, policy := range w.Policies {
+		p := newPlan(policy)
+		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log); ok {
+			out.Policies[m.Name], keys[m.Name] = m, k
+		}
+	}
+	ids := newIDs(hash)
+	for _, list := range keys {
+		for _, k := range list {
+			ids.add(k, func(string) {})
+		}
+	}
+	for name, m := range out.Policies {
+		out.Policies[name] = number(m, keys[name], ids)
+	}
+	return out
+}
+
+// number writes the rules' ids into a copy of a policy.
+func number(m model.Policy, keys []string, ids *ids) model.Policy {
+	for _, side := range []**model.PolicySide{&m.Ingress, &m.Egress} {
+		if *side == nil {
+			continue
+		}
+		s := **side
+		s.Rules = slices.Clone(s.Rules)
+		for i := range s.Rules {
+			s.Rules[i].ID, keys = ids.byKey[keys[0]], keys[1:]
+		}
+		*side = &s
+	}
+	return m
+}
+
+// isAttached says whether an attachment is this pod's, and not that of an earlier pod of its name. Pods on the host's network
+// have no attachments: one of that name is another's.
+func (p Pod) isAttached(a model.Attachment) bool {
+	return p.Namespace == a.Pod.Namespace && p.Name == a.Pod.Name && (a.Pod.UID == "" || a.Pod.UID == p.UID) && !p.HostNetwork
+}
+
+// claims are the addresses that a pod says it has in its status. On our own node, and of pods that are attached here, that says
+// nothing: there the attachments decide. What has ended claims nothing.
+func (p Pod) claims(node string, attached bool) []netip.Addr {
+	if p.HostNetwork || p.Done || attached || p.Node == node {
+		return nil
+	}
+	return p.Addrs
+}
+
+// compareClaims puts the pod first that has an address which both claim: one that is not on its way out, the later one.
+func compareClaims(a, b Pod) int {
+	last := func(terminating bool) int {
+		if terminating {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(cmp.Compare(last(a.Terminating), last(b.Terminating)), cmp.Compare(b.Created, a.Created),
+		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+}
+
+// compareAttachments is the order in which attachments have an address; in truth no two share one. It is that of their flows.
+func compareAttachments(a, b model.Attachment) int {
+	return model.PodOwner(a).Compare(model.PodOwner(b))
+}
+
+// newView gives the view of a pod with the addresses that are its own.
+func newView(p Pod, addrs []netip.Addr, local bool) *view {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	return &view{namespace: p.Namespace, labels: p.Labels, addrs: slices.Compact(addrs), ports: p.Ports, local: local, peer: !p.Done}
+}
+
+// views gives each address to one pod.
+func (w World) views() []*view {
+	const nobody = -1
+	owner := map[netip.Addr]int{}
+	for _, a := range slices.SortedFunc(slices.Values(w.Attachments), compareAttachments) {
+		for _, ip := range a.IPs {
+			if _, taken := owner[ip]; !taken {
+				owner[ip] = slices.IndexFunc(w.Pods, func(p Pod) bool { return p.isAttached(a) })
+			}
+		}
+	}
+	attached := func(p Pod) bool { return slices.ContainsFunc(w.Attachments, p.isAttached) }
+	order := make([]int, len(w.Pods))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return compareClaims(w.Pods[a], w.Pods[b]) })
+	for _, i := range order {
+		for _, ip := range w.Pods[i].claims(w.Node, attached(w.Pods[i])) {
+			if _, taken := owner[ip]; !taken {
+				owner[ip] = i
+			}
+		}
+	}
+	addrs := map[int][]netip.Addr{}
+	for ip, i := range owner {
+		if i != nobody {
+			addrs[i] = append(addrs[i], ip)
+		}
+	}
+	views := make([]*view, 0, len(addrs))
+	for i, list := range addrs {
+		views = append(views, newView(w.Pods[i], list, attached(w.Pods[i])))
+	}
+	return views
+}
+
+// plain answers queries by looking at every pod.
+type plain struct {
+	namespaces map[string]Namespace
+	pods       []*view
+}
+
+func (s plain) views(q query) iter.Seq[*view] {
+	return func(yield func(*view) bool) {
+		for _, v := range s.pods {
+			n, known := s.namespaces[v.namespace]
+			if q.hasNamespace(v.namespace, n.Labels, known) && q.has(v) && !yield(v) {
+				return
+			}
+		}
+	}
+}
+
+func (s plain) prefixes(q query) []netip.Prefix {
+	var out []netip.Prefix
+	for v := range s.views(q) {
+		for _, a := range v.addrs {
+			out = append(out, host(a))
+		}
+	}
+	slices.SortFunc(out, comparePrefixes)
+	return out
+}

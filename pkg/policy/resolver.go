@@ -1,0 +1,239 @@
+package policy
+
+import (
+	"iter"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Resolver holds what Resolve gives, and follows changes. What a change costs depends on what becomes different by it: a pod's
+// new label reaches the selections that it enters or leaves, and the policies that ask for these. What policies that are about
+// none of this node's pods ask for is not even kept.
+//
+// Changes may come in any order, and about things that are not known yet.
+type Resolver struct {
+	node        string
+	pods        map[podName]*podState
+	namespaces  map[string]*namespaceState
+	attachments map[model.AttachmentKey]*attachmentState
+	byPod       map[podName][]*attachmentState
+	claims      map[netip.Addr][]claim
+	byLabel     map[label][]*podState
+
+	scopes     map[scopeKey]*scope
+	matching   map[*scope]bool // those of matchingScope
+	selections map[queryKey]*selection
+
+	policies map[string]*policyState
+	ids      *ids
+	byKey    map[string]*policyState // whose rule a key is
+
+	// What Flush has to look at: policies, and attachments whose pods may have become known or unknown.
+	dirty   map[*policyState]bool
+	recheck map[model.AttachmentKey]bool
+	unknown map[model.AttachmentKey]bool // as of the last Flush
+}
+
+// policyState is a policy with what it comes to for this node.
+type policyState struct {
+	plan
+	gone bool
+	held map[*selection]bool
+	// active says that it is about pods of this node: then resolved is what they are told of it, and keys its rules' names.
+	active   bool
+	resolved model.Policy
+	keys     []string
+}
+
+// Changes is what is different since the last Flush.
+type Changes struct {
+	// Policies are by namespace/name; nil are those that are about no pod of this node any more.
+	Policies map[string]*model.Policy
+	// Unknown are attachments whose pod is not known any more (true), or is known now or gone with its attachment (false).
+	Unknown map[model.AttachmentKey]bool
+}
+
+// NewResolver gives the resolver of the named node.
+func NewResolver(node string) *Resolver { return newResolver(node, hashKey) }
+
+func newResolver(node string, hash func(string) uint32) *Resolver {
+	return &Resolver{
+		node: node, pods: map[podName]*podState{}, namespaces: map[string]*namespaceState{},
+		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
+		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
+		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},
+		policies: map[string]*policyState{}, ids: newIDs(hash), byKey: map[string]*policyState{},
+		dirty: map[*policyState]bool{}, recheck: map[model.AttachmentKey]bool{}, unknown: map[model.AttachmentKey]bool{},
+	}
+}
+
+// SetPolicy says what a policy is now.
+func (r *Resolver) SetPolicy(policy Policy) {
+	s := r.policies[policy.ID()]
+	switch {
+	case s == nil:
+		s = &policyState{held: map[*selection]bool{}}
+		r.policies[policy.ID()] = s
+		r.namespace(policy.Namespace).policies[s] = true
+	case !s.gone && reflect.DeepEqual(s.policy, policy):
+		return
+	}
+	s.plan, s.gone = newPlan(policy), false
+	s.held[r.acquire(s.subject, s)] = true // what it held before is let go when it is resolved
+	r.dirty[s] = true
+}
+
+// DeletePolicy says that a policy is gone.
+func (r *Resolver) DeletePolicy(namespace, name string) {
+	if s := r.policies[Policy{Namespace: namespace, Name: name}.ID()]; s != nil {
+		s.gone, r.dirty[s] = true, true
+	}
+}
+
+// Flush resolves what changes were about since the last time, and says what is different.
+func (r *Resolver) Flush() Changes {
+	c := Changes{Policies: map[string]*model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	for key := range r.recheck {
+		a := r.attachments[key]
+		if is := a != nil && a.pod == nil; is != r.unknown[key] {
+			c.Unknown[key] = is
+			if is {
+				r.unknown[key] = true
+			} else {
+				delete(r.unknown, key)
+			}
+		}
+	}
+	clear(r.recheck)
+	before := map[*policyState]*model.Policy{}
+	note := func(s *policyState) {
+		if _, seen := before[s]; seen {
+			return
+		}
+		before[s] = nil
+		if s.active {
+			was := s.resolved
+			before[s] = &was
+		}
+	}
+	for s := range r.dirty {
+		note(s)
+		r.resolve(s, func(key string) {
+			if other := r.byKey[key]; other != nil {
+				note(other)
+			}
+		})
+	}
+	clear(r.dirty)
+	for s, was := range before {
+		name := s.policy.ID()
+		switch {
+		case s.active:
+			s.resolved = number(s.resolved, s.keys, r.ids)
+			if was == nil || !equalPolicies(*was, s.resolved) {
+				now := s.resolved
+				c.Policies[name] = &now
+			}
+		case was != nil:
+			c.Policies[name] = nil
+		}
+	}
+	return c
+}
+
+// resolve finds out anew what a policy comes to. moved is told of rules, its own and others', that get another id.
+func (r *Resolver) resolve(s *policyState, moved func(key string)) {
+	var keys []string
+	active := false
+	switch {
+	case s.gone:
+		r.hold(s, nil)
+		delete(r.policies, s.policy.ID())
+		n := r.namespace(s.policy.Namespace)
+		delete(n.policies, s)
+		r.forget(n)
+	case len(r.selections[s.subject.key].members) == 0:
+		r.hold(s, []query{s.subject})
+	default:
+		r.hold(s, s.queries())
+		var m model.Policy
+		if m, keys, active = s.plan.resolve(r, r.namespace(s.policy.Namespace).Log); active {
+			s.resolved = m
+		}
+	}
+	s.active = active
+	if !active {
+		s.resolved = model.Policy{}
+	}
+	for _, key := range s.keys {
+		if !slices.Contains(keys, key) {
+			r.ids.remove(key, moved)
+			delete(r.byKey, key)
+		}
+	}
+	for _, key := range keys {
+		r.byKey[key] = s
+		r.ids.add(key, moved)
+	}
+	s.keys = keys
+}
+
+// queries are all that a policy asks.
+func (p *plan) queries() []query {
+	all := []query{p.subject}
+	for _, side := range p.sides {
+		for _, rule := range side.rules {
+			all = append(append(all, rule.selected...), rule.named...)
+		}
+	}
+	return all
+}
+
+// hold makes these the queries that a policy's selections answer.
+func (r *Resolver) hold(s *policyState, queries []query) {
+	now := make(map[*selection]bool, len(queries))
+	for _, q := range queries {
+		now[r.acquire(q, s)] = true
+	}
+	for old := range s.held {
+		if !now[old] {
+			r.release(old, s)
+		}
+	}
+	s.held = now
+}
+
+// prefixes and views make the Resolver a source.
+func (r *Resolver) prefixes(q query) []netip.Prefix { return r.selections[q.key].prefixes() }
+
+func (r *Resolver) views(q query) iter.Seq[*view] {
+	return func(yield func(*view) bool) {
+		for p := range r.selections[q.key].members {
+			if !yield(p.view) {
+				return
+			}
+		}
+	}
+}
+
+func equalPolicies(a, b model.Policy) bool {
+	return a.Name == b.Name && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) && equalSides(a.Egress, b.Egress)
+}
+
+func equalSides(a, b *model.PolicySide) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	return slices.Equal(a.Pods, b.Pods) && slices.EqualFunc(a.Rules, b.Rules, func(a, b model.PolicyRule) bool {
+		return a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer && a.AnyPort == b.AnyPort &&
+			slices.Equal(a.Pods, b.Pods) && same(a.Peers, b.Peers) && slices.Equal(a.Ports, b.Ports)
+	})
+}
+
+// same compares lists that are mostly one and the same.
+func same(a, b []netip.Prefix) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}

@@ -1,0 +1,424 @@
+package policy
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// The names that random objects are made of are few, so that objects meet.
+var (
+	someNamespaces = []string{"a", "b", "c"}
+	someNodes      = []string{"n1", "n2", ""}
+	someAddrs      = []string{"10.0.1.1", "10.0.1.2", "10.0.2.1", "10.0.2.2", "10.0.2.3", "fd00:1::1", "fd00:2::1", "fd00:2::2"}
+	someNames      = []string{"http", "dns"}
+	someProtocols  = []Protocol{"", TCP, UDP, SCTP}
+)
+
+func draw[T any](t *rapid.T, from []T) T { return rapid.SampledFrom(from).Draw(t, "pick") }
+
+func chance(t *rapid.T, percent int) bool { return rapid.IntRange(1, 100).Draw(t, "chance") <= percent }
+
+func upTo(t *rapid.T, most int) int { return rapid.IntRange(0, most).Draw(t, "count") }
+
+func drawLabels(t *rapid.T) map[string]string {
+	labels := map[string]string{}
+	for range upTo(t, 2) {
+		labels[draw(t, []string{"app", "tier"})] = draw(t, []string{"x", "y", ""})
+	}
+	return labels
+}
+
+func drawSelector(t *rapid.T) Selector {
+	s := Selector{}
+	if chance(t, 50) {
+		s.MatchLabels = drawLabels(t)
+	}
+	for range upTo(t, 1) {
+		r := Requirement{Key: draw(t, []string{"app", "tier"}), Operator: draw(t, []Operator{In, NotIn, Exists, DoesNotExist})}
+		if r.Operator == In || r.Operator == NotIn {
+			r.Values = []string{draw(t, []string{"x", "y"}), draw(t, []string{"x", "y", ""})}
+		}
+		s.MatchExpressions = append(s.MatchExpressions, r)
+	}
+	return s
+}
+
+func drawPeer(t *rapid.T) Peer {
+	one, other := drawSelector(t), drawSelector(t)
+	switch upTo(t, 3) {
+	case 0:
+		return Peer{PodSelector: &one}
+	case 1:
+		return Peer{NamespaceSelector: &one}
+	case 2:
+		return Peer{PodSelector: &one, NamespaceSelector: &other}
+	}
+	cidrs := []string{"10.0.0.0/16", "10.0.2.0/30", "10.0.2.2/31", "0.0.0.0/0", "::/0", "fd00:2::/64", "10.0.1.1/32", "fd00:2::2/127"}
+	b := IPBlock{CIDR: netip.MustParsePrefix(draw(t, cidrs))}
+	for range upTo(t, 2) {
+		b.Except = append(b.Except, netip.MustParsePrefix(draw(t, cidrs)))
+	}
+	return Peer{IPBlock: &b}
+}
+
+func drawRules(t *rapid.T) []Rule {
+	var rules []Rule
+	for range upTo(t, 2) {
+		var r Rule
+		for range upTo(t, 2) {
+			r.Peers = append(r.Peers, drawPeer(t))
+		}
+		for range upTo(t, 3) {
+			p := Port{Protocol: draw(t, someProtocols)}
+			switch upTo(t, 3) {
+			case 0:
+				p.Name = draw(t, someNames)
+			case 1:
+				p.Number = uint16(rapid.IntRange(79, 82).Draw(t, "port"))
+			case 2:
+				p.Number = uint16(rapid.IntRange(1, 81).Draw(t, "from"))
+				p.EndPort = p.Number + uint16(rapid.IntRange(0, 90).Draw(t, "width"))
+			}
+			r.Ports = append(r.Ports, p)
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+func drawPolicy(t *rapid.T) Policy {
+	p := Policy{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"p", "q", "r"}), PodSelector: drawSelector(t), Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10)}
+	if chance(t, 60) {
+		p.Types = draw(t, [][]Direction{{Ingress}, {Egress}, {Ingress, Egress}})
+	}
+	switch upTo(t, 30) {
+	case 0:
+		p.Err = "it cannot be read"
+	case 1:
+		p.Types = []Direction{"Sideways"}
+	case 2:
+		p.PodSelector.MatchExpressions = append(p.PodSelector.MatchExpressions, Requirement{Key: "app", Operator: "Like"})
+	}
+	return p
+}
+
+func drawPod(t *rapid.T) Pod {
+	p := Pod{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2", "3"}), UID: draw(t, []string{"u", "v"}), Node: draw(t, someNodes), Labels: drawLabels(t),
+		HostNetwork: chance(t, 5), Done: chance(t, 10), Terminating: chance(t, 20), Created: int64(upTo(t, 2))}
+	for range upTo(t, 2) {
+		if a := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(p.Addrs, a) {
+			p.Addrs = append(p.Addrs, a)
+		}
+	}
+	for range upTo(t, 3) {
+		c := ContainerPort{Name: draw(t, someNames), Protocol: draw(t, someProtocols[1:]), Number: uint16(rapid.IntRange(80, 82).Draw(t, "number"))}
+		if !slices.Contains(p.Ports, c) {
+			p.Ports = append(p.Ports, c)
+		}
+	}
+	return p
+}
+
+func drawAttachment(t *rapid.T) model.Attachment {
+	a := model.Attachment{ContainerID: draw(t, []string{"c1", "c2", "c3"}), IfName: "eth0",
+		Pod: model.PodRef{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2"}), UID: draw(t, []string{"u", "v", ""})}}
+	for range upTo(t, 2) {
+		if ip := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(a.IPs, ip) {
+			a.IPs = append(a.IPs, ip)
+		}
+	}
+	return a
+}
+
+// world is a World that changes, by name.
+type world struct {
+	namespaces  map[string]Namespace
+	pods        map[podName]Pod
+	policies    map[string]Policy
+	attachments map[model.AttachmentKey]model.Attachment
+}
+
+func newWorld() *world {
+	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{}, map[model.AttachmentKey]model.Attachment{}}
+}
+
+func (w *world) all() World {
+	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)), Pods: slices.Collect(maps.Values(w.pods)),
+		Policies: slices.Collect(maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments))}
+}
+
+// step makes a random change in both.
+func (w *world) step(t *rapid.T, r *Resolver) {
+	switch upTo(t, 9) {
+	case 0, 1:
+		n := Namespace{Name: draw(t, someNamespaces), Labels: drawLabels(t), Log: chance(t, 10)}
+		w.namespaces[n.Name] = n
+		r.SetNamespace(n)
+	case 2, 3:
+		p := drawPod(t)
+		w.pods[podName{p.Namespace, p.Name}] = p
+		r.SetPod(p)
+	case 4, 5:
+		p := drawPolicy(t)
+		w.policies[p.ID()] = p
+		r.SetPolicy(p)
+	case 6:
+		a := drawAttachment(t)
+		w.attachments[a.Key()] = a
+		r.SetAttachment(a)
+	case 7: // a small change of a pod that is there
+		if len(w.pods) == 0 {
+			return
+		}
+		names := slices.SortedFunc(maps.Keys(w.pods), func(a, b podName) int { return slices.Compare([]string{a.namespace, a.name}, []string{b.namespace, b.name}) })
+		p, other := w.pods[draw(t, names)], drawPod(t)
+		switch upTo(t, 4) {
+		case 0:
+			p.Labels = other.Labels
+		case 1:
+			p.Addrs = other.Addrs
+		case 2:
+			p.Done, p.Terminating = other.Done, other.Terminating
+		case 3:
+			p.Ports = other.Ports
+		case 4:
+			p.UID = other.UID
+		}
+		w.pods[podName{p.Namespace, p.Name}] = p
+		r.SetPod(p)
+	case 8:
+		switch upTo(t, 2) {
+		case 0:
+			n := draw(t, someNamespaces)
+			delete(w.namespaces, n)
+			r.DeleteNamespace(n)
+		case 1:
+			p := drawPod(t)
+			delete(w.pods, podName{p.Namespace, p.Name})
+			r.DeletePod(p.Namespace, p.Name)
+		case 2:
+			p := drawPolicy(t)
+			delete(w.policies, p.ID())
+			r.DeletePolicy(p.Namespace, p.Name)
+		}
+	case 9:
+		key := drawAttachment(t).Key()
+		delete(w.attachments, key)
+		r.DeleteAttachment(key)
+	}
+}
+
+// follow is what somebody knows who is told of changes only.
+func follow(t *rapid.T, known *Resolution, c Changes) {
+	for name, p := range c.Policies {
+		before, had := known.Policies[name]
+		switch {
+		case p == nil && !had || p != nil && had && equalPolicies(before, *p):
+			t.Fatalf("policy %s is said to be different, and is not", name)
+		case p == nil:
+			delete(known.Policies, name)
+		default:
+			known.Policies[name] = *p
+		}
+	}
+	for key, is := range c.Unknown {
+		if known.Unknown[key] == is {
+			t.Fatalf("attachment %s is said to be different, and is not", key)
+		}
+		if is {
+			known.Unknown[key] = true
+		} else {
+			delete(known.Unknown, key)
+		}
+	}
+}
+
+func text(t interface{ Fatal(...any) }, r Resolution) string {
+	type flat struct {
+		Policies map[string]model.Policy
+		Unknown  []string
+	}
+	f := flat{Policies: r.Policies}
+	for key := range r.Unknown {
+		f.Unknown = append(f.Unknown, key.String())
+	}
+	slices.Sort(f.Unknown)
+	b, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// crowded is a hash that has rules fight over few ids.
+func crowded(key string) uint32 { return hashKey(key) % 4 }
+
+// TestIncrementalEqualsFull makes random changes in any order, looks now and then, and wants what was told step by step to be
+// what a full computation gives, byte for byte; and in the end, that nothing is left of what is gone.
+func TestIncrementalEqualsFull(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r, w := newResolver("n1", crowded), newWorld()
+		known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+		for range rapid.IntRange(1, 60).Draw(t, "changes") {
+			w.step(t, r)
+			if !chance(t, 40) {
+				continue
+			}
+			follow(t, &known, r.Flush())
+			want, got := text(t, resolveAll(w.all(), crowded)), text(t, known)
+			if want != got {
+				t.Fatalf("incremental:\n%s\nfull:\n%s", got, want)
+			}
+		}
+		for name := range w.namespaces {
+			r.DeleteNamespace(name)
+		}
+		for _, p := range w.policies {
+			r.DeletePolicy(p.Namespace, p.Name)
+		}
+		for name := range w.pods {
+			r.DeletePod(name.namespace, name.name)
+		}
+		for key := range w.attachments {
+			r.DeleteAttachment(key)
+		}
+		follow(t, &known, r.Flush())
+		left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
+			len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown)}
+		if slices.Max(left) > 0 {
+			t.Fatalf("left behind: %v", left)
+		}
+	})
+}
+
+// allows says what a resolved policy set lets through, as the flows do: a packet passes at an end that no policy isolates or
+// where a rule holds it in all three dimensions.
+func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isolated, allowed bool) {
+	for _, m := range r.Policies {
+		side := m.Ingress
+		if d == Egress {
+			side = m.Egress
+		}
+		if side == nil || !slices.Contains(side.Pods, subject) {
+			continue
+		}
+		isolated = true
+		for _, rule := range side.Rules {
+			if slices.Contains(rule.Pods, subject) &&
+				(rule.AnyPeer || slices.ContainsFunc(rule.Peers, func(x netip.Prefix) bool { return x.Contains(peer) })) &&
+				(rule.AnyPort || slices.ContainsFunc(rule.Ports, func(m model.PortMatch) bool {
+					return m.Protocol == model.Protocol(p.Protocol) && p.Port&m.Mask == m.Port
+				})) {
+				return true, true
+			}
+		}
+	}
+	return isolated, false
+}
+
+// TestResolveMeansWhatEvalSays: for every pair of addresses and some ports, at the ends that are this node's.
+func TestResolveMeansWhatEvalSays(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w, c := World{Node: "n1"}, Cluster{Namespaces: map[string]map[string]string{}}
+		for _, name := range someNamespaces {
+			if chance(t, 80) {
+				n := Namespace{Name: name, Labels: drawLabels(t)}
+				w.Namespaces = append(w.Namespaces, n)
+				c.Namespaces[name] = n.Labels
+			}
+		}
+		local := map[netip.Addr]bool{}
+		for i, a := range rapid.Permutation(someAddrs).Draw(t, "addresses") {
+			p := drawPod(t)
+			p.Name, p.Addrs = fmt.Sprint(i), []netip.Addr{netip.MustParseAddr(a)}
+			p.Node = draw(t, []string{"n1", "n2"})
+			if p.Done {
+				p.Node = "n2" // one of ours stays isolated as long as it is attached; Eval has nobody at its address
+			}
+			if p.Node == "n1" && !p.HostNetwork {
+				w.Attachments = append(w.Attachments, model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, IPs: p.Addrs})
+				local[p.Addrs[0]] = true
+			}
+			w.Pods = append(w.Pods, p)
+		}
+		c.Pods = w.Pods
+		for i := range rapid.IntRange(1, 4).Draw(t, "policies") {
+			p := drawPolicy(t)
+			p.Name = fmt.Sprint(i)
+			w.Policies = append(w.Policies, p)
+		}
+		c.Policies = w.Policies
+		r := Resolve(w)
+		addrs := []netip.Addr{netip.MustParseAddr("10.0.2.0"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00:2::3")}
+		for _, a := range someAddrs {
+			addrs = append(addrs, netip.MustParseAddr(a))
+		}
+		for _, src := range addrs {
+			for _, dst := range addrs {
+				if src == dst {
+					continue
+				}
+				for _, port := range []uint16{1, 64, 79, 80, 81, 82, 100, 171} {
+					for _, proto := range []Protocol{TCP, UDP, SCTP, "ICMP"} {
+						p := Packet{Src: src, Dst: dst, Protocol: proto, Port: port}
+						for _, end := range []struct {
+							d             Direction
+							subject, peer netip.Addr
+						}{{Egress, src, dst}, {Ingress, dst, src}} {
+							if !local[end.subject] {
+								continue
+							}
+							want := c.direction(end.d, c.pod(end.subject), c.pod(end.peer), end.peer, p)
+							isolated, allowed := allows(r, end.d, end.subject, end.peer, p)
+							if got := !isolated || allowed; got != want.Allowed {
+								t.Fatalf("%+v at %s: allowed %v, but %s\n%s", p, end.subject, got, want.Why, text(t, r))
+							}
+						}
+					}
+				}
+			}
+		}
+		for name, m := range r.Policies {
+			checkForm(t, name, m)
+		}
+	})
+}
+
+// checkForm holds a policy to what model.Policy's comments say.
+func checkForm(t *rapid.T, name string, m model.Policy) {
+	seen := map[uint32]bool{}
+	for _, side := range []*model.PolicySide{m.Ingress, m.Egress} {
+		if side == nil {
+			continue
+		}
+		if len(side.Pods) == 0 || !slices.IsSortedFunc(side.Pods, netip.Addr.Compare) || m.Err != "" && len(side.Rules) > 0 {
+			t.Fatalf("%s: pods %v, error %q with %d rules", name, side.Pods, m.Err, len(side.Rules))
+		}
+		for _, rule := range side.Rules {
+			if rule.ID == 0 || seen[rule.ID] || len(rule.Pods) == 0 || rule.AnyPeer == (len(rule.Peers) > 0) || rule.AnyPort == (len(rule.Ports) > 0) {
+				t.Fatalf("%s: rule %+v", name, rule)
+			}
+			seen[rule.ID] = true
+			for i, p := range rule.Peers {
+				if p != p.Masked() || i > 0 && (rule.Peers[i-1].Overlaps(p) || !rule.Peers[i-1].Addr().Less(p.Addr())) {
+					t.Fatalf("%s: peers %v", name, rule.Peers)
+				}
+			}
+			for i, p := range rule.Ports {
+				for _, q := range rule.Ports[:i] {
+					if mask := p.Mask & q.Mask; p.Protocol == q.Protocol && p.Port&mask == q.Port&mask {
+						t.Fatalf("%s: ports %v", name, rule.Ports)
+					}
+				}
+			}
+		}
+	}
+}
