@@ -150,13 +150,15 @@ func labDownCommand(name *string) *cobra.Command {
 
 func labExecCommand(name *string) *cobra.Command {
 	return &cobra.Command{
-		Use:   "exec POD|node/NODE -- COMMAND [ARGUMENT…]",
-		Short: "Run a command in a pod's network, or on a node",
+		Use:   "exec POD|node/NODE|outside -- COMMAND [ARGUMENT…]",
+		Short: "Run a command in a pod's network, on a node, or on a host outside",
 		Long: "Runs a program of this machine in the network namespace of a pod (NAME or NAMESPACE/NAME), or in all namespaces of a\n" +
-			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent.",
+			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent. The host outside is no node: its\n" +
+			"routes lead LoadBalancer and external addresses to the first one.",
 		Args: cobra.MinimumNArgs(2),
 		Example: "  weftctl lab exec shop/frontend-0 -- ip addr\n" +
-			"  weftctl lab exec node/node1 -- weftctl flows",
+			"  weftctl lab exec node/node1 -- weftctl flows\n" +
+			"  weftctl lab exec outside -- curl http://192.0.2.1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
 			var exit *exec.ExitError
@@ -205,6 +207,9 @@ func showLab(out io.Writer, s lab.Status) error {
 	if s.Problem != "" {
 		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, "the manifests as they are now were not applied: "+s.Problem))
 	}
+	if len(s.Outside.Addrs) > 0 {
+		fmt.Fprintf(w, "Outside\ta host at %s, which is no node\n", join(s.Outside.Addrs))
+	}
 	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
 	for _, n := range s.Nodes {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem, "ready"))
@@ -214,10 +219,10 @@ func showLab(out io.Writer, s lab.Status) error {
 		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Node, join(p.IPs), join(p.Ports))
 	}
 	if len(s.Services) > 0 {
-		fmt.Fprint(w, "\nSERVICE\tIPS\tPORTS\tENDPOINTS\n")
+		fmt.Fprint(w, "\nSERVICE\tTYPE\tIPS\tEXTERNAL\tPORTS\tENDPOINTS\n")
 	}
 	for _, one := range s.Services {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%d\n", one.Namespace, one.Name, strings.Join(one.IPs, ","), strings.Join(one.Ports, ","), one.Endpoints)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","), join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
 	}
 	for _, e := range s.Events {
 		fmt.Fprintf(w, "\nEvent\t%s", e)

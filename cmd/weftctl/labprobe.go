@@ -18,7 +18,7 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 		Use:   "probe",
 		Short: "Send real packets from every pod to every port, and show what came of it beside what the policies promise",
 		Long: "Every pod tries to reach every port of every pod and Service. The matrix shows for each pair what the NetworkPolicies\n" +
-			"promise and what the packets did; where they differ, the packet's way through the pipeline follows, and the exit\n" +
+			"promise and what the packets did, silence and refusal apart; where they differ, the packet's way through the pipeline follows, and the exit\n" +
 			"status is 1.",
 		Args:    cobra.NoArgs,
 		Example: "  weftctl lab probe\n  weftctl lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
@@ -52,18 +52,17 @@ func verdict(r lab.Report) error {
 
 // mark is half of a cell.
 func promised(p lab.Promise) string {
-	return map[lab.Promise]string{lab.Allow: "✓", lab.Deny: "✗", lab.Either: "?"}[p]
+	return map[lab.Promise]string{lab.Allow: "✓", lab.Deny: "✗", lab.Either: "?", lab.Reject: "⊘"}[p]
 }
 
 func did(p lab.Probe) string {
-	switch p.State {
-	case lab.NotProgrammed:
-		return "s"
-	case lab.NoProtocol:
+	switch {
+	case p.State == lab.NoProtocol:
 		return "k"
-	}
-	if p.Outcome == podns.Answered {
+	case p.Outcome == podns.Answered:
 		return "✓"
+	case p.Outcome == podns.Refused:
+		return "⊘"
 	}
 	return "✗"
 }
@@ -107,7 +106,7 @@ func colour(p lab.Probe) string {
 	switch {
 	case p.State == lab.Differs:
 		return red
-	case p.State != lab.AsPromised || p.Promise == lab.Deny:
+	case p.State != lab.AsPromised || p.Promise == lab.Deny || p.Promise == lab.Reject:
 		return faint
 	}
 	return green
@@ -116,15 +115,16 @@ func colour(p lab.Probe) string {
 // legend explains the marks that are there.
 func legend(r lab.Report) string {
 	var text string
-	either := false
+	refused, either := false, false
 	for _, p := range r.Probes {
+		refused = refused || p.Promise == lab.Reject || p.Outcome == podns.Refused
 		either = either || p.Promise == lab.Either
+	}
+	if refused {
+		text += ", ⊘ refused at once"
 	}
 	if either {
 		text += ", ? depends on the endpoint"
-	}
-	if r.Counts[lab.NotProgrammed] > 0 {
-		text += ", s Services are not served yet"
 	}
 	if r.Counts[lab.NoProtocol] > 0 {
 		text += ", k this kernel has no such protocol"
@@ -157,13 +157,8 @@ func showCounts(b *strings.Builder, out io.Writer, r lab.Report) {
 	if n := r.Counts[lab.Differs]; n > 0 {
 		b.WriteString(", " + paint(out, red, fmt.Sprintf("%d differ", n)))
 	}
-	for _, s := range []struct {
-		state lab.State
-		text  string
-	}{{lab.NotProgrammed, "to Services, which Weft does not serve yet"}, {lab.NoProtocol, "of a protocol that this kernel does not have"}} {
-		if n := r.Counts[s.state]; n > 0 {
-			fmt.Fprintf(b, ", %d %s", n, s.text)
-		}
+	if n := r.Counts[lab.NoProtocol]; n > 0 {
+		fmt.Fprintf(b, ", %d of a protocol that this kernel does not have", n)
 	}
 	b.WriteByte('\n')
 }

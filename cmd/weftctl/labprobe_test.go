@@ -21,12 +21,12 @@ func matrix() lab.Report {
 		Probes: []lab.Probe{
 			{From: "shop/a-0", To: 0, Promise: lab.Allow, State: lab.AsPromised, Outcome: podns.Answered, Reached: "shop/a-0"},
 			{From: "shop/a-0", To: 1, Promise: lab.Allow, State: lab.NoProtocol},
-			{From: "shop/a-0", To: 2, Promise: lab.Either, State: lab.NotProgrammed},
+			{From: "shop/a-0", To: 2, Promise: lab.Either, State: lab.AsPromised, Outcome: podns.Silent},
 			{From: "shop/b-0", To: 0, Promise: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0", Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
 			{From: "shop/b-0", To: 1, Promise: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer", Why: "Ingress: no policy"},
-			{From: "shop/b-0", To: 2, Promise: lab.Deny, State: lab.AsPromised, Outcome: podns.Refused, Detail: "connection refused"},
+			{From: "shop/b-0", To: 2, Promise: lab.Reject, State: lab.AsPromised, Outcome: podns.Refused, Detail: "connection refused"},
 		},
-		Counts: map[lab.State]int{lab.AsPromised: 2, lab.Differs: 2, lab.NotProgrammed: 1, lab.NoProtocol: 1},
+		Counts: map[lab.State]int{lab.AsPromised: 3, lab.Differs: 2, lab.NoProtocol: 1},
 	}
 }
 
@@ -41,10 +41,10 @@ func TestMatrix(t *testing.T) {
    3  service shop/a 80/TCP   10.96.0.10
 
 FROM \ TO   1   2   3
-shop/a-0   ✓✓  ✓k  ?s
-shop/b-0   ✗✓  ✓✗  ✗✗
+shop/a-0   ✓✓  ✓k  ?✗
+shop/b-0   ✗✓  ✓✗  ⊘⊘
 
-First what the policies promise, then what packets did: ✓ reached, ✗ not reached, ? depends on the endpoint, s Services are not served yet, k this kernel has no such protocol.
+First what the policies promise, then what packets did: ✓ reached, ✗ not reached, ⊘ refused at once, ? depends on the endpoint, k this kernel has no such protocol.
 
 shop/b-0 to pod shop/a-0 80/TCP: promised deny, answered by shop/a-0
   Ingress: closed by shop/wall
@@ -54,14 +54,14 @@ shop/b-0 to pod shop/a-0 80/TCP: promised deny, answered by shop/a-0
 shop/b-0 to pod shop/b-0 5432/SCTP: promised allow, silent: no answer
   Ingress: no policy
 
-6 pairs in 0.2 s: 2 as promised, 2 differ, 1 to Services, which Weft does not serve yet, 1 of a protocol that this kernel does not have
+6 pairs in 0.2 s: 3 as promised, 2 differ, 1 of a protocol that this kernel does not have
 `)
 	if strings.Contains(out.String(), "\x1b") {
 		t.Error("colours where there is no terminal")
 	}
 }
 
-// Only what differs makes the probe fail: a Service that is not served yet and a protocol that is not there do not.
+// Only what differs makes the probe fail: a protocol that is not there does not.
 func TestProbeVerdict(t *testing.T) {
 	r := matrix()
 	if err := verdict(r); err == nil || !strings.Contains(err.Error(), "in 2 of 6 pairs") {
@@ -80,13 +80,13 @@ func TestProbeVerdict(t *testing.T) {
 func TestLabStatus(t *testing.T) {
 	s := lab.Status{
 		Name: "lab", Up: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Manifests: []string{"/shop"}, Tunnel: "geneve", Datapath: "netdev", Family: lab.IPv4,
-		Problem: "f.yaml:1: not YAML", Ignored: []string{"ConfigMap"}, Events: []string{"Warning Pod/a-0: FlowsRefused: because"},
+		Problem: "f.yaml:1: not YAML", Ignored: []string{"ConfigMap"}, Outside: lab.OutsideStatus{Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.2")}}, Events: []string{"Warning Pod/a-0: FlowsRefused: because"},
 		Nodes: []lab.NodeStatus{
 			{Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Flows: 63},
 			{Name: "node2", Problem: "not ready: starting"},
 		},
 		Pods:     []lab.PodStatus{{Namespace: "shop", Name: "a-0", Node: "node1", IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")}, Ports: []podns.Port{{Proto: podns.TCP, Number: 80}, {Proto: podns.UDP, Number: 53}}}},
-		Services: []lab.ServiceStatus{{Namespace: "shop", Name: "a", IPs: []string{"10.96.0.10"}, Ports: []string{"80/TCP"}, Endpoints: 1}},
+		Services: []lab.ServiceStatus{{Namespace: "shop", Name: "a", Type: "NodePort", IPs: []string{"10.96.0.10"}, Ports: []string{"80:30080/TCP"}, Endpoints: 1}},
 	}
 	var out bytes.Buffer
 	if err := showLab(&out, s); err != nil {
@@ -98,6 +98,7 @@ Manifests  /shop
 Network    ipv4, geneve tunnels, netdev datapath
 Ignored    ConfigMap, which mean nothing to a network
 Problem    the manifests as they are now were not applied: f.yaml:1: not YAML
+Outside    a host at 172.31.0.2, which is no node
 
 NODE   ADDRESSES    POD CIDRS      FLOWS  STATE
 node1  172.31.0.11  10.244.0.0/24  63     ready
@@ -106,8 +107,8 @@ node2  -            -              0      not ready: starting
 POD       NODE   IPS         PORTS
 shop/a-0  node1  10.244.0.2  80/TCP,53/UDP
 
-SERVICE  IPS         PORTS   ENDPOINTS
-shop/a   10.96.0.10  80/TCP  1
+SERVICE  TYPE      IPS         EXTERNAL  PORTS         ENDPOINTS
+shop/a   NodePort  10.96.0.10  -         80:30080/TCP  1
 
 Event  Warning Pod/a-0: FlowsRefused: because
 `)

@@ -61,7 +61,7 @@ func (l *Lab) follow(ctx context.Context) error {
 }
 
 func (l *Lab) reload(ctx context.Context) error {
-	set, err := manifest.Load(l.opt.Manifests, manifest.Options{Nodes: l.opt.Nodes})
+	set, err := l.opt.load()
 	if err != nil {
 		return err
 	}

@@ -17,12 +17,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/lab/apiserver"
@@ -47,6 +49,11 @@ type Options struct {
 	Agent string
 }
 
+// load reads the manifests.
+func (opt Options) load() (manifest.Set, error) {
+	return manifest.Load(opt.Manifests, manifest.Options{Nodes: opt.Nodes, ServiceCIDRs: opt.Family.serviceCIDRs()})
+}
+
 // Root holds a directory for each lab.
 const Root = "/run/weft-lab"
 
@@ -69,10 +76,13 @@ type Lab struct {
 	datapath datapath.Datapath
 	log      *slog.Logger
 	underlay sandbox.Underlay
+	outside  sandbox.Node
 	nodes    []*node
 	api      *apiserver.Store
 	progress *progress
 	started  time.Time
+	// routed are the addresses that the host outside was given a way to. Serve's goroutine has it.
+	routed map[netip.Addr]bool
 
 	// mu guards what follows; one goroutine changes it.
 	mu      sync.Mutex
@@ -112,7 +122,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	set, err := manifest.Load(l.opt.Manifests, manifest.Options{Nodes: l.opt.Nodes})
+	set, err := l.opt.load()
 	if err != nil {
 		return err
 	}
@@ -123,7 +133,7 @@ func (l *Lab) start(ctx context.Context) error {
 		return err
 	}
 	for i, n := range set.Nodes {
-		l.nodes = append(l.nodes, &node{name: n.Name, index: i, underlay: l.opt.Family.node(i), podCIDRs: l.opt.Family.podCIDRs(i)})
+		l.nodes = append(l.nodes, &node{name: n.Name, zone: n.Labels[corev1.LabelTopologyZone], index: i, underlay: l.opt.Family.node(i), podCIDRs: l.opt.Family.podCIDRs(i)})
 	}
 	if err := l.applyNodes(set); err != nil {
 		return err
@@ -136,8 +146,12 @@ func (l *Lab) start(ctx context.Context) error {
 	for _, n := range l.nodes {
 		starting.Go(func() error { return l.startNode(startCtx, n) })
 	}
+	starting.Go(func() error { return l.startOutside(startCtx) })
 	if err := starting.Wait(); err != nil {
 		return err
+	}
+	for _, n := range l.nodes {
+		go l.keepAgent(ctx, n)
 	}
 	l.progress.say("%d pods: namespaces, CNI, responders", len(set.Pods))
 	if err := l.apply(ctx, set); err != nil {

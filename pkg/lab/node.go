@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
@@ -35,16 +36,24 @@ const (
 	// readyTimeout bounds how long a program may take to answer after it was started, on a busy machine.
 	readyTimeout = time.Minute
 	readyPoll    = 20 * time.Millisecond
+	restartPause = 500 * time.Millisecond
 )
 
 // node is one simulated node with its Open vSwitch and its agent.
 type node struct {
 	name     string
+	zone     string
 	index    int
 	underlay []netip.Prefix
 	podCIDRs []netip.Prefix
 	sandbox  sandbox.Node
+
+	mu    sync.Mutex
+	agent program // as it runs now
 }
+
+// netNS is the file of the node's network namespace.
+func (n *node) netNS() string { return fmt.Sprintf("/proc/%d/ns/net", n.sandbox.Holder.PID) }
 
 // path is where the lab finds a file of the node's own.
 func (n *node) path(file string) string {
@@ -120,8 +129,7 @@ contexts: [{name: lab, context: {cluster: lab}}]
 			return fmt.Errorf("prepare the agent of node %s: %w", n.name, err)
 		}
 	}
-	running, err := l.daemon(n, l.opt.Agent, "run", "--node-name="+n.name, "--config="+agentConfig, "--kubeconfig="+kubeconfig,
-		"--cni-socket="+cniSocket, "--operator-socket="+agentSocket, "--cni-conf-dir="+agentDir+"/net.d")
+	running, err := l.runAgent(n)
 	if err != nil {
 		return err
 	}
@@ -132,6 +140,41 @@ contexts: [{name: lab, context: {cluster: lab}}]
 		}
 		return err
 	})
+}
+
+func (l *Lab) runAgent(n *node) (program, error) {
+	p, err := l.daemon(n, l.opt.Agent, "run", "--node-name="+n.name, "--config="+agentConfig, "--kubeconfig="+kubeconfig,
+		"--cni-socket="+cniSocket, "--operator-socket="+agentSocket, "--cni-conf-dir="+agentDir+"/net.d")
+	if err != nil {
+		return p, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.agent = p
+	return p, nil
+}
+
+// keepAgent starts the node's agent again whenever it has ended, as a kubelet would, until the lab ends.
+func (l *Lab) keepAgent(ctx context.Context, n *node) {
+	for running := n.agent; ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-running.running.Exited:
+		}
+		l.log.Error("the agent ended; it is started again", "node", n.name)
+		next, err := l.runAgent(n)
+		if err != nil {
+			l.log.Error("the agent cannot be started again", "node", n.name, "err", err)
+			return
+		}
+		running = next
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(restartPause): // one that ends at once shall not keep the machine busy
+		}
+	}
 }
 
 // report asks the node's agent how it is, as weftctl status does.

@@ -247,7 +247,7 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 		"pod default/one 8080/TCP": Allow, "pod default/one 9/TCP": Deny, "pod default/two 8081/TCP": Deny,
 		"pod x/other 8081/TCP": Allow, "pod x/other 5/UDP": Allow,
 		// One endpoint listens on 8080, the other on 8081; nobody is behind the third.
-		"service default/web 80/TCP": Either, "service default/web 9/TCP": Deny, "service default/none 80/TCP": Deny,
+		"service default/web 80/TCP": Either, "service default/web 9/TCP": Deny, "service default/none 80/TCP": Reject,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("promises (-want +got):\n%s", diff)
@@ -259,7 +259,7 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 			reached string
 			want    bool
 		}{
-			{podns.Silent, "", promise != Allow}, {podns.Refused, "", promise != Allow}, {podns.Answered, "somebody/else", false},
+			{podns.Silent, "", promise != Allow && promise != Reject}, {podns.Refused, "", promise != Allow}, {podns.Answered, "somebody/else", false},
 			{podns.Answered, "default/two", false},
 			{podns.Answered, "default/one", strings.HasSuffix(target.String(), "default/one 8080/TCP") || target.String() == "service default/web 80/TCP"},
 		} {

@@ -43,6 +43,7 @@ func pick[T any](f Family, v4, v6 T) []T {
 const (
 	underlayMTU = 1500
 	apiNumber   = 1
+	outside     = 2
 	firstNode   = 11
 	apiPort     = 6443
 )
@@ -60,6 +61,8 @@ func (f Family) member(number byte) []netip.Prefix {
 	a4[3], a6[15] = number, number
 	return pick(f, netip.PrefixFrom(netip.AddrFrom4(a4), underlay4.Bits()), netip.PrefixFrom(netip.AddrFrom16(a6), underlay6.Bits()))
 }
+
+func (f Family) serviceCIDRs() []netip.Prefix { return pick(f, services4, services6) }
 
 func (f Family) api() netip.AddrPort {
 	return netip.AddrPortFrom(f.member(apiNumber)[0].Addr(), apiPort)

@@ -8,10 +8,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"github.com/weft-cni/weft/pkg/cni"
@@ -25,6 +27,8 @@ const (
 	// attachAtOnce bounds the CNI requests under way; a kubelet, too, starts pods in parallel.
 	attachAtOnce = 8
 	podInterface = "eth0"
+	// grace is how long a pod that goes serves on while the agents learn of it; in a cluster it is half a minute.
+	grace = 300 * time.Millisecond
 )
 
 // pod is a pod that stands. Its fields are not changed once it is in Lab.pods, except under the lock.
@@ -37,8 +41,13 @@ type pod struct {
 	responder *podns.Responder
 	missing   []podns.Port
 	ips       []netip.Addr
-	mac       model.MAC
+	mac       model.MAC // of a pod with a network of its own
+	// leaving is when the pod began to go.
+	leaving *metav1.Time
 }
+
+// onHost is set on pods in their node's network.
+func (p *pod) onHost() bool { return p.object.Spec.HostNetwork }
 
 func keyOf(p *corev1.Pod) string { return p.Namespace + "/" + p.Name }
 
@@ -51,12 +60,15 @@ func (l *Lab) apply(ctx context.Context, set manifest.Set) error {
 	for _, object := range set.Pods {
 		want[keyOf(object)] = object
 	}
+	// Another pod of the same name can only come when the old one has gone.
 	if err := l.removePods(func(p *pod) bool {
 		next, ok := want[p.key]
-		return !ok || next.Spec.NodeName != p.node.name
+		return ok && (next.Spec.NodeName != p.node.name || next.Spec.HostNetwork != p.onHost())
 	}); err != nil {
 		return err
 	}
+	gone := func(p *pod) bool { return want[p.key] == nil }
+	l.leave(gone)
 	var added []*pod
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		if p := l.pods[key]; p != nil {
@@ -76,8 +88,33 @@ func (l *Lab) apply(ctx context.Context, set manifest.Set) error {
 	if err := l.applyObjects(added); err != nil {
 		return err
 	}
+	begin := time.Now()
 	err := l.addPods(ctx, added)
-	return errors.Join(err, l.applyObjects(nil))
+	if err := errors.Join(err, l.applyObjects(nil), l.routeOutside(ctx)); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(l.sortedPods(), gone) {
+		return nil
+	}
+	select {
+	case <-time.After(time.Until(begin.Add(grace))):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	// As in a cluster, a pod is in the API until its network is gone.
+	return errors.Join(l.removePods(gone), l.applyObjects(nil))
+}
+
+// leave marks pods that are to go. Until they have, the API calls them terminating, and they serve on.
+func (l *Lab) leave(gone func(*pod) bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := metav1.Now()
+	for _, p := range l.pods {
+		if gone(p) && p.leaving == nil {
+			p.leaving = &now
+		}
+	}
 }
 
 // removePods takes pods away.
@@ -93,6 +130,9 @@ func (l *Lab) removePods(gone func(*pod) bool) error {
 		l.mu.Unlock()
 		group.Go(func() error {
 			p.responder.Close()
+			if p.onHost() {
+				return p.ns.Close()
+			}
 			return errors.Join(p.call("DEL"), p.ns.Close())
 		})
 	}
@@ -109,7 +149,7 @@ func (l *Lab) updatePod(p *pod, object *corev1.Pod) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p.object, p.missing = next, missing
+	p.object, p.missing, p.leaving = next, missing, nil
 	return nil
 }
 
@@ -132,7 +172,13 @@ func (l *Lab) addPods(ctx context.Context, added []*pod) error {
 
 // start makes the pod's namespace, has it connected, and answers on its ports.
 func (p *pod) start() (err error) {
-	if p.ns, err = podns.New(); err != nil {
+	if p.onHost() {
+		p.ips = addrsOf(p.node.underlay)
+		p.ns, err = podns.Open(p.node.netNS())
+	} else {
+		p.ns, err = podns.New()
+	}
+	if err != nil {
 		return fmt.Errorf("start pod %s: %w", p.key, err)
 	}
 	defer func() {
@@ -140,12 +186,17 @@ func (p *pod) start() (err error) {
 			err = errors.Join(fmt.Errorf("start pod %s: %w", p.key, err), p.ns.Close())
 		}
 	}()
-	if err := p.call("ADD"); err != nil {
-		return err
+	if !p.onHost() {
+		if err := p.call("ADD"); err != nil {
+			return err
+		}
 	}
 	p.responder = podns.NewResponder(p.ns, p.key)
 	if p.missing, err = p.responder.Listen(portsOf(p.object)); err != nil {
 		p.responder.Close()
+		if p.onHost() {
+			return err
+		}
 		return errors.Join(err, p.call("DEL"))
 	}
 	return nil

@@ -8,13 +8,10 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/policy"
 )
@@ -33,11 +30,12 @@ const (
 // Promise is what shall happen to packets.
 type Promise string
 
-// The promises. Either is a Service's some of whose endpoints may be reached.
+// The promises. Either is a Service's some of whose endpoints may be reached; Reject, one's without endpoints, which says so at once.
 const (
 	Allow  Promise = "allow"
 	Deny   Promise = "deny"
 	Either Promise = "either"
+	Reject Promise = "reject"
 )
 
 // State is what a probe says in the end.
@@ -47,8 +45,6 @@ type State string
 const (
 	AsPromised State = "as-promised"
 	Differs    State = "differs"
-	// NotProgrammed marks Services as long as Weft does not serve them.
-	NotProgrammed State = "not-programmed"
 	// NoProtocol marks ports of a protocol that this machine's kernel does not have.
 	NoProtocol State = "no-protocol"
 )
@@ -62,12 +58,17 @@ type Target struct {
 	podns.Port
 	// backends are where packets to a Service may end, and what its name stands for.
 	backends []backend
-	missing  bool
+	// local says that only endpoints on the sender's node are meant.
+	local   bool
+	missing bool
 }
 
+// backend is a pod behind a target, with its state as an endpoint.
 type backend struct {
-	name string
-	addr netip.AddrPort
+	name           string
+	node           string
+	addr           netip.AddrPort
+	ready, leaving bool
 }
 
 func (t Target) String() string { return fmt.Sprintf("%s %s %s", t.Kind, t.Name, t.Port) }
@@ -84,7 +85,9 @@ type Probe struct {
 	Outcome podns.Outcome `json:"outcome,omitempty"`
 	// Reached is the pod that answered.
 	Reached string `json:"reached,omitempty"`
-	Detail  string `json:"detail,omitempty"`
+	// Source is the sender's address as that pod saw it.
+	Source string `json:"source,omitempty"`
+	Detail string `json:"detail,omitempty"`
 	// Trace is the packet's way through the pipeline, for some of the probes that differ.
 	Trace string `json:"trace,omitempty"`
 }
@@ -170,68 +173,24 @@ func (l *Lab) view() (view, error) {
 		for _, ip := range p.ips {
 			for _, port := range portsOf(p.object) {
 				v.targets = append(v.targets, Target{Kind: "pod", Name: p.key, Addr: ip, Port: port, missing: slices.Contains(p.missing, port),
-					backends: []backend{{p.key, netip.AddrPortFrom(ip, port.Number)}}})
+					backends: []backend{{name: p.key, node: p.node.name, addr: netip.AddrPortFrom(ip, port.Number), ready: true}}})
 			}
 		}
 	}
 	for _, s := range l.services() {
-		targets, err := serviceTargets(s, v.pods)
-		if err != nil {
-			return v, err
-		}
-		v.targets = append(v.targets, targets...)
+		v.targets = append(v.targets, l.serviceTargets(s, v.pods)...)
 	}
 	var err error
 	v.cluster, err = l.cluster(v.pods)
 	return v, err
 }
 
-// serviceTargets are the ports of a Service at each of its addresses. A headless one has no address to send to.
-func serviceTargets(s *corev1.Service, pods []*pod) ([]Target, error) {
-	if s.Spec.ClusterIP == corev1.ClusterIPNone {
-		return nil, nil
-	}
-	endpoints := endpointSlices(s, pods)
-	var targets []Target
-	for _, text := range s.Spec.ClusterIPs {
-		ip, err := netip.ParseAddr(text)
-		if err != nil {
-			return nil, fmt.Errorf("address of Service %s/%s: %w", s.Namespace, s.Name, err)
-		}
-		for _, port := range s.Spec.Ports {
-			t := Target{Kind: "service", Name: s.Namespace + "/" + s.Name, Addr: ip, Port: podns.Port{Proto: protocolOf(port.Protocol), Number: uint16(port.Port)}}
-			for _, slice := range endpoints {
-				for _, endpoint := range slice.Endpoints {
-					addr := netip.MustParseAddr(endpoint.Addresses[0]) // written by endpointSlices
-					for _, p := range slice.Ports {
-						if addr.Is4() == ip.Is4() && *p.Name == port.Name {
-							name := endpoint.TargetRef.Namespace + "/" + endpoint.TargetRef.Name
-							t.backends = append(t.backends, backend{name, netip.AddrPortFrom(addr, uint16(*p.Port))})
-						}
-					}
-				}
-			}
-			targets = append(targets, t)
-		}
-	}
-	return targets, nil
-}
-
-// servicesProgrammed tells whether Weft's pipeline serves Services.
-func servicesProgrammed() bool {
-	return slices.ContainsFunc(flows.Pipeline, func(t flows.Table) bool { return t.Name == "ServiceLB" })
-}
-
 // probe sends packets from one pod to one target.
 func (v view) probe(from *pod, t Target) (Probe, error) {
 	p := Probe{From: from.key}
 	p.Promise, p.Why = v.promise(from, t)
-	switch {
-	case t.missing:
+	if t.missing {
 		p.State, p.Detail = NoProtocol, "this machine's kernel has no "+string(t.Proto)
-		return p, nil
-	case t.Kind == "service" && !servicesProgrammed():
-		p.State, p.Detail = NotProgrammed, "Weft does not serve Services yet"
 		return p, nil
 	}
 	timeout := patience
@@ -246,47 +205,12 @@ func (v view) probe(from *pod, t Target) (Probe, error) {
 		return p, fmt.Errorf("probe from %s to %s: %w", from.key, t, err)
 	}
 	p.Outcome, p.Reached, p.Detail = answer.Outcome, answer.Name, answer.Detail
+	if answer.Source.IsValid() {
+		p.Source = answer.Source.Addr().String()
+	}
 	p.State = Differs
 	if v.kept(from, t, p) {
 		p.State = AsPromised
 	}
 	return p, nil
-}
-
-// promise says what the policies promise about a target.
-func (v view) promise(from *pod, t Target) (Promise, string) {
-	if len(t.backends) == 0 {
-		return Deny, "no pod is behind it"
-	}
-	allowed, why := 0, []string{}
-	for _, b := range t.backends {
-		verdict := v.verdict(from, b, t)
-		if verdict.Allowed {
-			allowed++
-		}
-		if !slices.Contains(why, verdict.Why) {
-			why = append(why, verdict.Why)
-		}
-	}
-	text := strings.Join(why, " | ")
-	switch allowed {
-	case len(t.backends):
-		return Allow, text
-	case 0:
-		return Deny, text
-	}
-	return Either, fmt.Sprintf("%d of %d endpoints are allowed: %s", allowed, len(t.backends), text)
-}
-
-func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
-	src, _ := from.ip(b.addr.Addr().Is4())
-	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto), Port: b.addr.Port()})
-}
-
-// kept tells whether packets did what was promised: who answered must be one who may, and somebody must answer who has to.
-func (v view) kept(from *pod, t Target, p Probe) bool {
-	if p.Outcome != podns.Answered {
-		return p.Promise != Allow
-	}
-	return slices.ContainsFunc(t.backends, func(b backend) bool { return b.name == p.Reached && v.verdict(from, b, t).Allowed })
 }

@@ -30,8 +30,10 @@ type Status struct {
 	Datapath  config.Datapath  `json:"datapath"`
 	Family    Family           `json:"ipFamily"`
 	// Problem says why the manifests as they are now are not what stands.
-	Problem  string          `json:"problem,omitempty"`
-	Nodes    []NodeStatus    `json:"nodes"`
+	Problem string       `json:"problem,omitempty"`
+	Nodes   []NodeStatus `json:"nodes"`
+	// Outside is a host on the underlay that is no node.
+	Outside  OutsideStatus   `json:"outside"`
 	Pods     []PodStatus     `json:"pods"`
 	Services []ServiceStatus `json:"services"`
 	// Ignored are kinds of the manifests that mean nothing to a network.
@@ -49,8 +51,16 @@ type NodeStatus struct {
 	// Files is where the machine sees the node's own files.
 	Files string `json:"files"`
 	Flows int    `json:"flows"`
+	// Agent is the process of the node's agent. It is started again when it ends.
+	Agent sandbox.Process `json:"agent"`
 	// Problem says what is wrong with its agent.
 	Problem string `json:"problem,omitempty"`
+}
+
+// OutsideStatus is the host outside.
+type OutsideStatus struct {
+	Addrs   []netip.Addr `json:"addresses"`
+	Sandbox sandbox.Node `json:"sandbox"`
 }
 
 // PodStatus is how a pod is.
@@ -69,9 +79,13 @@ type PodStatus struct {
 
 // ServiceStatus is a Service with what was derived for it.
 type ServiceStatus struct {
-	Namespace string   `json:"namespace"`
-	Name      string   `json:"name"`
-	IPs       []string `json:"ips"`
+	Namespace string             `json:"namespace"`
+	Name      string             `json:"name"`
+	Type      corev1.ServiceType `json:"type"`
+	IPs       []string           `json:"ips"`
+	// External are LoadBalancer and external addresses.
+	External []netip.Addr `json:"external,omitempty"`
+	// Ports are like kubectl's: port:node port/protocol.
 	Ports     []string `json:"ports"`
 	Endpoints int      `json:"endpoints"`
 }
@@ -135,9 +149,10 @@ func (l *Lab) status(ctx context.Context) Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Problem, s.Ignored = l.problem, l.set.Ignored
+	s.Outside = OutsideStatus{Addrs: addrsOf(l.opt.Family.member(outside)), Sandbox: l.outside}
 	pods := l.sortedPodsLocked()
 	for _, service := range l.services() {
-		s.Services = append(s.Services, serviceStatus(service, pods))
+		s.Services = append(s.Services, l.serviceStatus(service, pods))
 	}
 	for _, e := range l.api.Events() {
 		s.Events = append(s.Events, fmt.Sprintf("%s %s/%s: %s: %s", e.Type, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
@@ -157,6 +172,9 @@ func (n *node) status(ctx context.Context) NodeStatus {
 		s.Problem = r.Problems[0]
 	}
 	s.Flows = r.Flows.Flows
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	s.Agent = n.agent.running.Process
 	return s
 }
 
@@ -167,12 +185,16 @@ func (l *Lab) podStatus(p *pod) PodStatus {
 		Ports: portsOf(p.object), Missing: p.missing, NetNS: p.ns.Path()}
 }
 
-func serviceStatus(service *corev1.Service, pods []*pod) ServiceStatus {
-	s := ServiceStatus{Namespace: service.Namespace, Name: service.Name, IPs: service.Spec.ClusterIPs}
+func (l *Lab) serviceStatus(service *corev1.Service, pods []*pod) ServiceStatus {
+	s := ServiceStatus{Namespace: service.Namespace, Name: service.Name, Type: service.Spec.Type, IPs: service.Spec.ClusterIPs, External: externalAddrs(service)}
 	for _, port := range service.Spec.Ports {
-		s.Ports = append(s.Ports, fmt.Sprintf("%d/%s", port.Port, protocolOf(port.Protocol)))
+		number := fmt.Sprint(port.Port)
+		if port.NodePort != 0 {
+			number += fmt.Sprintf(":%d", port.NodePort)
+		}
+		s.Ports = append(s.Ports, fmt.Sprintf("%s/%s", number, protocolOf(port.Protocol)))
 	}
-	for _, slice := range endpointSlices(service, pods) {
+	for _, slice := range l.slicesOf(service, pods) {
 		s.Endpoints += len(slice.Endpoints)
 	}
 	return s

@@ -32,14 +32,14 @@ type journey struct {
 // trace follows the first packet of a probe that differs and, when nobody answered, what a reply would do. Whatever fails
 // becomes part of the text: it is shown to a person, beside what it explains.
 func (l *Lab) trace(ctx context.Context, from *pod, t Target, answered bool, pods []*pod) string {
-	src, ok := from.ip(t.Addr.Is4())
+	src, ok := from.source(t.Addr.Is4())
 	if !ok {
 		return "the pod has no address of that family"
 	}
 	there := journey{from: from, src: src, dst: t.Addr, proto: t.Proto, srcPort: traceSource, dstPort: t.Number}
 	text := l.follows(ctx, there, pods)
 	to := ownerOf(t.Addr, pods)
-	if answered || to == nil || to == from {
+	if answered || to == nil || to == from || to.onHost() {
 		return text
 	}
 	back := journey{from: to, src: t.Addr, dst: src, proto: t.Proto, srcPort: t.Number, dstPort: traceSource, reply: true}
@@ -49,17 +49,21 @@ func (l *Lab) trace(ctx context.Context, from *pod, t Target, answered bool, pod
 // follows traces a packet through the switch of its node and, when it leaves through a tunnel, that of the other.
 func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
 	n := j.from.node
-	port, err := portOf(ctx, j.from)
-	if err != nil {
-		return err.Error()
+	port, mac := model.PortGateway, model.GatewayMAC
+	if !j.from.onHost() {
+		var err error
+		if port, err = portOf(ctx, j.from); err != nil {
+			return err.Error()
+		}
+		mac = j.from.mac
 	}
-	text, err := n.trace(fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port, j.from.mac, model.RouterMAC, j), j.reply)
+	text, err := n.trace(fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port, mac, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return err.Error()
 	}
 	out := fmt.Sprintf("on %s:\n%s", n.name, text)
 	to := ownerOf(j.dst, pods)
-	if to == nil || to.node == n {
+	if to == nil || to.node == n || to.onHost() {
 		return out
 	}
 	source := "tun_src"

@@ -74,7 +74,7 @@ func (opt Options) check() error {
 		return fmt.Errorf("--nodes %d: want 1 to %d", opt.Nodes, manifest.MaxNodes)
 	}
 	// Before the machine: a person without root can check manifests.
-	if _, err := manifest.Load(opt.Manifests, manifest.Options{Nodes: opt.Nodes}); err != nil {
+	if _, err := opt.load(); err != nil {
 		return err
 	}
 	return CheckMachine(opt)

@@ -164,6 +164,7 @@ func TestEveryResource(t *testing.T) {
 		apiserver.Pods: factory.Core().V1().Pods().Informer(), apiserver.Services: factory.Core().V1().Services().Informer(),
 		apiserver.EndpointSlices:  factory.Discovery().V1().EndpointSlices().Informer(),
 		apiserver.NetworkPolicies: factory.Networking().V1().NetworkPolicies().Informer(),
+		apiserver.ServiceCIDRs:    factory.Networking().V1().ServiceCIDRs().Informer(),
 	}
 	factory.Start(t.Context().Done())
 	for kind, ok := range factory.WaitForCacheSync(t.Context().Done()) {

@@ -19,6 +19,7 @@ const (
 	Services        = "services"
 	EndpointSlices  = "endpointslices"
 	NetworkPolicies = "networkpolicies"
+	ServiceCIDRs    = "servicecidrs"
 )
 
 // resourceInfo says where a resource is in the API.
@@ -46,6 +47,7 @@ var resources = map[string]resourceInfo{
 	Services:        {corev1.SchemeGroupVersion, "Service", true, func() Object { return &corev1.Service{} }},
 	EndpointSlices:  {discoveryv1.SchemeGroupVersion, "EndpointSlice", true, func() Object { return &discoveryv1.EndpointSlice{} }},
 	NetworkPolicies: {networkingv1.SchemeGroupVersion, "NetworkPolicy", true, func() Object { return &networkingv1.NetworkPolicy{} }},
+	ServiceCIDRs:    {networkingv1.SchemeGroupVersion, "ServiceCIDR", false, func() Object { return &networkingv1.ServiceCIDR{} }},
 }
 
 func compareNames(a, b types.NamespacedName) int {
