@@ -116,24 +116,19 @@ func (cs candidates) filter(keep func(candidate) bool) []candidate {
 	return out
 }
 
-// healthy counts a node's ready endpoints as the health check does: by address, whatever the port, not the terminating ones. A pod
-// of a Service with two families is one endpoint.
-func healthy(from []*Slice, node string) int {
-	var v4, v6 = map[netip.Addr]bool{}, map[netip.Addr]bool{}
+// healthy counts a node's ready endpoints of a family as the health check does: by address, whatever the port, not the terminating
+// ones.
+func healthy(from []*Slice, is4 bool, node string) int {
+	addrs := map[netip.Addr]bool{}
 	for _, s := range from {
 		if len(s.Ports) == 0 {
 			continue
 		}
 		for i := range s.Endpoints {
-			e := &s.Endpoints[i]
-			switch {
-			case !e.Ready || !e.onNode(node):
-			case e.Addr.Is4():
-				v4[e.Addr] = true
-			default:
-				v6[e.Addr] = true
+			if e := &s.Endpoints[i]; e.Ready && e.onNode(node) && e.Addr.Is4() == is4 {
+				addrs[e.Addr] = true
 			}
 		}
 	}
-	return max(len(v4), len(v6))
+	return len(addrs)
 }

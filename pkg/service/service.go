@@ -90,10 +90,13 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	if out.Algorithm == "" {
 		out.Algorithm = model.HashConnection
 	}
-	if s.HealthCheckNodePort != 0 {
-		out.HealthyEndpoints = healthy(from, at.Node)
-	}
 	clusterIPs := slices.SortedFunc(slices.Values(s.ClusterIPs), netip.Addr.Compare) // IPv4 is less than IPv6
+	if s.HealthCheckNodePort != 0 {
+		for _, clusterIP := range clusterIPs {
+			// A pod that is in both families is one endpoint.
+			out.HealthyEndpoints = max(out.HealthyEndpoints, healthy(from, clusterIP.Is4(), at.Node))
+		}
+	}
 	type shared struct {
 		external, loadBalancer []netip.Addr
 		sources                []netip.Prefix
