@@ -83,16 +83,20 @@ type session struct {
 // start runs a long-running probe command and returns when it is at work. The test's end stops it if nobody else did.
 func (p *pod) start(t *testing.T, args ...string) *session {
 	t.Helper()
+	return startSession(t, p.name+": probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out, stderr io.Writer) error {
+		return execStream(ctx, env.namespace, p.name, "probe", append([]string{probeimage.Path}, args...),
+			remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: stderr})
+	})
+}
+
+func startSession(t *testing.T, name string, run func(ctx context.Context, in io.Reader, out, stderr io.Writer) error) *session {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, so that stop in a Cleanup works
 	in, stdin := io.Pipe()
 	out, stdout := io.Pipe()
-	s := &session{
-		name: p.name + ": probe " + strings.Join(args, " "), stdin: stdin, cancel: cancel,
-		lines: make(chan string, 16), result: make(chan error, 1),
-	}
+	s := &session{name: name, stdin: stdin, cancel: cancel, lines: make(chan string, 16), result: make(chan error, 1)}
 	go func() {
-		err := execStream(ctx, env.namespace, p.name, "probe", append([]string{probeimage.Path}, args...),
-			remotecommand.StreamOptions{Stdin: in, Stdout: stdout, Stderr: &s.stderr})
+		err := run(ctx, in, stdout, &s.stderr)
 		stdout.Close()
 		s.result <- err
 	}()

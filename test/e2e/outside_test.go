@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"testing"
@@ -53,6 +55,27 @@ func (o outside) dial(ctx context.Context, request wire.DialRequest) (wire.DialR
 	var reply wire.DialReply
 	err := o.probe(ctx, request, &reply, "dial")
 	return reply, err
+}
+
+// start runs a long-running probe command outside, as pod.start does in a pod.
+func (o outside) start(t *testing.T, args ...string) *session {
+	t.Helper()
+	return startSession(t, "outside: probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out, stderr io.Writer) error {
+		cmd, err := o.command(ctx, args...)
+		if err != nil {
+			return err
+		}
+		stdin, err := cmd.StdinPipe() // Run would wait for the end of any other reader
+		if err != nil {
+			return err
+		}
+		cmd.Stdout, cmd.Stderr = out, stderr
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		_, err = io.Copy(stdin, in)
+		return errors.Join(err, stdin.Close(), cmd.Wait())
+	})
 }
 
 // serveOutside runs the probe's servers outside until the test ends.
