@@ -5,7 +5,7 @@
 // routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
 // interface. Somebody else's route to exactly a pod CIDR or a Service's address stays, and ours is not made; that is reported.
 // Whether a pod CIDR is one to believe in is for the caller to judge (flows.UsablePodCIDRs). A Host remembers what it wrote,
-// but only to be quick: it looks at the kernel when it starts, when Watch saw a change, and from time to time.
+// but only to be quick: it looks at the kernel when it starts, from time to time, and at routes when Watch saw a change.
 //
 // Services cost the node's kernel a route or an element of an nftables set each, never a rule. All they need there is to lead
 // packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
@@ -82,7 +82,7 @@ type Host struct {
 
 	mu    sync.Mutex
 	name  string // of the gateway interface, for Watch
-	stale bool   // Watch saw a change
+	stale bool   // Watch saw a change of what it looks at, which is not nftables
 }
 
 // New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
@@ -102,7 +102,7 @@ func NFTables() (knftables.Interface, error) {
 
 // Sync makes everything what it shall be. It is idempotent, writes nothing that is right already, and goes on after a
 // failure with what does not depend on it. Routes and elements of nftables sets may be many: what was written is remembered, and
-// Sync writes what differs from that first. Then, when it is time or Watch saw something, it compares with the kernel.
+// Sync writes what differs from that first. Then, when it is time, it compares with the kernel; routes also when Watch saw something.
 func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	c := &changes{}
 	d, unusable := d.normal()
@@ -114,14 +114,14 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	stale := h.stale
 	h.stale = false
 	h.mu.Unlock()
-	started := h.now()
-	compare := h.compared.IsZero() // nothing is known
-	err := h.apply(ctx, c, d, compare)
-	if age := started.Sub(h.compared); !compare && (stale || age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0) {
-		compare = true
-		err = h.apply(ctx, c, d, true)
+	started, first := h.now(), h.compared.IsZero() // at first nothing is known
+	err := h.apply(ctx, c, d, first, first)
+	age := started.Sub(h.compared)
+	due := age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0
+	if !first && (stale || due) {
+		err = h.apply(ctx, c, d, true, due)
 	}
-	if compare {
+	if first || due {
 		h.compared = started
 	}
 	result := Result{Changed: c.list, Unrouted: errors.Join(append(c.unrouted, unusable...)...)}
@@ -140,12 +140,12 @@ type Result struct {
 	Unrouted error
 }
 
-func (h *Host) apply(ctx context.Context, c *changes, d Desired, compare bool) error {
+func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, compareTable bool) error {
 	c.unrouted = nil
 	return errors.Join(
 		h.forwarding(c, d),
-		h.gateway(c, d, compare),
-		h.nft.sync(ctx, c, d, compare),
+		h.gateway(c, d, compareRoutes),
+		h.nft.sync(ctx, c, d, compareTable),
 	)
 }
 
@@ -175,8 +175,10 @@ func (c *changes) add(format string, args ...any) {
 	c.list = append(c.list, fmt.Sprintf(format, args...))
 }
 
-// normal brings what is for Services into order, and says what of it was left out.
+// normal is a copy, as far as it is remembered, with what is for Services in order. It says what of that was left out.
 func (d Desired) normal() (Desired, []error) {
+	d.PodCIDRs, d.RemotePodCIDRs = slices.Clone(d.PodCIDRs), slices.Clone(d.RemotePodCIDRs)
+	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
 	errs := d.sortServices()
 	return d, errs
 }

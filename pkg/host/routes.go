@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -30,11 +31,26 @@ type routing struct {
 	made map[netip.Prefix]route
 	// refused are those that could not be made. They are tried again with the next comparison, or when they change.
 	refused map[netip.Prefix]refusal
+	// from is what want was made of.
+	from ways
+}
+
+// ways is what routes depend on.
+type ways struct {
+	link                                   int
+	podCIDRs, remotePodCIDRs, serviceCIDRs []netip.Prefix
+	serviceIPs                             []netip.Addr
+}
+
+func (w ways) equal(o ways) bool {
+	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.remotePodCIDRs, o.remotePodCIDRs) &&
+		slices.Equal(w.serviceCIDRs, o.serviceCIDRs) && slices.Equal(w.serviceIPs, o.serviceIPs)
 }
 
 type refusal struct {
 	route route
 	err   error
+	order int
 }
 
 // route is what of a route is ours to decide.
@@ -103,7 +119,19 @@ func index(is4 bool) int {
 // sync makes the routes first and removes the stale ones then, so that a change of one leaves no gap. One that cannot be
 // made does not keep the others from it. With compare, or when it has to, it looks at the kernel first.
 func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) error {
-	want := map[netip.Prefix]route{}
+	err := t.write(c, link, d, compare)
+	if err != nil {
+		t.forget() // so that the next one tries again
+	}
+	return err
+}
+
+func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
+	from := ways{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs, d.ServiceIPs}
+	if !compare && t.made != nil && t.from.equal(from) {
+		return t.report(c)
+	}
+	want := make(map[netip.Prefix]route, len(d.ServiceIPs))
 	order := slices.DeleteFunc(desiredRoutes(d, link.Attrs().Index), func(r route) bool {
 		_, twice := want[r.dst]
 		if !twice {
@@ -114,13 +142,15 @@ func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) e
 	t.mu.Lock()
 	t.want = want
 	t.mu.Unlock()
+	t.from = from
+	var have []netlink.Route
 	ours := map[netip.Prefix]bool{} // whatever we have to these
 	if compare || t.made == nil {
-		found, err := t.look(want)
-		if err != nil {
+		var err error
+		if have, err = ourRoutes(); err != nil {
 			return err
 		}
-		ours = found
+		ours = t.learn(have, want)
 		compare = true
 	}
 	for dst, r := range t.refused {
@@ -146,30 +176,44 @@ func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) e
 			if !replace {
 				t.note(r, false)
 			}
-			t.refused[r.dst] = refusal{r, fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err)}
+			t.refused[r.dst] = refusal{r, fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err), len(t.refused)}
 			continue
 		}
 		c.add("route to %s added", r.dst)
 	}
-	errs := t.removeStale(c, want, compare)
-	for _, r := range order {
-		switch refused, ok := t.refused[r.dst]; {
-		case !ok:
-		case r.essential():
-			errs = append(errs, refused.err)
-		default:
-			c.unrouted = append(c.unrouted, refused.err)
+	var stale []netlink.Route
+	switch {
+	case !compare:
+		stale = t.unwanted(want)
+	case len(missing) > 0:
+		// Asked anew: what a new route replaced is gone, and deleting it nevertheless might hit the new one.
+		if have, err = ourRoutes(); err != nil {
+			return err
+		}
+		fallthrough
+	default:
+		stale = slices.DeleteFunc(have, func(k netlink.Route) bool { r := fromKernel(k); return want[r.dst] == r })
+	}
+	return errors.Join(t.remove(c, stale, compare), t.report(c))
+}
+
+// report says which routes could not be made.
+func (t *routing) report(c *changes) error {
+	var errs []error
+	for _, r := range slices.SortedFunc(maps.Values(t.refused), func(a, b refusal) int {
+		return cmp.Or(cmp.Compare(a.order, b.order), comparePrefixes(a.route.dst, b.route.dst))
+	}) {
+		if r.route.essential() {
+			errs = append(errs, r.err)
+		} else {
+			c.unrouted = append(c.unrouted, r.err)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// look asks the kernel which of the routes it has. It returns all destinations to which there is one of ours, right or not.
-func (t *routing) look(want map[netip.Prefix]route) (map[netip.Prefix]bool, error) {
-	have, err := ourRoutes()
-	if err != nil {
-		return nil, err
-	}
+// learn remembers which of the routes the kernel has. It returns all destinations to which there is one of ours, right or not.
+func (t *routing) learn(have []netlink.Route, want map[netip.Prefix]route) map[netip.Prefix]bool {
 	made, ours := make(map[netip.Prefix]route, len(have)), make(map[netip.Prefix]bool, len(have))
 	for _, k := range have {
 		r := fromKernel(k)
@@ -181,7 +225,7 @@ func (t *routing) look(want map[netip.Prefix]route) (map[netip.Prefix]bool, erro
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.made, t.refused = made, map[netip.Prefix]refusal{}
-	return ours, nil
+	return ours
 }
 
 // note says what of us is in the kernel, before it is done: Watch shall know the event that it causes.
@@ -202,38 +246,36 @@ func (t *routing) forget() {
 	t.made = nil
 }
 
-// removeStale removes our routes that are not wanted: all that the kernel has, or those that we know of.
-func (t *routing) removeStale(c *changes, want map[netip.Prefix]route, look bool) []error {
-	var stale []netlink.Route
-	if look {
-		// Asked anew: what a new route replaced is gone, and deleting it nevertheless might hit the new one.
-		have, err := ourRoutes()
-		if err != nil {
-			return []error{err}
-		}
-		stale = slices.DeleteFunc(have, func(k netlink.Route) bool { r := fromKernel(k); return want[r.dst] == r })
-	} else if len(t.made) > len(want)-len(t.refused) {
-		for _, dst := range slices.SortedFunc(maps.Keys(t.made), netip.Prefix.Compare) {
-			if _, ok := want[dst]; !ok {
-				stale = append(stale, *t.made[dst].toKernel())
-			}
+// unwanted are those that we made and that are not wanted any more.
+func (t *routing) unwanted(want map[netip.Prefix]route) []netlink.Route {
+	if len(t.made) <= len(want)-len(t.refused) {
+		return nil
+	}
+	var list []netlink.Route
+	for _, dst := range slices.SortedFunc(maps.Keys(t.made), comparePrefixes) {
+		if _, ok := want[dst]; !ok {
+			list = append(list, *t.made[dst].toKernel())
 		}
 	}
+	return list
+}
+
+// remove removes routes of ours. They were seen in the kernel, or are remembered only.
+func (t *routing) remove(c *changes, stale []netlink.Route, seen bool) error {
 	var errs []error
 	for _, k := range stale {
 		dst := fromKernel(k).dst
-		if _, ok := want[dst]; !ok {
+		if _, wanted := t.want[dst]; !wanted {
 			t.note(route{dst: dst}, false)
 		}
 		// What is gone already was removed by somebody else, or went with its link.
-		if err := netlink.RouteDel(&k); err != nil && (look || !errors.Is(err, unix.ESRCH)) {
+		if err := netlink.RouteDel(&k); err != nil && (seen || !errors.Is(err, unix.ESRCH)) {
 			errs = append(errs, fmt.Errorf("remove route to %s: %w", dst, err))
-			t.forget() // so that it is tried again
 			continue
 		}
 		c.add("route to %s removed", dst)
 	}
-	return errs
+	return errors.Join(errs...)
 }
 
 // write makes the route. It replaces one of ours, or the one that the kernel makes of the gateway's address, but nobody

@@ -157,7 +157,12 @@ type element struct {
 }
 
 func compareElements(a, b element) int {
-	return cmp.Or(a.prefix.Compare(b.prefix), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.port, b.port), a.to.Compare(b.to))
+	return cmp.Or(comparePrefixes(a.prefix, b.prefix), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.port, b.port), a.to.Compare(b.to))
+}
+
+// comparePrefixes orders like netip.Prefix.Compare, which allocates for those that are not valid.
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
 // key writes the element as nft lists it: a range of one address is that address.
@@ -266,7 +271,7 @@ func parsePort(s string) (uint16, bool) {
 // are left out, because an interval set takes no overlap.
 func direct(d Desired, is4 bool) []element {
 	all := slices.DeleteFunc(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
-	slices.SortFunc(all, netip.Prefix.Compare)
+	slices.SortFunc(all, comparePrefixes)
 	var list []element
 	var last netip.Prefix
 	for _, p := range all {
