@@ -61,8 +61,12 @@ func New(desired []flows.Flow, groups []openflow.Group) (*Switch, error) {
 }
 
 // Of makes a switch of what the compiler says.
-func Of(desired flows.Desired, groups []openflow.Group) (*Switch, error) {
-	return New(slices.Collect(maps.Values(desired)), groups)
+func Of(desired flows.Desired) (*Switch, error) {
+	groups := make([]openflow.Group, 0, len(desired.Groups))
+	for _, g := range desired.Groups {
+		groups = append(groups, g.Group)
+	}
+	return New(slices.Collect(maps.Values(desired.Flows)), groups)
 }
 
 func newFlow(from *flows.Flow) (*flow, error) {
