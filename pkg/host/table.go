@@ -229,7 +229,7 @@ func (s set) parse(k *knftables.Element) (e element, ok bool) {
 		}
 		// nft knows the protocols' names from /etc/protocols, if there is one.
 		for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-			if key[0] == strings.ToLower(string(p)) || key[0] == strconv.Itoa(int(p.Number())) {
+			if strings.EqualFold(key[0], string(p)) || key[0] == strconv.Itoa(int(p.Number())) {
 				e.protocol = p
 			}
 		}
