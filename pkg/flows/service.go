@@ -34,7 +34,7 @@ func (b *builder) service(s model.Service, self model.Node) {
 			}
 		}
 		for _, ip := range p.LoadBalancerIPs {
-			sb.external(p.LoadBalancerSources, sb.to(ip, p.Port)...)
+			sb.external(withGateway(p.LoadBalancerSources, self, sb.own), sb.to(ip, p.Port)...)
 		}
 		if p.NodePort != 0 {
 			sb.external(nil, also(sb.to(model.NodePortAddr(is4), p.NodePort), Origin.Is(OriginGateway))...)
@@ -131,6 +131,20 @@ func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
 			sb.frontend(prioRaised, sb.pool("cluster", sb.port.Cluster), also(match, openflow.Source(both))...)
 		}
 	}
+}
+
+// withGateway adds the node's gateway address to ranges that one of its other addresses is in: what the node itself sends has that
+// source here, and whoever wrote the ranges knows the others.
+func withGateway(sources []netip.Prefix, self model.Node, own netip.Prefix) []netip.Prefix {
+	listed := func(r netip.Prefix) bool { return slices.ContainsFunc(self.Addrs, r.Contains) }
+	if !own.IsValid() || !slices.ContainsFunc(sources, listed) {
+		return sources
+	}
+	gateway := model.GatewayAddr(own)
+	if slices.ContainsFunc(sources, func(r netip.Prefix) bool { return r.Contains(gateway) }) {
+		return sources
+	}
+	return append(slices.Clone(sources), netip.PrefixFrom(gateway, gateway.BitLen()))
 }
 
 // frontend gives the flows of one address. The priority after it is that of clients that come back.
