@@ -66,10 +66,11 @@ type Loop struct {
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
 	quarantined map[model.Owner]error
-	started     bool // the switch was read once
-	verify      bool // the switch must be read before it is written
-	known       bool // the last conversation with the switch succeeded
-	disturbed   bool // we have left something in the switch that a read-back will find
+	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
+	started     bool                  // the switch was read once
+	verify      bool                  // the switch must be read before it is written
+	known       bool                  // the last conversation with the switch succeeded
+	disturbed   bool                  // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
 	waiting     []request
@@ -120,7 +121,7 @@ func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, 
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(node), compiler: flows.NewCompiler(),
-		index: map[place][]openflow.Key{}, quarantined: map[model.Owner]error{},
+		index: map[place][]openflow.Key{}, quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
@@ -133,11 +134,16 @@ func (l *Loop) OnStale(told func([]flows.Stale)) { l.onStale = told }
 // Submit queues a change. It never blocks.
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
 
-// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not.
+// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
+// cannot be before the API server has told us of the pod: its labels say which policies are about it.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	done := make(chan error, 1)
 	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
-	return l.await(ctx, done, "program the flows of pod "+a.Pod.String())
+	err := l.await(ctx, done, "program the flows of pod "+a.Pod.String())
+	if err != nil && l.View().Unknown[a.Key()] {
+		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod, so its policies are not known", err)
+	}
+	return err
 }
 
 // Detach queues the end of a pod's interface and returns when its flows are gone.
@@ -172,6 +178,9 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 	a, ok := l.settled.Attachments[key]
 	if !ok {
 		return fmt.Errorf("the flows of %s are not in the switch", key)
+	}
+	if l.settled.Unknown[key] {
+		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, so its policies are not known", a.Pod)
 	}
 	if err := l.refused[model.PodOwner(a)]; err != nil {
 		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)

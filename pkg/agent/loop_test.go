@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -40,6 +41,7 @@ func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *be
 	b.Submit(state.SetNode{Node: node("n1", 1)})
 	b.Submit(state.SetNode{Node: node("n2", 2)})
 	for _, a := range attachments {
+		b.Submit(podOf(a))
 		b.Submit(state.SetAttachment{Attachment: a})
 	}
 	ctx, stop := context.WithCancel(t.Context())
@@ -52,6 +54,16 @@ func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *be
 	}()
 	t.Cleanup(func() { stop(); <-ended })
 	return b
+}
+
+// Attach is the loop's, of a pod that the API server has told of.
+func (b *bench) Attach(ctx context.Context, a model.Attachment) error {
+	b.Submit(podOf(a))
+	return b.Loop.Attach(ctx, a)
+}
+
+func podOf(a model.Attachment) state.SetPod {
+	return state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID, Node: "n1"}}
 }
 
 func node(name string, n byte) model.Node {
@@ -355,5 +367,80 @@ func TestChangesCoalesce(t *testing.T) {
 	b.holds("200 nodes")
 	if n := len(b.sw.Applied()) - before; n > 100 {
 		t.Errorf("200 changes at once took %d bundles", n)
+	}
+}
+
+// TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD is not
+// answered. One that is forgotten loses its flows.
+func TestAttachWaitsForThePod(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	a := pod("a", 2)
+	a.Pod.UID = "u"
+	attached := make(chan error, 1)
+	go func() { attached <- b.Loop.Attach(t.Context(), a) }()
+	other := podOf(a)
+	other.Pod.UID = "an earlier one"
+	b.Submit(other)
+	eventually(t, "the loop has the attachment", func() bool { return len(b.View().Attachments) == 1 })
+	b.holds("closed")
+	if b.has("10.244.1.2") || b.has("in_port=18") {
+		t.Error("a pod that is not known has flows")
+	}
+	if err := b.Realised(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("a pod that is not known counts as realised: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := b.Loop.Attach(ctx, pod("b", 3)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not told") {
+		t.Errorf("Attach that gave up says %v, want the deadline and the reason", err)
+	}
+	select {
+	case err := <-attached:
+		t.Fatalf("Attach returned (%v) before the pod was known", err)
+	default:
+	}
+	b.Submit(podOf(a))
+	if err := <-attached; err != nil {
+		t.Fatal(err)
+	}
+	if !b.has("nw_dst=10.244.1.2") || !b.has("in_port=18") {
+		t.Error("Attach returned before the pod's flows were in")
+	}
+	b.Submit(state.DeletePod{Namespace: "ns", Name: "a"})
+	eventually(t, "a pod that is forgotten is closed", func() bool { return !b.has("10.244.1.2") && !b.has("in_port=18") })
+
+	go func() { attached <- b.Loop.Attach(t.Context(), a) }()
+	eventually(t, "Detach answers who still waits", func() bool {
+		if err := b.Detach(t.Context(), a.Key()); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-attached:
+			return err != nil
+		default:
+			return false
+		}
+	})
+}
+
+// TestMistakenPolicyIsReported: it isolates, the status and an Event say why, and both are over with the mistake.
+func TestMistakenPolicyIsReported(t *testing.T) {
+	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad", Err: "no CIDR"}})
+	eventually(t, "the status names it", func() bool { return strings.Contains(b.Status().Quarantined["policy/ns/bad"], "no CIDR") })
+	if p := b.View().Policies["ns/bad"]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
+		t.Errorf("the policy is %+v, want the pod isolated", p)
+	}
+	b.mu.Lock()
+	if b.reports["policy/ns/bad"] == nil {
+		t.Error("nobody was told of it")
+	}
+	b.mu.Unlock()
+	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad"}})
+	eventually(t, "it is well", func() bool { return len(b.Status().Quarantined) == 0 })
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reports["policy/ns/bad"] != nil {
+		t.Error("nobody was told that it is over")
 	}
 }

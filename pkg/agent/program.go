@@ -38,6 +38,7 @@ func (l *Loop) compile() flows.Delta {
 			l.stale = append(l.stale, flows.StaleConnections(before.Services[o.Name], snapshot.Services[o.Name])...)
 		}
 	}
+	l.checkPolicies(before, snapshot, owners)
 	for _, o := range owners { // those that have changed get another chance
 		if l.quarantined[o] != nil {
 			delete(l.quarantined, o)
@@ -172,19 +173,57 @@ func (l *Loop) settle() {
 		l.status.Conflicts = append(l.status.Conflicts, fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners))
 	}
 	l.status.Quarantined = map[string]string{}
-	for o, err := range l.quarantined {
-		l.status.Quarantined[o.String()] = err.Error()
+	for _, refused := range []map[model.Owner]error{l.mistaken, l.quarantined} {
+		for o, err := range refused {
+			l.status.Quarantined[o.String()] = err.Error()
+		}
 	}
 	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
 	l.mu.Unlock()
-	for _, r := range l.waiting {
-		r.done <- l.quarantined[r.owner]
-	}
-	l.waiting = nil
+	l.answer()
 	if len(l.stale) > 0 && l.onStale != nil {
 		l.onStale(l.stale)
 	}
 	l.stale = nil
+}
+
+// answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
+// until it is or is given up.
+func (l *Loop) answer() {
+	var unknown []request
+	for _, r := range l.waiting {
+		_, attached := l.latest.Attachments[r.owner.Attachment]
+		switch {
+		case l.latest.Unknown[r.owner.Attachment]:
+			unknown = append(unknown, r)
+		case r.owner.Kind == model.KindPod && !attached:
+			r.done <- errors.New("it was detached meanwhile")
+		default:
+			r.done <- l.quarantined[r.owner]
+		}
+	}
+	l.waiting = unknown
+}
+
+// checkPolicies finds the policies that cannot be understood.
+func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) {
+	for _, o := range owners {
+		if o.Kind != model.KindPolicy {
+			continue
+		}
+		was, is := before.Policies[o.Name].Err, now.Policies[o.Name].Err
+		switch {
+		case is == was:
+		case is == "":
+			delete(l.mistaken, o)
+			l.report(o, nil)
+		default:
+			err := fmt.Errorf("the policy cannot be understood, so it isolates its pods and allows nothing: %s", is)
+			l.log.Error("a policy cannot be understood; it isolates its pods and allows nothing", "owner", o, "err", is)
+			l.mistaken[o] = err
+			l.report(o, err)
+		}
+	}
 }
 
 func (l *Loop) setError(err error) {

@@ -83,7 +83,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 			b.node(n, s.Tunnel, s.Self)
 		}
 	case model.KindPod:
-		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name {
+		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name && !s.Unknown[o.Attachment] {
 			b.pod(a, s.KernelDatapath)
 			b.allowSelf(a.IPs)
 		}

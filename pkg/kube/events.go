@@ -2,6 +2,7 @@ package kube
 
 import (
 	"log/slog"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -31,7 +32,7 @@ func NewReporter(client kubernetes.Interface, node string) *Reporter {
 // Close ends the reporter.
 func (r *Reporter) Close() { r.broadcaster.Shutdown() }
 
-// Warn writes a warning about the object that an owner of flows stands for: a pod, a node, or else this node.
+// Warn writes a warning about the object that an owner of flows stands for: a pod, a policy, a node, or else this node.
 func (r *Reporter) Warn(o model.Owner, reason, message string) {
 	ref := corev1.ObjectReference{Kind: "Node", Name: r.node, UID: types.UID(r.node)} // the kubelet names a node's UID so, too
 	switch o.Kind {
@@ -42,6 +43,9 @@ func (r *Reporter) Warn(o model.Owner, reason, message string) {
 			return
 		}
 		ref = corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name}
+	case model.KindPolicy:
+		namespace, name, _ := strings.Cut(o.Name, "/")
+		ref = corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace, Name: name}
 	case model.KindNode:
 		ref.Name, ref.UID = o.Name, types.UID(o.Name)
 	}

@@ -16,7 +16,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -72,19 +71,16 @@ type Watcher struct {
 // NewWatcher makes the watcher of the named node; Run starts it.
 func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change), log *slog.Logger) (*Watcher, error) {
 	everything := informers.NewSharedInformerFactory(client, 0)
-	local := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
-	}))
 	selected := func(selector string) informers.SharedInformerFactory {
 		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
 			o.LabelSelector = selector
 		}))
 	}
-	w := &Watcher{node: node, emit: emit, log: log, pods: local.Core().V1().Pods().Informer()}
+	w := &Watcher{node: node, emit: emit, log: log}
 	w.services = newServices(node, emit, w.report)
 	err := errors.Join(
 		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
-		w.follow("pods", w.pods, trimPod, func(any) {}, func(string) {}),
+		w.followPolicies(everything),
 		w.follow("services", selected(serviceSelector).Core().V1().Services().Informer(), trimService, w.services.setService, w.services.deleteService),
 		w.follow("endpointslices", selected(sliceSelector).Discovery().V1().EndpointSlices().Informer(), trimSlice, w.services.setSlice, w.services.deleteSlice),
 		w.followServiceCIDRs(client, everything.Networking().V1().ServiceCIDRs().Informer()),
@@ -113,8 +109,16 @@ func handle(what string, informer cache.SharedIndexInformer, trim cache.Transfor
 		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    changed,
-		UpdateFunc: func(_, obj any) { changed(obj) },
+		AddFunc: changed,
+		UpdateFunc: func(old, obj any) {
+			// Most of what changes of a pod is nothing to us.
+			if p, ok := obj.(*pod); ok {
+				if before, ok := old.(*pod); ok && before.pod.Equal(p.pod) {
+					return
+				}
+			}
+			changed(obj)
+		},
 		DeleteFunc: func(obj any) {
 			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
 				deleted(key)
@@ -153,18 +157,6 @@ func (w *Watcher) WaitSynced(ctx context.Context) error {
 		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
 	}
 	return nil
-}
-
-// Pods are the pods that the API server knows on this node.
-func (w *Watcher) Pods() []model.Pod {
-	objects := w.pods.GetStore().List()
-	pods := make([]model.Pod, 0, len(objects))
-	for _, obj := range objects {
-		if p, ok := obj.(*corev1.Pod); ok {
-			pods = append(pods, Pod(p))
-		}
-	}
-	return pods
 }
 
 func (w *Watcher) nodeChanged(obj any) {
@@ -221,15 +213,6 @@ func Node(object *corev1.Node) (model.Node, error) {
 	return n, errors.Join(bad...)
 }
 
-// Pod is what the model holds of a Pod.
-func Pod(object *corev1.Pod) model.Pod {
-	return model.Pod{
-		PodRef:      model.PodRef{Namespace: object.Namespace, Name: object.Name, UID: string(object.UID)},
-		HostNetwork: object.Spec.HostNetwork,
-		Phase:       string(object.Status.Phase),
-	}
-}
-
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
@@ -244,18 +227,6 @@ func trimNode(obj any) (any, error) {
 		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}
 	}
 	return trimmed, nil
-}
-
-func trimPod(obj any) (any, error) {
-	p, ok := obj.(*corev1.Pod)
-	if !ok {
-		return obj, nil
-	}
-	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion},
-		Spec:       corev1.PodSpec{HostNetwork: p.Spec.HostNetwork},
-		Status:     corev1.PodStatus{Phase: p.Status.Phase},
-	}, nil
 }
 
 // SetNetworkAvailable sets the node's NetworkUnavailable condition to False: the scheduler may place pods there.

@@ -18,6 +18,9 @@ type Snapshot struct {
 	Nodes map[string]Node
 	// Attachments are this node's pod interfaces.
 	Attachments map[AttachmentKey]Attachment
+	// Unknown are those of them whose pod the API server has not told us of, or another of that name: which policies are about
+	// it nobody can say, so it stays closed.
+	Unknown map[AttachmentKey]bool
 	// Services are those with an address, by namespace/name.
 	Services map[string]Service
 	// Policies are those that select pods of this node, by namespace/name.

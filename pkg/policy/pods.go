@@ -86,7 +86,7 @@ func (r *Resolver) SetPod(p Pod) {
 	if s == nil {
 		s = &podState{}
 		r.pods[name] = s
-	} else if equalPods(s.Pod, p) {
+	} else if s.Equal(p) {
 		return
 	}
 	r.turn(name, p.Addrs, func() { s.Pod = p })
@@ -217,7 +217,8 @@ func (r *Resolver) review(p *podState) {
 	r.show(p, newView(p.Pod, addrs, p.attached))
 }
 
-func equalPods(a, b Pod) bool {
+// Equal says whether policies see no difference between two states of a pod.
+func (a Pod) Equal(b Pod) bool {
 	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID && a.Node == b.Node && maps.Equal(a.Labels, b.Labels) &&
 		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Ports, b.Ports) && a.HostNetwork == b.HostNetwork && a.Done == b.Done &&
 		a.Terminating == b.Terminating && a.Created == b.Created

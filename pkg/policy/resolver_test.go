@@ -178,7 +178,9 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 		if len(w.pods) == 0 {
 			return
 		}
-		names := slices.SortedFunc(maps.Keys(w.pods), func(a, b podName) int { return slices.Compare([]string{a.namespace, a.name}, []string{b.namespace, b.name}) })
+		names := slices.SortedFunc(maps.Keys(w.pods), func(a, b podName) int {
+			return slices.Compare([]string{a.namespace, a.name}, []string{b.namespace, b.name})
+		})
 		p, other := w.pods[draw(t, names)], drawPod(t)
 		switch upTo(t, 4) {
 		case 0:

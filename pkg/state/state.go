@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/policy"
 )
 
 // Store holds the newest snapshot, and the next one while it is being made.
@@ -21,7 +22,9 @@ type Store struct {
 	// a map, not many.
 	ownNodes, ownAttachments, ownServices, ownPolicies bool
 	touched                                            map[model.Owner]bool
-	serviceCIDRs                                       map[bool][]netip.Prefix // by whether they are configured
+	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
+	resolver     *policy.Resolver
+	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
 }
 
 // New gives the store of the named node that knows nothing else.
@@ -33,11 +36,13 @@ func New(node string) *Store {
 		Attachments: map[model.AttachmentKey]model.Attachment{},
 		Services:    map[string]model.Service{},
 		Policies:    map[string]model.Policy{},
+		Unknown:     map[model.AttachmentKey]bool{},
 	}
 	return &Store{
 		snapshot:     &empty,
 		serviceCIDRs: map[bool][]netip.Prefix{},
 		next:         empty,
+		resolver:     policy.NewResolver(node),
 		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
@@ -67,6 +72,7 @@ func (s *Store) Snapshot() *model.Snapshot { return s.snapshot }
 
 // Take gives the newest view and the owners that were touched since the last Take, in order.
 func (s *Store) Take() (*model.Snapshot, []model.Owner) {
+	s.resolvePolicies()
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
 		s.snapshot = &snapshot
@@ -167,6 +173,7 @@ func (c SetAttachment) apply(s *Store) bool {
 		s.touched[model.PodOwner(old)] = true
 	}
 	s.attachments()[key] = c.Attachment
+	s.resolver.SetAttachment(c.Attachment)
 	s.touched[model.PodOwner(c.Attachment)] = true
 	return true
 }
@@ -180,6 +187,7 @@ func (c DeleteAttachment) apply(s *Store) bool {
 		return false
 	}
 	delete(s.attachments(), c.Key)
+	s.resolver.DeleteAttachment(c.Key)
 	s.touched[model.PodOwner(old)] = true
 	return true
 }

@@ -1,0 +1,320 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"unique"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// LogAnnotation on a NetworkPolicy, or on the namespace for all of its policies, asks with "true" for a sample of the packets
+// that the policy decides about to be logged.
+const LogAnnotation = "weft.dev/log-policy"
+
+// localIndex is the informer's index of this node's pods.
+const localIndex = "local"
+
+// followPolicies registers what NetworkPolicies need: all pods and namespaces, and the policies.
+func (w *Watcher) followPolicies(everything informers.SharedInformerFactory) error {
+	w.pods = everything.Core().V1().Pods().Informer()
+	err := w.pods.AddIndexers(cache.Indexers{localIndex: func(obj any) ([]string, error) {
+		if p, ok := obj.(*pod); ok && p.pod.Node == w.node {
+			return []string{w.node}, nil
+		}
+		return nil, nil
+	}})
+	return errors.Join(err,
+		w.follow("pods", w.pods, trimPod, w.podChanged, func(key string) {
+			namespace, name, _ := strings.Cut(key, "/")
+			w.emit(state.DeletePod{Namespace: namespace, Name: name})
+		}),
+		w.follow("namespaces", everything.Core().V1().Namespaces().Informer(), trimNamespace, w.namespaceChanged, func(name string) {
+			w.emit(state.DeleteNamespace{Name: name})
+		}),
+		w.follow("networkpolicies", everything.Networking().V1().NetworkPolicies().Informer(), trimPolicy, w.policyChanged, func(key string) {
+			namespace, name, _ := strings.Cut(key, "/")
+			w.emit(state.DeletePolicy{Namespace: namespace, Name: name})
+		}),
+	)
+}
+
+func (w *Watcher) podChanged(obj any) {
+	if p, ok := obj.(*pod); ok {
+		w.emit(state.SetPod{Pod: p.pod})
+	}
+}
+
+func (w *Watcher) namespaceChanged(obj any) {
+	if n, ok := obj.(*corev1.Namespace); ok {
+		w.emit(state.SetNamespace{Namespace: policy.Namespace{Name: n.Name, Labels: n.Labels, Log: n.Annotations[LogAnnotation] == "true"}})
+	}
+}
+
+// A policy that cannot be understood is reported by the nodes whose pods it is about.
+func (w *Watcher) policyChanged(obj any) {
+	if p, ok := obj.(*networkingv1.NetworkPolicy); ok {
+		w.emit(state.SetPolicy{Policy: NetworkPolicy(p)})
+	}
+}
+
+// Pods are the pods that the API server knows on this node.
+func (w *Watcher) Pods() []model.Pod {
+	objects, err := w.pods.GetIndexer().ByIndex(localIndex, w.node)
+	if err != nil {
+		w.log.Error("this node's pods cannot be listed", "err", err) // the index is there from the start
+	}
+	pods := make([]model.Pod, 0, len(objects))
+	for _, obj := range objects {
+		if p, ok := obj.(*pod); ok {
+			pods = append(pods, model.Pod{PodRef: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.pod.UID}, HostNetwork: p.pod.HostNetwork, Phase: p.phase})
+		}
+	}
+	return pods
+}
+
+// pod is what the informer keeps of a Pod: on a large cluster pods are most of what an agent holds.
+type pod struct {
+	metav1.ObjectMeta
+	pod   policy.Pod
+	phase string
+}
+
+// trimPod also makes equal strings one: pods that one template made have most of their labels in common.
+func trimPod(obj any) (any, error) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil
+	}
+	out := &pod{pod: Pod(p), phase: one(string(p.Status.Phase))}
+	out.ObjectMeta = metav1.ObjectMeta{Namespace: out.pod.Namespace, Name: out.pod.Name, ResourceVersion: p.ResourceVersion}
+	return out, nil
+}
+
+func one(s string) string { return unique.Make(s).Value() }
+
+// Pod is what policies see of a Pod.
+func Pod(object *corev1.Pod) policy.Pod {
+	p := policy.Pod{
+		Namespace: one(object.Namespace), Name: strings.Clone(object.Name), UID: string(object.UID), Node: one(object.Spec.NodeName),
+		HostNetwork: object.Spec.HostNetwork,
+		Done:        object.Status.Phase == corev1.PodSucceeded || object.Status.Phase == corev1.PodFailed,
+		Terminating: object.DeletionTimestamp != nil,
+		Created:     object.CreationTimestamp.Unix(),
+	}
+	// A static pod runs under the UID of its file; the pod in the API, its mirror, has another.
+	if uid, mirror := object.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
+		p.UID = uid
+	}
+	if len(object.Labels) > 0 {
+		p.Labels = make(map[string]string, len(object.Labels))
+		for key, value := range object.Labels {
+			p.Labels[one(key)] = one(value)
+		}
+	}
+	ips := object.Status.PodIPs
+	if len(ips) == 0 && object.Status.PodIP != "" {
+		ips = []corev1.PodIP{{IP: object.Status.PodIP}}
+	}
+	for _, ip := range ips {
+		if addr, err := netip.ParseAddr(ip.IP); err == nil && addr.Zone() == "" { // the kubelet writes none but addresses
+			p.Addrs = append(p.Addrs, addr.Unmap())
+		}
+	}
+	for _, c := range object.Spec.InitContainers {
+		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways { // a sidecar
+			p.Ports = appendPorts(p.Ports, c)
+		}
+	}
+	for _, c := range object.Spec.Containers {
+		p.Ports = appendPorts(p.Ports, c)
+	}
+	return p
+}
+
+// appendPorts takes a container's ports that have names.
+func appendPorts(to []policy.ContainerPort, c corev1.Container) []policy.ContainerPort {
+	for _, port := range c.Ports {
+		number, ok := portNumber(port.ContainerPort)
+		if !ok || port.Name == "" {
+			continue
+		}
+		protocol := policy.TCP
+		if port.Protocol != "" {
+			protocol = policy.Protocol(one(string(port.Protocol)))
+		}
+		to = append(to, policy.ContainerPort{Name: one(port.Name), Protocol: protocol, Number: number})
+	}
+	return to
+}
+
+func trimNamespace(obj any) (any, error) {
+	n, ok := obj.(*corev1.Namespace)
+	if !ok {
+		return obj, nil
+	}
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion, Labels: n.Labels, Annotations: logAnnotation(n.Annotations)}}, nil
+}
+
+func trimPolicy(obj any) (any, error) {
+	p, ok := obj.(*networkingv1.NetworkPolicy)
+	if !ok {
+		return obj, nil
+	}
+	return &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion, Annotations: logAnnotation(p.Annotations)},
+		Spec:       p.Spec,
+	}, nil
+}
+
+func logAnnotation(all map[string]string) map[string]string {
+	if value, ok := all[LogAnnotation]; ok {
+		return map[string]string{LogAnnotation: value}
+	}
+	return nil
+}
+
+// NetworkPolicy is what policies are to Weft. What cannot be read of it is said in its Err, so that it closes and does not vanish.
+func NetworkPolicy(object *networkingv1.NetworkPolicy) policy.Policy {
+	p := policy.Policy{Namespace: object.Namespace, Name: object.Name, PodSelector: selectorOf(object.Spec.PodSelector), Log: object.Annotations[LogAnnotation] == "true"}
+	var bad []error
+	for _, t := range object.Spec.PolicyTypes {
+		p.Types = append(p.Types, policy.Direction(t))
+	}
+	for i, rule := range object.Spec.Ingress {
+		r, err := ruleOf(rule.From, rule.Ports)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("ingress[%d]: %w", i, err))
+		}
+		p.Ingress = append(p.Ingress, r)
+	}
+	for i, rule := range object.Spec.Egress {
+		r, err := ruleOf(rule.To, rule.Ports)
+		if err != nil {
+			bad = append(bad, fmt.Errorf("egress[%d]: %w", i, err))
+		}
+		p.Egress = append(p.Egress, r)
+	}
+	if err := errors.Join(bad...); err != nil {
+		p.Err = err.Error()
+	}
+	return p
+}
+
+func ruleOf(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (policy.Rule, error) {
+	var r policy.Rule
+	var bad []error
+	for _, peer := range peers {
+		var to policy.Peer
+		if peer.PodSelector != nil {
+			s := selectorOf(*peer.PodSelector)
+			to.PodSelector = &s
+		}
+		if peer.NamespaceSelector != nil {
+			s := selectorOf(*peer.NamespaceSelector)
+			to.NamespaceSelector = &s
+		}
+		if peer.IPBlock != nil {
+			block, err := blockOf(*peer.IPBlock)
+			if err != nil {
+				bad = append(bad, err)
+			}
+			to.IPBlock = &block
+		}
+		r.Peers = append(r.Peers, to)
+	}
+	for _, port := range ports {
+		to, err := portOf(port)
+		if err != nil {
+			bad = append(bad, err)
+		}
+		r.Ports = append(r.Ports, to)
+	}
+	return r, errors.Join(bad...)
+}
+
+func portOf(port networkingv1.NetworkPolicyPort) (policy.Port, error) {
+	var p policy.Port
+	if port.Protocol != nil {
+		p.Protocol = policy.Protocol(*port.Protocol)
+	}
+	var ok bool
+	switch {
+	case port.Port == nil:
+	case port.Port.Type == intstr.String && port.Port.StrVal == "":
+		return p, errors.New("ports: a port's name is empty") // and not all ports
+	case port.Port.Type == intstr.String:
+		p.Name = port.Port.StrVal
+	default:
+		if p.Number, ok = portNumber(port.Port.IntVal); !ok {
+			return p, fmt.Errorf("ports: %d is no port", port.Port.IntVal)
+		}
+	}
+	if port.EndPort != nil {
+		if p.EndPort, ok = portNumber(*port.EndPort); !ok {
+			return p, fmt.Errorf("ports: endPort %d is no port", *port.EndPort)
+		}
+	}
+	return p, nil
+}
+
+func blockOf(b networkingv1.IPBlock) (policy.IPBlock, error) {
+	var out policy.IPBlock
+	var err error
+	if out.CIDR, err = parseBlock(b.CIDR); err != nil {
+		return out, fmt.Errorf("ipBlock: %w", err)
+	}
+	for _, text := range b.Except {
+		except, err := parseBlock(text)
+		if err != nil {
+			return out, fmt.Errorf("ipBlock: except: %w", err)
+		}
+		out.Except = append(out.Except, except)
+	}
+	return out, nil
+}
+
+// parseBlock reads a range as the API server does, which accepts, in policies from before it was strict, leading zeros (010.0.0.0
+// is 10.0.0.0), addresses inside a range, and IPv4 in IPv6's clothes.
+func parseBlock(text string) (netip.Prefix, error) {
+	addr, bits, ok := strings.Cut(text, "/")
+	if parts := strings.Split(addr, "."); ok && len(parts) == 4 {
+		for i, part := range parts {
+			if n, err := strconv.ParseUint(part, 10, 8); err == nil {
+				parts[i] = strconv.FormatUint(n, 10)
+			}
+		}
+		text = strings.Join(parts, ".") + "/" + bits
+	}
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return p, err
+	}
+	if p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return p, fmt.Errorf("%s is wider than all of IPv4", text)
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
+}
+
+func selectorOf(s metav1.LabelSelector) policy.Selector {
+	out := policy.Selector{MatchLabels: s.MatchLabels}
+	for _, r := range s.MatchExpressions {
+		out.MatchExpressions = append(out.MatchExpressions, policy.Requirement{Key: r.Key, Operator: policy.Operator(r.Operator), Values: r.Values})
+	}
+	return out
+}

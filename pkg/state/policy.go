@@ -1,0 +1,92 @@
+package state
+
+import (
+	"maps"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/policy"
+)
+
+// SetPod says what a pod of the cluster is now.
+type SetPod struct{ Pod policy.Pod }
+
+// DeletePod says that a pod is gone from the API.
+type DeletePod struct{ Namespace, Name string }
+
+// SetNamespace says what a namespace is now.
+type SetNamespace struct{ Namespace policy.Namespace }
+
+// DeleteNamespace says that a namespace is gone.
+type DeleteNamespace struct{ Name string }
+
+// SetPolicy says what a NetworkPolicy is now.
+type SetPolicy struct{ Policy policy.Policy }
+
+// DeletePolicy says that a NetworkPolicy is gone.
+type DeletePolicy struct{ Namespace, Name string }
+
+// What these changes come to for the node is found out by Take, for all of them at once; until then nothing is different.
+
+func (c SetPod) apply(s *Store) bool {
+	s.resolver.SetPod(c.Pod)
+	return false
+}
+
+func (c DeletePod) apply(s *Store) bool {
+	s.resolver.DeletePod(c.Namespace, c.Name)
+	return false
+}
+
+func (c SetNamespace) apply(s *Store) bool {
+	s.resolver.SetNamespace(c.Namespace)
+	return false
+}
+
+func (c DeleteNamespace) apply(s *Store) bool {
+	s.resolver.DeleteNamespace(c.Name)
+	return false
+}
+
+func (c SetPolicy) apply(s *Store) bool {
+	s.resolver.SetPolicy(c.Policy)
+	return false
+}
+
+func (c DeletePolicy) apply(s *Store) bool {
+	s.resolver.DeletePolicy(c.Namespace, c.Name)
+	return false
+}
+
+// resolvePolicies takes over what the resolver says is different.
+func (s *Store) resolvePolicies() {
+	changes := s.resolver.Flush()
+	if len(changes.Policies) == 0 && len(changes.Unknown) == 0 {
+		return
+	}
+	s.next.Revision++
+	if len(changes.Policies) > 0 && !s.ownPolicies {
+		s.next.Policies, s.ownPolicies = maps.Clone(s.next.Policies), true
+	}
+	for name, p := range changes.Policies {
+		if p == nil {
+			delete(s.next.Policies, name)
+		} else {
+			s.next.Policies[name] = *p
+		}
+		s.touched[model.PolicyOwner(name)] = true
+	}
+	if len(changes.Unknown) == 0 {
+		return
+	}
+	s.next.Unknown = maps.Clone(s.next.Unknown) // few, if any
+	for key, unknown := range changes.Unknown {
+		if unknown {
+			s.next.Unknown[key] = true
+		} else {
+			delete(s.next.Unknown, key)
+		}
+		if a, ok := s.next.Attachments[key]; ok {
+			s.touched[model.PodOwner(a)] = true
+		}
+	}
+}
