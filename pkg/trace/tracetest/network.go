@@ -1,0 +1,282 @@
+// Package tracetest is a cluster made of interpreters: every node's policies are resolved and compiled as its agent would, and
+// packets travel through the nodes' flows from one to the next. Tests compare what arrives with what policies promise.
+//
+// A Network belongs to the test that made it; the nodes' connection trackers are its only changing state.
+package tracetest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/trace"
+)
+
+// Cluster is what a network is made from.
+type Cluster struct {
+	Nodes      []model.Node
+	Namespaces map[string]map[string]string
+	Pods       []policy.Pod
+	Policies   []policy.Policy
+	// Kernel makes connection tracking behave like the kernel's datapath.
+	Kernel bool
+}
+
+// View is the cluster as policy.Eval sees it.
+func (c Cluster) View() policy.Cluster {
+	v := policy.Cluster{Namespaces: c.Namespaces, Nodes: map[string][]netip.Addr{}, Pods: c.Pods, Policies: c.Policies}
+	for _, n := range c.Nodes {
+		v.Nodes[n.Name] = append([]netip.Addr(nil), n.Addrs...)
+		for _, cidr := range n.PodCIDRs {
+			v.Nodes[n.Name] = append(v.Nodes[n.Name], model.GatewayAddr(cidr))
+		}
+	}
+	return v
+}
+
+// Network is a running cluster.
+type Network struct {
+	nodes []*node
+	pods  map[netip.Addr]place
+}
+
+type place struct {
+	node *node
+	port uint32
+	mac  model.MAC
+	name string
+}
+
+type node struct {
+	model.Node
+	snapshot *model.Snapshot
+	flows    *flows.Compiler
+	sw       *trace.Switch
+	ct       *trace.Conntrack
+}
+
+// New builds the nodes' flows.
+func New(c Cluster) (*Network, error) {
+	n := &Network{pods: map[netip.Addr]place{}}
+	for _, one := range c.Nodes {
+		n.nodes = append(n.nodes, &node{Node: one, ct: &trace.Conntrack{Kernel: c.Kernel}, flows: flows.NewCompiler(),
+			snapshot: &model.Snapshot{Self: one, Tunnel: model.Geneve, KernelDatapath: c.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}})
+	}
+	for _, here := range n.nodes {
+		s := here.snapshot
+		for _, other := range c.Nodes {
+			if other.Name != here.Name {
+				s.Nodes[other.Name] = other
+			}
+		}
+		for i, p := range c.Pods {
+			if p.Node != here.Name || p.HostNetwork {
+				continue
+			}
+			a := model.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name}, OFPort: model.PortPodMin + uint32(i),
+				MAC: model.MAC{0x0a, 0x58, 0, 0, 1, byte(i)}, IPs: p.Addrs}
+			s.Attachments[a.Key()] = a
+			for _, ip := range p.Addrs {
+				n.pods[ip] = place{here, a.OFPort, a.MAC, p.Namespace + "/" + p.Name}
+			}
+		}
+		if err := here.resolve(c, flows.Owners(s)); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
+// SetPolicies replaces all policies, as agents do: only what changed is compiled. Connections stay.
+func (n *Network) SetPolicies(c Cluster) error {
+	for _, here := range n.nodes {
+		var owners []model.Owner
+		for name := range here.snapshot.Policies {
+			owners = append(owners, model.PolicyOwner(name))
+		}
+		if err := here.resolve(c, owners); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (here *node) resolve(c Cluster, owners []model.Owner) error {
+	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies}
+	for name, labels := range c.Namespaces {
+		w.Namespaces = append(w.Namespaces, policy.Namespace{Name: name, Labels: labels})
+	}
+	for _, a := range here.snapshot.Attachments {
+		w.Attachments = append(w.Attachments, a)
+	}
+	next := *here.snapshot
+	next.Policies = policy.Resolve(w).Policies
+	here.snapshot = &next
+	for name := range next.Policies {
+		owners = append(owners, model.PolicyOwner(name))
+	}
+	if _, failed := here.flows.Update(here.snapshot, owners); len(failed) > 0 {
+		return fmt.Errorf("node %s: %w", here.Name, failed[0])
+	}
+	var err error
+	here.sw, err = trace.Of(here.flows.Desired())
+	return err
+}
+
+// Desired is what a node's switch holds.
+func (n *Network) Desired(name string) flows.Desired { return n.node(name).flows.Desired() }
+
+func (n *Network) node(name string) *node {
+	i := slices.IndexFunc(n.nodes, func(one *node) bool { return one.Name == name })
+	return n.nodes[i]
+}
+
+// Packet is what is sent.
+type Packet struct {
+	Src, Dst         netip.Addr
+	Protocol         uint8
+	SrcPort, DstPort uint16
+	TCPFlags         uint16 // SYN when 0
+}
+
+// Reply is what answers a packet; it begins nothing.
+func (p Packet) Reply() Packet {
+	p.Src, p.Dst, p.SrcPort, p.DstPort, p.TCPFlags = p.Dst, p.Src, p.DstPort, p.SrcPort, trace.SYN|trace.ACK
+	if p.Protocol == icmp || p.Protocol == icmp6 {
+		p.SrcPort = map[uint8]uint16{icmp: 0, icmp6: 129}[p.Protocol]
+		p.DstPort = 0
+	}
+	return p
+}
+
+// Next is a later packet of the same connection.
+func (p Packet) Next() Packet {
+	p.TCPFlags = trace.ACK
+	return p
+}
+
+const (
+	icmp  = 1
+	icmp6 = 58
+)
+
+// Echo is an echo request.
+func Echo(src, dst netip.Addr) Packet {
+	if src.Is4() {
+		return Packet{Src: src, Dst: dst, Protocol: icmp, SrcPort: 8}
+	}
+	return Packet{Src: src, Dst: dst, Protocol: icmp6, SrcPort: 128}
+}
+
+// Delivery is what became of a packet.
+type Delivery struct {
+	// Arrived says that it came where its destination is, with its own addresses and ports.
+	Arrived bool
+	// Reason is why it was dropped.
+	Reason flows.Reason
+	// Hops are the ways through the switches, in order.
+	Hops []Hop
+	// Wrong says what is not as it should be, when it neither arrived nor was dropped.
+	Wrong string
+}
+
+// Hop is one node's part of the way.
+type Hop struct {
+	Node   string
+	In     trace.Packet
+	Result trace.Result
+}
+
+func (d Delivery) String() string {
+	var b strings.Builder
+	for _, h := range d.Hops {
+		fmt.Fprintf(&b, "on %s: %s\n%s", h.Node, h.In, h.Result)
+	}
+	b.WriteString(d.Wrong)
+	return b.String()
+}
+
+// Send sends a packet from where its source is. What is neither a pod nor a node is outside, behind the gateway of its
+// destination's node.
+func (n *Network) Send(p Packet) Delivery { return n.send(p, false) }
+
+// Explain is Send with every step recorded, for a failed test's message.
+func (n *Network) Explain(p Packet) Delivery { return n.send(p, true) }
+
+func (n *Network) send(p Packet, steps bool) Delivery {
+	here, port, mac := n.origin(p)
+	in := trace.IP(port, p.Src, p.Dst, p.Protocol, p.SrcPort, p.DstPort).WithMACs(mac, model.RouterMAC)
+	if p.TCPFlags != 0 && p.Protocol == 6 {
+		in = in.WithTCPFlags(p.TCPFlags)
+	}
+	var d Delivery
+	for len(d.Hops) < 3 {
+		r := here.sw.Run(in, trace.Options{Conntrack: here.ct, Steps: steps})
+		d.Hops = append(d.Hops, Hop{Node: here.Name, In: in, Result: r})
+		if r.Dropped() {
+			d.Reason = r.Reason()
+			return d
+		}
+		out := r.Outputs[0]
+		if out.Port == model.PortGeneve {
+			next := slices.IndexFunc(n.nodes, func(o *node) bool { return o.TunnelAddr() == out.Packet.TunnelDst() })
+			if next < 0 {
+				d.Wrong = fmt.Sprintf("tunnelled to %s, which is no node", out.Packet.TunnelDst())
+				return d
+			}
+			in = trace.IP(model.PortGeneve, out.Packet.Src(), out.Packet.Dst(), p.Protocol, out.Packet.SrcPort(), out.Packet.DstPort()).
+				WithMACs(out.Packet.SrcMAC(), out.Packet.DstMAC()).WithTunnel(here.TunnelAddr())
+			if p.Protocol == 6 && p.TCPFlags != 0 {
+				in = in.WithTCPFlags(p.TCPFlags)
+			}
+			here = n.nodes[next]
+			continue
+		}
+		d.Wrong = n.arrival(p, here, out)
+		d.Arrived = d.Wrong == "" && len(r.Outputs) == 1
+		return d
+	}
+	d.Wrong = "it goes round"
+	return d
+}
+
+// origin is where a packet enters the network: nodes' addresses among their pods are at the nodes, and everything else that is no
+// pod is behind the gateway of the pod's node, where masquerading brings answers.
+func (n *Network) origin(p Packet) (*node, uint32, model.MAC) {
+	if at, ok := n.pods[p.Src]; ok {
+		return at.node, at.port, at.mac
+	}
+	for _, one := range n.nodes {
+		for _, cidr := range one.PodCIDRs {
+			if model.GatewayAddr(cidr) == p.Src {
+				return one, model.PortGateway, model.GatewayMAC
+			}
+		}
+	}
+	if at, ok := n.pods[p.Dst]; ok {
+		return at.node, model.PortGateway, model.GatewayMAC
+	}
+	return n.nodes[0], model.PortGateway, model.GatewayMAC
+}
+
+// arrival says what is wrong with where a packet left, and how.
+func (n *Network) arrival(p Packet, here *node, out trace.Output) string {
+	to, isPod := n.pods[p.Dst]
+	switch {
+	case isPod && (to.node != here || to.port != out.Port):
+		return fmt.Sprintf("for %s, left %s at port %d", to.name, here.Name, out.Port)
+	case !isPod && out.Port != model.PortGateway:
+		return fmt.Sprintf("for no pod, left %s at port %d", here.Name, out.Port)
+	case isPod && out.Packet.DstMAC() != to.mac:
+		return fmt.Sprintf("for %s, arrived with the MAC %s", to.name, out.Packet.DstMAC())
+	case p.Src == p.Dst:
+		return "" // turned back, with another source
+	case out.Packet.Src() != p.Src || out.Packet.Dst() != p.Dst || out.Packet.SrcPort() != p.SrcPort || out.Packet.DstPort() != p.DstPort:
+		return fmt.Sprintf("sent as %v, left %s as %s", p, here.Name, out.Packet)
+	}
+	return ""
+}
