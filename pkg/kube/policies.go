@@ -112,7 +112,9 @@ func Pod(object *corev1.Pod) policy.Pod {
 		HostNetwork: object.Spec.HostNetwork,
 		Done:        object.Status.Phase == corev1.PodSucceeded || object.Status.Phase == corev1.PodFailed,
 		Terminating: object.DeletionTimestamp != nil,
-		Created:     object.CreationTimestamp.Unix(),
+	}
+	if !object.CreationTimestamp.IsZero() {
+		p.Created = object.CreationTimestamp.Unix()
 	}
 	// A static pod runs under the UID of its file; the pod in the API, its mirror, has another.
 	if uid, mirror := object.Annotations[corev1.MirrorPodAnnotationKey]; mirror {

@@ -213,7 +213,7 @@ func TestPoliciesAreConverted(t *testing.T) {
 		t.Errorf("policies (-want +got):\n%s", diff)
 	}
 	pod := policy.Pod{Namespace: "x", Name: "other", Node: "node2", Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.12")},
-		Ports: []policy.ContainerPort{{Name: "http", Protocol: policy.TCP, Number: 8081}, {Protocol: policy.UDP, Number: 5}}}
+		Ports: []policy.ContainerPort{{Name: "http", Protocol: policy.TCP, Number: 8081}}}
 	if diff := cmp.Diff(pod, c.Pods[2], equatable); diff != "" {
 		t.Errorf("pod (-want +got):\n%s", diff)
 	}
