@@ -127,6 +127,7 @@ type builder struct {
 	cookie uint64
 	flows  []Flow
 	groups []Group
+	log    bool // what a policy decides is to be logged
 	err    error
 }
 

@@ -265,7 +265,7 @@ func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 				continue
 			}
 			clauses = append(clauses, more...)
-		case result.Actions != f.Actions:
+		case !sameFate(result, f):
 			disputed = true
 		}
 	}

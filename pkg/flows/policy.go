@@ -43,6 +43,7 @@ func (s stage) of(p model.Policy) *model.PolicySide {
 // policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies isolate one pod
 // with one flow, which has the cookie of the first of them; see Counters.
 func (b *builder) policy(p model.Policy) {
+	b.log = p.Log
 	for _, s := range stages {
 		side := s.of(p)
 		if side == nil {
@@ -67,12 +68,16 @@ func rulesOf(p model.Policy, side *model.PolicySide) []model.PolicyRule {
 
 // isolate drops what came past all rules.
 func (b *builder) isolate(s stage, pod netip.Addr) {
-	b.drop(s.reason, in{s.deny, prioNormal, openflow.Protocol(pod), matches(s.subject(openflow.Host(pod)))})
+	i := in{s.deny, prioNormal, openflow.Protocol(pod), matches(s.subject(openflow.Host(pod)))}
+	b.drop(s.reason, i)
+	b.logDenied(s, i)
 }
 
 // closes tells whether the flow isolates a pod. Such flows stay when the rest of their policy cannot be: no policy is not what
 // was asked for.
-func (f Flow) closes() bool { return f.Reason == PolicyEgress || f.Reason == PolicyIngress }
+func (f Flow) closes() bool {
+	return (f.Reason == PolicyEgress || f.Reason == PolicyIngress) && !f.Copies()
+}
 
 // closed is what remains when something is wrong with an owner's flows.
 func (c compiled) closed() compiled {
@@ -103,7 +108,7 @@ func (b *builder) rule(s stage, r model.PolicyRule) {
 		if len(dimensions) == 1 {
 			for _, c := range dimensions[0] {
 				// Apart from clauses, which may have the same match.
-				b.add(in{s.allow, prioRaised, c.proto, c.match}, openflow.Goto(s.next))
+				b.allow(s, in{s.allow, prioRaised, c.proto, c.match}, r)
 			}
 			continue
 		}
@@ -112,8 +117,14 @@ func (b *builder) rule(s stage, r model.PolicyRule) {
 				b.add(in{s.allow, prioNormal, c.proto, c.match}, openflow.Conjunction(r.ID, k+1, len(dimensions)))
 			}
 		}
-		b.add(in{s.allow, prioNormal, openflow.Protocol(any), matches(openflow.ConjunctionID(r.ID))}, openflow.Goto(s.next))
+		b.allow(s, in{s.allow, prioNormal, openflow.Protocol(any), matches(openflow.ConjunctionID(r.ID))}, r)
 	}
+}
+
+// allow lets through what a rule says.
+func (b *builder) allow(s stage, i in, r model.PolicyRule) {
+	b.add(i, openflow.Goto(s.next))
+	b.logAllowed(s, i, r.Index)
 }
 
 const (
@@ -242,12 +253,12 @@ func Counters(p model.Policy) ([]Counter, error) {
 			continue
 		}
 		for _, pod := range side.Pods {
-			b.flows = nil
+			b.flows, b.log = nil, true // another policy of the pod may log what all of them deny
 			b.isolate(s, pod)
 			counters = b.counters(counters, s.direction, Denied)
 		}
 		for _, r := range rulesOf(p, side) {
-			b.flows = nil
+			b.flows, b.log = nil, p.Log
 			b.rule(s, r)
 			counters = b.counters(counters, s.direction, r.Index)
 		}
