@@ -1,0 +1,82 @@
+//go:build integration
+
+package datapath
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/testenv"
+)
+
+// client is a place that connections come from.
+type client struct {
+	name string // namespace/name of a pod, or outside
+	node string
+	kind string // pod, node or outside
+	ns   podns.Namespace
+	ips  []netip.Addr
+}
+
+func openClient(t *testing.T, s lab.Status, name, node, kind string) *client {
+	t.Helper()
+	c := &client{name: name, node: node, kind: kind, ips: s.Outside.Addrs}
+	path := fmt.Sprintf("/proc/%d/ns/net", s.Outside.Sandbox.Holder.PID)
+	if kind != "outside" {
+		p, err := s.Find(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if node != "" && p.Node != node {
+			t.Fatalf("pod %s is on %s, want %s", name, p.Node, node)
+		}
+		c.name, c.ips, c.node, path = p.Namespace+"/"+p.Name, p.IPs, p.Node, p.NetNS
+	}
+	var err error
+	if c.ns, err = podns.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.ns.Close() })
+	return c
+}
+
+func (c *client) addr(v4 bool) netip.Addr { return of(c.ips, v4) }
+
+// How many connections one case makes: until each of two endpoints should have been seen, and enough to see one that should not.
+const (
+	leastDials = 8
+	mostDials  = 64
+)
+
+// try makes connections until all that is expected was seen.
+func (c *client) try(to target, want expectation) experience {
+	got := experience{reached: map[string][]netip.Addr{}, outcomes: map[podns.Outcome]int{}}
+	patience, least, most := testenv.Patience(5*time.Second), leastDials, mostDials
+	switch want.outcome {
+	case podns.Silent:
+		patience, least, most = testenv.Patience(time.Second), 1, 1
+	case podns.Refused:
+		least, most = 2, 2
+	}
+	for got.dials < most && (got.dials < least || len(got.reached) < len(want.sources)) {
+		answer, err := c.ns.Dial(to.proto, to.addr, patience)
+		got.dials++
+		if err != nil {
+			answer = podns.Answer{Outcome: podns.Silent, Detail: err.Error()}
+		}
+		got.outcomes[answer.Outcome]++
+		switch source := answer.Source.Addr(); {
+		case answer.Outcome != want.outcome:
+			got.detail = answer.Detail
+			return got
+		case answer.Outcome == podns.Answered && !slices.Contains(got.reached[answer.Name], source):
+			got.reached[answer.Name] = append(got.reached[answer.Name], source)
+		}
+	}
+	return got
+}
