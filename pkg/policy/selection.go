@@ -241,7 +241,8 @@ func (r *Resolver) file(n *namespaceState, p *podState, old *view) {
 				if at := slices.Index(list, p); len(list) == 1 {
 					delete(r.byLabel, l)
 				} else {
-					r.byLabel[l] = slices.Delete(list, at, at+1)
+					list[at] = list[len(list)-1]
+					r.byLabel[l] = list[:len(list)-1]
 				}
 			}
 		}
