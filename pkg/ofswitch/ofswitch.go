@@ -92,6 +92,9 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	if d.Empty() {
 		return nil
 	}
+	if err := s.setMetersFor(ctx, d.Set); err != nil {
+		return fmt.Errorf("apply flows that copy packets: %w", err)
+	}
 	var b bytes.Buffer
 	// The switch looks at each line as if those before it were done, so groups come before the flows that use them.
 	for _, g := range d.SetGroups {
