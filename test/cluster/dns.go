@@ -7,14 +7,21 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"text/template"
+	"time"
 
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
 
-// clusterDomain is what the names of Services end with.
-const clusterDomain = "cluster.local"
+const (
+	// clusterDomain is what the names of Services end with.
+	clusterDomain = "cluster.local"
+	// dnsNamespace is where the cluster's DNS runs.
+	dnsNamespace = "kube-system"
+	dnsTimeout   = 2 * time.Minute
+)
 
 //go:embed dns.yaml
 var dnsManifest string
@@ -34,10 +41,10 @@ func renderDNS(plan state.Plan) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// deployDNS installs CoreDNS.
+// deployDNS installs CoreDNS and returns when it serves: then pods reach the API server through its Service.
 func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
 	rendered := paths(c.Dir).join("dns.yaml")
-	return p.step("kubectl apply -f "+rendered, func(func(string)) error {
+	err := p.step("kubectl apply -f "+rendered, func(func(string)) error {
 		text, err := renderDNS(c.Plan)
 		if err == nil {
 			err = os.WriteFile(rendered, text, 0o644)
@@ -47,5 +54,31 @@ func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
 		}
 		_, err = kubectl(ctx, c, "apply", "-f", rendered)
 		return err
+	})
+	if err != nil {
+		return err
+	}
+	return p.step("CoreDNS", func(detail func(string)) error {
+		err := poll(ctx, dnsTimeout, func(ctx context.Context) error {
+			ready, err := kubectl(ctx, c, "--namespace="+dnsNamespace, "get", "deployment", "coredns", "--output=jsonpath={.status.readyReplicas}/{.spec.replicas}")
+			if err != nil {
+				return err
+			}
+			have, want, _ := strings.Cut(ready, "/")
+			if have == "" {
+				have = "0"
+			}
+			text := fmt.Sprintf("%s of %s pods ready", have, want)
+			detail(text)
+			if have != want {
+				return fmt.Errorf("%s: %w", text, errNotReady)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("wait for the cluster's DNS, whose pods have to reach the API server through a cluster IP: %w\n%s",
+				err, diagnose(context.WithoutCancel(ctx), c, dnsNamespace))
+		}
+		return nil
 	})
 }

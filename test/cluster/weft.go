@@ -51,7 +51,7 @@ func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) 
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("wait for Weft: %w\n%s", err, diagnose(context.WithoutCancel(ctx), c))
+			return fmt.Errorf("wait for Weft: %w\n%s", err, diagnose(context.WithoutCancel(ctx), c, manifest.Namespace))
 		}
 		return nil
 	})
@@ -163,8 +163,8 @@ func readyNodes(ctx context.Context, c state.Cluster) (map[string]bool, error) {
 	return ready, nil
 }
 
-// diagnose gathers what a person would look at first.
-func diagnose(ctx context.Context, c state.Cluster) string {
+// diagnose gathers what a person would look at first in a namespace.
+func diagnose(ctx context.Context, c state.Cluster, namespace string) string {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	var b strings.Builder
@@ -175,7 +175,7 @@ func diagnose(ctx context.Context, c state.Cluster) string {
 		}
 		fmt.Fprintf(&b, "%s (kubectl %s):\n    %s\n", title, strings.Join(args, " "), strings.ReplaceAll(strings.TrimSpace(out), "\n", "\n    "))
 	}
-	namespace := "--namespace=" + manifest.Namespace
+	namespace = "--namespace=" + namespace
 	show("Nodes", "get", "nodes", "--output=wide")
 	show("Pods", namespace, "get", "pods", "--output=wide")
 	show("Warnings", namespace, "get", "events", "--field-selector=type=Warning", "--sort-by=.lastTimestamp")

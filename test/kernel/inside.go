@@ -88,7 +88,7 @@ func (in inside) cluster(ctx context.Context) (err error) {
 			err = errors.Join(err, os.CopyFS(filepath.Join(plan.Results, "cluster-logs"), os.DirFS(filepath.Join(state, "logs"))))
 		}
 	}()
-	if err := tool(os.Stdout, "up", "--nodes=3", "--datapath=system", "--agnhost=false", "--ip-family="+in.family, "--image="+in.image); err != nil {
+	if err := tool(os.Stdout, "up", "--nodes=3", "--datapath=system", "--agnhost=false", "--dns=false", "--ip-family="+in.family, "--image="+in.image); err != nil {
 		return err
 	}
 	var datapaths bytes.Buffer
