@@ -24,7 +24,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-const bridge = "weft-oft"
+// bridge has a name of its own in each process: the bridge is a network device, too.
+var bridge = fmt.Sprintf("weft-o%d", os.Getpid())
 
 // start gives an empty bridge on a private Open vSwitch.
 func start(t testing.TB) (*vswitch.Instance, *ofswitch.Switch) {
@@ -67,6 +68,18 @@ func snapshot(nodes int) *model.Snapshot {
 				MAC: model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}},
 		},
 	}
+	s.Services = map[string]model.Service{}
+	for i, affinity := range []time.Duration{0, 3 * time.Hour} {
+		svc := model.Service{Name: fmt.Sprintf("ns/s%d", i), Affinity: affinity}
+		for j, ip := range []string{"10.96.0.1", "fd96::1"} {
+			for k, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+				endpoint := []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}[j]
+				svc.Ports = append(svc.Ports, model.ServicePort{Protocol: protocol, Port: uint16(80 + i), ClusterIP: netip.MustParseAddr(ip), NodePort: uint16(30000 + 10*i + k),
+					Elsewhere: true, Cluster: []model.Endpoint{{Addr: endpoint, Port: 8080, Weight: 1}, {Addr: endpoint, Port: 8081, Weight: 5}}})
+			}
+		}
+		s.Services[svc.Name] = svc
+	}
 	for i := 1; i <= nodes; i++ {
 		n := model.Node{
 			Name:     fmt.Sprintf("n%d", i),
@@ -105,6 +118,9 @@ func TestCanonicalText(t *testing.T) {
 		}
 		if actual, err = sw.Dump(t.Context()); err != nil {
 			t.Fatal(err)
+		}
+		if len(desired.Groups) == 0 {
+			t.Error("no group was compiled")
 		}
 		got := flows.Desired{Flows: map[openflow.Key]flows.Flow{}, Groups: map[openflow.GroupID]flows.Group{}}
 		for _, e := range actual.Flows {
