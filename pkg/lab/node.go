@@ -247,6 +247,7 @@ func (p program) wait(ctx context.Context, ready func(context.Context) error) er
 	}
 }
 
+// tail is the end of a log, or its last crash from the beginning.
 func tail(path string) string {
 	const lines = 15
 	data, err := os.ReadFile(path)
@@ -254,5 +255,11 @@ func tail(path string) string {
 		return err.Error()
 	}
 	all := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return "    " + strings.Join(all[max(0, len(all)-lines):], "\n    ")
+	first := max(0, len(all)-lines)
+	for i, line := range all {
+		if strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") {
+			first = i
+		}
+	}
+	return "    " + strings.Join(all[first:min(len(all), first+3*lines)], "\n    ")
 }

@@ -3,7 +3,10 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -163,5 +166,21 @@ func TestServicePromises(t *testing.T) {
 	want[fmt.Sprintf("default/all %s:80 from leaving", ip("all"))] = "allow[default/host default/leaving]"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("promises (-want +got):\n%s", diff)
+	}
+}
+
+// Of a program that crashed, the reason is shown and not the end of a long list.
+func TestTail(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "log")
+	for text, want := range map[string]string{
+		"one\ntwo\n": "    one\n    two",
+		strings.Repeat("line\n", 50) + "panic: why\n" + strings.Repeat("frame\n", 20): "    panic: why" + strings.Repeat("\n    frame", 20),
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := tail(file); got != want {
+			t.Errorf("the tail of %q is\n%s", text, got)
+		}
 	}
 }
