@@ -30,7 +30,7 @@ var serviceGen = rapid.Custom(func(t *rapid.T) *corev1.Service {
 		{corev1.IPv4Protocol}, {corev1.IPv6Protocol}, {corev1.IPv4Protocol, corev1.IPv6Protocol}, {corev1.IPv6Protocol, corev1.IPv4Protocol},
 	}).Draw(t, "families")
 	switch headless := rarely(t, "headless"); {
-	case spec.Type == corev1.ServiceTypeExternalName:
+	case spec.Type == corev1.ServiceTypeExternalName && rapid.Bool().Draw(t, "without addresses"): // it may be left with some
 		spec.IPFamilies = nil
 	case headless && spec.Type == corev1.ServiceTypeClusterIP:
 		spec.ClusterIPs = []string{corev1.ClusterIPNone}
