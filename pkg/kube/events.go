@@ -1,10 +1,14 @@
 package kube
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -17,37 +21,110 @@ import (
 // Reporter writes Events about objects, so that kubectl describe shows what Weft has to say of them. It repeats and
 // limits them the way client-go does, on goroutines of its own.
 type Reporter struct {
+	client      kubernetes.Interface
 	broadcaster record.EventBroadcaster
 	recorder    record.EventRecorder
 	node        string
+	warnings    chan warning
+	stop        context.CancelFunc
+	stopped     chan struct{}
 }
+
+type warning struct {
+	owner           model.Owner
+	reason, message string
+}
+
+const (
+	// maxWarnings is how many warnings may wait for the API server. Of more than that only the log tells.
+	maxWarnings = 256
+	// lookupTimeout bounds the question for an object's UID.
+	lookupTimeout = 5 * time.Second
+)
 
 // NewReporter gives a reporter that writes as the agent of the named node.
 func NewReporter(client kubernetes.Interface, node string) *Reporter {
 	b := record.NewBroadcaster()
 	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return &Reporter{broadcaster: b, recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft-agent", Host: node}), node: node}
+	ctx, stop := context.WithCancel(context.Background())
+	r := &Reporter{
+		client: client, broadcaster: b, recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft-agent", Host: node}), node: node,
+		warnings: make(chan warning, maxWarnings), stop: stop, stopped: make(chan struct{}),
+	}
+	go r.run(ctx)
+	return r
 }
 
 // Close ends the reporter.
-func (r *Reporter) Close() { r.broadcaster.Shutdown() }
+func (r *Reporter) Close() {
+	r.stop()
+	<-r.stopped
+	r.broadcaster.Shutdown()
+}
 
-// Warn writes a warning about the object that an owner of flows stands for: a pod, a policy, a node, or else this node.
+// Warn writes a warning about the object that an owner of flows stands for: a pod, a Service, a policy, a node, or else this node. It
+// does not wait for the API server.
 func (r *Reporter) Warn(o model.Owner, reason, message string) {
-	ref := corev1.ObjectReference{Kind: "Node", Name: r.node, UID: types.UID(r.node)} // the kubelet names a node's UID so, too
+	select {
+	case r.warnings <- warning{o, reason, message}:
+	default:
+		slog.Warn("too many Events wait for the API server; this one is left out", "object", o, "reason", reason, "message", message)
+	}
+}
+
+func (r *Reporter) run(ctx context.Context) {
+	defer close(r.stopped)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case w := <-r.warnings:
+			ref := r.reference(w.owner)
+			if uid, err := r.uid(ctx, w.owner, ref); err != nil {
+				slog.Warn("the object of an Event cannot be looked up; kubectl describe will not show the Event", "object", w.owner, "err", err)
+			} else {
+				ref.UID = uid
+			}
+			r.recorder.Event(&ref, corev1.EventTypeWarning, w.reason, w.message)
+		}
+	}
+}
+
+// reference is the object that an owner stands for, less its UID.
+func (r *Reporter) reference(o model.Owner) corev1.ObjectReference {
+	namespace, name, _ := strings.Cut(o.Name, "/")
 	switch o.Kind {
 	case model.KindPod:
-		pod, err := model.ParsePodRef(o.Name)
-		if err != nil {
-			slog.Error("an owner of flows is no pod", "owner", o, "err", err)
-			return
-		}
-		ref = corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name}
+		return corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: namespace, Name: name}
+	case model.KindService:
+		return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: namespace, Name: name}
 	case model.KindPolicy:
-		namespace, name, _ := strings.Cut(o.Name, "/")
-		ref = corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace, Name: name}
+		return corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace, Name: name}
 	case model.KindNode:
-		ref.Name, ref.UID = o.Name, types.UID(o.Name)
+		return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: o.Name}
+	default:
+		return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: r.node}
 	}
-	r.recorder.Event(&ref, corev1.EventTypeWarning, reason, message)
+}
+
+// uid is what kubectl describe finds an object's Events by.
+func (r *Reporter) uid(ctx context.Context, o model.Owner, ref corev1.ObjectReference) (types.UID, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	var object metav1.Object
+	var err error
+	switch o.Kind {
+	case model.KindPod:
+		object, err = r.client.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	case model.KindService:
+		object, err = r.client.CoreV1().Services(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	case model.KindPolicy:
+		object, err = r.client.NetworkingV1().NetworkPolicies(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	default:
+		return types.UID(ref.Name), nil // the kubelet names a node's UID so, and kubectl looks for that
+	}
+	if err != nil {
+		return "", fmt.Errorf("get %s %s: %w", ref.Kind, o.Name, err)
+	}
+	return object.GetUID(), nil
 }
