@@ -27,6 +27,8 @@ type Answer struct {
 	Outcome Outcome
 	// Name is what the responder calls itself; empty unless Answered.
 	Name string
+	// Port is the one that it was asked at, behind whatever translates ports on the way.
+	Port uint16
 	// Source is this side's address as the responder saw it; not valid unless Answered.
 	Source netip.AddrPort
 	// Detail is the error in words; empty when Answered.
@@ -145,12 +147,7 @@ func readAnswer(fd int, deadline time.Time) (Answer, error) {
 		}
 		text.Write(buf[:max(n, 0)])
 		if line, ok := strings.CutSuffix(text.String(), "\n"); ok {
-			name, source, _ := strings.Cut(line, " ")
-			answer := Answer{Outcome: Answered, Name: name}
-			if answer.Source, err = netip.ParseAddrPort(source); err != nil {
-				return Answer{}, fmt.Errorf("read the answer %q: %w", line, err)
-			}
-			return answer, nil
+			return ParseAnswer(line)
 		}
 		if n == 0 {
 			return Answer{Outcome: Refused, Detail: "the connection was closed without an answer"}, nil

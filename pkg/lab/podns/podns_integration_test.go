@@ -49,7 +49,7 @@ func TestResponderAnswersItsName(t *testing.T) {
 				}
 				continue
 			}
-			if err != nil || answer.Outcome != podns.Answered || answer.Name != "shop/web-0" || answer.Source.Addr().String() != host || answer.Source.Port() == 0 {
+			if err != nil || answer.Outcome != podns.Answered || answer.Name != "shop/web-0" || answer.Source.Addr().String() != host || answer.Source.Port() == 0 || answer.Port != p.Number {
 				t.Errorf("dial %s of %s: %+v, %v", p, host, answer, err)
 			}
 		}

@@ -33,8 +33,8 @@ type Port struct {
 
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Proto) }
 
-// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached, and with the asker's address as
-// it arrived there.
+// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached, and with its port and the
+// asker's address as they arrived there.
 type Responder struct {
 	ns   Namespace
 	name string
@@ -98,14 +98,14 @@ func (r *Responder) listen(p Port) (io.Closer, error) {
 		if err != nil {
 			return nil, err
 		}
-		go r.answerUDP(conn)
+		go r.answerUDP(conn, p.Number)
 		return conn, nil
 	}
 	l, err := listenStream(p)
 	if err != nil {
 		return nil, err
 	}
-	go r.answerStream(l)
+	go r.answerStream(l, p.Number)
 	return l, nil
 }
 
@@ -129,7 +129,7 @@ func listenStream(p Port) (net.Listener, error) {
 	return net.FileListener(file)
 }
 
-func (r *Responder) answerStream(l net.Listener) {
+func (r *Responder) answerStream(l net.Listener, port uint16) {
 	for {
 		conn, err := l.Accept()
 		if errors.Is(err, syscall.ECONNABORTED) {
@@ -141,7 +141,7 @@ func (r *Responder) answerStream(l net.Listener) {
 		go func() {
 			// Whoever asked may be gone; there is nobody else to tell.
 			peer, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-			_, _ = io.WriteString(conn, r.answer(peer))
+			_, _ = io.WriteString(conn, r.answer(port, peer))
 			_ = conn.Close()
 		}()
 	}
@@ -168,7 +168,7 @@ func listenUDP(p Port) (*net.UDPConn, error) {
 }
 
 // answerUDP answers from the address that was asked: a node has several.
-func (r *Responder) answerUDP(conn *net.UDPConn) {
+func (r *Responder) answerUDP(conn *net.UDPConn, port uint16) {
 	buf, control := make([]byte, 1), make([]byte, unix.CmsgSpace(unix.SizeofInet6Pktinfo))
 	for {
 		_, n, _, from, err := conn.ReadMsgUDPAddrPort(buf, control)
@@ -180,11 +180,24 @@ func (r *Responder) answerUDP(conn *net.UDPConn) {
 		}
 		// The way back is the routes' to choose, not that of the interface.
 		clear(control[unix.CmsgSpace(0)+16:])
-		_, _, _ = conn.WriteMsgUDPAddrPort([]byte(r.answer(from)), control, from) // a lost answer is asked for again
+		_, _, _ = conn.WriteMsgUDPAddrPort([]byte(r.answer(port, from)), control, from) // a lost answer is asked for again
 	}
 }
 
-// answer is one line: the name, and the address that the question came from. A socket of both families gives IPv4 in IPv6's clothes.
-func (r *Responder) answer(peer netip.AddrPort) string {
-	return fmt.Sprintf("%s %s\n", r.name, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+// answer is one line: the name, the port that was asked and who asked. A socket of both families gives IPv4 in IPv6's clothes.
+func (r *Responder) answer(port uint16, peer netip.AddrPort) string {
+	return fmt.Sprintf("%s %d %s\n", r.name, port, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
+}
+
+// ParseAnswer reads what a responder said, without the end of the line.
+func ParseAnswer(line string) (Answer, error) {
+	answer, source := Answer{Outcome: Answered}, ""
+	if _, err := fmt.Sscanf(line, "%s %d %s", &answer.Name, &answer.Port, &source); err != nil {
+		return Answer{}, fmt.Errorf("read the answer %q: %w", line, err)
+	}
+	var err error
+	if answer.Source, err = netip.ParseAddrPort(source); err != nil {
+		return Answer{}, fmt.Errorf("read the answer %q: %w", line, err)
+	}
+	return answer, nil
 }
