@@ -21,6 +21,7 @@ import (
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/healthcheck"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -61,7 +62,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods, pokeStale chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods, pokeStale, pokeHealth chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -90,7 +91,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1),
 		problems: map[string]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -183,6 +184,12 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
+	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
+	defer health.Close()
+	group.Go(func() error {
+		a.keep(ctx, "health checks of Services", func(context.Context) error { health.Sync(healthChecks(a.loop.View())); return nil }, a.pokeHealth)
+		return nil
+	})
 	group.Go(func() error { a.keep(ctx, "stale connections", a.forgetStale, a.pokeStale); return nil })
 	if a.cfg.Datapath == config.DatapathNetdev {
 		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
@@ -275,6 +282,9 @@ func (a *Agent) viewed(s *model.Snapshot) {
 	a.mu.Unlock()
 	if nodes || services {
 		notify(a.pokeHost)
+	}
+	if services {
+		notify(a.pokeHealth)
 	}
 	if nodes {
 		notify(a.pokeNeighbours)

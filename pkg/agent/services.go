@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/healthcheck"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -46,6 +47,31 @@ func behindNodeAddress(p model.ServicePort) netip.AddrPort {
 		return netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort)
 	}
 	return netip.AddrPortFrom(p.ClusterIP, p.Port)
+}
+
+// healthChecks are the Services that load balancers ask this node about.
+func healthChecks(view *model.Snapshot) []healthcheck.Service {
+	var list []healthcheck.Service
+	for _, s := range view.Services {
+		if s.HealthCheckNodePort != 0 {
+			list = append(list, healthcheck.Service{Name: s.Name, Port: s.HealthCheckNodePort, Endpoints: s.HealthyEndpoints})
+		}
+	}
+	return list
+}
+
+// serving says whether this node can serve Services.
+func (a *Agent) serving() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.notReadyLocked() == "" && a.degradedLocked() == ""
+}
+
+// reportHealthCheck tells Kubernetes of a health check that cannot be answered.
+func (a *Agent) reportHealthCheck(service string, err error) {
+	if err != nil {
+		a.events.Warn(model.ServiceOwner(service), "HealthCheckFailed", err.Error())
+	}
 }
 
 // addStale queues connections to be forgotten. It is called on the loop's goroutine and must not wait for the switch.
