@@ -39,12 +39,12 @@ func newIDs(hash func(string) uint32) *ids {
 	return &ids{hash: hash, byID: map[uint32]string{}, byKey: map[string]uint32{}}
 }
 
-// next is the number after id; 0 is none.
+// next is the number after id. 0 is none.
 func next(id uint32) uint32 {
-	if id++; id == 0 {
+	if id == ^uint32(0) {
 		return 1
 	}
-	return id
+	return id + 1
 }
 
 // first is the number that a key has when nobody is in its way.

@@ -70,7 +70,7 @@ func matches(all []portRange) []model.PortMatch {
 // prefixes gives the addresses of a block as ranges, sorted: the CIDR is halved until no exception is left in a part.
 func (b IPBlock) prefixes() []netip.Prefix { return without(b.CIDR.Masked(), b.Except, nil) }
 
-func without(p netip.Prefix, except []netip.Prefix, out []netip.Prefix) []netip.Prefix {
+func without(p netip.Prefix, except, out []netip.Prefix) []netip.Prefix {
 	var inside []netip.Prefix
 	for _, e := range except {
 		if e.Bits() <= p.Bits() && e.Contains(p.Addr()) {

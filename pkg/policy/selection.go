@@ -62,7 +62,8 @@ func (s *selection) prefixes() []netip.Prefix {
 		}
 		list = append(list, p)
 	}
-	s.list = append(list, come...)
+	list = append(list, come...)
+	s.list = list
 	clear(s.changed)
 	return s.list
 }
@@ -93,11 +94,13 @@ func (q query) anchors() []anchor {
 		case Exists:
 			found = []anchor{{label: label{key: r.Key}, any: true}}
 		}
-		if len(found) > 0 && (best == nil || best[0].any && !found[0].any || best[0].any == found[0].any && len(found) < len(best)) {
+		switch {
+		case len(found) == 0:
+		case len(best) == 0, best[0].any && !found[0].any, best[0].any == found[0].any && len(found) < len(best):
 			best = found
 		}
 	}
-	if best == nil {
+	if len(best) == 0 {
 		return []anchor{{}}
 	}
 	return best
@@ -356,7 +359,8 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 
 // release says that a policy does not ask a query any more; the last one to say so ends the selection.
 func (r *Resolver) release(s *selection, user *policyState) {
-	if delete(s.users, user); len(s.users) > 0 {
+	delete(s.users, user)
+	if len(s.users) > 0 {
 		return
 	}
 	delete(r.selections, s.key)
@@ -367,7 +371,8 @@ func (r *Resolver) release(s *selection, user *policyState) {
 			delete(sc.index, a)
 		}
 	}
-	if sc.count--; sc.count > 0 {
+	sc.count--
+	if sc.count > 0 {
 		return
 	}
 	delete(r.scopes, s.key.scope)

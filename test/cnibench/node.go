@@ -18,6 +18,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
+	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -68,7 +69,7 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 		Socket:   n.socket,
 		Settings: func() cni.Settings { return settings },
 		Ports:    db,
-		Flows:    loop,
+		Flows:    told{loop},
 		Log:      log,
 		Observe:  n.phases.observe,
 	})
@@ -83,6 +84,14 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	serving.Go(func() { serveErr = server.Serve(serveCtx) })
 	undo = append(undo, func() error { cancel(); serving.Wait(); return errors.Join(serveErr, loopErr) })
 	return n, waitFor(n.socket)
+}
+
+// told is a loop that the API server has told of every pod before it is attached.
+type told struct{ *agent.Loop }
+
+func (l told) Attach(ctx context.Context, a model.Attachment) error {
+	l.Submit(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID}})
+	return l.Loop.Attach(ctx, a)
 }
 
 func waitFor(socket string) error {
