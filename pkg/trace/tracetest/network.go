@@ -280,3 +280,10 @@ func (n *Network) arrival(p Packet, here *node, out trace.Output) string {
 	}
 	return ""
 }
+
+// Forget drops all connections.
+func (n *Network) Forget() {
+	for _, here := range n.nodes {
+		here.ct.Forget()
+	}
+}
