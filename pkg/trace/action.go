@@ -30,7 +30,7 @@ type (
 	groupAction    struct{ id openflow.GroupID }
 	ttlAction      struct{}
 	ctClearAction  struct{}
-	// noteAction is what does nothing to the packet: learn, controller, sample, note.
+	// noteAction is what does nothing to the packet: learn, controller, sample, note, meter.
 	noteAction struct{ text string }
 	ctAction   struct {
 		commit   bool
@@ -139,7 +139,7 @@ func parseAction(text string) (action, error) {
 		return groupAction{openflow.GroupID(n)}, err
 	case "ct":
 		return parseCT(args)
-	case "learn", "controller", "CONTROLLER", "sample", "note":
+	case "learn", "controller", "CONTROLLER", "sample", "note", "meter":
 		return noteAction{text}, nil
 	}
 	return nil, fmt.Errorf("the interpreter does not know it")

@@ -205,10 +205,12 @@ func (p Packet) String() string {
 	}
 	fmt.Fprintf(&b, ",%[1]s_src=%[2]s,%[1]s_dst=%[3]s,nw_ttl=%[4]d", src, p.Src(), p.Dst(), p.f[nwTTL].lo)
 	switch word {
-	case "icmp", "icmp6":
+	case "icmp":
 		fmt.Fprintf(&b, ",icmp_type=%d,icmp_code=%d", p.SrcPort(), p.DstPort())
+	case "icmp6":
+		fmt.Fprintf(&b, ",icmpv6_type=%d,icmpv6_code=%d", p.SrcPort(), p.DstPort())
 	case "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6":
-		fmt.Fprintf(&b, ",tp_src=%d,tp_dst=%d", p.SrcPort(), p.DstPort())
+		fmt.Fprintf(&b, ",%[1]s_src=%[2]d,%[1]s_dst=%[3]d", strings.TrimSuffix(word, "6"), p.SrcPort(), p.DstPort())
 	}
 	if proto == protoTCP {
 		fmt.Fprintf(&b, ",tcp_flags=0x%s", strconv.FormatUint(p.f[tcpFlags].lo, 16))

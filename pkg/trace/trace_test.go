@@ -277,8 +277,8 @@ func TestEndlessLoopEnds(t *testing.T) {
 
 func TestPacketText(t *testing.T) {
 	for _, text := range []string{
-		"in_port=3,tun_src=172.30.0.2,dl_src=00:00:00:00:00:01,dl_dst=0a:57:65:66:74:01,tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,nw_ttl=64,tp_src=1,tp_dst=80,tcp_flags=0x2",
-		"in_port=3,dl_src=00:00:00:00:00:00,dl_dst=00:00:00:00:00:00,icmp6,ipv6_src=fd00::1,ipv6_dst=fd00::2,nw_ttl=64,icmp_type=128,icmp_code=0",
+		"in_port=3,tun_src=172.30.0.2,dl_src=00:00:00:00:00:01,dl_dst=0a:57:65:66:74:01,tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,nw_ttl=64,tcp_src=1,tcp_dst=80,tcp_flags=0x2",
+		"in_port=3,dl_src=00:00:00:00:00:00,dl_dst=00:00:00:00:00:00,icmp6,ipv6_src=fd00::1,ipv6_dst=fd00::2,nw_ttl=64,icmpv6_type=128,icmpv6_code=0",
 		"in_port=3,dl_src=00:00:00:00:00:00,dl_dst=00:00:00:00:00:00,ip,nw_proto=47,nw_src=10.0.0.1,nw_dst=10.0.0.2,nw_ttl=64",
 	} {
 		if got := packet(t, text).String(); got != text {

@@ -287,3 +287,24 @@ func (n *Network) Forget() {
 		here.ct.Forget()
 	}
 }
+
+// Entries gives a packet as it would come into a node's switch: from its pod, from the gateway and from the tunnel.
+func (n *Network) Entries(p Packet, name string) []trace.Packet {
+	in := func(port uint32, mac model.MAC) trace.Packet {
+		one := trace.IP(port, p.Src, p.Dst, p.Protocol, p.SrcPort, p.DstPort).WithMACs(mac, model.RouterMAC)
+		if p.TCPFlags != 0 && p.Protocol == 6 {
+			one = one.WithTCPFlags(p.TCPFlags)
+		}
+		return one
+	}
+	list := []trace.Packet{in(model.PortGateway, model.GatewayMAC)}
+	for _, other := range n.nodes {
+		if other.Name != name {
+			list = append(list, in(model.PortGeneve, model.RouterMAC).WithTunnel(other.TunnelAddr()))
+		}
+	}
+	if at, ok := n.pods[p.Src]; ok && at.node.Name == name {
+		list = append(list, in(at.port, at.mac))
+	}
+	return list
+}
