@@ -218,7 +218,7 @@ func (s *Server) answer(w http.ResponseWriter, port uint16) {
 		status = http.StatusServiceUnavailable
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(append(text, '\n')) // the client may be gone; there is nobody else to tell
+	_, _ = w.Write(text) // the client may be gone; there is nobody else to tell
 }
 
 // Close ends the server and returns when no port is served any more.

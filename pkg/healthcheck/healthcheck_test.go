@@ -108,10 +108,10 @@ func TestAnswer(t *testing.T) {
 			t.Errorf("%s:\n%+v, want\n%+v", what, got, want)
 		}
 	}
-	check("two endpoints", 2, http.StatusOK, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}\n")
-	check("no endpoints", 0, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 0,\n\t\"serviceProxyHealthy\": true\n}\n")
+	check("two endpoints", 2, http.StatusOK, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}")
+	check("no endpoints", 0, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 0,\n\t\"serviceProxyHealthy\": true\n}")
 	sick.Store(true)
-	check("a node that is not well", 1, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": false\n}\n")
+	check("a node that is not well", 1, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": false\n}")
 	if got := r.take(); got != nil {
 		t.Errorf("reported %q", got)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -42,6 +43,13 @@ func Service(object *corev1.Service) (service.Service, error) {
 			s.ExternalIPs = appendAddr(s.ExternalIPs, "spec.externalIPs", text, special, &bad)
 		}
 	}
+	s.ExternalIPs = slices.DeleteFunc(s.ExternalIPs, func(a netip.Addr) bool {
+		own := slices.Contains(s.ClusterIPs, a)
+		if own {
+			bad.add("spec.externalIPs: %s is the Service's own ClusterIP", a)
+		}
+		return own
+	})
 	for _, ingress := range object.Status.LoadBalancer.Ingress {
 		// With ipMode Proxy packets do not arrive with this address, and pods are to take the way through the load balancer.
 		if ingress.IP != "" && (ingress.IPMode == nil || *ingress.IPMode == corev1.LoadBalancerIPModeVIP) {
@@ -268,7 +276,7 @@ func appendAddr(to []netip.Addr, where, text string, refused func(netip.Addr) bo
 		bad.add("%s: %w", where, err)
 		return to
 	case refused(addr):
-		bad.add("%s: %s is not for this use", where, addr)
+		bad.add("%s: %s is a special address (unspecified, loopback, link-local, multicast, or one of Weft's own); use another", where, addr)
 		return to
 	}
 	return append(to, addr)

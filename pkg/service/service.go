@@ -19,8 +19,9 @@ import (
 type Service struct {
 	Name string // namespace/name
 	// ClusterIPs are at most one of each family. Without any, no node serves the Service: it is headless or an ExternalName.
-	ClusterIPs      []netip.Addr
-	Ports           []Port
+	ClusterIPs []netip.Addr
+	Ports      []Port
+	// ExternalIPs are none of the ClusterIPs.
 	ExternalIPs     []netip.Addr
 	LoadBalancerIPs []netip.Addr
 	// LoadBalancerSources are the clients that LoadBalancerIPs of the same family accept; a family without any accepts all.
@@ -105,7 +106,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	for i, clusterIP := range clusterIPs[:min(2, len(clusterIPs))] {
 		f := &families[i]
 		f.loadBalancer, f.sources = s.loadBalancer(clusterIP.Is4())
-		f.external = s.external(clusterIP)
+		f.external = s.external(clusterIP.Is4())
 	}
 	for _, p := range s.Ports {
 		for i, clusterIP := range clusterIPs[:min(2, len(clusterIPs))] {
@@ -157,12 +158,10 @@ func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
 	return addrs, slices.Compact(sources)
 }
 
-// external are the external addresses of the ClusterIP's family. One that is the load balancer's too is treated as the latter: it
+// external are the external addresses of a family. One that is the load balancer's too is treated as the latter: it
 // accepts only its clients.
-func (s *Service) external(clusterIP netip.Addr) []netip.Addr {
-	return slices.DeleteFunc(ofFamily(s.ExternalIPs, clusterIP.Is4()), func(a netip.Addr) bool {
-		return a == clusterIP || slices.Contains(s.LoadBalancerIPs, a)
-	})
+func (s *Service) external(is4 bool) []netip.Addr {
+	return slices.DeleteFunc(ofFamily(s.ExternalIPs, is4), func(a netip.Addr) bool { return slices.Contains(s.LoadBalancerIPs, a) })
 }
 
 // ofFamily are the addresses of a family, sorted and each once.
