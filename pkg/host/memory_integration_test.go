@@ -90,6 +90,21 @@ func TestMemoryOfAnotherLink(t *testing.T) {
 	}
 }
 
+// TestFailureIsTriedAgain: without waiting for a comparison.
+func TestFailureIsTriedAgain(t *testing.T) {
+	n := newNode(t)
+	n.run("ip link set weft0 up; ip route add 169.254.87.1 via 192.0.2.2")
+	for range 2 {
+		if _, err := n.h.Sync(t.Context(), withServices()); err == nil || !strings.Contains(err.Error(), "add route to 169.254.87.1/32 through weft0: there is one that is not Weft's") {
+			t.Fatalf("error %v", err)
+		}
+	}
+	n.run("ip route del 169.254.87.1")
+	if changed := n.write(withServices()); !slices.Equal(changed, []string{"route to 169.254.87.1/32 added"}) {
+		t.Errorf("changed %q", changed)
+	}
+}
+
 // TestOwnRoutesAreNoNews: a Sync does not cause the next one.
 func TestOwnRoutesAreNoNews(t *testing.T) {
 	n := newNode(t)

@@ -29,7 +29,7 @@ type routing struct {
 	want map[netip.Prefix]route
 	// made are the routes that are in the kernel by our hand; nil when that is not known.
 	made map[netip.Prefix]route
-	// refused are those that could not be made. They are tried again with the next comparison, or when they change.
+	// refused are those that could not be made. They are tried again with the next change or comparison.
 	refused map[netip.Prefix]refusal
 	// from is what want was made of.
 	from ways
@@ -153,14 +153,10 @@ func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) 
 		ours = t.learn(have, want)
 		compare = true
 	}
-	for dst, r := range t.refused {
-		if want[dst] != r.route {
-			delete(t.refused, dst)
-		}
-	}
+	t.refused = map[netip.Prefix]refusal{}
 	var missing []route
 	for _, r := range order {
-		if _, refused := t.refused[r.dst]; t.made[r.dst] != r && !refused {
+		if t.made[r.dst] != r {
 			missing = append(missing, r)
 		}
 	}
@@ -224,7 +220,7 @@ func (t *routing) learn(have []netlink.Route, want map[netip.Prefix]route) map[n
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.made, t.refused = made, map[netip.Prefix]refusal{}
+	t.made = made
 	return ours
 }
 

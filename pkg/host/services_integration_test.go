@@ -9,12 +9,16 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -253,49 +257,42 @@ func TestWayToServices(t *testing.T) {
 		}
 	}
 	n.in(n.pods, func() {
-		if got := redirects(t); got != 0 {
+		if got := received(t, "InRedirects"); got != 0 {
 			t.Errorf("the pods were told %d times of a shorter way", got)
 		}
 	})
 }
 
-// redirects counts what the namespace was told.
-func redirects(t *testing.T) int {
+// received is the sum of the namespace's counters of ICMP messages, of both families, with a name such as InRedirects.
+func received(t *testing.T, name string) (sum int) {
 	t.Helper()
-	var sum, n int
-	snmp, err := os.ReadFile("/proc/thread-self/net/snmp")
-	if err != nil {
-		t.Fatal(err)
+	add := func(value string) {
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	lines := func(file string) []string {
+		data, err := os.ReadFile("/proc/thread-self/net/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(string(data), "\n")
 	}
 	var names []string
-	for line := range strings.Lines(string(snmp)) {
-		fields := strings.Fields(line)
-		if fields[0] != "Icmp:" {
-			continue
-		}
-		if names == nil {
+	for _, line := range lines("snmp") {
+		switch fields := strings.Fields(line); {
+		case len(fields) == 0 || fields[0] != "Icmp:":
+		case names == nil:
 			names = fields
-			continue
-		}
-		for i, name := range names {
-			if name == "InRedirects" {
-				if _, err := fmt.Sscan(fields[i], &n); err != nil {
-					t.Fatal(err)
-				}
-				sum += n
-			}
+		default:
+			add(fields[slices.Index(names, name)])
 		}
 	}
-	snmp6, err := os.ReadFile("/proc/thread-self/net/snmp6")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(snmp6)) {
-		if fields := strings.Fields(line); fields[0] == "Icmp6InRedirects" {
-			if _, err := fmt.Sscan(fields[1], &n); err != nil {
-				t.Fatal(err)
-			}
-			sum += n
+	for _, line := range lines("snmp6") {
+		if value, ok := strings.CutPrefix(line, "Icmp6"+name); ok {
+			add(strings.TrimSpace(value))
 		}
 	}
 	return sum
@@ -324,7 +321,7 @@ func TestReject(t *testing.T) {
 			if tt.network == "udp" {
 				d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(tt.source)}
 			}
-			began := time.Now()
+			began, before := time.Now(), received(t, "InDestUnreachs")
 			c, err := d.DialContext(t.Context(), tt.network, tt.dest)
 			if err == nil {
 				defer c.Close()
@@ -339,6 +336,9 @@ func TestReject(t *testing.T) {
 			if !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("%s from %s to %s: error %v after %s, want connection refused", tt.network, tt.source, tt.dest, err, time.Since(began))
 			}
+			if unreachable := received(t, "InDestUnreachs") > before; unreachable != (tt.network == "udp") {
+				t.Errorf("%s from %s to %s: ICMP unreachable: %t; TCP wants a reset", tt.network, tt.source, tt.dest, unreachable)
+			}
 		})
 	}
 	// Without nftables nothing follows the default route.
@@ -350,6 +350,54 @@ func TestReject(t *testing.T) {
 		}
 	}
 }
+
+// TestForgottenAnswer: what answers a Service keeps its address when the kernel has lost track of the connection.
+func TestForgottenAnswer(t *testing.T) {
+	n := newServiceNode(t, withServices())
+	for _, tt := range []struct {
+		source, dest string
+		family       netlink.InetFamily
+	}{{"169.254.87.2", "192.0.2.1:8080", unix.AF_INET}, {"fd57:6566:7400::2", "[2001:db8::1]:8080", unix.AF_INET6}} {
+		server, err := net.ListenPacket("udp", tt.dest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		var client net.Conn
+		n.in(n.pods, func() {
+			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(tt.source)}}
+			if client, err = d.DialContext(t.Context(), "udp", tt.dest); err != nil {
+				t.Fatal(err)
+			}
+		})
+		defer client.Close()
+		deadline := time.Now().Add(patience)
+		if err := errors.Join(server.SetDeadline(deadline), client.SetDeadline(deadline)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		_, from, err := server.ReadFrom(make([]byte, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if flushed, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, tt.family, everyFlow{}); err != nil || flushed == 0 {
+			t.Fatalf("%d connections forgotten, %v", flushed, err)
+		}
+		if _, err := server.WriteTo([]byte("y"), from); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := client.Read(make([]byte, 1)); err != nil {
+			t.Errorf("%s has no answer from %s: %v", tt.source, tt.dest, err)
+		}
+	}
+}
+
+// everyFlow matches all connections.
+type everyFlow struct{}
+
+func (everyFlow) MatchConntrackFlow(*netlink.ConntrackFlow) bool { return true }
 
 // TestForgedSource: nobody outside passes for the switch.
 func TestForgedSource(t *testing.T) {
