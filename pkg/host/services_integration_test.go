@@ -362,7 +362,7 @@ func TestForgottenAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer server.Close()
+		t.Cleanup(func() { server.Close() })
 		var client net.Conn
 		n.in(n.pods, func() {
 			d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(tt.source)}}
@@ -370,7 +370,7 @@ func TestForgottenAnswer(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
-		defer client.Close()
+		t.Cleanup(func() { client.Close() })
 		deadline := time.Now().Add(patience)
 		if err := errors.Join(server.SetDeadline(deadline), client.SetDeadline(deadline)); err != nil {
 			t.Fatal(err)
