@@ -61,16 +61,18 @@ type Agent struct {
 	host   *host.Host
 	loop   *Loop
 	cni    *cni.Server
+	tally  tally
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods, pokeStale, pokeHealth chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokePods, pokeStale, pokeHealth, pokeLog chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
-	mtu      int               // of pods; 0 until it is known
-	underlay string            // the link that carries the node's address
-	problems map[string]string // by the part that has it
-	pending  []config.Change   // settings that wait for a restart
-	ready    bool              // everything was right once
+	mtu      int                    // of pods; 0 until it is known
+	underlay string                 // the link that carries the node's address
+	problems map[string]string      // by the part that has it
+	objects  map[model.Owner]string // what of objects cannot be used
+	pending  []config.Change        // settings that wait for a restart
+	ready    bool                   // everything was right once
 
 	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
 	nodesSeen, servicesSeen uint64
@@ -91,8 +93,8 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1),
-		problems: map[string]string{},
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
+		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
@@ -125,6 +127,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}
+	a.kube.Problem = a.objectProblem
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	nft, err := host.NFTables()
 	if err != nil {
@@ -191,6 +194,12 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return nil
 	})
 	group.Go(func() error { a.keep(ctx, "stale connections", a.forgetStale, a.pokeStale); return nil })
+	policyLog := &policyLog{sw: a.sw, log: a.log, view: loop.View}
+	group.Go(func() error {
+		defer policyLog.close()
+		a.keep(ctx, "policy log", policyLog.sync, a.pokeLog)
+		return nil
+	})
 	if a.cfg.Datapath == config.DatapathNetdev {
 		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
 	}
@@ -269,7 +278,11 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 
 // reportOwner tells Kubernetes of an object whose flows are refused.
 func (a *Agent) reportOwner(o model.Owner, err error) {
-	if err != nil {
+	switch {
+	case err == nil:
+	case o.Kind == model.KindPolicy:
+		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
+	default:
 		a.events.Warn(o, "FlowsRefused", err.Error())
 	}
 }
@@ -280,6 +293,7 @@ func (a *Agent) viewed(s *model.Snapshot) {
 	nodes, services := s.NodesRevision != a.nodesSeen, s.ServicesRevision != a.servicesSeen
 	a.nodesSeen, a.servicesSeen = s.NodesRevision, s.ServicesRevision
 	a.mu.Unlock()
+	notify(a.pokeLog)
 	if nodes || services {
 		notify(a.pokeHost)
 	}

@@ -2,14 +2,15 @@ package agent
 
 import (
 	"context"
-	"fmt"
-	"sync"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -44,75 +45,85 @@ func (a *Agent) metrics() *prometheus.Registry {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, status(read)))
 	}
 	gauge("weft_flows", "Flows that the switch shall hold.", func(s Status) float64 { return float64(s.Flows) })
+	gauge("weft_groups", "Groups that the switch shall hold.", func(s Status) float64 { return float64(s.Groups) })
+	gauge("weft_policy_errors", "Policies about pods of this node that cannot be understood or are refused: they isolate and allow nothing.", func(s Status) float64 { return float64(s.refusedOf(model.KindPolicy)) })
 	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s Status) float64 { return float64(s.Desired) })
 	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s Status) float64 { return float64(s.Realised) })
 	gauge("weft_quarantined", "Objects whose flows are refused.", func(s Status) float64 { return float64(len(s.Quarantined)) })
 	gauge("weft_conflicts", "Match fields that several objects claim.", func(s Status) float64 { return float64(len(s.Conflicts)) })
 	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
 	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
+	viewed := func(name, help string, read func(*model.Snapshot) float64) {
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
+			a.mu.Lock()
+			loop := a.loop
+			a.mu.Unlock()
+			if loop == nil {
+				return 0
+			}
+			return read(loop.View())
+		}))
+	}
+	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 { return float64(len(s.Services)) })
+	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 { return float64(len(s.Policies)) })
 	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems", Help: "Parts of the agent that have a problem now."}, func() float64 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(&drops{agent: a, totals: map[flows.Reason]uint64{}})
+	registry.MustRegister(switchCounters{a})
 	return registry
 }
 
-// drops counts dropped packets by reason. It reads the switch when Prometheus asks and adds what each flow has counted
-// since, because a sum over flows would fall when one of them goes. What a flow counts between the last question and its
-// end is lost.
-type drops struct {
-	agent *Agent
+// switchCounters is what the switch counts. It is read when Prometheus asks, once for all of it.
+type switchCounters struct{ agent *Agent }
 
-	mu     sync.Mutex
-	last   map[string]uint64 // by flow
-	totals map[flows.Reason]uint64
-}
-
-var dropped = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
+var (
+	dropped       = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
+	policyLabels  = []string{"namespace", "policy", "direction", "rule", "verdict"}
+	policyPackets = prometheus.NewDesc("weft_policy_packets_total", "Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.", policyLabels, nil)
+	policyBytes   = prometheus.NewDesc("weft_policy_bytes_total", "The bytes of weft_policy_packets_total.", policyLabels, nil)
+)
 
 // Describe implements prometheus.Collector.
-func (*drops) Describe(ch chan<- *prometheus.Desc) { ch <- dropped }
+func (switchCounters) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{dropped, policyPackets, policyBytes} {
+		ch <- d
+	}
+}
 
 // Collect implements prometheus.Collector. While the switch cannot be read, the counters stand still.
-func (d *drops) Collect(ch chan<- prometheus.Metric) {
-	d.agent.mu.Lock()
-	ready := d.agent.ready
-	d.agent.mu.Unlock()
+func (c switchCounters) Collect(ch chan<- prometheus.Metric) {
+	c.agent.mu.Lock()
+	ready := c.agent.ready
+	c.agent.mu.Unlock()
 	if !ready {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	all, err := d.agent.flowReports(ctx)
+	now, err := c.agent.count(ctx)
 	if err != nil {
-		d.agent.log.Warn("metrics: the switch cannot be read", "err", err)
+		c.agent.log.Warn("metrics: the switch cannot be read", "err", err)
+		now = c.agent.tally.latest()
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err == nil {
-		d.count(all)
-	}
-	for reason, packets := range d.totals {
-		ch <- prometheus.MustNewConstMetric(dropped, prometheus.CounterValue, float64(packets), string(reason))
-	}
+	now.collect(ch)
 }
 
-// count adds what the flows have counted since the last time.
-func (d *drops) count(all []FlowReport) {
-	now := map[string]uint64{}
-	for _, f := range all {
-		if f.Reason == "" {
-			continue
-		}
-		flow := fmt.Sprint(f.Cookie, f.TableID, f.Priority, f.Match)
-		now[flow] = f.Packets
-		since := f.Packets
-		if last := d.last[flow]; last <= f.Packets {
-			since -= last
-		}
-		d.totals[f.Reason] += since
+func (c counts) collect(ch chan<- prometheus.Metric) {
+	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
-	d.last = now
+	for reason, s := range c.drops {
+		counter(dropped, s.Packets, string(reason))
+	}
+	for id, s := range c.rules {
+		namespace, name, _ := strings.Cut(id.policy, "/")
+		rule, verdict := strconv.Itoa(id.rule), "allowed"
+		if id.rule == flows.Denied {
+			rule, verdict = "", "denied"
+		}
+		counter(policyPackets, s.Packets, namespace, name, string(id.direction), rule, verdict)
+		counter(policyBytes, s.Bytes, namespace, name, string(id.direction), rule, verdict)
+	}
 }

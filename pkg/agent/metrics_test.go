@@ -1,31 +1,190 @@
 package agent
 
 import (
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestDropsOnlyGrow: flows come, go and start again; the totals never fall.
-func TestDropsOnlyGrow(t *testing.T) {
-	d := &drops{totals: map[flows.Reason]uint64{}}
-	flow := func(match string, reason flows.Reason, packets uint64) FlowReport {
-		return FlowReport{Match: match, Reason: reason, Stats: openflow.Stats{Packets: packets}}
+// counted is a switch that holds what a snapshot asks for and has counted.
+type counted struct {
+	t     *testing.T
+	view  *model.Snapshot
+	tally tally
+}
+
+// after reads the switch whose flows of these texts have counted so many packets of 100 bytes; the others have counted none.
+func (c *counted) after(packets map[string]uint64) counts {
+	c.t.Helper()
+	desired, err := flows.Compile(c.view)
+	if err != nil {
+		c.t.Fatal(err)
 	}
+	var entries []openflow.Entry
+	seen := map[string]bool{}
+	for _, f := range desired.Flows {
+		e := openflow.Entry{Flow: f.Flow}
+		for text, n := range packets {
+			if strings.Contains(f.String(), text) {
+				if seen[text] {
+					c.t.Fatalf("two flows have %q", text)
+				}
+				seen[text] = true
+				e.Stats = openflow.Stats{Packets: n, Bytes: 100 * n}
+			}
+		}
+		entries = append(entries, e)
+	}
+	if len(seen) != len(packets) {
+		c.t.Fatalf("flows with %v, only %v are there", packets, seen)
+	}
+	now, err := c.tally.add(entries, desired, c.view.Policies)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return now
+}
+
+func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
+
+// isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 to nobody but 192.0.2.1, 5.
+func isolated(name string, pods ...netip.Addr) model.Policy {
+	return model.Policy{Name: name, Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+		{Index: 3, ID: 7, Pods: pods, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}},
+		{Index: 5, ID: 8, Pods: pods, Peers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}},
+	}}}
+}
+
+func policies(list ...model.Policy) map[string]model.Policy {
+	byName := map[string]model.Policy{}
+	for _, p := range list {
+		byName[p.Name] = p
+	}
+	return byName
+}
+
+// TestCountersOnlyGrow: flows come, go and start again; the totals never fall.
+func TestCountersOnlyGrow(t *testing.T) {
+	a, b := addr("10.244.1.2"), addr("10.244.1.3")
+	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}}}
+	both, one := policies(isolated("ns/p", a, b)), policies(isolated("ns/p", b))
+	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=drop", "ip,nw_dst=10.244.1.3 actions=drop"
+	denied := ruleID{"ns/p", flows.Ingress, flows.Denied}
 	for i, step := range []struct {
-		flows []FlowReport
-		want  uint64
+		policies map[string]model.Policy
+		packets  map[string]uint64
+		want     uint64
 	}{
-		{[]FlowReport{flow("a", flows.SpoofedIP, 10), flow("b", flows.SpoofedIP, 1), flow("c", "", 99)}, 11},
-		{[]FlowReport{flow("a", flows.SpoofedIP, 12), flow("b", flows.SpoofedIP, 1)}, 13},
-		{[]FlowReport{flow("b", flows.SpoofedIP, 2)}, 14},                                // a's pod has gone
-		{[]FlowReport{flow("b", flows.SpoofedIP, 1)}, 15},                                // b was replaced and has counted 1
-		{[]FlowReport{flow("a", flows.SpoofedIP, 3), flow("b", flows.SpoofedIP, 1)}, 18}, // a is back
+		{both, map[string]uint64{deniedA: 10, deniedB: 1}, 11},
+		{both, map[string]uint64{deniedA: 12, deniedB: 1}, 13},
+		{one, map[string]uint64{deniedB: 2}, 14},              // a has gone
+		{one, map[string]uint64{deniedB: 1}, 15},              // b's flow was replaced and has counted 1
+		{both, map[string]uint64{deniedA: 3, deniedB: 1}, 18}, // a is back
 	} {
-		d.count(step.flows)
-		if got := d.totals[flows.SpoofedIP]; got != step.want {
-			t.Errorf("step %d: total %d, want %d", i, got, step.want)
+		c.view.Policies = step.policies
+		now := c.after(step.packets)
+		if got := now.drops[flows.PolicyIngress]; got.Packets != step.want {
+			t.Errorf("step %d: %d packets were dropped, want %d", i, got.Packets, step.want)
+		}
+		if got := now.rules[denied]; got != (openflow.Stats{Packets: step.want, Bytes: 100 * step.want}) {
+			t.Errorf("step %d: the policy denied %+v, want %d packets", i, got, step.want)
+		}
+	}
+	// Once there is no such policy there is no such counter; the drops stay.
+	c.view.Policies = nil
+	if now := c.after(nil); len(now.rules) > 0 || now.drops[flows.PolicyIngress].Packets != 18 {
+		t.Errorf("without policies: %+v", now)
+	}
+}
+
+// TestRulesAreCounted: what a rule allows is counted for it, what several policies deny for all of them.
+func TestRulesAreCounted(t *testing.T) {
+	a := addr("10.244.1.2")
+	logs := isolated("ns/logs", a)
+	logs.Log = true
+	for i := range logs.Ingress.Rules { // else its rules are those of ns/p, and count there
+		logs.Ingress.Rules[i].Ports = []model.PortMatch{{Protocol: model.SCTP, Port: uint16(i), Mask: 0xffff}}
+	}
+	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}, Policies: policies(isolated("ns/p", a), logs)}}
+	now := c.after(map[string]uint64{
+		"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "nw_src=192.0.2.1,nw_dst=10.244.1.2,tp_dst=53 ": 2, "ip,nw_dst=10.244.1.2 actions=controller": 7,
+		"+trk,sctp,nw_dst=10.244.1.2": 1, "140,sctp,nw_dst=10.244.1.2": 4,
+	})
+	for id, want := range map[ruleID]uint64{
+		{"ns/p", flows.Ingress, 3}: 20, {"ns/p", flows.Ingress, 5}: 2, {"ns/p", flows.Ingress, flows.Denied}: 7,
+		{"ns/logs", flows.Ingress, 3}: 5, {"ns/logs", flows.Ingress, 5}: 0, {"ns/logs", flows.Ingress, flows.Denied}: 7,
+	} {
+		if got, ok := now.rules[id]; !ok || got.Packets != want {
+			t.Errorf("%+v counted %+v, want %d packets", id, got, want)
+		}
+	}
+	if got := now.drops[flows.PolicyIngress].Packets; got != 7 {
+		t.Errorf("%d packets were dropped, want 7", got)
+	}
+}
+
+// TestPolicyMetrics: names and labels are an interface.
+func TestPolicyMetrics(t *testing.T) {
+	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}, Policies: policies(isolated("ns/p", addr("10.244.1.2")))}}
+	now := c.after(map[string]uint64{"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "ip,nw_dst=10.244.1.2 actions=drop": 3})
+	want := `
+# HELP weft_policy_bytes_total The bytes of weft_policy_packets_total.
+# TYPE weft_policy_bytes_total counter
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="",verdict="denied"} 300
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="3",verdict="allowed"} 2000
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="5",verdict="allowed"} 0
+# HELP weft_policy_packets_total Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.
+# TYPE weft_policy_packets_total counter
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="",verdict="denied"} 3
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="3",verdict="allowed"} 20
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="5",verdict="allowed"} 0
+`
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(collected{now})
+	answer := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	if got := answer.Body.String(); !strings.Contains(got, strings.TrimPrefix(want, "\n")) {
+		t.Errorf("metrics are\n%swant\n%s", got, want)
+	}
+}
+
+// collected are counts as a collector.
+type collected struct{ counts }
+
+func (c collected) Describe(ch chan<- *prometheus.Desc) { switchCounters{}.Describe(ch) }
+func (c collected) Collect(ch chan<- prometheus.Metric) { c.collect(ch) }
+
+func TestPolicyReports(t *testing.T) {
+	a, b := addr("10.244.1.2"), addr("10.244.1.3")
+	broken := model.Policy{Name: "ns/broken", Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
+	p := isolated("ns/p", a, b)
+	p.Ingress.Rules[1].Pods = []netip.Addr{b}
+	view := &model.Snapshot{Policies: policies(p, broken), Attachments: map[model.AttachmentKey]model.Attachment{}}
+	att := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{a}}
+	view.Attachments[att.Key()] = att
+	now := counts{rules: map[ruleID]openflow.Stats{{"ns/p", flows.Ingress, 3}: {Packets: 4, Bytes: 400}}}
+	status := Status{Quarantined: map[string]string{"policy/ns/broken": "it cannot be understood"}}
+	reports := policyReports(view, status, now, "")
+	if len(reports) != 2 || reports[0].Policy != "ns/broken" || reports[0].Problem != "it cannot be understood" || len(reports[0].Rules) != 1 || reports[0].Rules[0].Rule != RuleDenied {
+		t.Fatalf("reports %+v", reports)
+	}
+	rules := reports[1].Rules
+	if len(rules) != 3 || rules[0].Rule != "3" || rules[0].Packets != 4 || !slices.Equal(rules[0].Pods, []string{"10.244.1.3", "web"}) ||
+		rules[1].Rule != "5" || !slices.Equal(rules[1].Pods, []string{"10.244.1.3"}) || rules[2].Rule != RuleDenied {
+		t.Errorf("rules %+v", rules)
+	}
+	for name, want := range map[string]int{"p": 1, "ns/p": 1, "other/p": 0, "": 2} {
+		if got := policyReports(view, status, now, name); len(got) != want {
+			t.Errorf("%q is %d policies, want %d", name, len(got), want)
 		}
 	}
 }

@@ -3,11 +3,9 @@ package agent
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -29,6 +27,7 @@ type Report struct {
 	Addrs    []netip.Addr     `json:"addresses"`
 	PodCIDRs []netip.Prefix   `json:"podCIDRs"`
 	Flows    Status           `json:"flows"`
+	Objects  ObjectCounts     `json:"objects"`
 	// Problems are what is wrong now, in the form "part: what".
 	Problems []string       `json:"problems,omitempty"`
 	Nodes    []NodeReport   `json:"nodes"`
@@ -69,20 +68,6 @@ type ChangeReport struct {
 	New string `json:"configured"`
 }
 
-// FlowReport is one flow of the switch with what it is there for.
-type FlowReport struct {
-	Table    string `json:"table"`
-	TableID  uint8  `json:"tableID"`
-	Priority uint16 `json:"priority"`
-	Match    string `json:"match"`
-	Actions  string `json:"actions"`
-	Cookie   string `json:"cookie"`
-	// Owner is the object that the flow exists for, or "foreign" when Weft did not make it.
-	Owner  string       `json:"owner"`
-	Reason flows.Reason `json:"reason,omitempty"`
-	openflow.Stats
-}
-
 // report says how this node is. It works at any moment; what is not known yet is left out.
 func (a *Agent) report(ctx context.Context) Report {
 	a.mu.Lock()
@@ -106,15 +91,20 @@ func (a *Agent) report(ctx context.Context) Report {
 	}
 	view := loop.View()
 	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, loop.Status()
+	problems := a.objectProblems()
+	r.Objects = objectCounts(view, r.Flows, problems)
+	for _, o := range slices.SortedFunc(maps.Keys(problems), model.Owner.Compare) {
+		r.Problems = append(r.Problems, o.String()+": "+problems[o])
+	}
 	r.Nodes = nodeReports(view)
 	r.Pods = podReports(view, a.kube.Pods(), loop.Refused)
 	if !r.Ready {
 		return r
 	}
-	if all, err := a.flowReports(ctx); err != nil {
+	if now, err := a.count(ctx); err != nil {
 		r.Problems = append(r.Problems, "switch: "+err.Error())
 	} else {
-		r.Drops = dropReports(all)
+		r.Drops = dropReports(now)
 	}
 	return r
 }
@@ -161,94 +151,10 @@ func podReports(view *model.Snapshot, known []model.Pod, refused func(model.Atta
 	return reports
 }
 
-func dropReports(all []FlowReport) []DropReport {
-	sum := map[flows.Reason]openflow.Stats{}
-	for _, f := range all {
-		if f.Reason != "" {
-			s := sum[f.Reason]
-			s.Packets += f.Packets
-			s.Bytes += f.Bytes
-			sum[f.Reason] = s
-		}
-	}
+func dropReports(now counts) []DropReport {
 	drops := []DropReport{}
-	for _, reason := range slices.Sorted(maps.Keys(sum)) {
-		drops = append(drops, DropReport{reason, sum[reason]})
+	for _, reason := range slices.Sorted(maps.Keys(now.drops)) {
+		drops = append(drops, DropReport{reason, now.drops[reason]})
 	}
 	return drops
-}
-
-// flowReports reads the switch and says of every flow what it is there for.
-func (a *Agent) flowReports(ctx context.Context) ([]FlowReport, error) {
-	actual, err := a.sw.Dump(ctx)
-	if err != nil {
-		return nil, err
-	}
-	desired, err := a.loop.Desired(ctx)
-	if err != nil {
-		return nil, err
-	}
-	owners := map[uint64]model.Owner{}
-	for _, f := range desired.Flows {
-		owners[f.Cookie] = f.Owner
-	}
-	ports := portNames(a.loop.View())
-	slices.SortFunc(actual.Flows, func(x, y openflow.Entry) int { return x.Compare(y.Key) })
-	reports := make([]FlowReport, 0, len(actual.Flows))
-	for _, e := range actual.Flows {
-		r := FlowReport{
-			Table: flows.TableName(e.Table), TableID: uint8(e.Table), Priority: e.Priority,
-			Match: named(e.Match, ports), Actions: named(e.Actions, ports),
-			Cookie: fmt.Sprintf("%#x", e.Cookie), Owner: "foreign", Stats: e.Stats,
-		}
-		if flows.Ours(e.Cookie) {
-			r.Owner = flows.KindOf(e.Cookie).String() + "/(gone)"
-			if o, ok := owners[e.Cookie]; ok {
-				r.Owner = o.String()
-			}
-		}
-		if want, ok := desired.Flows[e.Key]; ok && want.Flow == e.Flow {
-			r.Reason = want.Reason
-		}
-		reports = append(reports, r)
-	}
-	return reports, nil
-}
-
-func portNames(view *model.Snapshot) map[string]string {
-	names := map[string]string{
-		fmt.Sprint(model.PortGeneve): model.GenevePortName, fmt.Sprint(model.PortVXLAN): model.VXLANPortName, fmt.Sprint(model.PortGateway): model.GatewayName,
-	}
-	for _, att := range view.Attachments {
-		names[fmt.Sprint(att.OFPort)] = att.HostIfName
-	}
-	return names
-}
-
-// named shows numbers as the names that ovs-ofctl --names would show: ports, and tables after goto_table.
-func named(text string, ports map[string]string) string {
-	parts := openflow.SplitActions(text)
-	for i, part := range parts {
-		if number, ok := strings.CutPrefix(part, "in_port="); ok && ports[number] != "" {
-			parts[i] = "in_port=" + ports[number]
-		} else if table, ok := openflow.GotoTable(part); ok {
-			parts[i] = "goto_table:" + flows.TableName(table)
-		} else if hex, ok := strings.CutSuffix(part, "->"+flows.OutPort.String()); ok {
-			var number uint32
-			if _, err := fmt.Sscanf(hex, "set_field:%v", &number); err == nil && ports[fmt.Sprint(number)] != "" {
-				parts[i] = "set_field:" + ports[fmt.Sprint(number)] + "->" + flows.OutPort.String()
-			}
-		}
-	}
-	return strings.Join(parts, ",")
-}
-
-// concern leaves the flows that exist because of an object: an owner as it is shown (pod/NAMESPACE/NAME, node/NAME,
-// self, pipeline, foreign), a pod's NAMESPACE/NAME or NAME, or a node's NAME.
-func concern(all []FlowReport, object string) []FlowReport {
-	match := func(owner string) bool {
-		kind, name, _ := strings.Cut(owner, "/")
-		return owner == object || name == object || kind == "pod" && strings.HasSuffix(name, "/"+object)
-	}
-	return slices.DeleteFunc(all, func(f FlowReport) bool { return !match(f.Owner) })
 }

@@ -44,20 +44,23 @@ func (a *Agent) serveOperator(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, a.report(r.Context()), nil)
 	})
-	mux.HandleFunc("GET /v1/flows", func(w http.ResponseWriter, r *http.Request) {
-		a.mu.Lock()
-		ready := a.ready
-		a.mu.Unlock()
-		if !ready {
-			answer(w, nil, errors.New("the agent has not programmed the switch yet; see weftctl status"))
-			return
-		}
-		all, err := a.flowReports(r.Context())
-		if object := r.URL.Query().Get("object"); err == nil && object != "" {
-			all = concern(all, object)
-		}
-		answer(w, all, err)
-	})
+	// ask is a question about what is in the switch, about an object or, when that is empty, about everything.
+	ask := func(path string, read func(ctx context.Context, object string) (any, error)) {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			a.mu.Lock()
+			ready := a.ready
+			a.mu.Unlock()
+			if !ready {
+				answer(w, nil, errors.New("the agent has not programmed the switch yet; see weftctl status"))
+				return
+			}
+			v, err := read(r.Context(), r.URL.Query().Get("object"))
+			answer(w, v, err)
+		})
+	}
+	ask("/v1/flows", func(ctx context.Context, object string) (any, error) { return a.flowReports(ctx, object) })
+	ask("/v1/policies", func(ctx context.Context, object string) (any, error) { return a.policyReports(ctx, object) })
+	ask("/v1/services", func(ctx context.Context, object string) (any, error) { return a.serviceReports(ctx, object) })
 	if err := os.MkdirAll(filepath.Dir(a.opt.OperatorSocket), 0o700); err != nil {
 		return fmt.Errorf("serve weftctl: %w", err)
 	}

@@ -1,0 +1,214 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// ServiceReport is a Service as this node serves it and `weftctl service` shows it.
+type ServiceReport struct {
+	// Service is namespace/name.
+	Service string `json:"service"`
+	// Affinity is how long clients come back to one endpoint; empty without sessionAffinity.
+	Affinity  string          `json:"affinity,omitempty"`
+	Algorithm model.Algorithm `json:"algorithm"`
+	// HealthCheckNodePort is where load balancers ask for HealthyEndpoints.
+	HealthCheckNodePort uint16 `json:"healthCheckNodePort,omitempty"`
+	HealthyEndpoints    int    `json:"healthyEndpoints,omitempty"`
+	// Problem says what of the Service cannot be used, or why its flows are refused; empty when nothing is wrong.
+	Problem   string           `json:"problem,omitempty"`
+	Frontends []FrontendReport `json:"frontends"`
+}
+
+// FrontendReport is an address and port of a Service.
+type FrontendReport struct {
+	// Kind is ClusterIP, ExternalIP, LoadBalancer or NodePort.
+	Kind string `json:"kind"`
+	// Address is IP:PORT, or *:PORT for a node port.
+	Address  string         `json:"address"`
+	Protocol model.Protocol `json:"protocol"`
+	// Port is the Service port's name; empty when it has none.
+	Port string `json:"port,omitempty"`
+	// Policy is Cluster or Local: the internal traffic policy of a ClusterIP, the external one of others.
+	Policy string `json:"trafficPolicy"`
+	// Sources are the only clients that it takes; empty is all.
+	Sources []netip.Prefix `json:"sources,omitempty"`
+	// Endpoints are those that its traffic policy leaves.
+	Endpoints []EndpointReport `json:"endpoints"`
+	// Without says what happens to packets while there are no endpoints; empty when there are some.
+	Without string `json:"withoutEndpoints,omitempty"`
+	// Stats are the packets that began a connection since the flow was written.
+	openflow.Stats
+}
+
+// EndpointReport is where packets may end.
+type EndpointReport struct {
+	Address netip.AddrPort `json:"address"`
+	// Local says that it is a pod of this node, or the node itself.
+	Local  bool   `json:"local"`
+	Weight uint16 `json:"weight"`
+}
+
+// serviceReports says what the Services do. Name is empty for all of them, or one Service's namespace/name or name.
+func (a *Agent) serviceReports(ctx context.Context, name string) ([]ServiceReport, error) {
+	actual, err := a.sw.Dump(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return serviceReports(a.loop.View(), a.loop.Status(), a.objectProblems(), actual.Flows, name), nil
+}
+
+func serviceReports(view *model.Snapshot, status Status, problems map[model.Owner]string, actual []openflow.Entry, name string) []ServiceReport {
+	here := localAddrs(view)
+	counted := frontendStats(actual)
+	reports := []ServiceReport{}
+	for _, id := range slices.Sorted(maps.Keys(view.Services)) {
+		if name != "" && !isNamed(id, name) {
+			continue
+		}
+		s := view.Services[id]
+		owner := model.ServiceOwner(id)
+		r := ServiceReport{
+			Service: id, Algorithm: s.Algorithm, HealthCheckNodePort: s.HealthCheckNodePort, HealthyEndpoints: s.HealthyEndpoints,
+			Problem: joinProblems(problems[owner], status.Quarantined[owner.String()]), Frontends: []FrontendReport{},
+		}
+		if s.Affinity > 0 {
+			r.Affinity = s.Affinity.String()
+		}
+		for _, p := range s.Ports {
+			for _, f := range frontends(p) {
+				f.report.Endpoints = endpointReports(f.endpoints, here)
+				if len(f.endpoints) == 0 {
+					f.report.Without = "rejected: there is no endpoint"
+					if p.Elsewhere {
+						f.report.Without = "dropped: there are endpoints on other nodes only"
+					}
+				}
+				f.report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol, f.at}]
+				r.Frontends = append(r.Frontends, f.report)
+			}
+		}
+		reports = append(reports, r)
+	}
+	// A Service of which nothing can be used is in no snapshot.
+	for owner, problem := range problems {
+		if _, served := view.Services[owner.Name]; owner.Kind == model.KindService && !served && (name == "" || isNamed(owner.Name, name)) {
+			reports = append(reports, ServiceReport{Service: owner.Name, Problem: problem, Frontends: []FrontendReport{}})
+		}
+	}
+	slices.SortFunc(reports, func(a, b ServiceReport) int { return strings.Compare(a.Service, b.Service) })
+	return reports
+}
+
+func joinProblems(problems ...string) string {
+	return strings.Join(slices.DeleteFunc(problems, func(p string) bool { return p == "" }), "; ")
+}
+
+// place where packets come to, and the endpoints that they get.
+type shownFrontend struct {
+	report    FrontendReport
+	at        netip.AddrPort
+	endpoints []model.Endpoint
+}
+
+// frontends lists where a Service's port can be reached, in the order of how far away that is.
+func frontends(p model.ServicePort) []shownFrontend {
+	choose := func(local bool) (string, []model.Endpoint) {
+		if local {
+			return "Local", p.Local
+		}
+		return "Cluster", p.Cluster
+	}
+	var list []shownFrontend
+	add := func(kind string, local bool, at netip.AddrPort, address string, sources []netip.Prefix) {
+		policy, endpoints := choose(local)
+		list = append(list, shownFrontend{FrontendReport{Kind: kind, Address: address, Protocol: p.Protocol, Port: p.Name, Policy: policy, Sources: sources}, at, endpoints})
+	}
+	external := func(kind string, ip netip.Addr, sources []netip.Prefix) {
+		at := netip.AddrPortFrom(ip, p.Port)
+		add(kind, p.ExternalLocal, at, at.String(), sources)
+	}
+	at := netip.AddrPortFrom(p.ClusterIP, p.Port)
+	add("ClusterIP", p.InternalLocal, at, at.String(), nil)
+	for _, ip := range p.ExternalIPs {
+		if !slices.Contains(p.LoadBalancerIPs, ip) {
+			external("ExternalIP", ip, nil)
+		}
+	}
+	for _, ip := range p.LoadBalancerIPs {
+		external("LoadBalancer", ip, p.LoadBalancerSources)
+	}
+	if p.NodePort != 0 {
+		add("NodePort", p.ExternalLocal, netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort), "*:"+strconv.Itoa(int(p.NodePort)), nil)
+	}
+	return list
+}
+
+func endpointReports(endpoints []model.Endpoint, here map[netip.Addr]bool) []EndpointReport {
+	reports := make([]EndpointReport, 0, len(endpoints))
+	for _, e := range endpoints {
+		reports = append(reports, EndpointReport{netip.AddrPortFrom(e.Addr, e.Port), here[e.Addr], e.Weight})
+	}
+	return reports
+}
+
+// localAddrs are the addresses of this node and its pods.
+func localAddrs(view *model.Snapshot) map[netip.Addr]bool {
+	here := map[netip.Addr]bool{}
+	for _, addr := range view.Self.Addrs {
+		here[addr] = true
+	}
+	for _, a := range view.Attachments {
+		for _, ip := range a.IPs {
+			here[ip] = true
+		}
+	}
+	return here
+}
+
+// frontend is what flows of ServiceLB match, of one Service.
+type frontend struct {
+	cookie   uint64
+	protocol model.Protocol
+	to       netip.AddrPort
+}
+
+// frontendStats adds up the flows that lead to each frontend's endpoints; clients in different ranges, and those that come back,
+// have flows of their own.
+func frontendStats(actual []openflow.Entry) map[frontend]openflow.Stats {
+	sums := map[frontend]openflow.Stats{}
+	for _, e := range actual {
+		if e.Table != flows.ServiceLB || flows.KindOf(e.Cookie) != model.KindService {
+			continue
+		}
+		f := frontend{cookie: e.Cookie}
+		var addr netip.Addr
+		var port uint64
+		for _, field := range strings.Split(e.Match, ",") {
+			name, value, _ := strings.Cut(field, "=")
+			switch name {
+			case "tcp", "tcp6":
+				f.protocol = model.TCP
+			case "udp", "udp6":
+				f.protocol = model.UDP
+			case "sctp", "sctp6":
+				f.protocol = model.SCTP
+			case "nw_dst", "ipv6_dst":
+				addr, _ = netip.ParseAddr(value) // a Service's flows match single addresses
+			case "tp_dst":
+				port, _ = strconv.ParseUint(value, 10, 16)
+			}
+		}
+		f.to = netip.AddrPortFrom(addr, uint16(port))
+		sums[f] = plus(sums[f], e.Stats)
+	}
+	return sums
+}

@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"sync"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// tally adds up what flows count: dropped packets by reason, and what policies decide. A sum over flows would fall when one of
+// them goes, so each reading of the switch adds what every flow has counted since the last one. What a flow counts between the last
+// reading and its end is lost. Any goroutine may use it.
+type tally struct {
+	mu    sync.Mutex // also while the switch is read: an older reading must not come after a newer one
+	last  map[flowID]openflow.Stats
+	drops map[flows.Reason]openflow.Stats
+	rules map[ruleID]openflow.Stats
+	// counters are the flows that count for each policy, as long as the policy does not change.
+	counters map[string]policyCounters
+}
+
+// flowID tells a flow from another that took its place.
+type flowID struct {
+	openflow.Key
+	cookie uint64
+}
+
+// ruleID is a rule of a policy, or what the policy denies.
+type ruleID struct {
+	policy    string // namespace/name
+	direction flows.Direction
+	rule      int // from 0, or flows.Denied
+}
+
+type policyCounters struct {
+	of    model.Policy
+	flows []flows.Counter
+}
+
+// counts are a tally's sums at one moment. Nobody changes them.
+type counts struct {
+	drops map[flows.Reason]openflow.Stats
+	rules map[ruleID]openflow.Stats
+}
+
+// count reads the switch once for everything that is counted.
+func (a *Agent) count(ctx context.Context) (counts, error) {
+	a.tally.mu.Lock()
+	defer a.tally.mu.Unlock()
+	actual, err := a.sw.Dump(ctx)
+	if err != nil {
+		return counts{}, err
+	}
+	desired, err := a.loop.Desired(ctx)
+	if err != nil {
+		return counts{}, err
+	}
+	return a.tally.add(actual.Flows, desired, a.loop.View().Policies)
+}
+
+// add adds what the flows have counted since the last time. It knows no drops and rules but those that exist now.
+func (t *tally) add(actual []openflow.Entry, desired flows.Desired, policies map[string]model.Policy) (counts, error) {
+	rules, byFlow, err := t.index(policies)
+	if err != nil {
+		return counts{}, err
+	}
+	now := counts{drops: map[flows.Reason]openflow.Stats{}, rules: make(map[ruleID]openflow.Stats, len(rules))}
+	maps.Copy(now.drops, t.drops)
+	for id := range rules {
+		now.rules[id] = t.rules[id]
+	}
+	last := make(map[flowID]openflow.Stats, len(t.last))
+	for _, e := range actual {
+		want, ok := desired.Flows[e.Key]
+		if !ok || want.Flow != e.Flow {
+			continue
+		}
+		counted := byFlow[e.Key]
+		if want.Reason == "" && counted == nil {
+			continue
+		}
+		id := flowID{e.Key, e.Cookie}
+		last[id] = e.Stats
+		since := e.Stats
+		if before := t.last[id]; before.Packets <= since.Packets && before.Bytes <= since.Bytes {
+			since.Packets -= before.Packets
+			since.Bytes -= before.Bytes
+		}
+		if want.Reason != "" {
+			now.drops[want.Reason] = plus(now.drops[want.Reason], since)
+		}
+		for _, rule := range counted {
+			now.rules[rule] = plus(now.rules[rule], since)
+		}
+	}
+	t.last, t.drops, t.rules = last, now.drops, now.rules // which nobody changes from here on
+	return now, nil
+}
+
+// latest is what the last reading of the switch came to.
+func (t *tally) latest() counts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return counts{t.drops, t.rules}
+}
+
+// index says which rules there are, and for which of them each flow counts. A flow counts once for a rule that has it twice.
+func (t *tally) index(policies map[string]model.Policy) (rules map[ruleID]bool, byFlow map[openflow.Key][]ruleID, err error) {
+	rules, byFlow = map[ruleID]bool{}, map[openflow.Key][]ruleID{}
+	counters := make(map[string]policyCounters, len(policies))
+	for name, p := range policies {
+		known, ok := t.counters[name]
+		if !ok || !samePolicy(known.of, p) {
+			known.of = p
+			if known.flows, err = flows.Counters(p); err != nil {
+				return nil, nil, err
+			}
+		}
+		counters[name] = known
+		for _, c := range known.flows {
+			id := ruleID{name, c.Direction, c.Rule}
+			rules[id] = true
+			if list := byFlow[c.Key]; len(list) == 0 || list[len(list)-1] != id {
+				byFlow[c.Key] = append(list, id)
+			}
+		}
+	}
+	t.counters = counters
+	return rules, byFlow, nil
+}
+
+// samePolicy says whether two values are one: nobody changes what they point to.
+func samePolicy(a, b model.Policy) bool {
+	return a.Ingress == b.Ingress && a.Egress == b.Egress && a.Log == b.Log && a.Err == b.Err
+}
+
+func plus(a, b openflow.Stats) openflow.Stats {
+	return openflow.Stats{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
+}
