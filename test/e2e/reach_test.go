@@ -73,7 +73,7 @@ func TestPodsToOutside(t *testing.T) {
 	for _, p := range []*pod{pods[0], pods[2], pods[4]} {
 		var large []wire.Target
 		for _, addr := range slices.Concat(env.record.Outside.Addrs, env.record.Outside.Beyond) {
-			large = append(large, target("outside", wire.UDP, addr, echoPort, largeDatagram))
+			large = append(large, target("outside", wire.UDP, addr, echoPort, largeDatagram()))
 		}
 		reach(t, map[*pod][]wire.Target{p: large})
 	}
