@@ -1,0 +1,503 @@
+package kube_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	k8sruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/fake"
+	k8stesting "k8s.io/client-go/testing"
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+func service(name, clusterIP string, change ...func(*corev1.Service)) *corev1.Service {
+	s := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
+		Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: 80}},
+		},
+	}
+	for _, c := range change {
+		c(s)
+	}
+	return s
+}
+
+func slice(name, service string, addresses ...string) *discoveryv1.EndpointSlice {
+	port, protocol, portName, node := int32(8080), corev1.ProtocolTCP, "http", "n1"
+	s := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Protocol: &protocol, Port: &port}},
+	}
+	for _, a := range addresses {
+		s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{a}, NodeName: &node})
+	}
+	return s
+}
+
+// view takes changes in as the agent's loop does.
+type view struct {
+	mu       sync.Mutex
+	store    *state.Store
+	changes  int
+	problems map[string]string
+	reports  int
+}
+
+func newView() *view { return &view{store: state.New("n1"), problems: map[string]string{}} }
+
+func (v *view) emit(c state.Change) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.changes++
+	v.store.Apply(c)
+}
+
+func (v *view) problem(o model.Owner, err error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.reports++
+	if delete(v.problems, o.String()); err != nil {
+		v.problems[o.String()] = err.Error()
+	}
+}
+
+// services are the endpoints of each Service's first port.
+func (v *view) services() map[string]string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	snapshot, _ := v.store.Take()
+	out := map[string]string{}
+	for name, s := range snapshot.Services {
+		var eps []string
+		for _, e := range s.Ports[0].Cluster {
+			eps = append(eps, netip.AddrPortFrom(e.Addr, e.Port).String())
+		}
+		out[name] = fmt.Sprint(eps)
+	}
+	return out
+}
+
+func (v *view) cidrs() []netip.Prefix {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	snapshot, _ := v.store.Take()
+	return snapshot.ServiceCIDRs
+}
+
+// TestHistoryDoesNotMatter does random things with objects and compares what is left with a tracker that only ever saw what there is
+// in the end, in another order.
+func TestHistoryDoesNotMatter(t *testing.T) {
+	names := []string{"a", "b"}
+	rapid.Check(t, func(t *rapid.T) {
+		seen := newView()
+		tracker := kube.NewTracker("n1", seen.emit, seen.problem)
+		zone := ""
+		objects, endpointSlices := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
+		zones := rapid.SampledFrom([]string{"", "z1", "z2"})
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			name := rapid.SampledFrom(names).Draw(t, "service")
+			sliceName := rapid.SampledFrom([]string{"s1", "s2", "s3"}).Draw(t, "slice")
+			switch rapid.IntRange(0, 4).Draw(t, "step") {
+			case 0:
+				o := service(name, rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2", corev1.ClusterIPNone}).Draw(t, "ip"), func(s *corev1.Service) {
+					s.Spec.ExternalIPs = rapid.SampledFrom([][]string{nil, {"198.51.100.1"}, {"bad"}}).Draw(t, "external")
+				})
+				objects[name] = o
+				tracker.SetService(o)
+			case 1:
+				delete(objects, name)
+				tracker.DeleteService("ns/" + name)
+			case 2:
+				o := slice(sliceName, name, rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3", "bad"}), 0, 3).Draw(t, "addresses")...)
+				for i := range o.Endpoints {
+					if zone := zones.Draw(t, "hint"); zone != "" {
+						o.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+					}
+				}
+				endpointSlices[sliceName] = o
+				tracker.SetSlice(o)
+			case 3:
+				delete(endpointSlices, sliceName)
+				tracker.DeleteSlice("ns/" + sliceName)
+			case 4:
+				zone = zones.Draw(t, "zone")
+				tracker.SetZone(zone)
+			}
+		}
+		want := newView()
+		fresh := kube.NewTracker("n1", want.emit, want.problem)
+		var steps []func()
+		for _, o := range objects {
+			steps = append(steps, func() { fresh.SetService(o) })
+		}
+		for _, o := range endpointSlices {
+			steps = append(steps, func() { fresh.SetSlice(o) })
+		}
+		steps = append(steps, func() { fresh.SetZone(zone) })
+		for _, i := range rapid.Permutation(indexes(len(steps))).Draw(t, "order") {
+			steps[i]()
+		}
+		wanted, _ := want.store.Take()
+		got, _ := seen.store.Take()
+		if diff := cmp.Diff(wanted.Services, got.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("services (-what there is +after what happened):\n%s", diff)
+		}
+		if diff := cmp.Diff(want.problems, seen.problems); diff != "" {
+			t.Errorf("problems (-what there is +after what happened):\n%s", diff)
+		}
+		for name := range objects {
+			tracker.DeleteService("ns/" + name)
+		}
+		for name := range endpointSlices {
+			tracker.DeleteSlice("ns/" + name)
+		}
+		if services, slices := tracker.Size(); services+slices != 0 {
+			t.Errorf("%d Services and %d slices are remembered that do not exist", services, slices)
+		}
+		if left, _ := seen.store.Take(); len(left.Services)+len(seen.problems) != 0 {
+			t.Errorf("what does not exist is still served or reported: %v, %v", left.Services, seen.problems)
+		}
+	})
+}
+
+func indexes(n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}
+
+// TestOneChangeOneService counts what is emitted: one Service's change is about that Service, and what changes nothing is silent.
+func TestOneChangeOneService(t *testing.T) {
+	v := newView()
+	tracker := kube.NewTracker("n1", v.emit, v.problem)
+	for i := range 50 {
+		tracker.SetService(service(fmt.Sprint("s", i), fmt.Sprint("10.96.0.", i+1)))
+		tracker.SetSlice(slice(fmt.Sprint("s", i, "-x"), fmt.Sprint("s", i), "10.244.0.1"))
+	}
+	emitted := func(what string, want int, do func()) {
+		t.Helper()
+		before := v.changes
+		do()
+		if got := v.changes - before; got != want {
+			t.Errorf("%s: %d changes, want %d", what, got, want)
+		}
+	}
+	emitted("another endpoint", 1, func() { tracker.SetSlice(slice("s7-x", "s7", "10.244.0.1", "10.244.0.2")) })
+	emitted("the same again", 0, func() {
+		again := slice("s7-x", "s7", "10.244.0.1", "10.244.0.2")
+		again.ResourceVersion, again.Annotations = "99", map[string]string{corev1.EndpointsLastChangeTriggerTime: "now"}
+		tracker.SetSlice(again)
+	})
+	emitted("the same Service again", 0, func() { tracker.SetService(service("s7", "10.96.0.8")) })
+	emitted("another zone, and no hints", 0, func() { tracker.SetZone("a") })
+	emitted("a slice of no Service", 0, func() { tracker.SetSlice(slice("x", "nobody", "10.244.0.1")) })
+	emitted("a slice that goes over to another Service", 2, func() { tracker.SetSlice(slice("s7-x", "s8", "10.244.0.9")) })
+	if got := v.services(); got["ns/s7"] != "[]" || got["ns/s8"] != "[10.244.0.1:8080 10.244.0.9:8080]" {
+		t.Errorf("after a slice went over: s7 %s, s8 %s", got["ns/s7"], got["ns/s8"])
+	}
+	emitted("a Service that became headless", 1, func() { tracker.SetService(service("s7", corev1.ClusterIPNone)) })
+	if _, ok := v.services()["ns/s7"]; ok {
+		t.Error("a Service that became headless is still served")
+	}
+}
+
+func TestProblems(t *testing.T) {
+	v := newView()
+	tracker := kube.NewTracker("n1", v.emit, v.problem)
+	want := func(what string, reports int, problem string) {
+		t.Helper()
+		if v.reports != reports || v.problems["service/ns/a"] != problem {
+			t.Errorf("%s: %d reports, problem %q; want %d, %q", what, v.reports, v.problems["service/ns/a"], reports, problem)
+		}
+	}
+	tracker.SetSlice(slice("a-1", "a", "nowhere"))
+	want("a slice without its Service", 0, "")
+	tracker.SetService(service("a", "10.96.0.1"))
+	want("a Service with a bad slice", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
+	tracker.SetSlice(slice("a-2", "a", "10.244.0.1"))
+	want("the same problem", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
+	bad := func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }
+	tracker.SetService(service("a", "10.96.0.1", bad))
+	want("one more problem", 2, "spec.externalIPs: \"x\" is no address\nEndpointSlice ns/a-1: endpoints: \"nowhere\" is no address")
+	tracker.SetService(service("a", "10.96.0.1"))
+	tracker.DeleteSlice("ns/a-1")
+	want("none left", 4, "")
+	tracker.SetService(service("a", "10.96.0.1", bad))
+	tracker.DeleteService("ns/a")
+	want("the Service is gone", 6, "")
+}
+
+func watch(t *testing.T, client kube.Client, v *view, log *slog.Logger) *kube.Watcher {
+	t.Helper()
+	w, err := kube.NewWatcher(client, "n1", v.emit, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Problem = v.problem
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run(ctx) }()
+	t.Cleanup(func() { stop(); <-ended })
+	return w
+}
+
+func synced(t *testing.T, w *kube.Watcher) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := w.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
+
+// TestServicesOfACluster follows Services from the API: those that are there at the start are emitted when WaitSynced returns, those of
+// other proxies never.
+func TestServicesOfACluster(t *testing.T) {
+	labelled := func(label string) func(*corev1.Service) {
+		return func(s *corev1.Service) { s.Labels = map[string]string{label: "x"} }
+	}
+	hinted := func(name, service, zone, address string) *discoveryv1.EndpointSlice {
+		s := slice(name, service, address)
+		s.Endpoints[0].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+		return s
+	}
+	orphan := slice("no-label", "", "10.244.0.9")
+	orphan.Labels = nil
+	node := object("n1", nil)
+	node.Labels = map[string]string{corev1.LabelTopologyZone: "z1"}
+	client := fake.NewClientset(node,
+		service("a", "10.96.0.1"), hinted("a-1", "a", "z1", "10.244.0.1"), hinted("a-2", "a", "z2", "10.244.0.2"),
+		service("other-proxy", "10.96.0.2", labelled("service.kubernetes.io/service-proxy-name")),
+		service("headless-by-label", "10.96.0.3", labelled("service.kubernetes.io/headless")),
+		service("headless", corev1.ClusterIPNone), slice("headless-1", "headless", "10.244.0.3"), orphan,
+		service("bad", "10.96.0.4", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }))
+	v := newView()
+	w := watch(t, client, v, slog.New(slog.DiscardHandler))
+	synced(t, w)
+	if diff := cmp.Diff(map[string]string{"ns/a": "[10.244.0.1:8080]", "ns/bad": "[]"}, v.services()); diff != "" {
+		t.Errorf("after the start (-want +got):\n%s", diff)
+	}
+	v.mu.Lock()
+	if diff := cmp.Diff(map[string]string{"service/ns/bad": `spec.externalIPs: "x" is no address`}, v.problems); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+	v.mu.Unlock()
+	ctx := t.Context()
+	node = node.DeepCopy()
+	node.Labels[corev1.LabelTopologyZone] = "z2"
+	if _, err := client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.2:8080]" })
+	if err := client.DiscoveryV1().EndpointSlices("ns").Delete(ctx, "a-2", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the endpoints without a slice", func() bool { return v.services()["ns/a"] == "[10.244.0.1:8080]" })
+	if err := client.CoreV1().Services("ns").Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
+}
+
+// TestServicesSyncedMeansEmitted is TestSyncedMeansEmitted for Services: with a slow receiver all of them have their endpoints when
+// WaitSynced returns.
+func TestServicesSyncedMeansEmitted(t *testing.T) {
+	const count = 300
+	client := fake.NewClientset()
+	for i := range count {
+		for _, o := range []k8sruntime.Object{service(fmt.Sprint("s", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200+1)), slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1")} {
+			if err := client.Tracker().Add(o); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	v := newView()
+	w, err := kube.NewWatcher(client, "n1", func(c state.Change) {
+		time.Sleep(100 * time.Microsecond) // a busy machine
+		v.emit(c)
+	}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); w.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	synced(t, w)
+	complete := 0
+	for _, endpoints := range v.services() {
+		if endpoints == "[10.244.0.1:8080]" {
+			complete++
+		}
+	}
+	if complete != count {
+		t.Errorf("synced with %d of %d Services complete", complete, count)
+	}
+}
+
+func TestServiceCIDRs(t *testing.T) {
+	cidr := func(name string, cidrs ...string) *networkingv1.ServiceCIDR {
+		return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: cidrs}}
+	}
+	client := fake.NewClientset(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
+	v := newView()
+	synced(t, watch(t, client, v, slog.New(slog.DiscardHandler)))
+	if got, want := v.cidrs(), cidrs("10.96.0.0/12", "fd10:96::/108"); !slices.Equal(got, want) {
+		t.Errorf("ranges %v, want %v", got, want)
+	}
+	ctx := t.Context()
+	if _, err := client.NetworkingV1().ServiceCIDRs().Create(ctx, cidr("more", "10.12.0.0/16", "10.96.0.0/12", "0.0.0.0/0", "?"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one more range", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108")) })
+	if err := client.NetworkingV1().ServiceCIDRs().Delete(ctx, "kubernetes", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "one less", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12")) })
+}
+
+// TestNoServiceCIDRs: an API server without the kind does not hold up the start, and says so once. One that cannot be asked does.
+func TestNoServiceCIDRs(t *testing.T) {
+	client := fake.NewClientset(service("a", "10.96.0.1"))
+	var broken atomic.Bool
+	broken.Store(true)
+	var asked atomic.Int32
+	client.PrependReactor("list", "servicecidrs", func(k8stesting.Action) (bool, k8sruntime.Object, error) {
+		asked.Add(1)
+		if broken.Load() {
+			return true, nil, errors.New("the API server is busy")
+		}
+		return true, nil, apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}, "")
+	})
+	v := newView()
+	w := watch(t, client, v, slog.New(slog.DiscardHandler))
+	eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := w.WaitSynced(short); err == nil {
+		t.Error("synced without an answer")
+	}
+	broken.Store(false)
+	synced(t, w)
+	if got := v.cidrs(); got != nil {
+		t.Errorf("ranges %v out of nothing", got)
+	}
+	if _, ok := v.services()["ns/a"]; !ok {
+		t.Error("the Service is missing")
+	}
+	before := asked.Load()
+	if _, err := client.CoreV1().Services("ns").Create(t.Context(), service("b", "10.96.0.2"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })
+	if asked.Load() != before {
+		t.Error("the API server is asked again for what it does not have")
+	}
+}
+
+// BenchmarkInitialServices loads 10,000 Services with two endpoints each and reports what they take: B/service is what the watcher
+// holds, model-B/service what the snapshot does.
+func BenchmarkInitialServices(b *testing.B) {
+	const count = 10000
+	client := fake.NewClientset()
+	for i := range count {
+		name := fmt.Sprintf("service-%d", i)
+		s := service(name, fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255))
+		s.Labels, s.Spec.Selector = map[string]string{"app": name}, map[string]string{"app": name}
+		e := slice(name+"-abcde", name, fmt.Sprintf("10.244.%d.%d", i>>8&255, i&255), fmt.Sprintf("10.245.%d.%d", i>>8&255, i&255))
+		for j := range e.Endpoints {
+			e.Endpoints[j].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: fmt.Sprintf("%s-7d4b9c6f5-x%d", name, j)}
+		}
+		for _, o := range []k8sruntime.Object{s, e} {
+			if err := client.Tracker().Add(o); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	var watcher, snapshot int64
+	for b.Loop() {
+		b.StopTimer()
+		before := heap()
+		b.StartTimer()
+		v := newView()
+		w, err := kube.NewWatcher(client, "n1", v.emit, slog.New(slog.DiscardHandler))
+		if err != nil {
+			b.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(b.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); w.Run(ctx) }()
+		if err := w.WaitSynced(ctx); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		both := heap()
+		if got := len(v.services()); got != count {
+			b.Fatalf("%d of %d Services", got, count)
+		}
+		v.store = nil
+		without := heap()
+		watcher, snapshot = int64(without)-int64(before), int64(both)-int64(without)
+		stop()
+		<-ended
+		runtime.KeepAlive(w)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(watcher)/count, "B/service")
+	b.ReportMetric(float64(snapshot)/count, "model-B/service")
+}
+
+// BenchmarkOneEndpoint is one more endpoint among 10,000 Services.
+func BenchmarkOneEndpoint(b *testing.B) {
+	tracker := kube.NewTracker("n1", func(state.Change) {}, func(model.Owner, error) {})
+	for i := range 10000 {
+		tracker.SetService(service(fmt.Sprint("s", i), "10.96.0.1"))
+		tracker.SetSlice(slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1", "10.244.0.2"))
+	}
+	versions := []*discoveryv1.EndpointSlice{slice("s7", "s7", "10.244.0.1"), slice("s7", "s7", "10.244.0.1", "10.244.0.2")}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		tracker.SetSlice(versions[i%2])
+	}
+}
