@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"slices"
+	"reflect"
 	"strings"
 	"time"
 
@@ -194,7 +194,7 @@ func (t *tour) quiet(ctx context.Context, node string) ([]agent.FlowReport, erro
 		if err != nil {
 			return err
 		}
-		same := slices.Equal(last, list)
+		same := reflect.DeepEqual(last, list)
 		last, read = list, time.Now()
 		if !same {
 			return fmt.Errorf("%s: other traffic does not end, its packets are still being counted", node)
