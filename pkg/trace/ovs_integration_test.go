@@ -190,7 +190,10 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range d.packets {
+		for i, p := range d.packets {
+			if i%7 != seed%7 {
+				continue // many of a set's packets meet the same flows
+			}
 			for _, in := range n.Entries(p, "n1") {
 				for _, how := range []struct {
 					marks  string
