@@ -245,6 +245,7 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 // the first owner; of others the first is taken. Disputed says that something of the list was left out.
 func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	var clauses []string
+	var seen map[string]bool // of clauses, once there are two
 	for _, f := range list {
 		if c.excluded[f.Owner] && !f.closes() {
 			continue
@@ -252,28 +253,42 @@ func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 		f = c.numbers.flow(f)
 		if !has {
 			result, has = f, true
+			continue
 		}
 		switch {
 		case isClause(result.Actions) && isClause(f.Actions):
-			more := openflow.SplitActions(f.Actions)
-			if len(clauses)+len(more) > maxClauses {
-				slices.Sort(clauses)
-				clauses = slices.Compact(clauses)
+			if seen == nil {
+				seen = make(map[string]bool, len(list))
+				clauses, _ = addClauses(nil, seen, result.Actions)
 			}
-			if len(clauses)+len(more) > maxClauses {
+			var whole bool
+			if clauses, whole = addClauses(clauses, seen, f.Actions); !whole {
 				disputed = true
-				continue
 			}
-			clauses = append(clauses, more...)
 		case !sameFate(result, f):
 			disputed = true
 		}
 	}
 	if len(clauses) > 1 {
 		slices.Sort(clauses)
-		result.Actions = strings.Join(slices.Compact(clauses), ",")
+		result.Actions = strings.Join(clauses, ",")
 	}
 	return result, has, disputed
+}
+
+// addClauses adds those of a flow's clauses that are new, and says whether there was room for all.
+func addClauses(clauses []string, seen map[string]bool, actions string) ([]string, bool) {
+	for _, clause := range openflow.SplitActions(actions) {
+		if seen[clause] {
+			continue
+		}
+		if len(clauses) == maxClauses {
+			return clauses, false
+		}
+		seen[clause] = true
+		clauses = append(clauses, clause)
+	}
+	return clauses, true
 }
 
 // maxClauses is how many clauses one flow may have. OVS 3.1 takes one more than 4,087 and then prints it no more; of 4,200 it says
