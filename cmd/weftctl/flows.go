@@ -3,35 +3,35 @@ package main
 import (
 	"fmt"
 	"io"
-	"net/url"
 	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 func flowsCommand(c *client) *cobra.Command {
 	var used bool
 	cmd := &cobra.Command{
-		Use:   "flows [POD|NODE]",
+		Use:   "flows [POD|SERVICE|POLICY|NODE]",
 		Short: "Show the flows in the switch, or those that exist because of an object",
 		Long: "Shows the flows of this node's switch in the order a packet meets them, with the objects that they exist for.\n" +
-			"An object is a pod (NAME, NAMESPACE/NAME or pod/NAMESPACE/NAME), a node (NAME or node/NAME), or one of\n" +
-			"self, pipeline and foreign, as the column OWNER shows them.",
+			"An object is a pod, a Service or a policy (NAME, NAMESPACE/NAME, or with its kind as in pod/NAMESPACE/NAME,\n" +
+			"service/NAMESPACE/NAME and policy/NAMESPACE/NAME), a node (NAME or node/NAME), or one of self, pipeline and foreign, as\n" +
+			"the column OWNER shows them. With an object, the groups that its flows lead to are shown, too: a Service's endpoints.\n" +
+			"Policies have flows in common, which belong to the first of them in the column OWNER; each of them finds them.",
 		Args: cobra.MaximumNArgs(1),
 		Example: "  weftctl flows\n" +
 			"  weftctl flows shop/frontend\n" +
+			"  weftctl flows service/shop/web\n" +
+			"  weftctl flows policy/shop/database --used\n" +
 			"  weftctl flows --used | grep drop\n" +
 			"  weftctl flows node/worker-2 -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path := "/v1/flows"
-			if len(args) == 1 {
-				path += "?object=" + url.QueryEscape(args[0])
-			}
 			var flows []agent.FlowReport
-			if err := c.get(cmd.Context(), path, &flows); err != nil {
+			if err := c.get(cmd.Context(), about("/v1/flows", args), &flows); err != nil {
 				return err
 			}
 			if len(flows) == 0 && len(args) == 1 {
@@ -40,14 +40,14 @@ func flowsCommand(c *client) *cobra.Command {
 			if used {
 				flows = slices.DeleteFunc(flows, func(f agent.FlowReport) bool { return f.Packets == 0 })
 			}
-			return c.print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows) })
+			return c.print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows, len(args) == 1) })
 		},
 	}
 	cmd.Flags().BoolVar(&used, "used", false, "only flows that packets have taken")
 	return cmd
 }
 
-func showFlows(out io.Writer, flows []agent.FlowReport) error {
+func showFlows(out io.Writer, flows []agent.FlowReport, withGroups bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "TABLE\tPRIO\tPACKETS\tOWNER\tMATCH\tACTIONS\n")
 	for _, f := range flows {
@@ -57,7 +57,33 @@ func showFlows(out io.Writer, flows []agent.FlowReport) error {
 		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", f.Table, f.Priority, f.Packets, f.Owner, orAny(f.Match), actions)
 	}
+	if withGroups {
+		showGroups(w, flows)
+	}
 	return w.Flush()
+}
+
+// showGroups shows each group that flows lead to once, a bucket a line.
+func showGroups(w io.Writer, flows []agent.FlowReport) {
+	shown := map[openflow.GroupID]bool{}
+	for _, f := range flows {
+		for _, g := range f.Groups {
+			if shown[g.ID] {
+				continue
+			}
+			if len(shown) == 0 {
+				fmt.Fprint(w, "\nGROUP\tBY\tBUCKET\tWEIGHT\tTO\n")
+			}
+			shown[g.ID] = true
+			for _, b := range g.Buckets {
+				to := b.To
+				if b.Learns {
+					to += " (remembered for the client)"
+				}
+				fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%s\n", g.ID, g.By, b.ID, b.Weight, to)
+			}
+		}
+	}
 }
 
 func orAny(match string) string {

@@ -44,6 +44,6 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.socket, "socket", agent.DefaultOperatorSocket, "the agent's Unix socket")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table or json")
-	root.AddCommand(statusCommand(c), flowsCommand(c), labCommand(c))
+	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), labCommand(c))
 	return root
 }

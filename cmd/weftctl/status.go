@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 func statusCommand(c *client) *cobra.Command {
@@ -42,6 +43,10 @@ func showStatus(out io.Writer, r agent.Report) error {
 	fmt.Fprintf(w, "Pod CIDRs\t%s\n", join(r.PodCIDRs))
 	fmt.Fprintf(w, "Tunnel\t%s\n", tunnel(r))
 	fmt.Fprintf(w, "Flows\t%s\n", realised(r.Flows))
+	if r.Flows.Flows > 0 {
+		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
+		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
+	}
 	for _, p := range problems(r) {
 		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, p))
 	}
@@ -72,6 +77,14 @@ func realised(s agent.Status) string {
 		return fmt.Sprintf("%d, only revision %d of %d realised, %d bundles, %d repairs", s.Flows, s.Realised, s.Desired, s.Bundles, s.Repairs)
 	}
 	return fmt.Sprintf("%d, all realised (revision %d), %d bundles, %d repairs", s.Flows, s.Realised, s.Bundles, s.Repairs)
+}
+
+// counted is a number of objects, and how many of them something is wrong with.
+func counted(n int, which string, bad int, how string) string {
+	if bad == 0 {
+		return fmt.Sprintf("%d%s", n, which)
+	}
+	return fmt.Sprintf("%d%s, %d %s", n, which, bad, how)
 }
 
 // Sections without entries are left out: an agent that has just started knows neither pods nor nodes.
@@ -125,7 +138,11 @@ func problems(r agent.Report) []string {
 		list = append(list, "switch: "+r.Flows.Error)
 	}
 	for _, owner := range slices.Sorted(maps.Keys(r.Flows.Quarantined)) {
-		list = append(list, owner+" is left out: "+r.Flows.Quarantined[owner])
+		what := " is left out: "
+		if strings.HasPrefix(owner, model.KindPolicy.String()+"/") {
+			what = " isolates its pods and allows nothing: "
+		}
+		list = append(list, owner+what+r.Flows.Quarantined[owner])
 	}
 	return append(list, r.Flows.Conflicts...)
 }
