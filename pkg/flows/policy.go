@@ -138,11 +138,10 @@ const (
 // dimensionsOf gives a rule's dimensions in one family: pods, peers and ports, as far as the rule limits them; nil when it allows
 // nothing there. Two of them become one where their product is no larger than their sum.
 func dimensionsOf(s stage, r model.PolicyRule, is4 bool) [][]condition {
-	any := families[1]
+	proto := ovs.ProtocolIPv6
 	if is4 {
-		any = families[0]
+		proto = ovs.ProtocolIPv4
 	}
-	proto := openflow.Protocol(any)
 	var pods, peers, ports []condition
 	for _, pod := range r.Pods {
 		if pod.Is4() == is4 {

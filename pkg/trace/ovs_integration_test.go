@@ -138,11 +138,11 @@ func (r *realSwitch) trace(t *testing.T, packet string, states []string) ([]met,
 }
 
 // same compares the flows that a packet met. Where several flows of one priority match, the switch may take any: they must do the same.
-func same(d flows.Desired, real []met, ours []*flows.Flow) error {
-	if len(real) != len(ours) {
-		return fmt.Errorf("the switch meets %d flows, the interpreter %d", len(real), len(ours))
+func same(d flows.Desired, actual []met, ours []*flows.Flow) error {
+	if len(actual) != len(ours) {
+		return fmt.Errorf("the switch meets %d flows, the interpreter %d", len(actual), len(ours))
 	}
-	for i, m := range real {
+	for i, m := range actual {
 		f, ok := d.Flows[openflow.Key{Table: m.table, Priority: m.priority, Match: m.match}]
 		if !ok {
 			return fmt.Errorf("flow %d: %+v is none of ours", i, m)
@@ -212,10 +212,10 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 					}
 					ours := sw.Run(packet, trace.Options{States: how.states, Steps: true})
 					start := time.Now()
-					real, full := r.trace(t, text, how.states)
+					actual, full := r.trace(t, text, how.states)
 					spent += time.Since(start)
 					traces++
-					if err := same(desired, real, ours.Visited); err != nil {
+					if err := same(desired, actual, ours.Visited); err != nil {
 						t.Fatalf("set %d, %s, %v: %v\nthe switch:\n%s\nthe interpreter:\n%s", seed, text, how.states, err, full, ours)
 					}
 				}

@@ -23,7 +23,8 @@ type run struct {
 // in takes a packet through a table and those that it goes on to.
 func (r *run) in(id openflow.TableID, p *Packet) {
 	for {
-		if r.steps++; r.steps > maxSteps {
+		r.steps++
+		if r.steps > maxSteps {
 			r.Note = fmt.Sprintf("the packet goes round: it has seen %d tables", maxSteps)
 			return
 		}
