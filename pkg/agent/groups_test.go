@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
@@ -96,8 +97,8 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 	}
 }
 
-// TestRepairsGroups: a group that somebody deletes takes its flows with it; both come back. One that somebody changes is found
-// when the switch is read back.
+// TestRepairsGroups: a group that somebody deletes takes its flows with it; both come back, as does one that somebody changes, long
+// before the switch is read back by the clock.
 func TestRepairsGroups(t *testing.T) {
 	b := start(t, ofswitch.NewFake())
 	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
@@ -115,9 +116,8 @@ func TestRepairsGroups(t *testing.T) {
 	if deleted < 2 {
 		t.Errorf("%d repairs counted, want the group and its flows", deleted)
 	}
-	b.sw.PutGroup(openflow.Group{ID: right[0].ID, Text: "type=all"})
 	b.sw.PutGroup(openflow.Group{ID: flows.GroupID(model.ServiceOwner("ns/never"), "x"), Text: "type=all"})
-	b.Verify()
+	b.sw.PutGroup(openflow.Group{ID: right[0].ID, Text: "type=all"})
 	b.holds("a changed group is right again, one that pretends to be ours is gone")
 	if got := b.Status().Repairs - deleted; got != 2 {
 		t.Errorf("%d repairs counted, want 2", got)
@@ -149,6 +149,30 @@ func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 	}
 }
 
+// TestChangesOfGroupsAreNoDrift: our own changes come back as events. Endpoints that come and go quickly must not make the agent read
+// the whole switch.
+func TestChangesOfGroupsAreNoDrift(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
+	b.holds("first programming")
+	reads := b.sw.Dumps()
+	last := byte(0)
+	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); last++ {
+		b.Submit(state.SetService{Service: service("web", 1, 2, 3+last%100)})
+		time.Sleep(200 * time.Microsecond)
+	}
+	b.Submit(state.SetService{Service: service("web", 1, 2, 200)})
+	eventually(t, "the last endpoint is in", func() bool {
+		groups := b.groups()
+		reads++ // this one
+		return len(groups) == 1 && strings.Contains(groups[0].Text, "10.244.2.200:")
+	})
+	// Once because the watch began.
+	if got := b.sw.Dumps() - reads; got > 1 {
+		t.Errorf("the switch was read %d times for our own changes", got)
+	}
+}
+
 // TestRefusedGroup: a Service whose group the switch refuses is left out with its flows; everybody else is programmed.
 func TestRefusedGroup(t *testing.T) {
 	sw := ofswitch.NewFake()
@@ -162,7 +186,9 @@ func TestRefusedGroup(t *testing.T) {
 		b.Submit(state.SetService{Service: service(name, byte(i), last)})
 	}
 	eventually(t, "the Service is left out", func() bool { return b.Status().Quarantined["service/ns/bad"] != "" })
-	eventually(t, "the others are programmed", func() bool { return b.has("nw_dst=10.96.0.0,") && b.has("nw_dst=10.96.0.2,") && b.has("nw_dst=10.96.0.3,") })
+	eventually(t, "the others are programmed", func() bool {
+		return b.has("nw_dst=10.96.0.0,") && b.has("nw_dst=10.96.0.2,") && b.has("nw_dst=10.96.0.3,")
+	})
 	if b.has("nw_dst=10.96.0.1,") {
 		t.Error("the refused Service has flows without a group")
 	}

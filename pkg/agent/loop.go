@@ -65,6 +65,7 @@ type Loop struct {
 	store       *state.Store
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
+	sent        map[ofswitch.Event]bool // what our own changes since the switch was last read come back as
 	quarantined map[model.Owner]error
 	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
 	started     bool                  // the switch was read once
@@ -121,7 +122,7 @@ func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, 
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(node), compiler: flows.NewCompiler(),
-		index: map[place][]openflow.Key{}, quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
+		index: map[place][]openflow.Key{}, sent: map[ofswitch.Event]bool{}, quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
@@ -312,7 +313,11 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 			if !l.drifted(e) {
 				continue
 			}
-			l.log.Warn("somebody changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
+			if e.Group.ID != 0 {
+				l.log.Warn("somebody changed a group", "group", e.Group.ID, "deleted", e.Deleted)
+			} else {
+				l.log.Warn("somebody changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
+			}
 		}
 		// A hint. Several come at once, and the switch may be in the middle of a restart: read it, but not too often.
 		l.verify = true
@@ -361,6 +366,9 @@ func sleep(ctx context.Context, d time.Duration) {
 
 // drifted says whether an event is news: our own changes come back as events, too.
 func (l *Loop) drifted(e ofswitch.Event) bool {
+	if e.Group.ID != 0 {
+		return l.groupDrifted(e)
+	}
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
 		if l.compiler.Desired().Flows[key].Actions == e.Actions {
@@ -369,8 +377,21 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 		}
 	}
 	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. Anybody else's
-	// flow, and what we deleted ourselves, is not.
-	return !e.Deleted && len(keys) > 0
+	// flow, and what we deleted ourselves, is not; nor is what we wrote a moment ago and have replaced since, as endpoints and
+	// policies come and go in quick succession.
+	return !e.Deleted && len(keys) > 0 && !l.sent[e]
+}
+
+// groupDrifted says whether an event of a group is news.
+func (l *Loop) groupDrifted(e ofswitch.Event) bool {
+	if e.Group.ID == ofswitch.AllGroups {
+		return len(l.compiler.Desired().Groups) > 0
+	}
+	want, ok := l.compiler.Desired().Groups[e.Group.ID]
+	if e.Deleted || !ok {
+		return ok // what nobody wants was ours a moment ago, or is somebody else's
+	}
+	return want.Group != e.Group && !l.sent[e]
 }
 
 // Gather takes what is queued into the view without touching the switch. It may be called only before Run.

@@ -77,6 +77,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 			l.stale = append(l.stale, flows.StaleGroups(actual, l.compiler.Desired())...)
 		}
 		delta = flows.Diff(actual, l.compiler.Desired())
+		clear(l.sent)
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines somebody
 	}
@@ -101,6 +102,12 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 	}
 	if whole.Empty() {
 		return nil
+	}
+	for _, f := range whole.Set {
+		l.sent[ofswitch.Event{Table: f.Table, Match: f.Match, Actions: f.Actions}] = true
+	}
+	for _, g := range whole.SetGroups {
+		l.sent[ofswitch.Event{Group: g.Group}] = true
 	}
 	err := l.sw.Apply(ctx, whole)
 	l.mu.Lock()
@@ -212,9 +219,9 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			continue
 		}
 		was, is := before.Policies[o.Name].Err, now.Policies[o.Name].Err
-		switch {
-		case is == was:
-		case is == "":
+		switch is {
+		case was:
+		case "":
 			delete(l.mistaken, o)
 			l.report(o, nil)
 		default:

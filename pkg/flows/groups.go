@@ -42,8 +42,8 @@ func GroupID(o model.Owner, part string) openflow.GroupID {
 
 func nextGroupID(id openflow.GroupID) openflow.GroupID { return groupMark | (id+1)&^groupMask }
 
-// group adds a group that packets meet in a table, and gives its number.
-func (b *builder) group(table openflow.TableID, part string, by openflow.Selection, buckets []openflow.Bucket) openflow.GroupID {
+// group adds a group that packets meet in table ServiceLB, and gives its number.
+func (b *builder) group(part string, by openflow.Selection, buckets []openflow.Bucket) openflow.GroupID {
 	id := GroupID(b.owner, part)
 	for slices.ContainsFunc(b.groups, func(g Group) bool { return g.ID == id }) {
 		id = nextGroupID(id) // the owner's parts come in an order of their own, so this depends on nothing else
@@ -52,7 +52,7 @@ func (b *builder) group(table openflow.TableID, part string, by openflow.Selecti
 	if err != nil && b.err == nil {
 		b.err = fmt.Errorf("%s: %w", part, err)
 	}
-	b.groups = append(b.groups, Group{Group: g, Owner: b.owner, Table: table})
+	b.groups = append(b.groups, Group{Group: g, Owner: b.owner, Table: ServiceLB})
 	return id
 }
 

@@ -314,10 +314,10 @@ func TestGroupID(t *testing.T) {
 func TestBuilderGroup(t *testing.T) {
 	b := &builder{owner: model.ServiceOwner("ns/a")}
 	to := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: EgressPolicy, Zone: Zone}.Action()}}}
-	if one, other := b.group(ServiceLB, "http", openflow.DPHash(), to), b.group(ServiceLB, "http", openflow.DPHash(), to); one == other || b.err != nil {
+	if one, other := b.group("http", openflow.DPHash(), to), b.group("http", openflow.DPHash(), to); one == other || b.err != nil {
 		t.Errorf("numbers %d and %d, %v", one, other, b.err)
 	}
-	b.group(ServiceLB, "http", openflow.Hash(), to)
+	b.group("http", openflow.Hash(), to)
 	if b.err == nil {
 		t.Error("a group that cannot be was accepted")
 	}

@@ -231,7 +231,7 @@ func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflo
 		by = openflow.DPHash()
 	}
 	if len(buckets) <= maxBuckets {
-		return sb.group(ServiceLB, name, by, buckets)
+		return sb.group(name, by, buckets)
 	}
 	// The number of parts is a power of two and an endpoint's part is its bucket's id, so that few endpoints change parts.
 	parts := 2
@@ -255,13 +255,13 @@ func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflo
 		if bySource {
 			weight = 1 // the weights of a hash are no shares unless they are equal
 		}
-		id := sb.group(ServiceLB, name+"/"+string(rune('0'+n/10))+string(rune('0'+n%10)), by, part)
+		id := sb.group(name+"/"+string(rune('0'+n/10))+string(rune('0'+n%10)), by, part)
 		top = append(top, openflow.Bucket{ID: uint32(n) + 1, Weight: uint16(min(weight, 0xffff)), Actions: []ovs.Action{openflow.ToGroup(id)}})
 	}
 	if !bySource {
 		by = openflow.DPHash()
 	}
-	return sb.group(ServiceLB, name, by, top)
+	return sb.group(name, by, top)
 }
 
 // bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come and

@@ -14,7 +14,7 @@ import (
 
 // Fake is a switch in memory that behaves like a real one as far as flows and groups go: bundles are atomic, a bundle with
 // something that breaks the pipeline's contract, that Refuse names, or that uses a missing group is rejected whole, a deleted
-// group takes its flows with it, watchers hear of every change of a flow. Any goroutine may use it.
+// group takes its flows with it, watchers hear of every change. Any goroutine may use it.
 type Fake struct {
 	mu       sync.Mutex
 	flows    map[openflow.Key]openflow.Flow
@@ -23,6 +23,7 @@ type Fake struct {
 	down     bool
 	refuse   func(openflow.Flow) bool
 	applied  []flows.Delta
+	dumps    int
 
 	refuseGroup func(openflow.Group) bool
 }
@@ -47,6 +48,7 @@ func (s *Fake) Dump(context.Context) (openflow.Contents, error) {
 	if s.down {
 		return openflow.Contents{}, errDown
 	}
+	s.dumps++
 	var c openflow.Contents
 	for _, f := range s.flows {
 		c.Flows = append(c.Flows, openflow.Entry{Flow: f})
@@ -69,7 +71,7 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 		return &RejectedError{Detail: err.Error()}
 	}
 	for _, g := range d.SetGroups {
-		s.groups[g.ID] = g.Group
+		s.putGroup(g.Group)
 	}
 	for _, f := range d.Delete {
 		if s.flows[f.Key].Cookie == f.Cookie {
@@ -154,11 +156,11 @@ func (s *Fake) Remove(key openflow.Key) {
 	s.remove(key)
 }
 
-// PutGroup adds or replaces a group behind the back of whoever programs the switch. Watchers hear nothing of groups.
+// PutGroup adds or replaces a group behind the back of whoever programs the switch.
 func (s *Fake) PutGroup(g openflow.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.groups[g.ID] = g
+	s.putGroup(g)
 }
 
 // RemoveGroup deletes a group, and the flows that use it, behind the back of whoever programs the switch.
@@ -209,6 +211,13 @@ func (s *Fake) Applied() []flows.Delta {
 	return slices.Clone(s.applied)
 }
 
+// Dumps counts how often the switch was read.
+func (s *Fake) Dumps() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dumps
+}
+
 func (s *Fake) put(f openflow.Flow) {
 	s.flows[f.Key] = f
 	s.tell(Event{Table: f.Table, Match: f.Match, Actions: f.Actions})
@@ -221,12 +230,18 @@ func (s *Fake) remove(key openflow.Key) {
 	}
 }
 
+func (s *Fake) putGroup(g openflow.Group) {
+	s.groups[g.ID] = g
+	s.tell(Event{Group: g})
+}
+
 // removeGroup deletes a group and, as OVS does, the flows that use it.
 func (s *Fake) removeGroup(id openflow.GroupID) {
 	if _, ok := s.groups[id]; !ok {
 		return
 	}
 	delete(s.groups, id)
+	s.tell(Event{Deleted: true, Group: openflow.Group{ID: id}})
 	for key, f := range s.flows {
 		if slices.Contains(openflow.GroupsIn(f.Actions), id) {
 			s.remove(key)

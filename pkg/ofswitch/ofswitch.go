@@ -6,13 +6,9 @@
 package ofswitch
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -27,13 +23,15 @@ const protocol = "OpenFlow15"
 
 // Switch is one bridge.
 type Switch struct {
-	target string
+	runDir string
+	bridge string
+	target string   // the bridge's management socket
 	spare  *waiting // of Apply's goroutine
 }
 
 // New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
 func New(runDir, bridge string) *Switch {
-	return &Switch{target: "unix:" + filepath.Join(runDir, bridge+".mgmt")}
+	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt")}
 }
 
 // RejectedError says that the switch refused a bundle: nothing of it is in effect.
@@ -121,78 +119,6 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups), err)
 	}
 	return nil
-}
-
-// Event is a flow that somebody, perhaps we, added, changed or deleted.
-type Event struct {
-	// Deleted is false for a flow that is in the table now.
-	Deleted bool
-	Table   openflow.TableID
-	Match   string
-	Actions string
-}
-
-// Watch calls changed for every change of the flow tables from now on, and ready once when the watch is in place. It
-// returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
-func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
-	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
-	cmd := ofctl(ctx, "--unixctl=none", "monitor", s.target, "watch:")
-	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
-	out, in, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("watch flows: %w", err)
-	}
-	cmd.Stdout, cmd.Stderr = in, in
-	err = cmd.Start()
-	closeErr := in.Close() // the child has its own copy; ours would keep the pipe from ending
-	if err = errors.Join(err, closeErr); err != nil {
-		return errors.Join(fmt.Errorf("watch flows: %w", err), out.Close())
-	}
-	last, readErr := readEvents(out, ready, changed)
-	waitErr := cmd.Wait()
-	if ctx.Err() != nil {
-		return out.Close()
-	}
-	if err := errors.Join(waitErr, readErr, out.Close()); err != nil {
-		return fmt.Errorf("watch flows: %w: %s", err, last)
-	}
-	return fmt.Errorf("watch flows: the switch closed the connection: %s", last)
-}
-
-// readEvents reads until the program ends and returns its last line, which says why when it failed.
-func readEvents(r io.Reader, ready func(), changed func(Event)) (last string, err error) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 1<<20)
-	for first := true; lines.Scan(); first = false {
-		last = lines.Text()
-		if first {
-			ready()
-		}
-		if e, ok := parseEvent(last); ok {
-			changed(e)
-		}
-	}
-	return last, lines.Err()
-}
-
-func parseEvent(line string) (Event, bool) {
-	kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-	switch kind {
-	case "event=ADDED", "event=MODIFIED", "event=DELETED":
-	default:
-		return Event{}, false // headings and the initial flows
-	}
-	if reason, after, _ := strings.Cut(rest, " "); strings.HasPrefix(reason, "reason=") {
-		rest = after
-	}
-	if !strings.Contains(rest, "actions=") {
-		rest += " actions=drop" // which is how a monitor prints none
-	}
-	flow, err := openflow.Parse(rest)
-	if err != nil {
-		return Event{}, false
-	}
-	return Event{Deleted: kind == "event=DELETED", Table: flow.Table, Match: flow.Match, Actions: flow.Actions}, true
 }
 
 // rejection recognises the two ways in which a bundle is refused because of what it holds: ovs-ofctl cannot parse a

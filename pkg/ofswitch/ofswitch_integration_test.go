@@ -226,10 +226,43 @@ func TestWatch(t *testing.T) {
 	if got := wait(t, events); got != want {
 		t.Errorf("event = %+v, want %+v", got, want)
 	}
+
+	// Groups, in bundles and not, as long as some buckets and all groups at once.
+	g := group(t, firstGroup)
+	if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{g}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(t, events); got != (ofswitch.Event{Group: g.Group}) {
+		t.Errorf("event = %+v, want the new group", got)
+	}
+	changed := openflow.Group{ID: g.ID, Text: "type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop"}
+	ofctl(t, ovs, "mod-group", bridge, changed.String())
+	if got := wait(t, events); got != (ofswitch.Event{Group: changed}) {
+		t.Errorf("event = %+v, want %+v", got, changed)
+	}
+	for _, args := range [][]string{
+		{"insert-buckets", bridge, fmt.Sprintf("group_id=%d,command_bucket_id=last,bucket=bucket_id:9,actions=drop", g.ID)},
+		{"remove-buckets", bridge, fmt.Sprintf("group_id=%d,command_bucket_id=first", g.ID)},
+	} {
+		ofctl(t, ovs, args...)
+		if got := wait(t, events); got.Group.ID != g.ID && got.Group.ID != ofswitch.AllGroups || got.Deleted {
+			t.Errorf("%s: event = %+v, want a change of the group", args[0], got)
+		}
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{DeleteGroups: []flows.Group{g}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := wait(t, events); got != (ofswitch.Event{Deleted: true, Group: openflow.Group{ID: g.ID}}) {
+		t.Errorf("event = %+v, want the group's end", got)
+	}
+	ofctl(t, ovs, "del-groups", bridge)
+	if got := wait(t, events); got != (ofswitch.Event{Deleted: true, Group: openflow.Group{ID: ofswitch.AllGroups}}) {
+		t.Errorf("event = %+v, want the end of all groups", got)
+	}
 	if err := ovs.StopDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	if err := wait(t, ended); err == nil || !strings.Contains(err.Error(), "watch flows") {
+	if err := wait(t, ended); err == nil || !strings.Contains(err.Error(), "watch the switch") {
 		t.Errorf("Watch of a switch that went away ended with %v", err)
 	}
 	if err := ovs.StartDaemon(t.Context()); err != nil {

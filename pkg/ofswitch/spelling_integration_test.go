@@ -49,7 +49,7 @@ func TestSpelling(t *testing.T) {
 		}
 		gotGroups = append(gotGroups, "group add "+g.String())
 	}
-	got := append(gotGroups, gotFlows...)
+	got := slices.Concat(gotGroups, gotFlows)
 	slices.Sort(got)
 	slices.Sort(lines)
 	if diff := cmp.Diff(lines, got); diff != "" {
@@ -75,7 +75,7 @@ func ofctl(t *testing.T, ovsd *vswitch.Instance, args ...string) []string {
 		t.Fatal(err)
 	}
 	var lines []string
-	for _, line := range strings.Split(string(out), "\n") {
+	for _, line := range strings.Split(out, "\n") {
 		if strings.Contains(line, "=") && !strings.Contains(line, " reply ") {
 			lines = append(lines, line)
 		}

@@ -1,0 +1,142 @@
+package ofswitch
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// Event is a flow or a group that somebody, perhaps we, added, changed or deleted.
+type Event struct {
+	// Deleted is false for what is in the switch now.
+	Deleted bool
+	Table   openflow.TableID
+	Match   string
+	Actions string
+	// Group is the group that the event is about; without a number the event is about a flow. Of a deleted group only the
+	// number is known; it may be AllGroups.
+	Group openflow.Group
+}
+
+// AllGroups is the number in the event of a deletion of all groups, and of a change of we cannot know which.
+const AllGroups openflow.GroupID = 0xfffffffc
+
+// Watch calls changed for every change of flows and groups from now on, and ready once when the watch is in place. It
+// returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
+func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
+	// The flow monitor knows nothing of groups; that it is told of them, too, is asked for through this socket.
+	socket := filepath.Join(s.runDir, "weft-watch-"+s.bridge+".ctl")
+	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
+	cmd := ofctl(ctx, "--unixctl="+socket, "monitor", s.target, "watch:")
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it takes its socket with it
+	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
+	out, in, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("watch the switch: %w", err)
+	}
+	cmd.Stdout, cmd.Stderr = in, in
+	err = cmd.Start()
+	closeErr := in.Close() // the child has its own copy; ours would keep the pipe from ending
+	if err = errors.Join(err, closeErr); err != nil {
+		return errors.Join(fmt.Errorf("watch the switch: %w", err), out.Close())
+	}
+	var groupErr error
+	last, readErr := readEvents(out, func() {
+		if groupErr = watchGroups(ctx, socket); groupErr != nil {
+			_ = cmd.Cancel() // it may have ended by itself
+			return
+		}
+		ready()
+	}, changed)
+	waitErr := cmd.Wait()
+	if ctx.Err() != nil {
+		return out.Close()
+	}
+	if err := errors.Join(groupErr, waitErr, readErr, out.Close()); err != nil {
+		return fmt.Errorf("watch the switch: %w: %s", err, last)
+	}
+	return fmt.Errorf("watch the switch: the switch closed the connection: %s", last)
+}
+
+// setAsync is OpenFlow 1.5's OFPT_SET_ASYNC: of the group changes that others make, in bundles or not, the switch shall tell this
+// connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
+const setAsync = "061c0018" + "00000009" + "000a000800000001" + "000b000800000001"
+
+// watchGroups makes the program that watches ask for groups, too.
+func watchGroups(ctx context.Context, socket string) error {
+	out, err := exec.CommandContext(ctx, "ovs-appctl", "-t", socket, "ofctl/send", setAsync).CombinedOutput()
+	if err != nil || strings.TrimSpace(string(out)) != "sent" {
+		return fmt.Errorf("ask for changes of groups: %w: %s", errors.Join(err, errors.New("ovs-appctl")), strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// readEvents reads until the program ends and returns its last line, which says why when it failed.
+func readEvents(r io.Reader, ready func(), changed func(Event)) (last string, err error) {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, 1<<20)
+	for first := true; lines.Scan(); first = false {
+		last = lines.Text()
+		if first {
+			ready()
+		}
+		if e, ok := parseEvent(last); ok {
+			changed(e)
+		}
+	}
+	return last, lines.Err()
+}
+
+func parseEvent(line string) (Event, bool) {
+	if strings.HasPrefix(line, "OFPT_REQUESTFORWARD") && strings.Contains(line, "decode error") {
+		// OVS 3.1 cannot read what it sends of buckets inserted into or removed from some groups. We never do that.
+		return Event{Group: openflow.Group{ID: AllGroups}}, true
+	}
+	kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+	switch kind {
+	case "event=ADDED", "event=MODIFIED", "event=DELETED":
+	case "ADD", "MOD", "ADD_OR_MOD", "DEL", "INSERT_BUCKET", "REMOVE_BUCKET":
+		return parseGroupEvent(kind, rest)
+	default:
+		return Event{}, false // headings and the initial flows
+	}
+	if reason, after, _ := strings.Cut(rest, " "); strings.HasPrefix(reason, "reason=") {
+		rest = after
+	}
+	if !strings.Contains(rest, "actions=") {
+		rest += " actions=drop" // which is how a monitor prints none
+	}
+	flow, err := openflow.Parse(rest)
+	if err != nil {
+		return Event{}, false
+	}
+	return Event{Deleted: kind == "event=DELETED", Table: flow.Table, Match: flow.Match, Actions: flow.Actions}, true
+}
+
+func parseGroupEvent(kind, rest string) (Event, bool) {
+	if at := strings.Index(rest, "group_id="); at > 0 {
+		rest = rest[at:] // behind command_bucket_id
+	}
+	// The comma is missing where nothing follows; another does no harm to a number.
+	g, err := openflow.ParseGroup(rest + ",")
+	if err != nil {
+		return Event{}, false
+	}
+	switch kind {
+	case "DEL":
+		return Event{Deleted: true, Group: openflow.Group{ID: g.ID}}, true
+	case "INSERT_BUCKET", "REMOVE_BUCKET":
+		return Event{Group: openflow.Group{ID: g.ID, Text: kind}}, true // which we never do
+	}
+	g.Text = strings.TrimSuffix(g.Text, ",")
+	return Event{Group: g}, true
+}
