@@ -18,11 +18,11 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
-run: deps build ## A small shop on real switches without Kubernetes, and who reaches whom: seconds
+run: deps build ## A small shop with policies on real switches, without Kubernetes, and who reaches whom: seconds
 	@bin/weftctl lab down --name shop >/dev/null
-	bin/weftctl lab up --name shop -f examples/shop
+	bin/weftctl lab up --name shop -f examples/shop -f examples/shop-policies
 	bin/weftctl lab probe --name shop
-	@printf '\nNext:  edit examples/shop/shop.yaml and probe again;  bin/weftctl lab --help;  bin/weftctl lab down --name shop\n'
+	@printf '\nNext:  edit examples/shop-policies/policies.yaml and probe again;  bin/weftctl lab --help;  bin/weftctl lab down --name shop\n'
 
 .PHONY: demo
 demo: deps image ## From nothing to a two-node cluster with Weft and an application, and a tour of it

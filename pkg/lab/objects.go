@@ -95,7 +95,9 @@ func (p *pod) running() *corev1.Pod {
 	if p.leaving != nil {
 		o.DeletionTimestamp = p.leaving
 	}
-	o.Status.Phase = corev1.PodRunning
+	if o.Status.Phase == "" { // or what the manifest says, of a pod that has ended
+		o.Status.Phase = corev1.PodRunning
+	}
 	o.Status.HostIP = p.node.underlay[0].Addr().String()
 	for _, ip := range p.ips {
 		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: ip.String()})

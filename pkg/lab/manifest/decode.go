@@ -133,10 +133,12 @@ func (l *loader) pod(p place) {
 	for i, c := range pod.Status.Conditions {
 		l.unsupported(p.at("status.conditions[%d]", i), c.Type != corev1.PodReady, "a lab lets you say Ready only")
 	}
-	l.refuseStatus(p, pod.Status.Phase != "" || pod.Status.PodIP != "" || pod.Status.PodIPs != nil)
+	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+	l.unsupported(p.at("status.phase"), pod.Status.Phase != "" && !ended, "a lab lets you say Succeeded and Failed only")
+	l.refuseStatus(p, pod.Status.PodIP != "" || pod.Status.PodIPs != nil)
 	l.podSpec(p.at("spec"), &pod.Spec)
 	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta, template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
-		replicas: 1, conditions: pod.Status.Conditions})
+		replicas: 1, conditions: pod.Status.Conditions, phase: pod.Status.Phase})
 }
 
 func (l *loader) deployment(p place) {

@@ -24,8 +24,9 @@ type workload struct {
 	replicas int
 	// first is the number of the first pod.
 	first int
-	// conditions are what a Pod says of its status.
+	// conditions and phase are what a Pod says of its status.
 	conditions []corev1.PodCondition
+	phase      corev1.PodPhase
 	// everyNode asks for one pod on each node that the template selects.
 	everyNode bool
 }
@@ -122,7 +123,7 @@ func (l *loader) addPod(w workload, name, node string) {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: w.meta.Namespace, Name: name, Labels: maps.Clone(w.template.Labels), Annotations: maps.Clone(w.template.Annotations)},
 		Spec:       *w.template.Spec.DeepCopy(),
-		Status:     corev1.PodStatus{Conditions: w.conditions},
+		Status:     corev1.PodStatus{Conditions: w.conditions, Phase: w.phase},
 	}
 	pod.Spec.NodeName = node
 	if w.kind == "Pod" {

@@ -74,6 +74,7 @@ func TestMistakes(t *testing.T) {
 		{"host port", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 1\n          hostPort: 2\n", []string{"f.yaml:9: spec.containers[0].ports[0].hostPort: not supported"}},
 		{"affinity", podHead + "  affinity: {}\n" + container, []string{"f.yaml:5: spec.affinity: not supported"}},
 		{"status", pod("p") + "status:\n  podIP: 10.0.0.1\n", []string{"f.yaml:5: status: not supported: the lab itself sets it; leave it out"}},
+		{"a phase", pod("p") + "status: {phase: Pending}\n", []string{"f.yaml:5: status.phase: not supported: a lab lets you say Succeeded and Failed only"}},
 		{"a condition", pod("p") + "status: {conditions: [{type: PodScheduled, status: \"True\"}]}\n", []string{"f.yaml:5: status.conditions[0]: not supported: a lab lets you say Ready only"}},
 		{"a node's name", "apiVersion: v1\nkind: Node\nmetadata: {name: outside}\n", []string{`f.yaml:3: metadata.name: a lab has something else by the name "outside"`}},
 		{"no such node", podHead + "  nodeName: node9\n" + container, []string{`f.yaml:5: spec.nodeName: there is no node "node9"; there are [node1 node2]`}},
@@ -336,7 +337,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: leaving, deletionTimestamp: "2026-01-02T03:04:05Z"}
 spec: {hostNetwork: true, nodeName: node1, containers: [{name: c, ports: [{containerPort: 80}]}]}
-status: {conditions: [{type: Ready, status: "False"}]}
+status: {phase: Succeeded, conditions: [{type: Ready, status: "False"}]}
 ---
 apiVersion: v1
 kind: Service
@@ -356,7 +357,7 @@ ports: [{port: 8080}]
 func TestServiceObjects(t *testing.T) {
 	set := load(t, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}, write(t, map[string]string{"f.yaml": serviceObjects}))
 	pod, service, slice := set.Pods[0], set.Services[0], set.Slices[0]
-	if !pod.Spec.HostNetwork || pod.DeletionTimestamp == nil || pod.Status.Conditions[0].Status != "False" {
+	if !pod.Spec.HostNetwork || pod.DeletionTimestamp == nil || pod.Status.Conditions[0].Status != "False" || pod.Status.Phase != "Succeeded" {
 		t.Errorf("pod %+v", pod)
 	}
 	if !slices.Equal(service.Spec.ClusterIPs, []string{"10.96.0.7"}) || service.Spec.Ports[0].NodePort != 30080 || service.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {

@@ -21,6 +21,7 @@ const (
 
 // IP protocol numbers of the packets built here.
 const (
+	protoTCP    = 6
 	protoUDP    = 17
 	protoICMPv6 = 58
 )
@@ -86,6 +87,32 @@ func UDPFrame(dstMAC, srcMAC MAC, src, dst netip.AddrPort, payload []byte) []byt
 	}
 	binary.BigEndian.PutUint16(udp[6:], sum)
 	packet, etherType := ipPacket(src.Addr(), dst.Addr(), protoUDP, 64, udp)
+	return Ethernet(dstMAC, srcMAC, etherType, packet)
+}
+
+// TCPFlags are the flags of a TCP segment.
+type TCPFlags byte
+
+// The flags that the tests send.
+const (
+	SYN TCPFlags = 0x02
+	PSH TCPFlags = 0x08
+	ACK TCPFlags = 0x10
+)
+
+// TCPFrame is an Ethernet frame with a TCP segment without options.
+func TCPFrame(dstMAC, srcMAC MAC, src, dst netip.AddrPort, flags TCPFlags, seq, ack uint32, payload []byte) []byte {
+	const words, window = 5, 0xffff
+	tcp := make([]byte, 4*words, 4*words+len(payload))
+	binary.BigEndian.PutUint16(tcp[0:], src.Port())
+	binary.BigEndian.PutUint16(tcp[2:], dst.Port())
+	binary.BigEndian.PutUint32(tcp[4:], seq)
+	binary.BigEndian.PutUint32(tcp[8:], ack)
+	tcp[12], tcp[13] = words<<4, byte(flags)
+	binary.BigEndian.PutUint16(tcp[14:], window)
+	tcp = append(tcp, payload...)
+	binary.BigEndian.PutUint16(tcp[16:], transportChecksum(src.Addr(), dst.Addr(), protoTCP, tcp))
+	packet, etherType := ipPacket(src.Addr(), dst.Addr(), protoTCP, 64, tcp)
 	return Ethernet(dstMAC, srcMAC, etherType, packet)
 }
 

@@ -46,6 +46,20 @@ func TestChecksumOfKnownHeader(t *testing.T) {
 	}
 }
 
+// A TCP segment says what it was made from, and its checksum is right in both families.
+func TestTCPFrame(t *testing.T) {
+	for _, ends := range [][2]netip.Addr{{ip4A, ip4B}, {ip6A, ip6B}} {
+		header := 14 + 20
+		if ends[0].Is6() {
+			header = 14 + 40
+		}
+		f := TCPFrame(macB, macA, netip.AddrPortFrom(ends[0], 1000), netip.AddrPortFrom(ends[1], 80), SYN|ACK, 0x01020304, 0x05060708, []byte("payload"))
+		verifyTransport(t, ends[0], ends[1], protoTCP, f[header:])
+		copy(f[header+16:], []byte{0, 0}) // the checksum
+		wantBytes(t, f[header:], "03e8 0050 0102 0304 0506 0708 5012 ffff 0000 0000"+hex.EncodeToString([]byte("payload")))
+	}
+}
+
 // verifyTransport adds up the pseudo header and the message with its checksum in place: a right one gives all ones.
 func verifyTransport(t *testing.T, src, dst netip.Addr, proto byte, message []byte) {
 	t.Helper()
