@@ -74,28 +74,24 @@ func TestRandomPolicies(t *testing.T) {
 	})
 }
 
-func BenchmarkRandomPolicies(b *testing.B) {
-	packets := 0
-	for b.Loop() {
-		b.StopTimer()
-		var c tracetest.Cluster
-		var list []tracetest.Packet
-		gen := rapid.Custom(func(t *rapid.T) int {
-			c = tracetest.DrawCluster(t)
-			c.Policies = tracetest.DrawPolicies(t)
-			list = tracetest.DrawPackets(t, c)
-			return 0
-		})
-		gen.Example(packets)
-		b.StartTimer()
-		n, err := tracetest.New(c)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for _, p := range list {
-			n.Send(p)
-		}
-		packets += len(list)
+// BenchmarkNetwork is the cost of one packet through the whole pipeline, often on two nodes.
+func BenchmarkNetwork(b *testing.B) {
+	var c tracetest.Cluster
+	packets := rapid.Custom(func(t *rapid.T) []tracetest.Packet {
+		c = tracetest.DrawCluster(t)
+		c.Policies = tracetest.DrawPolicies(t)
+		return tracetest.DrawPackets(t, c)
+	}).Example(7)
+	n, err := tracetest.New(c)
+	if err != nil {
+		b.Fatal(err)
 	}
-	b.ReportMetric(float64(packets)/b.Elapsed().Seconds(), "packets/s")
+	i := 0
+	for b.Loop() {
+		if i%1000 == 0 {
+			n.Forget()
+		}
+		n.Send(packets[i%len(packets)])
+		i++
+	}
 }

@@ -165,7 +165,9 @@ func (a ctAction) do(r *run, p *Packet) {
 	// The tracker sees a copy: without a table, the pipeline goes on with the packet as it was.
 	after := *p
 	state := a.through(r, zone, p, &after)
-	r.note("zone %d: the connection is %s%s", zone, stateText(state), changes(p, &after))
+	if r.opt.Steps {
+		r.note("zone %d: the connection is %s%s", zone, stateText(state), changes(p, &after))
+	}
 	if !a.hasTable {
 		return
 	}
