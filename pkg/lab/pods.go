@@ -28,7 +28,7 @@ const (
 	attachAtOnce = 8
 	podInterface = "eth0"
 	// grace is how long a pod that goes serves on while the agents learn of it; in a cluster it is half a minute.
-	grace = 300 * time.Millisecond
+	grace = 500 * time.Millisecond
 )
 
 // pod is a pod that stands. Its fields are not changed once it is in Lab.pods, except under the lock.
@@ -67,8 +67,6 @@ func (l *Lab) apply(ctx context.Context, set manifest.Set) error {
 	}); err != nil {
 		return err
 	}
-	gone := func(p *pod) bool { return want[p.key] == nil }
-	l.leave(gone)
 	var added []*pod
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		if p := l.pods[key]; p != nil {
@@ -88,20 +86,28 @@ func (l *Lab) apply(ctx context.Context, set manifest.Set) error {
 	if err := l.applyObjects(added); err != nil {
 		return err
 	}
-	begin := time.Now()
 	err := l.addPods(ctx, added)
 	if err := errors.Join(err, l.applyObjects(nil), l.routeOutside(ctx)); err != nil {
 		return err
 	}
+	return l.retire(ctx, func(p *pod) bool { return want[p.key] == nil })
+}
+
+// retire takes pods away as a cluster does: they terminate while others have taken over, and are in the API until their network is
+// gone.
+func (l *Lab) retire(ctx context.Context, gone func(*pod) bool) error {
 	if !slices.ContainsFunc(l.sortedPods(), gone) {
 		return nil
 	}
+	l.leave(gone)
+	if err := l.applyObjects(nil); err != nil {
+		return err
+	}
 	select {
-	case <-time.After(time.Until(begin.Add(grace))):
+	case <-time.After(grace):
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	// As in a cluster, a pod is in the API until its network is gone.
 	return errors.Join(l.removePods(gone), l.applyObjects(nil))
 }
 
