@@ -20,6 +20,7 @@ const (
 	ConntrackState openflow.TableID = 30
 	Affinity       openflow.TableID = 35
 	ServiceLB      openflow.TableID = 40
+	StickyEndpoint openflow.TableID = 45
 	EgressPolicy   openflow.TableID = 50
 	EgressDefault  openflow.TableID = 51
 	IngressPolicy  openflow.TableID = 55
@@ -169,7 +170,15 @@ var Pipeline = []Table{
 		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
 			"Service without endpoints leads to an address that the node rejects.",
 		Match:   []string{"tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
-		Actions: []string{"ct", "group", "learn", "goto_table"},
+		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
+		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
+	},
+	{
+		ID: StickyEndpoint, Name: "StickyEndpoint",
+		Doc: "Translates to the endpoint that was chosen, for Services with sessionAffinity, and has the switch learn it. It is a table of " +
+			"its own because a group's bucket is an action set, which learns nothing.",
+		Match:   []string{"tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Actions: []string{"learn", "ct"},
 		Next:    []openflow.TableID{EgressPolicy},
 	},
 	{

@@ -97,8 +97,8 @@ type pool struct {
 	buckets []openflow.Bucket
 	// actions are what a packet to the frontend meets; nil drops it.
 	actions []ovs.Action
-	// sticky are the actions for each bucket's endpoint, for clients that come back.
-	sticky []ovs.Action
+	// sticky are the actions for each bucket's endpoint, with sessionAffinity.
+	sticky [][]ovs.Action
 }
 
 func (sb *serviceBuilder) to(addr netip.Addr, port uint16) []ovs.Match {
@@ -154,8 +154,10 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 		return
 	}
 	sb.add(in{ServiceLB, priority, sb.proto, match}, p.actions...)
-	for i, again := range p.sticky {
-		sb.add(in{ServiceLB, priority + 1, sb.proto, also(match, Bucket.Is(p.buckets[i].ID))}, again)
+	for i, actions := range p.sticky {
+		chosen := also(match, Bucket.Is(p.buckets[i].ID))
+		sb.add(in{ServiceLB, priority + 1, sb.proto, chosen}, openflow.Goto(StickyEndpoint))
+		sb.add(in{StickyEndpoint, priority, sb.proto, chosen}, actions...)
 	}
 }
 
@@ -181,8 +183,8 @@ func (sb *serviceBuilder) pool(scope string, endpoints []model.Endpoint) *pool {
 		to := translate(netip.AddrPortFrom(e.Addr, e.Port))
 		bucket := openflow.Bucket{ID: ids[i], Weight: max(1, e.Weight), Actions: []ovs.Action{to}}
 		if sb.service.Affinity > 0 {
-			bucket.Actions = []ovs.Action{sb.learn(ids[i]), to}
-			p.sticky = append(p.sticky, to)
+			bucket.Actions = []ovs.Action{Bucket.Set(ids[i]), openflow.Resubmit(StickyEndpoint)}
+			p.sticky = append(p.sticky, []ovs.Action{sb.learn(ids[i]), to})
 		}
 		p.buckets = append(p.buckets, bucket)
 	}
