@@ -37,6 +37,8 @@ const (
 	readyTimeout = time.Minute
 	readyPoll    = 20 * time.Millisecond
 	restartPause = 500 * time.Millisecond
+	// reportTimeout bounds how long an agent may take to say how it is; one that was stopped never does.
+	reportTimeout = 5 * time.Second
 )
 
 // node is one simulated node with its Open vSwitch and its agent.
@@ -183,6 +185,8 @@ func (l *Lab) keepAgent(ctx context.Context, n *node) {
 // report asks the node's agent how it is, as weftctl status does.
 func (n *node) report(ctx context.Context) (agent.Report, error) {
 	var r agent.Report
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", n.path(agentSocket))

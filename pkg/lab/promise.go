@@ -112,7 +112,7 @@ func (t Target) usable(node string) []backend {
 func (v view) promise(from *pod, t Target) (Promise, string) {
 	usable := t.usable(from.node.name)
 	if len(usable) == 0 {
-		return v.promiseOfNobody(from, t)
+		return promiseOfNobody(t)
 	}
 	allowed, why := 0, []string{}
 	for _, b := range usable {
@@ -134,20 +134,14 @@ func (v view) promise(from *pod, t Target) (Promise, string) {
 	return Either, fmt.Sprintf("%d of %d endpoints are allowed: %s", allowed, len(usable), text)
 }
 
-// promiseOfNobody is about a Service without usable endpoints.
-func (v view) promiseOfNobody(from *pod, t Target) (Promise, string) {
+// promiseOfNobody is about a Service without usable endpoints. Policies are about endpoints, so they have no part in it.
+func promiseOfNobody(t Target) (Promise, string) {
 	elsewhere := t
 	elsewhere.local = false
 	if t.local && len(elsewhere.usable("")) > 0 {
 		return Deny, "the Service's endpoints are on other nodes, and its traffic policy is Local"
 	}
-	const nobody = "the Service has no endpoints that could be used"
-	// What says no is an address that stands for nobody. A pod whose egress is isolated does not even reach that.
-	verdict := v.verdict(from, backend{addr: netip.AddrPortFrom(model.RejectAddr(t.Addr.Is4()), t.Number)}, t)
-	if !verdict.Allowed {
-		return Deny, nobody + "; " + verdict.Why
-	}
-	return Reject, nobody
+	return Reject, "the Service has no endpoints that could be used"
 }
 
 func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
