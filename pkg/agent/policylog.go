@@ -132,13 +132,12 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 			}
 		}
 	}
-	attrs := []slog.Attr{
-		slog.String("src", p.Source.String()), slog.String("dst", p.Destination.String()),
-		slog.String("proto", strings.TrimSuffix(p.Protocol, "6")), slog.String("verdict", verdict), slog.String("policy", policies), slog.String("direction", string(d.Direction)),
-	}
+	attrs := []slog.Attr{slog.String("src", p.Source.String()), slog.String("dst", p.Destination.String())}
 	if p.DestinationPort != 0 {
 		attrs = append(attrs, slog.Int("port", int(p.DestinationPort)))
 	}
+	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")), slog.String("verdict", verdict),
+		slog.String("policy", policies), slog.String("direction", string(d.Direction)))
 	if d.Rule != flows.Denied {
 		attrs = append(attrs, slog.Int("rule", d.Rule))
 	}

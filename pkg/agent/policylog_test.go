@@ -1,0 +1,167 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// copies is a switch as far as copies of packets go: it has meters, and whoever listens gets what is sent meanwhile.
+type copies struct {
+	mu        sync.Mutex
+	meters    map[openflow.MeterID]openflow.Meter
+	held      map[openflow.MeterID]uint64
+	listeners map[int]chan openflow.PacketIn
+	next      int
+	down      bool
+}
+
+func (c *copies) SetMeters(_ context.Context, meters []openflow.Meter) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down {
+		return errors.New("the switch is down")
+	}
+	for _, m := range meters {
+		c.meters[m.ID] = m
+	}
+	return nil
+}
+
+func (c *copies) HeldBack(context.Context) (map[openflow.MeterID]uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := map[openflow.MeterID]uint64{}
+	for id := range c.meters {
+		now[id] = c.held[id]
+	}
+	return now, nil
+}
+
+func (c *copies) Packets(ctx context.Context, each func(openflow.PacketIn)) error {
+	c.mu.Lock()
+	id, packets := c.next, make(chan openflow.PacketIn, 10)
+	c.next++
+	c.listeners[id] = packets
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.listeners, id)
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case p := <-packets:
+			each(p)
+		}
+	}
+}
+
+// send gives a packet to who listens, and says how many do.
+func (c *copies) send(p openflow.PacketIn) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, packets := range c.listeners {
+		packets <- p
+	}
+	return len(c.listeners)
+}
+
+// lines is a log that can be read while it is written.
+type lines struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), text)
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
+
+// TestPolicyLog: somebody listens while a policy asks for it; what is written names the packet, the verdict and who decided.
+func TestPolicyLog(t *testing.T) {
+	pod := addr("10.244.1.2")
+	loud, quiet := isolated("ns/loud", pod), isolated("ns/quiet", pod)
+	loud.Log = true
+	att := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{pod}}
+	view := &model.Snapshot{Policies: policies(quiet), Attachments: map[model.AttachmentKey]model.Attachment{att.Key(): att}}
+	sw := &copies{meters: map[openflow.MeterID]openflow.Meter{}, held: map[openflow.MeterID]uint64{}, listeners: map[int]chan openflow.PacketIn{}}
+	var out lines
+	l := &policyLog{sw: sw, log: slog.New(slog.NewTextHandler(&out, nil)), view: func() *model.Snapshot { return view }}
+	defer l.close()
+	sync := func() {
+		t.Helper()
+		if err := l.sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sync()
+	if l.stop != nil || len(sw.meters) > 0 {
+		t.Error("a policy that does not log costs a listener")
+	}
+
+	view = &model.Snapshot{Policies: policies(quiet, loud), Attachments: view.Attachments}
+	sw.down = true
+	if err := l.sync(t.Context()); err == nil {
+		t.Error("without meters somebody listens: nothing would limit it")
+	}
+	sw.down = false
+	sync()
+	sync()
+	cookie := flows.Cookie(model.PolicyOwner("ns/loud"))
+	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy), 0, 0, 0, 3}, Protocol: "tcp6",
+		Source: addr("10.9.0.1"), Destination: pod, SourcePort: 1234, DestinationPort: 80}
+	until(t, "nobody listens", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
+	sw.send(packet)
+	packet.Data = []byte{0x57, byte(flows.IngressPolicy), 0xff, 0xff, 0xff, 0xff}
+	packet.Protocol, packet.DestinationPort = "icmp", 0
+	sw.send(packet)
+	for _, want := range []string{
+		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 port=80 proto=tcp verdict=allowed policy=ns/loud direction=Ingress rule=3 pod=ns/web` + "\n",
+		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 proto=icmp verdict=denied policy=ns/loud,ns/quiet direction=Ingress pod=ns/web` + "\n",
+	} {
+		until(t, "the log has not "+want, func() bool { return out.has(want) })
+	}
+
+	sw.mu.Lock()
+	sw.held[flows.MeterDenied.ID] = 7
+	sw.mu.Unlock()
+	l.checked = time.Time{}
+	sync()
+	if !out.has("these were not logged\" denied=7 allowed=0") {
+		t.Error("nobody says how much was not logged")
+	}
+	view = &model.Snapshot{Policies: policies(quiet)}
+	sync()
+	if n := sw.send(packet); n != 0 {
+		t.Errorf("%d still listen", n)
+	}
+}
