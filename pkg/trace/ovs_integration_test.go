@@ -154,6 +154,26 @@ func same(d flows.Desired, actual []met, ours []*flows.Flow) error {
 	return nil
 }
 
+// TestLookupOfOpenVSwitch: priorities, masks and conjunctions by hand mean in a real switch what they mean here.
+func TestLookupOfOpenVSwitch(t *testing.T) {
+	r := startSwitch(t)
+	for _, tc := range lookups {
+		d := flows.Desired{Flows: map[openflow.Key]flows.Flow{}}
+		for _, f := range parseFlows(t, tc.flows) {
+			d.Flows[f.Key] = f
+		}
+		r.load(t, d)
+		for text := range tc.packets {
+			ours := newSwitch(t, tc.flows).Run(packet(t, text), trace.Options{Steps: true})
+			protocol, _, _ := strings.Cut(text, ",")
+			actual, full := r.trace(t, strings.ReplaceAll(text, "tp_dst", strings.TrimSuffix(protocol, "6")+"_dst"), nil)
+			if err := same(d, actual, ours.Visited); err != nil {
+				t.Errorf("%s: %s: %v\n%s", tc.name, text, err, full)
+			}
+		}
+	}
+}
+
 // TestAgainstOpenVSwitch: on compiled flows of random policies, packets meet the same flows in a real switch as in the interpreter:
 // first packets, replies of connections that were allowed and of those that were not, later packets, invalid ones.
 func TestAgainstOpenVSwitch(t *testing.T) {

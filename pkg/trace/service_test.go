@@ -15,7 +15,7 @@ import (
 // to its endpoint, policies judge the endpoint and not the Service, and replies come from the Service's address.
 func TestServiceMeetsPolicy(t *testing.T) {
 	addr := netip.MustParseAddr
-	client, friend, foe, vip := addr("10.0.1.2"), addr("10.0.1.3"), addr("10.0.1.4"), addr("10.96.0.10")
+	client, friend, foe, vip, empty := addr("10.0.1.2"), addr("10.0.1.3"), addr("10.0.1.4"), addr("10.96.0.10"), addr("10.96.0.11")
 	s := &model.Snapshot{
 		Self:   model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}},
 		Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{}, Services: map[string]model.Service{}, Policies: map[string]model.Policy{},
@@ -30,6 +30,7 @@ func TestServiceMeetsPolicy(t *testing.T) {
 		Protocol: model.TCP, Port: 80, ClusterIP: vip,
 		Cluster: []model.Endpoint{{Addr: client, Port: 8080, Weight: 1}, {Addr: friend, Port: 8080, Weight: 1}, {Addr: foe, Port: 8080, Weight: 1}},
 	}}}
+	s.Services["a/empty"] = model.Service{Name: "a/empty", Algorithm: model.HashConnection, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: empty}}}
 	pods := []netip.Addr{client}
 	s.Policies["a/p"] = model.Policy{Name: "a/p", Egress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{{ID: 1, Pods: pods, Peers: []netip.Prefix{netip.PrefixFrom(friend, 32)},
 		Ports: []model.PortMatch{{Protocol: model.TCP, Port: 8080, Mask: 0xffff}}}}}}
@@ -40,6 +41,11 @@ func TestServiceMeetsPolicy(t *testing.T) {
 	sw, err := trace.Of(desired)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// That a Service has no endpoints is said whatever the policies are.
+	refused := sw.Run(trace.IP(16, client, empty, 6, 40000, 80).WithMACs(macs[client], model.RouterMAC), trace.Options{Steps: true})
+	if refused.Dropped() || refused.Outputs[0].Port != model.PortGateway || refused.Outputs[0].Packet.Dst() != model.RejectAddr(true) {
+		t.Errorf("to a Service without endpoints:\n%s", refused)
 	}
 	for _, kernel := range []bool{false, true} {
 		syn := trace.IP(16, client, vip, 6, 40000, 80).WithMACs(macs[client], model.RouterMAC)

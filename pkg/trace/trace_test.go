@@ -66,55 +66,58 @@ func outcome(r trace.Result) string {
 	return strings.Join(ports, ",")
 }
 
+// lookups are tables and where packets leave them; a real switch is held to them, too.
+var lookups = []struct {
+	name, flows string
+	packets     map[string]string
+}{
+	{"the highest priority, whatever the masks", `
+		table=0,priority=10,ip,nw_src=10.0.0.0/8 actions=output:1
+		table=0,priority=30,ip,nw_src=10.1.0.0/16 actions=output:2
+		table=0,priority=20,ip,nw_src=10.1.1.1 actions=output:3
+		table=0,priority=0 actions=output:9`,
+		map[string]string{"ip,nw_src=10.1.1.1": "2", "ip,nw_src=10.2.0.1": "1", "ip,nw_src=11.0.0.1": "9", "ipv6,ipv6_src=::1": "9", "arp": "9"}},
+	{"no flow at all drops", `table=0,priority=1,ip actions=output:1`, map[string]string{"ip": "1", "ipv6": "drop"}},
+	{"port masks and 128-bit addresses", `
+		table=0,priority=1,tcp6,ipv6_src=fd00:1::/32,tp_dst=0x1000/0xf000 actions=output:1
+		table=0,priority=1,tcp6,ipv6_src=fd00:2::1 actions=output:2`,
+		map[string]string{"tcp6,ipv6_src=fd00:1:2::3,tp_dst=8191": "1", "tcp6,ipv6_src=fd00:1:2::3,tp_dst=8192": "drop", "tcp6,ipv6_src=fd00:2::1,tp_dst=1": "2", "udp6,ipv6_src=fd00:2::1": "drop"}},
+	{"a conjunction needs all clauses", `
+		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/3)
+		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/3)
+		table=0,priority=100,tcp,tp_dst=80 actions=conjunction(7,3/3)
+		table=0,priority=100,conj_id=7,ip actions=output:1
+		table=0,priority=0 actions=output:9`,
+		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "1", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=81": "9", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.3,tp_dst=80": "9", "udp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "9"}},
+	{"one flow in several conjunctions; clauses of different ones do not add up", `
+		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2),conjunction(8,1/2)
+		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
+		table=0,priority=100,ip,nw_dst=10.0.0.3 actions=conjunction(8,2/2)
+		table=0,priority=100,ip,nw_src=10.0.0.4 actions=conjunction(9,1/2)
+		table=0,priority=100,conj_id=7,ip actions=output:7
+		table=0,priority=100,conj_id=8,ip actions=output:8
+		table=0,priority=100,conj_id=9,ip actions=output:9`,
+		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.4,nw_dst=10.0.0.2": "drop"}},
+	{"a plain flow above a conjunction wins, one below does not", `
+		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
+		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
+		table=0,priority=100,conj_id=7,ip actions=output:7
+		table=0,priority=200,tcp,tp_dst=22 actions=output:2
+		table=0,priority=50,tcp actions=output:5`,
+		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "7", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=22": "2", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.9,tp_dst=80": "5"}},
+	{"behind an incomplete conjunction: one of lower priority, and the flow below a clause with its match", `
+		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
+		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
+		table=0,priority=100,conj_id=7,ip actions=output:7
+		table=0,priority=90,ip,nw_src=10.0.0.1 actions=conjunction(8,1/2)
+		table=0,priority=90,ip,nw_dst=10.0.0.3 actions=conjunction(8,2/2)
+		table=0,priority=90,conj_id=8,ip actions=output:8
+		table=0,priority=80,ip,nw_src=10.0.0.1 actions=output:1`,
+		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.4": "1"}},
+}
+
 func TestLookup(t *testing.T) {
-	for _, tc := range []struct {
-		name, flows string
-		packets     map[string]string
-	}{
-		{"the highest priority, whatever the masks", `
-			table=0,priority=10,ip,nw_src=10.0.0.0/8 actions=output:1
-			table=0,priority=30,ip,nw_src=10.1.0.0/16 actions=output:2
-			table=0,priority=20,ip,nw_src=10.1.1.1 actions=output:3
-			table=0,priority=0 actions=output:9`,
-			map[string]string{"ip,nw_src=10.1.1.1": "2", "ip,nw_src=10.2.0.1": "1", "ip,nw_src=11.0.0.1": "9", "ipv6,ipv6_src=::1": "9", "arp": "9"}},
-		{"no flow at all drops", `table=0,priority=1,ip actions=output:1`, map[string]string{"ip": "1", "ipv6": "drop"}},
-		{"port masks and 128-bit addresses", `
-			table=0,priority=1,tcp6,ipv6_src=fd00:1::/32,tp_dst=0x1000/0xf000 actions=output:1
-			table=0,priority=1,tcp6,ipv6_src=fd00:2::1 actions=output:2`,
-			map[string]string{"tcp6,ipv6_src=fd00:1:2::3,tp_dst=8191": "1", "tcp6,ipv6_src=fd00:1:2::3,tp_dst=8192": "drop", "tcp6,ipv6_src=fd00:2::1,tp_dst=1": "2", "udp6,ipv6_src=fd00:2::1": "drop"}},
-		{"a conjunction needs all clauses", `
-			table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/3)
-			table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/3)
-			table=0,priority=100,tcp,tp_dst=80 actions=conjunction(7,3/3)
-			table=0,priority=100,conj_id=7,ip actions=output:1
-			table=0,priority=0 actions=output:9`,
-			map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "1", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=81": "9", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.3,tp_dst=80": "9", "udp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "9"}},
-		{"one flow in several conjunctions; clauses of different ones do not add up", `
-			table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2),conjunction(8,1/2)
-			table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
-			table=0,priority=100,ip,nw_dst=10.0.0.3 actions=conjunction(8,2/2)
-			table=0,priority=100,ip,nw_src=10.0.0.4 actions=conjunction(9,1/2)
-			table=0,priority=100,conj_id=7,ip actions=output:7
-			table=0,priority=100,conj_id=8,ip actions=output:8
-			table=0,priority=100,conj_id=9,ip actions=output:9`,
-			map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.4,nw_dst=10.0.0.2": "drop"}},
-		{"a plain flow above a conjunction wins, one below does not", `
-			table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
-			table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
-			table=0,priority=100,conj_id=7,ip actions=output:7
-			table=0,priority=200,tcp,tp_dst=22 actions=output:2
-			table=0,priority=50,tcp actions=output:5`,
-			map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "7", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=22": "2", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.9,tp_dst=80": "5"}},
-		{"behind an incomplete conjunction: one of lower priority, and the flow below a clause with its match", `
-			table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
-			table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
-			table=0,priority=100,conj_id=7,ip actions=output:7
-			table=0,priority=90,ip,nw_src=10.0.0.1 actions=conjunction(8,1/2)
-			table=0,priority=90,ip,nw_dst=10.0.0.3 actions=conjunction(8,2/2)
-			table=0,priority=90,conj_id=8,ip actions=output:8
-			table=0,priority=80,ip,nw_src=10.0.0.1 actions=output:1`,
-			map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.4": "1"}},
-	} {
+	for _, tc := range lookups {
 		s := newSwitch(t, tc.flows)
 		for text, want := range tc.packets {
 			if got := outcome(s.Run(packet(t, text), trace.Options{})); got != want {
