@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -30,11 +31,14 @@ type Event struct {
 // AllGroups is the number in the event of a deletion of all groups, and of a change of we cannot know which.
 const AllGroups openflow.GroupID = 0xfffffffc
 
-// Watch calls changed for every change of flows and groups from now on, and ready once when the watch is in place. It
-// returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
+// Watch calls changed for every change of flows and groups from now on, and ready once, from another goroutine, when the watch
+// is in place. It returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
 func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
 	// The flow monitor knows nothing of groups; that it is told of them, too, is asked for through this socket.
 	socket := filepath.Join(s.runDir, "weft-watch-"+s.bridge+".ctl")
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
+		return fmt.Errorf("watch the switch: %w", err)
+	}
 	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
 	cmd := ofctl(ctx, "--unixctl="+socket, "monitor", s.target, "watch:")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it takes its socket with it
@@ -49,14 +53,21 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	if err = errors.Join(err, closeErr); err != nil {
 		return errors.Join(fmt.Errorf("watch the switch: %w", err), out.Close())
 	}
-	var groupErr error
-	last, readErr := readEvents(out, func() {
-		if groupErr = watchGroups(ctx, socket); groupErr != nil {
+	// Beside the reading: the program opens its socket only when the initial flows are printed, and it cannot print what nobody reads.
+	asking, printed := context.WithCancel(ctx)
+	asked := make(chan error, 1)
+	go func() {
+		err := watchGroups(asking, socket)
+		if err == nil {
+			ready()
+		} else {
 			_ = cmd.Cancel() // it may have ended by itself
-			return
 		}
-		ready()
-	}, changed)
+		asked <- err
+	}()
+	last, readErr := readEvents(out, changed)
+	printed()
+	groupErr := <-asked
 	waitErr := cmd.Wait()
 	if ctx.Err() != nil {
 		return out.Close()
@@ -71,24 +82,37 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 // connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
 const setAsync = "061c0018" + "00000009" + "000a000800000001" + "000b000800000001"
 
-// watchGroups makes the program that watches ask for groups, too.
+// askPause is how long watchGroups waits for the program's socket before it looks again.
+const askPause = 20 * time.Millisecond
+
+// watchGroups makes the program that watches ask for groups, too, as soon as it listens.
 func watchGroups(ctx context.Context, socket string) error {
+	for {
+		if _, err := os.Stat(socket); err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("ask for changes of groups: ovs-ofctl ended before it listened")
+		case <-time.After(askPause):
+		}
+	}
 	out, err := exec.CommandContext(ctx, "ovs-appctl", "-t", socket, "ofctl/send", setAsync).CombinedOutput()
-	if err != nil || strings.TrimSpace(string(out)) != "sent" {
-		return fmt.Errorf("ask for changes of groups: %w: %s", errors.Join(err, errors.New("ovs-appctl")), strings.TrimSpace(string(out)))
+	if err == nil && strings.TrimSpace(string(out)) != "sent" {
+		err = errors.New("an unknown answer")
+	}
+	if err != nil {
+		return fmt.Errorf("ask for changes of groups: ovs-appctl: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
 
 // readEvents reads until the program ends and returns its last line, which says why when it failed.
-func readEvents(r io.Reader, ready func(), changed func(Event)) (last string, err error) {
+func readEvents(r io.Reader, changed func(Event)) (last string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
-	for first := true; lines.Scan(); first = false {
+	for lines.Scan() {
 		last = lines.Text()
-		if first {
-			ready()
-		}
 		if e, ok := parseEvent(last); ok {
 			changed(e)
 		}
