@@ -52,11 +52,17 @@ lint: ## gofmt, go vet and golangci-lint over everything
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
 	go test ./...
+	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
+	go test -C test/oracle/service ./...
 
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -v /pkg/lab)
 	go test -tags integration -timeout 20m -p 1 ./pkg/lab/... ./test/datapath/... # these compare the machine with before, so one at a time
+
+.PHONY: nightly
+nightly: ## 100,000 sets of random policies through the compiled flows; half an hour
+	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack

@@ -2,7 +2,6 @@ package trace
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"strings"
 )
@@ -236,14 +235,6 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 
 // Forget drops all connections.
 func (c *Conntrack) Forget() { clear(c.conns) }
-
-// Merge adds another tracker's connections.
-func (c *Conntrack) Merge(o *Conntrack) {
-	if c.conns == nil {
-		c.conns = map[key]*conn{}
-	}
-	maps.Copy(c.conns, o.Clone().conns)
-}
 
 func stateText(state uint64) string {
 	var words []string
