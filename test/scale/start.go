@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-cni/weft/pkg/agent"
+)
+
+// localPod is a pod of this node, as the scheduler leaves it.
+func localPod(namespace, name string, labels map[string]string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
+		Spec:       corev1.PodSpec{NodeName: nodeName, Containers: []corev1.Container{container()}},
+		Status:     corev1.PodStatus{Phase: corev1.PodPending},
+	}
+}
+
+func container() corev1.Container {
+	return corev1.Container{Name: "main", Image: "registry.example/app:v1.2.3", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: endpointPort, Protocol: corev1.ProtocolTCP}}}
+}
+
+// coldStart starts the agent on an empty switch.
+func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, memory float64) error {
+	vswitchd, err := n.vswitchd()
+	if err != nil {
+		return err
+	}
+	before, err := processor(vswitchd)
+	if err != nil {
+		return err
+	}
+	took, err := n.start(ctx)
+	if err != nil {
+		return err
+	}
+	used, err := processor(n.runs.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	after, err := processor(vswitchd)
+	if err != nil {
+		return err
+	}
+	now, most, err := n.runs.memory()
+	if err != nil {
+		return err
+	}
+	r.time("cold start: from the agent's start until all is in the switch and the agent ready", took, aim)
+	r.time("processor time of the agent until then", used, 0)
+	r.time("processor time of ovs-vswitchd until then", after-before, 0)
+	r.number("agent's memory then (VmRSS)", now, "MB", memory)
+	r.number("agent's memory at most until then (VmHWM)", most, "MB", memory)
+	s, err := n.status(ctx)
+	if err != nil {
+		return err
+	}
+	if s.Flows.Realised != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
+		return fmt.Errorf("not everything is in the switch: %+v", s.Flows)
+	}
+	r.number("flows", float64(s.Flows.Flows), "", 0)
+	r.number("groups", float64(s.Flows.Groups), "", 0)
+	r.number("bundles", float64(s.Flows.Bundles), "", 0)
+	return nil
+}
+
+// restart starts the agent anew while everything is in the switch: it must not change anything there. The memory is that of a while
+// of running before it.
+func (n *node) restart(ctx context.Context, r *report, memory float64) error {
+	now, most, err := n.runs.memory()
+	if err != nil {
+		return err
+	}
+	r.number("agent's memory after the changes (VmRSS)", now, "MB", memory)
+	r.number("agent's memory at most (VmHWM)", most, "MB", 0)
+	c, err := n.watch(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.stop()
+	c.count(ctx, settled)
+	if err := n.halt(); err != nil {
+		return err
+	}
+	c.reset()
+	took, err := n.start(ctx)
+	if err != nil {
+		return err
+	}
+	used, err := processor(n.runs.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	flows, groups := c.count(ctx, time.Second)
+	r.time("restart with everything in place, until the agent is ready", took, 0)
+	r.time("processor time of the agent until then", used, 0)
+	r.number("flows and groups that the restart changed in the switch", float64(flows+groups), "", 0)
+	if flows+groups > 0 {
+		return fmt.Errorf("a restart changed %d flows and %d groups, want none", flows, groups)
+	}
+	return nil
+}
+
+// vswitchd is the process id of ovs-vswitchd.
+func (n *node) vswitchd() (int, error) {
+	pids := n.ovs.PIDs()
+	if len(pids) != 2 {
+		return 0, fmt.Errorf("Open vSwitch has %d processes, want 2", len(pids))
+	}
+	return pids[1], nil
+}
+
+// status asks as weftctl does. It makes the agent read the whole switch, so it is not for polling.
+func (n *node) status(ctx context.Context) (agent.Report, error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", filepath.Join(n.dir, "agent.sock"))
+	}}
+	defer transport.CloseIdleConnections()
+	var s agent.Report
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/status", http.NoBody)
+	if err != nil {
+		return s, err
+	}
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		return s, fmt.Errorf("ask the agent: %w", err)
+	}
+	defer response.Body.Close()
+	return s, json.NewDecoder(response.Body).Decode(&s)
+}
