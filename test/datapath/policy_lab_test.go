@@ -1,0 +1,219 @@
+//go:build integration
+
+package datapath
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/lab"
+	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/testenv"
+)
+
+// walled is a lab whose pods and policies change: one file of manifests for each part, in a directory that the lab follows.
+type walled struct {
+	*labtest.Lab
+	dir string
+}
+
+func upWalled(t *testing.T, name string, files map[string]string) *walled {
+	t.Helper()
+	w := &walled{dir: labtest.Write(t, files)}
+	w.Lab = labtest.Up(t, name, "-f", w.dir, "--nodes=2", "--ip-family=dual")
+	return w
+}
+
+// write replaces one file, at once: the lab must not see half of it. It returns the time of the edit.
+func (w *walled) write(t *testing.T, name string, parts ...string) time.Time {
+	t.Helper()
+	next := filepath.Join(w.dir, name+".next") // no manifest by its name
+	if err := os.WriteFile(next, []byte(strings.Join(parts, "")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if err := os.Rename(next, filepath.Join(w.dir, name)); err != nil {
+		t.Fatal(err)
+	}
+	return now
+}
+
+// pod waits for a pod and opens its network.
+func (w *walled) pod(t *testing.T, name string) *client {
+	t.Helper()
+	var found lab.PodStatus
+	labtest.Eventually(t, 20*time.Second, func() (err error) {
+		s := w.Status()
+		if s.Problem != "" {
+			return errors.New(s.Problem)
+		}
+		found, err = s.Find(name)
+		return err
+	})
+	return openClient(t, w.Status(), found.Namespace+"/"+found.Name, "", "pod")
+}
+
+// gone waits until there is no such pod.
+func (w *walled) gone(t *testing.T, name string) {
+	t.Helper()
+	labtest.Eventually(t, 20*time.Second, func() error {
+		if _, err := w.Status().Find(name); err == nil {
+			return fmt.Errorf("pod %s is still there", name)
+		}
+		return nil
+	})
+}
+
+func (w *walled) node(t *testing.T, name string) lab.NodeStatus {
+	t.Helper()
+	for _, n := range w.Status().Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	t.Fatalf("no node %s", name)
+	return lab.NodeStatus{}
+}
+
+// host opens a node's own network.
+func (w *walled) host(t *testing.T, name string) *client {
+	t.Helper()
+	n := w.node(t, name)
+	c := &client{name: "node/" + name, node: name, kind: "node", ips: n.Addrs}
+	var err error
+	if c.ns, err = podns.Open(fmt.Sprintf("/proc/%d/ns/net", n.Sandbox.Holder.PID)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.ns.Close() })
+	return c
+}
+
+// serviceIPs waits for a Service's cluster IPs.
+func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
+	t.Helper()
+	var ips []netip.Addr
+	labtest.Eventually(t, 20*time.Second, func() error {
+		for _, s := range w.Status().Services {
+			if s.Namespace == namespace && s.Name == name {
+				for _, text := range s.IPs {
+					ips = append(ips, netip.MustParseAddr(text))
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("no Service %s/%s", namespace, name)
+	})
+	return ips
+}
+
+// report asks a node's agent, as weftctl does.
+func (w *walled) report(t *testing.T, node, path string, v any) {
+	t.Helper()
+	socket := w.node(t, node).Files + "/run/weft/agent.sock"
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", socket)
+	}}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://agent"+path, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := (&http.Client{Transport: transport}).Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+		t.Fatalf("%s of %s: %v", path, node, err)
+	}
+}
+
+// enforces waits until exactly these policies of a namespace are about pods of the node, and nothing is under way.
+func (w *walled) enforces(t *testing.T, node, namespace string, names ...string) {
+	t.Helper()
+	slices.Sort(names)
+	labtest.Eventually(t, 20*time.Second, func() error {
+		var reports []agent.PolicyReport
+		w.report(t, node, "/v1/policies", &reports)
+		have := []string{}
+		for _, r := range reports {
+			if rest, ok := strings.CutPrefix(r.Policy, namespace+"/"); ok {
+				have = append(have, rest)
+			}
+		}
+		if !slices.Equal(have, names) {
+			return fmt.Errorf("the agent of %s has the policies %v of %s, want %v", node, have, namespace, names)
+		}
+		var status agent.Report
+		w.report(t, node, "/v1/status", &status)
+		if f := status.Flows; f.Realised != f.Desired {
+			return fmt.Errorf("the switch of %s has revision %d of %d", node, f.Realised, f.Desired)
+		}
+		return nil
+	})
+}
+
+// namespace is the manifest of one.
+func namespaceManifest(name, labels string) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {%s}}\n", name, labels)
+}
+
+// walledPod is a pod that listens on 8080, TCP and UDP; labels and more are in the flow style of YAML.
+func walledPod(namespace, name, node, labels string, meta ...string) string {
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: %s, name: %s, labels: {%s}%s}
+spec: {nodeName: %s, containers: [{name: c, ports: [{name: tcp, containerPort: 8080}, {name: udp, containerPort: 8080, protocol: UDP}]}]}
+`, namespace, name, labels, strings.Join(meta, ""), node)
+}
+
+// policyManifest is a NetworkPolicy with this spec, in the flow style of YAML.
+func policyManifest(namespace, name, spec string) string {
+	return fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: %s, name: %s}\nspec: {%s}\n", namespace, name, spec)
+}
+
+// walledService has 80 for the port that its endpoints have, TCP and UDP.
+func walledService(namespace, name, selector string, port int) string {
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {namespace: %s, name: %s}
+spec: {ipFamilyPolicy: RequireDualStack, selector: {%s}, ports: [{name: tcp, port: 80, targetPort: %[4]d}, {name: udp, port: 80, targetPort: %[4]d, protocol: UDP}]}
+`, namespace, name, selector, port)
+}
+
+// mac is the pod's own.
+func (c *client) mac(t *testing.T) (mac wire.MAC) {
+	t.Helper()
+	if err := c.ns.Do(func() error {
+		link, err := net.InterfaceByName("eth0")
+		if err == nil {
+			copy(mac[:], link.HardwareAddr)
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return mac
+}
+
+// outcome dials once.
+func (c *client) outcome(proto podns.Proto, to netip.AddrPort, patience time.Duration) (podns.Answer, error) {
+	return c.ns.Dial(proto, to, testenv.Patience(patience))
+}
