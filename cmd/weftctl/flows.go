@@ -77,7 +77,7 @@ func showGroups(w io.Writer, flows []agent.FlowReport) {
 			shown[g.ID] = true
 			for _, b := range g.Buckets {
 				to := b.To
-				if b.Learns {
+				if b.Remembered {
 					to += " (remembered for the client)"
 				}
 				fmt.Fprintf(w, "%d\t%s\t%d\t%d\t%s\n", g.ID, g.By, b.ID, b.Weight, to)

@@ -91,7 +91,7 @@ shop/web tells load balancers at port 32000 of this node that it has 1 endpoints
 
 // With an object, the groups behind its flows are shown, each once.
 func TestFlowsShowGroups(t *testing.T) {
-	group := agent.GroupReport{ID: 1073741825, By: "hash of nw_src", Buckets: []agent.BucketReport{{ID: 5, Weight: 1, To: "10.244.0.2:8080", Learns: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
+	group := agent.GroupReport{ID: 1073741825, By: "hash of nw_src", Buckets: []agent.BucketReport{{ID: 5, Weight: 1, To: "10.244.0.2:8080", Remembered: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
 	list := []agent.FlowReport{
 		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=10.96.0.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []agent.GroupReport{group}},
 		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=192.0.2.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []agent.GroupReport{group}},

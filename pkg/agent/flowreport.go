@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -46,7 +47,7 @@ func flowReports(actual openflow.Contents, desired flows.Desired, view *model.Sn
 	for _, f := range desired.Flows {
 		owners[f.Cookie] = f.Owner
 	}
-	groups := groupReports(actual.Groups)
+	groups, sticky := groupReports(actual.Groups), stickyEndpoints(actual.Flows)
 	slices.SortStableFunc(actual.Flows, func(x, y openflow.Entry) int { return x.Compare(y.Key) })
 	reports := make([]FlowReport, 0, len(actual.Flows))
 	for _, e := range actual.Flows {
@@ -67,7 +68,7 @@ func flowReports(actual openflow.Contents, desired flows.Desired, view *model.Sn
 			r.Reason = want.Reason
 		}
 		if object == "" || concerns(r.Owner, object) || ok && wanted[e.Key] {
-			r.Groups = groupsBehind(e.Actions, groups)
+			r.Groups = groupsBehind(e, groups, sticky)
 			reports = append(reports, r)
 		}
 	}
@@ -144,8 +145,8 @@ type BucketReport struct {
 	Weight uint16 `json:"weight"`
 	// To is the endpoint, or "group N" where the choice is made in two steps.
 	To string `json:"to"`
-	// Learns says that the switch remembers the choice for the client.
-	Learns bool `json:"learns,omitempty"`
+	// Remembered says that the switch remembers the choice for the client.
+	Remembered bool `json:"remembered,omitempty"`
 }
 
 // groupReports says what each group does.
@@ -159,7 +160,6 @@ func groupReports(groups []openflow.Group) map[openflow.GroupID]GroupReport {
 				if to, ok := openflow.TranslatesTo(action); ok {
 					bucket.To = to
 				}
-				bucket.Learns = bucket.Learns || strings.HasPrefix(action, "learn(")
 			}
 			if next := openflow.GroupsIn(b.Actions); len(next) > 0 {
 				bucket.To = fmt.Sprintf("group %d", next[0])
@@ -171,21 +171,57 @@ func groupReports(groups []openflow.Group) map[openflow.GroupID]GroupReport {
 	return reports
 }
 
-// groupsBehind lists the groups that actions lead to, and those that these lead to.
-func groupsBehind(actions string, groups map[openflow.GroupID]GroupReport) []GroupReport {
-	var list []GroupReport
-	for _, id := range openflow.GroupsIn(actions) {
-		g, ok := groups[id]
-		if !ok {
+// choice is a bucket that was chosen among an owner's endpoints.
+type choice struct {
+	cookie uint64
+	bucket uint32
+}
+
+// stickyEndpoints says which endpoint a choice is, for Services with affinity: their buckets lead to a table that knows it.
+func stickyEndpoints(actual []openflow.Entry) map[choice]string {
+	endpoints := map[choice]string{}
+	for _, e := range actual {
+		if e.Table != flows.StickyEndpoint {
 			continue
 		}
-		list = append(list, g)
-		for _, b := range g.Buckets {
-			var next openflow.GroupID
-			if _, err := fmt.Sscanf(b.To, "group %d", &next); err == nil && next != id {
-				if deeper, ok := groups[next]; ok { // Services have two steps at most
-					list = append(list, deeper)
+		for _, field := range strings.Split(e.Match, ",") {
+			text, ok := strings.CutPrefix(field, flows.Bucket.String()+"=")
+			bucket, err := strconv.ParseUint(text, 0, 32)
+			if !ok || err != nil {
+				continue
+			}
+			for _, action := range openflow.SplitActions(e.Actions) {
+				if to, ok := openflow.TranslatesTo(action); ok {
+					endpoints[choice{e.Cookie, uint32(bucket)}] = to
 				}
+			}
+		}
+	}
+	return endpoints
+}
+
+// groupsBehind lists the groups that a flow leads to, and those that these lead to: Services have two steps at most.
+func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]GroupReport, sticky map[choice]string) []GroupReport {
+	var list []GroupReport
+	add := func(id openflow.GroupID) {
+		g, ok := groups[id]
+		if !ok {
+			return
+		}
+		g.Buckets = slices.Clone(g.Buckets)
+		for i, b := range g.Buckets {
+			if to, ok := sticky[choice{e.Cookie, b.ID}]; ok {
+				g.Buckets[i].To, g.Buckets[i].Remembered = to, true
+			}
+		}
+		list = append(list, g)
+	}
+	for _, id := range openflow.GroupsIn(e.Actions) {
+		add(id)
+		for _, b := range groups[id].Buckets {
+			var next openflow.GroupID
+			if _, err := fmt.Sscanf(b.To, "group %d", &next); err == nil {
+				add(next)
 			}
 		}
 	}
