@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -96,19 +97,8 @@ func (c *serviceCIDRs) delete(name string) {
 }
 
 func (c *serviceCIDRs) changed() {
-	var all []netip.Prefix
-	for _, cidrs := range c.byName {
-		all = append(all, cidrs...)
-	}
-	slices.SortFunc(all, comparePrefixes)
-	c.emit(state.SetServiceCIDRs{CIDRs: slices.Compact(all)})
-}
-
-func comparePrefixes(a, b netip.Prefix) int {
-	if c := a.Addr().Compare(b.Addr()); c != 0 {
-		return c
-	}
-	return a.Bits() - b.Bits()
+	// Their order and what is there twice mean nothing to the store.
+	c.emit(state.SetServiceCIDRs{CIDRs: slices.Concat(slices.Collect(maps.Values(c.byName))...)})
 }
 
 func trimServiceCIDR(obj any) (any, error) {

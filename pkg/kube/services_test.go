@@ -241,15 +241,21 @@ func TestProblems(t *testing.T) {
 	want("a Service with a bad slice", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
 	tracker.SetSlice(slice("a-2", "a", "10.244.0.1"))
 	want("the same problem", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
+	tracker.SetSlice(slice("a-1", "a", "noplace"))
+	tracker.SetSlice(slice("a-1", "a", "nowhere"))
+	want("another mistake in the same place, and back", 3, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
+	tracker.SetSlice(slice("h-1", "headless", "nowhere"))
+	tracker.SetService(service("headless", corev1.ClusterIPNone))
+	want("a headless Service, which is not ours", 3, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
 	bad := func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }
 	tracker.SetService(service("a", "10.96.0.1", bad))
-	want("one more problem", 2, "spec.externalIPs: \"x\" is no address\nEndpointSlice ns/a-1: endpoints: \"nowhere\" is no address")
+	want("one more problem", 4, "spec.externalIPs: \"x\" is no address\nEndpointSlice ns/a-1: endpoints: \"nowhere\" is no address")
 	tracker.SetService(service("a", "10.96.0.1"))
 	tracker.DeleteSlice("ns/a-1")
-	want("none left", 4, "")
+	want("none left", 6, "")
 	tracker.SetService(service("a", "10.96.0.1", bad))
 	tracker.DeleteService("ns/a")
-	want("the Service is gone", 6, "")
+	want("the Service is gone", 8, "")
 }
 
 func watch(t *testing.T, client kube.Client, v *view, log *slog.Logger) *kube.Watcher {

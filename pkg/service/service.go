@@ -149,12 +149,7 @@ func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
 	if len(sources) == 0 && s.SourcesLost {
 		return nil, nil
 	}
-	slices.SortFunc(sources, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
-	})
+	slices.SortFunc(sources, netip.Prefix.Compare)
 	return addrs, slices.Compact(sources)
 }
 
