@@ -1,8 +1,6 @@
 package flows
 
 import (
-	"encoding/binary"
-	"hash/fnv"
 	"net/netip"
 	"slices"
 	"time"
@@ -210,78 +208,4 @@ func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 			openflow.LearnLoad(bucket, Bucket.Field().All()),
 		},
 	}.Action()
-}
-
-const (
-	// maxDPHash is how many endpoints the datapath's own hash spreads evenly: OVS gives it at most 256 places.
-	maxDPHash = 64
-	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB.
-	maxBuckets = 200
-)
-
-// spread makes a group that chooses among buckets; too many for one group are spread over groups of it.
-func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflow.GroupID {
-	source, destination := openflow.AddrFields(sb.port.ClusterIP)
-	bySource := sb.service.Affinity > 0 || sb.service.Algorithm == model.HashSource
-	fields := []openflow.Field{source}
-	if !bySource {
-		from, to := openflow.PortFields(sb.port.Protocol.Number())
-		fields = append(fields, destination, from, to)
-	}
-	by := openflow.Hash(fields...)
-	if len(buckets) <= maxDPHash && !bySource {
-		by = openflow.DPHash()
-	}
-	if len(buckets) <= maxBuckets {
-		return sb.group(name, by, buckets)
-	}
-	// The number of parts is a power of two and an endpoint's part is its bucket's id, so that few endpoints change parts.
-	parts := 2
-	for parts*maxBuckets < 2*len(buckets) {
-		parts *= 2
-	}
-	chosen := make([][]openflow.Bucket, parts)
-	for _, bucket := range buckets {
-		n := bucket.ID % uint32(parts)
-		chosen[n] = append(chosen[n], bucket)
-	}
-	var top []openflow.Bucket
-	for n, part := range chosen {
-		if len(part) == 0 {
-			continue
-		}
-		weight := 0
-		for _, bucket := range part {
-			weight += int(bucket.Weight)
-		}
-		if bySource {
-			weight = 1 // the weights of a hash are no shares unless they are equal
-		}
-		id := sb.group(name+"/"+string(rune('0'+n/10))+string(rune('0'+n%10)), by, part)
-		top = append(top, openflow.Bucket{ID: uint32(n) + 1, Weight: uint16(min(weight, 0xffff)), Actions: []ovs.Action{openflow.ToGroup(id)}})
-	}
-	if !bySource {
-		by = openflow.DPHash()
-	}
-	return sb.group(name, by, top)
-}
-
-// bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come and
-// go. 0 is none.
-func bucketIDs(endpoints []model.Endpoint) []uint32 {
-	const most = 0x7fffffff
-	taken := make(map[uint32]bool, len(endpoints))
-	ids := make([]uint32, len(endpoints))
-	for i, e := range endpoints {
-		h := fnv.New32a()
-		addr := e.Addr.As16()
-		_, _ = h.Write(binary.BigEndian.AppendUint16(addr[:], e.Port)) // a hash takes every write
-		id := max(1, h.Sum32()&most)
-		for taken[id] {
-			id = max(1, (id+1)&most)
-		}
-		taken[id] = true
-		ids[i] = id
-	}
-	return ids
 }

@@ -1,0 +1,116 @@
+package flows
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"hash/fnv"
+	"slices"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+const (
+	// maxDPHash is how many endpoints the datapath's own hash spreads evenly enough: OVS gives it at most 256 places, so of 32
+	// endpoints one may get an eighth more than another.
+	maxDPHash = 32
+	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB, which 545 buckets with
+	// IPv6 endpoints fill.
+	maxBuckets = 500
+)
+
+// spread makes a group that chooses among buckets. Few are chosen by the datapath's hash of the connection, which costs no
+// upcall. Others are chosen by hashing fields in ovs-vswitchd, connection by connection: that is even for any number, but
+// weights are no shares there. Too many for one group are spread over groups of equal size.
+func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflow.GroupID {
+	source, destination := openflow.AddrFields(sb.port.ClusterIP)
+	fields := []openflow.Field{source}
+	if sb.service.Affinity == 0 && sb.service.Algorithm != model.HashSource {
+		if len(buckets) <= maxDPHash {
+			return sb.group(name, openflow.DPHash(), places(buckets))
+		}
+		from, to := openflow.PortFields(sb.port.Protocol.Number())
+		fields = append(fields, destination, openflow.IPProto, from, to)
+	}
+	by := openflow.Hash(fields...)
+	if len(buckets) <= maxBuckets {
+		return sb.group(name, by, buckets)
+	}
+	// In the order of their ids endpoints move to another part only at the parts' edges when others come and go.
+	buckets = slices.SortedFunc(slices.Values(buckets), func(x, y openflow.Bucket) int { return cmp.Compare(x.ID, y.ID) })
+	parts := (len(buckets) + maxBuckets - 1) / maxBuckets
+	top := make([]openflow.Bucket, parts)
+	for n := range parts {
+		part := buckets[n*len(buckets)/parts : (n+1)*len(buckets)/parts]
+		id := sb.group(fmt.Sprintf("%s/%d", name, n), by, part)
+		// The parts' ids must not be those of their buckets: the same hash would choose both.
+		top[n] = openflow.Bucket{ID: partIDs + uint32(n), Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}}
+	}
+	return sb.group(name, by, top)
+}
+
+const (
+	maxEndpointID = 0x7ffffff0
+	// splitID is the second bucket of an endpoint in places; partIDs are the buckets that lead to a part.
+	splitID = 0x7fffffff
+	partIDs = 0x80000000
+)
+
+// places makes OVS give the buckets of a dp_hash group all of its 256 places. By itself it takes as few as the smallest weight
+// asks for, and at least 16: then of five equal buckets one gets four and the others three. So one bucket is split, and its
+// smaller part asks for 256. Shares stay as they are.
+func places(buckets []openflow.Bucket) []openflow.Bucket {
+	const (
+		total   = 25600
+		one     = total / 256
+		fewOnes = 16 // places that OVS gives at least
+	)
+	sum := 0
+	equal := true
+	for _, bucket := range buckets {
+		sum += int(bucket.Weight)
+		equal = equal && bucket.Weight == buckets[0].Weight
+	}
+	if equal && fewOnes%len(buckets) == 0 {
+		for i := range buckets {
+			buckets[i].Weight = 1
+		}
+		return buckets
+	}
+	out := make([]openflow.Bucket, 0, len(buckets)+1)
+	largest := 0
+	for i, bucket := range buckets {
+		// Less than one place is none; and with more than 256 in all, OVS would hash otherwise.
+		bucket.Weight = uint16(max(one, (total-one*len(buckets))*int(bucket.Weight)/sum))
+		out = append(out, bucket)
+		if bucket.Weight > out[largest].Weight {
+			largest = i
+		}
+	}
+	out[largest].Weight -= one
+	split := out[largest]
+	split.ID, split.Weight = splitID, one
+	return append(out, split)
+}
+
+// bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come and
+// go. 0 is none.
+func bucketIDs(endpoints []model.Endpoint) []uint32 {
+	taken := make(map[uint32]bool, len(endpoints))
+	ids := make([]uint32, len(endpoints))
+	for i, e := range endpoints {
+		h := fnv.New32a()
+		addr := e.Addr.As16()
+		_, _ = h.Write(binary.BigEndian.AppendUint16(addr[:], e.Port)) // a hash takes every write
+		id := max(1, h.Sum32()%maxEndpointID)
+		for taken[id] {
+			id = max(1, (id+1)%maxEndpointID)
+		}
+		taken[id] = true
+		ids[i] = id
+	}
+	return ids
+}

@@ -1,0 +1,95 @@
+package flows
+
+import (
+	"net/netip"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// TestPlaces: whatever the weights, OVS shall take its 256 places, no more, and the shares are what the weights say.
+func TestPlaces(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		weights := rapid.SliceOfN(rapid.Uint16Range(1, 100), 1, maxDPHash).Draw(t, "weights")
+		buckets := make([]openflow.Bucket, len(weights))
+		asked := 0
+		for i, w := range weights {
+			buckets[i] = openflow.Bucket{ID: uint32(i) + 1, Weight: w}
+			asked += int(w)
+		}
+		got := places(buckets)
+		share := map[uint32]int{}
+		total, least := 0, int(got[0].Weight)
+		for _, bucket := range got {
+			id := bucket.ID
+			if id == splitID {
+				id = got[len(got)-1].ID
+				for _, other := range got[:len(got)-1] { // the split one is the heaviest
+					if id == splitID || other.Weight > got[id-1].Weight {
+						id = other.ID
+					}
+				}
+			}
+			share[id] += int(bucket.Weight)
+			total += int(bucket.Weight)
+			least = min(least, int(bucket.Weight))
+		}
+		// As ofproto-dpif.c counts places.
+		slots := (total + least - 1) / least
+		if slots > 256 || len(got) != len(weights) && slots <= 128 {
+			t.Fatalf("%v: OVS takes %d places", got, slots)
+		}
+		for i, w := range weights {
+			want := float64(w) / float64(asked)
+			have := float64(share[uint32(i)+1]) / float64(total)
+			if have < want*0.85-0.005 || have > want*1.15+0.005 {
+				t.Fatalf("weights %v: endpoint %d has %.3f of all, want %.3f: %v", weights, i, have, want, got)
+			}
+		}
+	})
+}
+
+// TestParts: more endpoints than one group holds are spread over groups of equal size, and few of them change groups when one
+// comes or goes.
+func TestParts(t *testing.T) {
+	groupOf := func(n int) map[string]openflow.GroupID {
+		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
+		for i := range n {
+			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
+		}
+		b := &builder{owner: model.ServiceOwner(s.Name)}
+		b.service(s, model.Node{})
+		if b.err != nil {
+			t.Fatal(b.err)
+		}
+		if len(b.groups) != (n+maxBuckets-1)/maxBuckets+1 {
+			t.Fatalf("%d groups for %d endpoints", len(b.groups), n)
+		}
+		in := map[string]openflow.GroupID{}
+		for _, g := range b.groups {
+			buckets := g.BucketActions()
+			for _, actions := range buckets {
+				if to, ok := openflow.TranslatedTo(actions); ok {
+					in[to.String()] = g.ID
+					if len(buckets) < n/5 {
+						t.Errorf("a part with %d of %d endpoints", len(buckets), n)
+					}
+				}
+			}
+		}
+		return in
+	}
+	before, after := groupOf(1800), groupOf(1801)
+	moved := 0
+	for endpoint, group := range before {
+		if after[endpoint] != group {
+			moved++
+		}
+	}
+	if len(before) != 1800 || len(after) != 1801 || moved > 8 {
+		t.Errorf("%d of %d endpoints are in another group after one more came", moved, len(before))
+	}
+}
