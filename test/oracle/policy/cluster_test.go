@@ -174,26 +174,31 @@ func (s *state) judges(t *testing.T) judges {
 	return j
 }
 
-// engine is kube-network-policies with its informers' stores filled.
 func (s *state) engine(t *testing.T, list []*networkingv1.NetworkPolicy) *networkpolicy.PolicyEngine {
 	t.Helper()
+	engine, err := engineOf(s.kubePods(), s.resources.Namespaces, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine
+}
+
+// engineOf is kube-network-policies with its informers' stores filled.
+func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy) (*networkpolicy.PolicyEngine, error) {
 	factory := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0) // never started, so no server is asked
 	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(), factory.Networking().V1().NetworkPolicies()
 	var errs []error
-	for _, p := range s.kubePods() {
+	for _, p := range podList {
 		errs = append(errs, pods.Informer().GetIndexer().Add(p))
 	}
-	for name, labels := range s.resources.Namespaces {
+	for name, labels := range namespaceList {
 		errs = append(errs, namespaces.Informer().GetIndexer().Add(probe.KubeNamespace(name, labels)))
 	}
 	for _, p := range list {
 		errs = append(errs, policies.Informer().GetIndexer().Add(defaulted(p)))
 	}
-	if err := errors.Join(errs...); err != nil {
-		t.Fatal(err)
-	}
 	return networkpolicy.NewPolicyEngine(podinfo.NewInformerProvider(pods, namespaces, nil, nil),
-		[]api.PolicyEvaluator{networkpolicy.NewStandardNetworkPolicy("n1", namespaces, pods, policies)})
+		[]api.PolicyEvaluator{networkpolicy.NewStandardNetworkPolicy("n1", namespaces, pods, policies)}), errors.Join(errs...)
 }
 
 // stored is a policy as it comes back from etcd: in protocol buffers an empty list is a missing one.
