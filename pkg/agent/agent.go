@@ -184,7 +184,6 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
 	defer func() { stopLoop(); <-loopDone }()
 	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
-	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
 	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
@@ -210,6 +209,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err := a.retry(ctx, "host network", a.syncHost); err != nil {
 		return err
 	}
+	// Not before: a Host has one user.
+	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	if err := a.retry(ctx, "first programming", a.realised); err != nil {
 		return err
 	}
@@ -246,8 +247,14 @@ func (a *Agent) selfKnown(context.Context) error {
 	return nil
 }
 
-// realised waits, by failing, until the switch holds the flows.
-func (a *Agent) realised(context.Context) error {
+// firstProgramming is how long the first bundle may take before the agent says that it waits for it.
+const firstProgramming = time.Second
+
+// realised waits, for a while and then by failing, until the switch holds the flows.
+func (a *Agent) realised(ctx context.Context) error {
+	settled, cancel := context.WithTimeout(ctx, firstProgramming)
+	defer cancel()
+	_ = a.loop.Settled(settled) // the status says what is missing
 	if s := a.loop.Status(); s.Realised < s.Desired || s.Flows == 0 {
 		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Realised, s.Desired, s.Error)
 	}

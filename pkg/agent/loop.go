@@ -83,7 +83,7 @@ type request struct {
 	// done receives nil when everything up to this change is in the switch, or why the owner's flows are not.
 	done  chan<- error
 	owner model.Owner
-	// verify asks for the switch to be read back; there is no change then.
+	// verify asks for the switch to be read back. There is no change then, nor when only the end of what came before is awaited.
 	verify bool
 }
 
@@ -197,6 +197,13 @@ func (l *Loop) Sync(ctx context.Context) error {
 	done := make(chan error, 1)
 	l.enqueue(request{verify: true, done: done})
 	return l.await(ctx, done, "read the switch back")
+}
+
+// Settled returns when the switch holds everything that was submitted before.
+func (l *Loop) Settled(ctx context.Context) error {
+	done := make(chan error, 1)
+	l.enqueue(request{done: done})
+	return l.await(ctx, done, "program the switch")
 }
 
 // Verify asks the loop to read the switch back and repair what differs.

@@ -370,6 +370,25 @@ func TestChangesCoalesce(t *testing.T) {
 	}
 }
 
+// TestSettled: who asks hears when what was submitted before is in the switch, and not earlier.
+func TestSettled(t *testing.T) {
+	sw := ofswitch.NewFake()
+	sw.Stop()
+	b := start(t, sw)
+	waiting, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := b.Settled(waiting); err == nil {
+		t.Error("settled without a switch")
+	}
+	sw.Start()
+	if err := b.Settled(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s := b.Status(); s.Realised != s.Desired || s.Flows == 0 {
+		t.Errorf("settled with %+v", s)
+	}
+}
+
 // TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD is not
 // answered. One that is forgotten loses its flows.
 func TestAttachWaitsForThePod(t *testing.T) {

@@ -22,9 +22,8 @@ func (l *Loop) compile() flows.Delta {
 	l.queue = nil
 	l.mu.Unlock()
 	for _, r := range requests {
-		if r.verify {
-			l.verify = true
-		} else {
+		l.verify = l.verify || r.verify
+		if r.change != nil {
 			l.store.Apply(r.change)
 		}
 		if r.done != nil {
@@ -177,7 +176,7 @@ func (l *Loop) settle() {
 	l.status.Error = ""
 	l.status.Conflicts = nil
 	for _, c := range conflicts {
-		l.status.Conflicts = append(l.status.Conflicts, fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners))
+		l.status.Conflicts = append(l.status.Conflicts, describeConflict(c))
 	}
 	l.status.Quarantined = map[string]string{}
 	for _, refused := range []map[model.Owner]error{l.mistaken, l.quarantined} {
@@ -192,6 +191,15 @@ func (l *Loop) settle() {
 		l.onStale(l.stale)
 	}
 	l.stale = nil
+}
+
+// describeConflict names a few of the owners: thousands of policies may name one peer.
+func describeConflict(c flows.Conflict) string {
+	const few = 10
+	if more := len(c.Owners) - few; more > 0 {
+		return fmt.Sprintf("%s is claimed by %v and %d more", c.Key, c.Owners[:few], more)
+	}
+	return fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners)
 }
 
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,

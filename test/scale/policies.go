@@ -18,6 +18,7 @@ const (
 	namespaces   = 100
 	applications = 20
 	teams        = 50
+	blocks       = 50 // of addresses outside the cluster
 )
 
 // place is what policies see of a pod's number.
@@ -45,7 +46,7 @@ func remotePod(i int, labels map[string]string) *corev1.Pod {
 func localNumber(i int) int { return i * (otherNodes + 1) }
 
 // aPolicy selects the application of one pod in its namespace and allows, at the port named http and at 8080, another application of
-// the namespace, one of a team's namespaces, and a block.
+// the namespace, one of a team's namespaces, and a block of addresses.
 func aPolicy(name string, i, about int) *networkingv1.NetworkPolicy {
 	namespace, application := place(about)
 	label := func(key, value string) *metav1.LabelSelector {
@@ -60,7 +61,7 @@ func aPolicy(name string, i, about int) *networkingv1.NetworkPolicy {
 				From: []networkingv1.NetworkPolicyPeer{
 					{PodSelector: label("app", fmt.Sprint("app", (about/namespaces+i/500)%applications))},
 					{NamespaceSelector: label("team", fmt.Sprint("team", (i+i/100)%teams)), PodSelector: label("app", fmt.Sprint("app", (about/namespaces+1)%applications))},
-					{IPBlock: &networkingv1.IPBlock{CIDR: "192.0.2.0/24", Except: []string{"192.0.2.8/29"}}},
+					{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("198.18.%d.0/24", i%blocks), Except: []string{fmt.Sprintf("198.18.%d.8/29", i%blocks)}}},
 				},
 				Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &number}, {Protocol: &tcp, Port: &named}},
 			}},
@@ -80,7 +81,7 @@ func measureSpread(ctx context.Context, n *node, opt options, r *report) error {
 
 // policies measures a cluster whose policies are about the pods with these numbers.
 func (n *node) policies(ctx context.Context, opt options, r *report, about func(int) int) error {
-	r.Mix += fmt.Sprintf(". %d namespaces of %d applications; a policy selects one application and allows at two ports another of its namespace, one of a team's two namespaces, and a block with an exception", namespaces, applications)
+	r.Mix += fmt.Sprintf(". %d namespaces of %d applications; a policy selects one application and allows at two ports another of its namespace, one of a team's two namespaces, and one of %d blocks with an exception", namespaces, applications, blocks)
 	if err := n.addNamespaces(); err != nil {
 		return err
 	}

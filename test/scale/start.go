@@ -64,7 +64,7 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, memo
 		return err
 	}
 	if s.Flows.Realised != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
-		return fmt.Errorf("not everything is in the switch: %+v", s.Flows)
+		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are refused, %d keys are disputed", s.Flows.Realised, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
 	}
 	r.number("flows", float64(s.Flows.Flows), "", 0)
 	r.number("groups", float64(s.Flows.Groups), "", 0)
