@@ -33,7 +33,6 @@ type options struct {
 	local    int
 	rounds   int
 	logs     string
-	nice     int
 }
 
 // scenarios are what can be measured, by name.
@@ -56,7 +55,6 @@ func main() {
 	flag.IntVar(&opt.local, "local", 110, "pods of this node")
 	flag.IntVar(&opt.rounds, "n", 20, "how often each single change is measured")
 	flag.StringVar(&opt.logs, "logs", "", "directory that gets the agents' logs; nothing when empty")
-	flag.IntVar(&opt.nice, "nice", 0, "the priority of all that is measured, -20 to 19: on a machine that others use, a negative one shows what the program itself takes")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	err := run(ctx, strings.Split(*what, ","), *output, opt)
@@ -67,8 +65,8 @@ func main() {
 	}
 }
 
-// isolate starts the program again, with this priority, inside new network and mount namespaces, which end with it.
-func isolate(nice int) error {
+// isolate starts the program again inside new network and mount namespaces, which end with it.
+func isolate() error {
 	const inside = "WEFT_SCALE_INSIDE"
 	if os.Getenv(inside) != "" {
 		lo, err := netlink.LinkByName("lo")
@@ -84,10 +82,6 @@ func isolate(nice int) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	// A thread's priority, and so that of all that the new program starts.
-	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
-		return fmt.Errorf("set the priority: %w", err)
-	}
 	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
 }
 
@@ -100,7 +94,7 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 	if output != "table" && output != "json" {
 		return fmt.Errorf("-o %s: want table or json", output)
 	}
-	if err := isolate(opt.nice); err != nil {
+	if err := isolate(); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "ws")
@@ -118,7 +112,7 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 		}
 	}
 	for i, name := range names {
-		r := &report{Scenario: name, LoadBefore: load(), Nice: opt.nice}
+		r := &report{Scenario: name, LoadBefore: load()}
 		if err := measure(ctx, filepath.Join(dir, fmt.Sprint(i)), scenarios[name], opt, r); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}

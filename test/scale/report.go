@@ -22,8 +22,6 @@ type report struct {
 	// LoadBefore and LoadAfter are the machine's load averages of one minute: how much else it had to do.
 	LoadBefore float64 `json:"loadBefore"`
 	LoadAfter  float64 `json:"loadAfter"`
-	// Nice is the priority of what was measured, as nice(1) has it.
-	Nice int `json:"nice"`
 }
 
 // figure is one measured thing. A time that was measured more than once has its median in Value.
@@ -65,7 +63,7 @@ func (r *report) print(w io.Writer, format string) error {
 	if format == "json" {
 		return json.NewEncoder(w).Encode(r)
 	}
-	fmt.Fprintf(w, "%s: %s\nLoad of the machine (one minute): %.1f before, %.1f after; %d processors; priority of what is measured (nice): %d\n\n", r.Scenario, r.Mix, r.LoadBefore, r.LoadAfter, runtime.NumCPU(), r.Nice)
+	fmt.Fprintf(w, "%s: %s\nLoad of the machine (one minute): %.1f before, %.1f after; %d processors\n\n", r.Scenario, r.Mix, r.LoadBefore, r.LoadAfter, runtime.NumCPU())
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "value\t\taim\tmin\tmax\ttimes\t ")
 	for _, f := range r.Figures {
