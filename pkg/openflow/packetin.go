@@ -126,9 +126,7 @@ const (
 // ParsePacketIn reads the lines of a copy.
 func ParsePacketIn(head, data, packet string) (PacketIn, error) {
 	var p PacketIn
-	fail := func(err error) (PacketIn, error) {
-		return PacketIn{}, fmt.Errorf("read a packet's copy %q: %w", head, err)
-	}
+	fail := func(err error) error { return fmt.Errorf("read a packet's copy %q: %w", head, err) }
 	for field := range strings.FieldsSeq(head) {
 		name, value, _ := strings.Cut(field, "=")
 		var err error
@@ -141,19 +139,19 @@ func ParsePacketIn(head, data, packet string) (PacketIn, error) {
 			p.Cookie, err = strconv.ParseUint(value, 0, 64)
 		}
 		if err != nil {
-			return fail(err)
+			return PacketIn{}, fail(err)
 		}
 	}
 	text, ok := strings.CutPrefix(strings.TrimSpace(data), "userdata=")
 	if !ok {
-		return fail(fmt.Errorf("no userdata but %q", data))
+		return PacketIn{}, fail(fmt.Errorf("no userdata but %q", data))
 	}
 	var err error
 	if p.Data, err = encodinghex.DecodeString(strings.ReplaceAll(text, ".", "")); err != nil {
-		return fail(err)
+		return PacketIn{}, fail(err)
 	}
 	if err := p.headers(packet); err != nil {
-		return fail(err)
+		return PacketIn{}, fail(err)
 	}
 	return p, nil
 }
