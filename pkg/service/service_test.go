@@ -42,10 +42,10 @@ func TestGolden(t *testing.T) {
 			for i := range archive.Files {
 				f := &archive.Files[i]
 				var got string
-				switch name := f.Name; {
-				case name == "objects.yaml":
+				switch name := f.Name; name {
+				case "objects.yaml":
 					continue
-				case name == "problems":
+				case "problems":
 					got = strings.Join(problems, "\n") + "\n"
 				default:
 					views++
