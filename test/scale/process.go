@@ -103,24 +103,31 @@ func (n *node) halt() error {
 	return err
 }
 
-// memory is what the process holds now, and the most that it ever held, in MB.
-func (p *process) memory() (now, most float64, err error) {
+// memory is what a process holds, in MB.
+type memory struct {
+	now, most float64
+	// file is what of now are pages of the program's file, which the kernel can drop and read again.
+	file float64
+}
+
+func (p *process) memory() (memory, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
-		return 0, 0, err
+		return memory{}, err
 	}
+	var m memory
 	for line := range strings.Lines(string(b)) {
 		name, rest, _ := strings.Cut(line, ":")
-		into := map[string]*float64{"VmRSS": &now, "VmHWM": &most}[name]
+		into := map[string]*float64{"VmRSS": &m.now, "VmHWM": &m.most, "RssFile": &m.file}[name]
 		if fields := strings.Fields(rest); into != nil && len(fields) == 2 {
 			kilobytes, err := strconv.ParseFloat(fields[0], 64)
 			if err != nil {
-				return 0, 0, fmt.Errorf("read the agent's memory: %w", err)
+				return memory{}, fmt.Errorf("read the agent's memory: %w", err)
 			}
 			*into = kilobytes * 1024 / 1e6
 		}
 	}
-	return now, most, nil
+	return m, nil
 }
 
 // processor is how much of the processor a process has used: other programs of the machine make it wait, but change this little.

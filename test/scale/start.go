@@ -29,7 +29,7 @@ func container() corev1.Container {
 }
 
 // coldStart starts the agent on an empty switch.
-func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, memory float64) error {
+func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aimed float64) error {
 	vswitchd, err := n.vswitchd()
 	if err != nil {
 		return err
@@ -50,15 +50,16 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, memo
 	if err != nil {
 		return err
 	}
-	now, most, err := n.runs.memory()
+	m, err := n.runs.memory()
 	if err != nil {
 		return err
 	}
 	r.time("cold start: from the agent's start until all is in the switch and the agent ready", took, aim)
 	r.time("processor time of the agent until then", used, 0)
 	r.time("processor time of ovs-vswitchd until then", after-before, 0)
-	r.number("agent's memory then (VmRSS)", now, "MB", memory)
-	r.number("agent's memory at most until then (VmHWM)", most, "MB", memory)
+	r.number("agent's memory then (VmRSS)", m.now, "MB", aimed)
+	r.number("of that, pages of the program's file (RssFile)", m.file, "MB", 0)
+	r.number("agent's memory at most until then (VmHWM)", m.most, "MB", 0)
 	s, err := n.status(ctx)
 	if err != nil {
 		return err
@@ -74,13 +75,13 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, memo
 
 // restart starts the agent anew while everything is in the switch: it must not change anything there. The memory is that of a while
 // of running before it.
-func (n *node) restart(ctx context.Context, r *report, memory float64) error {
-	now, most, err := n.runs.memory()
+func (n *node) restart(ctx context.Context, r *report, aimed float64) error {
+	m, err := n.runs.memory()
 	if err != nil {
 		return err
 	}
-	r.number("agent's memory after the changes (VmRSS)", now, "MB", memory)
-	r.number("agent's memory at most (VmHWM)", most, "MB", 0)
+	r.number("agent's memory after the changes (VmRSS)", m.now, "MB", aimed)
+	r.number("agent's memory at most (VmHWM)", m.most, "MB", 0)
 	c, err := n.watch(ctx)
 	if err != nil {
 		return err
