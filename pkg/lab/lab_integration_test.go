@@ -391,7 +391,7 @@ func TestExamples(t *testing.T) {
 	const shop, policies = "../../examples/shop", "../../examples/shop-policies"
 	labtest.Up(t, "shop", "-f", shop)
 	out, err := labtest.Run(labtest.Weftctl(t, "probe", "--name=shop"))
-	if err != nil || !strings.Contains(out, "35 as promised") {
+	if err != nil || !strings.Contains(out, "55 as promised") {
 		t.Errorf("probe of the shop: %v\n%s", err, out)
 	}
 	labtest.Down(t, "shop")

@@ -115,7 +115,8 @@ func (j journey) String() string {
 func (n *node) trace(flow string, established bool) (string, error) {
 	params := []string{model.BridgeName, flow}
 	if established {
-		params = append(params, "--ct-next", "trk,est,rpl")
+		// A reply of a connection that was let through.
+		params = []string{model.BridgeName, fmt.Sprintf("ct_mark=%d,%s", flows.MarkAllowed, flow), "--ct-next", "trk,est,rpl"}
 	}
 	const timeout = 10 * time.Second
 	conn, err := net.DialTimeout("unix", n.path(unixctl), timeout)
