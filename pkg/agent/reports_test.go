@@ -125,8 +125,8 @@ func TestFlowReportsOfAnObject(t *testing.T) {
 	}
 	// Many endpoints are chosen in two steps, and both are shown.
 	many := web()
-	for i := range 250 {
-		many.Ports[0].Cluster = append(many.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, 3, byte(i)}), Port: 8080, Weight: 1})
+	for i := range 2000 { // more than one group holds
+		many.Ports[0].Cluster = append(many.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 250, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
 	}
 	view = shop(many)
 	actual, desired = realised(t, view)
