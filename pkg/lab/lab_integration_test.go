@@ -397,6 +397,9 @@ func TestExamples(t *testing.T) {
 	labtest.Down(t, "shop")
 	l := labtest.Up(t, "shop", "-f", shop, "-f", policies)
 	r := l.Probe()
+	if r.Counts[lab.AsPromised] != len(r.Probes) || len(r.Probes) != 55 {
+		t.Errorf("with policies: %v of %d, want 55 as promised", r.Counts, len(r.Probes))
+	}
 	for _, p := range r.Probes {
 		target := r.Targets[p.To]
 		if target.Kind != "pod" || p.From == target.Name {

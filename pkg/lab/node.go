@@ -33,8 +33,9 @@ const (
 
 	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
 	ovsTimeout = "--timeout=20"
-	// readyTimeout bounds how long a program may take to answer after it was started, on a busy machine.
-	readyTimeout = time.Minute
+	// readyTimeout bounds how long a program may take to answer after it was started, on a busy and emulated machine. One that
+	// ends is not waited for.
+	readyTimeout = 5 * time.Minute
 	readyPoll    = 20 * time.Millisecond
 	restartPause = 500 * time.Millisecond
 	// reportTimeout bounds how long an agent may take to say how it is; one that was stopped never does.
