@@ -152,12 +152,16 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
 	if len(now.Flows) == 0 && len(now.Groups) == 0 {
 		return
 	}
-	has := owned{groups: now.Groups}
-	for _, f := range now.Flows {
+	has := owned{groups: now.Groups, keys: make([]openflow.Key, len(now.Flows))}
+	for i, f := range now.Flows {
+		list := c.contributions[f.Key]
+		if len(list) > 0 {
+			f.Key = list[0].Key // equal, but thousands of policies share one text then
+		}
 		t.keys[f.Key] = true
 		// A sorted list, so that the fold in settle does not depend on who came first.
-		c.contributions[f.Key] = insertSorted(c.contributions[f.Key], f)
-		has.keys = append(has.keys, f.Key)
+		c.contributions[f.Key] = insertSorted(list, f)
+		has.keys[i] = f.Key
 	}
 	for _, g := range now.Groups {
 		c.numbers.want(g.ID, o)

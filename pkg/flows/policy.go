@@ -2,6 +2,7 @@ package flows
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/digitalocean/go-openvswitch/ovs"
@@ -113,8 +114,10 @@ func (b *builder) rule(s stage, r model.PolicyRule) {
 			continue
 		}
 		for k, conditions := range dimensions {
+			b.flows = slices.Grow(b.flows, len(conditions)+1)
+			clause := openflow.Conjunction(r.ID, k+1, len(dimensions))
 			for _, c := range conditions {
-				b.add(in{s.allow, prioNormal, c.proto, c.match}, openflow.Conjunction(r.ID, k+1, len(dimensions)))
+				b.add(in{s.allow, prioNormal, c.proto, c.match}, clause)
 			}
 		}
 		b.allow(s, in{s.allow, prioNormal, openflow.Protocol(any), matches(openflow.ConjunctionID(r.ID))}, r)

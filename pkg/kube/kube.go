@@ -16,6 +16,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -47,6 +48,8 @@ func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
 		cfg.Host = server
 	}
 	cfg.UserAgent = "weft-agent"
+	// What the API server sends is a third of what an agent computes at its start on a large cluster; JSON costs several times as much.
+	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return kubernetes.NewForConfig(cfg)
 }
 

@@ -177,19 +177,21 @@ func hex(v uint32) string {
 }
 
 // Source matches packets from a range, of either family. It says nothing of the protocol; see Protocol.
-func Source(p netip.Prefix) ovs.Match {
-	if p.Addr().Is4() {
-		return ovs.NetworkSource(prefixText(p))
-	}
-	return ovs.IPv6Source(prefixText(p))
-}
+func Source(p netip.Prefix) ovs.Match { return rangeMatch("nw_src=", "ipv6_src=", p) }
 
 // Destination matches packets to a range, of either family.
-func Destination(p netip.Prefix) ovs.Match {
-	if p.Addr().Is4() {
-		return ovs.NetworkDestination(prefixText(p))
+func Destination(p netip.Prefix) ovs.Match { return rangeMatch("nw_dst=", "ipv6_dst=", p) }
+
+// rangeMatch is what go-openvswitch's matches of addresses give, which parse the text to see that it is an address: policies
+// have a hundred thousand of them.
+func rangeMatch(v4, v6 string, p netip.Prefix) ovs.Match {
+	switch {
+	case !p.IsValid():
+		return invalid{fmt.Errorf("%s%s is no range", v6, p)}
+	case p.Addr().Is4():
+		return textMatch(v4 + prefixText(p))
 	}
-	return ovs.IPv6Destination(prefixText(p))
+	return textMatch(v6 + prefixText(p))
 }
 
 // Protocol is the match prerequisite of an address: ip or ipv6.
