@@ -86,15 +86,19 @@ func TestKubeletProbes(t *testing.T) {
 		}
 		return nil
 	})
-	found, err := env.podsByName(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range bad {
-		if p := found[s.Name]; isReady(p) || p.Status.Phase != corev1.PodRunning {
-			t.Errorf("%s is ready=%v, want a running pod that is not ready: %s", s.Name, isReady(p), podProblem(p))
+	// The kubelet's events may be ahead of the status that it writes.
+	must(t, time.Minute, func(ctx context.Context) error {
+		found, err := env.podsByName(ctx)
+		if err != nil {
+			return err
 		}
-	}
+		for _, s := range bad {
+			if p := found[s.Name]; isReady(p) || p.Status.Phase != corev1.PodRunning {
+				return fmt.Errorf("%s is ready=%v, want a running pod that is not ready: %s", s.Name, isReady(p), podProblem(p))
+			}
+		}
+		return nil
+	})
 }
 
 // unhealthyPods are the pods for which the kubelet has reported a failing probe.
