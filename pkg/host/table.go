@@ -90,6 +90,12 @@ func rules(d Desired) []*knftables.Rule {
 			Comment: knftables.PtrTo(fmt.Sprintf("%s (%08x)", comment, sum.Sum32())),
 		})
 	}
+	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded packet, too.
+	masqueraded := func(comment string, words ...any) {
+		ports := fmt.Sprintf(":%d-65535", max(model.Geneve.UDPPort(), model.VXLAN.UDPPort())+1)
+		add(postroutingChain, comment+", UDP beside the tunnels' ports", append(slices.Clone(words), "meta l4proto udp masquerade to", ports, "fully-random")...)
+		add(postroutingChain, comment, append(slices.Clone(words), "masquerade fully-random")...)
+	}
 	for _, chain := range []string{preroutingChain, outputChain} {
 		add(chain, "to addresses of the node: perhaps a Service", "fib daddr type local", "jump", servicesChain)
 	}
@@ -125,11 +131,11 @@ func rules(d Desired) []*knftables.Rule {
 		add(postroutingChain, "pods to tunnel ports: never",
 			f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "drop")
 		// The endpoint is a hostNetwork pod of another node. That one knows no way to the Masquerade address.
-		add(postroutingChain, "out of a Service to another node: from the node's address",
-			f.header, "saddr", masquerade, "oifname !=", gateway, "masquerade fully-random")
+		masqueraded("out of a Service to another node: from the node's address",
+			f.header, "saddr", masquerade, "oifname !=", gateway)
 		if d.Masquerade {
-			add(postroutingChain, "pods to the world: from the node's address",
-				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix, "masquerade fully-random")
+			masqueraded("pods to the world: from the node's address",
+				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix)
 		}
 
 		// Rejected before it is routed: the Reject address is not the node's, so no process can listen there. The answer's
