@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/testenv"
 )
 
@@ -129,4 +130,30 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	}
 	slices.Sort(perPod)
 	t.Logf("connections for each pod: %v", perPod)
+}
+
+// What pods send beyond the pod network gets a source port that is no tunnel's: the userspace datapath would take the answer.
+func TestServiceMasqueradePorts(t *testing.T) {
+	c := upChanging(t, "svcmasq", "")
+	host, err := c.Status().Find("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group errgroup.Group
+	group.SetLimit(16)
+	for range 300 { // of which a port from the whole range would be too small in two dozen cases
+		group.Go(func() error {
+			answer, err := c.clients[0].ns.Dial(podns.UDP, netip.AddrPortFrom(host.IPs[0], 9), testenv.Patience(5*time.Second))
+			if err != nil || answer.Outcome != podns.Answered {
+				return fmt.Errorf("%s %s %w", answer.Outcome, answer.Detail, err)
+			}
+			if port := answer.Source.Port(); port <= model.Geneve.UDPPort() {
+				return fmt.Errorf("the source is %s", answer.Source)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
 }
