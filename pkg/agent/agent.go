@@ -230,6 +230,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}); err != nil {
 		return err
 	}
+	slim()
 	<-ctx.Done()
 	return nil
 }

@@ -76,7 +76,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 			l.stale = append(l.stale, flows.StaleGroups(actual, l.compiler.Desired())...)
 		}
 		delta = flows.Diff(actual, l.compiler.Desired())
-		clear(l.sent)
+		l.sent = map[ofswitch.Event]bool{} // a cleared one keeps the size that the first bundle gave it
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines somebody
 	}

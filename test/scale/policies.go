@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/apiserver"
 )
@@ -135,6 +135,9 @@ func (n *node) addNamespaces() error {
 	return n.api.Apply(apiserver.Namespaces, all)
 }
 
+// moreNumber is the number of a policy that comes later.
+func moreNumber(opt options, i int) int { return opt.policies + 37*i }
+
 // changePolicies measures one more policy, and a pod whose labels change.
 func (n *node) changePolicies(ctx context.Context, opt options, r *report) error {
 	c, err := n.watch(ctx)
@@ -146,7 +149,7 @@ func (n *node) changePolicies(ctx context.Context, opt options, r *report) error
 	var flowsAdded, flowsLabelled int
 	for i := range opt.rounds {
 		took, flows, _, err := c.after(ctx, func() error {
-			return n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("more", i), opt.policies+37*i, localNumber(i%opt.local)))
+			return n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("more", i), moreNumber(opt, i), localNumber(i%opt.local)))
 		})
 		if err != nil {
 			return fmt.Errorf("one more policy: %w", err)
@@ -154,13 +157,14 @@ func (n *node) changePolicies(ctx context.Context, opt options, r *report) error
 		added, flowsAdded = append(added, took), max(flowsAdded, flows)
 	}
 	for i := range opt.rounds {
-		// A pod of another node, in the namespace of one of ours, becomes what its policies allow, or is no longer.
+		// A pod of another node becomes one that the policy of the same round, above, allows.
 		number := localNumber(i%opt.local) + namespaces
-		if number%(otherNodes+1) == 0 {
+		application := fmt.Sprint("app", (localNumber(i%opt.local)/namespaces+moreNumber(opt, i)/500)%applications)
+		for podLabels(number)["app"] == application || number%(otherNodes+1) == 0 {
 			number += namespaces
 		}
 		labels := podLabels(number)
-		labels["app"] = fmt.Sprint("app", (number/namespaces+3)%applications)
+		labels["app"] = application
 		took, flows, _, err := c.after(ctx, func() error { return n.api.Put(apiserver.Pods, remotePod(number, labels)) })
 		if err != nil {
 			return fmt.Errorf("one pod's labels: %w", err)
