@@ -154,10 +154,21 @@ func (w *Watcher) Run(ctx context.Context) {
 	running.Wait()
 }
 
+// syncPoll is how often WaitSynced looks; client-go's own pause is as long as all that a node with few objects needs to start.
+const syncPoll = 10 * time.Millisecond
+
 // WaitSynced returns when every object that existed at the start was emitted.
 func (w *Watcher) WaitSynced(ctx context.Context) error {
-	if !cache.WaitForCacheSync(ctx.Done(), w.emitted...) {
-		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
+	ticker := time.NewTicker(syncPoll)
+	defer ticker.Stop()
+	for _, synced := range w.emitted {
+		for !synced() {
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
+			case <-ticker.C:
+			}
+		}
 	}
 	return nil
 }
