@@ -49,3 +49,56 @@ func BenchmarkCompileOnePod(b *testing.B) {
 		c.Update(s, []model.Owner{model.PodOwner(a)})
 	}
 }
+
+// manyServices are 10,000 Services of two endpoints each, on a node of the same cluster.
+func manyServices() *model.Snapshot {
+	s := cluster()
+	s.Services = map[string]model.Service{}
+	for i := range 10000 {
+		endpoint := func(n int) model.Endpoint {
+			return model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, byte(n >> 8), byte(n), 7}), Port: 8080}
+		}
+		service := model.Service{Name: fmt.Sprintf("ns%d/service%d", i/100, i), Ports: []model.ServicePort{{
+			Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}),
+			Cluster: []model.Endpoint{endpoint(2 * i), endpoint(2*i + 1)},
+		}}}
+		s.Services[service.Name] = service
+	}
+	return s
+}
+
+// BenchmarkServices10000 is the full compilation, of 5,000 nodes, too.
+func BenchmarkServices10000(b *testing.B) {
+	s := manyServices()
+	var d flows.Desired
+	for b.Loop() {
+		var err error
+		if d, err = flows.Compile(s); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(len(d.Flows)), "flows")
+	b.ReportMetric(float64(len(d.Groups)), "groups")
+}
+
+// BenchmarkOneService is one of them that loses an endpoint and gets it back: two changes.
+func BenchmarkOneService(b *testing.B) {
+	s := manyServices()
+	c := flows.NewCompiler()
+	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
+		b.Fatal(failed)
+	}
+	both := s.Services["ns7/service777"]
+	one := both
+	one.Ports = []model.ServicePort{both.Ports[0]}
+	one.Ports[0].Cluster = both.Ports[0].Cluster[:1]
+	for b.Loop() {
+		for _, service := range []model.Service{one, both} {
+			s.Services[service.Name] = service
+			d, _ := c.Update(s, []model.Owner{model.ServiceOwner(service.Name)})
+			if len(d.Set)+len(d.Delete)+len(d.SetGroups)+len(d.DeleteGroups) != 1 {
+				b.Fatalf("the change touched %d flows and %d groups, want its group only", len(d.Set)+len(d.Delete), len(d.SetGroups)+len(d.DeleteGroups))
+			}
+		}
+	}
+}
