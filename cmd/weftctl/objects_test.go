@@ -6,17 +6,17 @@ import (
 	"testing"
 
 	"github.com/weft-cni/weft/pkg/agent"
-	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 func TestPolicy(t *testing.T) {
 	many := []string{"a", "b", "c", "d", "e"}
 	web := agent.PolicyReport{Policy: "shop/web", Log: true, Rules: []agent.RuleReport{
-		{Direction: flows.Ingress, Rule: "0", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
-		{Direction: flows.Ingress, Rule: agent.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
+		{Direction: model.Ingress, Rule: "0", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
+		{Direction: model.Ingress, Rule: agent.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
 	}}
-	broken := agent.PolicyReport{Policy: "shop/broken", Problem: "no such port", Rules: []agent.RuleReport{{Direction: flows.Egress, Rule: agent.RuleDenied, Pods: many[:4]}}}
+	broken := agent.PolicyReport{Policy: "shop/broken", Problem: "no such port", Rules: []agent.RuleReport{{Direction: model.Egress, Rule: agent.RuleDenied, Pods: many[:4]}}}
 	socket := serve(t, map[string]any{"/v1/policies": []agent.PolicyReport{broken, web}, "/v1/policies?object=shop%2Fweb": []agent.PolicyReport{web}, "/v1/policies?object=none": []agent.PolicyReport{}})
 	for _, tc := range []struct {
 		args []string

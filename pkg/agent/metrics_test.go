@@ -78,7 +78,7 @@ func TestCountersOnlyGrow(t *testing.T) {
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}}}
 	both, one := policies(isolated("ns/p", a, b)), policies(isolated("ns/p", b))
 	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=drop", "ip,nw_dst=10.244.1.3 actions=drop"
-	denied := ruleID{"ns/p", flows.Ingress, flows.Denied}
+	denied := ruleID{"ns/p", model.Ingress, flows.Denied}
 	for i, step := range []struct {
 		policies map[string]model.Policy
 		packets  map[string]uint64
@@ -120,8 +120,8 @@ func TestRulesAreCounted(t *testing.T) {
 		"+trk,sctp,nw_dst=10.244.1.2": 1, "140,sctp,nw_dst=10.244.1.2": 4,
 	})
 	for id, want := range map[ruleID]uint64{
-		{"ns/p", flows.Ingress, 3}: 20, {"ns/p", flows.Ingress, 5}: 2, {"ns/p", flows.Ingress, flows.Denied}: 7,
-		{"ns/logs", flows.Ingress, 3}: 5, {"ns/logs", flows.Ingress, 5}: 0, {"ns/logs", flows.Ingress, flows.Denied}: 7,
+		{"ns/p", model.Ingress, 3}: 20, {"ns/p", model.Ingress, 5}: 2, {"ns/p", model.Ingress, flows.Denied}: 7,
+		{"ns/logs", model.Ingress, 3}: 5, {"ns/logs", model.Ingress, 5}: 0, {"ns/logs", model.Ingress, flows.Denied}: 7,
 	} {
 		if got, ok := now.rules[id]; !ok || got.Packets != want {
 			t.Errorf("%+v counted %+v, want %d packets", id, got, want)
@@ -171,7 +171,7 @@ func TestPolicyReports(t *testing.T) {
 	view := &model.Snapshot{Policies: policies(p, broken), Attachments: map[model.AttachmentKey]model.Attachment{}}
 	att := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{a}}
 	view.Attachments[att.Key()] = att
-	now := counts{rules: map[ruleID]openflow.Stats{{"ns/p", flows.Ingress, 3}: {Packets: 4, Bytes: 400}}}
+	now := counts{rules: map[ruleID]openflow.Stats{{"ns/p", model.Ingress, 3}: {Packets: 4, Bytes: 400}}}
 	status := Status{Quarantined: map[string]string{"policy/ns/broken": "it cannot be understood"}}
 	reports := policyReports(view, status, now, "")
 	if len(reports) != 2 || reports[0].Policy != "ns/broken" || reports[0].Problem != "it cannot be understood" || len(reports[0].Rules) != 1 || reports[0].Rules[0].Rule != RuleDenied {

@@ -27,7 +27,7 @@ type PolicyReport struct {
 
 // RuleReport is a rule of a policy, or what the policy denies.
 type RuleReport struct {
-	Direction flows.Direction `json:"direction"`
+	Direction model.Direction `json:"direction"`
 	// Rule is the rule's place in the policy's list, from 0, or "denied": what no rule of any policy of the pods allowed.
 	Rule string `json:"rule"`
 	// Pods are the pods of this node that it is about, less their namespace, which is the policy's. A pod that is not attached
@@ -47,7 +47,7 @@ func ruleName(rule int) string {
 	return strconv.Itoa(rule)
 }
 
-// policyReports says what the policies do. Names is empty for all of them, or one policy's namespace/name or name.
+// policyReports says what the policies do. Name is empty for all of them, or one policy's namespace/name or name.
 func (a *Agent) policyReports(ctx context.Context, name string) ([]PolicyReport, error) {
 	now, err := a.count(ctx)
 	if err != nil {
@@ -65,11 +65,9 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 		}
 		p := view.Policies[id]
 		r := PolicyReport{Policy: id, Log: p.Log, Problem: status.Quarantined[model.PolicyOwner(id).String()], Rules: []RuleReport{}}
-		for _, side := range []struct {
-			direction flows.Direction
-			*model.PolicySide
-		}{{flows.Ingress, p.Ingress}, {flows.Egress, p.Egress}} {
-			if side.PolicySide == nil {
+		for _, d := range []model.Direction{model.Ingress, model.Egress} {
+			side := p.Side(d)
+			if side == nil {
 				continue
 			}
 			// A rule whose named ports differ between pods is several in the model.
@@ -78,7 +76,7 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 				about[rule.Index] = append(about[rule.Index], rule.Pods...)
 			}
 			for _, index := range rulesInOrder(about) {
-				r.Rules = append(r.Rules, RuleReport{side.direction, ruleName(index), namesOf(about[index], pods), now.rules[ruleID{id, side.direction, index}]})
+				r.Rules = append(r.Rules, RuleReport{d, ruleName(index), namesOf(about[index], pods), now.rules[ruleID{id, d, index}]})
 			}
 		}
 		reports = append(reports, r)

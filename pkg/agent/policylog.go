@@ -148,22 +148,19 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 }
 
 // subject is the end of a packet that a policy's selector is about.
-func subject(d flows.Direction, p openflow.PacketIn) netip.Addr {
-	if d == flows.Egress {
+func subject(d model.Direction, p openflow.PacketIn) netip.Addr {
+	if d == model.Egress {
 		return p.Source
 	}
 	return p.Destination
 }
 
 // isolating lists the policies that deny together: those that isolate the packet's pod.
-func isolating(view *model.Snapshot, d flows.Direction, p openflow.PacketIn) []string {
+func isolating(view *model.Snapshot, d model.Direction, p openflow.PacketIn) []string {
 	addr := subject(d, p)
 	var names []string
 	for name, policy := range view.Policies {
-		side := policy.Ingress
-		if d == flows.Egress {
-			side = policy.Egress
-		}
+		side := policy.Side(d)
 		if side == nil {
 			continue
 		}

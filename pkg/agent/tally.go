@@ -31,7 +31,7 @@ type flowID struct {
 // ruleID is a rule of a policy, or what the policy denies.
 type ruleID struct {
 	policy    string // namespace/name
-	direction flows.Direction
+	direction model.Direction
 	rule      int // from 0, or flows.Denied
 }
 

@@ -18,7 +18,7 @@ type transport struct {
 var transports = []transport{
 	{model.TCP, ovs.ProtocolTCPv4, ovs.ProtocolTCPv6},
 	{model.UDP, ovs.ProtocolUDPv4, ovs.ProtocolUDPv6},
-	{model.SCTP, "sctp", "sctp6"},
+	{model.SCTP, openflow.ProtocolSCTPv4, openflow.ProtocolSCTPv6},
 }
 
 // of is the protocol's match in the family of an address.

@@ -3,7 +3,6 @@ package flows
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/digitalocean/go-openvswitch/ovs"
 
@@ -11,34 +10,18 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Direction is what a policy's rule is about, as seen from the pods that the policy selects, in the words of policyTypes.
-type Direction string
-
-// The directions.
-const (
-	Ingress Direction = "Ingress"
-	Egress  Direction = "Egress"
-)
-
 // stage is the two tables of one direction. The tables see every packet as the first of its connection looked, so the subject,
 // the pod that a policy selects, is always the source of egress and the destination of ingress.
 type stage struct {
-	direction         Direction
+	direction         model.Direction
 	allow, deny, next openflow.TableID
 	reason            Reason
 	subject, peer     func(netip.Prefix) ovs.Match
 }
 
 var stages = []stage{
-	{Egress, EgressPolicy, EgressDefault, IngressPolicy, PolicyEgress, openflow.Source, openflow.Destination},
-	{Ingress, IngressPolicy, IngressDefault, Restore, PolicyIngress, openflow.Destination, openflow.Source},
-}
-
-func (s stage) of(p model.Policy) *model.PolicySide {
-	if s.direction == Egress {
-		return p.Egress
-	}
-	return p.Ingress
+	{model.Egress, EgressPolicy, EgressDefault, IngressPolicy, PolicyEgress, openflow.Source, openflow.Destination},
+	{model.Ingress, IngressPolicy, IngressDefault, Restore, PolicyIngress, openflow.Destination, openflow.Source},
 }
 
 // policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies isolate one pod
@@ -46,7 +29,7 @@ func (s stage) of(p model.Policy) *model.PolicySide {
 func (b *builder) policy(p model.Policy) {
 	b.log = p.Log
 	for _, s := range stages {
-		side := s.of(p)
+		side := p.Side(s.direction)
 		if side == nil {
 			continue
 		}
@@ -237,7 +220,7 @@ func (b *builder) allowSelf(ips []netip.Addr) {
 // counts for both: both allow, or both deny, what it counted. What several conjunctions allow is counted for one of them.
 type Counter struct {
 	Key       openflow.Key
-	Direction Direction
+	Direction model.Direction
 	// Rule is the rule's place in the policy's list, from 0, or Denied.
 	Rule int
 }
@@ -250,7 +233,7 @@ func Counters(p model.Policy) ([]Counter, error) {
 	var counters []Counter
 	b := &builder{owner: model.PolicyOwner(p.Name)}
 	for _, s := range stages {
-		side := s.of(p)
+		side := p.Side(s.direction)
 		if side == nil {
 			continue
 		}
@@ -268,9 +251,9 @@ func Counters(p model.Policy) ([]Counter, error) {
 	return counters, b.err
 }
 
-func (b *builder) counters(to []Counter, d Direction, rule int) []Counter {
+func (b *builder) counters(to []Counter, d model.Direction, rule int) []Counter {
 	for _, f := range b.flows {
-		if !strings.HasPrefix(f.Actions, "conjunction(") { // no packet ends at a clause
+		if !isClause(f.Actions) { // no packet ends at a clause
 			to = append(to, Counter{f.Key, d, rule})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/digitalocean/go-openvswitch/ovs"
 
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -60,7 +61,7 @@ func sameFate(a, b Flow) bool {
 
 // Decision is what a policy decided about a packet that it has logged.
 type Decision struct {
-	Direction Direction
+	Direction model.Direction
 	// Rule is the rule's place in the policy's list, from 0, or Denied.
 	Rule int
 }

@@ -81,7 +81,7 @@ func TestCountersWhereOthersLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		for key, f := range desired.Flows {
-			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key, Direction: flows.Ingress, Rule: flows.Denied}) {
+			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key, Direction: model.Ingress, Rule: flows.Denied}) {
 				t.Errorf("%s: %s does not count", name, f)
 			}
 			if f.Copies() && f.Reason == "" && p.Log && !slices.ContainsFunc(counters, func(c flows.Counter) bool { return c.Key == key && c.Rule >= 0 }) {

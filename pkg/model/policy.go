@@ -15,6 +15,23 @@ type Policy struct {
 	Err string
 }
 
+// Side is the policy's part about a direction; nil when the policy is not about it.
+func (p Policy) Side(d Direction) *PolicySide {
+	if d == Egress {
+		return p.Egress
+	}
+	return p.Ingress
+}
+
+// Direction is what a policy or a rule is about, as seen from the pods that the policy selects.
+type Direction string
+
+// The directions, in the words of policyTypes.
+const (
+	Ingress Direction = "Ingress"
+	Egress  Direction = "Egress"
+)
+
 // PolicySide is one direction of a policy.
 type PolicySide struct {
 	// Pods are the addresses of this node's pods that are isolated, sorted.

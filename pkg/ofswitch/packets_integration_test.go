@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -66,7 +67,7 @@ func TestPackets(t *testing.T) {
 	if got.Table != 51 || got.Cookie != copying.Cookie || got.Protocol != "udp" || got.Source.String() != "10.9.0.1" || got.Destination.String() != "10.9.0.2" || got.SourcePort != 0x1234 || got.DestinationPort != 53 {
 		t.Errorf("the copy reads %+v", got)
 	}
-	if d, ok := flows.DecisionOf(got); !ok || d != (flows.Decision{Direction: flows.Egress, Rule: flows.Denied}) {
+	if d, ok := flows.DecisionOf(got); !ok || d != (flows.Decision{Direction: model.Egress, Rule: flows.Denied}) {
 		t.Errorf("the copy means %+v, %v", d, ok)
 	}
 

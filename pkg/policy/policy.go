@@ -11,25 +11,29 @@
 // Everything here is plain values and code without effects; nothing is locked or started.
 package policy
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
 
 // Protocol is a transport protocol. ICMP and others have none of these; rules with ports do not speak about them.
-type Protocol string
+type Protocol = model.Protocol
 
 // The protocols that a policy's ports can name.
 const (
-	TCP  Protocol = "TCP"
-	UDP  Protocol = "UDP"
-	SCTP Protocol = "SCTP"
+	TCP  = model.TCP
+	UDP  = model.UDP
+	SCTP = model.SCTP
 )
 
-// Direction is what a policy is about, as seen from the pods that it selects.
-type Direction string
+// Direction is what a policy or a rule is about.
+type Direction = model.Direction
 
-// The directions, in the words of policyTypes.
+// The directions.
 const (
-	Ingress Direction = "Ingress"
-	Egress  Direction = "Egress"
+	Ingress = model.Ingress
+	Egress  = model.Egress
 )
 
 // Policy is a NetworkPolicy.

@@ -60,7 +60,7 @@ func matches(all []portRange) []model.PortMatch {
 	for _, r := range all {
 		for from, end := uint32(r.from), uint32(r.to)+1; from < end; {
 			size := uint32(1) << min(bits.TrailingZeros32(from|1<<16), bits.Len32(end-from)-1)
-			out = append(out, model.PortMatch{Protocol: model.Protocol(r.protocol), Port: uint16(from), Mask: uint16(0x10000 - size)})
+			out = append(out, model.PortMatch{Protocol: r.protocol, Port: uint16(from), Mask: uint16(0x10000 - size)})
 			from += size
 		}
 	}

@@ -317,7 +317,7 @@ func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isol
 			if slices.Contains(rule.Pods, subject) &&
 				(rule.AnyPeer || slices.ContainsFunc(rule.Peers, func(x netip.Prefix) bool { return x.Contains(peer) })) &&
 				(rule.AnyPort || slices.ContainsFunc(rule.Ports, func(m model.PortMatch) bool {
-					return m.Protocol == model.Protocol(p.Protocol) && p.Port&m.Mask == m.Port
+					return m.Protocol == p.Protocol && p.Port&m.Mask == m.Port
 				})) {
 				return true, true
 			}

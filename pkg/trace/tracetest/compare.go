@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/flows"
-	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
 )
 
@@ -13,7 +12,7 @@ import (
 func Promise(view policy.Cluster, p Packet) policy.Verdict {
 	one := policy.Packet{Src: p.Src, Dst: p.Dst, Protocol: "ICMP"}
 	for _, protocol := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
-		if model.Protocol(protocol).Number() == p.Protocol {
+		if protocol.Number() == p.Protocol {
 			one.Protocol, one.Port = protocol, p.DstPort
 		}
 	}
