@@ -112,7 +112,7 @@ func joinProblems(problems ...string) string {
 	return strings.Join(slices.DeleteFunc(problems, func(p string) bool { return p == "" }), "; ")
 }
 
-// place where packets come to, and the endpoints that they get.
+// shownFrontend is a frontend before it has its endpoints and counters: where packets come to, and which endpoints they get.
 type shownFrontend struct {
 	report    FrontendReport
 	at        netip.AddrPort

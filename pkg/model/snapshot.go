@@ -27,7 +27,7 @@ type Snapshot struct {
 	Policies map[string]Policy
 	// ServicesRevision is the revision that last changed Services or ServiceCIDRs.
 	ServicesRevision uint64
-	// ServiceCIDRs are the ranges of ClusterIPs, as far as the API server tells them.
+	// ServiceCIDRs are the ranges of ClusterIPs, as far as the API server and the configuration tell them.
 	ServiceCIDRs []netip.Prefix
 	// KeepEstablished leaves connections alone that were allowed when they began.
 	KeepEstablished bool

@@ -1,6 +1,6 @@
 // Package trace follows packets through compiled flows, without Open vSwitch: tables, priorities, masks, conjunctions,
 // registers, groups and a model of connection tracking. What it says is held against ofproto/trace of a real switch by a
-// test. It serves weftctl trace and the tests that compare policies with what the flows do.
+// test. It serves the tests that compare what policies and Services promise with what the flows do.
 //
 // A Switch is made once and never changes, so any number of goroutines may trace with it. A Conntrack belongs to the
 // goroutine that uses it. There is no other state.
