@@ -86,6 +86,10 @@ bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch
 bench-cni: ## CNI ADD and DEL through Weft beside bridge and host-local
 	go run ./test/cnibench
 
+.PHONY: bench-scale
+bench-scale: ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods; needs root
+	go run ./test/scale
+
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
 	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)

@@ -36,15 +36,30 @@ func (i invalid) MarshalText() ([]byte, error) { return nil, i.err }
 // GoString implements ovs.Action and ovs.Match.
 func (i invalid) GoString() string { return fmt.Sprintf("openflow.invalid(%q)", i.err.Error()) }
 
+// marshaler is what ovs.Match and ovs.Action have in common.
+type marshaler interface{ MarshalText() ([]byte, error) }
+
+// textOf is MarshalText, without the copies for what is text already, as most of policies' hundred thousand flows are.
+func textOf(m marshaler) (string, error) {
+	switch m := m.(type) {
+	case textMatch:
+		return string(m), nil
+	case textAction:
+		return string(m), nil
+	}
+	text, err := m.MarshalText()
+	return string(text), err
+}
+
 // actionsText joins actions.
 func actionsText(actions []ovs.Action) (string, error) {
 	texts := make([]string, len(actions))
 	for i, a := range actions {
-		text, err := a.MarshalText()
+		text, err := textOf(a)
 		if err != nil {
 			return "", fmt.Errorf("action %#v: %w", a, err)
 		}
-		texts[i] = string(text)
+		texts[i] = text
 	}
 	return strings.Join(texts, ","), nil
 }

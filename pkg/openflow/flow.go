@@ -79,11 +79,11 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 		fields = append(fields, string(proto))
 	}
 	for _, m := range matches {
-		text, err := m.MarshalText()
+		text, err := textOf(m)
 		if err != nil {
 			return Flow{}, fmt.Errorf("flow in table %d: match %#v: %w", table, m, err)
 		}
-		fields = append(fields, string(text))
+		fields = append(fields, text)
 	}
 	f.Match = canonicalMatch(fields)
 	if i := strings.IndexFunc(f.Match, notText); i >= 0 {
