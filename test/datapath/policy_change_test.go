@@ -18,6 +18,9 @@ import (
 // becomesTrue bounds the time from a manifest's edit until packets do what it says.
 const becomesTrue = 2 * time.Second
 
+// quietFor is how long nothing has to come from a client that is not let in any more; it may be the machine that pauses.
+const quietFor = 600 * time.Millisecond
+
 // beat is a client that sends a datagram to each of a server's addresses every few milliseconds, and what of it arrives.
 type beat struct {
 	from *client
@@ -71,7 +74,7 @@ func (b *beat) closes(t *testing.T, what string, edit time.Time) {
 		if frames := b.after(edit); len(frames) > 0 {
 			last = frames[len(frames)-1].at
 		}
-		if time.Since(last) < 300*time.Millisecond {
+		if time.Since(last) < quietFor {
 			return fmt.Errorf("%s: %s is still let in", what, b.from.name)
 		}
 		return nil
@@ -106,6 +109,9 @@ func TestPolicyFollowsPods(t *testing.T) {
 		t.Helper()
 		for _, name := range names {
 			f(b[name], t, what, edit)
+		}
+		if problem := w.Status().Problem; problem != "" {
+			t.Fatalf("%s: %s", what, problem)
 		}
 	}
 	const nearName, farName, guestName = ns + "/near", ns + "/far", "other/guest"
