@@ -286,6 +286,45 @@ func TestOneBadObject(t *testing.T) {
 	}
 }
 
+// TestHalvesAreNeverOpen: when a bundle is halved because of somebody's flows, no half has a pod's port open before the flows of the
+// policy that isolates the pod.
+func TestHalvesAreNeverOpen(t *testing.T) {
+	sw := ofswitch.NewFake()
+	sw.Refuse(func(f openflow.Flow) bool { return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24") })
+	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	for _, c := range []state.Change{
+		state.SetNode{Node: node("n1", 1)}, state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}},
+		state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "closed"}},
+	} {
+		l.Submit(c)
+	}
+	for i := range byte(8) {
+		a := pod(string('a'+rune(i)), i+1)
+		l.Submit(podOf(a))
+		l.Submit(state.SetAttachment{Attachment: a})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	defer func() { stop(); <-ended }()
+	go func() { defer close(ended); _ = l.Run(ctx) }()
+	eventually(t, "all but the bad pod are programmed", func() bool { return l.Status().Realised > 0 })
+	isolated, open := false, 0
+	for _, d := range sw.Applied() {
+		for _, f := range d.Set {
+			isolated = isolated || f.Reason == flows.PolicyIngress
+			if f.Table == flows.Classifier && f.Owner.Kind == model.KindPod {
+				open++
+			}
+		}
+		if open > 0 && !isolated {
+			t.Fatal("a pod's port forwards before its policy is in")
+		}
+	}
+	if open != 7 {
+		t.Errorf("%d pods were programmed", open)
+	}
+}
+
 // TestStoppedLoopAnswers: a request that comes during or after the end must not hang: CNI's roll-backs depend on it.
 func TestStoppedLoopAnswers(t *testing.T) {
 	sw := ofswitch.NewFake()

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -161,7 +162,18 @@ func byOwner(d flows.Delta) []flows.Delta {
 		p.SetGroups = append(p.SetGroups, g)
 	}
 	list := make([]flows.Delta, 0, len(parts))
-	for _, o := range slices.SortedFunc(maps.Keys(parts), model.Owner.Compare) {
+	// Halves are not one atomic change any more, so a pod is never open before what isolates it: policies come before pods that come,
+	// and after pods that go.
+	rank := func(o model.Owner) int {
+		switch {
+		case o.Kind == model.KindPod && len(parts[o].Set) == 0:
+			return 0
+		case o.Kind == model.KindPolicy:
+			return 1
+		}
+		return 2
+	}
+	for _, o := range slices.SortedFunc(maps.Keys(parts), func(a, b model.Owner) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b)) }) {
 		list = append(list, *parts[o])
 	}
 	return list
