@@ -88,8 +88,8 @@ func labUpCommand(_ *client, name *string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up -f FILE|DIR…",
 		Short: "Bring a lab up",
-		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services and NetworkPolicies, and brings up what\n" +
-			"they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
+		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services, EndpointSlices and NetworkPolicies,\n" +
+			"and brings up what they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
 		Args: cobra.NoArgs,
 		Example: "  weftctl lab up -f examples/shop -f examples/shop-policies\n" +
 			"  weftctl lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",

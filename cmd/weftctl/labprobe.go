@@ -18,8 +18,8 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 		Use:   "probe",
 		Short: "Send real packets from every pod to every port, and show what came of it beside what the policies promise",
 		Long: "Every pod tries to reach every port of every pod and Service. The matrix shows for each pair what the NetworkPolicies\n" +
-			"promise and what the packets did, silence and refusal apart; where they differ, the packet's way through the pipeline follows, and the exit\n" +
-			"status is 1.",
+			"promise and what the packets did, silence and refusal apart; where they differ, the packet's way through the pipeline follows,\n" +
+			"and the exit status is 1.",
 		Args:    cobra.NoArgs,
 		Example: "  weftctl lab probe\n  weftctl lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
