@@ -1,9 +1,10 @@
 // Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
 // flow loop and the host's own network on the other.
 //
-// Loop.Run's goroutine owns desired state and writes the switch. Beside it run one goroutine that keeps the bridge right,
-// one that keeps the host's addresses, routes and masquerade right, one that follows the configuration file, and the
-// servers. They share nothing but what the Agent's mutex guards.
+// Loop.Run's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept right
+// has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, stale connections, the
+// policy log and others. One follows the configuration file, and the servers have theirs. They share what the Agent's mutex
+// guards, and the tally of counters, which has a mutex of its own.
 package agent
 
 import (
