@@ -282,7 +282,7 @@ func TestServiceUDPEndpointGone(t *testing.T) {
 		if err := from.ns.Do(func() (err error) { s.conn, err = net.DialUDP("udp", nil, to); return err }); err != nil {
 			t.Fatal(err)
 		}
-		defer s.conn.Close()
+		t.Cleanup(func() { s.conn.Close() })
 		labtest.Eventually(t, 5*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
 		for range 5 {
 			if got, err := askAgain(s.conn); err != nil || got != s.had {
@@ -346,7 +346,7 @@ func TestServiceTerminatingEndpoint(t *testing.T) {
 		if err := pod.ns.Do(func() (err error) { l, err = net.Listen("tcp", ":7100"); return err }); err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
+		t.Cleanup(func() { l.Close() })
 		go echo(l, name)
 	}
 	from := c.clients[0]
@@ -357,7 +357,7 @@ func TestServiceTerminatingEndpoint(t *testing.T) {
 		if err := from.ns.Do(func() (err error) { conn, err = net.DialTimeout("tcp", to, 5*time.Second); return err }); err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 		name, err := sayTo(conn)
 		if err != nil {
 			t.Fatal(err)
