@@ -72,6 +72,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		b.pipeline(s.KernelDatapath)
 		b.connections(s.KeepEstablished)
 		b.allowRejection()
+		b.notTwice()
 	case model.KindSelf:
 		b.self(s.Self)
 		b.allowNode(s.Self)

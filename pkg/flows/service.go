@@ -25,7 +25,8 @@ func (b *builder) service(s model.Service, self model.Node) {
 		if p.InternalLocal {
 			internal = sb.pool("local", p.Local)
 		}
-		sb.frontend(prioNormal, internal, sb.to(p.ClusterIP, p.Port)...)
+		// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
+		sb.frontend(prioHigh, internal, sb.to(p.ClusterIP, p.Port)...)
 		for _, ip := range p.ExternalIPs {
 			if !slices.Contains(p.LoadBalancerIPs, ip) {
 				sb.external(nil, sb.to(ip, p.Port)...)
@@ -44,6 +45,15 @@ func (b *builder) service(s model.Service, self model.Node) {
 func (b *builder) unserved(cidr netip.Prefix) {
 	for _, t := range transports {
 		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))}, reject(cidr.Addr().Is4()))
+	}
+}
+
+// notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever somebody writes into a
+// slice, and two Services whose endpoints are each other's addresses would send a packet to and fro until its time is over.
+func (b *builder) notTwice() {
+	for _, any := range families {
+		b.add(in{ConntrackState, prioLow, openflow.Protocol(any), matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
+			Origin.Is(OriginGateway), openflow.Source(openflow.Host(model.MasqueradeAddr(any.Is4()))))}, openflow.Goto(EgressPolicy))
 	}
 }
 
@@ -195,13 +205,18 @@ func (sb *serviceBuilder) pool(scope string, endpoints []model.Endpoint) *pool {
 // address, which leads to the same endpoint unless endpoints have changed.
 const maxAffinity = 65535 * time.Second
 
+// maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6 clients and spoofed
+// sources from outside among them, would fill its memory otherwise. Clients beyond that are sent by the hash of their address alone.
+// OVS counts the Service's flows with each new one, so more would make connections slow.
+const maxClients = 10000
+
 // learn makes the switch remember which bucket a client was sent to.
 func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 	number := sb.port.Protocol.Number()
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
 	_, port := openflow.PortFields(number)
 	return openflow.Learn{
-		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second),
+		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second), Limit: maxClients,
 		Specs: []openflow.LearnSpec{
 			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
 			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),

@@ -16,6 +16,8 @@ type Learn struct {
 	Cookie   uint64
 	// IdleTimeout and HardTimeout are in seconds; 0 is none.
 	IdleTimeout, HardTimeout uint16
+	// Limit is how many flows with the cookie the table may have before no more are learned; 0 is no limit.
+	Limit uint32
 	// Specs say what the learned flow matches and does. OVS wants what others depend on first: LearnFamily, LearnProtocol.
 	Specs []LearnSpec
 }
@@ -88,6 +90,9 @@ func (l Learn) Action() ovs.Action {
 	}
 	if l.Cookie != 0 {
 		args = append(args, "cookie=0x"+strconv.FormatUint(l.Cookie, 16))
+	}
+	if l.Limit != 0 {
+		args = append(args, "limit="+strconv.FormatUint(uint64(l.Limit), 10))
 	}
 	for _, s := range l.Specs {
 		if s.err != nil {
