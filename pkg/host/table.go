@@ -114,6 +114,9 @@ func rules(d Desired) []*knftables.Rule {
 			f.header, "saddr", masquerade, "return")
 		add(servicesChain, "not offered at loopback and link-local addresses",
 			f.header, "daddr", f.notOffered, "return")
+		// Anybody may write an address of the node and a tunnel's port into externalIPs, and would have all nodes' packets.
+		add(servicesChain, "tunnels: not a Service",
+			"meta nfproto", f.proto, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "return")
 		add(servicesChain, "external addresses that are the node's: to the switch",
 			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
 		add(servicesChain, "node ports: to the switch",
