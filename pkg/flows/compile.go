@@ -144,7 +144,17 @@ func (b *builder) add(i in, actions ...ovs.Action) { b.append("", i, actions...)
 
 func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
 
+// maxFlows is how many flows one owner may have. A Service's are its addresses times its endpoints when it has affinity, and a policy's
+// exceptions from ranges are many ranges each: a single object that anybody may write could ask for millions, and the node would do nothing else.
+const maxFlows = 250_000
+
 func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
+	if len(b.flows) >= maxFlows && why != PolicyEgress && why != PolicyIngress { // what isolates is always let in
+		if b.err == nil {
+			b.err = fmt.Errorf("it takes more than %d flows; make several objects of it, or ask for less", maxFlows)
+		}
+		return
+	}
 	f, err := openflow.New(i.table, i.priority, b.cookie, i.proto, i.match, actions...)
 	if err != nil {
 		if b.err == nil {

@@ -163,6 +163,9 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 	}
 	sb.add(in{ServiceLB, priority, sb.proto, match}, p.actions...)
 	for i, actions := range p.sticky {
+		if sb.err != nil {
+			return
+		}
 		chosen := also(match, Bucket.Is(p.buckets[i].ID))
 		sb.add(in{ServiceLB, priority + 1, sb.proto, chosen}, openflow.Goto(StickyEndpoint))
 		sb.add(in{StickyEndpoint, priority, sb.proto, chosen}, actions...)
