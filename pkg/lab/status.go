@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"os"
@@ -110,7 +111,7 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 	}
 	err = getJSON(ctx, client(directory(name)), method, "http://lab"+path, v)
 	switch {
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF): // perhaps just now
 		if left, leftErr := group.Leftovers(); leftErr == nil && len(left) > 0 {
 			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weftctl lab down` removes what is left", name)
 		}
