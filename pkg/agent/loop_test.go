@@ -290,7 +290,9 @@ func TestOneBadObject(t *testing.T) {
 // policy that isolates the pod.
 func TestHalvesAreNeverOpen(t *testing.T) {
 	sw := ofswitch.NewFake()
-	sw.Refuse(func(f openflow.Flow) bool { return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24") })
+	sw.Refuse(func(f openflow.Flow) bool {
+		return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24")
+	})
 	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
 	for _, c := range []state.Change{
 		state.SetNode{Node: node("n1", 1)}, state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}},

@@ -77,7 +77,7 @@ func (a *Agent) reportHealthCheck(service string, err error) {
 // addStale queues connections to be forgotten. It is called on the loop's goroutine and must not wait for the switch.
 func (a *Agent) addStale(stale []flows.Stale) {
 	a.mu.Lock()
-	a.stale = append(a.stale, stale...)
+	a.stale = flows.Bounded(append(a.stale, stale...))
 	a.mu.Unlock()
 	notify(a.pokeStale)
 }

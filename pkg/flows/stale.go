@@ -39,6 +39,27 @@ func StaleConnections(before, after model.Service) []Stale {
 	return stale
 }
 
+// maxStale is how many requests to the switch may wait.
+const maxStale = 1000
+
+// Bounded gives the same connections once each and, when they are too many to be named one by one, all connections to the
+// addresses instead: a Service may have many ports and addresses, and its endpoints may come and go as fast as somebody likes.
+func Bounded(stale []Stale) []Stale {
+	coarse := len(stale) > maxStale
+	seen := make(map[Stale]bool, len(stale))
+	out := stale[:0:0]
+	for _, s := range stale {
+		if coarse && s.Frontend.IsValid() {
+			s = Stale{Frontend: netip.AddrPortFrom(s.Frontend.Addr(), 0)}
+		}
+		if !seen[s] {
+			seen[s] = true
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
 // gone lists the endpoints that a frontend led to and leads to no more.
 func gone(frontend netip.AddrPort, before, after model.ServicePort) []Stale {
 	live := map[netip.AddrPort]bool{}
