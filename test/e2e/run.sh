@@ -11,7 +11,7 @@ cd "$(dirname "$0")/../.."
 IMAGE=${IMAGE:-dist/weft-image.tar}
 DIR=$(mktemp -d /tmp/weft-e2e.XXXXXX)
 NAME=e2e$$
-ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestExec|TestKubelet|TestHostPort|TestDNS|TestClusterIP|TestNodePort|TestExternalTrafficPolicy|TestServiceWithout'
+ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestExec|TestKubelet|TestHostPort|TestDNS|TestClusterIP|TestNodePort|TestExternalTrafficPolicy|TestServiceWithout|TestNetworkPolicy'
 
 mkdir -p bin
 go build -o bin/cluster ./test/cluster
