@@ -31,8 +31,10 @@ const (
 	// retryPause and maxRetryPause are how long the loop waits before it tries an unreachable switch again.
 	retryPause    = 200 * time.Millisecond
 	maxRetryPause = 2 * time.Second
-	// applyTimeout bounds one conversation with the switch.
-	applyTimeout = 30 * time.Second
+	// applyTimeout and applyTimePerFlow bound one conversation with the switch. A bundle is all or nothing, so one that a slow machine
+	// cannot finish in time would be begun for ever.
+	applyTimeout     = 30 * time.Second
+	applyTimePerFlow = time.Millisecond
 )
 
 // Loop takes changes, compiles them and makes them true on the switch. Its Run goroutine is the only one that writes

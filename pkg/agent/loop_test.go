@@ -327,6 +327,40 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	}
 }
 
+// patient notes how long it is given for the largest bundle.
+type patient struct {
+	*ofswitch.Fake
+	given time.Duration
+}
+
+func (s *patient) Apply(ctx context.Context, d flows.Delta) error {
+	if deadline, ok := ctx.Deadline(); ok {
+		s.given = max(s.given, time.Until(deadline))
+	}
+	return s.Fake.Apply(ctx, d)
+}
+
+// TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be in.
+func TestManyFlowsHaveTime(t *testing.T) {
+	sw := &patient{Fake: ofswitch.NewFake()}
+	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	l.Submit(state.SetNode{Node: node("n1", 1)})
+	endpoints := make([]model.Endpoint, 5000)
+	for i := range endpoints {
+		endpoints[i] = model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80, Weight: 1}
+	}
+	l.Submit(state.SetService{Service: model.Service{Name: "ns/big", Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints}}}})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); _ = l.Run(ctx) }()
+	eventually(t, "first programming", func() bool { return l.Status().Realised > 0 })
+	stop()
+	<-ended
+	if count := l.Status().Flows; count < 10_000 || sw.given < 38*time.Second {
+		t.Errorf("%d flows were given %s", count, sw.given)
+	}
+}
+
 // TestStoppedLoopAnswers: a request that comes during or after the end must not hang: CNI's roll-backs depend on it.
 func TestStoppedLoopAnswers(t *testing.T) {
 	sw := ofswitch.NewFake()
