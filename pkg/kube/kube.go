@@ -48,7 +48,7 @@ func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
 		cfg.Host = server
 	}
 	cfg.UserAgent = "weft-agent"
-	// What the API server sends is a third of what an agent computes at its start on a large cluster; JSON costs several times as much.
+	// On a large cluster decoding JSON is up to a third of what an agent computes at its start.
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return kubernetes.NewForConfig(cfg)
 }
