@@ -90,14 +90,14 @@ var (
 
 // affinity is a learn action such as a Service's group has.
 func affinity(vip netip.Addr, proto uint8) openflow.Learn {
-	source, _ := openflow.AddrFields(vip)
+	source, destination := openflow.AddrFields(vip)
+	_, port := openflow.PortFields(proto)
 	return openflow.Learn{
-		Table: 35, Priority: 100, Cookie: 0x5765050000000001, IdleTimeout: 10800, HardTimeout: 3,
+		Table: 35, Priority: 100, Cookie: 0x5765050000000001, IdleTimeout: 10800, Limit: 10000,
 		Specs: []openflow.LearnSpec{
-			openflow.LearnFamily(vip), openflow.LearnSame(source.All()), openflow.LearnDestination(vip),
-			openflow.LearnProtocol(proto), openflow.LearnDestinationPort(proto, 80), openflow.LearnRegister(4, 0), openflow.LearnRegister(5, 7),
+			openflow.LearnFamily(vip), openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()),
+			openflow.LearnProtocol(proto), openflow.LearnSame(port.All()),
 			openflow.LearnLoad(5, openflow.Register(3).Field().Bits(0, 15)), openflow.LearnLoad(0, openflow.Register(6).Field().All()),
-			openflow.LearnCopy(openflow.Register(7).Field().All(), openflow.Register(8).Field().All()),
 		},
 	}
 }
@@ -123,7 +123,7 @@ func everyGroup(t *testing.T) []openflow.Group {
 		newGroup(2, openflow.DPHash(), bucket(5, 100, to("10.0.0.1:80")), bucket(7, 1, to("[fd44::2]:65535", mark, label, openflow.AllLabel.Set(label6)))),
 		newGroup(0x57000003, openflow.Hash(openflow.IPSrc), bucket(0xffffff00-1, 65535, openflow.Resubmit(50)), bucket(0, 1, ovs.Drop())),
 		newGroup(4, openflow.Hash(openflow.SCTPDst, openflow.SCTPSrc, openflow.UDPDst, openflow.UDPSrc, openflow.TCPDst, openflow.TCPSrc, openflow.IPProto, openflow.IPv6Dst,
-			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.EthDst, openflow.EthSrc, openflow.XXRegister(1).Field(), openflow.Register(3).Field(),
+			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.EthDst, openflow.EthSrc, openflow.Register(3).Field(),
 			openflow.CTLabel, openflow.CTMark, openflow.IPSrc), bucket(1, 1, openflow.ToGroup(2)), bucket(2, 1, openflow.ToGroup(0x57000003))),
 		newGroup(5, openflow.DPHash(), bucket(1, 1, affinity(addr4, openflow.IPProtoTCP).Action(), openflow.Register(3).Set(5), to("10.0.0.1:80")),
 			bucket(2, 1, affinity(addr6, openflow.IPProtoUDP).Action(), to("[fd44::2]:80"))),
@@ -146,7 +146,7 @@ func everyFlow(t *testing.T) []string {
 	end := openflow.Goto(50)
 
 	// Matches, in an order that is not OVS's.
-	everything := m(openflow.TCPFlags(openflow.TCPSyn, openflow.TCPAck), openflow.DestinationPort(0x1f90, 0xfff0), openflow.SourcePort(0, 0x8000),
+	everything := m(openflow.DestinationPort(0x1f90, 0xfff0), openflow.SourcePort(0, 0x8000),
 		openflow.Destination(netip.MustParsePrefix("10.96.0.1/32")), openflow.Source(netip.MustParsePrefix("10.244.0.0/16")), ovs.InPortMatch(3),
 		openflow.TunnelSource(addr4), openflow.Register(9).Is(4), openflow.Register(15).Is(0), openflow.Register(2).Is(0xffffffff), openflow.Bits{Register: 0, Mask: 0xf}.Is(2),
 		openflow.Bits{Register: 1, Mask: 0xffffffff}.Is(2), openflow.Bits{Register: 3, Mask: 0xf0}.Is(0),
@@ -154,12 +154,11 @@ func everyFlow(t *testing.T) []string {
 		openflow.ConnectionState(openflow.StateTrk|openflow.StateNew|openflow.StateRpl|openflow.StateDNAT, openflow.StateInv|openflow.StateRel|openflow.StateEst),
 		openflow.ConjunctionID(0xffffffff))
 	add(tcp4, everything, ovs.Drop())
-	add(tcp6, append(m(openflow.Destination(netip.MustParsePrefix("fd44::/64")), openflow.DestinationPort(80, 0xffff), openflow.AllLabel.Is(label6),
-		openflow.MarkBits(0xffffffff).Is(0), openflow.ConnectionState(openflow.StateTrk|openflow.StateEst, 0)), openflow.XXRegister(2).Is(label6)...), ovs.Drop())
+	add(tcp6, m(openflow.Destination(netip.MustParsePrefix("fd44::/64")), openflow.DestinationPort(80, 0xffff), openflow.AllLabel.Is(label6),
+		openflow.MarkBits(0xffffffff).Is(0), openflow.ConnectionState(openflow.StateTrk|openflow.StateEst, 0)), ovs.Drop())
 	add(ip4, m(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0)), ovs.Drop())
 	add(ip6, m(openflow.ConnectionState(0, openflow.StateTrk), openflow.MarkBits(0xff00).Is(0), openflow.LabelBits{Hi: 1 << 63}.Is(openflow.Uint128{})), ovs.Drop())
-	add(tcp4, m(openflow.TCPFlags(openflow.TCPRst, 0), openflow.SourcePort(443, 0xffff)), ovs.Drop())
-	add(tcp4, m(openflow.TCPFlags(openflow.TCPFin|openflow.TCPPsh|openflow.TCPUrg, 0)), ovs.Drop())
+	add(tcp4, m(openflow.SourcePort(443, 0xffff)), ovs.Drop())
 	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6, openflow.ProtocolSCTPv4, openflow.ProtocolSCTPv6} {
 		add(proto, m(openflow.DestinationPort(0x1000, 0xf000)), ovs.Drop())
 		add(proto, m(openflow.DestinationPort(53, 0xffff)), ovs.Drop())
@@ -188,16 +187,14 @@ func everyFlow(t *testing.T) []string {
 	add(ip6, nil, openflow.Push(openflow.IPv6Src.All()), openflow.Push(reg(3).Bits(0, 15)), openflow.Pop(reg(4).Bits(16, 31)), openflow.Pop(openflow.IPv6Dst.All()))
 	add(ip4, nil, openflow.Move(openflow.CTLabel.Bits(0, 31), openflow.IPSrc.All()), openflow.Move(openflow.IPDst.All(), reg(12).All()), openflow.Move(reg(3).Bits(7, 7), reg(4).Bits(0, 0)),
 		openflow.Move(openflow.EthSrc.All(), openflow.EthDst.All()), openflow.Move(openflow.IPProto.All(), reg(3).Bits(8, 15)))
-	add(ip6, nil, openflow.Move(openflow.CTLabel.All(), openflow.IPv6Src.All()), openflow.Move(openflow.IPv6Dst.All(), openflow.XXRegister(1).Field().All()),
-		openflow.Move(openflow.XXRegister(3).Field().Bits(0, 31), reg(3).All()))
+	add(ip6, nil, openflow.Move(openflow.CTLabel.All(), openflow.IPv6Src.All()), openflow.Move(openflow.IPv6Dst.Bits(0, 31), reg(3).All()))
 	for proto, match := range map[uint8]ovs.Protocol{openflow.IPProtoTCP: tcp6, openflow.IPProtoUDP: ovs.ProtocolUDPv4, openflow.IPProtoSCTP: openflow.ProtocolSCTPv6} {
 		source, destination := openflow.PortFields(proto)
 		add(match, nil, openflow.Push(source.All()), openflow.Move(destination.All(), source.All()), openflow.Pop(destination.All()),
-			openflow.Move(openflow.CTMark.Bits(16, 31), source.All()), openflow.SetPort(source, 80), openflow.SetPort(destination, 0))
+			openflow.Move(openflow.CTMark.Bits(16, 31), source.All()))
 	}
-	add(ip4, nil, openflow.SetAddr(openflow.IPSrc, addr4), openflow.SetAddr(openflow.IPDst, addr4), openflow.Register(15).Set(0), openflow.Bits{Register: 3, Mask: 0xff}.Set(0),
+	add(ip4, nil, openflow.Register(15).Set(0), openflow.Bits{Register: 3, Mask: 0xff}.Set(0),
 		openflow.Bits{Register: 3, Mask: 0xffffffff}.Set(7))
-	add(ip6, nil, openflow.SetAddr(openflow.IPv6Src, addr6), openflow.SetAddr(openflow.IPv6Dst, addr6), openflow.XXRegister(1).Set(label6), openflow.XXRegister(1).Set(openflow.Uint128{Lo: 5}))
 
 	// Learning.
 	add(tcp4, nil, affinity(addr4, openflow.IPProtoTCP).Action(), openflow.Resubmit(50))

@@ -33,33 +33,13 @@ func ConnectionState(is, isNot ConnState) ovs.Match {
 		// OVS has another spelling for this, and nobody needs it.
 		return invalid{errors.New("ct_state: leave one of the eight states open")}
 	}
-	return flagMatch("ct_state", uint16(is), uint16(isNot), stateNames)
-}
-
-// TCP flags.
-const (
-	TCPFin uint16 = 1 << iota
-	TCPSyn
-	TCPRst
-	TCPPsh
-	TCPAck
-	TCPUrg
-)
-
-var tcpFlagNames = []string{"fin", "syn", "rst", "psh", "ack", "urg"}
-
-// TCPFlags matches TCP packets that have all flags of is and none of isNot.
-func TCPFlags(is, isNot uint16) ovs.Match { return flagMatch("tcp_flags", is, isNot, tcpFlagNames) }
-
-// flagMatch writes flags the way OVS prints them: in the bits' order.
-func flagMatch(field string, is, isNot uint16, names []string) ovs.Match {
-	if is&isNot != 0 || is|isNot == 0 || (is|isNot)>>len(names) != 0 {
-		return invalid{fmt.Errorf("%s cannot have %#x and lack %#x", field, is, isNot)}
+	if is&isNot != 0 || is|isNot == 0 {
+		return invalid{fmt.Errorf("ct_state cannot have %#x and lack %#x", is, isNot)}
 	}
 	var b strings.Builder
-	b.WriteString(field + "=")
-	for i, name := range names {
-		switch bit := uint16(1) << i; {
+	b.WriteString("ct_state=")
+	for i, name := range stateNames {
+		switch bit := ConnState(1) << i; {
 		case is&bit != 0:
 			b.WriteString("+" + name)
 		case isNot&bit != 0:

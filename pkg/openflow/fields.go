@@ -33,36 +33,13 @@ var (
 	UDPDst   = Field{"NXM_OF_UDP_DST", "udp_dst", 16, 63}
 	SCTPSrc  = Field{"OXM_OF_SCTP_SRC", "sctp_src", 16, 64}
 	SCTPDst  = Field{"OXM_OF_SCTP_DST", "sctp_dst", 16, 65}
-	regOrder = 20 // reg0 to reg15, then xxreg0 to xxreg3
+	regOrder = 20 // reg0 to reg15
 )
 
 // Field is the register as actions name it.
 func (r Register) Field() Field {
 	n := strconv.Itoa(int(r))
 	return Field{"NXM_NX_REG" + n, "reg" + n, 32, regOrder + int(r)}
-}
-
-// XXRegister is four registers together, xxreg0 (reg0 to reg3) to xxreg3: room for an IPv6 address.
-type XXRegister int
-
-func (x XXRegister) String() string { return "xxreg" + strconv.Itoa(int(x)) }
-
-// Field is the register as actions name it.
-func (x XXRegister) Field() Field {
-	n := strconv.Itoa(int(x))
-	return Field{"NXM_NX_XXREG" + n, "xxreg" + n, 128, regOrder + 16 + int(x)}
-}
-
-// Set writes the whole register.
-func (x XXRegister) Set(v Uint128) ovs.Action { return ovs.SetField(v.String(), x.String()) }
-
-// Is matches the whole register, in the spelling in which OVS prints it: four registers, the first with the highest bits.
-func (x XXRegister) Is(v Uint128) []ovs.Match {
-	first := Register(4 * x)
-	return []ovs.Match{
-		first.Is(uint32(v.Hi >> 32)), (first + 1).Is(uint32(v.Hi)),
-		(first + 2).Is(uint32(v.Lo >> 32)), (first + 3).Is(uint32(v.Lo)),
-	}
 }
 
 // Uint128 is the value of a field of 128 bits.
@@ -186,22 +163,6 @@ const (
 	IPProtoUDP  uint8 = 17
 	IPProtoSCTP uint8 = 132
 )
-
-// SetAddr writes an address into one of AddrFields.
-func SetAddr(f Field, a netip.Addr) ovs.Action {
-	if f.width != a.BitLen() {
-		return invalid{fmt.Errorf("set_field: %s cannot hold %s", f.nxm, a)}
-	}
-	return textAction("set_field:" + a.String() + "->" + f.name)
-}
-
-// SetPort writes a port into one of PortFields.
-func SetPort(f Field, port uint16) ovs.Action {
-	if f.width != 16 {
-		return invalid{fmt.Errorf("set_field: %q is no port", f.nxm)}
-	}
-	return textAction("set_field:" + strconv.Itoa(int(port)) + "->" + f.name)
-}
 
 // The protocols that go-openvswitch has no names for.
 const (
