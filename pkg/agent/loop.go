@@ -111,7 +111,7 @@ type Status struct {
 	Repairs uint64 `json:"repairs"`
 	// Error says why the switch cannot be reached; empty when it can.
 	Error string `json:"error,omitempty"`
-	// Quarantined are the owners whose flows are not in the switch, and why.
+	// Quarantined are the owners whose flows are not in the switch, but those that isolate pods, and why.
 	Quarantined map[string]string `json:"quarantined,omitempty"`
 	// Conflicts are match fields that several owners claim; the first has them.
 	Conflicts []string `json:"conflicts,omitempty"`

@@ -1,8 +1,8 @@
 // Package ofswitch delivers flows and groups to one bridge, reads them back, and watches the bridge for changes that others make.
 //
 // It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is. One
-// goroutine, the agent's, calls Apply, so the switch has one writer; the other methods may be called from anywhere. The
-// only state is a program in waiting (see spare.go).
+// goroutine, the agent's, calls Apply, so flows and groups have one writer; the other methods (some of which set meters or forget
+// connections) may be called from anywhere. The only state is a program in waiting (see spare.go).
 package ofswitch
 
 import (
