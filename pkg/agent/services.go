@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"net/netip"
+	"net/url"
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/config"
@@ -13,17 +14,31 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// serviceRoutes adds to what the node's network shall be the node's way to Services.
-func serviceRoutes(d *host.Desired, view *model.Snapshot) {
+// kubernetesService is the Service whose endpoints are the API servers.
+const kubernetesService = "default/kubernetes"
+
+// serviceRoutes adds to what the node's network shall be the node's way to Services. A route takes all ports of an address, so
+// there is none for addresses of nodes and API servers, whatever a Service says.
+func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
 	d.ServiceCIDRs = view.ServiceCIDRs
-	nodeAddrs := map[netip.Addr]bool{}
+	unrouted := map[netip.Addr]bool{}
 	for _, n := range view.Nodes {
 		for _, a := range n.Addrs {
-			nodeAddrs[a] = true
+			unrouted[a] = true
 		}
 	}
 	for _, a := range view.Self.Addrs {
-		nodeAddrs[a] = true
+		unrouted[a] = true
+	}
+	for _, p := range view.Services[kubernetesService].Ports {
+		for _, e := range p.Cluster {
+			unrouted[e.Addr] = true
+		}
+	}
+	if u, err := url.Parse(apiServer); err == nil {
+		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
+			unrouted[a] = true
+		}
 	}
 	for _, s := range view.Services {
 		for _, p := range s.Ports {
@@ -31,8 +46,12 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot) {
 				d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: p.ClusterIP.Is6(), Protocol: p.Protocol, Port: p.NodePort})
 			}
 			for _, ip := range slices.Concat(p.ExternalIPs, p.LoadBalancerIPs) {
-				if !nodeAddrs[ip] {
+				if !unrouted[ip] {
 					d.ServiceIPs = append(d.ServiceIPs, ip)
+				}
+				// Behind the node port nobody knows which address a client asked for, and so which clients it accepts: closed.
+				if len(p.LoadBalancerSources) > 0 && slices.Contains(p.LoadBalancerIPs, ip) {
+					continue
 				}
 				d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{Addr: ip, Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p)})
 			}

@@ -74,7 +74,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		Masquerade:     cfg.EgressMasquerade,
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
 	}
-	serviceRoutes(&desired, view)
+	serviceRoutes(&desired, view, cfg.APIServer)
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)

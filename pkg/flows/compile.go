@@ -289,6 +289,7 @@ func (b *builder) self(n model.Node) {
 		}
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
+		b.noService(cidr)
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
 		for _, tunnel := range model.TunnelTypes {
 			b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))},
@@ -313,6 +314,7 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},
 			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Commit))
+		b.noService(cidr)
 	}
 }
 

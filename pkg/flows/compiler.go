@@ -250,23 +250,28 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	var clauses []string
 	var seen map[string]bool // of clauses, once there are two
+	var owner model.Owner    // whose clauses are being added, from the number begun on
+	begun := 0
 	for _, f := range list {
 		if c.excluded[f.Owner] && !f.closes() {
 			continue
 		}
 		f = c.numbers.flow(f)
 		if !has {
-			result, has = f, true
+			result, has, owner = f, true, f.Owner
 			continue
 		}
 		switch {
 		case isClause(result.Actions) && isClause(f.Actions):
 			if seen == nil {
 				seen = make(map[string]bool, len(list))
-				clauses, _ = addClauses(nil, seen, result.Actions)
+				clauses, _ = addClauses(nil, seen, result.Actions, maxClauses)
+			}
+			if f.Owner != owner {
+				owner, begun = f.Owner, len(clauses)
 			}
 			var whole bool
-			if clauses, whole = addClauses(clauses, seen, f.Actions); !whole {
+			if clauses, whole = addClauses(clauses, seen, f.Actions, min(maxClauses, begun+maxOwnClauses)); !whole {
 				disputed = true
 			}
 		case !sameFate(result, f):
@@ -280,13 +285,13 @@ func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
 	return result, has, disputed
 }
 
-// addClauses adds those of a flow's clauses that are new, and says whether there was room for all.
-func addClauses(clauses []string, seen map[string]bool, actions string) ([]string, bool) {
+// addClauses adds those of a flow's clauses that are new, up to a number in all, and says whether there was room for them.
+func addClauses(clauses []string, seen map[string]bool, actions string, most int) ([]string, bool) {
 	for _, clause := range openflow.SplitActions(actions) {
 		if seen[clause] {
 			continue
 		}
-		if len(clauses) == maxClauses {
+		if len(clauses) >= most {
 			return clauses, false
 		}
 		seen[clause] = true
@@ -298,6 +303,9 @@ func addClauses(clauses []string, seen map[string]bool, actions string) ([]strin
 // maxClauses is how many clauses one flow may have. OVS 3.1 takes one more than 4,087 and then prints it no more; of 4,200 it says
 // that they are too big. What the later owners want beyond that is left out and reported as disputed: it stays closed.
 const maxClauses = 4000
+
+// maxOwnClauses is how many of them one owner may have: nobody's thousand rules shall take the room of others.
+const maxOwnClauses = 500
 
 // isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
 func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }

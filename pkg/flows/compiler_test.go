@@ -155,8 +155,8 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 	if len(failed) > 0 {
 		t.Fatal(failed)
 	}
-	if len(delta.Set) != 0 || len(delta.Delete) != 2 {
-		t.Errorf("removing a node sets %d and deletes %d flows, want 0 and its own 2", len(delta.Set), len(delta.Delete))
+	if len(delta.Set) != 0 || len(delta.Delete) != 3 {
+		t.Errorf("removing a node sets %d and deletes %d flows, want 0 and its own 3", len(delta.Set), len(delta.Delete))
 	}
 }
 

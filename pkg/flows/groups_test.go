@@ -350,3 +350,24 @@ func TestDiffOfGroups(t *testing.T) {
 		t.Errorf("delta = %+v; want the changed group set", d)
 	}
 }
+
+// TestOneOwnersClauses: nobody's many rules take the room of others in a flow that they share.
+func TestOneOwnersClauses(t *testing.T) {
+	greedy, modest := model.PolicyOwner("aaa/greedy"), model.PolicyOwner("zzz/modest")
+	const match = "table=50,priority=100,ip,nw_src=10.0.0.1 actions="
+	w := world{modest: {Flows: []Flow{line(t, modest, match+"conjunction(9999,1/2)")}}}
+	var many []Flow
+	for i := range maxClauses {
+		many = append(many, line(t, greedy, fmt.Sprintf("%sconjunction(%d,1/2)", match, i+1)))
+	}
+	w[greedy] = compiled{Flows: many}
+	c := w.compiler()
+	c.Update(nil, []model.Owner{greedy, modest})
+	got := openflow.SplitActions(c.Desired().Flows[many[0].Key].Actions)
+	if len(got) != maxOwnClauses+1 || !slices.Contains(got, "conjunction(9999,1/2)") {
+		t.Errorf("%d clauses, want %d of the first owner and the other's", len(got), maxOwnClauses)
+	}
+	if len(c.Conflicts()) != 1 {
+		t.Errorf("conflicts %v, want the one flow that lacks clauses", c.Conflicts())
+	}
+}

@@ -41,6 +41,12 @@ func (b *builder) service(s model.Service, self model.Node) {
 	}
 }
 
+// noService keeps the addresses of pods and gateways out of Services' reach: whoever may write a Service names its external
+// addresses, and must not draw other pods' clients to itself.
+func (b *builder) noService(podCIDR netip.Prefix) {
+	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
+}
+
 // unserved rejects what is sent to an address of a Service range at a port that no Service has.
 func (b *builder) unserved(cidr netip.Prefix) {
 	for _, t := range transports {
