@@ -322,10 +322,8 @@ func TestServiceUDPEndpointGone(t *testing.T) {
 // askAgain sends a datagram from a socket and reads who answers. Answers that came too late for the datagram before are not meant.
 func askAgain(conn *net.UDPConn) (string, error) {
 	buf := make([]byte, 512)
-	for late := error(nil); late == nil; {
-		if err := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
-			return "", err
-		}
+	late := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+	for late == nil {
 		_, late = conn.Read(buf)
 	}
 	if err := conn.SetReadDeadline(time.Now().Add(testenv.Patience(300 * time.Millisecond))); err != nil {
@@ -460,7 +458,8 @@ func TestServiceRollingReplacement(t *testing.T) {
 		for _, proto := range []podns.Proto{podns.TCP, podns.UDP} {
 			to := c.at(from, proto)
 			loops.Go(func() {
-				for !done.Load() {
+				// With pauses: the agents need the processor, too.
+				for ; !done.Load(); time.Sleep(testenv.Patience(5 * time.Millisecond)) {
 					answer, err := from.ns.Dial(proto, to, testenv.Patience(5*time.Second))
 					mu.Lock()
 					if err != nil || answer.Outcome != podns.Answered {
