@@ -89,12 +89,12 @@ func (b *builder) connections(keepEstablished bool) {
 func firstWay() ovs.Match { return openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl) }
 
 // turn gives the flows that turn replies of one family round, and back.
-func (b *builder) turn(any netip.Addr) {
+func (b *builder) turn(family netip.Addr) {
 	const service = MarkAllowed | MarkService
-	proto := openflow.Protocol(any)
-	source, destination := openflow.AddrFields(any)
+	proto := openflow.Protocol(family)
+	source, destination := openflow.AddrFields(family)
 	endpoint := openflow.CTLabel.All()
-	if any.Is4() {
+	if family.Is4() {
 		endpoint = openflow.CTLabel.Bits(0, 31)
 	}
 	reply := func(priority uint16, proto ovs.Protocol, mark uint32, actions ...[]ovs.Action) {
@@ -116,9 +116,9 @@ func (b *builder) turn(any netip.Addr) {
 		from, to := openflow.PortFields(t.protocol.Number())
 		savePorts := []ovs.Action{openflow.Push(from.All()), openflow.Push(to.All())}
 		restorePorts := []ovs.Action{openflow.Pop(to.All()), openflow.Pop(from.All())}
-		reply(prioRaised, t.of(any.Is4()), direct, saveAddrs, savePorts, exchange(source, destination), exchange(from, to))
-		reply(prioRaised, t.of(any.Is4()), served, saveAddrs, savePorts, take(source, destination, endpoint), take(from, to, openflow.CTMark.Bits(16, 31)))
-		b.add(in{Restore, prioRaised, t.of(any.Is4()), matches(Turned.Is(Turned.Mask))}, append(append(restorePorts, restoreAddrs...), forward...)...)
+		reply(prioRaised, t.of(family.Is4()), direct, saveAddrs, savePorts, exchange(source, destination), exchange(from, to))
+		reply(prioRaised, t.of(family.Is4()), served, saveAddrs, savePorts, take(source, destination, endpoint), take(from, to, openflow.CTMark.Bits(16, 31)))
+		b.add(in{Restore, prioRaised, t.of(family.Is4()), matches(Turned.Is(Turned.Mask))}, append(append(restorePorts, restoreAddrs...), forward...)...)
 	}
 }
 
