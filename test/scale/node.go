@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -166,9 +165,4 @@ func (n *node) empty(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// quiet is a logger for libraries that must not disturb the figures.
-func quiet() *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

@@ -129,7 +129,7 @@ func (n *node) restart(ctx context.Context, r *report, aimed float64) error {
 func (n *node) vswitchd() (int, error) {
 	pids := n.ovs.PIDs()
 	if len(pids) != 2 {
-		return 0, fmt.Errorf("Open vSwitch has %d processes, want 2", len(pids))
+		return 0, fmt.Errorf("count the processes of Open vSwitch: %d, want 2", len(pids))
 	}
 	return pids[1], nil
 }
