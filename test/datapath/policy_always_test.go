@@ -88,21 +88,22 @@ func (w *walled) icmpErrors(t *testing.T, asker, server *client, shut []netip.Ad
 		if !v4 {
 			network, level, option, discover, value = "udp6", unix.IPPROTO_IPV6, unix.IPV6_MTU, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
 		}
-		var conn net.Conn
+		var conn *net.UDPConn
 		if err := asker.ns.Do(func() (err error) {
-			conn, err = net.Dial(network, netip.AddrPortFrom(addr, 9).String())
+			conn, err = net.DialUDP(network, nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(addr, 9)))
 			return err
 		}); err != nil {
 			t.Fatal(err)
 		}
-		raw, err := conn.(*net.UDPConn).SyscallConn()
+		raw, err := conn.SyscallConn()
 		if err != nil {
 			t.Fatal(err)
 		}
 		control := func(f func(fd int) error) {
 			t.Helper()
 			var failed error
-			if err := errors.Join(raw.Control(func(fd uintptr) { failed = f(int(fd)) }), failed); err != nil {
+			err := raw.Control(func(fd uintptr) { failed = f(int(fd)) })
+			if err := errors.Join(err, failed); err != nil {
 				t.Fatal(err)
 			}
 		}

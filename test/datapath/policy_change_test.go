@@ -126,7 +126,7 @@ func TestPolicyFollowsPods(t *testing.T) {
 	}
 	check("a pod's label comes", w.write(t, "pods.yaml", pods(", role: friend", "")...), opens, nearName, farName)
 	// Terminating pods have their rights as long as they have their address.
-	edit := w.write(t, "pods.yaml", pods(", role: friend", `, deletionTimestamp: "2026-01-02T03:04:05Z"`)...)
+	w.write(t, "pods.yaml", pods(", role: friend", `, deletionTimestamp: "2026-01-02T03:04:05Z"`)...)
 	time.Sleep(time.Second)
 	check("a pod terminates", time.Now(), opens, nearName, farName)
 	ended := strings.ReplaceAll(strings.Join(pods(", role: friend", ""), ""), "---\n", "---\nstatus: {phase: Succeeded}\n")
@@ -138,7 +138,7 @@ func TestPolicyFollowsPods(t *testing.T) {
 	check("the server is selected no longer", w.write(t, "server.yaml", open), opens, all...)
 	check("the server is selected again", w.write(t, "server.yaml", server), closes, all...)
 	// Isolated pods stay isolated while they terminate, and when they have ended but stand.
-	edit = w.write(t, "server.yaml", strings.Replace(server, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
+	edit := w.write(t, "server.yaml", strings.Replace(server, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
 	time.Sleep(time.Second)
 	w.write(t, "server.yaml", server+"status: {phase: Succeeded}\n")
 	time.Sleep(time.Second)
