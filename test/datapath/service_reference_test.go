@@ -159,7 +159,7 @@ type experience struct {
 }
 
 // compare says in what experience differs from expectation; empty is not at all.
-func (want expectation) compare(got experience, v4 bool) string {
+func (want expectation) compare(got experience) string {
 	var wrong []string
 	for outcome, n := range got.outcomes {
 		if outcome != want.outcome {
