@@ -27,6 +27,7 @@ const (
 	// attachAtOnce bounds the CNI requests under way; a kubelet, too, starts pods in parallel.
 	attachAtOnce = 8
 	podInterface = "eth0"
+	attempts     = 3
 	// grace is how long a pod that goes serves on while the agents learn of it; in a cluster it is half a minute.
 	grace = 500 * time.Millisecond
 )
@@ -193,7 +194,7 @@ func (p *pod) start() (err error) {
 		}
 	}()
 	if !p.onHost() {
-		if err := p.call("ADD"); err != nil {
+		if err := p.attach(); err != nil {
 			return err
 		}
 	}
@@ -206,6 +207,20 @@ func (p *pod) start() (err error) {
 		return errors.Join(err, p.call("DEL"))
 	}
 	return nil
+}
+
+// attach has the pod connected. Like a kubelet it tries again: on a busy machine the agent may not keep the runtime's time.
+func (p *pod) attach() error {
+	var err error
+	for range attempts {
+		if err = p.call("ADD"); err == nil {
+			return nil
+		}
+		if undo := p.call("DEL"); undo != nil {
+			return errors.Join(err, undo)
+		}
+	}
+	return err
 }
 
 // call does what weft-cni does when the runtime runs it, with the configuration that the agent wrote for it.
