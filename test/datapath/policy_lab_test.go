@@ -29,12 +29,17 @@ import (
 type walled struct {
 	*labtest.Lab
 	dir string
+	// files is where the machine sees each node's own files.
+	files map[string]string
 }
 
 func upWalled(t *testing.T, name string, files map[string]string) *walled {
 	t.Helper()
-	w := &walled{dir: labtest.Write(t, files)}
+	w := &walled{dir: labtest.Write(t, files), files: map[string]string{}}
 	w.Lab = labtest.Up(t, name, "-f", w.dir, "--nodes=2", "--ip-family=dual")
+	for _, n := range w.Status().Nodes {
+		w.files[n.Name] = n.Files
+	}
 	return w
 }
 
@@ -123,7 +128,7 @@ func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 // report asks a node's agent, as weftctl does.
 func (w *walled) report(t *testing.T, node, path string, v any) {
 	t.Helper()
-	socket := w.node(t, node).Files + "/run/weft/agent.sock"
+	socket := w.files[node] + "/run/weft/agent.sock" // without Status, which asks every agent for everything
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
