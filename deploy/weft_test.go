@@ -81,7 +81,11 @@ func agent(t *testing.T) corev1.Container {
 func TestPermissions(t *testing.T) {
 	want := `"" nodes: get, list, watch
 "" nodes/status: patch
-"" pods: get, list, watch
+"" pods, namespaces: get, list, watch
+"networking.k8s.io" networkpolicies: get, list, watch
+"" services: get, list, watch
+"discovery.k8s.io" endpointslices: get, list, watch
+"networking.k8s.io" servicecidrs: get, list, watch
 "" events: create, patch
 `
 	var got strings.Builder
