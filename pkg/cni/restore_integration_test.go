@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -104,6 +105,11 @@ func TestRestoreLeavesRequestsAlone(t *testing.T) {
 	<-n.flows.entered
 	n.eventually("the port is there", func() bool { return len(n.attached()) == 1 })
 	att := n.attached()[0]
+	// ADD waits for the port's number beside the flows, and fails for good reason when the port goes before it has one.
+	n.eventually("the port has its number", func() bool {
+		out, err := n.ovs.Run(n.ctx, "ovs-vsctl", "--timeout=10", "get", "Interface", att.HostIfName, "ofport")
+		return err == nil && strings.TrimSpace(out) == strconv.Itoa(int(att.OFPort))
+	})
 	check(t, n.db.RemovePort(n.ctx, att.HostIfName))
 	n.wantRestored()
 	release()
