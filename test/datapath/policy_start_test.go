@@ -12,15 +12,18 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 const (
 	startRounds   = 10
 	startsInRound = 10
 	floodPort     = 8080
-	// floodEvery is the time between two rounds of a flood: each pod is sent eight frames in that time.
-	floodEvery = 5 * time.Millisecond
 )
+
+// floodEvery is the time between two rounds of a flood: each pod is sent eight frames by enemies in that time. A slow machine, which
+// takes as much longer for everything, is given less: what starves it reaches nobody.
+func floodEvery() time.Duration { return testenv.Patience(testenv.Patience(5 * time.Millisecond)) }
 
 const (
 	enemyNear = "near!" // marks
@@ -65,7 +68,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		var aimed *[]netip.Addr
 		var frames [][]byte
 		mac := one.from.mac(t)
-		one.from.pump(t, floodEvery, func() [][]byte {
+		one.from.pump(t, floodEvery(), func() [][]byte {
 			if now := targets.Load(); now != aimed {
 				aimed, frames = now, one.from.attempts(mac, one.tag, floodPort, *now...)
 			}
@@ -115,7 +118,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 				}
 			}
 		}
-		time.Sleep(2 * floodEvery)
+		time.Sleep(2 * floodEvery())
 		aim()
 	}
 	isVictims := func(h heard) bool { return !known[h.iface] }
