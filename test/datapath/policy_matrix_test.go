@@ -120,8 +120,9 @@ func TestPolicyMatrix(t *testing.T) {
 	froms, late := map[string]*client{}, 0
 	for _, p := range r.Probes {
 		to := r.Targets[p.To]
-		if p.State == lab.Differs && p.Promise == lab.Allow && p.Outcome == podns.Silent {
-			// An emulated machine is too slow for the probe's many attempts at once. What is allowed is so when it is tried alone, too.
+		if p.State == lab.Differs && p.Promise == lab.Allow && p.Outcome != podns.Answered {
+			// An emulated machine is too slow for the probe's many attempts at once: they run out of time, or the kernel gives up asking for
+			// the router. What is allowed is so when it is tried alone, too.
 			if froms[p.From] == nil {
 				froms[p.From] = w.pod(t, p.From)
 			}
@@ -132,7 +133,7 @@ func TestPolicyMatrix(t *testing.T) {
 			}
 		}
 		if p.State == lab.Differs {
-			t.Errorf("%s to %s at %s: promised %s, %s %s %s\n%s", p.From, to, to.Addr, p.Promise, p.Outcome, p.Reached, p.Why, p.Trace)
+			t.Errorf("%s to %s at %s: promised %s, %s %s (%s): %s\n%s", p.From, to, to.Addr, p.Promise, p.Outcome, p.Reached, p.Detail, p.Why, p.Trace)
 		}
 		if p.State == lab.NoProtocol && to.Proto != podns.SCTP {
 			t.Errorf("%s to %s: not probed", p.From, to)
