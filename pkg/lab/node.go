@@ -29,7 +29,6 @@ const (
 	cniSocket   = agentDir + "/cni.sock"
 	agentConfig = agentDir + "/config.yaml"
 	kubeconfig  = agentDir + "/kubeconfig"
-	unixctl     = ovsRunDir + "/vswitchd.ctl"
 
 	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
 	ovsTimeout = "--timeout=20"
@@ -92,7 +91,7 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 	if _, err := n.sandbox.Run(ctx, "sh", "-ec", prepare, "sh", ovsRunDir, db, ovsSchema); err != nil {
 		return err
 	}
-	server, err := l.daemon(n, "ovsdb-server", db, "--remote=punix:"+ovsRunDir+"/db.sock", "--unixctl="+ovsRunDir+"/ovsdb.ctl", "-vconsole:info", "-vsyslog:off")
+	server, err := l.daemon(n, "ovsdb-server", db, "--remote=punix:"+ovsRunDir+"/db.sock", "--pidfile", "-vconsole:info", "-vsyslog:off")
 	if err != nil {
 		return err
 	}
@@ -106,7 +105,7 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 	}); err != nil {
 		return err
 	}
-	vswitchd, err := l.daemon(n, "ovs-vswitchd", "unix:"+ovsRunDir+"/db.sock", "--unixctl="+unixctl, "-vconsole:info", "-vsyslog:off")
+	vswitchd, err := l.daemon(n, "ovs-vswitchd", "unix:"+ovsRunDir+"/db.sock", "--pidfile", "-vconsole:info", "-vsyslog:off")
 	if err != nil {
 		return err
 	}

@@ -2,19 +2,17 @@ package lab
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 // traceSource is the source port of traced packets, which stands for any.
@@ -57,7 +55,7 @@ func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
 		}
 		mac = j.from.mac
 	}
-	text, err := n.trace(fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port, mac, model.RouterMAC, j), j.reply)
+	text, err := n.trace(ctx, fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=%s,%s", port, mac, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return err.Error()
 	}
@@ -70,7 +68,7 @@ func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
 	if n.underlay[0].Addr().Is6() {
 		source = "tun_ipv6_src"
 	}
-	text, err = to.node.trace(fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source, n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
+	text, err = to.node.trace(ctx, fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source, n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return out + "\n" + err.Error()
 	}
@@ -111,36 +109,22 @@ func (j journey) String() string {
 	return fmt.Sprintf("%[1]s,nw_src=%[2]s,nw_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst, j.srcPort, j.dstPort)
 }
 
-// trace calls ofproto/trace of the node's ovs-vswitchd, which speaks JSON-RPC, and names the tables.
-func (n *node) trace(flow string, established bool) (string, error) {
+// trace calls ofproto/trace of the node's ovs-vswitchd and names the tables.
+func (n *node) trace(ctx context.Context, flow string, established bool) (string, error) {
 	params := []string{model.BridgeName, flow}
 	if established {
 		// A reply of a connection that was let through.
 		params = []string{model.BridgeName, fmt.Sprintf("ct_mark=%d,%s", flows.MarkAllowed, flow), "--ct-next", "trk,est,rpl"}
 	}
-	const timeout = 10 * time.Second
-	conn, err := net.DialTimeout("unix", n.path(unixctl), timeout)
+	socket, err := unixctl.Socket(n.path(ovsRunDir), "ovs-vswitchd")
 	if err != nil {
 		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(timeout)); err != nil {
-		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
+	text, err := unixctl.Call(ctx, socket, "ofproto/trace", params...)
+	if err != nil {
+		return "", fmt.Errorf("trace on node %s of %s: %w", n.name, flow, err)
 	}
-	if err := json.NewEncoder(conn).Encode(map[string]any{"id": 1, "method": "ofproto/trace", "params": params}); err != nil {
-		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
-	}
-	var reply struct {
-		Result string `json:"result"`
-		Error  any    `json:"error"`
-	}
-	if err := json.NewDecoder(conn).Decode(&reply); err != nil {
-		return "", fmt.Errorf("trace on node %s: %w", n.name, err)
-	}
-	if reply.Error != nil {
-		return "", fmt.Errorf("trace on node %s of %s: %v", n.name, flow, reply.Error)
-	}
-	return nameTables(strings.TrimSpace(reply.Result)), nil
+	return nameTables(strings.TrimSpace(text)), nil
 }
 
 var (

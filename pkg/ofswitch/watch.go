@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 // Event is a flow or a group that somebody, perhaps we, added, changed or deleted.
@@ -97,12 +97,12 @@ func watchGroups(ctx context.Context, socket string) error {
 		case <-time.After(askPause):
 		}
 	}
-	out, err := exec.CommandContext(ctx, "ovs-appctl", "-t", socket, "ofctl/send", setAsync).CombinedOutput()
-	if err == nil && strings.TrimSpace(string(out)) != "sent" {
-		err = errors.New("an unknown answer")
+	out, err := unixctl.Call(ctx, socket, "ofctl/send", setAsync)
+	if err == nil && strings.TrimSpace(out) != "sent" {
+		err = fmt.Errorf("an unknown answer: %s", out)
 	}
 	if err != nil {
-		return fmt.Errorf("ask for changes of groups: ovs-appctl: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("ask for changes of groups: %w", err)
 	}
 	return nil
 }

@@ -4,9 +4,7 @@ package trace_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,16 +20,15 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/trace"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
+	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 const bridge = "weft-trace"
 
-// realSwitch is a bridge on a private Open vSwitch, and a connection to its daemon's control socket that stays open.
+// realSwitch is a bridge on a private Open vSwitch, and its daemon's control socket.
 type realSwitch struct {
-	ovs  *vswitch.Instance
-	conn net.Conn
-	in   *json.Decoder
-	id   int
+	ovs    *vswitch.Instance
+	socket string
 }
 
 func startSwitch(t *testing.T) *realSwitch {
@@ -53,16 +50,11 @@ func startSwitch(t *testing.T) *realSwitch {
 		"datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow15"); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("unix", filepath.Join(ovs.RunDir(), "ovs-vswitchd.ctl"))
+	socket, err := unixctl.Socket(ovs.RunDir(), "ovs-vswitchd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := conn.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return &realSwitch{ovs: ovs, conn: conn, in: json.NewDecoder(conn)}
+	return &realSwitch{ovs: ovs, socket: socket}
 }
 
 // load replaces everything in the switch.
@@ -101,25 +93,12 @@ func (r *realSwitch) trace(t *testing.T, packet string, states []string) ([]met,
 	for _, s := range states {
 		params = append(params, "--ct-next", s)
 	}
-	r.id++
-	if err := r.conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
-		t.Fatal(err)
-	}
-	if err := json.NewEncoder(r.conn).Encode(map[string]any{"id": r.id, "method": "ofproto/trace", "params": params}); err != nil {
-		t.Fatal(err)
-	}
-	var reply struct {
-		Result string `json:"result"`
-		Error  any    `json:"error"`
-	}
-	if err := r.in.Decode(&reply); err != nil {
-		t.Fatal(err)
-	}
-	if reply.Error != nil {
-		t.Fatalf("ofproto/trace %q: %v", params, reply.Error)
+	text, err := unixctl.Call(t.Context(), r.socket, "ofproto/trace", params...)
+	if err != nil {
+		t.Fatalf("%q: %v", params, err)
 	}
 	var list []met
-	for line := range strings.Lines(reply.Result) {
+	for line := range strings.Lines(text) {
 		m := tableLine.FindStringSubmatch(strings.TrimRight(line, "\n"))
 		if m == nil {
 			continue
@@ -134,7 +113,7 @@ func (r *realSwitch) trace(t *testing.T, packet string, states []string) ([]met,
 		}
 		list = append(list, met{openflow.TableID(table), uint16(priority), m[2]})
 	}
-	return list, reply.Result
+	return list, text
 }
 
 // same compares the flows that a packet met. Where several flows of one priority match, the switch may take any: they must do the same.

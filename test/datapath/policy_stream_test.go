@@ -180,7 +180,7 @@ func (w *walled) nothingLost(t *testing.T, begin time.Time, all []*stream) {
 func (w *walled) datapathDrops(t *testing.T) {
 	t.Helper()
 	for _, n := range w.Status().Nodes {
-		for line := range strings.Lines(w.Run("node/"+n.Name, "ovs-appctl", "--target=/run/openvswitch/vswitchd.ctl", "coverage/show")) {
+		for line := range strings.Lines(w.Run("node/"+n.Name, "ovs-appctl", "coverage/show")) {
 			if strings.Contains(line, "drop") || strings.Contains(line, "upcall") {
 				t.Logf("%s: %s", n.Name, strings.TrimSpace(line))
 			}

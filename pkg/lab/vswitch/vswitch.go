@@ -150,7 +150,7 @@ func (i *Instance) startServer(ctx context.Context) error {
 func (i *Instance) spawn(name string, args ...string) (*exec.Cmd, error) {
 	args = append(args,
 		"--no-chdir",
-		"--unixctl="+filepath.Join(i.cfg.RunDir, name+".ctl"),
+		"--pidfile",
 		"--log-file="+i.Log(name),
 		"-vconsole:off",
 	)
