@@ -122,7 +122,11 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.events = kube.NewReporter(a.client, a.opt.Node)
 	defer a.events.Close()
-	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName)
+	datapath := ofswitch.Kernel
+	if a.cfg.Datapath == config.DatapathNetdev {
+		datapath = ofswitch.Userspace
+	}
+	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
 	loop := NewLoop(a.opt.Node, a.sw, a.log, a.reportOwner, a.viewed)
 	loop.OnStale(a.addStale)
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {

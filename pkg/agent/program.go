@@ -101,7 +101,7 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		whole.DeleteGroups = append(whole.DeleteGroups, p.DeleteGroups...)
 	}
 	if whole.Empty() {
-		return nil
+		return l.sw.Apply(ctx, whole) // what the last one left undone
 	}
 	for _, f := range whole.Set {
 		l.sent[ofswitch.Event{Table: f.Table, Match: f.Match, Actions: f.Actions}] = true

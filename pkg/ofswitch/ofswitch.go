@@ -2,7 +2,8 @@
 //
 // It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is. One
 // goroutine, the agent's, calls Apply, so flows and groups have one writer; the other methods (some of which set meters or forget
-// connections) may be called from anywhere. The only state is a program in waiting (see spare.go).
+// connections) may be called from anywhere. The only state is a program in waiting (see spare.go), and whether the datapath's cache
+// is behind (see cache.go).
 package ofswitch
 
 import (
@@ -25,13 +26,27 @@ const protocol = "OpenFlow15"
 type Switch struct {
 	runDir string
 	bridge string
-	target string   // the bridge's management socket
-	spare  *waiting // of Apply's goroutine
+	target string // the bridge's management socket
+	// userspace says that the bridge has the userspace datapath.
+	userspace bool
+
+	// Of Apply's goroutine:
+	spare  *waiting
+	behind bool // the cache may hold what the last bundle changed
 }
 
+// Datapath is what forwards the bridge's packets.
+type Datapath bool
+
+// The values of Datapath.
+const (
+	Kernel    Datapath = false
+	Userspace Datapath = true
+)
+
 // New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
-func New(runDir, bridge string) *Switch {
-	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt")}
+func New(runDir, bridge string, d Datapath) *Switch {
+	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt"), userspace: d == Userspace}
 }
 
 // RejectedError says that the switch refused a bundle: nothing of it is in effect.
@@ -85,10 +100,11 @@ func (s *Switch) dump(ctx context.Context, command, text string, each func(line 
 
 // Apply makes a change in one atomic bundle: packets meet the old flows and groups or the new ones, never a mixture. When it
 // returns without error the switch has committed all of it. A *RejectedError means that nothing was changed because of
-// the flows and groups themselves; any other error means that the switch could not be reached and its state is unknown.
+// the flows and groups themselves; any other error means that the switch could not be reached and its state is unknown. Apply
+// of an empty change does what an earlier call had to leave undone.
 func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	if d.Empty() {
-		return nil
+		return s.refresh(ctx)
 	}
 	if err := s.setMetersFor(ctx, d.Set); err != nil {
 		return fmt.Errorf("apply flows that copy packets: %w", err)
@@ -118,7 +134,8 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	if err := s.bundle(ctx, b.Bytes()); err != nil {
 		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups), err)
 	}
-	return nil
+	s.behind = true
+	return s.refresh(ctx)
 }
 
 // rejection recognises the two ways in which a bundle is refused because of what it holds: ovs-ofctl cannot parse a

@@ -33,7 +33,7 @@ func (n *node) watch(ctx context.Context) (*changes, error) {
 		return nil, err
 	}
 	for begun := time.Now(); ; {
-		c, err := follow(ctx, ofswitch.New(filepath.Dir(link), model.BridgeName))
+		c, err := follow(ctx, ofswitch.New(filepath.Dir(link), model.BridgeName, ofswitch.Userspace))
 		if err == nil || time.Since(begun) > deadline || ctx.Err() != nil {
 			return c, err
 		}
