@@ -291,9 +291,14 @@ func (b *builder) self(n model.Node) {
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
 		b.noService(cidr)
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
+		// What the node sends by itself has that source, and a port that nobody else is given (see model.FirstOwnPort). It must not be
+		// translated: a translation to the same address and port is what Open vSwitch 3.1's userspace datapath dies of when the
+		// port is used again.
 		for _, tunnel := range model.TunnelTypes {
+			b.add(in{SourceNAT, prioRaised, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()), openflow.Source(openflow.Host(gateway)))},
+				openflow.Goto(Output))
 			b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))},
-				openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(gateway)}.Action())
+				openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNATPorts(gateway, model.FirstForwardedPort, model.LastForwardedPort)}.Action())
 		}
 		b.add(in{Conntrack, prioRaised, proto, matches(Origin.Is(OriginTunnel), openflow.Destination(openflow.Host(gateway)))},
 			openflow.CT{Table: ConntrackNAT, Zone: SourceZone, NAT: openflow.Translate()}.Action())

@@ -151,7 +151,7 @@ func TestRepair(t *testing.T) {
 		"nft flush ruleset",
 		"nft flush chain inet weft postrouting",
 		"nft flush chain inet weft postrouting && nft delete chain inet weft postrouting",
-		"nft flush chain inet weft postrouting && nft delete set inet weft direct-v4",
+		"nft flush chain inet weft postrouting && nft flush chain inet weft arrived && nft delete set inet weft direct-v4",
 		"nft delete rule inet weft postrouting handle $(" + rule + ")",
 		"nft insert rule inet weft postrouting masquerade",
 		"nft flush chain inet weft prerouting",

@@ -126,9 +126,16 @@ func rules(d Desired) []*knftables.Rule {
 		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
 		// others stay, for the switch to decide about. Answers to the Masquerade address are no connections of
 		// the node's, even when the kernel has forgotten them.
+		ports := fmt.Sprintf("%s-%d", netip.AddrPortFrom(model.GatewayAddr(local), model.FirstOwnPort), model.LastOwnPort)
+		away := []any{"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local"}
+		transports := "meta l4proto { tcp, udp, sctp }"
 		add(postroutingChain, "node to remote pods and Services: from the gateway address",
-			"oifname", gateway, f.header, "saddr !=", own, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade,
-			"fib saddr type local", "snat", f.header, "to", own, "fully-random")
+			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "snat", f.header, "to", ports, "fully-random"})...)
+		add(postroutingChain, "node to remote pods and Services, without ports: from the gateway address",
+			slices.Concat(away, []any{f.header, "saddr !=", own, "snat", f.header, "to", own, "fully-random"})...)
+		// A program may have chosen a port that the switch gives to others' connections (see model.FirstOwnPort).
+		add(postroutingChain, "node to remote pods and Services: from a port of the node's own",
+			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport <", model.FirstOwnPort, "snat", f.header, "to", ports, "fully-random"})...)
 		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
 		// it, and a Service may have one as its endpoint. In the node's name it would pass for the node's own tunnel packet.
 		add(postroutingChain, "pods to tunnel ports: never",
@@ -150,6 +157,16 @@ func rules(d Desired) []*knftables.Rule {
 			f.header, "daddr", reject, "reject with icmpx port-unreachable")
 		add(arrivedChain, "forged: these addresses never leave a node",
 			"iifname !=", gateway, f.header, "saddr", virtualPrefix(f.is4).String(), "drop")
+		// What connection tracking has no connection for, it does not translate: without these rules an answer would leave with an
+		// address of ours, and a pod's packet with the pod's. (Neighbour discovery is untracked, and stays on the link.)
+		add(arrivedChain, "answers from node ports: of known connections only",
+			"iifname", gateway, f.header, "saddr", model.NodePortAddr(f.is4).String(), "ct state { invalid, new } drop")
+		add(arrivedChain, "out of a Service to another node: not untranslated",
+			"iifname", gateway, f.header, "saddr", masquerade, "ct state invalid drop")
+		if d.Masquerade {
+			add(arrivedChain, "pods to the world: not untranslated",
+				"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr !=", "@direct-"+f.suffix, "fib daddr type != local", "ct state invalid drop")
+		}
 		// A pod's packet to a node port leaves by where it came from, which is right, so the pod shall not be told of a shorter way.
 		add(sentChain, "no redirects to pods",
 			"oifname", gateway, f.redirect, "drop")

@@ -127,6 +127,16 @@ func (n Node) TunnelAddr() netip.Addr {
 // GatewayAddr is the first address of a pod CIDR: the node's own address among its pods.
 func GatewayAddr(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr().Next() }
 
+// A node's gateway address is the source of two kinds of connections to pods of other nodes: its own, and those of others that its
+// switch sends on in its name, as those to a node port. Each kind has source ports to itself, so that neither takes the answers to
+// the other, without a look at the other. The kernel's own choice begins at 32768 (net.ipv4.ip_local_port_range).
+const (
+	FirstForwardedPort uint16 = 1024
+	LastForwardedPort  uint16 = FirstOwnPort - 1
+	FirstOwnPort       uint16 = 32768
+	LastOwnPort        uint16 = 65535
+)
+
 // PodRef names a pod.
 type PodRef struct {
 	Namespace string `json:"namespace"`

@@ -110,6 +110,18 @@ func SourceNAT(a netip.Addr) NAT {
 	return NAT{text: "nat(src=" + a.String() + ")"}
 }
 
+// SourceNATPorts is SourceNAT to a port of a range, the same if it is one of these.
+func SourceNATPorts(a netip.Addr, first, last uint16) NAT {
+	n := SourceNAT(a)
+	if n.err != nil {
+		return n
+	}
+	if first == 0 || last < first {
+		return NAT{err: fmt.Errorf("nat: ports %d to %d", first, last)}
+	}
+	return NAT{text: fmt.Sprintf("nat(src=%s-%d)", netip.AddrPortFrom(a, first), last)} // 10.0.0.1:1-2 or [fd00::1]:1-2
+}
+
 // DestinationNAT translates the destination of a new connection; with port 0 the port stays.
 func DestinationNAT(to netip.AddrPort) NAT {
 	if a := to.Addr(); !a.IsValid() || a.Is4In6() || a.Zone() != "" {

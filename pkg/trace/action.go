@@ -227,6 +227,7 @@ func parseNAT(args string) (translation, error) {
 	}
 	for _, arg := range strings.Split(args, ",") {
 		name, rest, _ := strings.Cut(arg, "=")
+		rest, lastText, isRange := strings.Cut(rest, "-")
 		addr, err := netip.ParseAddr(rest)
 		port := uint16(0)
 		if err != nil {
@@ -237,10 +238,16 @@ func parseNAT(args string) (translation, error) {
 		if err != nil {
 			return t, fmt.Errorf("%s: want one address, or one with a port: %w", arg, err)
 		}
-		switch name {
-		case "src":
-			t.src, t.srcPort = addr, port
-		case "dst":
+		last := uint64(port)
+		if isRange {
+			if last, err = strconv.ParseUint(lastText, 10, 16); err != nil || last < uint64(port) {
+				return t, fmt.Errorf("%s: want the ports' last behind the -", arg)
+			}
+		}
+		switch {
+		case name == "src":
+			t.src, t.srcPort, t.lastSrcPort = addr, port, uint16(last)
+		case name == "dst" && !isRange:
 			t.dst, t.port = addr, port
 		default:
 			return t, fmt.Errorf("%s: the interpreter does not know it", arg)

@@ -107,6 +107,8 @@ func keyOf(zone uint16, p *Packet) (k key, ok bool) {
 	return k, true
 }
 
+func hasPorts(proto uint8) bool { return proto == protoTCP || proto == protoUDP || proto == protoSCTP }
+
 // begins tells whether a packet without a connection may begin one.
 func begins(k key, p *Packet) bool {
 	switch k.proto {
@@ -127,7 +129,8 @@ type translation struct {
 	on       bool // nat, with or without arguments
 	src, dst netip.Addr
 	port     uint16 // of the destination; 0 keeps it
-	srcPort  uint16 // 0 keeps it as far as that is possible
+	// The source's port is of this range, and stays if it can; 0 is any.
+	srcPort, lastSrcPort uint16
 }
 
 // track sends a packet through a zone: it sets the packet's connection fields and, with translate, its addresses. It gives the
@@ -212,7 +215,7 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 	after := k
 	if nat.src.IsValid() {
 		after.src = nat.src
-		if nat.srcPort != 0 {
+		if nat.srcPort != 0 && (k.srcPort < nat.srcPort || k.srcPort > nat.lastSrcPort) && hasPorts(k.proto) {
 			after.srcPort = nat.srcPort
 		}
 	}
@@ -223,8 +226,12 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 		}
 	}
 	one := &conn{orig: k, reply: after.turned()}
-	if nat.src.IsValid() && nat.srcPort == 0 {
-		for port := firstDynamicPort; c.conns[one.reply] != nil && port <= lastPort; port++ {
+	if nat.src.IsValid() && hasPorts(k.proto) {
+		first, last := firstDynamicPort, lastPort
+		if nat.srcPort != 0 {
+			first, last = int(nat.srcPort), int(nat.lastSrcPort)
+		}
+		for port := first; c.conns[one.reply] != nil && port <= last; port++ {
 			one.reply.dstPort = uint16(port)
 		}
 	}
