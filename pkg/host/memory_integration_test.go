@@ -146,20 +146,25 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 
 // TestForeignRouteToService: whoever else routes a Service's address keeps it, and keeps no other Service from its route.
 func TestForeignRouteToService(t *testing.T) {
-	for _, foreign := range []string{
-		"198.51.100.90 via 192.0.2.2",
-		"198.51.100.90 via 192.0.2.2 metric 50",
-		"unreachable 198.51.100.90",
-		"blackhole 198.51.100.90 metric 50",
-		"2001:db8:80::90 via 2001:db8::2",
-		"unreachable 2001:db8:80::90 metric 4096",
+	for _, tc := range []struct {
+		foreign string
+		beside  bool // the kernel takes it although ours is there: the metric is another
+	}{
+		{"198.51.100.90 via 192.0.2.2", false},
+		{"198.51.100.90 via 192.0.2.2 metric 50", true},
+		{"unreachable 198.51.100.90", false},
+		{"blackhole 198.51.100.90 metric 50", true},
+		{"2001:db8:80::90 via 2001:db8::2", false},
+		{"unreachable 2001:db8:80::90 metric 4096", true},
 	} {
+		foreign := tc.foreign
 		t.Run(strings.ReplaceAll(foreign, "/", "-"), func(t *testing.T) {
 			n := newNode(t)
 			n.run("ip link set weft0 up")
 			n.write(withServices())
 			n.run("ip route add " + foreign)
-			want := n.run("ip route show proto boot; ip -6 route show proto boot")
+			const others = "ip route show proto boot; ip -6 route show proto boot"
+			want := n.run(others)
 			d := withServices()
 			d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90", "198.51.100.91", "2001:db8:80::90", "2001:db8:80::91")...)
 			for range 2 {
@@ -171,7 +176,7 @@ func TestForeignRouteToService(t *testing.T) {
 					t.Errorf("unrouted: %v", done.Unrouted)
 				}
 			}
-			if got := n.run("ip route show proto boot; ip -6 route show proto boot"); got != want {
+			if got := n.run(others); got != want {
 				t.Errorf("others' routes are %q, were %q", got, want)
 			}
 			all := n.run("ip route show proto 87; ip -6 route show proto 87")
@@ -180,8 +185,16 @@ func TestForeignRouteToService(t *testing.T) {
 			}
 			n.run("ip route del " + foreign)
 			n.sync(d)
-			n.run("ip route add " + foreign + " || true")
+			// Now ours was there first. Whether the other is taken beside it or not, ours goes, and ours alone.
+			said := n.run("ip route add " + foreign + " 2>&1 || test $? = 2")
+			if tc.beside && said != "" || !tc.beside && said != "RTNETLINK answers: File exists\n" {
+				t.Errorf("ip route add %s, beside ours: %q; want it taken: %t", foreign, said, tc.beside)
+			}
+			want = n.run(others)
 			n.write(withServices())
+			if got := n.run(others); got != want {
+				t.Errorf("with ours removed, others' routes are %q, were %q", got, want)
+			}
 			if all := n.run("ip route show proto 87; ip -6 route show proto 87"); strings.Contains(all, "198.51.100.9") || strings.Contains(all, "2001:db8:80::9") {
 				t.Errorf("routes are left:\n%s", all)
 			}
