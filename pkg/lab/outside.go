@@ -41,7 +41,7 @@ func (l *Lab) routeOutside(ctx context.Context) error {
 	}
 	for addr := range l.routed {
 		if !slices.Contains(want, addr) {
-			if _, err := l.outside.Run(ctx, "sh", "-c", `ip route del "$1" || true`, "sh", addr.String()); err != nil {
+			if err := l.unrouteOutside(ctx, addr); err != nil {
 				return err
 			}
 		}
@@ -51,6 +51,19 @@ func (l *Lab) routeOutside(ctx context.Context) error {
 		l.routed[addr] = true
 	}
 	return nil
+}
+
+// unrouteOutside takes away the host's way to an address that is nobody's any more, if the person has not done so before.
+func (l *Lab) unrouteOutside(ctx context.Context, addr netip.Addr) error {
+	family := "-6"
+	if addr.Is4() {
+		family = "-4"
+	}
+	there, err := l.outside.Run(ctx, "ip", family, "route", "show", "exact", addr.String())
+	if err == nil && there != "" {
+		_, err = l.outside.Run(ctx, "ip", family, "route", "del", addr.String())
+	}
+	return err
 }
 
 // addr is the node's address of a family.
