@@ -30,8 +30,7 @@ type ServiceReport struct {
 
 // FrontendReport is an address and port of a Service.
 type FrontendReport struct {
-	// Kind is ClusterIP, ExternalIP, LoadBalancer or NodePort.
-	Kind string `json:"kind"`
+	Kind model.FrontendKind `json:"kind"`
 	// Address is IP:PORT, or *:PORT for a node port.
 	Address  string         `json:"address"`
 	Protocol model.Protocol `json:"protocol"`
@@ -84,16 +83,10 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 			r.Affinity = s.Affinity.String()
 		}
 		for _, p := range s.Ports {
-			for _, f := range frontends(p) {
-				f.report.Endpoints = endpointReports(f.endpoints, here)
-				if len(f.endpoints) == 0 {
-					f.report.Without = "rejected: there is no endpoint"
-					if p.Elsewhere {
-						f.report.Without = "dropped: there are endpoints on other nodes only"
-					}
-				}
-				f.report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol, f.at}]
-				r.Frontends = append(r.Frontends, f.report)
+			for _, f := range p.Frontends() {
+				report := frontendReport(p, f, here)
+				report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol, f.At}]
+				r.Frontends = append(r.Frontends, report)
 			}
 		}
 		reports = append(reports, r)
@@ -112,44 +105,26 @@ func joinProblems(problems ...string) string {
 	return strings.Join(slices.DeleteFunc(problems, func(p string) bool { return p == "" }), "; ")
 }
 
-// shownFrontend is a frontend before it has its endpoints and counters: where packets come to, and which endpoints they get.
-type shownFrontend struct {
-	report    FrontendReport
-	at        netip.AddrPort
-	endpoints []model.Endpoint
-}
-
-// frontends lists where a Service's port can be reached, in the order of how far away that is.
-func frontends(p model.ServicePort) []shownFrontend {
-	choose := func(local bool) (string, []model.Endpoint) {
-		if local {
-			return "Local", p.Local
-		}
-		return "Cluster", p.Cluster
+// frontendReport is a frontend of a port, less its counters.
+func frontendReport(p model.ServicePort, f model.Frontend, here map[netip.Addr]bool) FrontendReport {
+	r := FrontendReport{
+		Kind: f.Kind, Address: f.At.String(), Protocol: p.Protocol, Port: p.Name, Policy: "Cluster", Sources: f.Sources,
+		Endpoints: endpointReports(p.Endpoints(f.Local), here),
 	}
-	var list []shownFrontend
-	add := func(kind string, local bool, at netip.AddrPort, address string, sources []netip.Prefix) {
-		policy, endpoints := choose(local)
-		list = append(list, shownFrontend{FrontendReport{Kind: kind, Address: address, Protocol: p.Protocol, Port: p.Name, Policy: policy, Sources: sources}, at, endpoints})
+	if f.Local {
+		r.Policy = "Local"
 	}
-	external := func(kind string, ip netip.Addr, sources []netip.Prefix) {
-		at := netip.AddrPortFrom(ip, p.Port)
-		add(kind, p.ExternalLocal, at, at.String(), sources)
+	if f.Kind == model.NodePort { // at every address of the node
+		r.Address = "*:" + strconv.Itoa(int(p.NodePort))
 	}
-	at := netip.AddrPortFrom(p.ClusterIP, p.Port)
-	add("ClusterIP", p.InternalLocal, at, at.String(), nil)
-	for _, ip := range p.ExternalIPs {
-		if !slices.Contains(p.LoadBalancerIPs, ip) {
-			external("ExternalIP", ip, nil)
-		}
+	switch {
+	case len(r.Endpoints) > 0:
+	case p.Elsewhere:
+		r.Without = "dropped: there are endpoints on other nodes only"
+	default:
+		r.Without = "rejected: there is no endpoint"
 	}
-	for _, ip := range p.LoadBalancerIPs {
-		external("LoadBalancer", ip, p.LoadBalancerSources)
-	}
-	if p.NodePort != 0 {
-		add("NodePort", p.ExternalLocal, netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort), "*:"+strconv.Itoa(int(p.NodePort)), nil)
-	}
-	return list
+	return r
 }
 
 func endpointReports(endpoints []model.Endpoint, here map[netip.Addr]bool) []EndpointReport {

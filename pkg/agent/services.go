@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"net/url"
-	"slices"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -42,18 +41,21 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
 	}
 	for _, s := range view.Services {
 		for _, p := range s.Ports {
-			if p.NodePort != 0 {
-				d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: p.ClusterIP.Is6(), Protocol: p.Protocol, Port: p.NodePort})
-			}
-			for _, ip := range slices.Concat(p.ExternalIPs, p.LoadBalancerIPs) {
-				if !unrouted[ip] {
-					d.ServiceIPs = append(d.ServiceIPs, ip)
+			for _, f := range p.Frontends() {
+				switch f.Kind {
+				case model.ClusterIP: // its way is that of the ServiceCIDRs
+				case model.NodePort:
+					d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: f.At.Addr().Is6(), Protocol: p.Protocol, Port: p.NodePort})
+				default:
+					if !unrouted[f.At.Addr()] {
+						d.ServiceIPs = append(d.ServiceIPs, f.At.Addr())
+					}
+					// Behind the node port nobody knows which address a client asked for, and so which clients it accepts: closed.
+					if len(f.Sources) == 0 {
+						to := behindNodeAddress(p)
+						d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port, To: to})
+					}
 				}
-				// Behind the node port nobody knows which address a client asked for, and so which clients it accepts: closed.
-				if len(p.LoadBalancerSources) > 0 && slices.Contains(p.LoadBalancerIPs, ip) {
-					continue
-				}
-				d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{Addr: ip, Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p)})
 			}
 		}
 	}

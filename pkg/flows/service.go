@@ -21,22 +21,18 @@ func (b *builder) service(s model.Service, self model.Node) {
 			continue
 		}
 		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
-		internal := sb.pool("cluster", p.Cluster)
-		if p.InternalLocal {
-			internal = sb.pool("local", p.Local)
-		}
-		// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
-		sb.frontend(prioHigh, internal, sb.to(p.ClusterIP, p.Port)...)
-		for _, ip := range p.ExternalIPs {
-			if !slices.Contains(p.LoadBalancerIPs, ip) {
-				sb.external(nil, sb.to(ip, p.Port)...)
+		sb.pool(false) // the group stands even where nothing leads to it
+		for _, f := range p.Frontends() {
+			match := sb.to(f.At)
+			switch f.Kind {
+			case model.ClusterIP:
+				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
+				sb.frontend(prioHigh, sb.pool(f.Local), match...)
+				continue
+			case model.NodePort:
+				match = also(match, Origin.Is(OriginGateway))
 			}
-		}
-		for _, ip := range p.LoadBalancerIPs {
-			sb.external(withGateway(p.LoadBalancerSources, self, sb.own), sb.to(ip, p.Port)...)
-		}
-		if p.NodePort != 0 {
-			sb.external(nil, also(sb.to(model.NodePortAddr(is4), p.NodePort), Origin.Is(OriginGateway))...)
+			sb.external(withGateway(f.Sources, self, sb.own), match...)
 		}
 	}
 }
@@ -103,7 +99,7 @@ type serviceBuilder struct {
 	port    model.ServicePort
 	proto   ovs.Protocol
 	own     netip.Prefix
-	pools   map[string]*pool
+	pools   map[bool]*pool // by whether they are of the traffic policy Local
 }
 
 // pool is a set of endpoints that frontends share, with its group.
@@ -115,22 +111,19 @@ type pool struct {
 	sticky [][]ovs.Action
 }
 
-func (sb *serviceBuilder) to(addr netip.Addr, port uint16) []ovs.Match {
-	return matches(openflow.Destination(openflow.Host(addr)), openflow.DestinationPort(port, 0xffff))
+func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
+	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
 }
 
 // external gives the flows of an address that is meant for clients outside. Under the traffic policy Local these reach
 // endpoints of this node only; the node and its own pods reach all, as they do through the cluster IP.
 func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
-	outside := sb.pool("cluster", sb.port.Cluster)
-	if sb.port.ExternalLocal {
-		outside = sb.pool("local", sb.port.Local)
-	}
+	outside := sb.pool(sb.port.ExternalLocal)
 	inside := sb.port.ExternalLocal && sb.own.IsValid()
 	if len(sources) == 0 {
 		sb.frontend(prioNormal, outside, match...)
 		if inside {
-			sb.frontend(prioRaised, sb.pool("cluster", sb.port.Cluster), also(match, openflow.Source(sb.own))...)
+			sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(sb.own))...)
 		}
 		return
 	}
@@ -142,7 +135,7 @@ func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
 			if r.Bits() < sb.own.Bits() {
 				both = sb.own
 			}
-			sb.frontend(prioRaised, sb.pool("cluster", sb.port.Cluster), also(match, openflow.Source(both))...)
+			sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(both))...)
 		}
 	}
 }
@@ -178,16 +171,17 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 	}
 }
 
-// pool makes the group of a set of endpoints, once.
-func (sb *serviceBuilder) pool(scope string, endpoints []model.Endpoint) *pool {
-	if p := sb.pools[scope]; p != nil {
+// pool makes the group of a traffic policy's endpoints, once.
+func (sb *serviceBuilder) pool(local bool) *pool {
+	if p := sb.pools[local]; p != nil {
 		return p
 	}
 	p := &pool{}
 	if sb.pools == nil {
-		sb.pools = map[string]*pool{}
+		sb.pools = map[bool]*pool{}
 	}
-	sb.pools[scope] = p
+	sb.pools[local] = p
+	endpoints := sb.port.Endpoints(local)
 	switch {
 	case len(endpoints) == 0 && !sb.port.Elsewhere:
 		p.actions = []ovs.Action{reject(sb.port.ClusterIP.Is4())}
@@ -204,6 +198,10 @@ func (sb *serviceBuilder) pool(scope string, endpoints []model.Endpoint) *pool {
 			p.sticky = append(p.sticky, []ovs.Action{sb.learn(ids[i]), to})
 		}
 		p.buckets = append(p.buckets, bucket)
+	}
+	scope := "cluster"
+	if local {
+		scope = "local"
 	}
 	name := string(sb.port.Protocol) + "/" + sb.port.Name + "/" + sb.port.ClusterIP.String() + "/" + scope
 	p.actions = []ovs.Action{openflow.ToGroup(sb.spread(name, p.buckets))}

@@ -100,14 +100,8 @@ func frontends(s model.Service) map[netip.AddrPort]model.ServicePort {
 		if p.Protocol != model.UDP {
 			continue
 		}
-		all[netip.AddrPortFrom(p.ClusterIP, p.Port)] = p
-		for _, ips := range [][]netip.Addr{p.ExternalIPs, p.LoadBalancerIPs} {
-			for _, ip := range ips {
-				all[netip.AddrPortFrom(ip, p.Port)] = p
-			}
-		}
-		if p.NodePort != 0 {
-			all[netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort)] = p
+		for _, f := range p.Frontends() {
+			all[f.At] = p
 		}
 	}
 	return all

@@ -2,6 +2,7 @@ package model
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -75,6 +76,54 @@ type ServicePort struct {
 	// Elsewhere says that there are usable endpoints, perhaps on other nodes only. Where Local is empty then, packets are dropped
 	// and not rejected.
 	Elsewhere bool
+}
+
+// FrontendKind says what sort of address a frontend has, in Kubernetes' words.
+type FrontendKind string
+
+// The kinds of frontends.
+const (
+	ClusterIP    FrontendKind = "ClusterIP"
+	ExternalIP   FrontendKind = "ExternalIP"
+	LoadBalancer FrontendKind = "LoadBalancer"
+	NodePort     FrontendKind = "NodePort"
+)
+
+// Frontend is one of the places that clients send to.
+type Frontend struct {
+	Kind FrontendKind
+	// At is where the switch meets the packets. Those for a node port have NodePortAddr by then.
+	At netip.AddrPort
+	// Local says that only endpoints on this node serve it.
+	Local bool
+	// Sources are the only clients that it accepts; empty is everybody.
+	Sources []netip.Prefix
+}
+
+// Frontends lists where the port can be reached, in the order of how far away that is. An external address that is a load
+// balancer's, too, is the load balancer's, which limits its clients.
+func (p ServicePort) Frontends() []Frontend {
+	list := []Frontend{{Kind: ClusterIP, At: netip.AddrPortFrom(p.ClusterIP, p.Port), Local: p.InternalLocal}}
+	for _, ip := range p.ExternalIPs {
+		if !slices.Contains(p.LoadBalancerIPs, ip) {
+			list = append(list, Frontend{Kind: ExternalIP, At: netip.AddrPortFrom(ip, p.Port), Local: p.ExternalLocal})
+		}
+	}
+	for _, ip := range p.LoadBalancerIPs {
+		list = append(list, Frontend{LoadBalancer, netip.AddrPortFrom(ip, p.Port), p.ExternalLocal, p.LoadBalancerSources})
+	}
+	if p.NodePort != 0 {
+		list = append(list, Frontend{Kind: NodePort, At: netip.AddrPortFrom(NodePortAddr(p.ClusterIP.Is4()), p.NodePort), Local: p.ExternalLocal})
+	}
+	return list
+}
+
+// Endpoints are the usable ones under a traffic policy, Local or Cluster.
+func (p ServicePort) Endpoints(local bool) []Endpoint {
+	if local {
+		return p.Local
+	}
+	return p.Cluster
 }
 
 // Endpoint is where a Service's packets may end.
