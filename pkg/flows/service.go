@@ -21,7 +21,6 @@ func (b *builder) service(s model.Service, self model.Node) {
 			continue
 		}
 		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
-		sb.pool(false) // the group stands even where nothing leads to it
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			switch f.Kind {

@@ -94,6 +94,20 @@ func TestParts(t *testing.T) {
 	}
 }
 
+// TestNoIdleGroup: endpoints that no frontend's traffic policy leaves have no group.
+func TestNoIdleGroup(t *testing.T) {
+	here, there := model.Endpoint{Addr: netip.MustParseAddr("10.244.1.2"), Port: 8080}, model.Endpoint{Addr: netip.MustParseAddr("10.244.2.2"), Port: 8080}
+	s := model.Service{Name: "ns/local", Ports: []model.ServicePort{{
+		Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), InternalLocal: true, Elsewhere: true,
+		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
+	}}}
+	b := &builder{owner: model.ServiceOwner(s.Name)}
+	b.service(s, model.Node{})
+	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].BucketActions()) != 1 {
+		t.Errorf("groups %v, %v; want just the one of the local endpoint", b.groups, b.err)
+	}
+}
+
 // TestPodsAreNoService: whatever external addresses a Service names, packets to pods and gateways go to them.
 func TestPodsAreNoService(t *testing.T) {
 	here, there := netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")
