@@ -18,13 +18,18 @@ import (
 // becomesTrue bounds the time from a manifest's edit until packets do what it says.
 const becomesTrue = 2 * time.Second
 
-// quietFor is how long nothing has to come from a client that is not let in any more; it may be the machine that pauses.
-const quietFor = 600 * time.Millisecond
+// Nothing has to come for so long, and of so many rounds that were sent meanwhile, from a client that is not let in any more: it
+// may be the machine that pauses, or the client.
+const (
+	quietFor    = 600 * time.Millisecond
+	quietRounds = 20
+)
 
 // beat is a client that sends a datagram to each of a server's addresses every few milliseconds, and what of it arrives.
 type beat struct {
 	from *client
 	tag  string
+	sent *pump
 	at   *tap
 }
 
@@ -37,7 +42,7 @@ func beats(t *testing.T, server *client, clients ...*client) map[string]*beat {
 		b := &beat{from: c, tag: fmt.Sprintf("%05d", i), at: heardAll}
 		mac := c.mac(t)
 		frames := c.attempts(mac, b.tag, 8080, server.ips...)
-		c.pump(t, 10*time.Millisecond, func() [][]byte { return frames })
+		b.sent = c.pump(t, 10*time.Millisecond, func() [][]byte { return frames })
 		all[c.name] = b
 	}
 	return all
@@ -69,17 +74,27 @@ func (b *beat) opens(t *testing.T, what string, edit time.Time) {
 // closes waits until nothing arrives any more, and says how long after the edit the last did.
 func (b *beat) closes(t *testing.T, what string, edit time.Time) {
 	t.Helper()
-	last := edit
+	last, sent := edit, b.sent.rounds.Load()
 	labtest.Eventually(t, 10*time.Second, func() error {
-		if frames := b.after(edit); len(frames) > 0 {
-			last = frames[len(frames)-1].at
+		now := b.sent.rounds.Load()
+		if frames := b.after(last); len(frames) > 0 {
+			last, sent = frames[len(frames)-1].at, now
 		}
-		if time.Since(last) < quietFor {
-			return fmt.Errorf("%s: %s is still let in", what, b.from.name)
+		if time.Since(last) < quietFor || now-sent < quietRounds {
+			return fmt.Errorf("%s: %s is still let in, or sends nothing: %d rounds since the last one that arrived", what, b.from.name, now-sent)
 		}
 		return nil
 	})
 	b.intime(t, what, last.Sub(edit))
+}
+
+// shut checks that nothing has come since the edit, although the client goes on sending.
+func (b *beat) shut(t *testing.T, what string, edit time.Time) {
+	t.Helper()
+	b.sent.more(t, quietRounds)
+	if frames := b.after(edit); len(frames) > 0 {
+		t.Errorf("%s: %s is let in: %s", what, b.from.name, describe(frames))
+	}
 }
 
 func (b *beat) intime(t *testing.T, what string, took time.Duration) {
@@ -96,8 +111,12 @@ func TestPolicyFollowsPods(t *testing.T) {
 	const ns = "chg"
 	wall := policyManifest(ns, "wall", "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}, {namespaceSelector: {matchLabels: {team: red}}}]}]")
 	server, open := walledPod(ns, "server", "node1", "app: server"), walledPod(ns, "server", "node1", "app: open")
+	steps := ""
+	for i := range 3 {
+		steps += policyManifest(ns, fmt.Sprintf("step-%d", i+1), fmt.Sprintf("podSelector: {matchLabels: {step: n%d}}", i+1))
+	}
 	w := upWalled(t, "polchg", map[string]string{
-		"ns.yaml": namespaceManifest("other", "team: blue"), "wall.yaml": wall, "server.yaml": server,
+		"ns.yaml": namespaceManifest("other", "team: blue"), "wall.yaml": wall + steps, "server.yaml": server,
 		"pods.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns, "far", "node2", "app: x") + walledPod("other", "guest", "node2", "app: x"),
 	})
 	near, far, guest := w.pod(t, "near"), w.pod(t, "far"), w.pod(t, "guest")
@@ -116,18 +135,22 @@ func TestPolicyFollowsPods(t *testing.T) {
 	}
 	const nearName, farName, guestName = ns + "/near", ns + "/far", "other/guest"
 	all := []string{nearName, farName, guestName}
-	opens, closes := (*beat).opens, (*beat).closes
-
-	time.Sleep(300 * time.Millisecond)
-	for name, one := range b {
-		if frames := one.after(time.Time{}); len(frames) > 0 {
-			t.Fatalf("%s is let in from the start: %s", name, describe(frames))
-		}
+	opens, closes, shut := (*beat).opens, (*beat).closes, (*beat).shut
+	// told waits until the agent has realised what was written before, of which it may show nothing: it learns of pods in the order of
+	// their changes, those of one edit in the order of their names, and of this one last.
+	step := 0
+	told := func() {
+		t.Helper()
+		step++
+		w.write(t, "step.yaml", walledPod(ns, "zz-step", "node1", fmt.Sprintf("step: n%d", step)))
+		w.enforces(t, "node1", ns, fmt.Sprintf("step-%d", step), "wall")
 	}
+
+	check("from the start", time.Time{}, shut, all...)
 	check("a pod's label comes", w.write(t, "pods.yaml", pods(", role: friend", "")...), opens, nearName, farName)
 	// Terminating pods have their rights as long as they have their address.
 	w.write(t, "pods.yaml", pods(", role: friend", `, deletionTimestamp: "2026-01-02T03:04:05Z"`)...)
-	time.Sleep(time.Second)
+	told()
 	check("a pod terminates", time.Now(), opens, nearName, farName)
 	ended := strings.ReplaceAll(strings.Join(pods(", role: friend", ""), ""), "---\n", "---\nstatus: {phase: Succeeded}\n")
 	check("a pod has ended", w.write(t, "pods.yaml", ended), closes, nearName, farName)
@@ -139,14 +162,11 @@ func TestPolicyFollowsPods(t *testing.T) {
 	check("the server is selected again", w.write(t, "server.yaml", server), closes, all...)
 	// Isolated pods stay isolated while they terminate, and when they have ended but stand.
 	edit := w.write(t, "server.yaml", strings.Replace(server, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
-	time.Sleep(time.Second)
+	told()
+	check("the server terminates", edit, shut, all...)
 	w.write(t, "server.yaml", server+"status: {phase: Succeeded}\n")
-	time.Sleep(time.Second)
-	for name, one := range b {
-		if frames := one.after(edit); len(frames) > 0 {
-			t.Errorf("%s is let in to a pod that terminates, or has ended: %s", name, describe(frames))
-		}
-	}
+	told()
+	check("the server has ended", edit, shut, all...)
 }
 
 // A pod that gets another's address gets none of its rights, not for a packet, and its walls neither.
@@ -203,9 +223,9 @@ func TestPolicyAddressOfAnother(t *testing.T) {
 	for _, s := range servers {
 		frames = append(frames, after.attempts(mac, enemyNear, 8080, s.ips...)...)
 	}
-	after.pump(t, 5*time.Millisecond, func() [][]byte { return frames })
+	sent := after.pump(t, 5*time.Millisecond, func() [][]byte { return frames })
 	reach(asker, after, podns.Answered)
-	time.Sleep(500 * time.Millisecond)
+	sent.more(t, 100)
 	for i, p := range taps {
 		if frames := p.heard(func(heard) bool { return true }); len(frames) > 0 {
 			t.Errorf("a pod with the address of another is let in to %s: %s", servers[i].name, describe(frames))
@@ -259,11 +279,8 @@ func TestPolicyEditsOpenNoWindow(t *testing.T) {
 		w.write(t, "wall.yaml", text)
 		w.enforces(t, "node1", ns, names...)
 	}
-	time.Sleep(100 * time.Millisecond)
-	for name, one := range b {
-		if frames := one.after(time.Time{}); len(frames) > 0 {
-			t.Errorf("%s got through: %s", name, describe(frames))
-		}
+	for _, one := range b {
+		one.shut(t, "while policies were edited", time.Time{})
 	}
 	w.nothingLost(t, begin, streams)
 	// They were heard had they come.

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
@@ -249,6 +250,18 @@ func (c *client) pump(t *testing.T, every time.Duration, round func() [][]byte) 
 	}()
 	t.Cleanup(func() { p.stop(t) })
 	return p
+}
+
+// more waits until some more rounds have been sent. What is let in of them arrives meanwhile, but for that of the last.
+func (p *pump) more(t *testing.T, rounds int64) {
+	t.Helper()
+	want := p.rounds.Load() + rounds
+	labtest.Eventually(t, 10*time.Second, func() error {
+		if now := p.rounds.Load(); now < want {
+			return fmt.Errorf("a pump has sent %d rounds, want %d", now, want)
+		}
+		return nil
+	})
 }
 
 // stop may be called again.
