@@ -69,7 +69,7 @@ func tunnel(r agent.Report) string {
 }
 
 // realised says how far the switch has what it shall have.
-func realised(s agent.Status) string {
+func realised(s agent.SwitchReport) string {
 	switch {
 	case s.Flows == 0:
 		return "none yet"

@@ -83,7 +83,7 @@ func exampleReport() agent.Report {
 		Node: "node1", Version: "v1", Ready: true, Tunnel: "geneve", Datapath: "system", MTU: 1450, Underlay: "eth0",
 		Addrs: addrs("172.30.0.11", "fd30::11"), PodCIDRs: cidrs("10.244.0.0/24", "fd44::/64"),
 		Objects: agent.ObjectCounts{Services: 12, Policies: 3},
-		Flows:   agent.Status{Realised: 8, Desired: 8, Flows: 61, Bundles: 7},
+		Flows:   agent.SwitchReport{Status: agent.Status{Realised: 8, Desired: 8, Flows: 61, Bundles: 7}},
 		Nodes:   []agent.NodeReport{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
 		Pods:    []agent.PodReport{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
 		Drops:   []agent.DropReport{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},

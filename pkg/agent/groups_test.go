@@ -185,7 +185,7 @@ func TestRefusedGroup(t *testing.T) {
 		}
 		b.Submit(state.SetService{Service: service(name, byte(i), last)})
 	}
-	eventually(t, "the Service is left out", func() bool { return b.Status().Quarantined["service/ns/bad"] != "" })
+	eventually(t, "the Service is left out", func() bool { return b.Status().Quarantined[model.ServiceOwner("ns/bad")] != "" })
 	eventually(t, "the others are programmed", func() bool {
 		return b.has("nw_dst=10.96.0.0,") && b.has("nw_dst=10.96.0.2,") && b.has("nw_dst=10.96.0.3,")
 	})

@@ -98,7 +98,7 @@ type place struct {
 	match string
 }
 
-// Status is how far the loop has come.
+// Status is how far the loop has come. SwitchReport has the names of owners as users write them.
 type Status struct {
 	// Revision of the snapshot that is wholly in the switch.
 	Realised uint64 `json:"realised"`
@@ -112,9 +112,9 @@ type Status struct {
 	// Error says why the switch cannot be reached; empty when it can.
 	Error string `json:"error,omitempty"`
 	// Quarantined are the owners whose flows are not in the switch, but those that isolate pods, and why.
-	Quarantined map[string]string `json:"quarantined,omitempty"`
+	Quarantined map[model.Owner]string `json:"-"`
 	// Conflicts are match fields that several owners claim; the first has them.
-	Conflicts []string `json:"conflicts,omitempty"`
+	Conflicts []flows.Conflict `json:"-"`
 }
 
 // NewLoop makes the loop of the named node. onView is called, on the loop's goroutine, with every new snapshot.

@@ -172,7 +172,7 @@ func TestPolicyReports(t *testing.T) {
 	att := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{a}}
 	view.Attachments[att.Key()] = att
 	now := counts{rules: map[ruleID]openflow.Stats{{"ns/p", model.Ingress, 3}: {Packets: 4, Bytes: 400}}}
-	status := Status{Quarantined: map[string]string{"policy/ns/broken": "it cannot be understood"}}
+	status := Status{Quarantined: map[model.Owner]string{model.PolicyOwner("ns/broken"): "it cannot be understood"}}
 	reports := policyReports(view, status, now, "")
 	if len(reports) != 2 || reports[0].Policy != "ns/broken" || reports[0].Problem != "it cannot be understood" || len(reports[0].Rules) != 1 || reports[0].Rules[0].Rule != RuleDenied {
 		t.Fatalf("reports %+v", reports)

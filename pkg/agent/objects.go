@@ -44,15 +44,12 @@ func (a *Agent) objectProblems() map[model.Owner]string {
 // objectCounts counts what there is and what is wrong with it.
 func objectCounts(view *model.Snapshot, status Status, problems map[model.Owner]string) ObjectCounts {
 	c := ObjectCounts{Services: len(view.Services), Policies: len(view.Policies), PoliciesWithErrors: status.refusedOf(model.KindPolicy)}
-	bad := map[string]bool{}
-	for o := range problems {
-		if o.Kind == model.KindService {
-			bad[o.String()] = true
-		}
-	}
-	for owner := range status.Quarantined {
-		if kindOf(owner) == model.KindService {
-			bad[owner] = true
+	bad := map[model.Owner]bool{}
+	for _, list := range []map[model.Owner]string{problems, status.Quarantined} {
+		for o := range list {
+			if o.Kind == model.KindService {
+				bad[o] = true
+			}
 		}
 	}
 	c.ServicesWithProblems = len(bad)

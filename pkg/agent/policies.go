@@ -64,7 +64,7 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 			continue
 		}
 		p := view.Policies[id]
-		r := PolicyReport{Policy: id, Log: p.Log, Problem: status.Quarantined[model.PolicyOwner(id).String()], Rules: []RuleReport{}}
+		r := PolicyReport{Policy: id, Log: p.Log, Problem: status.Quarantined[model.PolicyOwner(id)], Rules: []RuleReport{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := p.Side(d)
 			if side == nil {
@@ -118,20 +118,9 @@ func isNamed(id, wanted string) bool { return id == wanted || strings.HasSuffix(
 func (s Status) refusedOf(kind model.Kind) int {
 	n := 0
 	for owner := range s.Quarantined {
-		if kindOf(owner) == kind {
+		if owner.Kind == kind {
 			n++
 		}
 	}
 	return n
-}
-
-// kindOf is the kind in an owner's text, of Services and policies; 0 for others.
-func kindOf(owner string) model.Kind {
-	word, _, _ := strings.Cut(owner, "/")
-	for _, kind := range []model.Kind{model.KindService, model.KindPolicy} {
-		if word == kind.String() {
-			return kind
-		}
-	}
-	return 0
 }

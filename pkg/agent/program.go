@@ -186,14 +186,11 @@ func (l *Loop) settle() {
 	l.status.Realised = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
-	l.status.Conflicts = nil
-	for _, c := range conflicts {
-		l.status.Conflicts = append(l.status.Conflicts, describeConflict(c))
-	}
-	l.status.Quarantined = map[string]string{}
+	l.status.Conflicts = conflicts
+	l.status.Quarantined = map[model.Owner]string{}
 	for _, refused := range []map[model.Owner]error{l.mistaken, l.quarantined} {
 		for o, err := range refused {
-			l.status.Quarantined[o.String()] = err.Error()
+			l.status.Quarantined[o] = err.Error()
 		}
 	}
 	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
@@ -203,15 +200,6 @@ func (l *Loop) settle() {
 		l.onStale(l.stale)
 	}
 	l.stale = nil
-}
-
-// describeConflict names a few of the owners: thousands of policies may name one peer.
-func describeConflict(c flows.Conflict) string {
-	const few = 10
-	if more := len(c.Owners) - few; more > 0 {
-		return fmt.Sprintf("%s is claimed by %v and %d more", c.Key, c.Owners[:few], more)
-	}
-	return fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners)
 }
 
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,

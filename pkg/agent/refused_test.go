@@ -35,7 +35,7 @@ func TestOneBadObject(t *testing.T) {
 	if b.has("in_port=21") {
 		t.Error("the refused pod has some of its flows: its port must stay closed")
 	}
-	if b.Status().Quarantined["pod/ns/bad"] == "" {
+	if b.Status().Quarantined[model.PodOwner(bad)] == "" {
 		t.Errorf("status does not name the bad pod: %+v", b.Status())
 	}
 	if err := b.Realised(t.Context(), bad.Key()); err == nil {
@@ -115,7 +115,7 @@ func TestRefusedOwnerLeavesOthersTheirKeys(t *testing.T) {
 	})
 	b := start(t, sw)
 	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")}, PodCIDRs: node("n2", 2).PodCIDRs}})
-	eventually(t, "the first node is left out", func() bool { return b.Status().Quarantined["node/a"] != "" })
+	eventually(t, "the first node is left out", func() bool { return b.Status().Quarantined[model.NodeOwner("a")] != "" })
 	eventually(t, "the second node's flows are in", func() bool { return b.has("set_field:172.30.0.2->tun_dst") })
 
 	old, young := pod("web", 2), pod("web", 3)
@@ -157,7 +157,7 @@ func TestBadChangeClosesThePod(t *testing.T) {
 func TestMistakenPolicyIsReported(t *testing.T) {
 	b := start(t, ofswitch.NewFake(), pod("a", 2))
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad", Err: "no CIDR"}})
-	eventually(t, "the status names it", func() bool { return strings.Contains(b.Status().Quarantined["policy/ns/bad"], "no CIDR") })
+	eventually(t, "the status names it", func() bool { return strings.Contains(b.Status().Quarantined[model.PolicyOwner("ns/bad")], "no CIDR") })
 	if p := b.View().Policies["ns/bad"]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
 		t.Errorf("the policy is %+v, want the pod isolated", p)
 	}

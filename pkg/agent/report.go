@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -26,7 +27,7 @@ type Report struct {
 	Underlay string           `json:"underlay"`
 	Addrs    []netip.Addr     `json:"addresses"`
 	PodCIDRs []netip.Prefix   `json:"podCIDRs"`
-	Flows    Status           `json:"flows"`
+	Flows    SwitchReport     `json:"flows"`
 	Objects  ObjectCounts     `json:"objects"`
 	// Problems are what is wrong now, in the form "part: what".
 	Problems []string       `json:"problems,omitempty"`
@@ -34,6 +35,14 @@ type Report struct {
 	Pods     []PodReport    `json:"pods"`
 	Drops    []DropReport   `json:"drops"`
 	Restart  []ChangeReport `json:"needsRestart,omitempty"`
+}
+
+// SwitchReport is how far the switch has what it shall have.
+type SwitchReport struct {
+	Status
+	// Quarantined and Conflicts are the Status' own, with owners as users write them.
+	Quarantined map[string]string `json:"quarantined,omitempty"`
+	Conflicts   []string          `json:"conflicts,omitempty"`
 }
 
 // NodeReport is another node as this one sees it.
@@ -90,9 +99,9 @@ func (a *Agent) report(ctx context.Context) Report {
 		return r
 	}
 	view := loop.View()
-	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, loop.Status()
+	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, switchReport(loop.Status())
 	problems := a.objectProblems()
-	r.Objects = objectCounts(view, r.Flows, problems)
+	r.Objects = objectCounts(view, r.Flows.Status, problems)
 	for _, o := range slices.SortedFunc(maps.Keys(problems), model.Owner.Compare) {
 		r.Problems = append(r.Problems, o.String()+": "+problems[o])
 	}
@@ -107,6 +116,26 @@ func (a *Agent) report(ctx context.Context) Report {
 		r.Drops = dropReports(now)
 	}
 	return r
+}
+
+func switchReport(s Status) SwitchReport {
+	r := SwitchReport{Status: s, Quarantined: make(map[string]string, len(s.Quarantined))}
+	for _, o := range slices.SortedFunc(maps.Keys(s.Quarantined), model.Owner.Compare) { // of a pod's interfaces the last stands for all
+		r.Quarantined[o.String()] = s.Quarantined[o]
+	}
+	for _, c := range s.Conflicts {
+		r.Conflicts = append(r.Conflicts, describeConflict(c))
+	}
+	return r
+}
+
+// describeConflict names a few of the owners: thousands of policies may name one peer.
+func describeConflict(c flows.Conflict) string {
+	const few = 10
+	if more := len(c.Owners) - few; more > 0 {
+		return fmt.Sprintf("%s is claimed by %v and %d more", c.Key, c.Owners[:few], more)
+	}
+	return fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners)
 }
 
 func nodeReports(view *model.Snapshot) []NodeReport {

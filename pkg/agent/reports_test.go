@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"net/netip"
 	"slices"
 	"testing"
@@ -54,7 +55,7 @@ func TestServiceReports(t *testing.T) {
 	view := shop(web(), model.Service{Name: "shop/none", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53, ClusterIP: addr("fd96::1")}}})
 	actual, _ := realised(t, view)
 	problems := map[model.Owner]string{model.ServiceOwner("shop/bad"): "clusterIPs: no address", model.ServiceOwner("shop/web"): "a port is left out", model.PolicyOwner("shop/p"): "else"}
-	reports := serviceReports(view, Status{Quarantined: map[string]string{"service/shop/web": "refused"}}, problems, actual.Flows, "")
+	reports := serviceReports(view, Status{Quarantined: map[model.Owner]string{model.ServiceOwner("shop/web"): "refused"}}, problems, actual.Flows, "")
 	here, there := EndpointReport{netip.MustParseAddrPort("10.244.1.2:8080"), true, 1}, EndpointReport{netip.MustParseAddrPort("10.244.2.2:8080"), false, 2}
 	local, sources := []EndpointReport{here}, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
 	// With affinity each endpoint has a flow for clients that come back; behind Local, the node's own have theirs.
@@ -84,7 +85,8 @@ func TestServiceReports(t *testing.T) {
 	if got := serviceReports(shop(elsewhere), Status{}, nil, nil, "")[0].Frontends[3].Without; got != "dropped: there are endpoints on other nodes only" {
 		t.Errorf("without local endpoints: %q", got)
 	}
-	if got := objectCounts(view, Status{Quarantined: map[string]string{"service/shop/web": "", "policy/shop/p": "", "pod/shop/x": ""}}, problems); got != (ObjectCounts{Services: 2, ServicesWithProblems: 2, PoliciesWithErrors: 1}) {
+	refused := map[model.Owner]string{model.ServiceOwner("shop/web"): "", model.PolicyOwner("shop/p"): "", {Kind: model.KindPod, Name: "shop/x"}: ""}
+	if got := objectCounts(view, Status{Quarantined: refused}, problems); got != (ObjectCounts{Services: 2, ServicesWithProblems: 2, PoliciesWithErrors: 1}) {
 		t.Errorf("counts %+v", got)
 	}
 }
@@ -134,5 +136,21 @@ func TestFlowReportsOfAnObject(t *testing.T) {
 		if f.Match == "tcp,nw_dst=10.96.0.1,tp_dst=80" && len(f.Groups) < 3 {
 			t.Errorf("behind %s are %d groups, want one of groups and these", f.Match, len(f.Groups))
 		}
+	}
+}
+
+// TestSwitchReport: weftctl's JSON has owners as users write them.
+func TestSwitchReport(t *testing.T) {
+	policy, node := model.PolicyOwner("shop/db"), model.NodeOwner("n2")
+	disputed := flows.Conflict{Key: openflow.Key{Table: flows.EgressPolicy, Priority: 100, Match: "ip"}, Owners: []model.Owner{policy, node}}
+	text, err := json.Marshal(switchReport(Status{
+		Realised: 3, Desired: 4, Flows: 61, Groups: 2, Bundles: 7, Repairs: 1, Error: "no answer",
+		Quarantined: map[model.Owner]string{policy: "no such port", node: "refused"}, Conflicts: []flows.Conflict{disputed},
+	}))
+	want := `{"realised":3,"desired":4,"flows":61,"groups":2,"bundles":7,"repairs":1,"error":"no answer",` +
+		`"quarantined":{"node/n2":"refused","policy/shop/db":"no such port"},` +
+		`"conflicts":["table=50,priority=100,ip is claimed by [policy/shop/db node/n2]"]}`
+	if err != nil || string(text) != want {
+		t.Errorf("%s, %v\nwant %s", text, err, want)
 	}
 }

@@ -77,7 +77,7 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 		owner := model.ServiceOwner(id)
 		r := ServiceReport{
 			Service: id, Algorithm: s.Algorithm, HealthCheckNodePort: s.HealthCheckNodePort, HealthyEndpoints: s.HealthyEndpoints,
-			Problem: joinProblems(problems[owner], status.Quarantined[owner.String()]), Frontends: []FrontendReport{},
+			Problem: joinProblems(problems[owner], status.Quarantined[owner]), Frontends: []FrontendReport{},
 		}
 		if s.Affinity > 0 {
 			r.Affinity = s.Affinity.String()
