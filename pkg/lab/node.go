@@ -91,7 +91,7 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 	if _, err := n.sandbox.Run(ctx, "sh", "-ec", prepare, "sh", ovsRunDir, db, ovsSchema); err != nil {
 		return err
 	}
-	server, err := l.daemon(n, "ovsdb-server", db, "--remote=punix:"+ovsRunDir+"/db.sock", "--pidfile", "-vconsole:info", "-vsyslog:off")
+	server, err := l.daemon(n, ovs("ovsdb-server", db, "--remote=punix:"+ovsRunDir+"/db.sock"))
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 	}); err != nil {
 		return err
 	}
-	vswitchd, err := l.daemon(n, "ovs-vswitchd", "unix:"+ovsRunDir+"/db.sock", "--pidfile", "-vconsole:info", "-vsyslog:off")
+	vswitchd, err := l.daemon(n, ovs("ovs-vswitchd", "unix:"+ovsRunDir+"/db.sock"))
 	if err != nil {
 		return err
 	}
@@ -148,8 +148,8 @@ contexts: [{name: lab, context: {cluster: lab}}]
 }
 
 func (l *Lab) runAgent(n *node) (program, error) {
-	p, err := l.daemon(n, l.opt.Agent, "run", "--node-name="+n.name, "--config="+agentConfig, "--kubeconfig="+kubeconfig,
-		"--cni-socket="+cniSocket, "--operator-socket="+agentSocket, "--cni-conf-dir="+agentDir+"/net.d")
+	p, err := l.daemon(n, sandbox.Daemon{Args: []string{l.opt.Agent, "run", "--node-name=" + n.name, "--config=" + agentConfig, "--kubeconfig=" + kubeconfig,
+		"--cni-socket=" + cniSocket, "--operator-socket=" + agentSocket, "--cni-conf-dir=" + agentDir + "/net.d"}})
 	if err != nil {
 		return p, err
 	}
@@ -224,12 +224,17 @@ type program struct {
 	running sandbox.Running
 }
 
-func (l *Lab) daemon(n *node, args ...string) (program, error) {
-	p := program{name: filepath.Base(args[0]) + " of " + n.name}
-	p.log = filepath.Join(l.dir, "logs", n.name+"-"+filepath.Base(args[0])+".log")
-	var err error
-	p.running, err = n.sandbox.StartDaemon(sandbox.Daemon{Args: args, Log: p.log})
-	return p, err
+// ovs is a daemon of Open vSwitch's.
+func ovs(args ...string) sandbox.Daemon {
+	return sandbox.Daemon{Args: append(args, "--pidfile", "-vconsole:info", "-vsyslog:off"), Nice: sandbox.OVSNice}
+}
+
+// daemon starts a program on a node, with its log among the lab's.
+func (l *Lab) daemon(n *node, d sandbox.Daemon) (program, error) {
+	name := filepath.Base(d.Args[0])
+	d.Log = filepath.Join(l.dir, "logs", n.name+"-"+name+".log")
+	running, err := n.sandbox.StartDaemon(d)
+	return program{name: name + " of " + n.name, log: d.Log, running: running}, err
 }
 
 // wait returns when the program is ready, and gives up when it ends or takes too long.

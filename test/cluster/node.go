@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -124,7 +125,8 @@ func startOVS(ctx context.Context, dir paths, n state.Node) error {
 		return err
 	}
 	daemon := func(program string, ready func(context.Context) error, args ...string) error {
-		return startOnNode(ctx, dir, n, program, ready, append(args, "--pidfile", "--log-file", "-vconsole:off")...)
+		d := sandbox.Daemon{Args: slices.Concat([]string{program}, args, []string{"--pidfile", "--log-file", "-vconsole:off"}), Nice: sandbox.OVSNice}
+		return startOnNode(ctx, dir, n, d, ready)
 	}
 	socket := "unix:" + ovsRunDir + "/db.sock"
 	if err := daemon("ovsdb-server", func(ctx context.Context) error {
@@ -142,22 +144,23 @@ func startOVS(ctx context.Context, dir paths, n state.Node) error {
 }
 
 func startContainerd(ctx context.Context, dir paths, n state.Node) error {
-	return startOnNode(ctx, dir, n, "containerd", func(ctx context.Context) error {
+	d := sandbox.Daemon{Args: []string{"containerd", "--config=" + dir.node(n.Name, "containerd.toml")}}
+	return startOnNode(ctx, dir, n, d, func(ctx context.Context) error {
 		_, err := n.Sandbox.Run(ctx, "ctr", "--connect-timeout=2s", "version")
 		return err
-	}, "--config="+dir.node(n.Name, "containerd.toml"))
+	})
 }
 
-// startOnNode starts a daemon on a node, records it and waits until it is ready.
-func startOnNode(ctx context.Context, dir paths, n state.Node, program string, ready func(context.Context) error, args ...string) error {
-	name := filepath.Base(program)
-	log := dir.log(n.Name + "-" + name)
-	running, err := n.Sandbox.StartDaemon(sandbox.Daemon{Args: append([]string{program}, args...), Log: log})
+// startOnNode starts a daemon on a node, records it and waits until it is ready. Its log is among the cluster's.
+func startOnNode(ctx context.Context, dir paths, n state.Node, d sandbox.Daemon, ready func(context.Context) error) error {
+	name := filepath.Base(d.Args[0])
+	d.Log = dir.log(n.Name + "-" + name)
+	running, err := n.Sandbox.StartDaemon(d)
 	if err != nil {
 		return err
 	}
 	n.Processes[name] = running.Process
-	return waitReady(ctx, running, n.Name+"'s "+name, log, ready)
+	return waitReady(ctx, running, n.Name+"'s "+name, d.Log, ready)
 }
 
 func kubeletArgs(dir paths, n state.Node, index int) []string {
@@ -178,11 +181,12 @@ func startKubelet(ctx context.Context, c state.Cluster, n state.Node, index int)
 	if err := writeYAML(dir.node(n.Name, "kubelet.yaml"), kubeletConfig(dir, c.Plan, n)); err != nil {
 		return err
 	}
-	return startOnNode(ctx, dir, n, filepath.Join(c.Components, "kubelet"), func(ctx context.Context) error {
+	d := sandbox.Daemon{Args: append([]string{filepath.Join(c.Components, "kubelet")}, kubeletArgs(dir, n, index)...)}
+	return startOnNode(ctx, dir, n, d, func(ctx context.Context) error {
 		// Only an administrator may give a node a role; the label exists as soon as the node does.
 		_, err := kubectl(ctx, c, "label", "--overwrite", "node", n.Name, "node-role.kubernetes.io/worker=")
 		return err
-	}, kubeletArgs(dir, n, index)...)
+	})
 }
 
 // startOutside starts the host beyond the nodes. It has no route but to its own network: what it answers must come from a

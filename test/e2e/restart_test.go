@@ -133,6 +133,7 @@ func restartSwitch(t *testing.T, index int) {
 	running, err := node.Sandbox.StartDaemon(sandbox.Daemon{
 		Args: strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00"),
 		Log:  env.record.Dir + "/" + node.Name + "-" + program + "-restarted.log",
+		Nice: sandbox.OVSNice,
 	})
 	if err != nil {
 		t.Fatal(err)
