@@ -5,6 +5,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"sort"
 	"strings"
 	"sync"
@@ -18,8 +20,9 @@ import (
 // dumped holds the names of the tests that will dump already.
 var dumped sync.Map
 
-// dumpOnFailure logs at the end of a failed test what a person would look for first: pods, events, and of every node the
-// agent's log, its view, and the switch's flows and ports.
+// dumpOnFailure writes down at the end of a failed test what a person would look for first: pods, events, and of every node the
+// agent's log, its view, and what the switch holds and counts. It is long, so it is a file among the test's artifacts (go help
+// testflag, -artifacts) and hides no reason of a failure.
 func dumpOnFailure(t *testing.T) {
 	t.Helper()
 	if strings.Contains(t.Name(), "/") {
@@ -52,12 +55,20 @@ func dumpOnFailure(t *testing.T) {
 				text, err = n.weftctl(ctx, args...)
 				section("weftctl "+args[0]+" on "+n.name, text, err)
 			}
-			for _, verb := range []string{"dump-flows", "dump-ports"} {
+			for _, verb := range []string{"dump-flows", "dump-groups", "dump-ports"} {
 				text, err = n.run(ctx, "ovs-ofctl", "-O", "OpenFlow15", "--names", verb, bridge)
 				section(verb+" on "+n.name, text, err)
 			}
+			for _, verb := range []string{"coverage/show", "dpctl/dump-flows", "dpctl/dump-conntrack"} {
+				text, err = n.run(ctx, "ovs-appctl", verb)
+				section(verb+" on "+n.name, text, err)
+			}
 		}
-		t.Log(b.String())
+		file := filepath.Join(t.ArtifactDir(), "cluster.txt")
+		if err := os.WriteFile(file, []byte(b.String()), 0o644); err != nil {
+			t.Errorf("write down what the cluster looks like: %v", err)
+		}
+		t.Logf("what the cluster looks like is in %s", file)
 	})
 }
 

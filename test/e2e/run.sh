@@ -11,9 +11,10 @@ cd "$(dirname "$0")/../.."
 IMAGE=${IMAGE:-dist/weft-image.tar}
 DIR=$(mktemp -d /tmp/weft-e2e.XXXXXX)
 NAME=e2e$$
+LOGS=$PWD/dist/e2e-logs
 ON_THE_WIRE='TestMesh|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestExec|TestKubelet|TestHostPort|TestDNS|TestClusterIP|TestNodePort|TestExternalTrafficPolicy|TestServiceWithout|TestNetworkPolicy'
 
-mkdir -p bin
+mkdir -p bin "$LOGS"
 go build -o bin/cluster ./test/cluster
 go test -c -tags e2e -o bin/e2e.test ./test/e2e
 go test -c -tags e2e -o bin/deploy.test ./deploy
@@ -22,9 +23,8 @@ go test -c -tags e2e -o bin/demo.test ./test/demo
 clean() {
 	if [ "$1" -ne 0 ] && [ -d "$DIR" ]; then
 		# What the nodes' programs and the pods had to say is all there is to go by.
-		mkdir -p dist/e2e-logs
-		find "$DIR" \( -name '*.log' -o -path '*/pods/*' \) -type f -size -20M -exec cp --parents -t dist/e2e-logs {} +
-		echo "the cluster's logs are in dist/e2e-logs" >&2
+		find "$DIR" \( -name '*.log' -o -path '*/pods/*' \) -type f -size -20M -exec cp --parents -t "$LOGS" {} +
+		echo "the cluster's logs are in $LOGS" >&2
 	fi
 	bin/cluster down --dir "$DIR" --name "$NAME" >/dev/null
 	rm -rf "$DIR"
@@ -35,7 +35,7 @@ run() { # FAMILY/TUNNEL [TESTS]
 	local family=${1%/*} tunnel=${1#*/}
 	echo "=== $family over $tunnel"
 	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
-	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.run "${2:-.}")
+	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.artifacts -test.outputdir "$LOGS" -test.run "${2:-.}")
 	if [ $# -eq 1 ]; then
 		(cd deploy && WEFT_KUBECONFIG=$DIR/kubeconfig ../bin/deploy.test -test.v -test.timeout 5m)
 		(cd test/demo && WEFT_CLUSTER_DIR=$DIR ../../bin/demo.test -test.v -test.timeout 5m)
