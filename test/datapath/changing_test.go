@@ -16,7 +16,6 @@ import (
 	"github.com/weft-cni/weft/pkg/lab"
 	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
-	"github.com/weft-cni/weft/test/testenv"
 )
 
 // changing is a lab whose endpoints come and go.
@@ -118,8 +117,8 @@ func (c *changing) become(t *testing.T, endpoints ...string) {
 	})
 }
 
-// replace changes the endpoints as a cluster does: those that go terminate first, and serve on until no node sends to them any more and
-// for a moment after. In a cluster that moment is their grace period; here it is as long as a busy machine makes it.
+// replace changes the endpoints as a cluster does: those that go terminate first, and serve on until no node sends to them any more, and
+// until the connections have ended that were under way then. (In a cluster a grace period is long enough for that.)
 func (c *changing) replace(t *testing.T, endpoints ...string) {
 	t.Helper()
 	var going []string
@@ -137,16 +136,25 @@ func (c *changing) replace(t *testing.T, endpoints ...string) {
 	c.become(t, slices.Concat(endpoints, going)...)
 	for _, n := range c.Status().Nodes {
 		labtest.Eventually(t, 20*time.Second, func() error {
-			groups := c.Run("node/"+n.Name, "ovs-ofctl", "-O", "OpenFlow15", "dump-groups", "weft") + c.Run("node/"+n.Name, "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=45")
+			// What the datapath keeps follows the flows and groups a moment later.
+			sends := c.Run("node/"+n.Name, "sh", "-ec", "ovs-ofctl -O OpenFlow15 dump-groups weft; ovs-ofctl -O OpenFlow15 dump-flows weft table=45; ovs-appctl dpctl/dump-flows")
 			for _, addr := range addrs {
-				if strings.Contains(groups, "dst="+addr.String()+":") {
+				if strings.Contains(sends, "dst="+addr.String()+":") {
 					return fmt.Errorf("%s still sends to %s", n.Name, addr)
 				}
 			}
 			return nil
 		})
 	}
-	time.Sleep(testenv.Patience(time.Second)) // the grace
+	for _, from := range c.clients {
+		begun := from.underWay.begun()
+		labtest.Eventually(t, 20*time.Second, func() error {
+			if left := from.underWay.before(begun); left > 0 {
+				return fmt.Errorf("%d connections of %s do not end", left, from.name)
+			}
+			return nil
+		})
+	}
 	c.become(t, endpoints...)
 }
 

@@ -220,5 +220,6 @@ func (c *client) mac(t *testing.T) (mac wire.MAC) {
 
 // outcome dials once.
 func (c *client) outcome(proto podns.Proto, to netip.AddrPort, patience time.Duration) (podns.Answer, error) {
+	defer c.underWay.begin()()
 	return c.ns.Dial(proto, to, testenv.Patience(patience))
 }

@@ -23,7 +23,7 @@ import (
 // ask makes one connection and returns who answered.
 func (c *client) ask(t *testing.T, proto podns.Proto, to netip.AddrPort) string {
 	t.Helper()
-	answer, err := c.ns.Dial(proto, to, testenv.Patience(5*time.Second))
+	answer, err := c.outcome(proto, to, 5*time.Second)
 	if err != nil || answer.Outcome != podns.Answered {
 		t.Fatalf("from %s to %s/%s: %s (%s), %v", c.name, to, proto, answer.Outcome, answer.Detail, err)
 	}
@@ -310,7 +310,7 @@ func TestServiceRollingReplacement(t *testing.T) {
 			loops.Go(func() {
 				// With pauses: the agents need the processor, too.
 				for ; !done.Load(); time.Sleep(testenv.Patience(5 * time.Millisecond)) {
-					answer, err := from.ns.Dial(proto, to, testenv.Patience(5*time.Second))
+					answer, err := from.outcome(proto, to, 5*time.Second)
 					mu.Lock()
 					if err != nil || answer.Outcome != podns.Answered {
 						failed = append(failed, fmt.Sprintf("%s from %s to %s/%s: %s %s %v", time.Now().Format("15:04:05.000"), from.name, to, proto, answer.Outcome, answer.Detail, err))

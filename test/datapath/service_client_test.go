@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +22,51 @@ type client struct {
 	kind string // pod, node or outside
 	ns   podns.Namespace
 	ips  []netip.Addr
+	// underWay is told by outcome.
+	underWay underWay
+}
+
+// underWay knows which of a client's connections have not ended.
+type underWay struct {
+	mu   sync.Mutex
+	next int
+	open map[int]bool
+}
+
+// begin returns what ends it.
+func (u *underWay) begin() (end func()) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.open == nil {
+		u.open = map[int]bool{}
+	}
+	n := u.next
+	u.next++
+	u.open[n] = true
+	return func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		delete(u.open, n)
+	}
+}
+
+// begun is how many there have been so far.
+func (u *underWay) begun() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.next
+}
+
+// before is how many have not ended of the first ones.
+func (u *underWay) before(begun int) (left int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for n := range u.open {
+		if n < begun {
+			left++
+		}
+	}
+	return left
 }
 
 func openClient(t *testing.T, s lab.Status, name, node, kind string) *client {
