@@ -154,8 +154,9 @@ func TestNetworkPolicy(t *testing.T) {
 	labelNamespace(t, "team", nil)
 	becomes(t, "the label is removed", ports, denied)
 
-	// The kubelet has probed the server once a second all the while.
-	time.Sleep(max(0, time.Until(isolated.Add(testenv.Patience(3*time.Second)))))
+	// A measurement window, for which there is no condition: the pod is to stay ready. The kubelet has probed it once a second all the
+	// while. Of a probe that is dropped it says so after the five seconds that withReadiness gives it, and reports that a moment later.
+	time.Sleep(max(0, time.Until(isolated.Add(testenv.Patience(8*time.Second)))))
 	p, err := env.client.CoreV1().Pods(env.namespace).Get(t.Context(), server.name, metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
