@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -93,11 +92,8 @@ func named(text string, ports map[string]string) string {
 			parts[i] = "in_port=" + ports[number]
 		} else if table, ok := openflow.GotoTable(part); ok {
 			parts[i] = "goto_table:" + flows.TableName(table)
-		} else if hex, ok := strings.CutSuffix(part, "->"+flows.OutPort.String()); ok {
-			var number uint32
-			if _, err := fmt.Sscanf(hex, "set_field:%v", &number); err == nil && ports[fmt.Sprint(number)] != "" {
-				parts[i] = "set_field:" + ports[fmt.Sprint(number)] + "->" + flows.OutPort.String()
-			}
+		} else if number, ok := flows.OutPort.SetBy(part); ok && ports[fmt.Sprint(number)] != "" {
+			parts[i] = "set_field:" + ports[fmt.Sprint(number)] + "->" + flows.OutPort.String()
 		}
 	}
 	return strings.Join(parts, ",")
@@ -145,6 +141,8 @@ type BucketReport struct {
 	Weight uint16 `json:"weight"`
 	// To is the endpoint, or "group N" where the choice is made in two steps.
 	To string `json:"to"`
+	// Next are the groups that it leads to.
+	Next []openflow.GroupID `json:"-"`
 	// Remembered says that the switch remembers the choice for the client.
 	Remembered bool `json:"remembered,omitempty"`
 }
@@ -161,8 +159,8 @@ func groupReports(groups []openflow.Group) map[openflow.GroupID]GroupReport {
 					bucket.To = to
 				}
 			}
-			if next := openflow.GroupsIn(b.Actions); len(next) > 0 {
-				bucket.To = fmt.Sprintf("group %d", next[0])
+			if bucket.Next = openflow.GroupsIn(b.Actions); len(bucket.Next) > 0 {
+				bucket.To = fmt.Sprintf("group %d", bucket.Next[0])
 			}
 			r.Buckets = append(r.Buckets, bucket)
 		}
@@ -184,16 +182,13 @@ func stickyEndpoints(actual []openflow.Entry) map[choice]string {
 		if e.Table != flows.StickyEndpoint {
 			continue
 		}
-		for _, field := range strings.Split(e.Match, ",") {
-			text, ok := strings.CutPrefix(field, flows.Bucket.String()+"=")
-			bucket, err := strconv.ParseUint(text, 0, 32)
-			if !ok || err != nil {
-				continue
-			}
-			for _, action := range openflow.SplitActions(e.Actions) {
-				if to, ok := openflow.TranslatesTo(action); ok {
-					endpoints[choice{e.Cookie, uint32(bucket)}] = to
-				}
+		bucket, ok := flows.Bucket.In(e.Match)
+		if !ok {
+			continue
+		}
+		for _, action := range openflow.SplitActions(e.Actions) {
+			if to, ok := openflow.TranslatesTo(action); ok {
+				endpoints[choice{e.Cookie, bucket}] = to
 			}
 		}
 	}
@@ -219,8 +214,7 @@ func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]GroupReport, sti
 	for _, id := range openflow.GroupsIn(e.Actions) {
 		add(id)
 		for _, b := range groups[id].Buckets {
-			var next openflow.GroupID
-			if _, err := fmt.Sscanf(b.To, "group %d", &next); err == nil {
+			for _, next := range b.Next {
 				add(next)
 			}
 		}

@@ -85,7 +85,7 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 		for _, p := range s.Ports {
 			for _, f := range p.Frontends() {
 				report := frontendReport(p, f, here)
-				report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol, f.At}]
+				report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol.Number(), f.At}]
 				r.Frontends = append(r.Frontends, report)
 			}
 		}
@@ -152,7 +152,7 @@ func localAddrs(view *model.Snapshot) map[netip.Addr]bool {
 // frontend is what flows of ServiceLB match, of one Service.
 type frontend struct {
 	cookie   uint64
-	protocol model.Protocol
+	protocol uint8 // its number
 	to       netip.AddrPort
 }
 
@@ -164,25 +164,8 @@ func frontendStats(actual []openflow.Entry) map[frontend]openflow.Stats {
 		if e.Table != flows.ServiceLB || flows.KindOf(e.Cookie) != model.KindService {
 			continue
 		}
-		f := frontend{cookie: e.Cookie}
-		var addr netip.Addr
-		var port uint64
-		for _, field := range strings.Split(e.Match, ",") {
-			name, value, _ := strings.Cut(field, "=")
-			switch name {
-			case "tcp", "tcp6":
-				f.protocol = model.TCP
-			case "udp", "udp6":
-				f.protocol = model.UDP
-			case "sctp", "sctp6":
-				f.protocol = model.SCTP
-			case "nw_dst", "ipv6_dst":
-				addr, _ = netip.ParseAddr(value) // a Service's flows match single addresses
-			case "tp_dst":
-				port, _ = strconv.ParseUint(value, 10, 16)
-			}
-		}
-		f.to = netip.AddrPortFrom(addr, uint16(port))
+		protocol, to := openflow.DestinationIn(e.Match)
+		f := frontend{e.Cookie, protocol, to}
 		sums[f] = plus(sums[f], e.Stats)
 	}
 	return sums

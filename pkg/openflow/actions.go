@@ -140,6 +140,25 @@ func (r Register) Set(v uint32) ovs.Action { return ovs.SetField(hex(v), r.Strin
 // Is matches the whole register.
 func (r Register) Is(v uint32) ovs.Match { return textMatch(r.String() + "=" + hex(v)) }
 
+// In is the value that a canonical match wants the whole register to have.
+func (r Register) In(match string) (uint32, bool) {
+	for field := range strings.SplitSeq(match, ",") {
+		if text, ok := strings.CutPrefix(field, r.String()+"="); ok {
+			v, err := strconv.ParseUint(text, 0, 32)
+			return uint32(v), err == nil
+		}
+	}
+	return 0, false
+}
+
+// SetBy is the value that a canonical action writes to the whole register.
+func (r Register) SetBy(action string) (uint32, bool) {
+	text, writes := strings.CutPrefix(action, "set_field:")
+	text, here := strings.CutSuffix(text, "->"+r.String())
+	v, err := strconv.ParseUint(text, 0, 32)
+	return uint32(v), writes && here && err == nil
+}
+
 // Output sends the packet to the port whose number the register holds.
 func (r Register) Output() ovs.Action {
 	return ovs.OutputField("NXM_NX_REG" + strconv.Itoa(int(r)) + "[]")
@@ -250,6 +269,29 @@ func portMatch(field string, port, mask uint16) ovs.Match {
 		return textMatch(field + "=" + strconv.Itoa(int(port)))
 	}
 	return textMatch(fmt.Sprintf("%s=%#x/%#x", field, port, mask))
+}
+
+// DestinationIn is the IP protocol, the address and the port that a canonical match wants packets to go to. What the match leaves
+// open, or not narrowed to one value, is zero.
+func DestinationIn(match string) (proto uint8, to netip.AddrPort) {
+	var addr netip.Addr
+	var port uint64
+	for field := range strings.SplitSeq(match, ",") {
+		name, value, _ := strings.Cut(field, "=")
+		switch name {
+		case "tcp", "tcp6":
+			proto = IPProtoTCP
+		case "udp", "udp6":
+			proto = IPProtoUDP
+		case "sctp", "sctp6":
+			proto = IPProtoSCTP
+		case "nw_dst", "ipv6_dst":
+			addr, _ = netip.ParseAddr(value) // a range is none
+		case "tp_dst":
+			port, _ = strconv.ParseUint(value, 10, 16)
+		}
+	}
+	return proto, netip.AddrPortFrom(addr, uint16(port))
 }
 
 // Conjunction makes the flow clause number k (from 1) of the n clauses of conjunction id; see ovs-fields(7).

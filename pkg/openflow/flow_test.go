@@ -106,3 +106,48 @@ func TestKeyOrder(t *testing.T) {
 		t.Errorf("order = %v, want %v", keys, want)
 	}
 }
+
+// TestReadBack: what a match and an action were made of can be read from their text, and nothing that is not there.
+func TestReadBack(t *testing.T) {
+	type read struct {
+		proto uint8
+		to    string
+		reg   uint32
+		has   bool
+	}
+	addr, all := func(a string) ovs.Match { return openflow.Destination(openflow.Host(netip.MustParseAddr(a))) }, uint16(0xffff)
+	for _, c := range []struct {
+		proto   ovs.Protocol
+		matches []ovs.Match
+		want    read
+	}{
+		{ovs.ProtocolTCPv4, []ovs.Match{addr("10.96.0.1"), openflow.DestinationPort(80, all), openflow.Register(4).Is(0x12)}, read{openflow.IPProtoTCP, "10.96.0.1:80", 0x12, true}},
+		{ovs.ProtocolUDPv6, []ovs.Match{addr("fd96::1"), openflow.DestinationPort(53, all), openflow.Register(4).Is(0)}, read{openflow.IPProtoUDP, "[fd96::1]:53", 0, true}},
+		{openflow.ProtocolSCTPv4, []ovs.Match{addr("10.96.0.1"), openflow.Source(netip.MustParsePrefix("10.0.0.0/8"))}, read{openflow.IPProtoSCTP, "10.96.0.1:0", 0, false}},
+		{ovs.ProtocolIPv4, []ovs.Match{openflow.Destination(netip.MustParsePrefix("10.0.0.0/8")), openflow.Bits{Register: 4, Mask: 0xf}.Is(2)}, read{to: "invalid AddrPort"}},
+		{"", []ovs.Match{openflow.Register(14).Is(1)}, read{to: "invalid AddrPort"}},
+	} {
+		f, err := openflow.New(0, 1, 0, c.proto, c.matches, ovs.Drop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		proto, to := openflow.DestinationIn(f.Match)
+		reg, has := openflow.Register(4).In(f.Match)
+		if got := (read{proto, to.String(), reg, has}); got != c.want {
+			t.Errorf("%q is read as %+v, want %+v", f.Match, got, c.want)
+		}
+	}
+	f, err := openflow.New(0, 1, 0, "", nil, openflow.Register(1).Set(16), openflow.Register(11).Set(3), openflow.Bits{Register: 1, Mask: 0xff}.Set(5), openflow.Goto(60))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var set []uint32
+	for _, action := range openflow.SplitActions(f.Actions) {
+		if v, ok := openflow.Register(1).SetBy(action); ok {
+			set = append(set, v)
+		}
+	}
+	if !slices.Equal(set, []uint32{16}) {
+		t.Errorf("%s writes %d to the whole of register 1, want 16 alone", f.Actions, set)
+	}
+}
