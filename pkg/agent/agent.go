@@ -127,8 +127,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		datapath = ofswitch.Userspace
 	}
 	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
-	loop := NewLoop(a.opt.Node, a.sw, a.log, a.reportOwner, a.viewed)
-	loop.OnStale(a.addStale)
+	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Stale: a.addStale})
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}

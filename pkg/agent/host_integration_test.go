@@ -48,7 +48,7 @@ ip link add weft0 type veth peer name switch0`)
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
-		loop: NewLoop("n1", ofswitch.NewFake(), log, nil, nil),
+		loop: NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: log}),
 	}
 	set := func(name, addr, cidr string) {
 		a.loop.Submit(state.SetNode{Node: model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})

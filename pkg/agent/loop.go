@@ -37,13 +37,26 @@ const (
 	applyTimePerFlow = time.Millisecond
 )
 
+// LoopOptions are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
+type LoopOptions struct {
+	// Node is the name of this node.
+	Node   string
+	Switch Switch
+	Log    *slog.Logger
+	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over.
+	Report func(model.Owner, error)
+	// Viewed is told of every new snapshot.
+	Viewed func(*model.Snapshot)
+	// Stale is told of connections that must begin anew, once the switch sends their next packets elsewhere.
+	Stale func([]flows.Stale)
+}
+
 // Loop takes changes, compiles them and makes them true on the switch. Its Run goroutine is the only one that writes
 // desired state and the only one that writes the switch; every other method may be called from anywhere.
 type Loop struct {
+	opt LoopOptions
 	sw  Switch
 	log *slog.Logger
-	// report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over.
-	report func(model.Owner, error)
 
 	mu     sync.Mutex
 	queue  []request
@@ -58,9 +71,6 @@ type Loop struct {
 	hint    chan struct{}
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
-	onView  func(*model.Snapshot)
-	// onStale is told of connections that must begin anew, once the switch sends their next packets elsewhere.
-	onStale func([]flows.Stale)
 
 	// Of the Run goroutine only:
 	stale       []flows.Stale
@@ -117,22 +127,18 @@ type Status struct {
 	Conflicts []flows.Conflict `json:"-"`
 }
 
-// NewLoop makes the loop of the named node. onView is called, on the loop's goroutine, with every new snapshot.
-func NewLoop(node string, sw Switch, log *slog.Logger, report func(model.Owner, error), onView func(*model.Snapshot)) *Loop {
+// NewLoop makes the loop of a node.
+func NewLoop(opt LoopOptions) *Loop {
 	l := &Loop{
-		sw: sw, log: log, report: report, onView: onView,
+		opt: opt, sw: opt.Switch, log: opt.Log,
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
-		store: state.New(node), compiler: flows.NewCompiler(),
+		store: state.New(opt.Node), compiler: flows.NewCompiler(),
 		index: map[place][]openflow.Key{}, sent: map[ofswitch.Event]bool{}, quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
 }
-
-// OnStale says who is told, on the loop's goroutine, of connections that a change of a Service has left behind. It must be called
-// before Run.
-func (l *Loop) OnStale(told func([]flows.Stale)) { l.onStale = told }
 
 // Submit queues a change. It never blocks.
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }

@@ -33,11 +33,11 @@ type bench struct {
 func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *bench {
 	t.Helper()
 	b := &bench{t: t, sw: sw, reports: map[string]error{}}
-	b.Loop = agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(o model.Owner, err error) {
+	b.Loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Report: func(o model.Owner, err error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.reports[o.String()] = err
-	}, nil)
+	}})
 	b.Submit(state.SetNode{Node: node("n1", 1)})
 	b.Submit(state.SetNode{Node: node("n2", 2)})
 	for _, a := range attachments {
@@ -253,7 +253,7 @@ func (s *patient) Apply(ctx context.Context, d flows.Delta) error {
 // TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be in.
 func TestManyFlowsHaveTime(t *testing.T) {
 	sw := &patient{Fake: ofswitch.NewFake()}
-	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.SetNode{Node: node("n1", 1)})
 	endpoints := make([]model.Endpoint, 5000)
 	for i := range endpoints {
@@ -275,7 +275,7 @@ func TestManyFlowsHaveTime(t *testing.T) {
 func TestStoppedLoopAnswers(t *testing.T) {
 	sw := ofswitch.NewFake()
 	sw.Stop()
-	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = l.Run(ctx) }()

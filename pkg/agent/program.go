@@ -55,8 +55,8 @@ func (l *Loop) compile() flows.Delta {
 	l.latest = snapshot
 	l.status.Desired = snapshot.Revision
 	l.mu.Unlock()
-	if l.onView != nil {
-		l.onView(snapshot)
+	if l.opt.Viewed != nil {
+		l.opt.Viewed(snapshot)
 	}
 	return delta
 }
@@ -196,8 +196,8 @@ func (l *Loop) settle() {
 	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
 	l.mu.Unlock()
 	l.answer()
-	if len(l.stale) > 0 && l.onStale != nil {
-		l.onStale(l.stale)
+	if len(l.stale) > 0 && l.opt.Stale != nil {
+		l.opt.Stale(l.stale)
 	}
 	l.stale = nil
 }
@@ -245,6 +245,12 @@ func (l *Loop) setError(err error) {
 	l.mu.Lock()
 	l.status.Error = err.Error()
 	l.mu.Unlock()
+}
+
+func (l *Loop) report(o model.Owner, err error) {
+	if l.opt.Report != nil {
+		l.opt.Report(o, err)
+	}
 }
 
 // quarantine leaves an owner out until it changes.

@@ -72,7 +72,7 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	sw.Refuse(func(f openflow.Flow) bool {
 		return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24")
 	})
-	l := agent.NewLoop("n1", sw, slog.New(slog.DiscardHandler), func(model.Owner, error) {}, nil)
+	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	for _, c := range []state.Change{
 		state.SetNode{Node: node("n1", 1)}, state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}},
 		state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "closed"}},

@@ -62,7 +62,7 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400, UserspaceDatapath: datapath == "netdev"}
 	// The agent's own loop, as the agent starts it: the node and its settings first.
 	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}
-	loop := agent.NewLoop(self.Name, ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), log, func(model.Owner, error) {}, func(*model.Snapshot) {})
+	loop := agent.NewLoop(agent.LoopOptions{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), Log: log})
 	loop.Submit(state.SetTunnel{Type: model.Geneve})
 	loop.Submit(state.SetNode{Node: self})
 	server := cni.NewServer(cni.Config{
