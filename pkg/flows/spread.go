@@ -74,19 +74,18 @@ func places(buckets []openflow.Bucket) []openflow.Bucket {
 		sum += int(bucket.Weight)
 		equal = equal && bucket.Weight == buckets[0].Weight
 	}
+	out := append(make([]openflow.Bucket, 0, len(buckets)+1), buckets...)
 	if equal && fewOnes%len(buckets) == 0 {
-		for i := range buckets {
-			buckets[i].Weight = 1
+		for i := range out {
+			out[i].Weight = 1
 		}
-		return buckets
+		return out
 	}
-	out := make([]openflow.Bucket, 0, len(buckets)+1)
 	largest := 0
 	for i, bucket := range buckets {
 		// Less than one place is none; and with more than 256 in all, OVS would hash otherwise.
-		bucket.Weight = uint16(max(one, (total-one*len(buckets))*int(bucket.Weight)/sum))
-		out = append(out, bucket)
-		if bucket.Weight > out[largest].Weight {
+		out[i].Weight = uint16(max(one, (total-one*len(buckets))*int(bucket.Weight)/sum))
+		if out[i].Weight > out[largest].Weight {
 			largest = i
 		}
 	}

@@ -21,6 +21,11 @@ func TestPlaces(t *testing.T) {
 			asked += int(w)
 		}
 		got := places(buckets)
+		for i, w := range weights {
+			if buckets[i].Weight != w {
+				t.Fatalf("the weight %d that was asked for has become %d", w, buckets[i].Weight)
+			}
+		}
 		share := map[uint32]int{}
 		total, least := 0, int(got[0].Weight)
 		for _, bucket := range got {
