@@ -14,14 +14,14 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/plugins/pkg/testutils"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 func main() {
@@ -38,27 +38,15 @@ func main() {
 	}
 }
 
-// isolate starts the program again inside new network and mount namespaces, which end with it.
+// isolate gives the program namespaces of its own, and a directory for the pods' that nobody else sees.
 func isolate() error {
-	const inside = "WEFT_CNIBENCH_INSIDE"
-	if os.Getenv(inside) != "" {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	}
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make namespaces (are you root?): %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	if err := testenv.Isolate(); err != nil {
+		return err
 	}
 	if err := errors.Join(os.MkdirAll("/run/netns", 0o755), unix.Mount("cnibench", "/run/netns", "tmpfs", 0, "")); err != nil {
 		return fmt.Errorf("mount a directory for network namespaces: %w", err)
 	}
-	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
+	return nil
 }
 
 func run(ctx context.Context, rounds, pods int, datapath string) (err error) {

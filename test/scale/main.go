@@ -13,15 +13,14 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // options are what the command line says.
@@ -65,26 +64,6 @@ func main() {
 	}
 }
 
-// isolate starts the program again inside new network and mount namespaces, which end with it.
-func isolate() error {
-	const inside = "WEFT_SCALE_INSIDE"
-	if os.Getenv(inside) != "" {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkSetUp(lo)
-	}
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("make namespaces (are you root?): %w", err)
-	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
-	}
-	return unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1"))
-}
-
 func run(ctx context.Context, names []string, output string, opt options) (err error) {
 	for _, name := range names {
 		if scenarios[name] == nil {
@@ -94,7 +73,7 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 	if output != "table" && output != "json" {
 		return fmt.Errorf("-o %s: want table or json", output)
 	}
-	if err := isolate(); err != nil {
+	if err := testenv.Isolate(); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "ws")
@@ -103,12 +82,8 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if opt.agent == "" {
-		opt.agent = filepath.Join(dir, "weft-agent")
-		// As an image has it.
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", opt.agent, "github.com/weft-cni/weft/cmd/weft-agent")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build the agent (run this inside the repository): %w: %s", err, out)
+		if opt.agent, err = testenv.Program(ctx, "", "github.com/weft-cni/weft/cmd/weft-agent", dir); err != nil {
+			return fmt.Errorf("%w (run this inside the repository)", err)
 		}
 	}
 	for i, name := range names {

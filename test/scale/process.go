@@ -149,3 +149,15 @@ func processor(pid int) (time.Duration, error) {
 	}
 	return time.Duration(ticks) * time.Second / perSecond, nil
 }
+
+// processors is processor of each of several processes.
+func processors(pids ...int) ([]time.Duration, error) {
+	used := make([]time.Duration, len(pids))
+	for i, pid := range pids {
+		var err error
+		if used[i], err = processor(pid); err != nil {
+			return nil, err
+		}
+	}
+	return used, nil
+}

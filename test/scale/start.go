@@ -35,11 +35,7 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	if err != nil {
 		return err
 	}
-	before, err := processor(vswitchd)
-	if err != nil {
-		return err
-	}
-	served, err := processor(os.Getpid())
+	before, err := processors(vswitchd, os.Getpid())
 	if err != nil {
 		return err
 	}
@@ -47,22 +43,14 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	if err != nil {
 		return err
 	}
-	used, err := processor(n.runs.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	after, err := processor(vswitchd)
-	if err != nil {
-		return err
-	}
-	serving, err := processor(os.Getpid())
+	after, err := processors(vswitchd, os.Getpid(), n.runs.cmd.Process.Pid)
 	if err != nil {
 		return err
 	}
 	r.time("cold start: from the agent's start until all is in the switch and the agent ready", took, aim)
-	r.time("processor time of the agent until then", used, 0)
-	r.time("processor time of ovs-vswitchd until then", after-before, 0)
-	r.time("processor time of the API server until then", serving-served, 0)
+	r.time("processor time of the agent until then", after[2], 0)
+	r.time("processor time of ovs-vswitchd until then", after[0]-before[0], 0)
+	r.time("processor time of the API server until then", after[1]-before[1], 0)
 	select { // it gives back what its start needed
 	case <-ctx.Done():
 		return ctx.Err()

@@ -1,4 +1,5 @@
-// Package testenv is what the environment says about the machine that tests run on. It reads variables, and keeps nothing.
+// Package testenv is what the environment says about the machine that tests run on, and what they need of it: programs, and
+// namespaces to run in. It keeps nothing.
 package testenv
 
 import (
