@@ -27,7 +27,8 @@ func observeCNI(command, phase string, d time.Duration) {
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds)
-	status := func(read func(Status) float64) func() float64 {
+	// ofLoop is 0 until there is a loop.
+	ofLoop := func(read func(*Loop) float64) func() float64 {
 		return func() float64 {
 			a.mu.Lock()
 			loop := a.loop
@@ -35,8 +36,11 @@ func (a *Agent) metrics() *prometheus.Registry {
 			if loop == nil {
 				return 0
 			}
-			return read(loop.Status())
+			return read(loop)
 		}
+	}
+	status := func(read func(Status) float64) func() float64 {
+		return ofLoop(func(l *Loop) float64 { return read(l.Status()) })
 	}
 	gauge := func(name, help string, read func(Status) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, status(read)))
@@ -54,15 +58,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
 	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 {
-			a.mu.Lock()
-			loop := a.loop
-			a.mu.Unlock()
-			if loop == nil {
-				return 0
-			}
-			return read(loop.View())
-		}))
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *Loop) float64 { return read(l.View()) })))
 	}
 	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 { return float64(len(s.Services)) })
 	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 { return float64(len(s.Policies)) })

@@ -60,7 +60,7 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 	pods := podNames(view)
 	reports := []PolicyReport{}
 	for _, id := range slices.Sorted(maps.Keys(view.Policies)) {
-		if name != "" && !isNamed(id, name) {
+		if !isNamed(id, name) {
 			continue
 		}
 		p := view.Policies[id]
@@ -111,8 +111,10 @@ func namesOf(addrs []netip.Addr, pods map[netip.Addr]string) []string {
 	return slices.Compact(names)
 }
 
-// isNamed says whether an object's namespace/name is meant by what a user wrote: all of it, or the name alone.
-func isNamed(id, wanted string) bool { return id == wanted || strings.HasSuffix(id, "/"+wanted) }
+// isNamed says whether an object's namespace/name is meant by what a user wrote: all of it, or the name alone. Nothing means all.
+func isNamed(id, wanted string) bool {
+	return wanted == "" || id == wanted || strings.HasSuffix(id, "/"+wanted)
+}
 
 // refusedOf counts the owners of a kind whose flows are refused, or that cannot be understood.
 func (s Status) refusedOf(kind model.Kind) int {

@@ -70,7 +70,7 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 	counted := frontendStats(actual)
 	reports := []ServiceReport{}
 	for _, id := range slices.Sorted(maps.Keys(view.Services)) {
-		if name != "" && !isNamed(id, name) {
+		if !isNamed(id, name) {
 			continue
 		}
 		s := view.Services[id]
@@ -93,7 +93,7 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 	}
 	// A Service of which nothing can be used is in no snapshot.
 	for owner, problem := range problems {
-		if _, served := view.Services[owner.Name]; owner.Kind == model.KindService && !served && (name == "" || isNamed(owner.Name, name)) {
+		if _, served := view.Services[owner.Name]; owner.Kind == model.KindService && !served && isNamed(owner.Name, name) {
 			reports = append(reports, ServiceReport{Service: owner.Name, Problem: problem, Frontends: []FrontendReport{}})
 		}
 	}

@@ -1,9 +1,7 @@
 package kube_test
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -83,21 +81,12 @@ func TestWatcher(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u"}, Spec: corev1.PodSpec{NodeName: "n1", HostNetwork: true}}
 	client := fake.NewClientset(object("n1", nil), pod)
 	changes := make(chan state.Change, 10)
-	w, err := kube.NewWatcher(client, "n1", func(c state.Change) {
+	w := watch(t, client, func(c state.Change) {
 		if _, ofPod := c.(state.SetPod); !ofPod { // TestPolicyObjects looks at these
 			changes <- c
 		}
-	}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); w.Run(ctx) }()
-	defer func() { stop(); <-ended }()
-	if err := w.WaitSynced(ctx); err != nil {
-		t.Fatal(err)
-	}
+	}, nil)
+	synced(t, w)
 	next := func() state.Change {
 		select {
 		case c := <-changes:
@@ -110,13 +99,13 @@ func TestWatcher(t *testing.T) {
 	if c, ok := next().(state.SetNode); !ok || c.Node.Name != "n1" {
 		t.Errorf("first change %+v", c)
 	}
-	if _, err := client.CoreV1().Nodes().Update(ctx, object("n1", []string{"10.244.1.0/24"}), metav1.UpdateOptions{}); err != nil {
+	if _, err := client.CoreV1().Nodes().Update(t.Context(), object("n1", []string{"10.244.1.0/24"}), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if c, ok := next().(state.SetNode); !ok || !slices.Equal(c.Node.PodCIDRs, cidrs("10.244.1.0/24")) {
 		t.Errorf("change after an update: %+v", c)
 	}
-	if err := client.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}); err != nil {
+	if err := client.CoreV1().Nodes().Delete(t.Context(), "n1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if c := next(); c != (state.DeleteNode{Name: "n1"}) {
@@ -139,20 +128,11 @@ func TestSyncedMeansEmitted(t *testing.T) {
 		}
 	}
 	var emitted atomic.Int32
-	w, err := kube.NewWatcher(client, "n1", func(state.Change) {
+	w := watch(t, client, func(state.Change) {
 		time.Sleep(200 * time.Microsecond) // a busy machine
 		emitted.Add(1)
-	}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); w.Run(ctx) }()
-	defer func() { stop(); <-ended }()
-	if err := w.WaitSynced(ctx); err != nil {
-		t.Fatal(err)
-	}
+	}, nil)
+	synced(t, w)
 	if got := emitted.Load(); got != count {
 		t.Errorf("synced with %d of %d nodes handed on", got, count)
 	}

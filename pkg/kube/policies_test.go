@@ -1,9 +1,7 @@
 package kube_test
 
 import (
-	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -133,17 +131,9 @@ func TestPolicyObjects(t *testing.T) {
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "red"}, Annotations: map[string]string{kube.LogAnnotation: "true", "other": "x"}}}
 	client := fake.NewClientset(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns, networkPolicy(networkingv1.NetworkPolicySpec{}))
 	changes := make(chan state.Change, 100)
-	w, err := kube.NewWatcher(client, "n1", func(c state.Change) { changes <- c }, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); w.Run(ctx) }()
-	defer func() { stop(); <-ended }()
-	if err := w.WaitSynced(ctx); err != nil {
-		t.Fatal(err)
-	}
+	w := watch(t, client, func(c state.Change) { changes <- c }, nil)
+	synced(t, w)
+	ctx := t.Context()
 	wants := func(want ...string) {
 		t.Helper()
 		var got []string

@@ -258,13 +258,14 @@ func TestProblems(t *testing.T) {
 	want("the Service is gone", 8, "")
 }
 
-func watch(t *testing.T, client kube.Client, v *view, log *slog.Logger) *kube.Watcher {
+// watch runs a watcher until the test ends.
+func watch(t *testing.T, client kube.Client, emit func(state.Change), problem func(model.Owner, error)) *kube.Watcher {
 	t.Helper()
-	w, err := kube.NewWatcher(client, "n1", v.emit, log)
+	w, err := kube.NewWatcher(client, "n1", emit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Problem = v.problem
+	w.Problem = problem
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); w.Run(ctx) }()
@@ -312,7 +313,7 @@ func TestServicesOfACluster(t *testing.T) {
 		service("headless", corev1.ClusterIPNone), slice("headless-1", "headless", "10.244.0.3"), orphan,
 		service("bad", "10.96.0.4", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }))
 	v := newView()
-	w := watch(t, client, v, slog.New(slog.DiscardHandler))
+	w := watch(t, client, v.emit, v.problem)
 	synced(t, w)
 	if diff := cmp.Diff(map[string]string{"ns/a": "[10.244.0.1:8080]", "ns/bad": "[]"}, v.services()); diff != "" {
 		t.Errorf("after the start (-want +got):\n%s", diff)
@@ -352,18 +353,10 @@ func TestServicesSyncedMeansEmitted(t *testing.T) {
 		}
 	}
 	v := newView()
-	w, err := kube.NewWatcher(client, "n1", func(c state.Change) {
+	synced(t, watch(t, client, func(c state.Change) {
 		time.Sleep(100 * time.Microsecond) // a busy machine
 		v.emit(c)
-	}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); w.Run(ctx) }()
-	defer func() { stop(); <-ended }()
-	synced(t, w)
+	}, nil))
 	complete := 0
 	for _, endpoints := range v.services() {
 		if endpoints == "[10.244.0.1:8080]" {
@@ -381,7 +374,7 @@ func TestServiceCIDRs(t *testing.T) {
 	}
 	client := fake.NewClientset(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
 	v := newView()
-	synced(t, watch(t, client, v, slog.New(slog.DiscardHandler)))
+	synced(t, watch(t, client, v.emit, v.problem))
 	if got, want := v.cidrs(), cidrs("10.96.0.0/12", "fd10:96::/108"); !slices.Equal(got, want) {
 		t.Errorf("ranges %v, want %v", got, want)
 	}
@@ -410,7 +403,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 		return true, nil, apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}, "")
 	})
 	v := newView()
-	w := watch(t, client, v, slog.New(slog.DiscardHandler))
+	w := watch(t, client, v.emit, v.problem)
 	eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
