@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,8 @@ import (
 )
 
 func labProbeCommand(c *client, name *string) *cobra.Command {
-	return &cobra.Command{
+	var timeout time.Duration
+	cmd := &cobra.Command{
 		Use:   "probe",
 		Short: "Send real packets from every pod to every port, and show what came of it beside what the policies promise",
 		Long: "Every pod tries to reach every port of every pod and Service. The matrix shows for each pair what the NetworkPolicies\n" +
@@ -26,7 +28,10 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 			if err := c.check(); err != nil {
 				return err
 			}
-			r, err := lab.ReadProbe(cmd.Context(), *name)
+			if timeout <= 0 {
+				return fmt.Errorf("--timeout %s: want more than 0", timeout)
+			}
+			r, err := lab.ReadProbe(cmd.Context(), *name, timeout)
 			if err != nil {
 				return err
 			}
@@ -36,6 +41,8 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 			return verdict(r)
 		},
 	}
+	cmd.Flags().DurationVar(&timeout, "timeout", lab.ProbeTimeout, "how long to wait for an answer that is promised")
+	return cmd
 }
 
 // verdict is the probe's exit status.

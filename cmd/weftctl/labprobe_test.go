@@ -125,6 +125,7 @@ func TestLabArguments(t *testing.T) {
 		{[]string{"lab", "up", "extra"}, "unknown command"},
 		{[]string{"lab", "exec", "pod"}, "requires at least 2 arg"},
 		{[]string{"lab", "probe", "-o", "xml"}, "-o xml is not known"},
+		{[]string{"lab", "probe", "--timeout", "0s"}, "--timeout 0s: want more than 0"},
 		{[]string{"lab", "status", "--name", "No!"}, `name "No!"`},
 	} {
 		if _, err := weftctl("", tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {

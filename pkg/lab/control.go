@@ -66,18 +66,7 @@ func (l *Lab) serveControl(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/progress", l.serveProgress)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, l.status(r.Context())) })
-	mux.HandleFunc("POST /v1/probe", func(w http.ResponseWriter, r *http.Request) {
-		if !l.progress.done() {
-			http.Error(w, "the lab is not up yet", http.StatusServiceUnavailable)
-			return
-		}
-		report, err := l.probe(r.Context())
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		answer(w, report)
-	})
+	mux.HandleFunc("POST /v1/probe", l.serveProbe)
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "unix", controlSocket(l.dir))
 	if err != nil {

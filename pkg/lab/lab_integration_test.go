@@ -145,7 +145,7 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("a second up of the same name: %v", err)
 	}
 	begin = time.Now()
-	r, err := lab.ReadProbe(t.Context(), name)
+	r, err := lab.ReadProbe(t.Context(), name, lab.ProbeTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestUpAfterCrash(t *testing.T) {
 		t.Errorf("status of a lab without its daemon: %v", err)
 	}
 	run(t, m.weftctl(t, args...))
-	if r, err := lab.ReadProbe(t.Context(), name); err != nil || r.Counts[lab.AsPromised] != 4 {
+	if r, err := lab.ReadProbe(t.Context(), name, lab.ProbeTimeout); err != nil || r.Counts[lab.AsPromised] != 4 {
 		t.Errorf("probe after a crash and another up: %v, %v", r.Counts, err)
 	}
 	run(t, m.weftctl(t, "down", "--name="+name))

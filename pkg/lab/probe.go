@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,13 +18,19 @@ import (
 	"github.com/weft-cni/weft/pkg/policy"
 )
 
+// ProbeTimeout is how long a probe waits for an answer that is promised, if nobody says otherwise.
+const ProbeTimeout = 5 * time.Second
+
 const (
-	// dialsAtOnce bounds the attempts under way: each has a thread.
-	dialsAtOnce = 128
-	// patience is how long an answer is waited for that the policies promise, and silence how long one that they forbid. A
-	// lost packet must not pass for a forbidden one: TCP repeats its first after a second.
-	patience = 5 * time.Second
-	silence  = 2 * time.Second
+	// attemptsAtOnce bounds the attempts under way: each has a thread.
+	attemptsAtOnce = 128
+	// askedAtOnce bounds, for each processor, those of them that somebody should answer: more would only wait for each other, and on a
+	// slow machine until packets are lost. So they go as fast as the machine; one that is not answered holds the others up for holdUp.
+	askedAtOnce = 4
+	holdUp      = 250 * time.Millisecond
+	// silence is how long an answer is waited for at least that nobody should give. A lost packet must not pass for a forbidden one: TCP
+	// repeats its first after a second.
+	silence = 2 * time.Second
 	// maxTraces bounds how many differences are traced, since one cause often has many.
 	maxTraces = 20
 )
@@ -99,17 +107,39 @@ type Report struct {
 	From    []string `json:"from"`
 	Targets []Target `json:"targets"`
 	// Probes are all cells, row by row.
-	Probes []Probe       `json:"probes"`
-	Counts map[State]int `json:"counts"`
+	Probes []Probe `json:"probes"`
+	// Slowest is how many seconds the slowest answer took: what is forbidden was waited for at least twice as long, up to the probe's
+	// timeout.
+	Slowest float64       `json:"slowest"`
+	Counts  map[State]int `json:"counts"`
 	// Problem says why the manifests as they are now are not what was probed.
 	Problem string `json:"problem,omitempty"`
 }
 
-// ReadProbe has a lab's daemon probe everything.
-func ReadProbe(ctx context.Context, name string) (Report, error) {
+// ReadProbe has a lab's daemon probe everything. It waits for an answer that is promised until the timeout.
+func ReadProbe(ctx context.Context, name string, timeout time.Duration) (Report, error) {
 	var r Report
-	err := ask(ctx, name, http.MethodPost, "/v1/probe", &r)
+	err := ask(ctx, name, http.MethodPost, "/v1/probe?timeout="+timeout.String(), &r)
 	return r, err
+}
+
+// serveProbe answers ReadProbe.
+func (l *Lab) serveProbe(w http.ResponseWriter, r *http.Request) {
+	if !l.progress.done() {
+		http.Error(w, "the lab is not up yet", http.StatusServiceUnavailable)
+		return
+	}
+	timeout, err := time.ParseDuration(r.FormValue("timeout"))
+	if err != nil || timeout <= 0 {
+		http.Error(w, fmt.Sprintf("probe with the timeout %q: want a time, more than 0", r.FormValue("timeout")), http.StatusBadRequest)
+		return
+	}
+	report, err := l.probe(r.Context(), timeout)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	answer(w, report)
 }
 
 // view is the lab at one moment.
@@ -120,31 +150,30 @@ type view struct {
 	problem string
 }
 
-// probe sends real packets from every pod to every port.
-func (l *Lab) probe(ctx context.Context) (Report, error) {
+// probe sends real packets from every pod to every port: first where somebody should answer, which tells how fast that goes here and
+// now, then where nobody should or need.
+func (l *Lab) probe(ctx context.Context, timeout time.Duration) (Report, error) {
 	begin := time.Now()
 	v, err := l.view()
 	if err != nil {
 		return Report{}, err
 	}
-	r := Report{Lab: l.opt.Name, Targets: v.targets, Probes: make([]Probe, len(v.pods)*len(v.targets)), Counts: map[State]int{}, Problem: v.problem}
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(dialsAtOnce)
-	for i, p := range v.pods {
+	r := Report{Lab: l.opt.Name, Targets: v.targets, Probes: make([]Probe, 0, len(v.pods)*len(v.targets)), Counts: map[State]int{}, Problem: v.problem}
+	for _, p := range v.pods {
 		r.From = append(r.From, p.key)
 		for j, t := range v.targets {
-			group.Go(func() error {
-				if groupCtx.Err() != nil {
-					return groupCtx.Err()
-				}
-				probe, err := v.probe(p, t)
-				probe.To = j
-				r.Probes[i*len(v.targets)+j] = probe
-				return err
-			})
+			promise, why := v.promise(p, t)
+			r.Probes = append(r.Probes, Probe{From: p.key, To: j, Promise: promise, Why: why})
 		}
 	}
-	if err := group.Wait(); err != nil {
+	should := func(p Promise) bool { return p == Allow || p == Reject }
+	slowest, err := v.send(ctx, r.Probes, should, timeout, askedAtOnce*runtime.GOMAXPROCS(0))
+	if err != nil {
+		return Report{}, err
+	}
+	r.Slowest = slowest.Seconds()
+	needNot := func(p Promise) bool { return !should(p) }
+	if _, err := v.send(ctx, r.Probes, needNot, min(timeout, max(silence, 2*slowest)), attemptsAtOnce); err != nil {
 		return Report{}, err
 	}
 	traces := 0
@@ -185,32 +214,59 @@ func (l *Lab) view() (view, error) {
 	return v, err
 }
 
-// probe sends packets from one pod to one target.
-func (v view) probe(from *pod, t Target) (Probe, error) {
-	p := Probe{From: from.key}
-	p.Promise, p.Why = v.promise(from, t)
+// send makes the probes of some promises, no more than so many at once of those that are not held up, and says how long the slowest
+// answer took.
+func (v view) send(ctx context.Context, probes []Probe, some func(Promise) bool, timeout time.Duration, atOnce int) (time.Duration, error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(attemptsAtOnce)
+	slots := make(chan struct{}, atOnce)
+	took := make([]time.Duration, len(probes))
+	for i := range probes {
+		p := &probes[i]
+		if !some(p.Promise) {
+			continue
+		}
+		slots <- struct{}{}
+		leave := sync.OnceFunc(func() { <-slots })
+		heldUp := time.AfterFunc(holdUp, leave)
+		group.Go(func() error {
+			defer heldUp.Stop()
+			defer leave()
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			begin := time.Now()
+			err := v.probe(v.pods[i/len(v.targets)], v.targets[p.To], p, timeout)
+			if p.Outcome == podns.Answered {
+				took[i] = time.Since(begin)
+			}
+			return err
+		})
+	}
+	err := group.Wait()
+	return slices.Max(append(took, 0)), err
+}
+
+// probe sends packets from one pod to one target, and says what they did.
+func (v view) probe(from *pod, t Target, p *Probe, timeout time.Duration) error {
 	if t.missing {
 		p.State, p.Detail = NoProtocol, "this machine's kernel has no "+string(t.Proto)
-		return p, nil
-	}
-	timeout := patience
-	if p.Promise == Deny {
-		timeout = silence
+		return nil
 	}
 	answer, err := from.ns.Dial(t.Proto, netip.AddrPortFrom(t.Addr, t.Number), timeout)
 	if errors.Is(err, os.ErrClosed) {
-		return p, fmt.Errorf("pod %s went away meanwhile; probe again", from.key)
+		return fmt.Errorf("pod %s went away meanwhile; probe again", from.key)
 	}
 	if err != nil {
-		return p, fmt.Errorf("probe from %s to %s: %w", from.key, t, err)
+		return fmt.Errorf("probe from %s to %s: %w", from.key, t, err)
 	}
 	p.Outcome, p.Reached, p.Detail = answer.Outcome, answer.Name, answer.Detail
 	if answer.Source.IsValid() {
 		p.Source = answer.Source.Addr().String()
 	}
 	p.State = Differs
-	if v.kept(from, t, p) {
+	if v.kept(from, t, *p) {
 		p.State = AsPromised
 	}
-	return p, nil
+	return nil
 }

@@ -176,10 +176,10 @@ func (l *Lab) Pod(name string) lab.PodStatus {
 	return p
 }
 
-// Probe sends packets from every pod to every port.
+// Probe sends packets from every pod to every port. On a machine that is known to be slow it is more patient.
 func (l *Lab) Probe() lab.Report {
 	l.t.Helper()
-	r, err := lab.ReadProbe(l.t.Context(), l.Name)
+	r, err := lab.ReadProbe(l.t.Context(), l.Name, testenv.Patience(lab.ProbeTimeout))
 	if err != nil {
 		l.t.Fatal(err)
 	}
