@@ -105,7 +105,7 @@ func (c *client) try(to target, want expectation) experience {
 	patience, least, most := testenv.Patience(5*time.Second), leastDials, mostDials
 	switch want.outcome {
 	case podns.Silent:
-		patience, least, most = testenv.Patience(time.Second), 1, 1
+		patience, least, most = testenv.Patience(2*time.Second), 1, 1 // TCP repeats a first packet that was lost after a second
 	case podns.Refused:
 		least, most = 2, 2
 	}
