@@ -115,16 +115,19 @@ func TestReadBack(t *testing.T) {
 		reg   uint32
 		has   bool
 	}
-	addr, all := func(a string) ovs.Match { return openflow.Destination(openflow.Host(netip.MustParseAddr(a))) }, uint16(0xffff)
+	to := func(a string) ovs.Match { return openflow.Destination(openflow.Host(netip.MustParseAddr(a))) }
+	port := func(n uint16) ovs.Match { return openflow.DestinationPort(n, 0xffff) }
+	from, wide := openflow.Source(netip.MustParsePrefix("10.0.0.0/8")), openflow.Destination(netip.MustParsePrefix("10.0.0.0/8"))
+	reg := openflow.Register(4)
 	for _, c := range []struct {
 		proto   ovs.Protocol
 		matches []ovs.Match
 		want    read
 	}{
-		{ovs.ProtocolTCPv4, []ovs.Match{addr("10.96.0.1"), openflow.DestinationPort(80, all), openflow.Register(4).Is(0x12)}, read{openflow.IPProtoTCP, "10.96.0.1:80", 0x12, true}},
-		{ovs.ProtocolUDPv6, []ovs.Match{addr("fd96::1"), openflow.DestinationPort(53, all), openflow.Register(4).Is(0)}, read{openflow.IPProtoUDP, "[fd96::1]:53", 0, true}},
-		{openflow.ProtocolSCTPv4, []ovs.Match{addr("10.96.0.1"), openflow.Source(netip.MustParsePrefix("10.0.0.0/8"))}, read{openflow.IPProtoSCTP, "10.96.0.1:0", 0, false}},
-		{ovs.ProtocolIPv4, []ovs.Match{openflow.Destination(netip.MustParsePrefix("10.0.0.0/8")), openflow.Bits{Register: 4, Mask: 0xf}.Is(2)}, read{to: "invalid AddrPort"}},
+		{ovs.ProtocolTCPv4, []ovs.Match{to("10.96.0.1"), port(80), reg.Is(0x12)}, read{openflow.IPProtoTCP, "10.96.0.1:80", 0x12, true}},
+		{ovs.ProtocolUDPv6, []ovs.Match{to("fd96::1"), port(53), reg.Is(0)}, read{openflow.IPProtoUDP, "[fd96::1]:53", 0, true}},
+		{openflow.ProtocolSCTPv4, []ovs.Match{to("10.96.0.1"), from}, read{openflow.IPProtoSCTP, "10.96.0.1:0", 0, false}},
+		{ovs.ProtocolIPv4, []ovs.Match{wide, openflow.Bits{Register: reg, Mask: 0xf}.Is(2)}, read{to: "invalid AddrPort"}},
 		{"", []ovs.Match{openflow.Register(14).Is(1)}, read{to: "invalid AddrPort"}},
 	} {
 		f, err := openflow.New(0, 1, 0, c.proto, c.matches, ovs.Drop())
@@ -132,12 +135,13 @@ func TestReadBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		proto, to := openflow.DestinationIn(f.Match)
-		reg, has := openflow.Register(4).In(f.Match)
-		if got := (read{proto, to.String(), reg, has}); got != c.want {
+		value, has := reg.In(f.Match)
+		if got := (read{proto, to.String(), value, has}); got != c.want {
 			t.Errorf("%q is read as %+v, want %+v", f.Match, got, c.want)
 		}
 	}
-	f, err := openflow.New(0, 1, 0, "", nil, openflow.Register(1).Set(16), openflow.Register(11).Set(3), openflow.Bits{Register: 1, Mask: 0xff}.Set(5), openflow.Goto(60))
+	whole, other, part := openflow.Register(1).Set(16), openflow.Register(11).Set(3), openflow.Bits{Register: 1, Mask: 0xff}.Set(5)
+	f, err := openflow.New(0, 1, 0, "", nil, whole, other, part, openflow.Goto(60))
 	if err != nil {
 		t.Fatal(err)
 	}
