@@ -85,6 +85,9 @@ func serviceReports(view *model.Snapshot, status Status, problems map[model.Owne
 		for _, p := range s.Ports {
 			for _, f := range p.Frontends() {
 				report := frontendReport(p, f, here)
+				if err := flows.Untranslatable(p, f, view.KernelDatapath); err != nil {
+					report.Endpoints, report.Without = []EndpointReport{}, "rejected: "+err.Error()
+				}
 				report.Stats = counted[frontend{flows.Cookie(owner), p.Protocol.Number(), f.At}]
 				r.Frontends = append(r.Frontends, report)
 			}

@@ -90,7 +90,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		}
 	case model.KindService:
 		if service, ok := s.Services[o.Name]; ok {
-			b.service(service, s.Self)
+			b.service(service, s.Self, s.KernelDatapath)
 		}
 	case model.KindPolicy:
 		if p, ok := s.Policies[o.Name]; ok {

@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 // service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints that
 // its traffic policy leaves.
-func (b *builder) service(s model.Service, self model.Node) {
+func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool) {
 	for _, p := range s.Ports {
 		is4 := p.ClusterIP.Is4()
 		t := transportOf(p.Protocol)
@@ -23,17 +24,34 @@ func (b *builder) service(s model.Service, self model.Node) {
 		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
-			switch f.Kind {
-			case model.ClusterIP:
+			switch {
+			case Untranslatable(p, f, kernelDatapath) != nil:
+				sb.add(in{ServiceLB, prioHigh, sb.proto, match}, reject(is4))
+				continue
+			case f.Kind == model.ClusterIP:
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
 				continue
-			case model.NodePort:
+			case f.Kind == model.NodePort:
 				match = also(match, Origin.Is(OriginGateway))
 			}
 			sb.external(withGateway(f.Sources, self, sb.own), match...)
 		}
 	}
+}
+
+// Untranslatable says why a frontend's clients are rejected although it may have endpoints, or nil. Open vSwitch 3.1's userspace
+// datapath tracks SCTP by addresses alone: ports stay, so that packets would reach another port of the endpoint.
+func Untranslatable(p model.ServicePort, f model.Frontend, kernelDatapath bool) error {
+	if kernelDatapath || p.Protocol != model.SCTP {
+		return nil
+	}
+	for _, e := range slices.Concat(p.Cluster, p.Local) {
+		if e.Port != f.At.Port() {
+			return fmt.Errorf("the userspace datapath of Open vSwitch does not translate SCTP ports, and endpoints have port %d, not %d: give the Service that port, or use datapath: system", e.Port, f.At.Port())
+		}
+	}
+	return nil
 }
 
 // noService keeps the addresses of pods and gateways out of Services' reach: whoever may write a Service names its external

@@ -66,7 +66,7 @@ func TestParts(t *testing.T) {
 			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
 		}
 		b := &builder{owner: model.ServiceOwner(s.Name)}
-		b.service(s, model.Node{})
+		b.service(s, model.Node{}, true)
 		if b.err != nil {
 			t.Fatal(b.err)
 		}
@@ -107,7 +107,7 @@ func TestNoIdleGroup(t *testing.T) {
 		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
 	}}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{})
+	b.service(s, model.Node{}, true)
 	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].BucketActions()) != 1 {
 		t.Errorf("groups %v, %v; want just the one of the local endpoint", b.groups, b.err)
 	}
