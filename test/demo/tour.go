@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -133,9 +134,9 @@ func (t *tour) flows(ctx context.Context, a app) error {
 	here, there := a.client.Spec.NodeName, a.remote.Spec.NodeName
 	t.out.chapter(fmt.Sprintf("The flows that %d pings and their answers take, on both nodes", pings))
 	before := map[string][]agent.FlowReport{}
-	for _, node := range []string{here, there} {
+	for _, pod := range []corev1.Pod{a.client, a.remote} {
 		var err error
-		if before[node], err = t.quiet(ctx, node); err != nil {
+		if before[pod.Spec.NodeName], err = t.quiet(ctx, pod); err != nil {
 			return err
 		}
 	}
@@ -182,8 +183,13 @@ func (t *tour) readFlows(ctx context.Context, node string) ([]agent.FlowReport, 
 	return list, err
 }
 
-// quiet reads the flows when Open vSwitch has counted what went on before: two readings a revalidation apart are equal.
-func (t *tour) quiet(ctx context.Context, node string) ([]agent.FlowReport, error) {
+// quiet reads the flows of a pod's node when Open vSwitch has counted what the pod did before: two readings of its flows a
+// revalidation apart are equal. The node has other traffic, which never ends.
+func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]agent.FlowReport, error) {
+	node, owner := pod.Spec.NodeName, "pod/"+pod.Namespace+"/"+pod.Name
+	ofPod := func(list []agent.FlowReport) []agent.FlowReport {
+		return slices.DeleteFunc(slices.Clone(list), func(f agent.FlowReport) bool { return f.Owner != owner })
+	}
 	var last []agent.FlowReport
 	var read time.Time
 	err := poll(ctx, settleTimeout, func(ctx context.Context) error {
@@ -194,10 +200,10 @@ func (t *tour) quiet(ctx context.Context, node string) ([]agent.FlowReport, erro
 		if err != nil {
 			return err
 		}
-		same := reflect.DeepEqual(last, list)
+		same := reflect.DeepEqual(ofPod(last), ofPod(list))
 		last, read = list, time.Now()
 		if !same {
-			return fmt.Errorf("%s: other traffic does not end, its packets are still being counted", node)
+			return fmt.Errorf("%s: packets of %s are still being counted", node, owner)
 		}
 		return nil
 	})
