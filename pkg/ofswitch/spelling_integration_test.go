@@ -123,7 +123,7 @@ func everyGroup(t *testing.T) []openflow.Group {
 		newGroup(2, openflow.DPHash(), bucket(5, 100, to("10.0.0.1:80")), bucket(7, 1, to("[fd44::2]:65535", mark, label, openflow.AllLabel.Set(label6)))),
 		newGroup(0x57000003, openflow.Hash(openflow.IPSrc), bucket(0xffffff00-1, 65535, openflow.Resubmit(50)), bucket(0, 1, ovs.Drop())),
 		newGroup(4, openflow.Hash(openflow.SCTPDst, openflow.SCTPSrc, openflow.UDPDst, openflow.UDPSrc, openflow.TCPDst, openflow.TCPSrc, openflow.IPProto, openflow.IPv6Dst,
-			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.EthDst, openflow.EthSrc, openflow.Register(3).Field(),
+			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.Register(3).Field(),
 			openflow.CTLabel, openflow.CTMark, openflow.IPSrc), bucket(1, 1, openflow.ToGroup(2)), bucket(2, 1, openflow.ToGroup(0x57000003))),
 		newGroup(5, openflow.DPHash(), bucket(1, 1, affinity(addr4, openflow.IPProtoTCP).Action(), openflow.Register(3).Set(5), to("10.0.0.1:80")),
 			bucket(2, 1, affinity(addr6, openflow.IPProtoUDP).Action(), to("[fd44::2]:80"))),
@@ -146,7 +146,7 @@ func everyFlow(t *testing.T) []string {
 	end := openflow.Goto(50)
 
 	// Matches, in an order that is not OVS's.
-	everything := m(openflow.DestinationPort(0x1f90, 0xfff0), openflow.SourcePort(0, 0x8000),
+	everything := m(openflow.DestinationPort(0x1f90, 0xfff0),
 		openflow.Destination(netip.MustParsePrefix("10.96.0.1/32")), openflow.Source(netip.MustParsePrefix("10.244.0.0/16")), ovs.InPortMatch(3),
 		openflow.TunnelSource(addr4), openflow.Register(9).Is(4), openflow.Register(15).Is(0), openflow.Register(2).Is(0xffffffff), openflow.Bits{Register: 0, Mask: 0xf}.Is(2),
 		openflow.Bits{Register: 1, Mask: 0xffffffff}.Is(2), openflow.Bits{Register: 3, Mask: 0xf0}.Is(0),
@@ -158,7 +158,7 @@ func everyFlow(t *testing.T) []string {
 		openflow.MarkBits(0xffffffff).Is(0), openflow.ConnectionState(openflow.StateTrk|openflow.StateEst, 0)), ovs.Drop())
 	add(ip4, m(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0)), ovs.Drop())
 	add(ip6, m(openflow.ConnectionState(0, openflow.StateTrk), openflow.MarkBits(0xff00).Is(0), openflow.LabelBits{Hi: 1 << 63}.Is(openflow.Uint128{})), ovs.Drop())
-	add(tcp4, m(openflow.SourcePort(443, 0xffff)), ovs.Drop())
+	add(tcp4, m(openflow.DestinationPort(0, 0x8000)), ovs.Drop())
 	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6, openflow.ProtocolSCTPv4, openflow.ProtocolSCTPv6} {
 		add(proto, m(openflow.DestinationPort(0x1000, 0xf000)), ovs.Drop())
 		add(proto, m(openflow.DestinationPort(53, 0xffff)), ovs.Drop())
@@ -173,6 +173,8 @@ func everyFlow(t *testing.T) []string {
 		openflow.AllLabel.Set(openflow.Uint128{}), openflow.Move(reg(5).All(), openflow.CTLabel.Bits(32, 63)), openflow.Move(reg(0).Bits(0, 3), openflow.CTMark.Bits(4, 7)),
 	}}.Action(), end)
 	add(ip4, nil, openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNAT(addr4)}.Action())
+	add(ip4, m(ovs.InPortMatch(3)), openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNATPorts(addr4, 1024, 32767)}.Action())
+	add(ip6, m(ovs.InPortMatch(3)), openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNATPorts(addr6, 1024, 32767)}.Action())
 	add(ip6, nil, openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNAT(addr6), Exec: []ovs.Action{openflow.AllLabel.Set(label6)}}.Action())
 	add(tcp4, nil, openflow.CT{Commit: true, Table: 50, Zone: zone, NAT: openflow.DestinationNAT(netip.AddrPortFrom(addr4, 80))}.Action())
 	add(tcp6, nil, openflow.CT{Commit: true, NAT: openflow.DestinationNAT(netip.AddrPortFrom(addr6, 80))}.Action(), openflow.CT{Commit: true, NAT: openflow.Translate()}.Action())
@@ -186,7 +188,7 @@ func everyFlow(t *testing.T) []string {
 	add(ip4, nil, openflow.Push(openflow.IPSrc.All()), openflow.Push(openflow.IPDst.All()), openflow.Pop(openflow.IPSrc.All()), openflow.Pop(openflow.IPDst.All()), end)
 	add(ip6, nil, openflow.Push(openflow.IPv6Src.All()), openflow.Push(reg(3).Bits(0, 15)), openflow.Pop(reg(4).Bits(16, 31)), openflow.Pop(openflow.IPv6Dst.All()))
 	add(ip4, nil, openflow.Move(openflow.CTLabel.Bits(0, 31), openflow.IPSrc.All()), openflow.Move(openflow.IPDst.All(), reg(12).All()), openflow.Move(reg(3).Bits(7, 7), reg(4).Bits(0, 0)),
-		openflow.Move(openflow.EthSrc.All(), openflow.EthDst.All()), openflow.Move(openflow.IPProto.All(), reg(3).Bits(8, 15)))
+		openflow.Move(openflow.IPProto.All(), reg(3).Bits(8, 15)))
 	add(ip6, nil, openflow.Move(openflow.CTLabel.All(), openflow.IPv6Src.All()), openflow.Move(openflow.IPv6Dst.Bits(0, 31), reg(3).All()))
 	for proto, match := range map[uint8]ovs.Protocol{openflow.IPProtoTCP: tcp6, openflow.IPProtoUDP: ovs.ProtocolUDPv4, openflow.IPProtoSCTP: openflow.ProtocolSCTPv6} {
 		source, destination := openflow.PortFields(proto)

@@ -85,7 +85,7 @@ func TestImpossible(t *testing.T) {
 	for i, m := range []ovs.Match{
 		openflow.ConnectionState(0, 0), openflow.ConnectionState(openflow.StateNew, openflow.StateNew), openflow.ConnectionState(1, 0xfe),
 		openflow.MarkBits(1).Is(2), openflow.MarkBits(0).Is(0), openflow.LabelBits{Lo: 1}.Is(openflow.Uint128{Hi: 1}), openflow.Bits{Mask: 0xf}.Is(0x10),
-		openflow.DestinationPort(1, 0), openflow.SourcePort(3, 0xfffe),
+		openflow.DestinationPort(1, 0), openflow.DestinationPort(3, 0xfffe),
 	} {
 		if f, err := openflow.New(0, 1, 0, "", []ovs.Match{m}, ovs.Drop()); err == nil {
 			t.Errorf("match %d was accepted as %s", i, f)
