@@ -196,6 +196,29 @@ func TestUnreachableSwitchIsNotARejection(t *testing.T) {
 	}
 }
 
+// A cache that cannot be emptied is no success, and is emptied as soon as that is possible, although there is nothing to send then.
+func TestCacheThatCannotBeEmptied(t *testing.T) {
+	ovs, sw := start(t)
+	pid := filepath.Join(ovs.RunDir(), "ovs-vswitchd.pid")
+	if err := os.Rename(pid, pid+".away"); err != nil {
+		t.Fatal(err)
+	}
+	err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{flow(t, "table=0 actions=drop")}})
+	var rejected *ofswitch.RejectedError
+	if err == nil || errors.As(err, &rejected) || !strings.Contains(err.Error(), "--pidfile") {
+		t.Errorf("without a control socket: %v; want an error that says what to do and is no rejection", err)
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{}); err == nil {
+		t.Error("the cache was not emptied, and nobody is told any more")
+	}
+	if err := os.Rename(pid+".away", pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestWatch(t *testing.T) {
 	ovs, sw := start(t)
 	ready, events, ended := make(chan struct{}), make(chan ofswitch.Event, 10), make(chan error, 1)

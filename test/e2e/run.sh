@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suite on one fresh cluster after the other: each address family and their pair, and each tunnel with
-# both. (IPv4 over VXLAN is in the dual-stack cluster over VXLAN; every pairing can be named.) The first cluster gets all tests; the others those whose outcome depends on tunnel or family. Before them, the
-# cluster tool itself is tested: that nothing of a cluster stays, whatever happened to it.
+# both. (IPv4 over VXLAN is in the dual-stack cluster over VXLAN; every pairing can be named.) The first cluster gets all
+# tests; the others those whose outcome depends on tunnel or family. Before them, the cluster tool itself is tested: that
+# nothing of a cluster stays, whatever happened to it.
 #
 #   test/e2e/run.sh                     the clusters of CI
 #   test/e2e/run.sh dual/vxlan          just these
