@@ -70,7 +70,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	switch o.Kind {
 	case model.KindPipeline:
 		b.pipeline(s.KernelDatapath)
-		b.connections(s.KeepEstablished)
+		b.connections(s.KeepEstablished, s.KernelDatapath)
 		b.allowRejection()
 		b.notTwice()
 	case model.KindSelf:

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -173,6 +174,34 @@ func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 	}
 	if len(delta.Delete) != 0 || len(delta.Set) != 1 || !strings.Contains(delta.Set[0].Actions, "set_field:0x2->reg1") {
 		t.Errorf("delta = %+v; want the one sending flow, replaced in place", delta)
+	}
+}
+
+// In userspace, where SCTP has no ports to connection tracking, an association that was allowed does not open other ports.
+func TestKeptConnections(t *testing.T) {
+	for _, kernel := range []bool{true, false} {
+		for _, keep := range []bool{true, false} {
+			desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, KernelDatapath: kernel, KeepEstablished: keep})
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept := map[string]bool{}
+			for _, f := range desired.Flows {
+				if f.Table == flows.ConntrackState && strings.Contains(f.Match, "+est") && strings.Contains(f.Actions, fmt.Sprintf("goto_table:%d", flows.Forwarding)) {
+					kept[f.Match[strings.LastIndex(f.Match, ",")+1:]] = true
+				}
+			}
+			want := map[string]bool{}
+			switch {
+			case keep && kernel:
+				want = map[string]bool{"ct_mark=0x1/0x1": true} // whatever it is
+			case keep:
+				want = map[string]bool{"tcp": true, "tcp6": true, "udp": true, "udp6": true, "icmp": true, "icmp6": true}
+			}
+			if diff := cmp.Diff(want, kept); diff != "" {
+				t.Errorf("kernel's datapath %t, keep %t: kept are (-want +got)\n%s", kernel, keep, diff)
+			}
+		}
 	}
 }
 

@@ -33,7 +33,7 @@ func (t transport) of(is4 bool) ovs.Protocol {
 var families = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 
 // connections gives what every packet of a connection meets, whatever the cluster holds.
-func (b *builder) connections(keepEstablished bool) {
+func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	for _, any := range families {
 		proto, is4 := openflow.Protocol(any), any.Is4()
 		track := openflow.CT{Table: ConntrackState, Zone: Zone, NAT: openflow.Translate()}.Action()
@@ -64,7 +64,9 @@ func (b *builder) connections(keepEstablished bool) {
 	b.add(in{ConntrackState, prioHigher, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
 	b.drop(InvalidConnection, in{ConntrackState, prioHigh, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))})
 	if keepEstablished {
-		b.add(in{ConntrackState, prioHigh, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
+		for _, proto := range kept(kernelDatapath) {
+			b.add(in{ConntrackState, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
+		}
 	}
 	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
 	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), Origin.Is(OriginTunnel))}, openflow.Goto(EgressPolicy))
@@ -83,6 +85,15 @@ func (b *builder) connections(keepEstablished bool) {
 	b.add(in{Commit, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))}, openflow.Goto(SourceNAT))
 	b.add(in{SourceNAT, prioMiss, "", nil}, openflow.Goto(Output))
 	b.add(in{Output, prioHigh, "", matches(Returns.Is(Returns.Mask))}, ovs.SetField("ANY", "in_port"), OutPort.Output())
+}
+
+// kept are the protocols whose connections may be kept. Open vSwitch's userspace datapath tracks SCTP, and what it does not know, by
+// addresses alone: what was allowed at one port would be at all.
+func kept(kernelDatapath bool) []ovs.Protocol {
+	if kernelDatapath {
+		return []ovs.Protocol{""}
+	}
+	return []ovs.Protocol{ovs.ProtocolTCPv4, ovs.ProtocolTCPv6, ovs.ProtocolUDPv4, ovs.ProtocolUDPv6, ovs.ProtocolICMPv4, ovs.ProtocolICMPv6}
 }
 
 // firstWay matches the direction in which a connection was begun.

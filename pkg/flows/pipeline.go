@@ -153,7 +153,7 @@ var Pipeline = []Table{
 		Doc: "New connections go on to Services. A reply is turned round, so that the policies see it as they saw the packet that " +
 			"it answers, with the endpoint's true address and port from the connection's label and mark; a reply of a connection that was " +
 			"never allowed is dropped.",
-		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "ipv6_src"},
+		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "icmp", "icmp6", "nw_src", "ipv6_src"},
 		Actions: []string{"push", "move->NXM_OF_IP_SRC[]", "move->NXM_OF_IP_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_IPV6_DST[]",
 			"move->NXM_OF_TCP_SRC[]", "move->NXM_OF_TCP_DST[]", "move->NXM_OF_UDP_SRC[]", "move->NXM_OF_UDP_DST[]", "move->OXM_OF_SCTP_SRC[]", "move->OXM_OF_SCTP_DST[]",
 			"pop->NXM_OF_IP_DST[]", "pop->NXM_NX_IPV6_DST[]", "pop->NXM_OF_TCP_DST[]", "pop->NXM_OF_UDP_DST[]", "pop->OXM_OF_SCTP_DST[]",
