@@ -199,7 +199,7 @@ func TestForgottenNodePort(t *testing.T) {
 	}
 }
 
-// forgetAll empties connection tracking in a node's kernel, as its timeouts would.
+// forgetAll empties connection tracking in a node's kernel, as its timeouts would, but not the zones of a switch that is there, too.
 func forgetAll(t *testing.T, c *changing, node string) {
 	t.Helper()
 	for _, n := range c.Status().Nodes {
@@ -208,7 +208,17 @@ func forgetAll(t *testing.T, c *changing, node string) {
 		}
 		ns, err := podns.Open(fmt.Sprintf("/proc/%d/ns/net", n.Sandbox.Holder.PID))
 		if err == nil {
-			err = errors.Join(ns.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) }), ns.Close())
+			err = errors.Join(ns.Do(func() error {
+				var hosts netlink.ConntrackFilter
+				if err := hosts.AddZone(0); err != nil {
+					return err
+				}
+				forgotten, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, &hosts)
+				if err == nil && forgotten == 0 {
+					err = errors.New("there is nothing to forget")
+				}
+				return err
+			}), ns.Close())
 		}
 		if err != nil {
 			t.Fatalf("empty connection tracking of %s: %v", node, err)
