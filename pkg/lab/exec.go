@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -30,6 +31,12 @@ func Exec(ctx context.Context, name, where string, args []string) error {
 	defer signal.Reset(os.Interrupt)
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	// So that weftctl is found on a node wherever it was called from.
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":"+filepath.Dir(self))
 	// The command ends with this program; the kernel means the thread that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

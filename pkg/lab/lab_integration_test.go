@@ -369,7 +369,7 @@ func TestExec(t *testing.T) {
 	if got := l.Run("web-0", "ip", "-o", "addr", "show", "eth0"); !strings.Contains(got, pod.IPs[0].String()) {
 		t.Errorf("the pod's interface has no %s: %s", pod.IPs[0], got)
 	}
-	if got := l.Run("node/"+pod.Node, labtest.Program(t, "weftctl"), "status"); !strings.Contains(got, "default/web-0") {
+	if got := l.Run("node/"+pod.Node, "weftctl", "status"); !strings.Contains(got, "default/web-0") {
 		t.Errorf("weftctl status on the pod's node:\n%s", got)
 	}
 	if got := l.Run("node/node1", "ovs-ofctl", "--names", "dump-flows", "weft"); !strings.Contains(got, "table=SpoofGuard") {
