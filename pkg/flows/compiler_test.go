@@ -205,6 +205,37 @@ func TestKeptConnections(t *testing.T) {
 	}
 }
 
+// A Service whose ports userspace cannot translate is refused at its own addresses, and takes nobody else's.
+func TestUntranslatableTakesNothing(t *testing.T) {
+	addr := netip.MustParseAddr
+	endpoint := func(port uint16) []model.Endpoint { return []model.Endpoint{{Addr: addr("10.244.1.9"), Port: port}} }
+	victim := model.Service{Name: "ns/victim", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, ClusterIP: addr("10.96.0.1"), Cluster: endpoint(9000)}}}
+	thief := model.Service{Name: "a/thief", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, NodePort: 30900, ClusterIP: addr("10.96.0.2"),
+		ExternalIPs: []netip.Addr{addr("10.96.0.1")}, Cluster: endpoint(9001)}}}
+	desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{victim.Name: victim, thief.Name: thief}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type entry struct {
+		owner   string
+		refused bool
+	}
+	got := map[string][]entry{} // by address, the highest priority first
+	for _, f := range slices.SortedFunc(maps.Values(desired.Flows), func(a, b flows.Flow) int { return int(b.Priority) - int(a.Priority) }) {
+		if _, to := openflow.DestinationIn(f.Match); f.Owner.Kind == model.KindService {
+			got[to.String()] = append(got[to.String()], entry{f.Owner.Name, !strings.Contains(f.Actions, "group:")})
+		}
+	}
+	want := map[string][]entry{
+		"10.96.0.1:9000":     {{"ns/victim", false}, {"a/thief", true}},
+		"10.96.0.2:9000":     {{"a/thief", true}},
+		"169.254.87.1:30900": {{"a/thief", true}},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(entry{})); diff != "" {
+		t.Errorf("at these addresses (-want +got)\n%s", diff)
+	}
+}
+
 // TestOneBadObject: an owner whose flows cannot be made loses only its own.
 func TestOneBadObject(t *testing.T) {
 	bad := model.Attachment{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "bad"}, OFPort: 16, IPs: []netip.Addr{{}}}

@@ -24,15 +24,13 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
-			switch {
-			case Untranslatable(p, f, kernelDatapath) != nil:
-				sb.add(in{ServiceLB, prioHigh, sb.proto, match}, reject(is4))
-				continue
-			case f.Kind == model.ClusterIP:
+			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
+			switch f.Kind {
+			case model.ClusterIP:
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
 				continue
-			case f.Kind == model.NodePort:
+			case model.NodePort:
 				match = also(match, Origin.Is(OriginGateway))
 			}
 			sb.external(withGateway(f.Sources, self, sb.own), match...)
@@ -117,6 +115,7 @@ type serviceBuilder struct {
 	proto   ovs.Protocol
 	own     netip.Prefix
 	pools   map[bool]*pool // by whether they are of the traffic policy Local
+	refused bool           // the frontend at hand leads nowhere
 }
 
 // pool is a set of endpoints that frontends share, with its group.
@@ -190,6 +189,9 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 
 // pool makes the group of a traffic policy's endpoints, once.
 func (sb *serviceBuilder) pool(local bool) *pool {
+	if sb.refused {
+		return &pool{actions: []ovs.Action{reject(sb.port.ClusterIP.Is4())}}
+	}
 	if p := sb.pools[local]; p != nil {
 		return p
 	}
