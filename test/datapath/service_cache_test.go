@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
@@ -186,7 +187,13 @@ func TestForgottenNodePort(t *testing.T) {
 	if _, err := server.Write([]byte("y")); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(testenv.Patience(500 * time.Millisecond)) // and a second or third time, as TCP repeats it
+	// It leaves the endpoint a second and a third time, since nobody acknowledges it.
+	labtest.Eventually(t, 10*time.Second, func() error {
+		if n := repeated(t, server); n < 2 {
+			return fmt.Errorf("the endpoint has repeated its words %d times", n)
+		}
+		return nil
+	})
 	for _, h := range strangers.heard(func(heard) bool { return true }) {
 		t.Errorf("beyond the node: a packet from %s to %s", h.src, h.dst)
 	}
@@ -197,6 +204,28 @@ func TestForgottenNodePort(t *testing.T) {
 	if _, err := client.Read(make([]byte, 1)); err != nil {
 		t.Errorf("what the endpoint said meanwhile does not arrive any more: %v", err)
 	}
+}
+
+// repeated is how many segments the kernel has sent again on a TCP connection.
+func repeated(t *testing.T, conn net.Conn) uint32 {
+	t.Helper()
+	socket, ok := conn.(*net.TCPConn)
+	if !ok {
+		t.Fatalf("%T is no TCP connection", conn)
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	var asked error
+	if err := raw.Control(func(fd uintptr) { info, asked = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) }); err != nil {
+		t.Fatal(err)
+	}
+	if asked != nil {
+		t.Fatal(asked)
+	}
+	return info.Total_retrans
 }
 
 // forgetAll empties connection tracking in a node's kernel, as its timeouts would, but not the zones of a switch that is there, too.
