@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -61,6 +62,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		targets.Store(&next)
 	}
 	aim()
+	var pumps []*pump
 	for _, one := range []struct {
 		from *client
 		tag  string
@@ -68,12 +70,12 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		var aimed *[]netip.Addr
 		var frames [][]byte
 		mac := one.from.mac(t)
-		one.from.pump(t, floodEvery(), func() [][]byte {
+		pumps = append(pumps, one.from.pump(t, floodEvery(), func() [][]byte {
 			if now := targets.Load(); now != aimed {
 				aimed, frames = now, one.from.attempts(mac, one.tag, floodPort, *now...)
 			}
 			return frames
-		})
+		}))
 	}
 	begin, started, predicted := time.Now(), 0, 0
 	for round := range startRounds {
@@ -118,7 +120,16 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 				}
 			}
 		}
-		time.Sleep(2 * floodEvery())
+		// Everybody sends to those that are up now, too, before the flood goes elsewhere.
+		for _, p := range pumps {
+			sent := p.rounds.Load()
+			labtest.Eventually(t, 10*time.Second, func() error {
+				if p.rounds.Load() < sent+2 {
+					return errors.New("the flood has stopped")
+				}
+				return nil
+			})
+		}
 		aim()
 	}
 	isVictims := func(h heard) bool { return !known[h.iface] }
