@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -209,12 +210,14 @@ func (p *pod) start() (err error) {
 	return nil
 }
 
-// attach has the pod connected. Like a kubelet it tries again: on a busy machine the agent may not keep the runtime's time.
+// attach has the pod connected. It tries again, as a kubelet does, only when the agent says that it may (CNI, Error Codes: 11): on a
+// busy machine it may not keep the runtime's time. Any other error is one.
 func (p *pod) attach() error {
 	var err error
 	for range attempts {
-		if err = p.call("ADD"); err == nil {
-			return nil
+		var later *types.Error
+		if err = p.call("ADD"); !errors.As(err, &later) || later.Code != types.ErrTryAgainLater {
+			return err
 		}
 		if undo := p.call("DEL"); undo != nil {
 			return errors.Join(err, undo)
