@@ -32,7 +32,8 @@ func TestEventually(t *testing.T) {
 	calls := 0
 	if failed := outcome(t, func(r testing.TB) {
 		labtest.Eventually(r, time.Minute, func() error {
-			if calls++; calls < 3 {
+			calls++
+			if calls < 3 {
 				return errors.New("not yet")
 			}
 			return nil
