@@ -77,7 +77,7 @@ func TestCountersOnlyGrow(t *testing.T) {
 	a, b := addr("10.244.1.2"), addr("10.244.1.3")
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}}}
 	both, one := policies(isolated("ns/p", a, b)), policies(isolated("ns/p", b))
-	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=drop", "ip,nw_dst=10.244.1.3 actions=drop"
+	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=goto_table:59", "ip,nw_dst=10.244.1.3 actions=goto_table:59"
 	denied := ruleID{"ns/p", model.Ingress, flows.Denied}
 	for i, step := range []struct {
 		policies map[string]model.Policy
@@ -135,7 +135,7 @@ func TestRulesAreCounted(t *testing.T) {
 // TestPolicyMetrics: names and labels are an interface.
 func TestPolicyMetrics(t *testing.T) {
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}, Policies: policies(isolated("ns/p", addr("10.244.1.2")))}}
-	now := c.after(map[string]uint64{"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "ip,nw_dst=10.244.1.2 actions=drop": 3})
+	now := c.after(map[string]uint64{"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "ip,nw_dst=10.244.1.2 actions=goto_table:59": 3})
 	want := `
 # HELP weft_policy_bytes_total The bytes of weft_policy_packets_total.
 # TYPE weft_policy_bytes_total counter

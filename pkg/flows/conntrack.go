@@ -34,6 +34,8 @@ var families = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 
 // connections gives what every packet of a connection meets, whatever the cluster holds.
 func (b *builder) connections(keepEstablished, kernelDatapath bool) {
+	allowed := MarkAllowed.Is(uint32(MarkAllowed))
+	service := MarkService.Is(uint32(MarkService))
 	for _, any := range families {
 		proto, is4 := openflow.Protocol(any), any.Is4()
 		track := openflow.CT{Table: ConntrackState, Zone: Zone, NAT: openflow.Translate()}.Action()
@@ -42,23 +44,24 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		// The answer to a packet that a Service turned back.
 		b.add(in{Conntrack, prioHigh, proto, matches(openflow.Destination(openflow.Host(model.MasqueradeAddr(is4))))},
 			Returns.Set(Returns.Mask), openflow.CT{Table: ConntrackNAT, Zone: SourceZone, NAT: openflow.Translate()}.Action())
-		b.turn(any)
 
 		b.add(in{Forwarding, prioTop, proto, matches(openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0), MarkGateway.Is(uint32(MarkGateway)))}, toGateway()...)
 		// A Service's endpoint may be a node.
-		b.add(in{Forwarding, prioLow, proto, matches(MarkService.Is(uint32(MarkService)), Origin.Is(OriginGateway))}, toGateway()...)
+		b.add(in{Forwarding, prioLow, proto, matches(service, Origin.Is(OriginGateway))}, toGateway()...)
 
-		commit := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone}
-		commit.Exec = []ovs.Action{MarkAllowed.Set(uint32(MarkAllowed))}
-		b.add(in{Commit, prioLower, proto, nil}, commit.Action())
-		fromGateway := MarkAllowed | MarkGateway
-		commit.Exec = []ovs.Action{fromGateway.Set(uint32(fromGateway))}
-		b.add(in{Commit, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commit.Action())
+		// What a policy denies now and allowed before loses its mark, and with it the replies. A fragment does not: conntrack holds it until
+		// its datagram is whole, and would hold it for the others, which Commit lets through.
+		b.add(in{PolicyDenied, prioNormal, proto, matches(allowed, openflow.Fragments("no"))},
+			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{MarkAllowed.Set(0)}}.Action())
+
+		b.commit(proto, kernelDatapath)
 
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(model.PortGateway))},
 			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(is4))}.Action())
 	}
-	allowed := MarkAllowed.Is(uint32(MarkAllowed))
+	if !kernelDatapath {
+		b.fragments()
+	}
 	b.drop(InvalidConnection, in{ConntrackState, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
 	// An ICMP error is about a packet of a connection; it is for whoever sent that.
 	b.add(in{ConntrackState, prioHigher, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
@@ -68,8 +71,11 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 			b.add(in{ConntrackState, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
 		}
 	}
+	b.add(in{ConntrackState, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
 	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
 	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), Origin.Is(OriginTunnel))}, openflow.Goto(EgressPolicy))
+	// What a Service has translated looks new until it is answered. It is not translated again.
+	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), service)}, openflow.Goto(EgressPolicy))
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))}, openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))}, openflow.Goto(EgressPolicy))
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
@@ -78,13 +84,58 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.add(in{EgressPolicy, prioMiss, "", nil}, openflow.Goto(EgressDefault))
 	b.add(in{EgressDefault, prioMiss, "", nil}, openflow.Goto(IngressPolicy))
 	b.add(in{IngressPolicy, prioMiss, "", nil}, openflow.Goto(IngressDefault))
-	b.add(in{IngressDefault, prioMiss, "", nil}, openflow.Goto(Restore))
-	b.add(in{Restore, prioMiss, "", nil}, openflow.Goto(Forwarding))
+	b.add(in{IngressDefault, prioMiss, "", nil}, openflow.Goto(Forwarding))
+	b.add(in{PolicyDenied, prioMiss, "", nil}, ovs.Drop())
 
 	b.add(in{Commit, prioNormal, "", matches(allowed)}, openflow.Goto(SourceNAT))
 	b.add(in{Commit, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))}, openflow.Goto(SourceNAT))
 	b.add(in{SourceNAT, prioMiss, "", nil}, openflow.Goto(Output))
 	b.add(in{Output, prioHigh, "", matches(Returns.Is(Returns.Mask))}, ovs.SetField("ANY", "in_port"), OutPort.Output())
+}
+
+// commit gives the flows of one family that remember a connection as allowed.
+//
+// A connection to a pod and one through a Service to the same pod may have one source port, and then their replies would look the
+// same. So what no Service translates gets another port if it must. Open vSwitch 3.1's userspace datapath cannot: there a connection
+// that is translated to itself, as nearly all would be, ends ovs-vswitchd when its port is used again (fixed in 3.1.3 by "conntrack:
+// Remove nat_conn introducing key directionality").
+func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
+	origins := []struct {
+		priority, fragment uint16
+		mark               openflow.MarkBits
+		match              []ovs.Match
+	}{
+		{prioLower, prioRaised, MarkAllowed, nil},
+		{prioMedium, prioHigh, MarkAllowed | MarkGateway, matches(Origin.Is(OriginGateway))},
+	}
+	for _, o := range origins {
+		ct := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, Exec: []ovs.Action{o.mark.Set(uint32(o.mark))}}
+		plain := ct.Action()
+		if !kernelDatapath {
+			b.add(in{Commit, o.priority, proto, o.match}, plain)
+			// Conntrack holds a fragment until its datagram is whole. So none leaves whose first fragment a policy has dropped.
+			b.add(in{Commit, o.fragment, proto, also(o.match, openflow.Fragments("yes"), openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl|openflow.StateRel))}, plain)
+			continue
+		}
+		ct.NAT = openflow.KeepSource()
+		b.add(in{Commit, o.priority, proto, o.match}, ct.Action())
+		b.add(in{Commit, o.priority + 1, proto, also(o.match, MarkService.Is(uint32(MarkService)))}, plain)
+	}
+}
+
+// fragments gives what the userspace datapath needs for datagrams in fragments. There conntrack puts them together, translates them and
+// takes them apart again, so that every table sees each fragment, and only the first has ports. The kernel's shows whole datagrams.
+//
+// The first fragment is the one that policies judge; the others wait for it in Commit. ServiceLB goes by the connection's port, which
+// all of them have.
+func (b *builder) fragments() {
+	for _, any := range families {
+		b.add(in{EgressPolicy, prioHigher, openflow.Protocol(any), matches(openflow.Fragments("later"))}, openflow.Goto(Forwarding))
+	}
+	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is next.
+	for _, table := range []openflow.TableID{EgressPolicy, SourceNAT, Output} {
+		b.drop(InvalidConnection, in{table, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv, 0))})
+	}
 }
 
 // kept are the protocols whose connections may be kept. Open vSwitch's userspace datapath tracks SCTP, and what it does not know, by
@@ -98,47 +149,3 @@ func kept(kernelDatapath bool) []ovs.Protocol {
 
 // firstWay matches the direction in which a connection was begun.
 func firstWay() ovs.Match { return openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl) }
-
-// turn gives the flows that turn replies of one family round, and back.
-func (b *builder) turn(family netip.Addr) {
-	const service = MarkAllowed | MarkService
-	proto := openflow.Protocol(family)
-	source, destination := openflow.AddrFields(family)
-	endpoint := openflow.CTLabel.All()
-	if family.Is4() {
-		endpoint = openflow.CTLabel.Bits(0, 31)
-	}
-	reply := func(priority uint16, proto ovs.Protocol, mark uint32, actions ...[]ovs.Action) {
-		var all []ovs.Action
-		for _, a := range actions {
-			all = append(all, a...)
-		}
-		b.add(in{ConntrackState, priority, proto, matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0), service.Is(mark))},
-			append(all, Turned.Set(Turned.Mask), openflow.Goto(EgressPolicy))...)
-	}
-	direct, served := uint32(MarkAllowed), uint32(service)
-	saveAddrs := []ovs.Action{openflow.Push(source.All()), openflow.Push(destination.All())}
-	restoreAddrs := []ovs.Action{openflow.Pop(destination.All()), openflow.Pop(source.All())}
-	reply(prioNormal, proto, direct, saveAddrs, exchange(source, destination))
-	reply(prioNormal, proto, served, saveAddrs, take(source, destination, endpoint))
-	forward := []ovs.Action{Turned.Set(0), openflow.Goto(Forwarding)}
-	b.add(in{Restore, prioNormal, proto, matches(Turned.Is(Turned.Mask))}, append(append([]ovs.Action(nil), restoreAddrs...), forward...)...)
-	for _, t := range transports {
-		from, to := openflow.PortFields(t.protocol.Number())
-		savePorts := []ovs.Action{openflow.Push(from.All()), openflow.Push(to.All())}
-		restorePorts := []ovs.Action{openflow.Pop(to.All()), openflow.Pop(from.All())}
-		reply(prioRaised, t.of(family.Is4()), direct, saveAddrs, savePorts, exchange(source, destination), exchange(from, to))
-		reply(prioRaised, t.of(family.Is4()), served, saveAddrs, savePorts, take(source, destination, endpoint), take(from, to, openflow.CTMark.Bits(16, 31)))
-		b.add(in{Restore, prioRaised, t.of(family.Is4()), matches(Turned.Is(Turned.Mask))}, append(append(restorePorts, restoreAddrs...), forward...)...)
-	}
-}
-
-// exchange swaps two fields.
-func exchange(x, y openflow.Field) []ovs.Action {
-	return []ovs.Action{openflow.Push(x.All()), openflow.Move(y.All(), x.All()), openflow.Pop(y.All())}
-}
-
-// take makes the destination the source, and the endpoint the destination.
-func take(source, destination openflow.Field, endpoint openflow.Subfield) []ovs.Action {
-	return []ovs.Action{openflow.Move(destination.All(), source.All()), openflow.Move(endpoint, destination.All())}
-}

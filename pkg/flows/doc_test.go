@@ -115,7 +115,10 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
 * **Node to pod**: it comes in from the gateway, which may send from any address.
 * **To a Service**: Conntrack finds no connection, so ServiceLB looks at address and port. The Service's group chooses an endpoint and translates the
   destination to it; from there on the packet is one to a pod. Its later packets are translated in Conntrack, and so are the replies.
-* **A reply**: ConntrackState turns it round, so that EgressPolicy and IngressPolicy judge the connection as it was begun, Restore turns it back.
+* **A reply**: ConntrackState sends it straight to Forwarding while its connection has the mark of what the policies allow. EgressPolicy and
+  IngressPolicy see the original direction only; a packet that they deny takes the mark away.
+* **A datagram in fragments**, with the userspace datapath: conntrack gives every fragment the connection's port, by which ServiceLB goes. The
+  policies judge the first fragment; the others wait for it in Commit.
 * **ARP requests and neighbour solicitations**: ARPND checks that they are in the asker's own name, ARPNDReply turns them into the answer and
   sends them back to the port they came from.
 `
@@ -203,7 +206,8 @@ func (d *docWriter) kernelDatapath() {
 	d.line("Everything above is with `datapath: netdev`. With `system`, OVS refuses flows that write an advertisement's flags. There a neighbour")
 	d.line("solicitation is answered by one that goes the other way: who is asked learns from the question where the asker is (RFC 4861, 7.2.3).")
 	d.line("The asker's answer to that is dropped. These flows take the place of those with `NDAdvertise`, and an IPv6 pod has one more")
-	d.line("for each address that it answers with:\n")
+	d.line("for each address that it answers with. Commit lets a connection change its source port where its replies would be taken for another's,")
+	d.line("and there are no flows for fragments:\n")
 	everything := *d
 	everything.flows, everything.Buffer = d.kernel, bytes.Buffer{}
 	everything.block(func(flows.Flow) bool { return true }, true)

@@ -25,7 +25,7 @@ const (
 	EgressDefault  openflow.TableID = 51
 	IngressPolicy  openflow.TableID = 55
 	IngressDefault openflow.TableID = 56
-	Restore        openflow.TableID = 58
+	PolicyDenied   openflow.TableID = 59
 	Forwarding     openflow.TableID = 60
 	Commit         openflow.TableID = 80
 	SourceNAT      openflow.TableID = 85
@@ -36,8 +36,6 @@ const (
 var (
 	// Origin says where the packet came in: one of the Origin… values.
 	Origin = openflow.Bits{Register: 0, Mask: 0xf}
-	// Turned is set while a reply looks like the packet that it answers.
-	Turned = openflow.Bits{Register: 0, Mask: 0x10}
 	// Returns is set on packets that may leave where they came in.
 	Returns = openflow.Bits{Register: 0, Mask: 0x20}
 	// OutPort holds the OpenFlow port that the Output table sends to.
@@ -57,7 +55,7 @@ const (
 // Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was sent
 // to, and the label is its address.
 const (
-	// MarkAllowed is set when the policies let the connection's first packet through.
+	// MarkAllowed is set when the policies let a packet of the original direction through, and cleared when they do not any more.
 	MarkAllowed openflow.MarkBits = 0x1
 	// MarkService is set when a Service has translated the destination.
 	MarkService openflow.MarkBits = 0x2
@@ -150,15 +148,11 @@ var Pipeline = []Table{
 	},
 	{
 		ID: ConntrackState, Name: "ConntrackState",
-		Doc: "New connections go on to Services. A reply is turned round, so that the policies see it as they saw the packet that " +
-			"it answers, with the endpoint's true address and port from the connection's label and mark; a reply of a connection that was " +
-			"never allowed is dropped.",
-		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "icmp", "icmp6", "nw_src", "ipv6_src"},
-		Actions: []string{"push", "move->NXM_OF_IP_SRC[]", "move->NXM_OF_IP_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_IPV6_DST[]",
-			"move->NXM_OF_TCP_SRC[]", "move->NXM_OF_TCP_DST[]", "move->NXM_OF_UDP_SRC[]", "move->NXM_OF_UDP_DST[]", "move->OXM_OF_SCTP_SRC[]", "move->OXM_OF_SCTP_DST[]",
-			"pop->NXM_OF_IP_DST[]", "pop->NXM_NX_IPV6_DST[]", "pop->NXM_OF_TCP_DST[]", "pop->NXM_OF_UDP_DST[]", "pop->OXM_OF_SCTP_DST[]",
-			"set_field->reg0", "resubmit", "goto_table"},
-		Next: []openflow.TableID{Affinity, ServiceLB, EgressPolicy, Forwarding},
+		Doc: "New connections go on to Services, later packets of their original direction to the policies. A reply passes by its connection's " +
+			"mark: it goes straight on while the policies allow the original direction, and is dropped otherwise.",
+		Match:   []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "icmp", "icmp6", "nw_src", "ipv6_src"},
+		Actions: []string{"resubmit", "goto_table"},
+		Next:    []openflow.TableID{Affinity, ServiceLB, EgressPolicy, Forwarding},
 	},
 	{
 		ID: Affinity, Name: "Affinity",
@@ -168,8 +162,9 @@ var Pipeline = []Table{
 	{
 		ID: ServiceLB, Name: "ServiceLB",
 		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
-			"Service without endpoints leads to an address that the node rejects.",
-		Match:   []string{"ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+			"Service without endpoints leads to an address that the node rejects. The port is the connection's, which all fragments of a datagram have.",
+		Match: []string{"ct_state", "ct_nw_proto", "ct_tp_dst", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
+			"ipv6_src", "ipv6_dst", "tp_dst"},
 		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
 		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
 	},
@@ -177,47 +172,46 @@ var Pipeline = []Table{
 		ID: StickyEndpoint, Name: "StickyEndpoint",
 		Doc: "Translates to the endpoint that was chosen, for Services with sessionAffinity, and has the switch learn it. It is a table of " +
 			"its own because a group's bucket is an action set, which learns nothing.",
-		Match:   []string{"tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Match:   []string{"ct_state", "ct_nw_proto", "ct_tp_dst", "ip", "ipv6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
 		Actions: []string{"learn", "ct"},
 		Next:    []openflow.TableID{EgressPolicy},
 	},
 	{
 		ID: EgressPolicy, Name: "EgressPolicy",
-		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a connection passes here, " +
-			"not only the first, so that a changed policy is true for connections that exist.",
-		Match:   []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a connection's original direction " +
+			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in fragments, the first fragment does.",
+		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst",
+			"nw_frag"},
 		Actions: []string{"conjunction", "controller", "goto_table"},
-		Next:    []openflow.TableID{EgressDefault, IngressPolicy},
+		Next:    []openflow.TableID{EgressDefault, IngressPolicy, Forwarding},
 	},
 	{
 		ID: EgressDefault, Name: "EgressDefault",
-		Doc:     "Drops and counts what isolated pods send and no policy allows.",
+		Doc:     "Denies and counts what isolated pods send and no policy allows.",
 		Match:   []string{"ip", "ipv6", "nw_src", "ipv6_src"},
 		Actions: []string{"controller", "goto_table"},
-		Next:    []openflow.TableID{IngressPolicy},
+		Next:    []openflow.TableID{IngressPolicy, PolicyDenied},
 	},
 	{
 		ID: IngressPolicy, Name: "IngressPolicy",
 		Doc:     "What policies allow this node's pods to receive.",
 		Match:   []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
 		Actions: []string{"conjunction", "controller", "goto_table"},
-		Next:    []openflow.TableID{IngressDefault, Restore},
+		Next:    []openflow.TableID{IngressDefault, Forwarding},
 	},
 	{
 		ID: IngressDefault, Name: "IngressDefault",
-		Doc:     "Drops and counts what is sent to isolated pods and no policy allows.",
+		Doc:     "Denies and counts what is sent to isolated pods and no policy allows.",
 		Match:   []string{"ip", "ipv6", "nw_dst", "ipv6_dst"},
 		Actions: []string{"controller", "goto_table"},
-		Next:    []openflow.TableID{Restore},
+		Next:    []openflow.TableID{PolicyDenied, Forwarding},
 	},
 	{
-		ID: Restore, Name: "Restore",
-		Doc:   "Gives a reply that was turned round its own addresses and ports back.",
-		Match: []string{"reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6"},
-		Actions: []string{"pop->NXM_OF_IP_SRC[]", "pop->NXM_OF_IP_DST[]", "pop->NXM_NX_IPV6_SRC[]", "pop->NXM_NX_IPV6_DST[]",
-			"pop->NXM_OF_TCP_SRC[]", "pop->NXM_OF_TCP_DST[]", "pop->NXM_OF_UDP_SRC[]", "pop->NXM_OF_UDP_DST[]", "pop->OXM_OF_SCTP_SRC[]", "pop->OXM_OF_SCTP_DST[]",
-			"set_field->reg0", "goto_table"},
-		Next: []openflow.TableID{Forwarding},
+		ID: PolicyDenied, Name: "PolicyDenied",
+		Doc: "Drops what the policies deny. A connection that they allowed before loses its mark, so that its replies are dropped, too, until a " +
+			"packet of its original direction is allowed again.",
+		Match:   []string{"ct_mark", "ip", "ipv6", "nw_frag"},
+		Actions: []string{"ct"},
 	},
 	{
 		ID: Forwarding, Name: "Forwarding",
@@ -230,8 +224,9 @@ var Pipeline = []Table{
 	},
 	{
 		ID: Commit, Name: "Commit",
-		Doc:     "Remembers a connection whose first packet came this far, and marks it as allowed.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "reg0"},
+		Doc: "Remembers a connection whose packet came this far, and marks it as allowed. With the userspace datapath, fragments wait here until " +
+			"their datagram is whole: without the first one, which the policies judge, none leaves.",
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "reg0", "nw_frag"},
 		Actions: []string{"ct", "goto_table"},
 		Next:    []openflow.TableID{SourceNAT},
 	},
@@ -246,7 +241,7 @@ var Pipeline = []Table{
 	{
 		ID: Output, Name: "Output",
 		Doc:     "Sends the packet to the port that Forwarding chose.",
-		Match:   []string{"reg0"},
+		Match:   []string{"ct_state", "reg0"},
 		Actions: []string{"set_field->in_port", "output"},
 	},
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// stage is the two tables of one direction. The tables see every packet as the first of its connection looked, so the subject,
-// the pod that a policy selects, is always the source of egress and the destination of ingress.
+// stage is the two tables of one direction. The tables see packets of a connection's original direction only, after translation. So the
+// subject, the pod that a policy selects, is always the source of egress and the destination of ingress.
 type stage struct {
 	direction         model.Direction
 	allow, deny, next openflow.TableID
@@ -21,7 +21,7 @@ type stage struct {
 
 var stages = []stage{
 	{model.Egress, EgressPolicy, EgressDefault, IngressPolicy, PolicyEgress, openflow.Source, openflow.Destination},
-	{model.Ingress, IngressPolicy, IngressDefault, Restore, PolicyIngress, openflow.Destination, openflow.Source},
+	{model.Ingress, IngressPolicy, IngressDefault, Forwarding, PolicyIngress, openflow.Destination, openflow.Source},
 }
 
 // policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies isolate one pod
@@ -50,10 +50,10 @@ func rulesOf(p model.Policy, side *model.PolicySide) []model.PolicyRule {
 	return side.Rules
 }
 
-// isolate drops what came past all rules.
+// isolate denies what came past all rules.
 func (b *builder) isolate(s stage, pod netip.Addr) {
 	i := in{s.deny, prioNormal, openflow.Protocol(pod), matches(s.subject(openflow.Host(pod)))}
-	b.drop(s.reason, i)
+	b.append(s.reason, i, openflow.Goto(PolicyDenied))
 	b.logDenied(s, i)
 }
 

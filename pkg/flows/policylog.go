@@ -36,11 +36,11 @@ func copyOf(s stage, rule int, meter openflow.Meter) ovs.Action {
 // copyVersion begins the data of every copy; what begins otherwise is somebody else's.
 const copyVersion = 0x57
 
-// logDenied copies what a flow drops.
+// logDenied copies what a flow denies.
 func (b *builder) logDenied(s stage, i in) {
 	if b.log {
 		i.priority = prioRaised
-		b.append(s.reason, i, copyOf(s, Denied, MeterDenied))
+		b.append(s.reason, i, copyOf(s, Denied, MeterDenied), openflow.Goto(PolicyDenied))
 	}
 }
 

@@ -62,7 +62,7 @@ func TestRefusedLoggingStaysClosed(t *testing.T) {
 		if f.Copies() {
 			t.Errorf("%s is left", f)
 		}
-		isolated = isolated || f.Reason == flows.PolicyIngress && f.Actions == "drop"
+		isolated = isolated || f.Reason == flows.PolicyIngress && f.Actions == "goto_table:59"
 	}
 	if !isolated {
 		t.Error("the pod is open")

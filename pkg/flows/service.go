@@ -21,7 +21,10 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 		if t.protocol == "" {
 			continue
 		}
-		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
+		sb := &serviceBuilder{builder: b, service: s, port: p, proto: openflow.Protocol(p.ClusterIP), own: ownRange(self, is4)}
+		if p.Protocol == model.SCTP && !kernelDatapath {
+			sb.proto, sb.portsUntracked = t.of(is4), true
+		}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
@@ -79,7 +82,7 @@ func reject(is4 bool) ovs.Action {
 	return translate(netip.AddrPortFrom(model.RejectAddr(is4), 0))
 }
 
-// translate gives a connection an endpoint, and notes it where replies are judged.
+// translate gives a connection an endpoint, and notes it: a connection whose endpoint is gone is found by that.
 func translate(to netip.AddrPort) ovs.Action {
 	const bits = MarkService | markPort
 	return openflow.CT{
@@ -116,6 +119,8 @@ type serviceBuilder struct {
 	own     netip.Prefix
 	pools   map[bool]*pool // by whether they are of the traffic policy Local
 	refused bool           // the frontend at hand leads nowhere
+	// portsUntracked says that conntrack does not know the protocol's ports.
+	portsUntracked bool
 }
 
 // pool is a set of endpoints that frontends share, with its group.
@@ -127,8 +132,14 @@ type pool struct {
 	sticky [][]ovs.Action
 }
 
+// to matches packets that begin a connection to an address and port.
 func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
-	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
+	host := openflow.Destination(openflow.Host(at.Addr()))
+	if sb.portsUntracked {
+		return matches(host, openflow.DestinationPort(at.Port(), 0xffff))
+	}
+	return matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), host,
+		openflow.OriginalProtocol(sb.port.Protocol.Number()), openflow.OriginalPort(at.Port()))
 }
 
 // external gives the flows of an address that is meant for clients outside. Under the traffic policy Local these reach
@@ -240,13 +251,15 @@ const maxClients = 10000
 func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 	number := sb.port.Protocol.Number()
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
-	_, port := openflow.PortFields(number)
+	to := openflow.LearnConnection(number)
+	if sb.portsUntracked {
+		_, port := openflow.PortFields(number)
+		to = []openflow.LearnSpec{openflow.LearnProtocol(number), openflow.LearnSame(port.All())}
+	}
 	return openflow.Learn{
 		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second), Limit: maxClients,
-		Specs: []openflow.LearnSpec{
-			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
-			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),
-			openflow.LearnLoad(bucket, Bucket.Field().All()),
-		},
+		Specs: slices.Concat([]openflow.LearnSpec{openflow.LearnFamily(sb.port.ClusterIP)}, to, []openflow.LearnSpec{
+			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnLoad(bucket, Bucket.Field().All()),
+		}),
 	}.Action()
 }

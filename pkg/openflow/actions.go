@@ -255,6 +255,9 @@ func SetTunnelDestination(a netip.Addr) ovs.Action {
 	return ovs.SetField(a.String(), "tun_ipv6_dst")
 }
 
+// Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later" (ovs-fields(7), ip_frag).
+func Fragments(which string) ovs.Match { return textMatch("nw_frag=" + which) }
+
 // DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.
 func DestinationPort(port, mask uint16) ovs.Match {
 	switch {
@@ -282,7 +285,10 @@ func DestinationIn(match string) (proto uint8, to netip.AddrPort) {
 			proto = IPProtoSCTP
 		case "nw_dst", "ipv6_dst":
 			addr, _ = netip.ParseAddr(value) // a range is none
-		case "tp_dst":
+		case "ct_nw_proto":
+			n, _ := strconv.ParseUint(value, 10, 8)
+			proto = uint8(n)
+		case "tp_dst", "ct_tp_dst":
 			port, _ = strconv.ParseUint(value, 10, 16)
 		}
 	}

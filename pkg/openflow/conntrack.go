@@ -49,6 +49,18 @@ func ConnectionState(is, isNot ConnState) ovs.Match {
 	return textMatch(b.String())
 }
 
+// OriginalProtocol matches the IP protocol of the packet that began the connection. OVS wants a match of ct_state beside it that no
+// untracked packet has (ovs-fields(7), ct_nw_proto).
+func OriginalProtocol(number uint8) ovs.Match {
+	return textMatch("ct_nw_proto=" + strconv.Itoa(int(number)))
+}
+
+// OriginalPort matches the destination port of the packet that began the connection, before translation. All fragments of a datagram
+// have it, although only the first has a port of its own. OVS wants a match of the protocol beside it (ovs-fields(7), ct_tp_dst).
+func OriginalPort(port uint16) ovs.Match {
+	return textMatch("ct_tp_dst=" + strconv.Itoa(int(port)))
+}
+
 // MarkBits is a part of the connection's ct_mark.
 type MarkBits uint32
 
@@ -109,6 +121,10 @@ func SourceNAT(a netip.Addr) NAT {
 	}
 	return NAT{text: "nat(src=" + a.String() + ")"}
 }
+
+// KeepSource keeps the source of a new connection, and changes its port only if another connection's replies look the same
+// (ovs-actions(7), nat: the all-zero address).
+func KeepSource() NAT { return NAT{text: "nat(src)"} } // as OVS prints nat(src=0.0.0.0) and nat(src=::)
 
 // SourceNATPorts is SourceNAT to a port of a range, the same if it is one of these.
 func SourceNATPorts(a netip.Addr, first, last uint16) NAT {

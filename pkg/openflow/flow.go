@@ -168,7 +168,7 @@ func Parse(line string) (Entry, error) {
 var fieldOrder = func() map[string]int {
 	order := map[string]int{}
 	for i, name := range []string{
-		"pkt_mark", "conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label",
+		"pkt_mark", "conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label", "ct_nw_proto", "ct_tp_src", "ct_tp_dst",
 		// The protocol stands here: ip, ipv6, tcp, …
 		protocolField,
 		"reg0", "reg1", "reg2", "reg3", "reg4", "reg5", "reg6", "reg7",

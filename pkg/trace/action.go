@@ -226,6 +226,10 @@ func parseNAT(args string) (translation, error) {
 		return t, nil
 	}
 	for _, arg := range strings.Split(args, ",") {
+		if arg == "src" {
+			t.keepSource = true
+			continue
+		}
 		name, rest, _ := strings.Cut(arg, "=")
 		rest, lastText, isRange := strings.Cut(rest, "-")
 		addr, err := netip.ParseAddr(rest)

@@ -131,6 +131,8 @@ type translation struct {
 	port     uint16 // of the destination; 0 keeps it
 	// The source's port is of this range, and stays if it can; 0 is any.
 	srcPort, lastSrcPort uint16
+	// keepSource changes the source's port only where another connection's replies would look the same.
+	keepSource bool
 }
 
 // track sends a packet through a zone: it sets the packet's connection fields and, with translate, its addresses. It gives the
@@ -226,7 +228,7 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 		}
 	}
 	one := &conn{orig: k, reply: after.turned()}
-	if nat.src.IsValid() && hasPorts(k.proto) {
+	if (nat.src.IsValid() || nat.keepSource) && hasPorts(k.proto) {
 		first, last := firstDynamicPort, lastPort
 		if nat.srcPort != 0 {
 			first, last = int(nat.srcPort), int(nat.lastSrcPort)

@@ -8,6 +8,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
@@ -32,7 +34,7 @@ func checks(t *testing.T, byDefault int) {
 
 // TestRandomPolicies: whatever the policies, packets do in the flows what policy.Eval promises. Objects are resolved for each node,
 // compiled, and followed from node to node: the first packet of a connection, what answers it, what follows, and all that again
-// when the policies have changed meanwhile.
+// when the policies have changed, twice.
 func TestRandomPolicies(t *testing.T) {
 	checks(t, 2000)
 	rapid.Check(t, func(t *rapid.T) {
@@ -69,15 +71,22 @@ func TestRandomPolicies(t *testing.T) {
 				established = append(established, p)
 			}
 		}
-		// Policies that change are true for connections that exist, in both directions.
-		c.Policies = tracetest.DrawPolicies(t)
-		view = c.View()
-		if err := n.SetPolicies(c); err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range established {
-			check("next, under new policies", p, p.Next())
-			check("reply, under new policies", p, p.Reply())
+		// Policies that change apply to connections that exist, in both directions: a denied packet stops the replies, and one that is
+		// allowed again brings them back.
+		before := c.Policies
+		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
+			c.Policies = policies
+			view = c.View()
+			if err := n.SetPolicies(c); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range established {
+				if check("next, under new policies", p, p.Next()) {
+					check("reply, under new policies", p, p.Reply())
+				} else if d := n.Send(p.Reply()); d.Arrived || d.Reason != flows.UnaskedReply {
+					t.Fatalf("reply to %+v, which new policies deny: arrived %t, %s\n%s", p, d.Arrived, d.Reason, n.Explain(p.Reply()))
+				}
+			}
 		}
 	})
 }

@@ -40,6 +40,9 @@ func (r *run) in(id openflow.TableID, p *Packet) {
 			return
 		}
 		r.Flow = f.Flow
+		if f.Reason != "" {
+			r.reason = f.Reason
+		}
 		if conjunction != 0 {
 			r.Conjunctions = append(r.Conjunctions, conjunction)
 		}

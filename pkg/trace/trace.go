@@ -127,7 +127,8 @@ type Result struct {
 	Table openflow.TableID
 	Flow  *flows.Flow
 	// Note says why a packet was dropped that no flow drops.
-	Note string
+	Note   string
+	reason flows.Reason
 	// Conjunctions are those that let the packet pass, in order.
 	Conjunctions []uint32
 	// Visited are the flows that the packet met, in order; with Options.Steps alone.
@@ -138,10 +139,10 @@ type Result struct {
 // Dropped tells whether the packet left nowhere.
 func (r Result) Dropped() bool { return len(r.Outputs) == 0 }
 
-// Reason is why the packet was dropped, as far as a flow says so.
+// Reason is why the packet was dropped, as far as a flow says so: the last one that it met and that gives a reason.
 func (r Result) Reason() flows.Reason {
-	if r.Dropped() && r.Flow != nil {
-		return r.Flow.Reason
+	if r.Dropped() {
+		return r.reason
 	}
 	return ""
 }
