@@ -26,6 +26,7 @@ type heard struct {
 	at       time.Time
 	iface    int
 	leaving  bool // on its way out of the interface
+	fragment bool // a part of a packet; the ports of a later one mean nothing
 	src, dst netip.AddrPort
 	proto    podns.Proto // empty of other protocols than TCP and UDP
 	flags    wire.TCPFlags
@@ -130,10 +131,13 @@ func parseFrame(f []byte) (h heard, ok bool) {
 	rest := f[14:]
 	switch binary.BigEndian.Uint16(f[12:]) {
 	case unix.ETH_P_IP:
+		const offsetAndMore = 0x3fff
+		h.fragment = binary.BigEndian.Uint16(rest[6:])&offsetAndMore != 0
 		proto, src, dst = rest[9], netip.AddrFrom4([4]byte(rest[12:16])), netip.AddrFrom4([4]byte(rest[16:20]))
 		rest = rest[min(len(rest), int(rest[0]&0xf)*4):]
 	case unix.ETH_P_IPV6:
 		proto, src, dst = rest[6], netip.AddrFrom16([16]byte(rest[8:24])), netip.AddrFrom16([16]byte(rest[24:40]))
+		h.fragment = proto == unix.IPPROTO_FRAGMENT
 		rest = rest[40:]
 	default:
 		return h, false

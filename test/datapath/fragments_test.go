@@ -1,0 +1,282 @@
+//go:build integration
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/testenv"
+)
+
+const (
+	// namedPort is what the policies name; at deniedPort somebody listens as well.
+	namedPort, deniedPort = 7001, 7003
+	// inARow is how many datagrams a socket sends of one size. The first of the first size begins the connection.
+	inARow = 5
+	fragNS = "frag"
+)
+
+// datagramSizes are those of the test. The userspace datapath sends at most 32 fragments of a datagram on (NETDEV_MAX_BURST); a fragment
+// has 1,424 bytes, or 1,400 of IPv6.
+func datagramSizes(v4 bool) []int {
+	switch {
+	case labtest.Datapath() == config.DatapathSystem:
+		return []int{1500, 2000, 8000, 60000}
+	case v4:
+		return []int{1500, 2000, 8000, 31*1424 - 8}
+	}
+	return []int{1500, 2000, 8000, 31*1400 - 8}
+}
+
+// fragmented is the lab of these tests.
+type fragmented struct {
+	*walled
+	pods    map[string]*client
+	answers map[string]*answerer
+	outside *client
+	hosts   map[string]*client
+}
+
+// upFragmented brings up two open servers and two that a policy names a port of, with Services in front of all; clients without and with
+// a policy for what they send, and strangers of both kinds, who send only what is denied until that has been looked at.
+func upFragmented(t *testing.T, name string) fragmented {
+	t.Helper()
+	manifests := ""
+	for _, end := range []struct{ name, node string }{{"near", "node1"}, {"far", "node2"}} {
+		for _, kind := range []string{"open", "walled"} {
+			manifests += walledPod(fragNS, kind+"-"+end.name, end.node, "app: "+kind+", one: "+kind+"-"+end.name) +
+				datagramService(kind+"-"+end.name, "") + streamService(kind+"-"+end.name) + datagramService(kind+"-"+end.name+"-sticky", "sessionAffinity: ClientIP, ")
+		}
+	}
+	for _, client := range []string{"client", "caged", "stranger", "caged-stranger"} {
+		label := "app: client"
+		if client == "caged" || client == "caged-stranger" {
+			label = "app: caged"
+		}
+		manifests += walledPod(fragNS, client, "node1", label)
+	}
+	manifests += policyManifest(fragNS, "ingress", fmt.Sprintf("podSelector: {matchLabels: {app: walled}}, policyTypes: [Ingress], ingress: [{ports: [{port: %[1]d, protocol: UDP}, {port: %[1]d}]}]", namedPort)) +
+		policyManifest(fragNS, "egress", fmt.Sprintf("podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress], egress: [{ports: [{port: %d, protocol: UDP}]}]", namedPort))
+	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests}), pods: map[string]*client{}, answers: map[string]*answerer{}, hosts: map[string]*client{}}
+	s := f.Status()
+	for _, p := range s.Pods {
+		f.pods[p.Name] = openClient(t, s, p.Namespace+"/"+p.Name, "", "pod")
+	}
+	for _, kind := range []string{"open", "walled"} {
+		for _, end := range []string{"near", "far"} {
+			f.answers[kind+"-"+end] = f.pods[kind+"-"+end].answers(t, namedPort, deniedPort)
+		}
+	}
+	f.outside = openClient(t, s, "outside", "", "outside")
+	for _, n := range s.Nodes {
+		f.hosts[n.Name] = f.host(t, n.Name)
+	}
+	return f
+}
+
+func datagramService(name, more string) string {
+	app := name
+	if more != "" {
+		app = name[:len(name)-len("-sticky")]
+	}
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {namespace: %s, name: %s}
+spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, %sselector: {one: %s}, ports: [{name: udp, port: 90, targetPort: %d, protocol: UDP}]}
+`, fragNS, name, more, app, namedPort)
+}
+
+// streamService is the same for TCP.
+func streamService(name string) string {
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {namespace: %s, name: %s-tcp}
+spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {one: %[2]s}, ports: [{name: tcp, port: 90, targetPort: %[3]d}]}
+`, fragNS, name, namedPort)
+}
+
+// route is a way that datagrams take.
+type route struct {
+	name string
+	from *client
+	to   netip.AddrPort
+}
+
+// routes are all ways in a family on which datagrams have to arrive.
+func (f fragmented) routes(t *testing.T, v4 bool) (all []route) {
+	t.Helper()
+	add := func(name string, from *client, addrs []netip.Addr, port uint16) {
+		all = append(all, route{name, from, netip.AddrPortFrom(of(addrs, v4), port)})
+	}
+	for _, end := range []string{"near", "far"} {
+		for _, from := range []string{"client", "caged"} {
+			for _, kind := range []string{"open", "walled"} {
+				to := kind + "-" + end
+				add(from+" to "+to, f.pods[from], f.pods[to].ips, namedPort)
+				add(from+" to the Service of "+to, f.pods[from], f.serviceIPs(t, fragNS, to), 90)
+				add(from+" to the Service of "+to+" with affinity", f.pods[from], f.serviceIPs(t, fragNS, to+"-sticky"), 90)
+			}
+		}
+		for _, kind := range []string{"open", "walled"} {
+			to := kind + "-" + end
+			nodePort := f.nodePort(t, fragNS, to)
+			add("outside to the node port of "+to+" at node1", f.outside, f.node(t, "node1").Addrs, nodePort)
+			add("node1 to the node port of "+to+" at itself", f.hosts["node1"], f.node(t, "node1").Addrs, nodePort)
+			add("node1 to the Service of "+to, f.hosts["node1"], f.serviceIPs(t, fragNS, to), 90)
+			add("node1 to "+to, f.hosts["node1"], f.pods[to].ips, namedPort)
+		}
+	}
+	return all
+}
+
+// Datagrams of every size arrive whole, and so do their answers, wherever a port decides where they go and whether they may.
+func TestFragments(t *testing.T) {
+	f := upFragmented(t, "frags")
+	for _, v4 := range []bool{true, false} {
+		sizes := datagramSizes(v4)
+		t.Run(familyName(v4)+"/hostile", func(t *testing.T) { f.hostile(t, v4) })
+		t.Run(familyName(v4)+"/denied", func(t *testing.T) { f.denied(t, v4) })
+		for _, kind := range []string{"questions", "answers"} {
+			t.Run(fmt.Sprintf("%s/large %s", familyName(v4), kind), func(t *testing.T) {
+				f.parallel(t, v4, func(r route) error { return r.ask(sizes, kind == "answers") })
+			})
+		}
+		t.Run(familyName(v4)+"/echo", func(t *testing.T) { f.echo(t, sizes, v4) })
+	}
+	t.Run("IPv4/TCP", f.segments)
+	t.Run("nothing came in parts", func(t *testing.T) {
+		for name, a := range f.answers {
+			a.mu.Lock()
+			if len(a.bad) > 0 {
+				t.Errorf("%s got %d datagrams that nobody sent: %v", name, len(a.bad), a.bad[:min(5, len(a.bad))])
+			}
+			a.mu.Unlock()
+		}
+	})
+}
+
+// parallel goes all ways of a family, a few at a time.
+func (f fragmented) parallel(t *testing.T, v4 bool, way func(route) error) {
+	t.Helper()
+	routes := f.routes(t, v4)
+	failed := 0
+	var mu sync.Mutex
+	var workers sync.WaitGroup
+	next := make(chan route)
+	for range 3 {
+		workers.Go(func() {
+			for r := range next {
+				if err := way(r); err != nil {
+					t.Errorf("%s (%s): %v", r.name, r.to, err)
+					mu.Lock()
+					failed++
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for _, r := range routes {
+		next <- r
+	}
+	close(next)
+	workers.Wait()
+	t.Logf("%d of %d ways failed", failed, len(routes))
+}
+
+// ask sends datagrams of each size from a socket of its own, or asks for answers of that size.
+func (r route) ask(sizes []int, answers bool) error {
+	// The nodes get to know each other's link-layer addresses.
+	warm, err := r.from.asker(r.to)
+	if err != nil {
+		return err
+	}
+	defer warm.conn.Close()
+	if err := warm.ask(1, 100, 0); err != nil {
+		if err = warm.ask(2, 100, 0); err != nil {
+			return fmt.Errorf("a datagram of 100 bytes: %w", err)
+		}
+	}
+	for _, size := range sizes {
+		a, err := r.from.asker(r.to)
+		if err != nil {
+			return err
+		}
+		for i := range inARow {
+			question, answer := size, 0
+			if answers {
+				question, answer = 100, size
+			}
+			if err := a.ask(uint64(1000*size+i), question, answer); err != nil {
+				return errors.Join(fmt.Errorf("%d bytes: %d of %d, then: %w", size, i, inARow, err), a.conn.Close())
+			}
+		}
+		if err := a.conn.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// echo pings with the same sizes.
+func (f fragmented) echo(t *testing.T, sizes []int, v4 bool) {
+	for from, targets := range map[string][]string{fragNS + "/client": {"open-near", "open-far"}, "node/node1": {"open-near", "open-far"}} {
+		var request wire.DialRequest
+		for _, to := range targets {
+			for _, size := range sizes {
+				request.Targets = append(request.Targets, wire.Target{Name: to, Proto: wire.ICMP, Addr: f.pods[to].addr(v4), Size: size, Attempts: 1, Timeout: testenv.Patience(2 * time.Second)})
+			}
+		}
+		var reply wire.DialReply
+		f.Ask(from, request, &reply, "dial")
+		for _, r := range reply.Results {
+			if !r.OK() {
+				t.Errorf("ping with %d bytes from %s to %s: %s", r.Target.Size, from, r.Target.Name, r.Error)
+			}
+		}
+	}
+}
+
+// denied: nothing of a datagram arrives that is for a port that no policy names, whichever end the policy is of; and afterwards the next
+// one to the port that is named arrives.
+func (f fragmented) denied(t *testing.T, v4 bool) {
+	const each, size = 40, 8000
+	for _, d := range []struct{ from, to string }{
+		{"stranger", "walled-near"}, {"stranger", "walled-far"}, // by ingress
+		{"caged-stranger", "open-near"}, {"caged-stranger", "open-far"}, // by egress
+	} {
+		from, to := f.pods[d.from], f.pods[d.to]
+		came := to.listen(t, "eth0", func(h heard) bool {
+			return !h.leaving && h.src.Addr() == from.addr(v4) && (h.fragment || h.dst.Port() == deniedPort)
+		})
+		socket, err := from.asker(netip.AddrPortFrom(to.addr(v4), deniedPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range each {
+			if _, err := socket.conn.Write(question(uint64(i), size, 0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		allowed := route{d.from + " to " + d.to, from, netip.AddrPortFrom(to.addr(v4), namedPort)}
+		if err := allowed.ask([]int{100}, false); err != nil { // it left the pod after the others
+			t.Errorf("%s, after %d datagrams that are denied: %v", allowed.name, each, err)
+		}
+		if frames := came.heard(func(heard) bool { return true }); len(frames) > 0 {
+			t.Errorf("%s, at a port that no policy names: %s", allowed.name, describe(frames))
+		}
+		if err := allowed.ask([]int{size}, false); err != nil {
+			t.Errorf("%s, after %d datagrams that are denied: %v", allowed.name, each, err)
+		}
+		_ = socket.conn.Close()
+	}
+}
