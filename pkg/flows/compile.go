@@ -44,6 +44,7 @@ const (
 	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
 	NoLocalEndpoint   Reason = "no-local-endpoint"  // a Service with the traffic policy Local has endpoints on other nodes only
 	SourceRange       Reason = "source-range"       // a client that loadBalancerSourceRanges leaves out
+	UnservedFragment  Reason = "unserved-fragment"  // the beginning of a fragmented datagram to a port that no Service has
 	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none
 	UnaskedReply      Reason = "unasked-reply"      // a reply of a connection whose first packet was not allowed
 	PolicyEgress      Reason = "policy-egress"      // what an isolated pod sends and no policy allows
@@ -77,7 +78,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		b.self(s.Self)
 		b.allowNode(s.Self)
 		for _, cidr := range s.ServiceCIDRs {
-			b.unserved(cidr)
+			b.unserved(cidr, s.KernelDatapath)
 		}
 	case model.KindNode:
 		if n, ok := s.Nodes[o.Name]; ok {

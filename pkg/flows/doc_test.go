@@ -117,8 +117,8 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
   destination to it; from there on the packet is one to a pod. Its later packets are translated in Conntrack, and so are the replies.
 * **A reply**: ConntrackState sends it straight to Forwarding while its connection has the mark of what the policies allow. EgressPolicy and
   IngressPolicy see the original direction only; a packet that they deny takes the mark away.
-* **A datagram in fragments**, with the userspace datapath: conntrack gives every fragment the connection's port, by which ServiceLB goes. The
-  policies judge the first fragment; the others wait for it in Commit.
+* **A datagram in fragments**, with the userspace datapath: only the first fragment has ports. The policies judge that one; the others wait for it in
+  Commit. ServiceLB knows the others by the address, where that has one port.
 * **ARP requests and neighbour solicitations**: ARPND checks that they are in the asker's own name, ARPNDReply turns them into the answer and
   sends them back to the port they came from.
 `
@@ -127,10 +127,11 @@ func document(t *testing.T) []byte {
 	t.Helper()
 	example := model.Snapshot{
 		Self: exampleSelf, Tunnel: model.Geneve,
-		Nodes:       map[string]model.Node{exampleNode.Name: exampleNode},
-		Attachments: map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
-		Services:    map[string]model.Service{exampleService.Name: exampleService},
-		Policies:    map[string]model.Policy{examplePolicy.Name: examplePolicy},
+		Nodes:        map[string]model.Node{exampleNode.Name: exampleNode},
+		Attachments:  map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
+		Services:     map[string]model.Service{exampleService.Name: exampleService},
+		Policies:     map[string]model.Policy{examplePolicy.Name: examplePolicy},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
 	}
 	desired, err := flows.Compile(&example)
 	if err != nil {

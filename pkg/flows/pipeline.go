@@ -162,9 +162,9 @@ var Pipeline = []Table{
 	{
 		ID: ServiceLB, Name: "ServiceLB",
 		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
-			"Service without endpoints leads to an address that the node rejects. The port is the connection's, which all fragments of a datagram have.",
-		Match: []string{"ct_state", "ct_nw_proto", "ct_tp_dst", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
-			"ipv6_src", "ipv6_dst", "tp_dst"},
+			"Service without endpoints leads to an address that the node rejects.",
+		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
+			"ipv6_src", "ipv6_dst", "nw_frag", "tp_dst"},
 		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
 		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
 	},
@@ -172,7 +172,8 @@ var Pipeline = []Table{
 		ID: StickyEndpoint, Name: "StickyEndpoint",
 		Doc: "Translates to the endpoint that was chosen, for Services with sessionAffinity, and has the switch learn it. It is a table of " +
 			"its own because a group's bucket is an action set, which learns nothing.",
-		Match:   []string{"ct_state", "ct_nw_proto", "ct_tp_dst", "ip", "ipv6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
+			"ipv6_src", "ipv6_dst", "nw_frag", "tp_dst"},
 		Actions: []string{"learn", "ct"},
 		Next:    []openflow.TableID{EgressPolicy},
 	},

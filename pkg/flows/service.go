@@ -21,10 +21,7 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 		if t.protocol == "" {
 			continue
 		}
-		sb := &serviceBuilder{builder: b, service: s, port: p, proto: openflow.Protocol(p.ClusterIP), own: ownRange(self, is4)}
-		if p.Protocol == model.SCTP && !kernelDatapath {
-			sb.proto, sb.portsUntracked = t.of(is4), true
-		}
+		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
@@ -32,6 +29,9 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 			case model.ClusterIP:
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
+				if !kernelDatapath && onlyPort(s, p) {
+					sb.laterFragments(sb.pool(f.Local))
+				}
 				continue
 			case model.NodePort:
 				match = also(match, Origin.Is(OriginGateway))
@@ -61,10 +61,42 @@ func (b *builder) noService(podCIDR netip.Prefix) {
 	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
 }
 
-// unserved rejects what is sent to an address of a Service range at a port that no Service has.
-func (b *builder) unserved(cidr netip.Prefix) {
+// onlyPort says whether a Service has one port of this one's protocol and family.
+func onlyPort(s model.Service, p model.ServicePort) bool {
+	for _, other := range s.Ports {
+		if other.Protocol == p.Protocol && other.ClusterIP == p.ClusterIP && other.Port != p.Port {
+			return false
+		}
+	}
+	return true
+}
+
+// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the userspace datapath
+// they come one by one and have no port, so this is for an address with one port of the protocol. Conntrack holds them until the datagram is whole
+// and translates it as the fragment says that comes last. A first fragment to another port is dropped (unserved), so that none becomes whole.
+func (sb *serviceBuilder) laterFragments(p *pool) {
+	proto := openflow.Protocol(sb.port.ClusterIP)
+	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
+		openflow.Destination(openflow.Host(sb.port.ClusterIP)), openflow.Fragments("later"))
+	if p.actions == nil {
+		return
+	}
+	sb.add(in{ServiceLB, prioHigh, proto, match}, p.actions...)
+	for i, actions := range p.sticky {
+		chosen := also(match, Bucket.Is(p.buckets[i].ID))
+		sb.add(in{ServiceLB, prioHigh + 1, proto, chosen}, openflow.Goto(StickyEndpoint))
+		sb.add(in{StickyEndpoint, prioHigh, proto, chosen}, actions[1:]...) // it is the first fragment from which the switch learns
+	}
+}
+
+// unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are dropped: conntrack would put
+// them together with later ones that a Service of the address takes.
+func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
 	for _, t := range transports {
 		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))}, reject(cidr.Addr().Is4()))
+	}
+	if !kernelDatapath {
+		b.drop(UnservedFragment, in{ServiceLB, prioLower, openflow.Protocol(cidr.Addr()), matches(openflow.Destination(cidr), openflow.Fragments("yes"))})
 	}
 }
 
@@ -119,8 +151,6 @@ type serviceBuilder struct {
 	own     netip.Prefix
 	pools   map[bool]*pool // by whether they are of the traffic policy Local
 	refused bool           // the frontend at hand leads nowhere
-	// portsUntracked says that conntrack does not know the protocol's ports.
-	portsUntracked bool
 }
 
 // pool is a set of endpoints that frontends share, with its group.
@@ -132,14 +162,8 @@ type pool struct {
 	sticky [][]ovs.Action
 }
 
-// to matches packets that begin a connection to an address and port.
 func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
-	host := openflow.Destination(openflow.Host(at.Addr()))
-	if sb.portsUntracked {
-		return matches(host, openflow.DestinationPort(at.Port(), 0xffff))
-	}
-	return matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), host,
-		openflow.OriginalProtocol(sb.port.Protocol.Number()), openflow.OriginalPort(at.Port()))
+	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
 }
 
 // external gives the flows of an address that is meant for clients outside. Under the traffic policy Local these reach
@@ -251,15 +275,13 @@ const maxClients = 10000
 func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 	number := sb.port.Protocol.Number()
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
-	to := openflow.LearnConnection(number)
-	if sb.portsUntracked {
-		_, port := openflow.PortFields(number)
-		to = []openflow.LearnSpec{openflow.LearnProtocol(number), openflow.LearnSame(port.All())}
-	}
+	_, port := openflow.PortFields(number)
 	return openflow.Learn{
 		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second), Limit: maxClients,
-		Specs: slices.Concat([]openflow.LearnSpec{openflow.LearnFamily(sb.port.ClusterIP)}, to, []openflow.LearnSpec{
-			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnLoad(bucket, Bucket.Field().All()),
-		}),
+		Specs: []openflow.LearnSpec{
+			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
+			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),
+			openflow.LearnLoad(bucket, Bucket.Field().All()),
+		},
 	}.Action()
 }

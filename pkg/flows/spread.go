@@ -59,14 +59,14 @@ const (
 	partIDs = 0x80000000
 )
 
-// places makes OVS give the buckets of a dp_hash group all of its 256 places. By itself it takes as few as the smallest weight
-// asks for, and at least 16: then of five equal buckets one gets four and the others three. So one bucket is split, and its
-// smaller part asks for 256. Shares stay as they are.
+// places makes OVS give the buckets of a dp_hash group enough places. By itself it takes as few as the smallest weight asks for, and at
+// least 16: then of five equal buckets one gets four and the others three. So one bucket is split, and its smaller part asks for
+// more. Each place may become an entry of the datapath's cache for each client. Shares stay as they are.
 func places(buckets []openflow.Bucket) []openflow.Bucket {
 	const (
-		total   = 25600
-		one     = total / 256
+		one     = 100
 		fewOnes = 16 // places that OVS gives at least
+		few     = 8  // buckets for which 128 places are enough: none gets more than a sixteenth more than another
 	)
 	sum := 0
 	equal := true
@@ -80,6 +80,10 @@ func places(buckets []openflow.Bucket) []openflow.Bucket {
 			out[i].Weight = 1
 		}
 		return out
+	}
+	total := 256 * one
+	if equal && len(buckets) <= few {
+		total /= 2
 	}
 	largest := 0
 	for i, bucket := range buckets {

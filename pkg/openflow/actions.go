@@ -285,10 +285,7 @@ func DestinationIn(match string) (proto uint8, to netip.AddrPort) {
 			proto = IPProtoSCTP
 		case "nw_dst", "ipv6_dst":
 			addr, _ = netip.ParseAddr(value) // a range is none
-		case "ct_nw_proto":
-			n, _ := strconv.ParseUint(value, 10, 8)
-			proto = uint8(n)
-		case "tp_dst", "ct_tp_dst":
+		case "tp_dst":
 			port, _ = strconv.ParseUint(value, 10, 16)
 		}
 	}

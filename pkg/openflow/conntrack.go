@@ -55,12 +55,6 @@ func OriginalProtocol(number uint8) ovs.Match {
 	return textMatch("ct_nw_proto=" + strconv.Itoa(int(number)))
 }
 
-// OriginalPort matches the destination port of the packet that began the connection, before translation. All fragments of a datagram
-// have it, although only the first has a port of its own. OVS wants a match of the protocol beside it (ovs-fields(7), ct_tp_dst).
-func OriginalPort(port uint16) ovs.Match {
-	return textMatch("ct_tp_dst=" + strconv.Itoa(int(port)))
-}
-
 // MarkBits is a part of the connection's ct_mark.
 type MarkBits uint32
 

@@ -20,7 +20,6 @@ type Field struct {
 var (
 	CTMark   = Field{"NXM_NX_CT_MARK", "ct_mark", 32, 10}
 	CTLabel  = Field{"NXM_NX_CT_LABEL", "ct_label", 128, 11}
-	CTTPDst  = Field{"NXM_NX_CT_TP_DST", "ct_tp_dst", 16, 19}
 	IPSrc    = Field{"NXM_OF_IP_SRC", "ip_src", 32, 50}
 	IPDst    = Field{"NXM_OF_IP_DST", "ip_dst", 32, 51}
 	IPv6Src  = Field{"NXM_NX_IPV6_SRC", "ipv6_src", 128, 52}

@@ -44,11 +44,6 @@ func LearnProtocol(proto uint8) LearnSpec {
 	return LearnSpec{text: "nw_proto=" + strconv.Itoa(int(proto))}
 }
 
-// LearnConnection makes the flow match packets that begin a connection to the packet's original destination port, with an IP protocol.
-func LearnConnection(proto uint8) []LearnSpec {
-	return []LearnSpec{{text: "NXM_NX_CT_STATE[0]=0x1"}, {text: "ct_nw_proto=" + strconv.Itoa(int(proto))}, LearnSame(CTTPDst.All())}
-}
-
 // LearnLoad makes the flow write a value.
 func LearnLoad(v uint32, to Subfield) LearnSpec {
 	err := to.check()

@@ -146,6 +146,10 @@ func (c SetKernelDatapath) apply(s *Store) bool {
 	for _, a := range s.next.Attachments {
 		s.touched[model.PodOwner(a)] = true
 	}
+	for name := range s.next.Services {
+		s.touched[model.ServiceOwner(name)] = true
+	}
+	s.touched[model.SelfOwner] = true
 	return true
 }
 

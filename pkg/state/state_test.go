@@ -42,7 +42,7 @@ func TestTouchedOwners(t *testing.T) {
 		{"tunnel", state.SetTunnel{Type: model.VXLAN}, all},
 		{"tunnel again", state.SetTunnel{Type: model.VXLAN}, nil},
 		{"pod", state.SetAttachment{Attachment: pod("a", 16)}, []model.Owner{model.PodOwner(pod("a", 16))}},
-		{"datapath: questions are answered differently", state.SetKernelDatapath{Kernel: true}, []model.Owner{model.PipelineOwner, model.PodOwner(pod("a", 16))}},
+		{"datapath: questions are answered differently", state.SetKernelDatapath{Kernel: true}, []model.Owner{model.PipelineOwner, model.SelfOwner, model.PodOwner(pod("a", 16))}},
 		{"datapath again", state.SetKernelDatapath{Kernel: true}, nil},
 		{"pod again", state.SetAttachment{Attachment: pod("a", 16)}, nil},
 		{"pod changes", state.SetAttachment{Attachment: renumbered}, []model.Owner{model.PodOwner(renumbered)}},
