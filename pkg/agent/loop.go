@@ -281,7 +281,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	retry := retryPause
 	for ctx.Err() == nil {
 		change := l.compile()
-		pause := verifyEvery
+		var pause time.Duration
 		if err := l.program(ctx, change); err != nil {
 			if ctx.Err() != nil {
 				break
@@ -293,6 +293,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		} else {
 			l.known, l.complaint, retry = true, "", retryPause
 			l.settle()
+			pause = time.Until(l.verifiedAt.Add(verifyEvery)) // changes do not put it off
 		}
 		l.wait(ctx, pause)
 	}
