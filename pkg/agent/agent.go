@@ -133,6 +133,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.kube.Problem = a.objectProblem
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
+	loop.Submit(state.SetTime{Now: time.Now()})
+	group.Go(func() error { tellTime(ctx, loop); return nil })
 	nft, err := host.NFTables()
 	if err != nil {
 		return err

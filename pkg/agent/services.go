@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -116,6 +117,23 @@ func (a *Agent) forgetStale(ctx context.Context) error {
 		a.mu.Unlock()
 	}
 	return err
+}
+
+// timeStep is how often the loop is told the time. New epochs of affinity within one step cost the switch one bundle.
+const timeStep = 5 * time.Second
+
+// tellTime tells the loop the time until the context ends.
+func tellTime(ctx context.Context, loop *Loop) {
+	ticker := time.NewTicker(timeStep)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			loop.Submit(state.SetTime{Now: time.Now()})
+		}
+	}
 }
 
 // submitSettings tells the loop what of the configuration decides about flows.

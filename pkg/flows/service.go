@@ -262,13 +262,9 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 	return p
 }
 
-// maxAffinity is the longest timeout that a flow can have. A client that stays away for longer is sent by the hash of its
-// address, which leads to the same endpoint unless endpoints have changed.
-const maxAffinity = 65535 * time.Second
-
 // maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6 clients and spoofed
-// sources from outside among them, would fill its memory otherwise. Clients beyond that are sent by the hash of their address alone.
-// OVS counts the Service's flows with each new one, so more would make connections slow.
+// sources from outside among them, would fill its memory otherwise. Clients beyond that are sent by the hash of their address alone,
+// to another endpoint with each epoch. OVS counts the Service's flows with each new one, so more would make connections slow.
 const maxClients = 10000
 
 // learn makes the switch remember which bucket a client was sent to.
@@ -277,7 +273,7 @@ func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
 	_, port := openflow.PortFields(number)
 	return openflow.Learn{
-		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, maxAffinity) / time.Second), Limit: maxClients,
+		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, model.MaxRemembered) / time.Second), Limit: maxClients,
 		Specs: []openflow.LearnSpec{
 			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
 			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),

@@ -35,7 +35,7 @@ func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflo
 		from, to := openflow.PortFields(sb.port.Protocol.Number())
 		fields = append(fields, destination, openflow.IPProto, from, to)
 	}
-	by := openflow.Hash(fields...)
+	by := openflow.SeededHash(sb.service.AffinityEpoch, fields...)
 	if len(buckets) <= maxBuckets {
 		return sb.group(name, by, buckets)
 	}

@@ -40,12 +40,18 @@ const (
 	HashSource Algorithm = "source"
 )
 
+// MaxRemembered is the longest time that a switch remembers a client after its last connection: an OpenFlow timeout has 16 bits.
+const MaxRemembered = 65535 * time.Second
+
 // Service is a Service as this node serves it.
 type Service struct {
 	Name string // namespace/name
 	// Affinity is how long a client that comes back is sent to the endpoint that it had, in whole seconds; 0 is no affinity.
-	Affinity  time.Duration
-	Algorithm Algorithm
+	Affinity time.Duration
+	// AffinityEpoch changes when a timeout of Affinity has passed: clients that the switch does not remember are then spread anew.
+	// 0 is a Service whose clients are never spread anew. The store counts it (state.SetTime).
+	AffinityEpoch uint64
+	Algorithm     Algorithm
 	// Ports are in the order of the Service's ports, IPv4 before IPv6.
 	Ports []ServicePort
 	// HealthCheckNodePort is where load balancers ask whether this node has endpoints; 0 is nowhere.

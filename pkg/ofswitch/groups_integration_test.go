@@ -45,6 +45,7 @@ func contents(t testing.TB, sw *ofswitch.Switch) string {
 const (
 	firstGroup  = "group_id=1073741825,type=select,selection_method=dp_hash,bucket=bucket_id:1,actions=resubmit(,50)"
 	secondGroup = "group_id=1073741826,type=select,selection_method=dp_hash,bucket=bucket_id:1,actions=resubmit(,50)"
+	seededGroup = "group_id=1073741827,type=select,selection_method=hash,selection_method_param=163636,fields=ip_src,bucket=bucket_id:1,actions=resubmit(,50)"
 )
 
 // TestBundleOfFlowsAndGroups: one delta holds groups and the flows that use them; all of it is done or nothing, in whatever way

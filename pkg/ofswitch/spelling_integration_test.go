@@ -122,6 +122,8 @@ func everyGroup(t *testing.T) []openflow.Group {
 		newGroup(1, openflow.DPHash()),
 		newGroup(2, openflow.DPHash(), bucket(5, 100, to("10.0.0.1:80")), bucket(7, 1, to("[fd44::2]:65535", mark, label, openflow.AllLabel.Set(label6)))),
 		newGroup(0x57000003, openflow.Hash(openflow.IPSrc), bucket(0xffffff00-1, 65535, openflow.Resubmit(50)), bucket(0, 1, ovs.Drop())),
+		newGroup(6, openflow.SeededHash(1, openflow.IPv6Src), bucket(1, 1, openflow.Resubmit(50))),
+		newGroup(7, openflow.SeededHash(1<<64-1, openflow.IPSrc, openflow.IPDst), bucket(1, 1, openflow.Resubmit(50)), bucket(2, 3, openflow.Resubmit(50))),
 		newGroup(4, openflow.Hash(openflow.SCTPDst, openflow.SCTPSrc, openflow.UDPDst, openflow.UDPSrc, openflow.TCPDst, openflow.TCPSrc, openflow.IPProto, openflow.IPv6Dst,
 			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.Register(3).Field(),
 			openflow.CTLabel, openflow.CTMark, openflow.IPSrc), bucket(1, 1, openflow.ToGroup(2)), bucket(2, 1, openflow.ToGroup(0x57000003))),

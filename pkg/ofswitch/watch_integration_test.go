@@ -35,7 +35,7 @@ func TestWatchFullSwitch(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	g := group(t, firstGroup)
+	g := group(t, seededGroup)
 	if err := sw.Apply(t.Context(), flows.Delta{Delete: d.Set[7:8], SetGroups: []flows.Group{g}}); err != nil {
 		t.Fatal(err)
 	}

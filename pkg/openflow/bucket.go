@@ -13,7 +13,7 @@ type ShownBucket struct {
 	Actions string
 }
 
-// Selection is how the group chooses, in the words of its text: "dp_hash", "hash of nw_src".
+// Selection is how the group chooses, in the words of its text: "dp_hash", "hash of ip_src", "hash of ip_src, seed 5".
 func (g Group) Selection() string {
 	head, _, _ := strings.Cut(g.Text, ",bucket=")
 	_, method, _ := strings.Cut(head, "selection_method=")
@@ -21,7 +21,12 @@ func (g Group) Selection() string {
 	if !ok {
 		return method
 	}
-	return method + " of " + strings.Trim(fields, "=()")
+	method, seed, seeded := strings.Cut(method, seedParam)
+	text := method + " of " + strings.Trim(fields, "=()")
+	if seeded {
+		text += ", seed " + seed
+	}
+	return text
 }
 
 // Buckets lists the group's buckets.

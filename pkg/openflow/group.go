@@ -26,6 +26,9 @@ func (g Group) String() string {
 	return "group_id=" + strconv.FormatUint(uint64(g.ID), 10) + "," + g.Text
 }
 
+// seedParam is what stands before the seed of a hash, which OVS takes as the hash's first value.
+const seedParam = ",selection_method_param="
+
 // Selection is how a select group chooses a bucket.
 type Selection struct {
 	text   string
@@ -38,7 +41,10 @@ func DPHash() Selection { return Selection{text: "selection_method=dp_hash"} }
 
 // Hash chooses by a hash of fields and the buckets' ids (rendezvous hashing), so that a changed list of buckets moves only what
 // it must. Every combination of values is a datapath flow of its own.
-func Hash(fields ...Field) Selection {
+func Hash(fields ...Field) Selection { return SeededHash(0, fields...) }
+
+// SeededHash is Hash with a seed: each seed spreads the same values in another way. 0 is the seed of Hash.
+func SeededHash(seed uint64, fields ...Field) Selection {
 	fields = slices.Clone(fields)
 	slices.SortFunc(fields, func(a, b Field) int { return cmp.Compare(a.order, b.order) })
 	fields = slices.Compact(fields)
@@ -49,13 +55,17 @@ func Hash(fields ...Field) Selection {
 		}
 		names[i] = f.name
 	}
+	text := "selection_method=hash"
+	if seed != 0 { // OVS prints no 0
+		text += seedParam + strconv.FormatUint(seed, 10)
+	}
 	switch len(names) {
 	case 0:
 		return Selection{err: fmt.Errorf("hash: no fields")}
 	case 1:
-		return Selection{text: "selection_method=hash,fields=" + names[0], fields: fields}
+		return Selection{text: text + ",fields=" + names[0], fields: fields}
 	}
-	return Selection{text: "selection_method=hash,fields(" + strings.Join(names, ",") + ")", fields: fields}
+	return Selection{text: text + ",fields(" + strings.Join(names, ",") + ")", fields: fields}
 }
 
 // Bucket is one of a select group's choices.

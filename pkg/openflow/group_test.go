@@ -65,6 +65,24 @@ func TestNewGroupRefuses(t *testing.T) {
 	}
 }
 
+// TestSeed: the seed stands where OVS prints it, 0 is not printed, and both are told to people.
+func TestSeed(t *testing.T) {
+	buckets := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{ovs.Drop()}}}
+	for _, tc := range []struct {
+		by         openflow.Selection
+		want, told string
+	}{
+		{openflow.SeededHash(18446744073709551615, openflow.IPSrc), "selection_method=hash,selection_method_param=18446744073709551615,fields=ip_src", "hash of ip_src, seed 18446744073709551615"},
+		{openflow.SeededHash(7, openflow.IPSrc, openflow.IPDst), "selection_method=hash,selection_method_param=7,fields(ip_src,ip_dst)", "hash of ip_src,ip_dst, seed 7"},
+		{openflow.SeededHash(0, openflow.IPSrc), "selection_method=hash,fields=ip_src", "hash of ip_src"},
+	} {
+		g, err := openflow.NewGroup(7, tc.by, buckets)
+		if err != nil || g.Text != "type=select,"+tc.want+",bucket=bucket_id:1,actions=drop" || g.Selection() != tc.told {
+			t.Errorf("%s: group %s, by %q, %v", tc.want, g, g.Selection(), err)
+		}
+	}
+}
+
 // TestGroupTooLarge: the error says how many buckets fit. TestGroupSize in pkg/ofswitch compares with a switch.
 func TestGroupTooLarge(t *testing.T) {
 	buckets := make([]openflow.Bucket, 1023)

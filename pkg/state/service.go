@@ -9,10 +9,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// SetService says what a Service is for this node now, its usable endpoints among it.
+// SetService says what a Service is for this node now, its usable endpoints among it. Its affinity's epoch is the store's to say.
 type SetService struct{ Service model.Service }
 
 func (c SetService) apply(s *Store) bool {
+	c.Service.AffinityEpoch = affinityEpoch(c.Service, s.now)
 	if old, ok := s.next.Services[c.Service.Name]; ok && reflect.DeepEqual(old, c.Service) {
 		return false
 	}

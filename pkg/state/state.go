@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
@@ -25,6 +26,8 @@ type Store struct {
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
+	now          time.Time               // as SetTime said last
+	respread     int                     // what is left of respreadBudget; below 0 when a Service was larger
 }
 
 // New gives the store of the named node that knows nothing else.
