@@ -60,14 +60,14 @@ func Bounded(stale []Stale) []Stale {
 	return out
 }
 
-// gone lists the endpoints that a frontend led to and leads to no more.
+// gone lists the endpoints that connections to a frontend may have and that serve no more.
 func gone(frontend netip.AddrPort, before, after model.ServicePort) []Stale {
 	live := map[netip.AddrPort]bool{}
-	for _, e := range endpointsOf(after) {
+	for _, e := range destinations(after) {
 		live[e] = true
 	}
 	var stale []Stale
-	for _, e := range endpointsOf(before) {
+	for _, e := range destinations(before) {
 		if !live[e] {
 			live[e] = true // once
 			stale = append(stale, Stale{frontend, e})
@@ -79,15 +79,31 @@ func gone(frontend netip.AddrPort, before, after model.ServicePort) []Stale {
 	return stale
 }
 
-// endpointsOf lists where a port's packets may go, the address of rejection included.
-func endpointsOf(p model.ServicePort) []netip.AddrPort {
+// Serving lists the endpoints that a Service's UDP connections may have, each of them still serving. An endpoint can be listed more than once.
+func Serving(s model.Service) []netip.AddrPort {
 	var list []netip.AddrPort
+	for _, p := range s.Ports {
+		if p.Protocol == model.UDP {
+			list = append(list, serving(p)...)
+		}
+	}
+	return list
+}
+
+func serving(p model.ServicePort) []netip.AddrPort {
+	list := make([]netip.AddrPort, 0, len(p.Cluster)+len(p.Local)+len(p.Retained))
 	for _, endpoints := range [][]model.Endpoint{p.Cluster, p.Local} {
 		for _, e := range endpoints {
 			list = append(list, netip.AddrPortFrom(e.Addr, e.Port))
 		}
 	}
-	if len(list) == 0 && p.ClusterIP.IsValid() {
+	return append(list, p.Retained...)
+}
+
+// destinations lists where connections to a port may lead: its serving endpoints, and the address of rejection while it rejects.
+func destinations(p model.ServicePort) []netip.AddrPort {
+	list := serving(p)
+	if len(p.Cluster) == 0 && len(p.Local) == 0 && p.ClusterIP.IsValid() {
 		list = append(list, netip.AddrPortFrom(model.RejectAddr(p.ClusterIP.Is4()), 0))
 	}
 	return list

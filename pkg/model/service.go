@@ -79,6 +79,10 @@ type ServicePort struct {
 	InternalLocal, ExternalLocal bool
 	// Cluster and Local are the usable endpoints under either traffic policy, sorted. Local is filled when a policy asks.
 	Cluster, Local []Endpoint
+	// Retained are the serving endpoints of a UDP port in neither list, sorted: terminating ones, those hinted to other nodes or zones, those that
+	// the traffic policy leaves out. New connections do not go there, but existing ones stay until the endpoint stops serving. Other
+	// protocols need none: their connections end with the endpoint.
+	Retained []netip.AddrPort
 	// Elsewhere says that there are usable endpoints, perhaps on other nodes only. Where Local is empty then, packets are dropped
 	// and not rejected.
 	Elsewhere bool

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // candidate is an endpoint at one port of a Service.
@@ -81,6 +83,22 @@ func (cs candidates) local() []candidate {
 		return ready
 	}
 	return cs.filter(func(c candidate) bool { return c.local && c.leaving() })
+}
+
+// retained lists the serving endpoints that new connections do not use. Kubernetes counts an endpoint of a Service with
+// publishNotReadyAddresses as ready although its pod is not, and so as not serving.
+func (cs candidates) retained(p model.ServicePort) []netip.AddrPort {
+	chosen := make(map[netip.AddrPort]bool, len(p.Cluster)+len(p.Local))
+	for _, e := range slices.Concat(p.Cluster, p.Local) {
+		chosen[netip.AddrPortFrom(e.Addr, e.Port)] = true
+	}
+	var out []netip.AddrPort
+	for _, c := range cs {
+		if at := netip.AddrPortFrom(c.Addr, c.port); (c.Ready || c.Serving) && !chosen[at] {
+			out = append(out, at)
+		}
+	}
+	return out
 }
 
 // hints gives the filter that the hints of the ready endpoints ask for: by node, else by zone, else none. Hints of a kind are

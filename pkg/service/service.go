@@ -128,6 +128,9 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 				port.Local = s.weighted(candidates.local())
 				port.Elsewhere = slices.ContainsFunc(candidates, candidate.usable)
 			}
+			if p.Protocol == model.UDP {
+				port.Retained = candidates.retained(port)
+			}
 			out.Ports = append(out.Ports, port)
 		}
 	}

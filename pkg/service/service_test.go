@@ -177,6 +177,9 @@ func view(in service.Service, from []*service.Slice, at service.Place) string {
 			}
 			b.WriteString("\n")
 		}
+		if len(p.Retained) > 0 {
+			fmt.Fprintf(&b, "  retained: %s\n", strings.Trim(fmt.Sprint(p.Retained), "[]"))
+		}
 		switch {
 		case p.InternalLocal && p.ExternalLocal:
 			b.WriteString("  internal and external traffic is local\n")
