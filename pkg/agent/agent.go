@@ -337,6 +337,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		GatewayMTU:     mtu,
 		Tunnel:         cfg.TunnelType,
 		Tables:         flows.TableNames(),
+		Zones:          []uint16{flows.Zone, flows.SourceZone},
 		TunnelChecksum: self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
 	})

@@ -59,7 +59,9 @@ func TestStaleConnections(t *testing.T) {
 // TestServing lists the endpoints of UDP ports under every traffic policy, those for existing connections among them.
 func TestServing(t *testing.T) {
 	at := netip.MustParseAddrPort
-	endpoint := func(e string) []model.Endpoint { return []model.Endpoint{{Addr: at(e).Addr(), Port: at(e).Port(), Weight: 1}} }
+	endpoint := func(e string) []model.Endpoint {
+		return []model.Endpoint{{Addr: at(e).Addr(), Port: at(e).Port(), Weight: 1}}
+	}
 	got := flows.Serving(model.Service{Ports: []model.ServicePort{
 		{Protocol: model.UDP, Cluster: endpoint("10.244.1.2:53"), Local: endpoint("10.244.2.2:53"), Retained: []netip.AddrPort{at("10.244.3.2:53")}},
 		{Protocol: model.TCP, Cluster: endpoint("10.244.1.2:80")},

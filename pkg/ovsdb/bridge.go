@@ -22,6 +22,8 @@ type Bridge struct {
 	GatewayMTU int
 	// Tables names the flow tables.
 	Tables map[uint8]string
+	// Zones are the connection tracking zones whose timeouts the userspace datapath gets from us.
+	Zones []uint16
 	// Tunnel is the type that the node sends with, whose port must work. A port of another type that does not work is an
 	// OptionalPortError. Empty, all must work.
 	Tunnel model.TunnelType
@@ -97,9 +99,9 @@ func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
 }
 
-// EnsureBridge makes the bridge, its settings, its table names and the ports that every node has what they shall be, in
-// one transaction, and returns when ovs-vswitchd has applied it and every port has its number. It also restores the port
-// numbers that pods' ports request. It returns what it had to change, in words; nothing, when all was right. What others
+// EnsureBridge makes the bridge, its settings, its table names, the timeouts of its zones and the ports that every node has what they shall be,
+// in one transaction (two when there is no bridge), and returns when ovs-vswitchd has applied it and every port has its number. It also
+// restores the port numbers that pods' ports request. It returns what it had to change, in words; nothing, when all was right. What others
 // added to the bridge stays, except controllers, spanning tree and limits on flow tables, which would break forwarding.
 // When the error is an *OptionalPortError, all that the node needs is right, and changed is what was changed.
 func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
@@ -117,39 +119,53 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	if err != nil {
 		return nil, err
 	}
-	v, err := s.view(c.bridge)
+	changed, created, err := c.repair(ctx, s, want)
+	if created {
+		var more []string
+		more, _, err = c.repair(ctx, s, want)
+		changed = append(changed, more...)
+	}
 	if err != nil {
-		return nil, err
-	}
-	root, err := s.root()
-	if err != nil {
-		return nil, err
-	}
-	p := &plan{session: s, root: root, view: v}
-	if err := p.make(want); err != nil {
-		return nil, err
-	}
-	if len(p.ops) > 0 {
-		if err := c.apply(ctx, s, p.ops); err != nil {
-			return nil, err
-		}
+		return changed, err
 	}
 	needed, optional := want.numbered(c.bridge)
 	for _, port := range needed {
 		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return p.changed, fmt.Errorf("port %s: %w", port.Name, err)
+			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 	}
 	for _, port := range optional {
 		err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest))
 		if errors.Is(err, ErrDisconnected) {
-			return p.changed, fmt.Errorf("port %s: %w", port.Name, err)
+			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return p.changed, &OptionalPortError{Port: port.Name, Err: err}
+			return changed, &OptionalPortError{Port: port.Name, Err: err}
 		}
 	}
-	return p.changed, nil
+	return changed, nil
+}
+
+// repair changes what differs in the database, in one transaction. created says that it made the bridge, which leaves the timeouts to a second call.
+func (c *Client) repair(ctx context.Context, s *session, want Bridge) (changed []string, created bool, err error) {
+	v, err := s.view(c.bridge)
+	if err != nil {
+		return nil, false, err
+	}
+	root, err := s.root()
+	if err != nil {
+		return nil, false, err
+	}
+	p := &plan{session: s, root: root, view: v}
+	if err := p.make(want); err != nil {
+		return nil, false, err
+	}
+	if len(p.ops) > 0 {
+		if err := c.apply(ctx, s, p.ops); err != nil {
+			return nil, false, err
+		}
+	}
+	return p.changed, v.bridge == nil, nil
 }
 
 // numbered are the ports with a fixed number. The node can do without those of tunnel types that it does not send with.
@@ -214,7 +230,7 @@ func (p *plan) change(ops []ovsdb.Operation, format string, args ...any) {
 }
 
 func (p *plan) make(want Bridge) error {
-	if want.Datapath != "system" && want.Datapath != "netdev" {
+	if want.Datapath != "system" && want.Datapath != datapathUserspace {
 		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
 	}
 	if want.Tunnel != "" && !slices.Contains(model.TunnelTypes, want.Tunnel) {
@@ -226,6 +242,7 @@ func (p *plan) make(want Bridge) error {
 		}
 	}
 	if p.view.bridge == nil {
+		p.forgetTimeouts(want)
 		return p.create(want)
 	}
 	if err := p.bridgeSettings(want); err != nil {
@@ -238,6 +255,9 @@ func (p *plan) make(want Bridge) error {
 		if err := p.port(port); err != nil {
 			return err
 		}
+	}
+	if err := p.timeouts(want); err != nil {
+		return err
 	}
 	return p.podPorts()
 }

@@ -1,6 +1,7 @@
 package ovsdb
 
 import (
+	"maps"
 	"reflect"
 
 	dbmodel "github.com/ovn-org/libovsdb/model"
@@ -29,7 +30,7 @@ func (c *Client) concernsUs(old, row dbmodel.Model) bool {
 		return !c.removedByUs(old)
 	case *rootRow:
 		o, ok := old.(*rootRow)
-		return !ok || o.OtherConfig[flowRestoreWait] != r.OtherConfig[flowRestoreWait]
+		return !ok || o.OtherConfig[flowRestoreWait] != r.OtherConfig[flowRestoreWait] || !maps.Equal(o.Datapaths, r.Datapaths)
 	case *bridgeRow:
 		o, ok := old.(*bridgeRow)
 		return r.Name == c.bridge && (!ok || !sameButPorts(*o, *r))

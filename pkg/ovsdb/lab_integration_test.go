@@ -104,6 +104,7 @@ var want = ovsdb.Bridge{
 	Datapath:   "netdev",
 	GatewayMTU: 1450,
 	Tables:     map[uint8]string{0: "Classifier", 10: "SpoofGuard", 60: "Forwarding", 90: "Output"},
+	Zones:      []uint16{22373, 22374},
 	Version:    "test",
 }
 
@@ -168,6 +169,8 @@ func (l *lab) config() string {
 		{"Interface", "name,type,options,ofport,ofport_request,mac,mtu_request,error,external_ids"},
 		{"Port", "name,tag"},
 		{"Flow_Table", "name,flow_limit"},
+		{"Datapath", "external_ids"},
+		{"CT_Zone", "external_ids"},
 	} {
 		lines := strings.Split(l.vsctl("--format=csv", "--no-headings", "--columns="+q[1], "list", q[0]), "\n")
 		slices.Sort(lines)
@@ -178,5 +181,5 @@ func (l *lab) config() string {
 		id, uuid, _ := strings.Cut(pair, "=")
 		all = append(all, id+" "+l.vsctl("get", "Flow_Table", uuid, "name"))
 	}
-	return strings.Join(all, "\n")
+	return strings.Join(append(all, l.vsctl("list-zone-tp", "netdev")), "\n")
 }

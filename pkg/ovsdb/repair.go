@@ -20,6 +20,10 @@ type view struct {
 	tables  map[string]*flowTableRow // by UUID
 	bridges map[string]*bridgeRow    // by UUID
 	named   map[string]bridgePort    // by the port's name; index fills it
+	// Of connection tracking, by UUID:
+	datapaths map[string]*datapathRow
+	zones     map[string]*zoneRow
+	timeouts  map[string]*timeoutPolicyRow
 }
 
 // bridgePort is a port and the bridge it is on.
@@ -47,6 +51,15 @@ func (s *session) view(bridge string) (*view, error) {
 		return nil, err
 	}
 	if v.tables, err = rows[flowTableRow](s, tableFlowTable); err != nil {
+		return nil, err
+	}
+	if v.datapaths, err = rows[datapathRow](s, tableDatapath); err != nil {
+		return nil, err
+	}
+	if v.zones, err = rows[zoneRow](s, tableZone); err != nil {
+		return nil, err
+	}
+	if v.timeouts, err = rows[timeoutPolicyRow](s, tableTimeouts); err != nil {
 		return nil, err
 	}
 	v.index()

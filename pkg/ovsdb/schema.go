@@ -18,6 +18,9 @@ const (
 	tablePort      = "Port"
 	tableInterface = "Interface"
 	tableFlowTable = "Flow_Table"
+	tableDatapath  = "Datapath"
+	tableZone      = "CT_Zone"
+	tableTimeouts  = "CT_Timeout_Policy"
 )
 
 // The rows below have the columns that we use and no others. These are monitored, so counters and link states, which
@@ -29,6 +32,7 @@ type rootRow struct {
 	NextCfg     int               `ovsdb:"next_cfg"`
 	CurCfg      int               `ovsdb:"cur_cfg"`
 	OtherConfig map[string]string `ovsdb:"other_config"`
+	Datapaths   map[string]string `ovsdb:"datapaths"` // by type
 }
 
 type bridgeRow struct {
@@ -71,12 +75,33 @@ type flowTableRow struct {
 	FlowLimit *int    `ovsdb:"flow_limit"`
 }
 
+type datapathRow struct {
+	UUID        string            `ovsdb:"_uuid"`
+	CTZones     map[int]string    `ovsdb:"ct_zones"`
+	ExternalIDs map[string]string `ovsdb:"external_ids"`
+}
+
+type zoneRow struct {
+	UUID          string            `ovsdb:"_uuid"`
+	TimeoutPolicy *string           `ovsdb:"timeout_policy"`
+	ExternalIDs   map[string]string `ovsdb:"external_ids"`
+}
+
+type timeoutPolicyRow struct {
+	UUID        string            `ovsdb:"_uuid"`
+	Timeouts    map[string]int    `ovsdb:"timeouts"`
+	ExternalIDs map[string]string `ovsdb:"external_ids"`
+}
+
 var models = map[string]model.Model{
 	tableRoot:      &rootRow{},
 	tableBridge:    &bridgeRow{},
 	tablePort:      &portRow{},
 	tableInterface: &interfaceRow{},
 	tableFlowTable: &flowTableRow{},
+	tableDatapath:  &datapathRow{},
+	tableZone:      &zoneRow{},
+	tableTimeouts:  &timeoutPolicyRow{},
 }
 
 // monitoredTables lists the columns of the rows above; left out, libovsdb would ask for all of the schema's.

@@ -1,0 +1,86 @@
+//go:build integration
+
+package ovsdb_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// zone is the UUID of a connection tracking zone's row.
+func (l *lab) zone(number int) string {
+	l.t.Helper()
+	return l.vsctl("get", "Datapath", l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev"), fmt.Sprintf("ct_zones:%d", number))
+}
+
+// tracked is what the datapath does with a connection in a zone: the number of its timeouts, if it has any, is among it.
+func (l *lab) tracked(zone int) string {
+	l.t.Helper()
+	l.ofctl("-O", "OpenFlow15", "add-flow", model.BridgeName, fmt.Sprintf("table=0,priority=1,ip,actions=ct(commit,zone=%d)", zone))
+	out, err := l.ovs.Run(l.ctx, "ovs-appctl", "ofproto/trace", model.BridgeName, "in_port=1,udp,nw_ttl=64")
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	_, actions, _ := strings.Cut(out, "Datapath actions: ")
+	return actions
+}
+
+// TestTimeoutsApply: the datapath has the timeouts of the database, also after the bridge was the datapath's last and was made again: the new
+// datapath knows none, and ovs-vswitchd tells it none that the database has had before.
+func TestTimeoutsApply(t *testing.T) {
+	l := newLab(t)
+	l.ensure()
+	for _, again := range []string{"at first", "made again"} {
+		for _, zone := range []int{22373, 22374} {
+			if got := l.tracked(zone); !strings.Contains(got, "timeout=") {
+				t.Errorf("%s, zone %d: the datapath has no timeouts: %s", again, zone, got)
+			}
+		}
+		if got := l.tracked(7); strings.Contains(got, "timeout=") {
+			t.Errorf("%s: another zone has timeouts: %s", again, got)
+		}
+		l.vsctl("del-br", model.BridgeName)
+		l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
+	}
+}
+
+// TestForeignDatapathSurvives: a Datapath row that somebody else made is used, and what it holds stays.
+func TestForeignDatapathSurvives(t *testing.T) {
+	l := newLab(t)
+	l.vsctl("--id=@dp", "create", "Datapath", "datapath_version=0", "external_ids:owner=me", "--", "set", "Open_vSwitch", ".", "datapaths:netdev=@dp")
+	l.vsctl("add-zone-tp", "netdev", "zone=7", "tcp_close=5", "udp_first=6")
+	row := l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev")
+	l.ensure()
+	l.vsctl("del-zone-tp", "netdev", "zone=22374")
+	l.eventually("the zone is back", func() bool { return len(l.ensure()) > 0 })
+	if now := l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev"); now != row {
+		t.Errorf("the Datapath row is %s, want the foreign one %s", now, row)
+	}
+	if owner := l.vsctl("get", "Datapath", row, "external_ids"); owner != "{owner=me}" {
+		t.Errorf("external_ids of the foreign row: %s", owner)
+	}
+	zones := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n")
+	if len(zones) != 3 || zones[0] != "Zone:7, Timeout Policies: tcp_close=5 udp_first=6" {
+		t.Errorf("zones: %q", zones)
+	}
+	// Without the bridge our zones have no effect, and nobody else's changes.
+	l.vsctl("del-br", model.BridgeName)
+	l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
+	if again := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n"); strings.Join(again, "\n") != strings.Join(zones, "\n") {
+		t.Errorf("zones after the bridge was made again: %q, want %q", again, zones)
+	}
+}
+
+// TestTimeoutsKernel: on the kernel's datapath the node's own settings hold, and the database has no timeouts of ours.
+func TestTimeoutsKernel(t *testing.T) {
+	l := newLab(t)
+	b := want
+	b.Datapath = "system"
+	_, _ = l.c.EnsureBridge(l.ctx, b) // no kernel module here: the ports never come up
+	if got := l.vsctl("get", "Open_vSwitch", ".", "datapaths"); got != "{}" {
+		t.Errorf("datapaths: %s, want none", got)
+	}
+}
