@@ -38,6 +38,9 @@ func TestConcernsUs(t *testing.T) {
 		{"anybody's commit", &rootRow{NextCfg: 1}, &rootRow{NextCfg: 2}, false},
 		{"ovs-vswitchd applied it", &rootRow{CurCfg: 1}, &rootRow{CurCfg: 2}, false},
 		{"told to wait", &rootRow{}, &rootRow{OtherConfig: map[string]string{flowRestoreWait: "true"}}, true},
+		{"datapath's settings gone", &rootRow{Datapaths: map[string]string{"netdev": "x"}}, &rootRow{}, true},
+		{"zone's timeouts changed", &timeoutPolicyRow{}, &timeoutPolicyRow{Timeouts: map[string]int{"tcp_close": 1}}, true},
+		{"zone gone", &zoneRow{}, nil, true},
 		{"flow table gone", &flowTableRow{}, nil, true},
 	} {
 		if got := c.concernsUs(tc.old, tc.row); got != tc.want {
