@@ -14,7 +14,7 @@ import (
 )
 
 // udpPacket is Ethernet, IPv4 and UDP from 10.9.0.1:4660 to 10.9.0.2:53.
-const udpPacket = "0a57656674010a580a09000108004500001c000100004011657a0a0900010a090002" + "1234003500080000"
+const udpPacket = "0a57656674010a580a09000108004500001c00010000401166bc0a0900010a090002" + "1234003500080000"
 
 // TestPackets: flows that copy find their meters, whoever takes these away meanwhile; copies arrive, no more than the meter lets through.
 func TestPackets(t *testing.T) {
