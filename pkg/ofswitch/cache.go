@@ -3,27 +3,55 @@ package ofswitch
 import (
 	"context"
 	"fmt"
-
-	"github.com/weft-cni/weft/pkg/unixctl"
+	"regexp"
+	"strconv"
 )
 
-// refresh empties the userspace datapath's cache of decisions, after every bundle.
+// refresh empties the userspace datapath's cache of decisions after every bundle, with versions of Open vSwitch that need it.
 //
-// The cache's entries may overlap as long as they do the same. When a bundle makes them differ, Open vSwitch 3.1 changes the
-// entry that it finds by looking up a packet, which may be another than the one it means: that one then stays as it was while
-// packets use it, an endpoint that is gone or a connection that a policy denies by now. (Newer ones look it up by its
-// identity, as the kernel's datapath always has.) The next packet of each connection makes its entry again.
+// The cache's entries may overlap as long as they do the same. When a bundle makes them differ, these versions change the entry that they find by
+// looking up a packet, which may be another than the one they mean: that one then stays as it was while packets use it, an endpoint that is
+// gone or a connection that a policy denies by now. (The others look it up by its identity, as the kernel's datapath always has.) Which
+// entries overlap nobody can tell cheaply, so all of them go. The next packet of each connection makes its entry again.
 func (s *Switch) refresh(ctx context.Context) error {
 	if !s.userspace || !s.behind {
 		return nil
 	}
-	socket, err := unixctl.Socket(s.runDir, "ovs-vswitchd")
-	if err == nil {
-		_, err = unixctl.Call(ctx, socket, "revalidator/purge")
+	// The version is asked for each time: another may run since the last bundle.
+	version, err := s.appctl(ctx, "version")
+	if err == nil && changesWrongEntry(version) {
+		_, err = s.appctl(ctx, "revalidator/purge")
 	}
 	if err != nil {
 		return fmt.Errorf("empty the datapath's cache, which may keep what was changed: %w", err)
 	}
 	s.behind = false
 	return nil
+}
+
+// releaseText finds the version in what a daemon says of itself: "ovs-vswitchd (Open vSwitch) 3.1.0".
+var releaseText = regexp.MustCompile(`\(Open vSwitch[^)]*\) (\d+)\.(\d+)\.(\d+)`)
+
+// firstRight is the first release of each older branch whose userspace datapath changes the entry that it means: that with the change
+// "dpif-netdev: Fix dpif_netdev_flow_put." (commit 21410ff80 of Open vSwitch, of August 2023). All branches since 3.2 have it.
+var firstRight = map[[2]int]int{{2, 17}: 8, {3, 0}: 5, {3, 1}: 3}
+
+// changesWrongEntry says whether a version of ovs-vswitchd may change another cache entry than the one it means. An unknown one may.
+func changesWrongEntry(version string) bool {
+	m := releaseText.FindStringSubmatch(version)
+	if m == nil {
+		return true
+	}
+	var release [3]int
+	for i := range release {
+		n, err := strconv.Atoi(m[i+1])
+		if err != nil {
+			return true
+		}
+		release[i] = n
+	}
+	if patch, ok := firstRight[[2]int{release[0], release[1]}]; ok {
+		return release[2] < patch
+	}
+	return release[0] < 3
 }
