@@ -11,6 +11,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 
 var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -67,7 +68,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(switchCounters{a})
+	registry.MustRegister(switchCounters{a}, occupancy{a})
 	return registry
 }
 
@@ -121,5 +122,52 @@ func (c counts) collect(ch chan<- prometheus.Metric) {
 		}
 		counter(policyPackets, s.Packets, namespace, name, string(id.direction), rule, verdict)
 		counter(policyBytes, s.Bytes, namespace, name, string(id.direction), rule, verdict)
+	}
+}
+
+// occupancy is how full the switch's tables are. It is read when Prometheus asks; while the switch cannot be asked there are no values.
+type occupancy struct{ agent *Agent }
+
+var (
+	cacheEntries = prometheus.NewDesc("weft_datapath_flows", "Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
+	cacheLimit   = prometheus.NewDesc("weft_datapath_flows_limit", "Cache entries that ovs-vswitchd makes at most now.", nil, nil)
+	connections  = prometheus.NewDesc("weft_switch_connections", "Connections that the userspace datapath tracks, in all zones. Absent on the kernel's datapath.", nil, nil)
+	connLimit    = prometheus.NewDesc("weft_switch_connections_limit", "Connections that the userspace datapath tracks at most; it drops new ones beyond that.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (occupancy) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{cacheEntries, cacheLimit, connections, connLimit} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (o occupancy) Collect(ch chan<- prometheus.Metric) {
+	o.agent.mu.Lock()
+	ready := o.agent.ready
+	o.agent.mu.Unlock()
+	if !ready {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	now, err := o.agent.sw.Occupancy(ctx)
+	if err != nil {
+		o.agent.log.Warn("metrics: cannot read how full the switch's tables are", "err", err)
+		return
+	}
+	collectOccupancy(ch, now)
+}
+
+func collectOccupancy(ch chan<- prometheus.Metric, o ofswitch.Occupancy) {
+	gauge := func(d *prometheus.Desc, value uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value))
+	}
+	gauge(cacheEntries, o.CacheEntries)
+	gauge(cacheLimit, o.CacheLimit)
+	if o.ConnectionLimit > 0 {
+		gauge(connections, o.Connections)
+		gauge(connLimit, o.ConnectionLimit)
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -188,3 +189,36 @@ func TestPolicyReports(t *testing.T) {
 		}
 	}
 }
+
+// TestOccupancyMetrics: the kernel's datapath has no connections of its own, so it has no such metrics.
+func TestOccupancyMetrics(t *testing.T) {
+	for _, tc := range []struct {
+		of   ofswitch.Occupancy
+		want []string
+	}{
+		{ofswitch.Occupancy{CacheEntries: 7, CacheLimit: 200000}, []string{"weft_datapath_flows 7", "weft_datapath_flows_limit 200000"}},
+		{ofswitch.Occupancy{CacheEntries: 7, CacheLimit: 200000, Connections: 0, ConnectionLimit: 3000000}, []string{
+			"weft_datapath_flows 7", "weft_datapath_flows_limit 200000", "weft_switch_connections 0", "weft_switch_connections_limit 3e+06"}},
+	} {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(fixed(tc.of))
+		recorder := httptest.NewRecorder()
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(recorder, httptest.NewRequest("GET", "/metrics", nil))
+		var got []string
+		for line := range strings.Lines(recorder.Body.String()) {
+			if !strings.HasPrefix(line, "#") {
+				got = append(got, strings.TrimSpace(line))
+			}
+		}
+		if !slices.Equal(got, tc.want) {
+			t.Errorf("%+v: %q, want %q", tc.of, got, tc.want)
+		}
+	}
+}
+
+// fixed is an occupancy that does not ask a switch.
+type fixed ofswitch.Occupancy
+
+func (fixed) Describe(ch chan<- *prometheus.Desc) { occupancy{}.Describe(ch) }
+
+func (f fixed) Collect(ch chan<- prometheus.Metric) { collectOccupancy(ch, ofswitch.Occupancy(f)) }
