@@ -64,7 +64,7 @@ type Agent struct {
 	cni    *cni.Server
 	tally  tally
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeFragments, pokePods, pokeStale, pokeHealth, pokeLog chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeStale, pokeHealth, pokeLog chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -94,7 +94,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeFragments: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
 		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -190,7 +190,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
 	defer func() { stopLoop(); <-loopDone }()
 	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
-	group.Go(func() error { a.keep(ctx, "fragments", a.syncFragments, a.pokeFragments); return nil })
+	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
 	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
@@ -349,7 +349,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	}
 	a.setProblem("other tunnel type", err)
 	notify(a.pokeForwarding)
-	notify(a.pokeFragments) // ovs-vswitchd forgets it whenever it starts
+	notify(a.pokeDatapath)
 	restored, err := a.cni.RestorePorts(ctx)
 	if len(restored) > 0 {
 		a.log.Warn("pods' ports were missing on the bridge and are back", "ports", restored)
@@ -364,13 +364,14 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	return nil
 }
 
-// syncFragments keeps what the switch does with fragments.
-func (a *Agent) syncFragments(ctx context.Context) error {
+// syncDatapath keeps the settings of the switch that are not in OVSDB, and that ovs-vswitchd forgets whenever it ends.
+func (a *Agent) syncDatapath(ctx context.Context) error {
 	changed, err := a.sw.EnsureFragments(ctx)
-	if len(changed) > 0 {
-		a.log.Info("fragments", "changes", changed)
+	more, tcpErr := a.sw.EnsureLiberal(ctx)
+	if changed = append(changed, more...); len(changed) > 0 {
+		a.log.Info("datapath changed", "changes", changed)
 	}
-	return err
+	return errors.Join(err, tcpErr)
 }
 
 // retry calls do until it succeeds, with growing pauses, and lets people see what the agent waits for.

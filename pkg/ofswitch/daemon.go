@@ -76,6 +76,29 @@ func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err err
 	return changed, nil
 }
 
+// EnsureLiberal makes the userspace datapath accept TCP packets outside of their connection's window, as nf_conntrack_tcp_be_liberal makes Linux. A
+// client's port may be used again while the endpoint still has an older connection in TIME_WAIT: the endpoint then acknowledges
+// the older one, which the client must hear, and the client's reset must come back. Policies do not depend on the window. It
+// returns what it changed, in words. ovs-vswitchd forgets it when it ends. Idempotent.
+func (s *Switch) EnsureLiberal(ctx context.Context) (changed []string, err error) {
+	if !s.userspace {
+		return nil, nil
+	}
+	const name = "TCP sequence checking"
+	text, err := s.appctl(ctx, "dpctl/ct-get-tcp-seq-chk", userspaceDatapath)
+	if err != nil {
+		return nil, fmt.Errorf("read whether TCP windows are checked: %w", err)
+	}
+	now, _ := statusValue(text, name)
+	if now == "disabled" {
+		return nil, nil
+	}
+	if _, err := s.appctl(ctx, "dpctl/ct-disable-tcp-seq-chk", userspaceDatapath); err != nil {
+		return nil, fmt.Errorf("stop the check of TCP windows: %w", err)
+	}
+	return []string{fmt.Sprintf("%s: %s to disabled", name, now)}, nil
+}
+
 // statusValue finds a value in lines of the form "name: value".
 func statusValue(text, name string) (string, bool) {
 	for line := range strings.Lines(text) {

@@ -3,6 +3,7 @@
 package ofswitch_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -59,6 +60,31 @@ func TestEnsureFragments(t *testing.T) {
 	}
 	ensure(3)
 	right()
+}
+
+// TestEnsureLiberal: the check of TCP windows stays off when somebody turns it on, and after a restart of ovs-vswitchd.
+func TestEnsureLiberal(t *testing.T) {
+	ovs, sw := start(t)
+	for _, disturb := range []func() error{
+		func() error { return nil },
+		func() error {
+			_, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-enable-tcp-seq-chk", "netdev@ovs-netdev")
+			return err
+		},
+		func() error { return errors.Join(ovs.StopDaemon(), ovs.StartDaemon(t.Context())) },
+	} {
+		if err := disturb(); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{1, 0} {
+			if changed, err := sw.EnsureLiberal(t.Context()); err != nil || len(changed) != want {
+				t.Errorf("EnsureLiberal changed %q, %v; want %d changes", changed, err, want)
+			}
+		}
+		if out, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-get-tcp-seq-chk", "netdev@ovs-netdev"); err != nil || !strings.Contains(out, "disabled") {
+			t.Errorf("%q, %v", out, err)
+		}
+	}
 }
 
 // TestOccupancy: the numbers are those of the datapath.
