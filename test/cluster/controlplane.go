@@ -14,13 +14,12 @@ import (
 	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/pki"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 const (
 	etcdPort     = 2379
 	etcdPeerPort = 2380
-	// controlPlane is the name of the control plane's cgroup; it is no node, and runs in the machine's own namespaces.
-	controlPlane = "control-plane"
 	frontProxy   = "front-proxy-client"
 )
 
@@ -43,7 +42,7 @@ func (d paths) node(name string, parts ...string) string {
 func apiServerNames(plan state.Plan) pki.Request {
 	r := pki.Request{Name: "apiserver", User: "kube-apiserver",
 		DNS:   []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + clusterDomain, "localhost"},
-		Addrs: append(state.Addrs(plan.Host()), plan.KubernetesServices()...)}
+		Addrs: append(state.Addrs(plan.ControlPlane()), plan.KubernetesServices()...)}
 	return r
 }
 
@@ -58,7 +57,7 @@ func writeCredentials(dir paths, plan state.Plan, nodes []state.Node) error {
 	if err != nil {
 		return err
 	}
-	if _, err := etcdCA.Issue(pki.Request{Name: "etcd", User: "etcd", Addrs: state.Addrs(plan.Host())}); err != nil {
+	if _, err := etcdCA.Issue(pki.Request{Name: "etcd", User: "etcd", Addrs: state.Addrs(plan.ControlPlane())}); err != nil {
 		return err
 	}
 	if _, err := etcdCA.Issue(pki.Request{Name: "apiserver-etcd", User: "kube-apiserver"}); err != nil {
@@ -115,7 +114,7 @@ func texts[T fmt.Stringer](values []T) []string {
 }
 
 func etcdArgs(dir paths, plan state.Plan) []string {
-	host := plan.Host()[0].Addr()
+	host := plan.ControlPlane()[0].Addr()
 	client, peer := "https://"+addrPort(host, etcdPort), "https://"+addrPort(host, etcdPeerPort)
 	cert := dir.cert("etcd")
 	return []string{
@@ -137,7 +136,7 @@ func etcdArgs(dir paths, plan state.Plan) []string {
 }
 
 func apiServerArgs(dir paths, plan state.Plan) []string {
-	host := plan.Host()[0].Addr()
+	host := plan.ControlPlane()[0].Addr()
 	serving, kubelet, etcd, proxy := dir.cert("apiserver"), dir.cert("apiserver-kubelet"), dir.cert("apiserver-etcd"), dir.cert("front-proxy")
 	return []string{
 		"--advertise-address=" + host.String(),
@@ -155,6 +154,8 @@ func apiServerArgs(dir paths, plan state.Plan) []string {
 		"--requestheader-username-headers=X-Remote-User",
 		"--requestheader-group-headers=X-Remote-Group",
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+		// Webhooks and extension API servers are called at their pods: nothing here translates cluster IPs.
+		"--enable-aggregator-routing=true",
 		"--proxy-client-cert-file=" + proxy.Cert, "--proxy-client-key-file=" + proxy.Key,
 		"--service-account-issuer=https://kubernetes.default.svc." + clusterDomain,
 		"--service-account-key-file=" + dir.join("pki", "service-account.pub"),
@@ -170,7 +171,7 @@ func controllerManagerArgs(dir paths, plan state.Plan) []string {
 	kubeconfig := dir.kubeconfig("controller-manager")
 	args := []string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
-		"--bind-address=" + plan.Host()[0].Addr().String(),
+		"--bind-address=" + plan.ControlPlane()[0].Addr().String(),
 		"--leader-elect=false",
 		"--use-service-account-credentials=true",
 		"--service-account-private-key-file=" + dir.cert("service-account").Key,
@@ -195,23 +196,37 @@ func schedulerArgs(dir paths, plan state.Plan) []string {
 	kubeconfig := dir.kubeconfig("scheduler")
 	return []string{
 		"--kubeconfig=" + kubeconfig, "--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig,
-		"--bind-address=" + plan.Host()[0].Addr().String(),
+		"--bind-address=" + plan.ControlPlane()[0].Addr().String(),
 		"--leader-elect=false",
 	}
 }
 
-// startControlPlane starts etcd and the three Kubernetes programs, and returns when the API server is ready.
-func startControlPlane(ctx context.Context, c state.Cluster, detail func(string)) (map[string]sandbox.Process, error) {
+// startMember starts a host on the underlay that has these addresses and no Open vSwitch.
+func startMember(ctx context.Context, c state.Cluster, name string, addrs []netip.Prefix) (sandbox.Node, error) {
+	n, err := sandbox.Group(c.Plan.Name).Start(name, sandbox.Files{})
+	if err != nil {
+		return n, err
+	}
+	if err := c.Datapath.Attach(ctx, c.Underlay, n); err != nil {
+		return n, err
+	}
+	return n, c.Datapath.Address(n, addrs)
+}
+
+// startControlPlane starts etcd and the three Kubernetes programs, and what gives them routes to pods. It returns when the API
+// server is ready.
+func startControlPlane(ctx context.Context, repo string, c state.Cluster, detail func(string)) (map[string]sandbox.Process, error) {
 	dir, plan := paths(c.Dir), c.Plan
-	cgroup := sandbox.Group(plan.Name).Cgroup().Child(controlPlane)
-	if err := cgroup.Create(); err != nil {
+	routes, err := testenv.Program(ctx, repo, "./test/cluster/routes", dir.join("bin"))
+	if err != nil {
 		return nil, err
 	}
 	started := map[string]sandbox.Process{}
-	run := func(program string, args []string, ready func(context.Context) error) error {
+	run := func(path string, args []string, ready func(context.Context) error) error {
+		program := filepath.Base(path)
 		detail("starting " + program)
-		d := sandbox.Daemon{Args: append([]string{filepath.Join(c.Components, program)}, args...), Log: dir.log(program)}
-		running, err := cgroup.StartDaemon(d)
+		d := sandbox.Daemon{Args: append([]string{path}, args...), Log: dir.log(program)}
+		running, err := c.ControlPlane.StartDaemon(d)
 		if err != nil {
 			return err
 		}
@@ -221,8 +236,9 @@ func startControlPlane(ctx context.Context, c state.Cluster, detail func(string)
 		}
 		return waitReady(ctx, running, program, d.Log, ready)
 	}
+	component := func(program string) string { return filepath.Join(c.Components, program) }
 	etcdReady := func(ctx context.Context) error {
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addrPort(plan.Host()[0].Addr(), etcdPort))
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addrPort(plan.ControlPlane()[0].Addr(), etcdPort))
 		if err != nil {
 			return err
 		}
@@ -232,16 +248,19 @@ func startControlPlane(ctx context.Context, c state.Cluster, detail func(string)
 		_, err := kubectl(ctx, c, "get", "--raw", "/readyz")
 		return err
 	}
-	if err := run("etcd", etcdArgs(dir, plan), etcdReady); err != nil {
+	if err := run(component("etcd"), etcdArgs(dir, plan), etcdReady); err != nil {
 		return nil, err
 	}
-	if err := run("kube-apiserver", apiServerArgs(dir, plan), apiReady); err != nil {
+	if err := run(component("kube-apiserver"), apiServerArgs(dir, plan), apiReady); err != nil {
 		return nil, err
 	}
-	if err := run("kube-controller-manager", controllerManagerArgs(dir, plan), nil); err != nil {
+	if err := run(component("kube-controller-manager"), controllerManagerArgs(dir, plan), nil); err != nil {
 		return nil, err
 	}
-	if err := run("kube-scheduler", schedulerArgs(dir, plan), nil); err != nil {
+	if err := run(component("kube-scheduler"), schedulerArgs(dir, plan), nil); err != nil {
+		return nil, err
+	}
+	if err := run(routes, []string{"--kubeconfig=" + dir.kubeconfig("admin")}, nil); err != nil {
 		return nil, err
 	}
 	detail("")

@@ -1,6 +1,6 @@
 // Command cluster runs a real Kubernetes cluster of several nodes on one Linux machine, without Docker, images from a
-// registry or a virtual machine: etcd and the control plane in the machine's own namespaces, and per node a sandbox (see
-// pkg/lab/sandbox) with Open vSwitch, containerd, runc and kubelet.
+// registry or a virtual machine: in sandboxes (see pkg/lab/sandbox), one with etcd and the control plane, and per node one
+// with Open vSwitch, containerd, runc and kubelet.
 //
 // What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no record
 // to find it. The record in the state directory (see test/cluster/state) is for the other commands and for tests.
@@ -175,7 +175,7 @@ func loadCommand(w *where) *cobra.Command {
 func execCommand(w *where) *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of the host " + state.OutsideName,
+		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of " + state.ControlPlaneName + " or " + state.OutsideName,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			c, err := w.load()
@@ -193,7 +193,7 @@ func execCommand(w *where) *cobra.Command {
 			return replace(append(enter, args...), execEnv(os.Environ(), c))
 		},
 	}
-	cmd.Flags().StringVar(&node, "node", "", "name of the node, or "+state.OutsideName)
+	cmd.Flags().StringVar(&node, "node", "", "name of the node, or "+state.ControlPlaneName+" or "+state.OutsideName)
 	if err := cmd.MarkFlagRequired("node"); err != nil {
 		panic(err) // only if the flag above is renamed
 	}

@@ -194,13 +194,7 @@ func startKubelet(ctx context.Context, c state.Cluster, n state.Node, index int)
 func startOutside(ctx context.Context, c state.Cluster) (state.Outside, error) {
 	out := state.Outside{Addrs: state.Addrs(c.Plan.Outside()), Beyond: c.Plan.Beyond()}
 	var err error
-	if out.Sandbox, err = sandbox.Group(c.Plan.Name).Start(state.OutsideName, sandbox.Files{}); err != nil {
-		return out, err
-	}
-	if err := c.Datapath.Attach(ctx, c.Underlay, out.Sandbox); err != nil {
-		return out, err
-	}
-	if err := c.Datapath.Address(out.Sandbox, c.Plan.Outside()); err != nil {
+	if out.Sandbox, err = startMember(ctx, c, state.OutsideName, c.Plan.Outside()); err != nil {
 		return out, err
 	}
 	var beyond []netip.Prefix

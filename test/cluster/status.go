@@ -31,12 +31,11 @@ func status(ctx context.Context, out io.Writer, c state.Cluster) error {
 		_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d MiB\n", name, addrs, condition, dead(processes), len(pids), memory(pids)>>20)
 		return err
 	}
-	group := sandbox.Group(c.Plan.Name)
 	condition := "Ready"
 	if err != nil {
 		condition = "NotReady"
 	}
-	if err := row(controlPlane, list(state.Addrs(c.Plan.Host())), condition, c.Processes, group.Cgroup().Child(controlPlane)); err != nil {
+	if err := row(state.ControlPlaneName, list(state.Addrs(c.Plan.ControlPlane())), condition, c.Processes, c.ControlPlane.Cgroup()); err != nil {
 		return err
 	}
 	for _, n := range c.Nodes {

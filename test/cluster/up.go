@@ -80,11 +80,11 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 }
 
 func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o upOptions, dns string) error {
-	if err := p.step("Underlay, outside host and certificates", func(func(string)) error { return prepare(ctx, c, o.nodes) }); err != nil {
+	if err := p.step("Underlay, hosts beside the nodes and certificates", func(func(string)) error { return prepare(ctx, c, o.nodes) }); err != nil {
 		return err
 	}
 	err := p.step("Control plane", func(detail func(string)) (err error) {
-		c.Processes, err = startControlPlane(ctx, *c, detail)
+		c.Processes, err = startControlPlane(ctx, repo, *c, detail)
 		return err
 	})
 	if err := errors.Join(err, c.Save()); err != nil {
@@ -116,7 +116,7 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	return deployDNS(ctx, p, *c)
 }
 
-// prepare makes the state directory, the networks beyond the nodes and all credentials.
+// prepare makes the state directory, the hosts beside the nodes with the network between them, and all credentials.
 func prepare(ctx context.Context, c *state.Cluster, nodes int) error {
 	dir := paths(c.Dir)
 	for _, sub := range []string{"bin", "images", "logs", "nodes", "pki"} {
@@ -145,6 +145,9 @@ func prepare(ctx context.Context, c *state.Cluster, nodes int) error {
 		return err
 	}
 	if c.Outside, err = startOutside(ctx, *c); err != nil {
+		return err
+	}
+	if c.ControlPlane, err = startMember(ctx, *c, state.ControlPlaneName, c.Plan.ControlPlane()); err != nil {
 		return err
 	}
 	return c.Save()

@@ -35,18 +35,23 @@ func (outside) command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 
 // probe runs the probe outside with a JSON request, and reads its JSON reply.
 func (o outside) probe(ctx context.Context, request, reply any, args ...string) error {
+	cmd, err := o.command(ctx, args...)
+	if err != nil {
+		return err
+	}
+	return runProbe(cmd, "outside: probe "+strings.Join(args, " "), request, reply)
+}
+
+// runProbe runs a probe that is no pod's with a JSON request, and reads its JSON reply.
+func runProbe(cmd *exec.Cmd, what string, request, reply any) error {
 	data, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
 	var stdout, stderr bytes.Buffer
-	cmd, err := o.command(ctx, args...)
-	if err != nil {
-		return err
-	}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(data), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("outside: probe %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+		return fmt.Errorf("%s: %w: %s", what, err, stderr.String())
 	}
 	return decodeReply(stdout.String(), reply)
 }

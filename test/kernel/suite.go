@@ -42,6 +42,7 @@ var suites = []suite{
 	{
 		name: "cluster", doc: "the end-to-end tests that depend on the datapath, on a real cluster",
 		needs: []built{{name: "cluster", pkg: "./test/cluster"}, {name: "pause", pkg: "./test/cluster/pause"},
+			{name: "routes", pkg: "./test/cluster/routes"},
 			{name: "probe", pkg: "./test/e2e/probe"}, {name: "e2e.test", pkg: "./test/e2e", tags: "e2e"}},
 		run: func(ctx context.Context, in inside) error { return in.cluster(ctx) },
 	},

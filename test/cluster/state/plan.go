@@ -39,9 +39,10 @@ const MaxNodes = 100
 // The plan. Pod and Service ranges never leave the cluster's own namespaces, so all clusters share them; underlays show
 // in the machine's own network namespace, so each cluster name has its own.
 const (
-	hostNumber    = 1  // the machine itself: control plane
-	outsideNumber = 2  // the world beyond the nodes, also their default gateway
-	firstNode     = 11 // node1
+	controlPlaneNumber = 1  // etcd and the Kubernetes programs that are no node's
+	outsideNumber      = 2  // the world beyond the nodes, also their default gateway
+	hostNumber         = 3  // the machine itself, where kubectl and tests run
+	firstNode          = 11 // node1
 
 	podsV4, podsV6         = "10.244.0.0/16", "fd10:244::/56"
 	servicesV4, servicesV6 = "10.96.0.0/16", "fd10:96::/112"
@@ -108,7 +109,10 @@ func (p Plan) member(number byte) []netip.Prefix {
 	return pick(p, netip.PrefixFrom(netip.AddrFrom4(addr4), v4.Bits()), netip.PrefixFrom(netip.AddrFrom16(addr6), v6.Bits()))
 }
 
-// Host returns the addresses of the machine itself on the underlay, where the control plane listens.
+// ControlPlane returns the addresses that the control plane listens on.
+func (p Plan) ControlPlane() []netip.Prefix { return p.member(controlPlaneNumber) }
+
+// Host returns the addresses of the machine itself on the underlay.
 func (p Plan) Host() []netip.Prefix { return p.member(hostNumber) }
 
 // Outside returns the addresses of the host beyond the nodes.
@@ -167,7 +171,7 @@ func (p Plan) DNS() []netip.Addr {
 
 // APIServer is the URL of kube-apiserver.
 func (p Plan) APIServer() string {
-	return "https://" + netip.AddrPortFrom(p.Host()[0].Addr(), APIPort).String()
+	return "https://" + netip.AddrPortFrom(p.ControlPlane()[0].Addr(), APIPort).String()
 }
 
 func addrsOf(prefixes []netip.Prefix, f func(netip.Prefix) netip.Addr) []netip.Addr {

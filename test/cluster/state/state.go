@@ -32,7 +32,9 @@ type Cluster struct {
 	// Underlay is the network between the nodes.
 	Underlay sandbox.Underlay `json:"underlay"`
 	Outside  Outside          `json:"outside"`
-	Nodes    []Node           `json:"nodes"`
+	// ControlPlane is where etcd and the Kubernetes programs that are no node's run. It has routes to all pods.
+	ControlPlane sandbox.Node `json:"controlPlane"`
+	Nodes        []Node       `json:"nodes"`
 	// Processes are the control plane's, by program.
 	Processes map[string]sandbox.Process `json:"processes"`
 }
@@ -54,8 +56,11 @@ type Node struct {
 	Processes map[string]sandbox.Process `json:"processes"`
 }
 
-// OutsideName is what the tool calls the outside host.
-const OutsideName = "outside"
+// What the tool calls the members of the underlay that are no nodes.
+const (
+	OutsideName      = "outside"
+	ControlPlaneName = "control-plane"
+)
 
 // Kubeconfig is the administrator's configuration for kubectl and client-go.
 func (c Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig") }
@@ -63,10 +68,13 @@ func (c Cluster) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig")
 // Kubectl is the path of kubectl.
 func (c Cluster) Kubectl() string { return filepath.Join(c.Dir, "bin", "kubectl") }
 
-// Find returns the node with this name, or the outside host.
+// Find returns the node with this name, or the outside host, or the control plane.
 func (c Cluster) Find(name string) (sandbox.Node, error) {
-	if name == OutsideName {
+	switch name {
+	case OutsideName:
 		return c.Outside.Sandbox, nil
+	case ControlPlaneName:
+		return c.ControlPlane, nil
 	}
 	var known []string
 	for _, n := range c.Nodes {
@@ -75,7 +83,7 @@ func (c Cluster) Find(name string) (sandbox.Node, error) {
 		}
 		known = append(known, n.Name)
 	}
-	return sandbox.Node{}, fmt.Errorf("no node %q: want one of %v or %s", name, known, OutsideName)
+	return sandbox.Node{}, fmt.Errorf("no node %q: want one of %v, %s or %s", name, known, ControlPlaneName, OutsideName)
 }
 
 // Load reads the record in a state directory. The error is fs.ErrNotExist when there is no cluster.

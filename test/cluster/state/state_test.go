@@ -22,24 +22,25 @@ func texts[T interface{ String() string }](values []T) (found []string) {
 
 func TestPlan(t *testing.T) {
 	type view struct {
-		Underlay, Host, Outside, Node3, Beyond, Pods, Services, Kubernetes, DNS []string
-		APIServer                                                               string
+		Underlay, ControlPlane, Host, Outside, Node3, Beyond, Pods, Services, Kubernetes, DNS []string
+		APIServer                                                                             string
 	}
 	look := func(p Plan) view {
-		return view{texts(p.Underlay()), texts(p.Host()), texts(p.Outside()), texts(p.Node(2)), texts(p.Beyond()), texts(p.Pods()), texts(p.Services()),
+		return view{texts(p.Underlay()), texts(p.ControlPlane()), texts(p.Host()), texts(p.Outside()), texts(p.Node(2)), texts(p.Beyond()), texts(p.Pods()), texts(p.Services()),
 			texts(p.KubernetesServices()), texts(p.DNS()), p.APIServer()}
 	}
 	dual := view{
-		Underlay:   []string{"172.30.0.0/24", "fd57:6566:74::/64"},
-		Host:       []string{"172.30.0.1/24", "fd57:6566:74::1/64"},
-		Outside:    []string{"172.30.0.2/24", "fd57:6566:74::2/64"},
-		Node3:      []string{"172.30.0.13/24", "fd57:6566:74::d/64"},
-		Beyond:     []string{"198.51.100.1", "2001:db8:5efe::1"},
-		Pods:       []string{"10.244.0.0/16", "fd10:244::/56"},
-		Services:   []string{"10.96.0.0/16", "fd10:96::/112"},
-		Kubernetes: []string{"10.96.0.1", "fd10:96::1"},
-		DNS:        []string{"10.96.0.10", "fd10:96::a"},
-		APIServer:  "https://172.30.0.1:6443",
+		Underlay:     []string{"172.30.0.0/24", "fd57:6566:74::/64"},
+		ControlPlane: []string{"172.30.0.1/24", "fd57:6566:74::1/64"},
+		Host:         []string{"172.30.0.3/24", "fd57:6566:74::3/64"},
+		Outside:      []string{"172.30.0.2/24", "fd57:6566:74::2/64"},
+		Node3:        []string{"172.30.0.13/24", "fd57:6566:74::d/64"},
+		Beyond:       []string{"198.51.100.1", "2001:db8:5efe::1"},
+		Pods:         []string{"10.244.0.0/16", "fd10:244::/56"},
+		Services:     []string{"10.96.0.0/16", "fd10:96::/112"},
+		Kubernetes:   []string{"10.96.0.1", "fd10:96::1"},
+		DNS:          []string{"10.96.0.10", "fd10:96::a"},
+		APIServer:    "https://172.30.0.1:6443",
 	}
 	only := func(i int, api string) view {
 		v := dual
