@@ -9,6 +9,7 @@ IMAGE   ?= dist/weft-image.tar
 NODES     ?= 3
 TUNNEL    ?= geneve
 IP_FAMILY ?= ipv4
+FOCUS     ?= services
 NAME      ?= weft
 DIR       ?= .cluster
 CLUSTER   := go run ./test/cluster --dir $(DIR)
@@ -93,6 +94,10 @@ bench-scale: ## The agent with 10,000 Services and with 5,000 policies over 10,0
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
 	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
+
+.PHONY: conformance
+conformance: cluster ## Kubernetes' own specs against it: FOCUS=services|netpol|ci|REGEXP, and what cluster takes
+	$(CLUSTER) conformance --name $(NAME) --focus '$(FOCUS)'
 
 .PHONY: cluster-down
 cluster-down: ## Remove the cluster, in whatever state it is

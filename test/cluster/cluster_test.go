@@ -184,7 +184,7 @@ func TestForbidServices(t *testing.T) {
 
 func TestComponents(t *testing.T) {
 	hashes := map[string]bool{}
-	for _, c := range []component{kubernetes, coreDNS} {
+	for _, c := range []component{kubernetes, coreDNS, upstreamTests} {
 		version, hash, err := c.read(filepath.Join("..", c.dir))
 		if err != nil || !strings.HasPrefix(version, "v1.") || len(hash) != 16 || hashes[hash] {
 			t.Errorf("%s: version %q, hash %q, %v", c.what, version, hash, err)
@@ -198,8 +198,11 @@ func TestComponents(t *testing.T) {
 		}
 	}
 	module := t.TempDir()
+	if err := os.Mkdir(filepath.Join(module, "e2e"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, change := range []struct{ file, text string }{
-		{"go.mod", "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"}, {"go.mod", "require k8s.io/kubernetes v1.34.4\n"}, {"go.sum", "other\n"}, {"main.go", "package main\n"},
+		{"go.mod", "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"}, {"go.mod", "require k8s.io/kubernetes v1.34.4\n"}, {"go.sum", "other\n"}, {"e2e/e2e_test.go", "package e2e\n"},
 	} {
 		if err := os.WriteFile(filepath.Join(module, change.file), []byte(change.text), 0o644); err != nil {
 			t.Fatal(err)
@@ -209,7 +212,7 @@ func TestComponents(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		version, hash, err := kubernetes.read(module)
+		version, hash, err := upstreamTests.read(module)
 		if err != nil || version != "v1.34.4" || hashes[hash] {
 			t.Errorf("after a change of %s: version %q, hash %q, %v; want a hash of its own", change.file, version, hash, err)
 		}

@@ -19,7 +19,8 @@ type component struct {
 	dir      string                        // of the module, below test
 	requires string                        // the module whose version counts
 	flags    func(version string) []string // of go build
-	packages string
+	packages string                        // what is built there: `tool`, or a directory
+	test     bool                          // the package's test binary instead of a program
 	programs []string
 	// rename gives a program its usual name.
 	rename map[string]string
@@ -28,8 +29,12 @@ type component struct {
 var (
 	kubernetes = component{
 		what: "etcd and Kubernetes", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags, packages: "tool",
-		programs: []string{"agnhost", "etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"},
+		programs: []string{"agnhost", "etcd", "ginkgo", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"},
 		rename:   map[string]string{"server": "etcd"},
+	}
+	upstreamTests = component{
+		what: "Kubernetes' own end-to-end tests", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags,
+		packages: "./e2e", test: true, programs: []string{"e2e.test"},
 	}
 	coreDNS = component{
 		what: "CoreDNS", dir: "components/coredns", requires: "github.com/coredns/coredns", packages: ".", programs: []string{"coredns"},
@@ -64,7 +69,7 @@ func cacheDir() (string, error) {
 
 // buildAll builds all components.
 func buildAll(ctx context.Context, p *progress, repo string) error {
-	for _, c := range []component{kubernetes, coreDNS} {
+	for _, c := range []component{kubernetes, coreDNS, upstreamTests} {
 		if _, err := c.ensure(ctx, p, repo); err != nil {
 			return err
 		}
@@ -96,7 +101,7 @@ func (c component) ensure(ctx context.Context, p *progress, repo string) (string
 
 // read returns the version that the component's module requires, and a hash of all that its programs are made from.
 func (c component) read(module string) (version, hash string, err error) {
-	sources, err := filepath.Glob(filepath.Join(module, "*.go"))
+	sources, err := filepath.Glob(filepath.Join(module, c.packages, "*.go"))
 	if err != nil {
 		return "", "", err
 	}
@@ -158,7 +163,11 @@ func (c component) build(ctx context.Context, module, version, dir string, detai
 		}
 	}
 	defer os.RemoveAll(tmp)
-	args := append([]string{"build", "-v", "-o", tmp + "/"}, c.flags(version)...)
+	args := []string{"build", "-v"}
+	if c.test {
+		args = []string{"test", "-c"} // whose -v is another
+	}
+	args = append(append(args, "-o", tmp+"/"), c.flags(version)...)
 	cmd := exec.CommandContext(ctx, "go", append(args, c.packages)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly -buildvcs=false")

@@ -39,7 +39,7 @@ func command() *cobra.Command {
 	root.PersistentFlags().StringVar(&w.dir, "dir", ".cluster", "state directory")
 	root.PersistentFlags().StringVar(&w.name, "name", defaultName, "name of the cluster; several stand side by side, each with its own state directory")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return w.resolve() }
-	root.AddCommand(upCommand(&w), downCommand(&w), loadCommand(&w), execCommand(&w),
+	root.AddCommand(upCommand(&w), downCommand(&w), loadCommand(&w), execCommand(&w), conformanceCommand(&w),
 		&cobra.Command{
 			Use: "status", Short: "Show what stands and whether it is well", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {

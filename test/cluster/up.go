@@ -180,13 +180,15 @@ func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost 
 		return nil, err
 	}
 	images := map[string]image.Image{"pause": image.Pause(pause)}
+	var coreDNS string
+	if dns != "" {
+		coreDNS = filepath.Join(dns, "coredns")
+		images["coredns"] = image.CoreDNS(coreDNS)
+	}
 	if withAgnhost {
-		if images["agnhost"], err = image.Agnhost(ctx, filepath.Join(c.Components, "agnhost")); err != nil {
+		if images["agnhost"], err = image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"), coreDNS); err != nil {
 			return nil, err
 		}
-	}
-	if dns != "" {
-		images["coredns"] = image.CoreDNS(filepath.Join(dns, "coredns"))
 	}
 	for name, img := range images {
 		if err := img.Write(dir.image(name)); err != nil {

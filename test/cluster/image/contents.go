@@ -14,9 +14,15 @@ const (
 	CoreDNSTag = "weft.test/coredns:1"
 )
 
+// UpstreamAgnhost is the name that Kubernetes' own specs have for their image, in the version that test/components pins.
+const UpstreamAgnhost = "registry.k8s.io/e2e-test-images/agnhost:2.56"
+
+// upstreamDNSUtils is their image with a resolver's tools, all of which agnhost's image has here.
+const upstreamDNSUtils = "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7"
+
 // Tools are the programs of this machine that go into the test image, with their libraries. The rest of the usual
 // commands are busybox applets.
-var Tools = []string{"bash", "busybox", "curl", "ethtool", "ip", "ping", "wget"}
+var Tools = []string{"bash", "busybox", "curl", "dig", "ethtool", "getent", "ip", "nc.openbsd", "nslookup", "ping", "wget"}
 
 // Pause is the image of every pod's first process.
 func Pause(binary string) Image {
@@ -28,10 +34,11 @@ func CoreDNS(binary string) Image {
 	return Image{Tag: CoreDNSTag, Entrypoint: []string{"/coredns"}, Files: []File{{Path: "/coredns", Source: binary}}}
 }
 
-// Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools.
-func Agnhost(ctx context.Context, binary string) (Image, error) {
+// Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools, and CoreDNS if there is its binary.
+func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
 	files := []File{
 		{Path: "/agnhost", Source: binary},
+		{Path: "/bin/nc", Link: "nc.openbsd"}, // busybox's has no UDP
 		// A shell that is not busybox's: that one runs its own applets in place of the programs on the path.
 		{Path: "/bin/sh", Link: "bash"},
 		{Path: "/sbin", Link: "bin"},
@@ -42,6 +49,9 @@ func Agnhost(ctx context.Context, binary string) (Image, error) {
 		{Path: "/etc/nsswitch.conf", Content: "hosts: files dns\n", Mode: 0o644},
 		{Path: "/root/.keep", Mode: 0o644},
 		{Path: "/tmp/.keep", Mode: 0o644},
+	}
+	if coreDNS != "" {
+		files = append(files, File{Path: "/coredns", Source: coreDNS})
 	}
 	for _, tool := range Tools {
 		binary, err := exec.LookPath(tool)
@@ -65,7 +75,7 @@ func Agnhost(ctx context.Context, binary string) (Image, error) {
 		files = merge(files, File{Path: "/bin/" + applet, Link: "busybox"})
 	}
 	return Image{
-		Tag: AgnhostTag, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"},
+		Tag: AgnhostTag, Aliases: []string{UpstreamAgnhost, upstreamDNSUtils}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"},
 		Env:   []string{"PATH=/usr/local/bin:/bin:/", "HOME=/root"},
 		Files: files,
 	}, nil

@@ -32,6 +32,7 @@ type File struct {
 // Image is what goes into a tar.
 type Image struct {
 	Tag        string
+	Aliases    []string // more names
 	Entrypoint []string
 	Cmd        []string
 	Env        []string
@@ -40,10 +41,6 @@ type Image struct {
 
 // Write writes the image as a tar to a file.
 func (i Image) Write(to string) error {
-	tag, err := name.NewTag(i.Tag)
-	if err != nil {
-		return fmt.Errorf("make image: %w", err)
-	}
 	layer, err := i.layer()
 	if err != nil {
 		return fmt.Errorf("make image %s: %w", i.Tag, err)
@@ -62,7 +59,15 @@ func (i Image) Write(to string) error {
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		return fmt.Errorf("make image %s: %w", i.Tag, err)
 	}
-	if err := tarball.WriteToFile(to, tag, img); err != nil {
+	named := map[name.Tag]v1.Image{}
+	for _, text := range append([]string{i.Tag}, i.Aliases...) {
+		tag, err := name.NewTag(text)
+		if err != nil {
+			return fmt.Errorf("make image %s: %w", i.Tag, err)
+		}
+		named[tag] = img
+	}
+	if err := tarball.MultiWriteToFile(to, named); err != nil {
 		return fmt.Errorf("make image %s: write %s: %w", i.Tag, to, err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
@@ -20,7 +22,7 @@ func TestWrite(t *testing.T) {
 	if err := os.WriteFile(source, []byte("code"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := Image{Tag: "weft.test/sample:1", Entrypoint: []string{"/bin/program"}, Cmd: []string{"run"}, Files: []File{
+	want := Image{Tag: "weft.test/sample:1", Aliases: []string{"registry.test/more/sample:2"}, Entrypoint: []string{"/bin/program"}, Cmd: []string{"run"}, Files: []File{
 		{Path: "/bin/program", Source: source},
 		{Path: "/bin/link", Link: "program"},
 		{Path: "/tmp/note", Content: "text", Mode: 0o644},
@@ -29,9 +31,15 @@ func TestWrite(t *testing.T) {
 	if err := want.Write(out); err != nil {
 		t.Fatal(err)
 	}
-	img, err := tarball.ImageFromPath(out, nil)
-	if err != nil {
-		t.Fatal(err)
+	var img v1.Image
+	for _, text := range []string{want.Tag, want.Aliases[0]} {
+		tag, err := name.NewTag(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if img, err = tarball.ImageFromPath(out, &tag); err != nil {
+			t.Fatal(err)
+		}
 	}
 	config, err := img.ConfigFile()
 	if err != nil {
@@ -81,7 +89,7 @@ func TestParseLdd(t *testing.T) {
 }
 
 func TestAgnhost(t *testing.T) {
-	img, err := Agnhost(t.Context(), "/agnhost")
+	img, err := Agnhost(t.Context(), "/agnhost", "/usr/coredns")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +99,9 @@ func TestAgnhost(t *testing.T) {
 			t.Errorf("%s is there twice", f.Path)
 		}
 		byPath[f.Path] = f
+	}
+	if byPath["/bin/nc"].Link != "nc.openbsd" || byPath["/bin/nc.openbsd"].Source == "" || byPath["/coredns"].Source != "/usr/coredns" {
+		t.Errorf("nc is %+v and CoreDNS %+v; want OpenBSD's, and a copy of /usr/coredns", byPath["/bin/nc"], byPath["/coredns"])
 	}
 	if byPath["/bin/sh"].Link != "bash" || byPath["/bin/wget"].Source == "" || byPath["/bin/grep"].Link != "busybox" {
 		t.Errorf("sh is %+v, wget %+v, grep %+v; want bash, a copy, and busybox's", byPath["/bin/sh"], byPath["/bin/wget"], byPath["/bin/grep"])
