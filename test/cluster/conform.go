@@ -102,6 +102,8 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 	failed := conformance.Failed(specs)
 	p.print(fmt.Sprintf("%d of %d specs failed; results are in %s", failed, len(specs), dir))
 	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%d of %d specs failed before the run was interrupted", failed, len(specs))
 	case failed > 0:
 		return fmt.Errorf("%d of %d specs failed", failed, len(specs))
 	case len(specs) == 0:

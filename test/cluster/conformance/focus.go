@@ -6,6 +6,7 @@ package conformance
 import (
 	"fmt"
 	"regexp"
+	"strings"
 
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -14,6 +15,25 @@ import (
 var focuses = map[string]string{
 	"services": `\[sig-network\] (Services|DNS|Networking Granular Checks: (Services|Pods)|EndpointSlice|HostPort|\[Feature:IPv6DualStack\])`,
 	"netpol":   `\[sig-network\] Netpol`,
+	"ci":       `\[sig-network\] (` + strings.Join(ci, "|") + `)`,
+}
+
+// ci are the specs that judge most in a few minutes. The secondary family stands for the other one.
+var ci = []string{
+	`Services should (preserve source pod IP|allow pods to hairpin|be rejected when no endpoints)`,
+	`Services should (be able to create a functioning NodePort|be able to update service type to NodePort)`,
+	`Services should have session affinity (work|timeout work)`,
+	`Services should serve (multiport endpoints|endpoints on same port and different protocols)`,
+	`Services should fallback to local terminating endpoints .* externalTrafficPolicy=Local`,
+	`DNS should (provide DNS for services|support configurable pod resolv.conf)`,
+	`DNS HostNetwork should resolve`,
+	`EndpointSlice should support a Service with multiple endpoint IPs`,
+	`HostPort`,
+	`Networking Granular Checks: Services should (function for node-Service: udp|be able to handle large requests)`,
+	`\[Feature:IPv6DualStack\] Granular Checks: .* (function for node-Service: udp|be able to handle large requests)`,
+	`Netpol .* should (support a 'default-deny-(ingress|all)' policy|enforce updated policy|enforce policy based on Ports)`,
+	`Netpol .* should (enforce multiple, stacked policies|enforce except clause|allow egress access on one named port)`,
+	`Netpol .* should enforce policy based on PodSelector and NamespaceSelector`,
 }
 
 // Focus returns the expression of a named set, or the text itself if it is an expression.
