@@ -32,16 +32,17 @@ func (s *Switch) appctl(ctx context.Context, command string, args ...string) (st
 // EnsureFragments makes the switch treat fragments as the flows expect, and take as many and as small ones as it can. It returns what it
 // changed, in words. ovs-vswitchd forgets all of it when it ends. Idempotent; what fails leaves the rest as it is.
 func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err error) {
-	// "normal" shows flows every fragment with ports 0, the first one, too; "drop" drops all; "nx-match" shows the first one's ports.
+	// "nx-match" shows flows the ports of a first fragment, by which policies judge the datagram; "normal" shows every fragment with ports 0, the
+	// first one, too; "drop" drops all (ovs-ofctl(8), set-frags).
 	text, err := s.ask(ctx, "get-frags")
 	if err != nil {
 		return nil, err
 	}
-	if mode := strings.TrimSpace(text); mode != "normal" {
-		if _, err := s.ask(ctx, "set-frags", "normal"); err != nil {
+	if mode := strings.TrimSpace(text); mode != "nx-match" {
+		if _, err := s.ask(ctx, "set-frags", "nx-match"); err != nil {
 			return nil, err
 		}
-		changed = append(changed, fmt.Sprintf("handling of fragments: %q to \"normal\"", mode))
+		changed = append(changed, fmt.Sprintf("handling of fragments: %q to \"nx-match\"", mode))
 	}
 	if !s.userspace {
 		return changed, nil

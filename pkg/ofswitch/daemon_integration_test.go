@@ -36,7 +36,7 @@ func TestEnsureFragments(t *testing.T) {
 				t.Errorf("the status lacks %q:\n%s", line, status)
 			}
 		}
-		if mode := strings.TrimSpace(run("ovs-ofctl", "get-frags", bridge)); mode != "normal" {
+		if mode := strings.TrimSpace(run("ovs-ofctl", "get-frags", bridge)); mode != "nx-match" {
 			t.Errorf("fragments are handled as %q", mode)
 		}
 	}
