@@ -234,8 +234,9 @@ var Pipeline = []Table{
 	{
 		ID: SourceNAT, Name: "SourceNAT",
 		Doc: "Changes the source where replies would not find back: what the gateway sends into a tunnel gets the node's gateway address, " +
-			"what a Service turns back to its origin gets an address that belongs to nobody.",
-		Match:   []string{"ct_state", "ip", "ipv6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst"},
+			"with a port below 1024 if it had one; what a Service turns back to its origin gets an address that belongs to nobody.",
+		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst",
+			"nw_frag", "tp_src"},
 		Actions: []string{"set_field->reg0", "ct", "goto_table"},
 		Next:    []openflow.TableID{Output},
 	},

@@ -90,10 +90,12 @@ func rules(d Desired) []*knftables.Rule {
 			Comment: knftables.PtrTo(fmt.Sprintf("%s (%08x)", comment, sum.Sum32())),
 		})
 	}
-	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded packet, too.
+	privileged := fmt.Sprintf("< %d", model.FirstUnprivilegedPort)
+	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded packet, too. Without a range,
+	// the kernel keeps a privileged port privileged.
 	masqueraded := func(comment string, words ...any) {
 		ports := fmt.Sprintf(":%d-65535", max(model.Geneve.UDPPort(), model.VXLAN.UDPPort())+1)
-		add(postroutingChain, comment+", UDP beside the tunnels' ports", append(slices.Clone(words), "meta l4proto udp masquerade to", ports, "fully-random")...)
+		add(postroutingChain, comment+", UDP beside the tunnels' ports", append(slices.Clone(words), "udp sport >=", model.FirstUnprivilegedPort, "masquerade to", ports, "fully-random")...)
 		add(postroutingChain, comment, append(slices.Clone(words), "masquerade fully-random")...)
 	}
 	for _, chain := range []string{preroutingChain, outputChain} {
@@ -126,16 +128,23 @@ func rules(d Desired) []*knftables.Rule {
 		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
 		// others stay, for the switch to decide about. Answers to the Masquerade address are no connections of
 		// the node's, even when the kernel has forgotten them.
-		ports := fmt.Sprintf("%s-%d", netip.AddrPortFrom(model.GatewayAddr(local), model.FirstOwnPort), model.LastOwnPort)
+		from := func(r model.PortRange) string {
+			return fmt.Sprintf("%s-%d", netip.AddrPortFrom(model.GatewayAddr(local), r.First), r.Last)
+		}
+		between := func(r model.PortRange) string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
 		away := []any{"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local"}
 		transports := "meta l4proto { tcp, udp, sctp }"
+		add(postroutingChain, "node to remote pods and Services, from a privileged port: from the gateway address",
+			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "th sport", privileged, "snat", f.header, "to", from(model.OwnPrivilegedPorts), "fully-random"})...)
 		add(postroutingChain, "node to remote pods and Services: from the gateway address",
-			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "snat", f.header, "to", ports, "fully-random"})...)
+			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "snat", f.header, "to", from(model.OwnPorts), "fully-random"})...)
 		add(postroutingChain, "node to remote pods and Services, without ports: from the gateway address",
 			slices.Concat(away, []any{f.header, "saddr !=", own, "snat", f.header, "to", own, "fully-random"})...)
-		// A program may have chosen a port that the switch gives to others' connections (see model.FirstOwnPort).
+		// A program may have chosen a port that the switch gives to others' connections (see model.OwnPorts).
 		add(postroutingChain, "node to remote pods and Services: from a port of the node's own",
-			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport <", model.FirstOwnPort, "snat", f.header, "to", ports, "fully-random"})...)
+			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport", between(model.ForwardedPorts), "snat", f.header, "to", from(model.OwnPorts), "fully-random"})...)
+		add(postroutingChain, "node to remote pods and Services: from a privileged port of the node's own",
+			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport", between(model.ForwardedPrivilegedPorts), "snat", f.header, "to", from(model.OwnPrivilegedPorts), "fully-random"})...)
 		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
 		// it, and a Service may have one as its endpoint. In the node's name it would pass for the node's own tunnel packet.
 		add(postroutingChain, "pods to tunnel ports: never",

@@ -127,15 +127,32 @@ func (n Node) TunnelAddr() netip.Addr {
 // GatewayAddr is the first address of a pod CIDR: the node's own address among its pods.
 func GatewayAddr(podCIDR netip.Prefix) netip.Addr { return podCIDR.Masked().Addr().Next() }
 
+// PortRange is a range of ports, both ends included.
+type PortRange struct{ First, Last uint16 }
+
+// Contains tells whether a port is in the range.
+func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
+
 // A node's gateway address is the source of two kinds of connections to pods of other nodes: its own, and those of others that its
 // switch sends on in its name, as those to a node port. Each kind has source ports to itself, so that neither takes the answers to
 // the other, without a look at the other. The kernel's own choice begins at 32768 (net.ipv4.ip_local_port_range).
-const (
-	FirstForwardedPort uint16 = 1024
-	LastForwardedPort  uint16 = FirstOwnPort - 1
-	FirstOwnPort       uint16 = 32768
-	LastOwnPort        uint16 = 65535
+//
+// A port below 1024 becomes one below 1024, as Linux' own translation has it: servers take it for a sign of a privileged client. The kernel,
+// too, keeps to ports from 600 up for that, and the kinds share these.
+var (
+	OwnPorts                 = PortRange{32768, 65535}
+	ForwardedPorts           = PortRange{FirstUnprivilegedPort, 32767}
+	OwnPrivilegedPorts       = PortRange{812, 1023}
+	ForwardedPrivilegedPorts = PortRange{600, 811}
 )
+
+// FirstUnprivilegedPort is the first port that every program may use (IPPORT_RESERVED).
+const FirstUnprivilegedPort uint16 = 1024
+
+// ForwardedPort tells whether a port of the gateway address is for connections of others.
+func ForwardedPort(port uint16) bool {
+	return ForwardedPorts.Contains(port) || ForwardedPrivilegedPorts.Contains(port)
+}
 
 // PodRef names a pod.
 type PodRef struct {

@@ -259,14 +259,19 @@ func SetTunnelDestination(a netip.Addr) ovs.Action {
 func Fragments(which string) ovs.Match { return textMatch("nw_frag=" + which) }
 
 // DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.
-func DestinationPort(port, mask uint16) ovs.Match {
+func DestinationPort(port, mask uint16) ovs.Match { return portMatch("tp_dst", port, mask) }
+
+// SourcePort is DestinationPort for where packets come from.
+func SourcePort(port, mask uint16) ovs.Match { return portMatch("tp_src", port, mask) }
+
+func portMatch(field string, port, mask uint16) ovs.Match {
 	switch {
 	case mask == 0 || port&^mask != 0:
-		return invalid{fmt.Errorf("tp_dst: %#x does not fit into the bits %#x", port, mask)}
+		return invalid{fmt.Errorf("%s: %#x does not fit into the bits %#x", field, port, mask)}
 	case mask == 0xffff:
-		return textMatch("tp_dst=" + strconv.Itoa(int(port)))
+		return textMatch(field + "=" + strconv.Itoa(int(port)))
 	}
-	return textMatch(fmt.Sprintf("tp_dst=%#x/%#x", port, mask))
+	return textMatch(fmt.Sprintf("%s=%#x/%#x", field, port, mask))
 }
 
 // DestinationIn is the IP protocol, the address and the port that a canonical match wants packets to go to. What the match leaves
