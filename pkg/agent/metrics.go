@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
@@ -68,8 +69,33 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(switchCounters{a}, occupancy{a})
+	registry.MustRegister(switchCounters{a}, occupancy{a}, kernelConnections{a})
 	return registry
+}
+
+// kernelConnections is how full the kernel's table of connections is. There is none before something on the node tracks connections.
+type kernelConnections struct{ agent *Agent }
+
+var (
+	kernelTracked      = prometheus.NewDesc("weft_kernel_connections", "Connections that the node's kernel tracks.", nil, nil)
+	kernelTrackedLimit = prometheus.NewDesc("weft_kernel_connections_limit", "Connections that the node's kernel tracks at most (nf_conntrack_max); it drops what would begin another.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (kernelConnections) Describe(ch chan<- *prometheus.Desc) {
+	ch <- kernelTracked
+	ch <- kernelTrackedLimit
+}
+
+// Collect implements prometheus.Collector.
+func (k kernelConnections) Collect(ch chan<- prometheus.Metric) {
+	count, limit, err := host.Connections(k.agent.opt.ProcSys)
+	if err != nil {
+		k.agent.log.Debug("metrics", "err", err)
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(kernelTracked, prometheus.GaugeValue, float64(count))
+	ch <- prometheus.MustNewConstMetric(kernelTrackedLimit, prometheus.GaugeValue, float64(limit))
 }
 
 // switchCounters is what the switch counts. It is read when Prometheus asks, once for all of it.
@@ -131,13 +157,13 @@ type occupancy struct{ agent *Agent }
 var (
 	cacheEntries = prometheus.NewDesc("weft_datapath_flows", "Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
 	cacheLimit   = prometheus.NewDesc("weft_datapath_flows_limit", "Cache entries that ovs-vswitchd makes at most now.", nil, nil)
-	connections  = prometheus.NewDesc("weft_switch_connections", "Connections that the userspace datapath tracks, in all zones. Absent on the kernel's datapath.", nil, nil)
-	connLimit    = prometheus.NewDesc("weft_switch_connections_limit", "Connections that the userspace datapath tracks at most; it drops new ones beyond that.", nil, nil)
+	tracked      = prometheus.NewDesc("weft_switch_connections", "Connections that the userspace datapath tracks, in all zones. Absent on the kernel's datapath.", nil, nil)
+	trackedLimit = prometheus.NewDesc("weft_switch_connections_limit", "Connections that the userspace datapath tracks at most; it drops new ones beyond that.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (occupancy) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheEntries, cacheLimit, connections, connLimit} {
+	for _, d := range []*prometheus.Desc{cacheEntries, cacheLimit, tracked, trackedLimit} {
 		ch <- d
 	}
 }
@@ -167,7 +193,7 @@ func collectOccupancy(ch chan<- prometheus.Metric, o ofswitch.Occupancy) {
 	gauge(cacheEntries, o.CacheEntries)
 	gauge(cacheLimit, o.CacheLimit)
 	if o.ConnectionLimit > 0 {
-		gauge(connections, o.Connections)
-		gauge(connLimit, o.ConnectionLimit)
+		gauge(tracked, o.Connections)
+		gauge(trackedLimit, o.ConnectionLimit)
 	}
 }

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"log/slog"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -222,3 +225,32 @@ type fixed ofswitch.Occupancy
 func (fixed) Describe(ch chan<- *prometheus.Desc) { occupancy{}.Describe(ch) }
 
 func (f fixed) Collect(ch chan<- prometheus.Metric) { collectOccupancy(ch, ofswitch.Occupancy(f)) }
+
+// TestConnectionMetrics: how full the kernel's table is, where there is one.
+func TestConnectionMetrics(t *testing.T) {
+	a := &Agent{opt: Options{ProcSys: t.TempDir()}, log: slog.New(slog.DiscardHandler)}
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(kernelConnections{a})
+	read := func() string {
+		answer := httptest.NewRecorder()
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+		return answer.Body.String()
+	}
+	if got := read(); got != "" {
+		t.Errorf("without connection tracking: %s", got)
+	}
+	dir := filepath.Join(a.opt.ProcSys, "net/netfilter")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{"nf_conntrack_count": "1234\n", "nf_conntrack_max": "262144\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, want := range []string{"\nweft_kernel_connections 1234\n", "\nweft_kernel_connections_limit 262144\n"} {
+		if got := read(); !strings.Contains(got, want) {
+			t.Errorf("metrics are\n%swant%s", got, want)
+		}
+	}
+}

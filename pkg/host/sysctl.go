@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -48,4 +49,23 @@ func (h *Host) linkSysctls(c *changes, d Desired) error {
 		}
 	}
 	return nil
+}
+
+// Connections is how many connections the node's kernel tracks, the switch's among them with the kernel's datapath, and how many it
+// takes before it drops what would begin another. They are read below sysctlRoot (see New).
+func Connections(sysctlRoot string) (count, limit uint64, err error) {
+	for _, setting := range []struct {
+		name  string
+		value *uint64
+	}{{"nf_conntrack_count", &count}, {"nf_conntrack_max", &limit}} {
+		path := filepath.Join(sysctlRoot, "net/netfilter", setting.name)
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return 0, 0, fmt.Errorf("read the kernel's connections: %w", err)
+		}
+		if *setting.value, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err != nil {
+			return 0, 0, fmt.Errorf("read the kernel's connections: %s: %w", path, err)
+		}
+	}
+	return count, limit, nil
 }
