@@ -64,7 +64,7 @@ type Agent struct {
 	cni    *cni.Server
 	tally  tally
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeStale, pokeHealth, pokeLog chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeStale, pokeConnections, pokeHealth, pokeLog chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -94,7 +94,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
 		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -218,6 +218,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	// Not before: a Host has one user.
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
+	group.Go(func() error {
+		a.keep(ctx, "connections of the kernel", a.forgetConnections, a.pokeConnections)
+		return nil
+	})
 	if err := a.retry(ctx, "first programming", a.realised); err != nil {
 		return err
 	}

@@ -79,8 +79,19 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
 	}
+	notify(a.pokeConnections) // also without a change of ours: an address may have come to the node
 	a.setProblem(podCIDRProblem, errors.Join(usable.RemoteErr, done.Unrouted))
 	return errors.Join(mtuErr, usable.OwnErr, err)
+}
+
+// forgetConnections makes the node's kernel forget what is not translated as it should be. It may take long, and a new address of a pod
+// must not wait for it.
+func (a *Agent) forgetConnections(ctx context.Context) error {
+	n, err := a.host.ForgetConnections(ctx)
+	if n > 0 {
+		a.log.Info("the kernel forgot connections that lacked a translation, or had one that is gone", "connections", n)
+	}
+	return err
 }
 
 // podCIDRProblem is the part that other nodes' objects are at fault for.

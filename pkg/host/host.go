@@ -10,7 +10,10 @@
 // Services cost the node's kernel a route or an element of an nftables set each, never a rule. All they need there is to lead
 // packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
 //
-// A Host has one user, who calls Sync from one goroutine; Watch may be called from another and runs one of its own.
+// The kernel decides about translation with a connection's first packet. ForgetConnections makes it decide again where that has to be.
+//
+// A Host has one user, who calls Sync from one goroutine; Watch and ForgetConnections may be called from others, and Watch runs one of
+// its own.
 //
 // Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) has
 // to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. And with IPv6
@@ -75,7 +78,9 @@ type Host struct {
 	sysctl  sysctl
 	routing routing
 	nft     *nat
-	log     *slog.Logger
+	// forgetting is shared with ForgetConnections.
+	forgetting forgetting
+	log        *slog.Logger
 
 	now      func() time.Time
 	compared time.Time // when the last comparison was
@@ -145,8 +150,18 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 	return errors.Join(
 		h.forwarding(c, d),
 		h.gateway(c, d, compareRoutes),
-		h.nft.sync(ctx, c, d, compareTable),
+		h.table(ctx, c, d, compareTable),
 	)
+}
+
+func (h *Host) table(ctx context.Context, c *changes, d Desired, compare bool) error {
+	before, first := len(c.list), h.nft.rules == nil
+	err := h.nft.sync(ctx, c, d, compare)
+	if err == nil {
+		h.forgetting.written(d, first || len(c.list) > before, h.nft.gone)
+		h.nft.gone = goneTranslations{}
+	}
+	return err
 }
 
 func (h *Host) gateway(c *changes, d Desired, compare bool) error {

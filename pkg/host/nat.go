@@ -21,6 +21,8 @@ type nat struct {
 	known    bool
 	rules    []*knftables.Rule
 	elements [][]element
+	// gone are translations that the table made until the last write.
+	gone goneTranslations
 }
 
 // sync changes elements or, when anything else differs, makes the table anew. Both are one transaction; connections
@@ -37,10 +39,11 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 		// Somebody else was at our table. A look at it tells what is to do.
 	}
 	n.known = false
-	right, err := n.rulesRight(ctx, wantRules)
+	have, err := n.haveRules(ctx)
 	if err != nil {
 		return err
 	}
+	right := slices.EqualFunc(have, byChain(wantRules), sameRule)
 	if right {
 		if right, err = n.look(ctx); err != nil {
 			return err
@@ -49,28 +52,27 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 	if right {
 		err = n.writeDifference(ctx, c, want)
 	} else {
-		err = n.writeTable(ctx, c, wantRules, want)
+		err = n.writeTable(ctx, c, have, wantRules, want)
 	}
 	if err != nil {
 		return err
 	}
-	n.known, n.rules, n.elements = true, wantRules, want
+	n.known, n.rules = true, wantRules
 	return nil
 }
 
-// rulesRight tells whether the table holds exactly these rules.
-func (n *nat) rulesRight(ctx context.Context, want []*knftables.Rule) (bool, error) {
+// haveRules are the table's, by chain; none when there is no table.
+func (n *nat) haveRules(ctx context.Context) ([]*knftables.Rule, error) {
 	have, err := n.nft.ListRules(ctx, "")
-	if knftables.IsNotFound(err) {
-		return false, nil
+	if err != nil && !knftables.IsNotFound(err) {
+		return nil, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
 	}
-	if err != nil {
-		return false, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
-	}
-	// Whole chains come in any order.
-	byChain := func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) }
-	slices.SortStableFunc(have, byChain)
-	return slices.EqualFunc(have, slices.SortedStableFunc(slices.Values(want), byChain), sameRule), nil
+	return byChain(have), nil
+}
+
+// byChain sorts rules as nft does not: it lists whole chains in any order.
+func byChain(rules []*knftables.Rule) []*knftables.Rule {
+	return slices.SortedStableFunc(slices.Values(rules), func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) })
 }
 
 func sameRule(a, b *knftables.Rule) bool {
@@ -123,8 +125,19 @@ func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element)
 		}
 	}
 	c.list = append(c.list, done.list...)
-	n.elements = want
+	n.replace(want)
 	return nil
+}
+
+// replace takes note of what the sets hold now, and of translations that are gone with what they held. What that was is not known when an
+// agent that has just started finds rules that are not its own.
+func (n *nat) replace(elements [][]element) {
+	if n.elements != nil {
+		for i, s := range sets {
+			n.gone.add(s.gone(difference(n.elements[i], elements[i])))
+		}
+	}
+	n.elements = elements
 }
 
 // difference compares two lists that are in order.
@@ -142,7 +155,7 @@ func difference(have, want []element) (stale, missing []element) {
 	return append(stale, have...), append(missing, want...)
 }
 
-func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rule, want [][]element) error {
+func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftables.Rule, want [][]element) error {
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
@@ -163,5 +176,9 @@ func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rul
 		return fmt.Errorf("write nftables table %s: %w", tableName, err)
 	}
 	c.add("nftables table %s written", tableName)
+	n.replace(want)
+	if slices.ContainsFunc(have, toWorld) && !slices.ContainsFunc(rules, toWorld) {
+		n.gone.direct = append(n.gone.direct, everywhere...)
+	}
 	return nil
 }

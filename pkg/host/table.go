@@ -49,16 +49,18 @@ type set struct {
 	key, value string // types
 	interval   bool
 	elements   func(d Desired, is4 bool) []element
+	// gone are the translations that are not made any more when these elements went and those came.
+	gone func(went, came []element) goneTranslations
 }
 
 // sets are in the order in which they are written. A hash set finds an element among 10,000 as fast as among ten.
 var sets = []set{
-	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct},
-	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct},
-	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", elements: nodePorts},
-	{name: "node-ports-v6", key: "inet_proto . inet_service", elements: nodePorts},
-	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs},
-	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs},
+	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
+	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
+	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", elements: nodePorts, gone: nodePortsGone},
+	{name: "node-ports-v6", key: "inet_proto . inet_service", elements: nodePorts, gone: nodePortsGone},
+	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
+	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
 }
 
 // family is one address family's part of the rules.
@@ -153,7 +155,7 @@ func rules(d Desired) []*knftables.Rule {
 		masqueraded("out of a Service to another node: from the node's address",
 			f.header, "saddr", masquerade, "oifname !=", gateway)
 		if d.Masquerade {
-			masqueraded("pods to the world: from the node's address",
+			masqueraded(toWorldComment,
 				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix)
 		}
 
@@ -182,6 +184,16 @@ func rules(d Desired) []*knftables.Rule {
 	}
 	return list
 }
+
+const toWorldComment = "pods to the world: from the node's address"
+
+// toWorld tells whether a rule of ours gives pods' packets an address of the node.
+func toWorld(r *knftables.Rule) bool {
+	return r.Comment != nil && strings.HasPrefix(*r.Comment, toWorldComment)
+}
+
+// everywhere is all destinations.
+var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
 // element is an element of one of our sets: a range, a port, or a port at an address and where it leads.
 type element struct {
@@ -305,18 +317,21 @@ func parsePort(s string) (uint16, bool) {
 // direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside others
 // are left out, because an interval set takes no overlap.
 func direct(d Desired, is4 bool) []element {
-	all := slices.DeleteFunc(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), func(p netip.Prefix) bool { return p.Addr().Is4() != is4 })
-	slices.SortFunc(all, comparePrefixes)
 	var list []element
-	var last netip.Prefix
-	for _, p := range all {
-		if last.IsValid() && last.Overlaps(p) {
-			continue
+	for _, p := range disjoint(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade)) {
+		if p.Addr().Is4() == is4 {
+			list = append(list, element{prefix: p})
 		}
-		last = p
-		list = append(list, element{prefix: p})
 	}
 	return list
+}
+
+func directGone(_, came []element) goneTranslations {
+	var g goneTranslations
+	for _, e := range came {
+		g.direct = append(g.direct, e.prefix)
+	}
+	return g
 }
 
 func nodePorts(d Desired, is4 bool) []element {
@@ -329,6 +344,9 @@ func nodePorts(d Desired, is4 bool) []element {
 	return list
 }
 
+// nodePortsGone has nothing to remember: nobody else translates to the NodePort address.
+func nodePortsGone(_, _ []element) goneTranslations { return goneTranslations{} }
+
 func externalIPs(d Desired, is4 bool) []element {
 	var list []element
 	for _, e := range d.ExternalIPs {
@@ -337,4 +355,14 @@ func externalIPs(d Desired, is4 bool) []element {
 		}
 	}
 	return list
+}
+
+func externalGone(went, _ []element) goneTranslations {
+	g := goneTranslations{external: map[netip.AddrPort]netip.AddrPort{}}
+	for _, e := range went {
+		if e.protocol == model.UDP {
+			g.external[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
+		}
+	}
+	return g
 }
