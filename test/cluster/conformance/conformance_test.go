@@ -16,6 +16,7 @@ const junit = `<?xml version="1.0" encoding="UTF-8"?>
 <testcase name="[SynchronizedBeforeSuite]" status="passed" time="1"></testcase>
 <testcase name="[It] [sig-network] Services should serve b [Conformance] [sig-network, Conformance]" status="passed" time="12.5"></testcase>
 <testcase name="[It] [sig-network] DNS should work [sig-network]" status="skipped" time="0"><skipped message="skipped"></skipped></testcase>
+<testcase name="[It] [sig-network] DNS should be GCE [sig-network]" status="skipped" time="0"><skipped message="skipped - not here"></skipped></testcase>
 <testcase name="[It] [sig-network] Services should serve z [sig-network]" status="failed" time="3">
   <failure message="want a&#xA;got b" type="failed">stack</failure><system-err>much</system-err></testcase>
 <testcase name="[It] [sig-network] Services should serve a [sig-network]" status="panicked" time="2"><error message="nil" type="panicked">stack</error></testcase>
@@ -32,20 +33,22 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Spec{
-		{"[SynchronizedAfterSuite]", time.Second, "failed: left over"},
-		{"[sig-network] Services should serve a", 2 * time.Second, "panicked: nil"},
-		{"[sig-network] Services should serve z", 3 * time.Second, "failed: want a\ngot b"},
-		{"[sig-network] Services should serve b [Conformance]", 12500 * time.Millisecond, ""},
+		{"[SynchronizedAfterSuite]", time.Second, "failed: left over", ""},
+		{"[sig-network] Services should serve a", 2 * time.Second, "panicked: nil", ""},
+		{"[sig-network] Services should serve z", 3 * time.Second, "failed: want a\ngot b", ""},
+		{"[sig-network] DNS should be GCE", 0, "", "not here"},
+		{"[sig-network] Services should serve b [Conformance]", 12500 * time.Millisecond, "", ""},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("specs (-want +got):\n%s", d)
 	}
-	if Failed(got) != 3 {
-		t.Errorf("%d failed, want 3", Failed(got))
+	if Failed(got) != 3 || Passed(got) != 1 {
+		t.Errorf("%d failed and %d passed, want 3 and 1", Failed(got), Passed(got))
 	}
 	var out bytes.Buffer
 	Print(&out, got[2:])
 	const printed = "FAILED     3s  [sig-network] Services should serve z\n                failed: want a\n                got b\n" +
+		"skipped        [sig-network] DNS should be GCE: not here\n" +
 		"passed    12s  [sig-network] Services should serve b [Conformance]\n"
 	if d := cmp.Diff(printed, out.String()); d != "" {
 		t.Errorf("printed (-want +got):\n%s", d)

@@ -24,7 +24,6 @@ var ci = []string{
 	`Services should (be able to create a functioning NodePort|be able to update service type to NodePort)`,
 	`Services should have session affinity (work|timeout work)`,
 	`Services should serve (multiport endpoints|endpoints on same port and different protocols)`,
-	`Services should fallback to local terminating endpoints .* externalTrafficPolicy=Local`,
 	`DNS should (provide DNS for services|support configurable pod resolv.conf)`,
 	`DNS HostNetwork should resolve`,
 	`EndpointSlice should support a Service with multiple endpoint IPs`,

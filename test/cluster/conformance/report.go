@@ -16,10 +16,12 @@ import (
 type Spec struct {
 	Name    string
 	Took    time.Duration
-	Failure string // empty if it passed
+	Failure string // empty if it did not fail
+	Skipped string // why it skipped itself
 }
 
-// Read returns what the JUnit report of a run contains, without the specs that were skipped: failed ones first, by name.
+// Read returns what the JUnit report of a run contains, without the specs that were not chosen: failed ones first, then those that
+// skipped themselves, each by name.
 func Read(file string) ([]Spec, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {
@@ -35,6 +37,7 @@ func Read(file string) ([]Spec, error) {
 			Seconds float64  `xml:"time,attr"`
 			Failure *outcome `xml:"failure"`
 			Error   *outcome `xml:"error"`
+			Skipped *outcome `xml:"skipped"`
 		} `xml:"testsuite>testcase"`
 	}
 	if err := xml.Unmarshal(data, &report); err != nil {
@@ -46,6 +49,8 @@ func Read(file string) ([]Spec, error) {
 		s := Spec{Name: labels.ReplaceAllString(name, ""), Took: time.Duration(c.Seconds * float64(time.Second))}
 		switch {
 		case c.Status == "passed" && isSpec:
+		case c.Status == "skipped" && c.Skipped != nil && strings.HasPrefix(c.Skipped.Message, skippedItself):
+			s.Skipped = strings.TrimPrefix(c.Skipped.Message, skippedItself)
 		case c.Status == "passed" || c.Status == "skipped" || c.Status == "pending":
 			continue
 		default:
@@ -59,7 +64,7 @@ func Read(file string) ([]Spec, error) {
 		specs = append(specs, s)
 	}
 	slices.SortFunc(specs, func(a, b Spec) int {
-		return cmp.Or(boolCompare(a.Failure == "", b.Failure == ""), strings.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), strings.Compare(a.Name, b.Name))
 	})
 	return specs, nil
 }
@@ -67,14 +72,18 @@ func Read(file string) ([]Spec, error) {
 // labels are what Ginkgo appends to a spec's name.
 var labels = regexp.MustCompile(` \[sig-network[^\]]*\]$`)
 
-func boolCompare(a, b bool) int {
+// skippedItself is how the report marks a spec that was chosen and found that it cannot be run.
+const skippedItself = "skipped - "
+
+// rank is where the spec is listed.
+func (s Spec) rank() int {
 	switch {
-	case a == b:
+	case s.Failure != "":
 		return 0
-	case b:
-		return -1
+	case s.Skipped != "":
+		return 1
 	}
-	return 1
+	return 2
 }
 
 // Failed counts the specs that failed.
@@ -88,12 +97,27 @@ func Failed(specs []Spec) int {
 	return n
 }
 
+// Passed counts the specs that passed.
+func Passed(specs []Spec) int {
+	n := 0
+	for _, s := range specs {
+		if s.rank() == 2 {
+			n++
+		}
+	}
+	return n
+}
+
 // maxFailureLines is how much of a failure is printed; the rest is in the log.
 const maxFailureLines = 12
 
 // Print lists the specs as Read orders them.
 func Print(out io.Writer, specs []Spec) {
 	for _, s := range specs {
+		if s.Skipped != "" {
+			fmt.Fprintf(out, "skipped        %s: %s\n", s.Name, s.Skipped)
+			continue
+		}
 		if s.Failure == "" {
 			fmt.Fprintf(out, "passed %5.0fs  %s\n", s.Took.Seconds(), s.Name)
 			continue
