@@ -101,7 +101,7 @@ func (w *walled) costs(t *testing.T, c costCase, nodes []string) {
 	made, took := 0, time.Duration(0)
 	for _, total := range costBursts() {
 		begin := time.Now()
-		b := burst.Burst{From: c.from.ns, Proto: c.proto, To: c.to, FirstPort: c.first + uint16(made), Count: total - made, Workers: 16, Timeout: testenv.Patience(5 * time.Second)}
+		b := burst.Burst{From: c.from.ns, Proto: c.proto, To: c.to, FirstPort: c.first + uint16(made), Count: total - made, Workers: 16, Timeout: testenv.Patience(5 * time.Second), Terse: true}
 		if err := b.Run(); err != nil {
 			t.Error(err)
 		}

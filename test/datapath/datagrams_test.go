@@ -98,14 +98,15 @@ func (a *answerer) answer(conn *net.UDPConn) {
 		if err != nil {
 			continue
 		}
+		ok := whole(buf[:n])
 		a.mu.Lock()
-		if whole(buf[:n]) {
+		if ok {
 			a.came[binary.BigEndian.Uint64(buf)]++
 		} else {
 			a.bad = append(a.bad, fmt.Sprintf("%d bytes from %s: %.20x…", n, from, buf[:n]))
 		}
 		a.mu.Unlock()
-		if n >= questionHeader {
+		if ok {
 			_, _ = conn.WriteToUDPAddrPort(answerTo(buf[:n]), from) // one that is lost is missed where it was asked for
 		}
 	}

@@ -31,9 +31,11 @@ type Burst struct {
 	Workers int
 	// Timeout bounds one connection.
 	Timeout time.Duration
+	// Terse connections over TCP are closed as soon as they are there, but for each tenth.
+	Terse bool
 }
 
-// Run makes the connections: a byte there and a byte back on each. It blocks until all have ended; the error says how many were not
+// Run makes the connections: a byte there and a byte back on each that is not terse. It blocks until all have ended; the error says how many were not
 // answered, and why the first of them was not.
 func (b Burst) Run() error {
 	var next, failed atomic.Int64
@@ -51,7 +53,7 @@ func (b Burst) Run() error {
 		workers.Go(func() {
 			if err := b.From.Do(func() error {
 				for i := int(next.Add(1) - 1); i < b.Count; i = int(next.Add(1) - 1) {
-					if err := b.one(b.FirstPort + uint16(i)); err != nil {
+					if err := b.one(b.FirstPort+uint16(i), b.Terse && b.Proto == podns.TCP && i%10 != 0); err != nil {
 						failed.Add(1)
 						fail(fmt.Errorf("from port %d: %w", b.FirstPort+uint16(i), err))
 					}
@@ -71,7 +73,7 @@ func (b Burst) Run() error {
 }
 
 // one runs in the namespace, on a thread that may block.
-func (b Burst) one(port uint16) error {
+func (b Burst) one(port uint16, terse bool) error {
 	domain, typ := unix.AF_INET6, unix.SOCK_STREAM
 	var own, to unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}, &unix.SockaddrInet6{Port: int(b.To.Port()), Addr: b.To.Addr().As16()}
 	if b.To.Addr().Is4() {
@@ -105,6 +107,9 @@ func (b Burst) one(port uint16) error {
 	}
 	if err := again(func() error { return unix.Connect(fd, to) }); err != nil {
 		return os.NewSyscallError("connect", err)
+	}
+	if terse {
+		return nil
 	}
 	buf := []byte{1}
 	if err := again(func() error { _, err := unix.Write(fd, buf); return err }); err != nil {
