@@ -34,6 +34,7 @@ type stream struct {
 	// sending and receiving are the two ends; of TCP, connections.
 	sending, receiving net.Conn
 	proto              podns.Proto
+	every              time.Duration
 	// answered is not set on streams of datagrams whose sender has never heard anything from the other side.
 	answered bool
 
@@ -56,7 +57,7 @@ type outgoing struct {
 // client is silent. To an IPv6 address a client that sends datagrams never hears anything.
 func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podns.Proto, to netip.AddrPort, fromServer bool, name string) *stream {
 	t.Helper()
-	s := &stream{name: name, proto: proto, seen: map[uint64]bool{}, end: make(chan struct{})}
+	s := newStream(name, proto)
 	var mine, theirs net.Conn
 	labtest.Eventually(t, 10*time.Second, func() (err error) {
 		mine, theirs, err = c.meet(l, proto, to)
@@ -71,6 +72,17 @@ func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podn
 	if fromServer {
 		s.sending, s.receiving = theirs, mine
 	}
+	s.start(t)
+	return s
+}
+
+func newStream(name string, proto podns.Proto) *stream {
+	return &stream{name: name, proto: proto, every: streamEvery, seen: map[uint64]bool{}, end: make(chan struct{})}
+}
+
+// start begins to send, until the test ends at the latest.
+func (s *stream) start(t *testing.T) {
+	t.Helper()
 	if conn, ok := s.sending.(*net.TCPConn); ok {
 		if err := conn.SetWriteBuffer(backlog); err != nil {
 			t.Fatal(err)
@@ -80,7 +92,6 @@ func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podn
 	go s.send()
 	go s.receive()
 	t.Cleanup(s.close)
-	return s
 }
 
 func (s *stream) send() {
@@ -89,7 +100,7 @@ func (s *stream) send() {
 	if s.proto == podns.TCP {
 		buf = make([]byte, segment)
 	}
-	ticker := time.NewTicker(streamEvery)
+	ticker := time.NewTicker(s.every)
 	defer ticker.Stop()
 	for n := uint64(1); ; n++ {
 		select {
