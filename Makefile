@@ -91,6 +91,15 @@ bench-cni: ## CNI ADD and DEL through Weft beside bridge and host-local
 bench-scale: ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods; needs root
 	go run ./test/scale
 
+AGAINST ?=
+.PHONY: bench-connections
+bench-connections: deps ## Connections per second and ovs-vswitchd's CPU, on both datapaths; AGAINST=COMMIT for another agent beside it; needs root
+	@mkdir -p dist
+	go build -o dist/connrate/ ./test/connrate
+	dist/connrate/connrate --build dist/connrate --against "$(AGAINST)"
+	dist/connrate/connrate --programs dist/connrate --json dist/connrate-netdev.json
+	go run ./test/kernel run --timeout 30m --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
+
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
 	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
