@@ -2,7 +2,7 @@
 // flow loop and the host's own network on the other.
 //
 // Loop.Run's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept right
-// has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, stale connections, the
+// has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, the sweep of connections, the
 // policy log and others. One follows the configuration file, and the servers have theirs. They share what the Agent's mutex
 // guards, and the tally of counters, which has a mutex of its own.
 package agent
@@ -64,7 +64,7 @@ type Agent struct {
 	cni    *cni.Server
 	tally  tally
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeStale, pokeConnections, pokeHealth, pokeLog chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -77,7 +77,6 @@ type Agent struct {
 
 	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
 	nodesSeen, servicesSeen uint64
-	stale                   []flows.Stale // connections that the switch is to forget
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -94,7 +93,7 @@ func Run(ctx context.Context, opt Options) error {
 	opt.Level.Set(cfg.LogLevel)
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeStale: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
+		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
 		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -127,7 +126,9 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		datapath = ofswitch.Userspace
 	}
 	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
-	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Stale: a.addStale})
+	var sweeper *sweeper
+	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Sweep: func(r SweepRequest) { sweeper.request(r) }})
+	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}
@@ -149,7 +150,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	defer a.ovs.Close()
 	a.cni = cni.NewServer(cni.Config{
-		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: loop, Log: a.log, Observe: observeCNI,
+		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: cleanFlows{loop, sweeper}, Log: a.log, Observe: observeCNI,
 	})
 	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
 		attachments, err := a.cni.Recover(ctx)
@@ -199,7 +200,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		a.keep(ctx, "health checks of Services", func(context.Context) error { health.Sync(healthChecks(a.loop.View())); return nil }, a.pokeHealth)
 		return nil
 	})
-	group.Go(func() error { a.keep(ctx, "stale connections", a.forgetStale, a.pokeStale); return nil })
+	group.Go(func() error { a.keep(ctx, "sweep of connections", sweeper.sync, sweeper.poke); return nil })
 	policyLog := &policyLog{sw: a.sw, log: a.log, view: loop.View}
 	group.Go(func() error {
 		defer policyLog.close()

@@ -47,8 +47,9 @@ type LoopOptions struct {
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
-	// Stale is told of connections that must begin anew, once the switch sends their next packets elsewhere.
-	Stale func([]flows.Stale)
+	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see Programmed). It is called
+	// before Detach returns.
+	Sweep func(SweepRequest)
 }
 
 // Loop takes changes, compiles them and makes them true on the switch. Its Run goroutine is the only one that writes
@@ -73,14 +74,13 @@ type Loop struct {
 	ask     chan chan flows.Desired
 
 	// Of the Run goroutine only:
-	stale       []flows.Stale
+	sweep       *SweepRequest // what the next settle asks for
 	store       *state.Store
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
 	sent        map[ofswitch.Event]bool // what our own changes since the switch was last read come back as
 	quarantined map[model.Owner]error
 	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
-	started     bool                  // the switch was read once
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded
 	disturbed   bool                  // we have left something in the switch that a read-back will find
@@ -239,6 +239,13 @@ func (l *Loop) View() *model.Snapshot {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.latest
+}
+
+// Programmed is the snapshot that is in the switch, and the owners whose flows are not.
+func (l *Loop) Programmed() (*model.Snapshot, map[model.Owner]error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.settled, l.refused
 }
 
 // Desired is a copy of what the switch shall hold.

@@ -27,6 +27,7 @@ type bench struct {
 
 	mu      sync.Mutex
 	reports map[string]error
+	sweeps  []agent.SweepRequest
 }
 
 // start runs a loop that knows a cluster of two nodes.
@@ -37,6 +38,10 @@ func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *be
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.reports[o.String()] = err
+	}, Sweep: func(r agent.SweepRequest) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.sweeps = append(b.sweeps, r)
 	}})
 	b.Submit(state.SetNode{Node: node("n1", 1)})
 	b.Submit(state.SetNode{Node: node("n2", 2)})

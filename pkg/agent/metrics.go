@@ -28,7 +28,7 @@ func observeCNI(command, phase string, d time.Duration) {
 // metrics is what Prometheus can ask of the agent. Values are read when they are asked for.
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds, endedConnections)
 	// ofLoop is 0 until there is a loop.
 	ofLoop := func(read func(*Loop) float64) func() float64 {
 		return func() float64 {

@@ -33,11 +33,7 @@ func (l *Loop) compile() flows.Delta {
 	}
 	before := l.store.Snapshot()
 	snapshot, owners := l.store.Take()
-	for _, o := range owners {
-		if o.Kind == model.KindService && l.started {
-			l.stale = append(l.stale, flows.StaleConnections(before.Services[o.Name], snapshot.Services[o.Name])...)
-		}
-	}
+	l.sweepAfter(before, snapshot, owners)
 	l.checkPolicies(before, snapshot, owners)
 	for _, o := range owners { // those that have changed get another chance
 		if l.quarantined[o] != nil {
@@ -72,9 +68,8 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		if err != nil {
 			return err
 		}
-		if !l.started {
-			l.started = true // what changed while there was no agent
-			l.stale = append(l.stale, flows.StaleGroups(actual, l.compiler.Desired())...)
+		if !l.known { // what changed while there was no agent, or no switch
+			l.sweepRequest().Start = true
 		}
 		delta = flows.Diff(actual, l.compiler.Desired())
 		l.sent = map[ofswitch.Event]bool{} // a cleared one keeps the size that the first bundle gave it
@@ -195,11 +190,11 @@ func (l *Loop) settle() {
 	}
 	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
 	l.mu.Unlock()
-	l.answer()
-	if len(l.stale) > 0 && l.opt.Stale != nil {
-		l.opt.Stale(l.stale)
+	if l.sweep != nil && l.opt.Sweep != nil {
+		l.opt.Sweep(*l.sweep)
 	}
-	l.stale = nil
+	l.sweep = nil
+	l.answer()
 }
 
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
@@ -257,6 +252,9 @@ func (l *Loop) report(o model.Owner, err error) {
 func (l *Loop) quarantine(o model.Owner, err error) {
 	l.log.Error("flows are refused; their owner is left out until it changes", "owner", o, "err", err)
 	l.quarantined[o] = err
+	if o.Kind == model.KindPolicy || o.Kind == model.KindService {
+		l.sweepRequest() // what it allowed, or balanced
+	}
 	l.reindex(l.compiler.Exclude(o))
 	l.report(o, err)
 	// What the owner had before is still in the switch, and must not stay; nobody else's doing.

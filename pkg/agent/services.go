@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/healthcheck"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
@@ -94,29 +93,6 @@ func (a *Agent) reportHealthCheck(service string, err error) {
 	if err != nil {
 		a.events.Warn(model.ServiceOwner(service), "HealthCheckFailed", err.Error())
 	}
-}
-
-// addStale queues connections to be forgotten. It is called on the loop's goroutine and must not wait for the switch.
-func (a *Agent) addStale(stale []flows.Stale) {
-	a.mu.Lock()
-	a.stale = flows.Bounded(append(a.stale, stale...))
-	a.mu.Unlock()
-	notify(a.pokeStale)
-}
-
-// forgetStale makes the switch forget UDP connections that would go on to endpoints that are gone.
-func (a *Agent) forgetStale(ctx context.Context) error {
-	a.mu.Lock()
-	stale := a.stale
-	a.stale = nil
-	a.mu.Unlock()
-	err := a.sw.Forget(ctx, stale)
-	if err != nil {
-		a.mu.Lock()
-		a.stale = append(stale, a.stale...)
-		a.mu.Unlock()
-	}
-	return err
 }
 
 // timeStep is how often the loop is told the time. New epochs of affinity within one step cost the switch one bundle.

@@ -48,19 +48,3 @@ func TestTooManyFlows(t *testing.T) {
 		t.Errorf("flows: %v", has)
 	}
 }
-
-// TestStaleIsBounded: however many connections of one address are to be forgotten, it takes few requests.
-func TestStaleIsBounded(t *testing.T) {
-	vip, endpoint := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddrPort("10.244.0.2:53")
-	few := []flows.Stale{{Frontend: netip.AddrPortFrom(vip, 53), Endpoint: endpoint}, {Frontend: netip.AddrPortFrom(vip, 53), Endpoint: endpoint}, {Endpoint: endpoint}}
-	if got := flows.Bounded(few); len(got) != 2 || got[0] != few[0] || got[1] != few[2] {
-		t.Errorf("few: %v", got)
-	}
-	many := []flows.Stale{{Endpoint: endpoint}}
-	for port := range uint16(5000) {
-		many = append(many, flows.Stale{Frontend: netip.AddrPortFrom(vip, port+1), Endpoint: endpoint})
-	}
-	if got := flows.Bounded(many); len(got) != 2 || got[0] != many[0] || got[1] != (flows.Stale{Frontend: netip.AddrPortFrom(vip, 0)}) {
-		t.Errorf("many: %v", got)
-	}
-}

@@ -157,9 +157,11 @@ func PortFields(proto uint8) (source, destination Field) {
 
 // IP protocol numbers.
 const (
-	IPProtoTCP  uint8 = 6
-	IPProtoUDP  uint8 = 17
-	IPProtoSCTP uint8 = 132
+	IPProtoICMP   uint8 = 1
+	IPProtoTCP    uint8 = 6
+	IPProtoUDP    uint8 = 17
+	IPProtoICMPv6 uint8 = 58
+	IPProtoSCTP   uint8 = 132
 )
 
 // The protocols that go-openvswitch has no names for.

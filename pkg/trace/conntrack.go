@@ -242,6 +242,21 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 	return one
 }
 
+// Sweep gives each connection the mark that a function has for it, or drops it. The function is told of the connection's first packet, where that
+// went, and the mark.
+func (c *Conntrack) Sweep(decide func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool)) {
+	for k, v := range c.conns {
+		if k != v.orig {
+			continue
+		}
+		mark, keep := decide(k.zone, k.proto, netip.AddrPortFrom(k.src, k.srcPort), netip.AddrPortFrom(k.dst, k.dstPort), netip.AddrPortFrom(v.reply.src, v.reply.srcPort), v.mark)
+		if v.mark = mark; !keep {
+			delete(c.conns, v.orig)
+			delete(c.conns, v.reply)
+		}
+	}
+}
+
 // Forget drops all connections.
 func (c *Conntrack) Forget() { clear(c.conns) }
 

@@ -281,6 +281,29 @@ func (n *Network) arrival(p Packet, here *node, out trace.Output) string {
 	return ""
 }
 
+// Allows says whether the nodes' audits, which sweeps go by, allow a packet's connection.
+func (n *Network) Allows(p Packet) bool {
+	return !slices.ContainsFunc(n.nodes, func(here *node) bool {
+		return !here.audit().Allows(flows.Connection{Protocol: p.Protocol, Source: netip.AddrPortFrom(p.Src, p.SrcPort), Endpoint: netip.AddrPortFrom(p.Dst, p.DstPort)})
+	})
+}
+
+// Sweep does to every node's connections what its agent's sweep does.
+func (n *Network) Sweep() {
+	for _, here := range n.nodes {
+		audit := here.audit()
+		here.ct.Sweep(func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool) {
+			cause := audit.Check(flows.Connection{Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark)})
+			if cause == flows.PolicyDenies {
+				return mark &^ uint64(flows.MarkAllowed), true
+			}
+			return mark, cause == ""
+		})
+	}
+}
+
+func (here *node) audit() *flows.Audit { return flows.NewAudit(here.snapshot, nil, nil) }
+
 // Forget drops all connections.
 func (n *Network) Forget() {
 	for _, here := range n.nodes {

@@ -1,0 +1,272 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// The sweep ends connections in the switch's tracker that what is programmed contradicts: policies deny them, their Service would
+// balance them otherwise, or their pod is gone (flows.Audit). What the flows decide packet by packet needs no sweep: it is for
+// connections whose original direction is silent, and for what a later pod or endpoint would inherit.
+
+// SweepRequest asks for one sweep. Requests that come while a sweep runs become one.
+type SweepRequest struct {
+	// Gone are the addresses of pods that were detached. They are clean before another pod gets them; see await.
+	Gone []netip.Addr
+	// Start asks for everything that may have happened while there was no agent, or no switch.
+	Start bool
+}
+
+// sweepRequest is the request that the loop makes when it has programmed what is under way.
+func (l *Loop) sweepRequest() *SweepRequest {
+	if l.sweep == nil {
+		l.sweep = &SweepRequest{}
+	}
+	return l.sweep
+}
+
+// sweepAfter asks for a sweep when a change of the snapshot may concern connections that exist.
+func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
+	policies := before.KeepEstablished && !now.KeepEstablished || !reflect.DeepEqual(before.Self, now.Self)
+	had := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(before) })
+	fresh := func(addr netip.Addr) bool { return !had()[addr] }
+	for _, o := range owners {
+		switch o.Kind {
+		case model.KindPolicy:
+			was := before.Policies[o.Name]
+			if l.quarantined[o] != nil {
+				was.Err = "quarantined" // it allowed nothing
+			}
+			policies = policies || flows.Narrows(was, now.Policies[o.Name], fresh)
+		case model.KindService:
+			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {
+				l.sweepRequest()
+			}
+		case model.KindPod:
+			has := now.Attachments[o.Attachment]
+			for _, ip := range before.Attachments[o.Attachment].IPs {
+				if !slices.Contains(has.IPs, ip) {
+					r := l.sweepRequest()
+					r.Gone = append(r.Gone, ip)
+				}
+			}
+		}
+	}
+	if policies && !now.KeepEstablished {
+		l.sweepRequest()
+	}
+}
+
+// connections is the switch's connection tracker, as the sweeper needs it (pkg/ofswitch).
+type connections interface {
+	Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error
+	Deny(ctx context.Context, denied []flows.Connection) error
+	Remove(ctx context.Context, c flows.Connection) error
+}
+
+const (
+	// maxEnded bounds what one round ends: it takes the switch 0.2 ms for each.
+	maxEnded = 4096
+	// sweepShare is how many times as long as the reading of the connections took the next one waits: the switch's main thread,
+	// which forwards the packets of the userspace datapath, spends at most a fifth of its time on sweeps.
+	sweepShare = 4
+)
+
+var endedConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
+	Name: "weft_swept_connections_total",
+	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves no more, or their pod is gone.",
+}, []string{"cause"})
+
+// sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from anywhere.
+type sweeper struct {
+	switched   connections
+	programmed func() (*model.Snapshot, map[model.Owner]error)
+	log        *slog.Logger
+	poke       chan struct{}
+
+	mu            sync.Mutex
+	next, running *sweep
+
+	free time.Time // of sync's goroutine: when the switch may be read again
+}
+
+// sweep is what several requests ask for.
+type sweep struct {
+	gone  map[netip.Addr]bool
+	start bool
+	done  chan struct{} // closed when it has ended, well or not
+}
+
+func newSweeper(c connections, programmed func() (*model.Snapshot, map[model.Owner]error), log *slog.Logger) *sweeper {
+	return &sweeper{switched: c, programmed: programmed, log: log, poke: make(chan struct{}, 1)}
+}
+
+// request asks for a sweep. It never blocks.
+func (s *sweeper) request(r SweepRequest) {
+	s.mu.Lock()
+	next := s.open()
+	for _, ip := range r.Gone {
+		next.gone[ip] = true
+	}
+	next.start = next.start || r.Start
+	s.mu.Unlock()
+	notify(s.poke)
+}
+
+// open is the sweep that has not begun yet.
+func (s *sweeper) open() *sweep {
+	if s.next == nil {
+		s.next = &sweep{gone: map[netip.Addr]bool{}, done: make(chan struct{})}
+	}
+	return s.next
+}
+
+// await returns when no sweep is to come that removes connections of former pods with these addresses. It does not wait for another try
+// of a sweep that fails: a pod with old connections is better than none.
+func (s *sweeper) await(ctx context.Context, addrs []netip.Addr) error {
+	s.mu.Lock()
+	var wait []*sweep
+	for _, one := range []*sweep{s.running, s.next} {
+		for _, ip := range addrs {
+			if one != nil && one.gone[ip] {
+				wait = append(wait, one)
+				break
+			}
+		}
+	}
+	s.mu.Unlock()
+	for _, one := range wait {
+		select {
+		case <-one.done:
+		case <-ctx.Done():
+			return fmt.Errorf("remove connections of the pods that had %v before: %w", addrs, context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+// sync makes the sweep that was asked for, in as many rounds as it takes.
+func (s *sweeper) sync(ctx context.Context) error {
+	s.mu.Lock()
+	s.running, s.next = s.next, nil
+	now := s.running
+	s.mu.Unlock()
+	if now == nil {
+		return nil
+	}
+	var err error
+	for more := true; more && err == nil; {
+		if pause := time.Until(s.free); pause > 0 {
+			sleep(ctx, pause)
+		}
+		if err = ctx.Err(); err == nil {
+			more, err = s.round(ctx, now)
+		}
+	}
+	s.mu.Lock()
+	s.running = nil
+	if err != nil { // keep calls again
+		next := s.open()
+		maps.Copy(next.gone, now.gone)
+		next.start = next.start || now.start
+	}
+	s.mu.Unlock()
+	close(now.done)
+	return err
+}
+
+// round reads the connections once, and ends those that are to be ended, or as many as one round may.
+func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) {
+	zones := []uint16{flows.Zone}
+	if now.start || len(now.gone) > 0 {
+		zones = append(zones, flows.SourceZone)
+	}
+	var errs []error
+	var denied, gone []flows.Connection
+	causes := map[flows.Cause]int{}
+	for _, zone := range zones {
+		began := time.Now()
+		audit := sync.OnceValue(func() *flows.Audit { // after the reading, so that it knows whatever allowed a connection that was read
+			snapshot, quarantined := s.programmed()
+			return flows.NewAudit(snapshot, quarantined, now.gone)
+		})
+		errs = append(errs, s.switched.Connections(ctx, zone, func(c flows.Connection) {
+			cause := audit().Check(c)
+			switch {
+			case cause == "":
+				return
+			case len(denied)+len(gone) == maxEnded:
+				more = true
+				return
+			case cause == flows.PolicyDenies:
+				denied = append(denied, c)
+			default:
+				gone = append(gone, c)
+			}
+			causes[cause]++
+		}))
+		s.free = time.Now().Add(sweepShare * time.Since(began))
+	}
+	if err := s.switched.Deny(ctx, denied); err != nil {
+		return false, errors.Join(append(errs, err)...)
+	}
+	for _, c := range gone {
+		if err := s.switched.Remove(ctx, c); err != nil {
+			return false, errors.Join(append(errs, err)...)
+		}
+	}
+	for cause, n := range causes {
+		endedConnections.WithLabelValues(string(cause)).Add(float64(n))
+	}
+	if len(causes) > 0 {
+		s.log.Info("ended connections", "policy", causes[flows.PolicyDenies], "endpoint", causes[flows.EndpointGone], "pod", causes[flows.PodGone], "more", more)
+	}
+	return more, errors.Join(errs...)
+}
+
+// cleanFlows is the loop for CNI: a pod begins without the connections of the pod that had its addresses before.
+type cleanFlows struct {
+	*Loop
+	sweeper *sweeper
+}
+
+// Attach waits for sweeps of the pod's addresses first.
+func (f cleanFlows) Attach(ctx context.Context, a model.Attachment) error {
+	if err := f.sweeper.await(ctx, a.IPs); err != nil {
+		return err
+	}
+	return f.Loop.Attach(ctx, a)
+}
+
+func addrsOf(s *model.Snapshot) map[netip.Addr]bool {
+	all := map[netip.Addr]bool{}
+	for _, a := range s.Attachments {
+		for _, ip := range a.IPs {
+			all[ip] = true
+		}
+	}
+	return all
+}
+
+// udpPorts are the ports of a Service whose connections a sweep may remove.
+func udpPorts(s model.Service) (ports []model.ServicePort) {
+	for _, p := range s.Ports {
+		if p.Protocol == model.UDP {
+			ports = append(ports, p)
+		}
+	}
+	return ports
+}

@@ -1,0 +1,113 @@
+package agent_test
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// swept takes what sweeps the loop has asked for since the last call.
+func (b *bench) swept(what string) []agent.SweepRequest {
+	b.t.Helper()
+	if err := b.Settled(b.t.Context()); err != nil {
+		b.t.Fatalf("%s: %v", what, err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list := b.sweeps
+	b.sweeps = nil
+	return list
+}
+
+// TestSweepRequests: a sweep is asked for when a change may concern connections that exist, and only then.
+func TestSweepRequests(t *testing.T) {
+	sw := ofswitch.NewFake()
+	a := pod("a", 2)
+	b := start(t, sw, a)
+	if got := b.swept("start"); len(got) != 1 || !got[0].Start {
+		t.Fatalf("at the start: %+v", got)
+	}
+	udp := func(endpoints ...byte) model.Service {
+		s := service("dns", 1, endpoints...)
+		s.Ports[0].Protocol = model.UDP
+		return s
+	}
+	wall := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}
+	wider := wall
+	wider.Ingress = []policy.Rule{{}}
+	remote := policy.Pod{Namespace: "ns", Name: "remote", Node: "n2", Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.9")}}
+	peers := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{}}}}}}
+	for _, c := range []struct {
+		what   string
+		change state.Change
+		want   bool
+	}{
+		{"a TCP Service", state.SetService{Service: service("web", 2, 3)}, false},
+		{"its endpoint goes", state.SetService{Service: service("web", 2)}, false},
+		{"a UDP Service", state.SetService{Service: udp(3)}, true},
+		{"its endpoint goes", state.SetService{Service: udp(4)}, true},
+		{"it goes", state.DeleteService{Name: "ns/dns"}, true},
+		{"a policy", state.SetPolicy{Policy: wall}, true},
+		{"the same again", state.SetPolicy{Policy: wall}, false},
+		{"a wider one", state.SetPolicy{Policy: wider}, false},
+		{"a narrower one", state.SetPolicy{Policy: peers}, true},
+		{"a peer comes", state.SetPod{Pod: remote}, false},
+		{"a peer goes", state.DeletePod{Namespace: "ns", Name: "remote"}, true},
+		{"another node", state.SetNode{Node: node("n3", 3)}, false},
+		{"connections are kept", state.SetKeepEstablished{Keep: true}, false},
+		{"a policy, while they are kept", state.SetPolicy{Policy: wall}, false},
+		{"they are kept no longer", state.SetKeepEstablished{Keep: false}, true},
+		{"the node's address", state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.99")}, PodCIDRs: node("n1", 1).PodCIDRs}}, true},
+	} {
+		b.Submit(c.change)
+		if got := b.swept(c.what); (len(got) > 0) != c.want {
+			t.Errorf("%s: %+v, want a sweep %t", c.what, got, c.want)
+		}
+	}
+	if err := b.Attach(t.Context(), pod("b", 3)); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.swept("a pod comes"); len(got) > 0 {
+		t.Errorf("a pod comes: %+v", got)
+	}
+	if err := b.Detach(t.Context(), pod("b", 3).Key()); err != nil {
+		t.Fatal(err)
+	}
+	// Before Detach returns: the address may be given to another pod from then on.
+	b.mu.Lock()
+	gone := slices.Clone(b.sweeps)
+	b.sweeps = nil
+	b.mu.Unlock()
+	if len(gone) != 1 || !slices.Equal(gone[0].Gone, pod("b", 3).IPs) {
+		t.Errorf("a pod went: %+v", gone)
+	}
+}
+
+// TestSweepAfterQuarantineAndRestart: what a quarantined policy allowed is not allowed any more, and what changed while the switch
+// was away is made up for.
+func TestSweepAfterQuarantineAndRestart(t *testing.T) {
+	sw := ofswitch.NewFake()
+	b := start(t, sw, pod("a", 2))
+	b.swept("start")
+	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.0.0.0/8") })
+	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}})
+	eventually(t, "the policy is quarantined", func() bool { return b.RefusedOwner(model.PolicyOwner("ns/wall")) != nil })
+	if got := b.swept("quarantine"); len(got) == 0 {
+		t.Error("a policy was quarantined, and no sweep follows")
+	}
+	sw.Stop()
+	b.Verify()
+	eventually(t, "the switch is missed", func() bool { return b.Status().Error != "" })
+	sw.Start()
+	if got := b.swept("restart"); !slices.ContainsFunc(got, func(r agent.SweepRequest) bool { return r.Start }) {
+		t.Errorf("the switch was away: %+v", got)
+	}
+}

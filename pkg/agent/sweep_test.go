@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// tracker is a connection tracker in memory.
+type tracker struct {
+	mu      sync.Mutex
+	entries []flows.Connection
+	err     error // of reading, after all entries
+	read    map[uint16]int
+	reading chan struct{} // when set, reading waits for it to be closed
+}
+
+func (k *tracker) Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error {
+	k.mu.Lock()
+	k.read[zone]++
+	list, err, wait := slices.Clone(k.entries), k.err, k.reading
+	k.mu.Unlock()
+	if wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for _, c := range list {
+		if c.Zone == zone {
+			each(c)
+		}
+	}
+	return err
+}
+
+func (k *tracker) Deny(_ context.Context, denied []flows.Connection) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range denied {
+		i := slices.Index(k.entries, c)
+		if i < 0 {
+			return errors.New("denied twice")
+		}
+		k.entries[i].Mark &^= uint32(flows.MarkAllowed)
+	}
+	return nil
+}
+
+func (k *tracker) Remove(_ context.Context, c flows.Connection) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	i := slices.Index(k.entries, c)
+	if i < 0 {
+		return errors.New("removed twice")
+	}
+	k.entries = slices.Delete(k.entries, i, i+1)
+	return nil
+}
+
+// allowed counts the connections that have the mark.
+func (k *tracker) allowed() (n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range k.entries {
+		if c.Mark&uint32(flows.MarkAllowed) != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// node1 has one pod, 10.244.1.2, and isolates it.
+func node1() *model.Snapshot {
+	a := model.Attachment{ContainerID: "a", IfName: "eth0", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	return &model.Snapshot{
+		Self:        model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+		Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a},
+		Policies:    map[string]model.Policy{"ns/p": {Name: "ns/p", Ingress: &model.PolicySide{Pods: a.IPs}}},
+	}
+}
+
+func udp(zone uint16, from, to string) flows.Connection {
+	at := netip.MustParseAddrPort
+	return flows.Connection{Zone: zone, Protocol: openflow.IPProtoUDP, Source: at(from), Destination: at(to), Endpoint: at(to), Mark: uint32(flows.MarkAllowed)}
+}
+
+func newBench(entries ...flows.Connection) (*tracker, *sweeper) {
+	k := &tracker{entries: entries, read: map[uint16]int{}}
+	s := newSweeper(k, func() (*model.Snapshot, map[model.Owner]error) { return node1(), nil }, slog.New(slog.DiscardHandler))
+	return k, s
+}
+
+// TestSweep takes the mark from what is denied, removes what is gone, and reads the zone of sources only when pods may be gone.
+func TestSweep(t *testing.T) {
+	denied, outgoing := udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"), udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1")
+	gone, goneSource := udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"), udp(flows.SourceZone, "10.244.1.9:1", "192.0.2.1:1")
+	unmarked := denied
+	unmarked.Mark = 0
+	k, s := newBench(denied, outgoing, goneSource)
+	if err := s.sync(t.Context()); err != nil || len(k.read) > 0 {
+		t.Errorf("nobody asked: %v, read %v", err, k.read)
+	}
+	s.request(SweepRequest{})
+	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
+		t.Errorf("after a policy's change: %v, %v are left, read %v", err, k.entries, k.read)
+	}
+	for _, r := range []SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
+		k.entries = []flows.Connection{gone, outgoing, goneSource}
+		s.request(r)
+		if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{outgoing}) {
+			t.Errorf("%+v: %v, %v are left", r, err, k.entries)
+		}
+	}
+}
+
+// TestSweepIsBounded: much to end takes several rounds, and requests that come together one.
+func TestSweepIsBounded(t *testing.T) {
+	k, s := newBench()
+	for i := range maxEnded + 10 {
+		k.entries = append(k.entries, udp(flows.Zone, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i+1)).String(), "10.244.1.2:1"))
+	}
+	s.request(SweepRequest{})
+	s.request(SweepRequest{})
+	if err := s.sync(t.Context()); err != nil || k.allowed() != 0 || k.read[flows.Zone] != 2 {
+		t.Errorf("%v, %d are left after %d readings", err, k.allowed(), k.read[flows.Zone])
+	}
+	s.request(SweepRequest{})
+	s.free = time.Now().Add(time.Hour)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := s.sync(ctx); err == nil || k.read[flows.Zone] != 2 {
+		t.Errorf("no pause: %v, %d readings", err, k.read[flows.Zone])
+	}
+}
+
+// TestSweepFails: what can be read is ended, the error is told, and the sweep comes again.
+func TestSweepFails(t *testing.T) {
+	k, s := newBench(udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"))
+	k.err = errors.New("a line cannot be parsed")
+	s.request(SweepRequest{Gone: []netip.Addr{netip.MustParseAddr("10.244.1.9")}})
+	if err := s.sync(t.Context()); err == nil || k.allowed() != 0 {
+		t.Errorf("%v, %d are left", err, k.allowed())
+	}
+	k.err = nil
+	if err := s.sync(t.Context()); err != nil || k.read[flows.SourceZone] != 2 {
+		t.Errorf("tried again: %v, read %v", err, k.read)
+	}
+}
+
+// TestAddressIsClean: a pod does not get an address while connections of the pod that had it before are being removed.
+func TestAddressIsClean(t *testing.T) {
+	k, s := newBench(udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"))
+	ip := []netip.Addr{netip.MustParseAddr("10.244.1.9")}
+	if err := s.await(t.Context(), ip); err != nil {
+		t.Fatal(err)
+	}
+	s.request(SweepRequest{Gone: ip})
+	if err := s.await(t.Context(), []netip.Addr{netip.MustParseAddr("10.244.1.8")}); err != nil {
+		t.Fatal(err)
+	}
+	clean := func() <-chan int {
+		left := make(chan int, 1)
+		go func() {
+			if err := s.await(t.Context(), ip); err != nil {
+				t.Error(err)
+			}
+			left <- k.allowed()
+		}()
+		return left
+	}
+	first := clean() // may begin to wait before the sweep begins, or while it runs
+	k.reading = make(chan struct{})
+	done := make(chan error, 1)
+	go func() { done <- s.sync(t.Context()) }()
+	for running := false; !running; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		running = s.running != nil
+		s.mu.Unlock()
+	}
+	second := clean()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	if err := s.await(ctx, ip); err == nil {
+		t.Error("the address is given away while its connections are there")
+	}
+	close(k.reading)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if a, b := <-first, <-second; a != 0 || b != 0 {
+		t.Errorf("%d and %d connections were left when the address was free", a, b)
+	}
+}

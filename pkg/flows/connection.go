@@ -1,0 +1,203 @@
+package flows
+
+import (
+	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// Connection is an entry of the switch's connection tracker.
+type Connection struct {
+	Zone     uint16
+	Protocol uint8 // as in IP headers
+	// Source and Destination are those of the connection's first packet. Ports are 0 where the tracker knows none.
+	Source, Destination netip.AddrPort
+	// Endpoint is where that packet went: the destination, or what it was translated to.
+	Endpoint netip.AddrPort
+	// ICMP identifies the connection in the place of ports.
+	ICMP ICMP
+	Mark uint32
+}
+
+// ICMP is the identity of an ICMP connection.
+type ICMP struct {
+	ID         uint16
+	Type, Code uint8
+}
+
+// Cause is why a connection may not go on; empty for one that may.
+type Cause string
+
+// The causes.
+const (
+	// PolicyDenies is a connection that was allowed and that policies deny now. It stays, without its allowed mark: removed, its replies would
+	// begin connections of their own, and on the other node still be replies.
+	PolicyDenies Cause = "policy"
+	// EndpointGone is a UDP connection that a Service would balance otherwise now: its endpoint serves no more, or there was no Service
+	// or no endpoint when it began.
+	EndpointGone Cause = "endpoint"
+	// PodGone is a connection of an address that no pod has. Like the last it is removed.
+	PodGone Cause = "pod"
+)
+
+// Audit compares connections with a snapshot. It is immutable but for its memos: one goroutine uses it.
+type Audit struct {
+	policies  *verdicts // nil when connections are kept
+	frontends map[netip.AddrPort][]udpFrontend
+	attached  map[netip.Addr]bool
+	gone      map[netip.Addr]bool
+	own, pods []netip.Prefix
+	gateways  []netip.Addr
+}
+
+// udpFrontend is what a UDP connection to a frontend may have as its endpoint.
+type udpFrontend struct {
+	kind    model.FrontendKind
+	serving map[netip.AddrPort]bool
+	rejects bool
+}
+
+// NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of former pods;
+// addresses of the node's pod CIDRs that no attachment has count as such anyway.
+func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
+	a := &Audit{frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
+	if !s.KeepEstablished {
+		a.policies = newVerdicts(s, quarantined)
+	}
+	for _, one := range s.Attachments {
+		for _, ip := range one.IPs {
+			a.attached[ip] = true
+		}
+	}
+	for _, cidr := range s.Self.PodCIDRs {
+		if checkOwn(cidr, s.Self) == nil {
+			a.own, a.gateways = append(a.own, cidr), append(a.gateways, model.GatewayAddr(cidr))
+		}
+	}
+	a.pods = append(a.pods, a.own...)
+	for _, n := range s.Nodes {
+		a.pods = append(a.pods, n.PodCIDRs...)
+	}
+	for _, service := range s.Services {
+		if quarantined[model.ServiceOwner(service.Name)] == nil {
+			a.addService(service)
+		}
+	}
+	return a
+}
+
+func (a *Audit) addService(service model.Service) {
+	for _, p := range service.Ports {
+		if p.Protocol != model.UDP {
+			continue
+		}
+		endpoints := map[netip.AddrPort]bool{}
+		for _, e := range serving(p) {
+			endpoints[e] = true
+		}
+		rejects := len(p.Cluster) == 0 && len(p.Local) == 0
+		for _, f := range p.Frontends() {
+			if !containsAddr(a.pods, f.At.Addr()) { // see noService
+				a.frontends[f.At] = append(a.frontends[f.At], udpFrontend{f.Kind, endpoints, rejects})
+			}
+		}
+	}
+}
+
+// Serving lists the endpoints that a Service's UDP connections may have, each of them still serving. An endpoint can be listed more than once.
+func Serving(s model.Service) []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, p := range s.Ports {
+		if p.Protocol == model.UDP {
+			list = append(list, serving(p)...)
+		}
+	}
+	return list
+}
+
+func serving(p model.ServicePort) []netip.AddrPort {
+	list := make([]netip.AddrPort, 0, len(p.Cluster)+len(p.Local)+len(p.Retained))
+	for _, endpoints := range [][]model.Endpoint{p.Cluster, p.Local} {
+		for _, e := range endpoints {
+			list = append(list, netip.AddrPortFrom(e.Addr, e.Port))
+		}
+	}
+	return append(list, p.Retained...)
+}
+
+// Check gives the cause for which a connection is to be denied or removed. TCP and SCTP connections of pods that exist need neither: both
+// ends send in either direction, if only to acknowledge, and a denied packet of the original direction takes the mark back. (A TCP
+// entry that is removed would be begun anew from the middle by whichever end sends first; for the userspace datapath all SCTP between
+// two addresses is one connection, of no port that policies could name.)
+func (a *Audit) Check(c Connection) Cause {
+	switch {
+	case a.isGone(c.Source.Addr()) || a.isGone(c.Destination.Addr()) || a.isGone(c.Endpoint.Addr()):
+		return PodGone
+	case c.Zone != Zone || c.Protocol == openflow.IPProtoTCP || c.Protocol == openflow.IPProtoSCTP:
+	case c.Protocol == openflow.IPProtoUDP && a.isStale(c):
+		return EndpointGone
+	case c.Mark&uint32(MarkAllowed) != 0 && !a.Allows(c):
+		return PolicyDenies
+	}
+	return ""
+}
+
+// Allows says whether the policies of this node's pods allow the connection's first packet.
+func (a *Audit) Allows(c Connection) bool { return a.policies == nil || a.policies.allow(c) }
+
+func (a *Audit) isGone(addr netip.Addr) bool {
+	if a.attached[addr] {
+		return false
+	}
+	if a.gone[addr] {
+		return true
+	}
+	for i, cidr := range a.own {
+		if cidr.Contains(addr) {
+			return addr != a.gateways[i]
+		}
+	}
+	return false
+}
+
+// isStale says whether a UDP connection would begin otherwise now. A TCP client hears that its endpoint is gone; a UDP socket may send
+// to nobody for ever.
+func (a *Audit) isStale(c Connection) bool {
+	frontends := a.frontends[c.Destination]
+	rejected := c.Endpoint.Addr() == model.RejectAddr(c.Endpoint.Addr().Is4())
+	if c.Endpoint == c.Destination {
+		return a.begins(c, frontends)
+	}
+	if len(frontends) == 0 {
+		return !rejected // a port that no Service has is rejected, too
+	}
+	for _, f := range frontends {
+		if f.serving[c.Endpoint] || rejected && f.rejects {
+			return false
+		}
+	}
+	return true
+}
+
+// begins says whether a Service would translate a connection that none has translated.
+func (a *Audit) begins(c Connection, frontends []udpFrontend) bool {
+	if c.Source.Addr() == model.MasqueradeAddr(c.Source.Addr().Is4()) { // see notTwice
+		return false
+	}
+	for _, f := range frontends {
+		if f.kind != model.NodePort || c.Mark&uint32(MarkGateway) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func containsAddr(list []netip.Prefix, addr netip.Addr) bool {
+	for _, p := range list {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}

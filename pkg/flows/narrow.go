@@ -1,0 +1,84 @@
+package flows
+
+import (
+	"net/netip"
+	"slices"
+	"sort"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Narrows says whether a change of a policy may deny what was allowed. It errs on the safe side only: what it says no to denies nothing
+// new. A zero Policy is none. Fresh tells addresses that have no connections yet, those of pods that have just been attached.
+func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
+	for _, s := range stages {
+		was, is := before.Side(s.direction), after.Side(s.direction)
+		if is != nil {
+			for _, pod := range is.Pods {
+				if (was == nil || !slices.Contains(was.Pods, pod)) && !fresh(pod) {
+					return true // isolated by this policy from now on
+				}
+			}
+		}
+		if was == nil {
+			continue
+		}
+		var rules []model.PolicyRule
+		if is != nil {
+			rules = rulesOf(after, is)
+		}
+		for _, r := range rulesOf(before, was) {
+			if !slices.ContainsFunc(rules, func(x model.PolicyRule) bool { return covers(x, r) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// covers says whether a rule of the same place in the list allows at least what another allows.
+func covers(wide, narrow model.PolicyRule) bool {
+	return wide.Index == narrow.Index && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) && coversPorts(wide, narrow)
+}
+
+// includes says whether a sorted list has all that another sorted list has.
+func includes(wide, narrow []netip.Addr) bool {
+	i := 0
+	for _, addr := range narrow {
+		for i < len(wide) && wide[i].Less(addr) {
+			i++
+		}
+		if i == len(wide) || wide[i] != addr {
+			return false
+		}
+	}
+	return true
+}
+
+func coversPeers(wide, narrow model.PolicyRule) bool {
+	if wide.AnyPeer || narrow.AnyPeer {
+		return wide.AnyPeer
+	}
+	for _, peer := range narrow.Peers {
+		// The last range that begins no later: they are disjoint.
+		i := sort.Search(len(wide.Peers), func(i int) bool { return peer.Addr().Less(wide.Peers[i].Addr()) }) - 1
+		if i < 0 || wide.Peers[i].Bits() > peer.Bits() || !wide.Peers[i].Contains(peer.Addr()) {
+			return false
+		}
+	}
+	return true
+}
+
+func coversPorts(wide, narrow model.PolicyRule) bool {
+	if wide.AnyPort || narrow.AnyPort {
+		return wide.AnyPort
+	}
+	for _, p := range narrow.Ports {
+		if !slices.ContainsFunc(wide.Ports, func(w model.PortMatch) bool {
+			return w.Protocol == p.Protocol && w.Mask&p.Mask == w.Mask && p.Port&w.Mask == w.Port
+		}) {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,4 @@
+package ofswitch
+
+// OriginalPacket is for tests that begin connections.
+var OriginalPacket = originalPacket

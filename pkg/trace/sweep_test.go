@@ -1,0 +1,61 @@
+package trace_test
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/trace/tracetest"
+)
+
+// TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what packets do in the flows. After
+// a sweep, no answer to a connection that the new policies deny arrives although nobody sends in its original direction; those to
+// connections that are allowed do.
+func TestRandomSweep(t *testing.T) {
+	checks(t, 1000)
+	rapid.Check(t, func(t *rapid.T) {
+		c := tracetest.DrawCluster(t)
+		c.Policies = tracetest.DrawPolicies(t)
+		n, err := tracetest.New(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		view := c.View()
+		agree := func(p tracetest.Packet) bool {
+			promised := tracetest.Promise(view, p)
+			if got := n.Allows(p); got != promised.Allowed {
+				t.Fatalf("%+v: the audit allows it %t, promised is %t (%s)", p, got, promised.Allowed, promised.Why)
+			}
+			return promised.Allowed
+		}
+		var established []tracetest.Packet
+		for _, p := range tracetest.DrawPackets(t, c) {
+			if tracetest.OffTheMap(c, p) {
+				continue
+			}
+			allowed := agree(p)
+			if d := n.Send(p); d.Arrived != allowed {
+				t.Fatalf("%+v: arrived %t, the audit allows it %t", p, d.Arrived, allowed)
+			}
+			if allowed && p.Src != p.Dst && n.Send(p.Reply()).Arrived {
+				established = append(established, p)
+			}
+		}
+		c.Policies = tracetest.DrawPolicies(t)
+		view = c.View()
+		if err := n.SetPolicies(c); err != nil {
+			t.Fatal(err)
+		}
+		n.Sweep()
+		for _, p := range established {
+			if p.Protocol == openflow.IPProtoTCP || p.Protocol == openflow.IPProtoSCTP {
+				continue // their original direction is never silent
+			}
+			allowed := agree(p)
+			if d := n.Send(p.Reply()); d.Arrived != allowed {
+				t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived, n.Explain(p.Reply()))
+			}
+		}
+	})
+}
