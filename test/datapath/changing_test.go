@@ -89,13 +89,19 @@ func leaving(name, node string) string {
 	return strings.Replace(web(name, node), "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1)
 }
 
-// become changes the endpoints, and returns when the lab has applied it.
-func (c *changing) become(t *testing.T, endpoints ...string) {
+// write makes these the manifests of the endpoints.
+func (c *changing) write(t *testing.T, endpoints ...string) {
 	t.Helper()
 	c.now = slices.Clone(endpoints)
 	if err := os.WriteFile(c.file, []byte(c.base+strings.Join(endpoints, "")), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// become changes the endpoints, and returns when the lab has applied it.
+func (c *changing) become(t *testing.T, endpoints ...string) {
+	t.Helper()
+	c.write(t, endpoints...)
 	labtest.Eventually(t, 30*time.Second, func() error {
 		s := c.Status()
 		if s.Problem != "" {
