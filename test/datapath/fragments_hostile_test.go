@@ -158,7 +158,7 @@ func (f fragmented) forgetFragments(t *testing.T, v4 bool) {
 	}
 	var routes []route
 	for _, to := range []string{"open-near", "open-far"} {
-		routes = append(routes, route{to, f.pods["client"], netip.AddrPortFrom(f.pods[to].addr(v4), namedPort)})
+		routes = append(routes, route{name: to, from: f.pods["client"], to: netip.AddrPortFrom(f.pods[to].addr(v4), namedPort)})
 	}
 	labtest.Eventually(t, 40*time.Second, func() error {
 		for _, r := range routes {

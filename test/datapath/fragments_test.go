@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -110,13 +111,17 @@ type route struct {
 	name string
 	from *client
 	to   netip.AddrPort
+	// begun says that a small datagram begins each connection: node ports share an address, and Open vSwitch 3.1's userspace datapath does not show
+	// the port of a later fragment (docs/architecture.md, Fragments).
+	begun bool
 }
 
 // routes are all ways in a family on which datagrams have to arrive.
 func (f fragmented) routes(t *testing.T, v4 bool) (all []route) {
 	t.Helper()
 	add := func(name string, from *client, addrs []netip.Addr, port uint16) {
-		all = append(all, route{name, from, netip.AddrPortFrom(of(addrs, v4), port)})
+		begun := strings.Contains(name, "node port") && labtest.Datapath() == config.DatapathNetdev
+		all = append(all, route{name, from, netip.AddrPortFrom(of(addrs, v4), port), begun})
 	}
 	for _, end := range []string{"near", "far"} {
 		for _, from := range []string{"client", "caged"} {
@@ -211,6 +216,11 @@ func (r route) ask(sizes []int, answers bool) error {
 		if err != nil {
 			return err
 		}
+		if r.begun {
+			if err := a.ask(uint64(1000*size+inARow), 100, 0); err != nil {
+				return errors.Join(fmt.Errorf("the datagram of 100 bytes that begins: %w", err), a.conn.Close())
+			}
+		}
 		for i := range inARow {
 			question, answer := size, 0
 			if answers {
@@ -267,7 +277,7 @@ func (f fragmented) denied(t *testing.T, v4 bool) {
 				t.Fatal(err)
 			}
 		}
-		allowed := route{d.from + " to " + d.to, from, netip.AddrPortFrom(to.addr(v4), namedPort)}
+		allowed := route{name: d.from + " to " + d.to, from: from, to: netip.AddrPortFrom(to.addr(v4), namedPort)}
 		if err := allowed.ask([]int{100}, false); err != nil { // it left the pod after the others
 			t.Errorf("%s, after %d datagrams that are denied: %v", allowed.name, each, err)
 		}

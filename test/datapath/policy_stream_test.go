@@ -36,7 +36,8 @@ type stream struct {
 	proto              podns.Proto
 	every              time.Duration
 	// answered is not set on streams of datagrams whose sender has never heard anything from the other side.
-	answered bool
+	answered   bool
+	fromServer bool
 
 	mu   sync.Mutex
 	sent []outgoing
@@ -58,6 +59,7 @@ type outgoing struct {
 func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podns.Proto, to netip.AddrPort, fromServer bool, name string) *stream {
 	t.Helper()
 	s := newStream(name, proto)
+	s.fromServer = fromServer
 	var mine, theirs net.Conn
 	labtest.Eventually(t, 10*time.Second, func() (err error) {
 		mine, theirs, err = c.meet(l, proto, to)

@@ -20,7 +20,7 @@ import (
 )
 
 // talk opens a connection from a port and returns what the responder there says. The connection stays open until the test ends.
-func (c *client) talk(t *testing.T, proto podns.Proto, port int, to netip.AddrPort) (answer podns.Answer, err error) {
+func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.AddrPort) (answer podns.Answer, err error) {
 	t.Helper()
 	patience := testenv.Patience(5 * time.Second)
 	dialer := net.Dialer{Timeout: patience, Control: reuseAddr, LocalAddr: &net.TCPAddr{Port: port}}
@@ -116,7 +116,7 @@ spec:
 							continue
 						}
 						what := fmt.Sprintf("from %s port %d to %s, %s, %s", c.name, port+i, w.what, proto, familyName(v4))
-						answer, err := c.talk(t, proto, port+i, w.to)
+						answer, err := c.talkFrom(t, proto, port+i, w.to)
 						switch {
 						case err != nil || answer.Name != w.name:
 							t.Errorf("%s: answered by %q: %v", what, answer.Name, err)
@@ -130,7 +130,7 @@ spec:
 	}
 	// The datapath keeps as many decisions for clients of all ports as there are ways to tell a port from those below 1024.
 	for port := 500; port < 1<<16; port += 500 {
-		if answer, err := outside.talk(t, podns.UDP, port, netip.AddrPortFrom(of(s.Nodes[0].Addrs, true), nodePorts["web-2"])); err != nil || answer.Name != "default/web-2" {
+		if answer, err := outside.talkFrom(t, podns.UDP, port, netip.AddrPortFrom(of(s.Nodes[0].Addrs, true), nodePorts["web-2"])); err != nil || answer.Name != "default/web-2" {
 			t.Errorf("from outside port %d: answered by %q: %v", port, answer.Name, err)
 		}
 	}

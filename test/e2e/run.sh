@@ -54,5 +54,5 @@ fi
 go test -tags e2e -count=1 -timeout 20m ./test/cluster ./test/cluster/routes
 run ipv4/geneve
 run dual/vxlan "$ON_THE_WIRE|TestTunnelChange|TestSwitchRestart"
-run dual/geneve "$ON_THE_WIRE" ci
+run dual/geneve "$ON_THE_WIRE"
 run ipv6/geneve "$ON_THE_WIRE"
