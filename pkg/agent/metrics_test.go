@@ -2,6 +2,7 @@ package agent
 
 import (
 	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -206,7 +207,7 @@ func TestOccupancyMetrics(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(fixed(tc.of))
 		recorder := httptest.NewRecorder()
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(recorder, httptest.NewRequest("GET", "/metrics", nil))
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
 		var got []string
 		for line := range strings.Lines(recorder.Body.String()) {
 			if !strings.HasPrefix(line, "#") {

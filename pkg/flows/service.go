@@ -61,34 +61,6 @@ func (b *builder) noService(podCIDR netip.Prefix) {
 	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
 }
 
-// onlyPort says whether a Service has one port of this one's protocol and family.
-func onlyPort(s model.Service, p model.ServicePort) bool {
-	for _, other := range s.Ports {
-		if other.Protocol == p.Protocol && other.ClusterIP == p.ClusterIP && other.Port != p.Port {
-			return false
-		}
-	}
-	return true
-}
-
-// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the userspace datapath
-// they come one by one and have no port, so this is for an address with one port of the protocol. Conntrack holds them until the datagram is whole
-// and translates it as the fragment says that comes last. A first fragment to another port is dropped (unserved), so that none becomes whole.
-func (sb *serviceBuilder) laterFragments(p *pool) {
-	proto := openflow.Protocol(sb.port.ClusterIP)
-	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
-		openflow.Destination(openflow.Host(sb.port.ClusterIP)), openflow.Fragments("later"))
-	if p.actions == nil {
-		return
-	}
-	sb.add(in{ServiceLB, prioHigh, proto, match}, p.actions...)
-	for i, actions := range p.sticky {
-		chosen := also(match, Bucket.Is(p.buckets[i].ID))
-		sb.add(in{ServiceLB, prioHigh + 1, proto, chosen}, openflow.Goto(StickyEndpoint))
-		sb.add(in{StickyEndpoint, prioHigh, proto, chosen}, actions[1:]...) // it is the first fragment from which the switch learns
-	}
-}
-
 // unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are dropped: conntrack would put
 // them together with later ones that a Service of the address takes.
 func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
@@ -260,6 +232,34 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 	name := string(sb.port.Protocol) + "/" + sb.port.Name + "/" + sb.port.ClusterIP.String() + "/" + scope
 	p.actions = []ovs.Action{openflow.ToGroup(sb.spread(name, p.buckets))}
 	return p
+}
+
+// onlyPort says whether a Service has one port of this one's protocol and family.
+func onlyPort(s model.Service, p model.ServicePort) bool {
+	for _, other := range s.Ports {
+		if other.Protocol == p.Protocol && other.ClusterIP == p.ClusterIP && other.Port != p.Port {
+			return false
+		}
+	}
+	return true
+}
+
+// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the userspace datapath
+// they come one by one and have no port, so this is for an address with one port of the protocol. Conntrack holds them until the datagram is whole
+// and translates it as the fragment says that comes last. A first fragment to another port is dropped (unserved), so that none becomes whole.
+func (sb *serviceBuilder) laterFragments(p *pool) {
+	proto := openflow.Protocol(sb.port.ClusterIP)
+	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
+		openflow.Destination(openflow.Host(sb.port.ClusterIP)), openflow.Fragments("later"))
+	if p.actions == nil {
+		return
+	}
+	sb.add(in{ServiceLB, prioHigh, proto, match}, p.actions...)
+	for i, actions := range p.sticky {
+		chosen := also(match, Bucket.Is(p.buckets[i].ID))
+		sb.add(in{ServiceLB, prioHigh + 1, proto, chosen}, openflow.Goto(StickyEndpoint))
+		sb.add(in{StickyEndpoint, prioHigh, proto, chosen}, actions[1:]...) // it is the first fragment from which the switch learns
+	}
 }
 
 // maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6 clients and spoofed

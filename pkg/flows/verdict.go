@@ -167,13 +167,13 @@ func (s ruleSet) intersects(a, b ruleSet) bool {
 }
 
 // memo gives what was made for a key before, or makes it.
-func memo[K comparable](sets map[K]ruleSet, key K, make func() ruleSet) ruleSet {
+func memo[K comparable](sets map[K]ruleSet, key K, build func() ruleSet) ruleSet {
 	set, ok := sets[key]
 	if !ok {
 		if len(sets) >= maxMemo {
 			clear(sets)
 		}
-		set = make()
+		set = build()
 		sets[key] = set
 	}
 	return set

@@ -27,8 +27,12 @@ func (n *node) udp(ns netns.NsHandle, address string) *net.UDPConn {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.t.Cleanup(func() { c.Close() })
-	return c.(*net.UDPConn)
+	socket, ok := c.(*net.UDPConn)
+	if !ok {
+		n.t.Fatalf("a UDP socket is a %T", c)
+	}
+	n.t.Cleanup(func() { socket.Close() })
+	return socket
 }
 
 // hears says from where a socket hears what another one says to an address; invalid when it hears nothing.

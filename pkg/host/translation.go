@@ -117,10 +117,10 @@ func (t *translations) destinationStale(f *familyTranslations, c connection) boo
 		return false
 	}
 	want := t.toService(f, c)
-	switch got := c.replySource; {
-	case got == want:
+	switch got := c.replySource; got {
+	case want:
 		return false
-	case got == c.destination:
+	case c.destination:
 		return want.IsValid()
 	default:
 		return got.Addr() == f.nodePort || got == f.external[c.destination] || got == t.gone.external[c.destination]

@@ -149,7 +149,8 @@ func runLogged(cmd *exec.Cmd, log string, detail func(string)) error {
 		line, err := lines.ReadString('\n')
 		// The last line of each spec begins so, with what became of it unless it passed.
 		if rest, ok := strings.CutPrefix(line, "• ["); ok {
-			if done++; rest[0] < '0' || rest[0] > '9' {
+			done++
+			if rest[0] < '0' || rest[0] > '9' {
 				failed++
 			}
 		} else if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "Will" && fields[1] == "run" {

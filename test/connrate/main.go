@@ -138,28 +138,26 @@ func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	}
 	// The worktree is git's to remove, also when the build is interrupted.
 	defer func() {
-		_, removed := command(context.WithoutCancel(ctx), repo, "git", "worktree", "remove", "--force", tree)
+		removed := command(context.WithoutCancel(ctx), repo, "git", "worktree", "remove", "--force", tree)
 		err = errors.Join(err, removed)
 	}()
-	if _, err := command(ctx, repo, "git", "worktree", "add", "--detach", "--force", tree, against); err != nil {
+	if err := command(ctx, repo, "git", "worktree", "add", "--detach", "--force", tree, against); err != nil {
 		return err
 	}
 	return goBuild(ctx, tree, filepath.Join(dir, againstName), "./cmd/weft-agent")
 }
 
 func goBuild(ctx context.Context, repo, out string, pkgs ...string) error {
-	_, err := command(ctx, repo, "env", append([]string{"CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out}, pkgs...)...)
-	return err
+	return command(ctx, repo, "env", append([]string{"CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out}, pkgs...)...)
 }
 
-// command runs a command in a directory and returns its standard output.
-func command(ctx context.Context, dir, name string, args ...string) (string, error) {
+// command runs a command in a directory.
+func command(ctx context.Context, dir, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var stderr strings.Builder
 	cmd.Dir, cmd.Stderr = dir, &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
-	return string(out), err
+	return nil
 }

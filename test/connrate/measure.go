@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -59,10 +60,10 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		return err
 	}
 	defer func() {
-		_, down := command(context.WithoutCancel(ctx), "", o.weftctl, "lab", "down", "--name="+labName)
+		down := command(context.WithoutCancel(ctx), "", o.weftctl, "lab", "down", "--name="+labName)
 		err = errors.Join(err, down)
 	}()
-	if _, err := command(ctx, "", o.weftctl, "lab", "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath, "--agent="+o.agentPath, "-f", file); err != nil {
+	if err := command(ctx, "", o.weftctl, "lab", "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath, "--agent="+o.agentPath, "-f", file); err != nil {
 		return err
 	}
 	s, err := lab.ReadStatus(ctx, labName)
@@ -70,13 +71,19 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		return err
 	}
 	spaces := map[string]podns.Namespace{}
+	var open []io.Closer
+	defer func() {
+		for _, c := range slices.Backward(open) {
+			err = errors.Join(err, c.Close())
+		}
+	}()
 	var server netip.Addr
 	for _, p := range s.Pods {
 		ns, err := podns.Open(p.NetNS)
 		if err != nil {
 			return err
 		}
-		defer ns.Close()
+		open = append(open, ns)
 		spaces[p.Name] = ns
 		if p.Name == "client" {
 			continue
@@ -88,7 +95,7 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		if err != nil {
 			return err
 		}
-		defer answerer.Close()
+		open = append(open, answerer)
 	}
 	service, err := netip.ParseAddr(s.Services[0].IPs[0])
 	if err != nil {

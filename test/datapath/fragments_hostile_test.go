@@ -76,6 +76,9 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 		taps[name] = f.pods[name].listen(t, "eth0", func(h heard) bool { return !h.leaving && h.tag == hostileTag })
 	}
 	number := uint64(5000)
+	if !v4 {
+		number = 6000
+	}
 	type expected struct {
 		name   string
 		at     *answerer

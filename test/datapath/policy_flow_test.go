@@ -121,7 +121,7 @@ func speak(t *testing.T, all []*stream) {
 		s.done.Add(1)
 		go func() {
 			defer s.done.Done()
-			for before := s.last(); s.last() == before; { // what came first may have met the old policy
+			for before := s.last(); s.last().Equal(before); { // what came first may have met the old policy
 				_, _ = s.receiving.Write([]byte("?"))
 				select {
 				case <-s.end:

@@ -275,7 +275,7 @@ func TestEndpointGoneWhileAgentDead(t *testing.T) {
 			c.write(t, texts...)
 			labtest.Eventually(t, 20*time.Second, func() error {
 				if p, err := c.Status().Find(had); err != nil || p.Labels["app"] != "other" {
-					return fmt.Errorf("%s still has the labels %v, %v", had, p.Labels, err)
+					return fmt.Errorf("%s still has the labels %v, %w", had, p.Labels, err)
 				}
 				return nil
 			})

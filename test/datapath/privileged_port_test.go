@@ -51,7 +51,7 @@ func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.Ad
 	return podns.ParseAnswer(strings.TrimSpace(string(buf[:n])))
 }
 
-var decidedByPort = regexp.MustCompile(`udp\(src=([0-9]+(?:/0x[0-9a-f]+)?)[,)]`)
+var decidedByPort = regexp.MustCompile(`udp\(src=(\d+(?:/0x[0-9a-f]+)?)[,)]`)
 
 // A client with a port below 1024 is seen with one below 1024, and one with a higher port with a higher one, whoever it is and by whatever
 // way it comes. Two clients that have one port stay two, also where both are seen as the same node.

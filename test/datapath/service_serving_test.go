@@ -132,7 +132,7 @@ spec:
 			labtest.Eventually(t, 20*time.Second, func() error {
 				for range 10 {
 					if a, err := w.from.ns.Dial(podns.UDP, w.to, 5*time.Second); err != nil || a.Name != "default/"+w.service.app+"-1" {
-						return fmt.Errorf("%s: a new connection to %s reaches %s %s, %v", when, w.service.name, a.Name, a.Detail, err)
+						return fmt.Errorf("%s: a new connection to %s reaches %s %s, %w", when, w.service.name, a.Name, a.Detail, err)
 					}
 				}
 				return nil

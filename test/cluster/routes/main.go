@@ -40,8 +40,9 @@ func main() {
 	kubeconfig := flag.String("kubeconfig", "", "how to reach the API server")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, *kubeconfig); err != nil {
+	err := run(ctx, *kubeconfig)
+	stop()
+	if err != nil {
 		slog.Error(err.Error())
 		os.Exit(1)
 	}
