@@ -42,14 +42,19 @@ var binDir string
 // TestMain moves the whole test process into network and mount namespaces of its own: the node's ends of the veths and
 // the mounts of the pods' namespaces disappear with it, whatever happens.
 func TestMain(m *testing.M) {
-	const inside = "WEFT_CNI_TEST_NETNS"
+	const inside = "WEFT_CNI_TEST_PLUGINS"
 	if os.Getenv(inside) == "" {
+		// Before there is no network from which modules could be downloaded.
+		dir, err := os.MkdirTemp("", "weft-cni-bin")
+		must(err)
+		build("../..", "-o", dir, "./cmd/weft-cni")
+		build("../../test/cnibench/plugins", "-o", dir, "tool")
 		runtime.LockOSThread()
 		must(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
 		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 		must(os.MkdirAll("/run/netns", 0o755))
 		must(unix.Mount("weft-cni-test", "/run/netns", "tmpfs", 0, ""))
-		must(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"=1")))
+		must(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"="+dir)))
 	}
 	if os.Getenv("WEFT_CNI_TEST_AGENT") != "" {
 		os.Exit(m.Run()) // the agent that another test kills: it needs no plugins, and could not clean up
@@ -57,10 +62,7 @@ func TestMain(m *testing.M) {
 	lo, err := netlink.LinkByName("lo")
 	must(err)
 	must(netlink.LinkSetUp(lo))
-	binDir, err = os.MkdirTemp("", "weft-cni-bin")
-	must(err)
-	build("../..", "-o", binDir, "./cmd/weft-cni")
-	build("../../test/cnibench/plugins", "-o", binDir, "tool")
+	binDir = os.Getenv(inside)
 	code := m.Run()
 	must(os.RemoveAll(binDir))
 	os.Exit(code)

@@ -284,6 +284,7 @@ func TestUnderlayMTU(t *testing.T) {
 
 func TestSysctlRoot(t *testing.T) {
 	n := newNode(t)
+	n.run("echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace has what the machine's has
 	root := t.TempDir()
 	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {

@@ -40,7 +40,7 @@ func TestEnsureFragments(t *testing.T) {
 			t.Errorf("fragments are handled as %q", mode)
 		}
 	}
-	ensure(3) // two sizes and the number
+	ensure(4) // the mode, two sizes and the number
 	right()
 	ensure(0)
 	run("ovs-ofctl", "set-frags", bridge, "drop")
@@ -58,7 +58,7 @@ func TestEnsureFragments(t *testing.T) {
 	if err := ovs.StartDaemon(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	ensure(3)
+	ensure(4)
 	right()
 }
 
