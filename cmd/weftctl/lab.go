@@ -106,7 +106,7 @@ func labUpCommand(_ *client, name *string) *cobra.Command {
 			if err := lab.Up(cmd.Context(), opt, []string{self, "lab", serveName}, say); err != nil {
 				return err
 			}
-			s, err := lab.ReadStatus(cmd.Context(), *name)
+			s, err := lab.ReadStatus(context.WithoutCancel(cmd.Context()), *name) // it is up: an interrupt comes too late
 			if err != nil {
 				return err
 			}

@@ -48,6 +48,7 @@ type Audit struct {
 	attached  map[netip.Addr]bool
 	gone      map[netip.Addr]bool
 	own, pods []netip.Prefix
+	services  []netip.Prefix // the ServiceCIDRs
 	gateways  []netip.Addr
 }
 
@@ -61,7 +62,7 @@ type udpFrontend struct {
 // NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of former pods;
 // addresses of the node's pod CIDRs that no attachment has count as such anyway.
 func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
-	a := &Audit{frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
+	a := &Audit{services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
 	if !s.KeepEstablished {
 		a.policies = newVerdicts(s, quarantined)
 	}
@@ -170,7 +171,7 @@ func (a *Audit) isStale(c Connection) bool {
 		return a.begins(c, frontends)
 	}
 	if len(frontends) == 0 {
-		return !rejected // a port that no Service has is rejected, too
+		return !rejected || !containsAddr(a.services, c.Destination.Addr()) // see unserved
 	}
 	for _, f := range frontends {
 		if f.serving[c.Endpoint] || rejected && f.rejects {

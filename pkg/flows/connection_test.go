@@ -40,9 +40,10 @@ func audited() *model.Snapshot {
 	}
 	isolated := []netip.Addr{netip.MustParseAddr("10.244.1.3")}
 	s := &model.Snapshot{
-		Self:        model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		Nodes:       map[string]model.Node{"n2": {Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
-		Attachments: map[model.AttachmentKey]model.Attachment{},
+		Self:         model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+		Nodes:        map[string]model.Node{"n2": {Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
+		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		Attachments:  map[model.AttachmentKey]model.Attachment{},
 		Services: map[string]model.Service{
 			"ns/dns": {Name: "ns/dns", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53, ClusterIP: netip.MustParseAddr("10.96.0.10"), NodePort: 30053,
 				ExternalIPs: []netip.Addr{netip.MustParseAddr("10.244.2.7")}, Cluster: endpoints("10.244.2.2:5353"), Retained: []netip.AddrPort{at("10.244.2.3:5353")}}}},
@@ -92,6 +93,7 @@ func TestAudit(t *testing.T) {
 		{"was served, and is rejected", udp, "10.244.1.2:1", "10.96.0.11:53", "10.244.2.4:53", allowed, flows.EndpointGone},
 		{"a Service that is gone", udp, "10.244.1.2:1", "10.96.0.12:53", "10.244.2.2:5353", allowed, flows.EndpointGone},
 		{"a port that no Service has", udp, "10.244.1.2:1", "10.96.0.12:53", "169.254.87.3:53", allowed, ""},
+		{"a node port that no Service has", udp, "10.244.1.2:1", "169.254.87.1:30099", "169.254.87.3:53", allowed, flows.EndpointGone},
 		{"began before the Service", udp, "10.244.1.2:1", "10.96.0.10:53", "", allowed, flows.EndpointGone},
 		{"a Service's packet that leads to another Service", udp, "169.254.87.2:1", "10.96.0.10:53", "", allowed, ""},
 		{"node port", udp, "192.0.2.9:1", "169.254.87.1:30053", "10.244.2.2:5353", allowed | gateway, ""},
