@@ -29,9 +29,9 @@ type forgetting struct {
 	due     bool // something has changed since the last pass
 
 	// Of ForgetConnections only.
-	addresses ranges // of the node at the last pass
-	took      time.Duration
-	ended     time.Time
+	local ranges // what was the node's own at the last pass
+	took  time.Duration
+	ended time.Time
 }
 
 // written takes note of a table that is in the kernel, and of what it does not do any more.
@@ -52,12 +52,13 @@ func (f *forgetting) written(d Desired, changed bool, gone goneTranslations) {
 // need not be Sync's. After a failure the next call looks again.
 func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 	f := &h.forgetting
-	addresses, err := nodeAddresses()
+	// Not the list of addresses: an IPv6 address is there some time before the kernel takes packets to it for the node's own.
+	local, err := localRanges()
 	if err != nil {
 		return 0, err
 	}
 	f.mu.Lock()
-	due := f.due || !slices.Equal(addresses, f.addresses)
+	due := f.due || !slices.Equal(local, f.local)
 	f.mu.Unlock()
 	if !due {
 		return 0, nil
@@ -73,7 +74,7 @@ func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 	f.due, f.gone = false, goneTranslations{}
 	f.mu.Unlock()
 	began := time.Now()
-	n, err := forget(desired, gone)
+	n, err := forget(desired, local, gone)
 	f.ended = time.Now()
 	f.took = f.ended.Sub(began)
 	if err != nil {
@@ -84,21 +85,8 @@ func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 		f.mu.Unlock()
 		return n, fmt.Errorf("forget connections without their translation: %w", err)
 	}
-	f.addresses = addresses
+	f.local = local
 	return n, nil
-}
-
-// nodeAddresses are the addresses of the node's interfaces.
-func nodeAddresses() (ranges, error) {
-	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
-	if err != nil {
-		return nil, fmt.Errorf("list the node's addresses: %w", err)
-	}
-	addresses := make(ranges, len(list))
-	for i, a := range list {
-		addresses[i] = single(prefix(a.IPNet).Addr())
-	}
-	return disjoint(addresses), nil
 }
 
 // localRanges are what nftables takes for the node's own (fib type local): its addresses, and whatever else is routed to it.
@@ -118,15 +106,11 @@ func localRanges() (ranges, error) {
 }
 
 // forget goes through all of the kernel's connections and removes those that are stale.
-func forget(d Desired, gone goneTranslations) (int, error) {
-	local, err := localRanges()
-	if err != nil {
-		return 0, err
-	}
+func forget(d Desired, local ranges, gone goneTranslations) (int, error) {
 	t := translationsOf(d, local, gone)
 	var stale [][]byte
 	dump := conntrackRequest(unix.AF_UNSPEC, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
-	err = dump.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(entry []byte) bool {
+	err := dump.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(entry []byte) bool {
 		if c, ok := parseConnection(entry); ok && t.stale(c) {
 			stale = append(stale, slices.Clone(entry))
 		}
