@@ -74,8 +74,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.add(in{ConntrackState, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
 	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
 	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), Origin.Is(OriginTunnel))}, openflow.Goto(EgressPolicy))
-	// What a Service has translated looks new until it is answered. It is not translated again.
-	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), service)}, openflow.Goto(EgressPolicy))
+	// Also what a Service has translated before: until it is answered, the kernel's ct translates it with a commit only.
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))}, openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))}, openflow.Goto(EgressPolicy))
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
