@@ -71,7 +71,7 @@ e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and du
 
 .PHONY: kernel-test
 kernel-test: deps ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
-	go run ./test/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN|TestServiceAndEndpointFromOnePort/both' datapath
+	go run ./test/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
 
 .PHONY: kernel-test-all
 kernel-test-all: deps image ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
