@@ -22,14 +22,19 @@ type tracker struct {
 	err     error // of reading, after all entries
 	read    map[uint16]int
 	reading chan struct{} // when set, reading waits for it to be closed
+	begun   chan struct{} // when set, closed by the first reading that waits
 }
 
 func (k *tracker) Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error {
 	k.mu.Lock()
 	k.read[zone]++
-	list, err, wait := slices.Clone(k.entries), k.err, k.reading
+	list, err, wait, begun := slices.Clone(k.entries), k.err, k.reading, k.begun
+	k.begun = nil
 	k.mu.Unlock()
 	if wait != nil {
+		if begun != nil {
+			close(begun)
+		}
 		select {
 		case <-wait:
 		case <-ctx.Done():
@@ -180,13 +185,14 @@ func TestAddressIsClean(t *testing.T) {
 		return left
 	}
 	first := clean() // may begin to wait before the sweep begins, or while it runs
-	k.reading = make(chan struct{})
+	begun := make(chan struct{})
+	k.reading, k.begun = make(chan struct{}), begun
 	done := make(chan error, 1)
 	go func() { done <- s.sync(t.Context()) }()
-	for running := false; !running; time.Sleep(time.Millisecond) {
-		s.mu.Lock()
-		running = s.running != nil
-		s.mu.Unlock()
+	select {
+	case <-begun: // s.running is set before the first reading
+	case <-time.After(10 * time.Second):
+		t.Fatal("the sweep has not begun after 10 s")
 	}
 	second := clean()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)

@@ -106,17 +106,6 @@ func (a *Audit) addService(service model.Service) {
 	}
 }
 
-// Serving lists the endpoints that a Service's UDP connections may have, each of them still serving. An endpoint can be listed more than once.
-func Serving(s model.Service) []netip.AddrPort {
-	var list []netip.AddrPort
-	for _, p := range s.Ports {
-		if p.Protocol == model.UDP {
-			list = append(list, serving(p)...)
-		}
-	}
-	return list
-}
-
 func serving(p model.ServicePort) []netip.AddrPort {
 	list := make([]netip.AddrPort, 0, len(p.Cluster)+len(p.Local)+len(p.Retained))
 	for _, endpoints := range [][]model.Endpoint{p.Cluster, p.Local} {

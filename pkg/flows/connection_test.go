@@ -22,17 +22,6 @@ func endpoints(list ...string) (out []model.Endpoint) {
 	return out
 }
 
-// TestServing lists the endpoints of UDP ports under every traffic policy, those for existing connections among them.
-func TestServing(t *testing.T) {
-	got := flows.Serving(model.Service{Ports: []model.ServicePort{
-		{Protocol: model.UDP, Cluster: endpoints("10.244.1.2:53"), Local: endpoints("10.244.2.2:53"), Retained: []netip.AddrPort{at("10.244.3.2:53")}},
-		{Protocol: model.TCP, Cluster: endpoints("10.244.1.2:80")},
-	}})
-	if want := []netip.AddrPort{at("10.244.1.2:53"), at("10.244.2.2:53"), at("10.244.3.2:53")}; !slices.Equal(got, want) {
-		t.Errorf("serving: %v, want %v", got, want)
-	}
-}
-
 // audited is a node with two pods, one of which is isolated, and a DNS Service.
 func audited() *model.Snapshot {
 	pod := func(id, ip string) model.Attachment {
