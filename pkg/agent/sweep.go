@@ -26,6 +26,8 @@ import (
 type SweepRequest struct {
 	// Gone are the addresses of pods that were detached. They are clean before another pod gets them; see await.
 	Gone []netip.Addr
+	// Wider says that policies have changed so that they can only allow more: it matters to connections that they denied before.
+	Wider bool
 	// Start asks for everything that may have happened while there was no agent, or no switch.
 	Start bool
 }
@@ -35,12 +37,14 @@ func (l *Loop) sweepRequest() *SweepRequest {
 	if l.sweep == nil {
 		l.sweep = &SweepRequest{}
 	}
+	l.sweep.Wider = false
 	return l.sweep
 }
 
 // sweepAfter asks for a sweep when a change of the snapshot may concern connections that exist.
 func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 	policies := before.KeepEstablished && !now.KeepEstablished || !reflect.DeepEqual(before.Self, now.Self)
+	wider := false
 	had := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(before) })
 	fresh := func(addr netip.Addr) bool { return !had()[addr] }
 	for _, o := range owners {
@@ -51,6 +55,7 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 				was.Err = "quarantined" // it allowed nothing
 			}
 			policies = policies || flows.Narrows(was, now.Policies[o.Name], fresh)
+			wider = true
 		case model.KindService:
 			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {
 				l.sweepRequest()
@@ -65,8 +70,12 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 			}
 		}
 	}
-	if policies && !now.KeepEstablished {
+	switch {
+	case now.KeepEstablished:
+	case policies:
 		l.sweepRequest()
+	case wider && l.sweep == nil:
+		l.sweep = &SweepRequest{Wider: true}
 	}
 }
 
@@ -74,6 +83,7 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 type connections interface {
 	Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error
 	Deny(ctx context.Context, denied []flows.Connection) error
+	Allow(ctx context.Context, allowed []flows.Connection) error
 	Remove(ctx context.Context, c flows.Connection) error
 }
 
@@ -87,7 +97,7 @@ const (
 
 var endedConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "weft_swept_connections_total",
-	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves no more, or their pod is gone.",
+	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves no more, or their pod is gone; or that policies allow again.",
 }, []string{"cause"})
 
 // sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from anywhere.
@@ -99,6 +109,8 @@ type sweeper struct {
 
 	mu            sync.Mutex
 	next, running *sweep
+	// denied says that there may be connections that policies allowed and deny now.
+	denied bool
 
 	free time.Time // of sync's goroutine: when the switch may be read again
 }
@@ -117,6 +129,11 @@ func newSweeper(c connections, programmed func() (*model.Snapshot, map[model.Own
 // request asks for a sweep. It never blocks.
 func (s *sweeper) request(r SweepRequest) {
 	s.mu.Lock()
+	if r.Wider && !s.denied {
+		s.mu.Unlock()
+		return
+	}
+	s.denied = true // until a sweep finds none
 	next := s.open()
 	for _, ip := range r.Gone {
 		next.gone[ip] = true
@@ -195,7 +212,8 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		zones = append(zones, flows.SourceZone)
 	}
 	var errs []error
-	var denied, gone []flows.Connection
+	var denied, allowed, gone []flows.Connection
+	still := false // some are denied
 	causes := map[flows.Cause]int{}
 	for _, zone := range zones {
 		began := time.Now()
@@ -205,14 +223,17 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		})
 		errs = append(errs, s.switched.Connections(ctx, zone, func(c flows.Connection) {
 			cause := audit().Check(c)
+			still = still || audit().Denied(c)
 			switch {
 			case cause == "":
 				return
-			case len(denied)+len(gone) == maxEnded:
+			case len(denied)+len(allowed)+len(gone) == maxEnded:
 				more = true
 				return
 			case cause == flows.PolicyDenies:
 				denied = append(denied, c)
+			case cause == flows.PolicyAllows:
+				allowed = append(allowed, c)
 			default:
 				gone = append(gone, c)
 			}
@@ -220,7 +241,7 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		}))
 		s.free = time.Now().Add(sweepShare * time.Since(began))
 	}
-	if err := s.switched.Deny(ctx, denied); err != nil {
+	if err := errors.Join(s.switched.Deny(ctx, denied), s.switched.Allow(ctx, allowed)); err != nil {
 		return false, errors.Join(append(errs, err)...)
 	}
 	for _, c := range gone {
@@ -232,9 +253,15 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		endedConnections.WithLabelValues(string(cause)).Add(float64(n))
 	}
 	if len(causes) > 0 {
-		s.log.Info("ended connections", "policy", causes[flows.PolicyDenies], "endpoint", causes[flows.EndpointGone], "pod", causes[flows.PodGone], "more", more)
+		s.log.Info("ended connections", "policy", causes[flows.PolicyDenies], "allowed", causes[flows.PolicyAllows], "endpoint", causes[flows.EndpointGone], "pod", causes[flows.PodGone], "more", more)
 	}
-	return more, errors.Join(errs...)
+	err = errors.Join(errs...)
+	s.mu.Lock()
+	if err == nil && s.next == nil { // no other change since
+		s.denied = still || more
+	}
+	s.mu.Unlock()
+	return more, err
 }
 
 // cleanFlows is the loop for CNI: a pod begins without the connections of the pod that had its addresses before.

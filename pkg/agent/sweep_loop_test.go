@@ -41,41 +41,55 @@ func TestSweepRequests(t *testing.T) {
 		return s
 	}
 	wall := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}
-	wider := wall
-	wider.Ingress = []policy.Rule{{}}
+	open := wall
+	open.Ingress = []policy.Rule{{}}
 	remote := policy.Pod{Namespace: "ns", Name: "remote", Node: "n2", Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.9")}}
 	peers := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{}}}}}}
+	const (
+		none  = "none"
+		wider = "one that can only allow again"
+		one   = "one"
+	)
+	kind := func(got []agent.SweepRequest) string {
+		switch {
+		case len(got) == 0:
+			return none
+		case got[0].Wider:
+			return wider
+		}
+		return one
+	}
 	for _, c := range []struct {
 		what   string
 		change state.Change
-		want   bool
+		want   string
 	}{
-		{"a TCP Service", state.SetService{Service: service("web", 2, 3)}, false},
-		{"its endpoint goes", state.SetService{Service: service("web", 2)}, false},
-		{"a UDP Service", state.SetService{Service: udp(3)}, true},
-		{"its endpoint goes", state.SetService{Service: udp(4)}, true},
-		{"it goes", state.DeleteService{Name: "ns/dns"}, true},
-		{"a policy", state.SetPolicy{Policy: wall}, true},
-		{"the same again", state.SetPolicy{Policy: wall}, false},
-		{"a wider one", state.SetPolicy{Policy: wider}, false},
-		{"a narrower one", state.SetPolicy{Policy: peers}, true},
-		{"a peer comes", state.SetPod{Pod: remote}, false},
-		{"a peer goes", state.DeletePod{Namespace: "ns", Name: "remote"}, true},
-		{"another node", state.SetNode{Node: node("n3", 3)}, false},
-		{"connections are kept", state.SetKeepEstablished{Keep: true}, false},
-		{"a policy, while they are kept", state.SetPolicy{Policy: wall}, false},
-		{"they are kept no longer", state.SetKeepEstablished{Keep: false}, true},
-		{"the node's address", state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.99")}, PodCIDRs: node("n1", 1).PodCIDRs}}, true},
+		{"a TCP Service", state.SetService{Service: service("web", 2, 3)}, none},
+		{"its endpoint goes", state.SetService{Service: service("web", 2)}, none},
+		{"a UDP Service", state.SetService{Service: udp(3)}, one},
+		{"its endpoint goes", state.SetService{Service: udp(4)}, one},
+		{"it goes", state.DeleteService{Name: "ns/dns"}, one},
+		{"a policy", state.SetPolicy{Policy: wall}, one},
+		{"the same again", state.SetPolicy{Policy: wall}, none},
+		{"a wider one", state.SetPolicy{Policy: open}, wider},
+		{"a narrower one", state.SetPolicy{Policy: peers}, one},
+		{"a peer comes", state.SetPod{Pod: remote}, wider},
+		{"a peer goes", state.DeletePod{Namespace: "ns", Name: "remote"}, one},
+		{"another node", state.SetNode{Node: node("n3", 3)}, none},
+		{"connections are kept", state.SetKeepEstablished{Keep: true}, none},
+		{"a policy, while they are kept", state.SetPolicy{Policy: wall}, none},
+		{"they are kept no longer", state.SetKeepEstablished{Keep: false}, one},
+		{"the node's address", state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.99")}, PodCIDRs: node("n1", 1).PodCIDRs}}, one},
 	} {
 		b.Submit(c.change)
-		if got := b.swept(c.what); (len(got) > 0) != c.want {
-			t.Errorf("%s: %+v, want a sweep %t", c.what, got, c.want)
+		if got := b.swept(c.what); kind(got) != c.want {
+			t.Errorf("%s: %+v, want %s", c.what, got, c.want)
 		}
 	}
 	if err := b.Attach(t.Context(), pod("b", 3)); err != nil {
 		t.Fatal(err)
 	}
-	if got := b.swept("a pod comes"); len(got) > 0 {
+	if got := b.swept("a pod comes"); kind(got) != wider {
 		t.Errorf("a pod comes: %+v", got)
 	}
 	if err := b.Detach(t.Context(), pod("b", 3).Key()); err != nil {

@@ -62,6 +62,19 @@ func (k *tracker) Deny(_ context.Context, denied []flows.Connection) error {
 	return nil
 }
 
+func (k *tracker) Allow(_ context.Context, allowed []flows.Connection) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range allowed {
+		i := slices.Index(k.entries, c)
+		if i < 0 {
+			return errors.New("allowed twice")
+		}
+		k.entries[i].Mark = k.entries[i].Mark&^uint32(flows.MarkDenied) | uint32(flows.MarkAllowed)
+	}
+	return nil
+}
+
 func (k *tracker) Remove(_ context.Context, c flows.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -127,6 +140,33 @@ func TestSweep(t *testing.T) {
 			t.Errorf("%+v: %v, %v are left", r, err, k.entries)
 		}
 	}
+}
+
+// TestSweepAllowsAgain: a change that only allows more matters where something is denied. Then what is allowed gets its mark back, and
+// the next such change matters to nobody.
+func TestSweepAllowsAgain(t *testing.T) {
+	again, denied := udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1"), udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1")
+	again.Protocol, again.Mark, denied.Mark = openflow.IPProtoTCP, uint32(flows.MarkDenied), uint32(flows.MarkDenied)
+	k, s := newBench(again, denied)
+	ask := func(what string, r SweepRequest, readings int) {
+		t.Helper()
+		before := k.read[flows.Zone]
+		s.request(r)
+		if err := s.sync(t.Context()); err != nil || k.read[flows.Zone]-before != readings {
+			t.Errorf("%s: %v, %d readings, want %d", what, err, k.read[flows.Zone]-before, readings)
+		}
+	}
+	ask("nothing was denied so far", SweepRequest{Wider: true}, 0)
+	ask("policies may deny", SweepRequest{}, 1)
+	want := again
+	want.Mark = uint32(flows.MarkAllowed)
+	if !slices.Equal(k.entries, []flows.Connection{want, denied}) {
+		t.Errorf("left are %v", k.entries)
+	}
+	ask("one is denied", SweepRequest{Wider: true}, 1)
+	k.entries = k.entries[:1]
+	ask("it has gone meanwhile", SweepRequest{Wider: true}, 1)
+	ask("none is denied", SweepRequest{Wider: true}, 0)
 }
 
 // TestSweepIsBounded: much to end takes several rounds, and requests that come together one.

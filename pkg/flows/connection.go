@@ -34,6 +34,9 @@ const (
 	// PolicyDenies is a connection that was allowed and that policies deny now. It stays, without its allowed mark: removed, its replies would
 	// begin connections of their own, and on the other node still be replies.
 	PolicyDenies Cause = "policy"
+	// PolicyAllows is a connection that lost its mark to a policy and that the policies allow now. It gets the mark back: its client may be
+	// silent, and so never send the packet that would.
+	PolicyAllows Cause = "allowed"
 	// EndpointGone is a UDP connection that a Service would balance otherwise now: its endpoint serves no more, or there was no Service
 	// or no endpoint when it began.
 	EndpointGone Cause = "endpoint"
@@ -44,6 +47,7 @@ const (
 // Audit compares connections with a snapshot. It is immutable but for its memos: one goroutine uses it.
 type Audit struct {
 	policies  *verdicts // nil when connections are kept
+	kernel    bool      // the datapath is the kernel's
 	frontends map[netip.AddrPort][]udpFrontend
 	attached  map[netip.Addr]bool
 	gone      map[netip.Addr]bool
@@ -62,7 +66,7 @@ type udpFrontend struct {
 // NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of former pods;
 // addresses of the node's pod CIDRs that no attachment has count as such anyway.
 func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
-	a := &Audit{services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
+	a := &Audit{kernel: s.KernelDatapath, services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
 	if !s.KeepEstablished {
 		a.policies = newVerdicts(s, quarantined)
 	}
@@ -116,21 +120,31 @@ func serving(p model.ServicePort) []netip.AddrPort {
 	return append(list, p.Retained...)
 }
 
-// Check gives the cause for which a connection is to be denied or removed. TCP and SCTP connections of pods that exist need neither: both
-// ends send in either direction, if only to acknowledge, and a denied packet of the original direction takes the mark back. (A TCP
-// entry that is removed would be begun anew from the middle by whichever end sends first; for the userspace datapath all SCTP between
-// two addresses is one connection, of no port that policies could name.)
+// Check gives the cause for which a connection is to be denied, allowed again or removed. TCP and SCTP connections of pods that exist need
+// not be denied: both ends send in either direction, if only to acknowledge, and a denied packet of the original direction takes the
+// mark back. (A TCP entry that is removed would be begun anew from the middle by whichever end sends first; for the userspace datapath
+// all SCTP between two addresses is one connection, of no port that policies could name.) On the kernel's datapath TCP is not allowed again: it
+// tracks no made-up segment, as its sequence number is outside of the window.
 func (a *Audit) Check(c Connection) Cause {
 	switch {
 	case a.isGone(c.Source.Addr()) || a.isGone(c.Destination.Addr()) || a.isGone(c.Endpoint.Addr()):
 		return PodGone
-	case c.Zone != Zone || c.Protocol == openflow.IPProtoTCP || c.Protocol == openflow.IPProtoSCTP:
+	case c.Zone != Zone || c.Protocol == openflow.IPProtoSCTP:
+	case c.Protocol == openflow.IPProtoTCP && (a.kernel || c.Mark&uint32(MarkDenied) == 0):
 	case c.Protocol == openflow.IPProtoUDP && a.isStale(c):
 		return EndpointGone
 	case c.Mark&uint32(MarkAllowed) != 0 && !a.Allows(c):
 		return PolicyDenies
+	case c.Mark&uint32(MarkDenied) != 0 && a.policies != nil && a.Allows(c):
+		return PolicyAllows
 	}
 	return ""
+}
+
+// Denied says whether the policies deny a connection that they allowed before, whether or not a packet has found that out. As long as there is one, a
+// change that only allows more needs a sweep.
+func (a *Audit) Denied(c Connection) bool {
+	return c.Zone == Zone && c.Mark&uint32(verdict) != 0 && !a.Allows(c)
 }
 
 // Allows says whether the policies of this node's pods allow the connection's first packet.

@@ -32,6 +32,9 @@ func (t transport) of(is4 bool) ovs.Protocol {
 // families are an address of each family: builders loop over them.
 var families = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 
+// verdict are the bits of the mark that say what the policies decided last.
+const verdict = MarkAllowed | MarkDenied
+
 // connections gives what every packet of a connection meets, whatever the cluster holds.
 func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	allowed := MarkAllowed.Is(uint32(MarkAllowed))
@@ -52,7 +55,10 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		// What a policy denies now and allowed before loses its mark, and with it the replies. A fragment does not: conntrack holds it until
 		// its datagram is whole, and would hold it for the others, which Commit lets through.
 		b.add(in{PolicyDenied, prioNormal, proto, matches(allowed, openflow.Fragments("no"))},
-			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{MarkAllowed.Set(0)}}.Action())
+			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkDenied))}}.Action())
+		// From the agent alone (see Audit). Nobody else gets here with that register.
+		b.add(in{PolicyDenied, prioHigh, proto, matches(MarkDenied.Is(uint32(MarkDenied)), AllowAgain.Is(AllowAgain.Mask))},
+			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action())
 
 		b.commit(proto, kernelDatapath)
 
@@ -108,7 +114,7 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 		{prioMedium, prioHigh, MarkAllowed | MarkGateway, matches(Origin.Is(OriginGateway))},
 	}
 	for _, o := range origins {
-		ct := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, Exec: []ovs.Action{o.mark.Set(uint32(o.mark))}}
+		ct := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, Exec: []ovs.Action{(o.mark | MarkDenied).Set(uint32(o.mark))}}
 		plain := ct.Action()
 		if !kernelDatapath {
 			b.add(in{Commit, o.priority, proto, o.match}, plain)

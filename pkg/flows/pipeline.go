@@ -38,6 +38,8 @@ var (
 	Origin = openflow.Bits{Register: 0, Mask: 0xf}
 	// Returns is set on packets that may leave where they came in.
 	Returns = openflow.Bits{Register: 0, Mask: 0x20}
+	// AllowAgain is set on packets that the agent makes for the sweep, of connections that policies allow again.
+	AllowAgain = openflow.Bits{Register: 0, Mask: 0x40}
 	// OutPort holds the OpenFlow port that the Output table sends to.
 	OutPort = openflow.Register(1)
 	// Bucket is the bucket that the client's last connection to the Service was sent to; 0 is none.
@@ -59,6 +61,8 @@ const (
 	MarkAllowed openflow.MarkBits = 0x1
 	// MarkService is set when a Service has translated the destination.
 	MarkService openflow.MarkBits = 0x2
+	// MarkDenied is set while the policies deny the original direction of a connection that they allowed before.
+	MarkDenied openflow.MarkBits = 0x8
 	// MarkGateway is set when the connection came in through the gateway: replies return there.
 	MarkGateway openflow.MarkBits = 0x4
 	// markPort are the bits of the endpoint's port.
@@ -210,8 +214,8 @@ var Pipeline = []Table{
 	{
 		ID: PolicyDenied, Name: "PolicyDenied",
 		Doc: "Drops what the policies deny. A connection that they allowed before loses its mark, so that its replies are dropped, too, until a " +
-			"packet of its original direction is allowed again.",
-		Match:   []string{"ct_mark", "ip", "ipv6", "nw_frag"},
+			"packet of its original direction is allowed again, or the agent's sweep finds that it would be.",
+		Match:   []string{"ct_mark", "ip", "ipv6", "reg0", "nw_frag"},
 		Actions: []string{"ct"},
 	},
 	{

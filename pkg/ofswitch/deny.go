@@ -7,7 +7,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -17,14 +20,23 @@ import (
 // its connection up and goes to the table PolicyDenied. The entries stay, so that packets of the other direction remain replies of a denied
 // connection and do not begin one of their own. A connection that has ended meanwhile is not begun again.
 func (s *Switch) Deny(ctx context.Context, connections []flows.Connection) error {
+	return s.verdict(ctx, "deny", connections)
+}
+
+// Allow gives the mark back to connections that lost it, in the same way.
+func (s *Switch) Allow(ctx context.Context, connections []flows.Connection) error {
+	return s.verdict(ctx, "allow", connections, flows.AllowAgain.Set(flows.AllowAgain.Mask))
+}
+
+func (s *Switch) verdict(ctx context.Context, what string, connections []flows.Connection, before ...ovs.Action) error {
 	if len(connections) == 0 {
 		return nil
 	}
 	var b bytes.Buffer
 	for _, c := range connections {
-		text, err := openflow.CT{Table: flows.PolicyDenied, Zone: c.Zone}.Action().MarshalText()
+		text, err := openflow.Text(append(slices.Clone(before), openflow.CT{Table: flows.PolicyDenied, Zone: c.Zone}.Action())...)
 		if err != nil {
-			return fmt.Errorf("deny a connection: %w", err)
+			return fmt.Errorf("%s a connection: %w", what, err)
 		}
 		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(originalPacket(c)), text)
 	}
@@ -32,7 +44,7 @@ func (s *Switch) Deny(ctx context.Context, connections []flows.Connection) error
 	var stderr strings.Builder
 	cmd.Stdin, cmd.Stderr = &b, &stderr
 	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("deny %d connections: %w", len(connections), failure("bundle", err, stderr.String()))
+		return fmt.Errorf("%s %d connections: %w", what, len(connections), failure("bundle", err, stderr.String()))
 	}
 	return nil
 }
@@ -42,6 +54,12 @@ func originalPacket(c flows.Connection) []byte {
 	var l4 []byte
 	checksumAt := -1
 	switch {
+	case c.Protocol == openflow.IPProtoTCP: // RFC 9293: an acknowledgment of nothing
+		l4 = make([]byte, 20)
+		binary.BigEndian.PutUint16(l4[0:], c.Source.Port())
+		binary.BigEndian.PutUint16(l4[2:], c.Destination.Port())
+		l4[12], l4[13] = 5<<4, 0x10
+		checksumAt = 16
 	case c.Protocol == openflow.IPProtoUDP: // RFC 768
 		l4 = make([]byte, 8)
 		binary.BigEndian.PutUint16(l4[0:], c.Source.Port())

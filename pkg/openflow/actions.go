@@ -51,6 +51,9 @@ func textOf(m marshaler) (string, error) {
 	return string(text), err
 }
 
+// Text is actions as ovs-ofctl takes them outside of flows.
+func Text(actions ...ovs.Action) (string, error) { return actionsText(actions) }
+
 // actionsText joins actions.
 func actionsText(actions []ovs.Action) (string, error) {
 	texts := make([]string, len(actions))

@@ -6,12 +6,13 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
 // TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what packets do in the flows. After
 // a sweep, no answer to a connection that the new policies deny arrives although nobody sends in its original direction; those to
-// connections that are allowed do.
+// connections that are allowed do, also when they were denied in between.
 func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {
@@ -42,19 +43,22 @@ func TestRandomSweep(t *testing.T) {
 				established = append(established, p)
 			}
 		}
-		c.Policies = tracetest.DrawPolicies(t)
-		view = c.View()
-		if err := n.SetPolicies(c); err != nil {
-			t.Fatal(err)
-		}
-		n.Sweep()
-		for _, p := range established {
-			if p.Protocol == openflow.IPProtoTCP || p.Protocol == openflow.IPProtoSCTP {
-				continue // their original direction is never silent
+		before := c.Policies
+		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
+			c.Policies = policies
+			view = c.View()
+			if err := n.SetPolicies(c); err != nil {
+				t.Fatal(err)
 			}
-			allowed := agree(p)
-			if d := n.Send(p.Reply()); d.Arrived != allowed {
-				t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived, n.Explain(p.Reply()))
+			n.Sweep()
+			for _, p := range established {
+				if p.Protocol == openflow.IPProtoTCP || p.Protocol == openflow.IPProtoSCTP {
+					continue // their original direction is never silent
+				}
+				allowed := agree(p)
+				if d := n.Send(p.Reply()); d.Arrived != allowed {
+					t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived, n.Explain(p.Reply()))
+				}
 			}
 		}
 	})

@@ -36,8 +36,7 @@ type stream struct {
 	proto              podns.Proto
 	every              time.Duration
 	// answered is not set on streams of datagrams whose sender has never heard anything from the other side.
-	answered   bool
-	fromServer bool
+	answered bool
 
 	mu   sync.Mutex
 	sent []outgoing
@@ -59,7 +58,6 @@ type outgoing struct {
 func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podns.Proto, to netip.AddrPort, fromServer bool, name string) *stream {
 	t.Helper()
 	s := newStream(name, proto)
-	s.fromServer = fromServer
 	var mine, theirs net.Conn
 	labtest.Eventually(t, 10*time.Second, func() (err error) {
 		mine, theirs, err = c.meet(l, proto, to)

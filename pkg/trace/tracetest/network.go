@@ -294,8 +294,11 @@ func (n *Network) Sweep() {
 		audit := here.audit()
 		here.ct.Sweep(func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool) {
 			cause := audit.Check(flows.Connection{Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark)})
-			if cause == flows.PolicyDenies {
-				return mark &^ uint64(flows.MarkAllowed), true
+			switch cause {
+			case flows.PolicyDenies:
+				return mark&^uint64(flows.MarkAllowed) | uint64(flows.MarkDenied), true
+			case flows.PolicyAllows:
+				return mark&^uint64(flows.MarkDenied) | uint64(flows.MarkAllowed), true
 			}
 			return mark, cause == ""
 		})
