@@ -90,6 +90,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.add(in{EgressDefault, prioMiss, "", nil}, openflow.Goto(IngressPolicy))
 	b.add(in{IngressPolicy, prioMiss, "", nil}, openflow.Goto(IngressDefault))
 	b.add(in{IngressDefault, prioMiss, "", nil}, openflow.Goto(Forwarding))
+	b.add(in{PolicyDenied, prioRaised, "", matches(AllowAgain.Is(AllowAgain.Mask))}, ovs.Drop()) // it has the mark by now
 	b.add(in{PolicyDenied, prioMiss, "", nil}, ovs.Drop())
 
 	b.add(in{Commit, prioNormal, "", matches(allowed)}, openflow.Goto(SourceNAT))

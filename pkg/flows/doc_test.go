@@ -251,6 +251,8 @@ func (d *docWriter) registers() {
 	d.line("\n## Registers\n| Register | Bits | Meaning |\n|---|---|---|")
 	d.line("| `%s` | %#x | where the packet came in: %d a pod, %d a tunnel, %d the gateway |",
 		flows.Origin.Register, flows.Origin.Mask, flows.OriginPod, flows.OriginTunnel, flows.OriginGateway)
+	d.line("| `%s` | %#x | the packet may leave by the port that it came in by |", flows.Returns.Register, flows.Returns.Mask)
+	d.line("| `%s` | %#x | the agent has made the packet for a connection that policies allow again |", flows.AllowAgain.Register, flows.AllowAgain.Mask)
 	d.line("| `%s` | all | the OpenFlow port that Output sends to |", flows.OutPort)
 	d.line("| `reg2` | all | a place to put an address while ARPNDReply exchanges two |")
 }

@@ -106,11 +106,21 @@ func TestConnections(t *testing.T) {
 	if err := sw.Deny(t.Context(), []flows.Connection{ended}); err != nil { // does not begin again
 		t.Fatal(err)
 	}
-	for i := range all {
-		all[i].Mark = uint32(flows.MarkGateway)
+	marked := func(when string, mark openflow.MarkBits) {
+		t.Helper()
+		for i := range all {
+			all[i].Mark = uint32(mark)
+		}
+		if got := tracked(t, sw, flows.Zone); !slices.Equal(got, all) {
+			t.Fatalf("after all were %s:\n%+v\nwant\n%+v", when, got, all)
+		}
 	}
-	if got := tracked(t, sw, flows.Zone); !slices.Equal(got, all) {
-		t.Fatalf("after all were denied:\n%+v\nwant\n%+v", got, all)
+	marked("denied", flows.MarkDenied|flows.MarkGateway)
+	for range 2 { // who has the mark keeps it
+		if err := sw.Allow(t.Context(), append(slices.Clone(all), ended)); err != nil {
+			t.Fatal(err)
+		}
+		marked("allowed again", flows.MarkAllowed|flows.MarkGateway)
 	}
 	for len(all) > 0 {
 		if all[0].Protocol == openflow.IPProtoICMPv6 { // stays, without the mark
@@ -162,13 +172,13 @@ func TestManyConnections(t *testing.T) {
 	n := 0
 	took("4096 read", func() error {
 		return sw.Connections(t.Context(), flows.Zone, func(c flows.Connection) {
-			if c.Mark == 0 {
+			if c.Mark == uint32(flows.MarkDenied) {
 				n++
 			}
 		})
 	})
 	if n != len(many) {
-		t.Fatalf("%d connections without the mark, want %d", n, len(many))
+		t.Fatalf("%d connections are denied, want %d", n, len(many))
 	}
 	took("4096 removed", func() error {
 		for _, c := range many {

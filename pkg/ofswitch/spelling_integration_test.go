@@ -126,7 +126,7 @@ func everyGroup(t *testing.T) []openflow.Group {
 		newGroup(7, openflow.SeededHash(1<<64-1, openflow.IPSrc, openflow.IPDst), bucket(1, 1, openflow.Resubmit(50)), bucket(2, 3, openflow.Resubmit(50))),
 		newGroup(4, openflow.Hash(openflow.SCTPDst, openflow.SCTPSrc, openflow.UDPDst, openflow.UDPSrc, openflow.TCPDst, openflow.TCPSrc, openflow.IPProto, openflow.IPv6Dst,
 			openflow.IPv6Src, openflow.IPDst, openflow.IPSrc, openflow.Register(3).Field(),
-			openflow.CTLabel, openflow.CTMark, openflow.IPSrc), bucket(1, 1, openflow.ToGroup(2)), bucket(2, 1, openflow.ToGroup(0x57000003))),
+			openflow.IPSrc), bucket(1, 1, openflow.ToGroup(2)), bucket(2, 1, openflow.ToGroup(0x57000003))),
 		newGroup(5, openflow.DPHash(), bucket(1, 1, affinity(addr4, openflow.IPProtoTCP).Action(), openflow.Register(3).Set(5), to("10.0.0.1:80")),
 			bucket(2, 1, affinity(addr6, openflow.IPProtoUDP).Action(), to("[fd44::2]:80"))),
 	}
@@ -144,7 +144,6 @@ func everyFlow(t *testing.T) []string {
 	}
 	tcp4, tcp6, ip4, ip6 := ovs.ProtocolTCPv4, ovs.ProtocolTCPv6, ovs.ProtocolIPv4, ovs.ProtocolIPv6
 	m := func(m ...ovs.Match) []ovs.Match { return m }
-	reg := openflow.Register.Field
 	end := openflow.Goto(50)
 
 	// Matches, in an order that is not OVS's.
@@ -172,7 +171,7 @@ func everyFlow(t *testing.T) []string {
 	add(ip6, nil, openflow.CT{Table: 21, Zone: zone, NAT: openflow.Translate()}.Action())
 	add(ip4, nil, openflow.CT{Commit: true, Zone: zone, Exec: []ovs.Action{
 		openflow.MarkBits(1).Set(1), openflow.MarkBits(0xffff0000).Set(0), openflow.MarkBits(0xffffffff).Set(5), openflow.LabelBits{Lo: 0xffffffff}.Set(openflow.AddrValue(addr4)),
-		openflow.AllLabel.Set(openflow.Uint128{}), openflow.Move(reg(5).All(), openflow.CTLabel.Bits(32, 63)), openflow.Move(reg(0).Bits(0, 3), openflow.CTMark.Bits(4, 7)),
+		openflow.AllLabel.Set(openflow.Uint128{}),
 	}}.Action(), end)
 	add(ip4, nil, openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNAT(addr4)}.Action())
 	add(ip4, m(ovs.InPortMatch(3)), openflow.CT{Commit: true, Table: 90, Zone: zone, NAT: openflow.SourceNATPorts(addr4, 1024, 32767)}.Action())
@@ -187,16 +186,6 @@ func everyFlow(t *testing.T) []string {
 	add(ip4, nil, openflow.Conjunction(0xffffffff, 1, 3), openflow.Conjunction(5, 2, 2))
 
 	// Fields.
-	add(ip4, nil, openflow.Push(openflow.IPSrc.All()), openflow.Push(openflow.IPDst.All()), openflow.Pop(openflow.IPSrc.All()), openflow.Pop(openflow.IPDst.All()), end)
-	add(ip6, nil, openflow.Push(openflow.IPv6Src.All()), openflow.Push(reg(3).Bits(0, 15)), openflow.Pop(reg(4).Bits(16, 31)), openflow.Pop(openflow.IPv6Dst.All()))
-	add(ip4, nil, openflow.Move(openflow.CTLabel.Bits(0, 31), openflow.IPSrc.All()), openflow.Move(openflow.IPDst.All(), reg(12).All()), openflow.Move(reg(3).Bits(7, 7), reg(4).Bits(0, 0)),
-		openflow.Move(openflow.IPProto.All(), reg(3).Bits(8, 15)))
-	add(ip6, nil, openflow.Move(openflow.CTLabel.All(), openflow.IPv6Src.All()), openflow.Move(openflow.IPv6Dst.Bits(0, 31), reg(3).All()))
-	for proto, match := range map[uint8]ovs.Protocol{openflow.IPProtoTCP: tcp6, openflow.IPProtoUDP: ovs.ProtocolUDPv4, openflow.IPProtoSCTP: openflow.ProtocolSCTPv6} {
-		source, destination := openflow.PortFields(proto)
-		add(match, nil, openflow.Push(source.All()), openflow.Move(destination.All(), source.All()), openflow.Pop(destination.All()),
-			openflow.Move(openflow.CTMark.Bits(16, 31), source.All()))
-	}
 	add(ip4, nil, openflow.Register(15).Set(0), openflow.Bits{Register: 3, Mask: 0xff}.Set(0),
 		openflow.Bits{Register: 3, Mask: 0xffffffff}.Set(7))
 

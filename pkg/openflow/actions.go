@@ -113,8 +113,8 @@ func NextTable(action string) (TableID, bool) {
 	return 0, false
 }
 
-// ActionName is the kind of a canonical action: "goto_table", "output", "ct", "learn", "push", or for what writes a field
-// the field, too, as in "set_field->eth_src", "move->NXM_NX_REG3[0..15]" and "pop->NXM_OF_IP_SRC[]".
+// ActionName is the kind of a canonical action: "goto_table", "output", "ct", "learn", or for what writes a field
+// the field, too, as in "set_field->eth_src" and "move->NXM_NX_REG3[0..15]".
 func ActionName(action string) string {
 	end := strings.IndexAny(action, ":(")
 	if end < 0 {
@@ -126,8 +126,6 @@ func ActionName(action string) string {
 		if i := strings.LastIndex(action, "->"); i >= 0 {
 			return name + action[i:]
 		}
-	case "pop":
-		return name + "->" + action[end+1:]
 	}
 	return name
 }

@@ -10,7 +10,7 @@ import (
 
 // Field is a header field, register or conntrack field that actions read, write or hash.
 type Field struct {
-	nxm   string // its name in move, push, pop and learn
+	nxm   string // its name in learn
 	name  string // its name in set_field, in learned matches and in a group's fields
 	width int    // in bits
 	order int    // its place in OVS's list of fields (enum mf_field_id), in which a group's fields are printed
@@ -18,8 +18,6 @@ type Field struct {
 
 // The fields that Weft's actions use.
 var (
-	CTMark   = Field{"NXM_NX_CT_MARK", "ct_mark", 32, 10}
-	CTLabel  = Field{"NXM_NX_CT_LABEL", "ct_label", 128, 11}
 	IPSrc    = Field{"NXM_OF_IP_SRC", "ip_src", 32, 50}
 	IPDst    = Field{"NXM_OF_IP_DST", "ip_dst", 32, 51}
 	IPv6Src  = Field{"NXM_NX_IPV6_SRC", "ipv6_src", 128, 52}
@@ -95,43 +93,6 @@ func (s Subfield) String() string {
 		return fmt.Sprintf("%s[%d]", s.field.nxm, s.from)
 	}
 	return fmt.Sprintf("%s[%d..%d]", s.field.nxm, s.from, s.to)
-}
-
-// Move copies bits to as many others.
-func Move(from, to Subfield) ovs.Action {
-	if err := sameWidth(from, to); err != nil {
-		return invalid{fmt.Errorf("move: %w", err)}
-	}
-	return textAction("move:" + from.String() + "->" + to.String())
-}
-
-func sameWidth(from, to Subfield) error {
-	if err := from.check(); err != nil {
-		return err
-	}
-	if err := to.check(); err != nil {
-		return err
-	}
-	if from.width() != to.width() {
-		return fmt.Errorf("%s and %s differ in size", from, to)
-	}
-	return nil
-}
-
-// Push saves bits on the packet's stack.
-func Push(s Subfield) ovs.Action {
-	if err := s.check(); err != nil {
-		return invalid{fmt.Errorf("push: %w", err)}
-	}
-	return textAction("push:" + s.String())
-}
-
-// Pop takes what was pushed last.
-func Pop(s Subfield) ovs.Action {
-	if err := s.check(); err != nil {
-		return invalid{fmt.Errorf("pop: %w", err)}
-	}
-	return textAction("pop:" + s.String())
 }
 
 // AddrFields are the fields of the source and destination address of a's family.

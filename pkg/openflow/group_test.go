@@ -54,7 +54,7 @@ func TestNewGroupRefuses(t *testing.T) {
 		"one id twice":    {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: drop}, {ID: 1, Weight: 1, Actions: drop}}},
 		"reserved id":     {openflow.DPHash(), []openflow.Bucket{{ID: 0xffffff00, Weight: 1, Actions: drop}}},
 		"injected line":   {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{ovs.SetField("1\ngroup delete", "reg0")}}}},
-		"broken action":   {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.Push(openflow.Field{}.All())}}}},
+		"broken action":   {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnSame(openflow.Field{}.All())}}.Action()}}}},
 		"broken ct":       {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, NAT: openflow.DestinationNAT(netip.AddrPort{})}.Action()}}}},
 		"nat, no commit":  {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{NAT: openflow.SourceNAT(netip.MustParseAddr("10.0.0.1"))}.Action()}}}},
 		"exec, no commit": {openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Exec: drop}.Action()}}}},
@@ -109,10 +109,9 @@ func TestImpossible(t *testing.T) {
 			t.Errorf("match %d was accepted as %s", i, f)
 		}
 	}
-	whole, half := openflow.Register(1).Field().All(), openflow.Register(2).Field().Bits(0, 15)
 	_, noPort := openflow.PortFields(1)
 	for i, a := range []ovs.Action{
-		openflow.Move(whole, half), openflow.Move(openflow.Register(1).Field().Bits(0, 32), whole), openflow.Push(openflow.IPSrc.Bits(5, 4)), openflow.Pop(noPort.All()),
+		openflow.Learn{Specs: []openflow.LearnSpec{openflow.LearnSame(openflow.IPSrc.Bits(5, 4))}}.Action(),
 		openflow.Conjunction(1, 0, 2), openflow.Conjunction(1, 3, 2), openflow.Conjunction(1, 1, 1), openflow.Conjunction(1, 1, 65),
 		openflow.MarkBits(0xf).Set(0x10), openflow.LabelBits{}.Set(openflow.Uint128{}), openflow.Bits{Mask: 0xf}.Set(0x10),
 		openflow.CT{NAT: openflow.SourceNAT(netip.Addr{}), Commit: true}.Action(),
@@ -128,7 +127,7 @@ func TestImpossible(t *testing.T) {
 }
 
 func TestWhereActionsLead(t *testing.T) {
-	actions := "learn(table=35,priority=1,load:0x5->NXM_NX_REG3[0..15]),push:NXM_OF_IP_SRC[],pop:NXM_OF_IP_DST[],move:NXM_OF_IP_SRC[]->NXM_NX_REG3[0..15],conjunction(5,1/2)," +
+	actions := "learn(table=35,priority=1,load:0x5->NXM_NX_REG3[0..15]),move:NXM_OF_IP_SRC[]->NXM_NX_REG3[0..15],conjunction(5,1/2)," +
 		"ct(commit,zone=1,nat(dst=10.0.0.1:80),exec(set_field:0x1->ct_mark)),ct(commit,table=21,zone=1),group:5,resubmit(,50),group:1462763521,IN_PORT,goto_table:60"
 	var names []string
 	var next []openflow.TableID
@@ -138,7 +137,7 @@ func TestWhereActionsLead(t *testing.T) {
 			next = append(next, table)
 		}
 	}
-	want := []string{"learn", "push", "pop->NXM_OF_IP_DST[]", "move->NXM_NX_REG3[0..15]", "conjunction", "ct", "ct", "group", "resubmit", "group", "IN_PORT", "goto_table"}
+	want := []string{"learn", "move->NXM_NX_REG3[0..15]", "conjunction", "ct", "ct", "group", "resubmit", "group", "IN_PORT", "goto_table"}
 	if !slices.Equal(names, want) {
 		t.Errorf("action names = %q\nwant           %q", names, want)
 	}

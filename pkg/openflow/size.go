@@ -43,7 +43,7 @@ func actionSize(action string) int {
 		return 8
 	case "resubmit", "output", "IN_PORT", "conjunction":
 		return 16
-	case "push", "pop", "move":
+	case "move":
 		return 24
 	case "set_field":
 		value := fieldBytes(field)
@@ -83,7 +83,7 @@ func actionSize(action string) int {
 // fieldBytes is the width of a field's value, or more.
 func fieldBytes(name string) int {
 	switch {
-	case strings.HasPrefix(name, "reg"), name == CTMark.name, name == IPSrc.name, name == IPDst.name:
+	case strings.HasPrefix(name, "reg"), name == "ct_mark", name == IPSrc.name, name == IPDst.name:
 		return 4
 	case strings.HasSuffix(name, "_src"), strings.HasSuffix(name, "_dst"):
 		if strings.HasPrefix(name, "ipv6") {

@@ -20,8 +20,6 @@ type (
 		value, mask value
 	}
 	moveAction     struct{ from, to named }
-	pushAction     struct{ from named }
-	popAction      struct{ to named }
 	gotoAction     struct{ table openflow.TableID }
 	resubmitAction struct{ table openflow.TableID }
 	outputAction   struct{ port uint32 }
@@ -112,12 +110,6 @@ func parseAction(text string) (action, error) {
 		return parseSet(args)
 	case "move":
 		return parseMove(args)
-	case "push":
-		from, err := parseBits(args)
-		return pushAction{from}, err
-	case "pop":
-		to, err := parseBits(args)
-		return popAction{to}, err
 	case "goto_table":
 		n, err := strconv.ParseUint(args, 10, 8)
 		return gotoAction{openflow.TableID(n)}, err

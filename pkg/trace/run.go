@@ -16,7 +16,6 @@ type run struct {
 	table  openflow.TableID
 	depth  int
 	steps  int
-	stack  []value
 	states int
 }
 
@@ -107,23 +106,12 @@ func (r *run) output(port uint32, p *Packet) {
 
 func (a setAction) do(_ *run, p *Packet)      { a.to.set(p, a.value, a.mask) }
 func (a moveAction) do(_ *run, p *Packet)     { a.to.set(p, a.from.get(p), ones(a.to.bits)) }
-func (a pushAction) do(r *run, p *Packet)     { r.stack = append(r.stack, a.from.get(p)) }
 func (a gotoAction) do(*run, *Packet)         {}
 func (a resubmitAction) do(r *run, p *Packet) { r.deeper(a.table, p) }
 func (a outputAction) do(r *run, p *Packet)   { r.output(a.port, p) }
 func (a outputField) do(r *run, p *Packet)    { r.output(uint32(a.from.get(p).lo), p) }
 func (inPortAction) do(r *run, p *Packet)     { r.Outputs = append(r.Outputs, Output{p.InPort(), *p}) }
 func (a noteAction) do(*run, *Packet)         {}
-
-func (a popAction) do(r *run, p *Packet) {
-	last := len(r.stack) - 1
-	if last < 0 {
-		r.note("pop: nothing is on the stack")
-		return
-	}
-	a.to.set(p, r.stack[last], ones(a.to.bits))
-	r.stack = r.stack[:last]
-}
 
 func (ttlAction) do(_ *run, p *Packet) {
 	if p.f[nwTTL].lo > 0 {

@@ -140,9 +140,6 @@ func TestActions(t *testing.T) {
 			table=0,priority=1 actions=resubmit(,9),goto_table:1
 			table=9,priority=1 actions=set_field:0x4->reg4
 			table=1,priority=1,reg4=0x4 actions=output:4`, "4"},
-		{"push and pop exchange", `
-			table=0,priority=1 actions=push:NXM_OF_IP_SRC[],move:NXM_OF_IP_DST[]->NXM_OF_IP_SRC[],pop:NXM_OF_IP_DST[],goto_table:1
-			table=1,priority=1,ip,nw_src=10.0.0.2,nw_dst=10.0.0.1 actions=output:1`, "1"},
 		{"parts of registers and xxreg", `
 			table=0,priority=1 actions=set_field:0x1111222233334444aaaabbbbccccdddd->xxreg0,move:NXM_NX_REG3[16..31]->NXM_NX_REG5[0..15],goto_table:1
 			table=1,priority=1,reg0=0x11112222,reg1=0x33334444,reg2=0xaaaabbbb,reg3=0xccccdddd,reg5=0xcccc actions=output:1`, "1"},
