@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestEpochReachesTheSwitch: when the affinity of many Services has timed out, one bundle changes their groups; time that passes otherwise
-// changes nothing, and nor does a restart.
+// TestEpochReachesTheSwitch: when the affinity of many Services has timed out, one bundle changes their groups; time
+// that passes otherwise changes nothing, and nor does a restart.
 func TestEpochReachesTheSwitch(t *testing.T) {
 	now := time.Unix(1_800_000_000, 0)
 	var services, programmed []model.Service

@@ -1,10 +1,10 @@
 // Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
 // flow loop and the host's own network on the other.
 //
-// Loop.Run's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept right
-// has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, the sweep of connections, the
-// policy log and others. One follows the configuration file, and the servers have theirs. They share what the Agent's mutex
-// guards, and the tally of counters, which has a mutex of its own.
+// Loop.Run's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept
+// right has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, the sweep
+// of connections, the policy log and others. One follows the configuration file, and the servers have theirs. They
+// share what the Agent's mutex guards, and the tally of counters, which has a mutex of its own.
 package agent
 
 import (
@@ -200,7 +200,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		a.keep(ctx, "health checks of Services", func(context.Context) error { health.Sync(healthChecks(a.loop.View())); return nil }, a.pokeHealth)
 		return nil
 	})
-	group.Go(func() error { a.keep(ctx, "sweep of connections", sweeper.sync, sweeper.poke); return nil })
+	group.Go(func() error { a.keep(ctx, "sweep of connections", sweeper.sync, sweeper.wake); return nil })
 	policyLog := &policyLog{sw: a.sw, log: a.log, view: loop.View}
 	group.Go(func() error {
 		defer policyLog.close()
@@ -220,7 +220,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	// Not before: a Host has one user.
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
 	group.Go(func() error {
-		a.keep(ctx, "connections of the kernel", a.forgetConnections, a.pokeConnections)
+		a.keep(ctx, "connections of the kernel", a.flushConnections, a.pokeConnections)
 		return nil
 	})
 	if err := a.retry(ctx, "first programming", a.realised); err != nil {

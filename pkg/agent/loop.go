@@ -47,8 +47,8 @@ type LoopOptions struct {
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
-	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see Programmed). It is called
-	// before Detach returns.
+	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see
+	// Programmed). It is called before Detach returns.
 	Sweep func(SweepRequest)
 }
 

@@ -81,8 +81,8 @@ func pod(name string, n byte) model.Attachment {
 		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, n})}}
 }
 
-// holds waits until the switch holds exactly what the loop desires, and that is what a full compilation gives. All that was submitted
-// before counts.
+// holds waits until the switch holds exactly what the loop desires, and that is what a full compilation gives. All
+// that was submitted before counts.
 func (b *bench) holds(what string) {
 	b.t.Helper()
 	eventually(b.t, what+": the changes are taken", func() bool { return b.Queued() == 0 })

@@ -73,7 +73,8 @@ func (a *Agent) metrics() *prometheus.Registry {
 	return registry
 }
 
-// kernelConnections is how full the kernel's table of connections is. There is none before something on the node tracks connections.
+// kernelConnections is how full the kernel's table of connections is. There is none before something on the node
+// tracks connections.
 type kernelConnections struct{ agent *Agent }
 
 var (
@@ -151,7 +152,8 @@ func (c counts) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// occupancy is how full the switch's tables are. It is read when Prometheus asks; while the switch cannot be asked there are no values.
+// occupancy is how full the switch's tables are. It is read when Prometheus asks; while the switch cannot be asked
+// there are no values.
 type occupancy struct{ agent *Agent }
 
 var (

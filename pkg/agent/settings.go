@@ -84,12 +84,12 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	return errors.Join(mtuErr, usable.OwnErr, err)
 }
 
-// forgetConnections makes the node's kernel forget what is not translated as it should be. It may take long, and a new address of a pod
-// must not wait for it.
-func (a *Agent) forgetConnections(ctx context.Context) error {
-	n, err := a.host.ForgetConnections(ctx)
+// flushConnections removes connections without the translation that they should have from the kernel's table. It may
+// take long, and a new address of a pod must not wait for it.
+func (a *Agent) flushConnections(ctx context.Context) error {
+	n, err := a.host.FlushConnections(ctx)
 	if n > 0 {
-		a.log.Info("the kernel forgot connections that lacked a translation, or had one that is gone", "connections", n)
+		a.log.Info("flushed connections that lacked a translation, or had one that is gone", "connections", n)
 	}
 	return err
 }

@@ -18,15 +18,17 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The sweep ends connections in the switch's tracker that what is programmed contradicts: policies deny them, their Service would
-// balance them otherwise, or their pod is gone (flows.Audit). What the flows decide packet by packet needs no sweep: it is for
-// connections whose original direction is silent, and for what a later pod or endpoint would inherit.
+// The sweep ends connections in the switch's tracker that what is programmed contradicts: policies deny them, their
+// Service would balance them otherwise, or their pod is gone (flows.Audit). What the flows decide packet by packet
+// needs no sweep: it is for connections whose original direction is silent, and for what a later pod or endpoint
+// would inherit.
 
 // SweepRequest asks for one sweep. Requests that come while a sweep runs become one.
 type SweepRequest struct {
 	// Gone are the addresses of pods that were detached. They are clean before another pod gets them; see await.
 	Gone []netip.Addr
-	// Wider says that policies have changed so that they can only allow more: it matters to connections that they denied before.
+	// Wider says that policies have changed so that they can only allow more: it matters to connections that they
+	// denied before.
 	Wider bool
 	// Start asks for everything that may have happened while there was no agent, or no switch.
 	Start bool
@@ -90,8 +92,9 @@ type connections interface {
 const (
 	// maxEnded bounds what one round ends: it takes the switch 0.2 ms for each.
 	maxEnded = 4096
-	// sweepShare is how many times as long as the reading of the connections took the next one waits: the switch's main thread,
-	// which forwards the packets of the userspace datapath, spends at most a fifth of its time on sweeps.
+	// sweepShare is how many times as long as the reading of the connections took the next one waits: the switch's
+	// main thread, which forwards the packets of the userspace datapath, spends at most a fifth of its time on
+	// sweeps.
 	sweepShare = 4
 )
 
@@ -100,12 +103,13 @@ var endedConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves no more, or their pod is gone; or that policies allow again.",
 }, []string{"cause"})
 
-// sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from anywhere.
+// sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from
+// anywhere.
 type sweeper struct {
 	switched   connections
 	programmed func() (*model.Snapshot, map[model.Owner]error)
 	log        *slog.Logger
-	poke       chan struct{}
+	wake       chan struct{}
 
 	mu            sync.Mutex
 	next, running *sweep
@@ -123,7 +127,7 @@ type sweep struct {
 }
 
 func newSweeper(c connections, programmed func() (*model.Snapshot, map[model.Owner]error), log *slog.Logger) *sweeper {
-	return &sweeper{switched: c, programmed: programmed, log: log, poke: make(chan struct{}, 1)}
+	return &sweeper{switched: c, programmed: programmed, log: log, wake: make(chan struct{}, 1)}
 }
 
 // request asks for a sweep. It never blocks.
@@ -140,7 +144,7 @@ func (s *sweeper) request(r SweepRequest) {
 	}
 	next.start = next.start || r.Start
 	s.mu.Unlock()
-	notify(s.poke)
+	notify(s.wake)
 }
 
 // open is the sweep that has not begun yet.
@@ -151,8 +155,8 @@ func (s *sweeper) open() *sweep {
 	return s.next
 }
 
-// await returns when no sweep is to come that removes connections of former pods with these addresses. It does not wait for another try
-// of a sweep that fails: a pod with old connections is better than none.
+// await returns when no sweep is to come that removes connections of former pods with these addresses. It does not
+// wait for another try of a sweep that fails: a pod with old connections is better than none.
 func (s *sweeper) await(ctx context.Context, addrs []netip.Addr) error {
 	s.mu.Lock()
 	var wait []*sweep

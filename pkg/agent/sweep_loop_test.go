@@ -105,8 +105,8 @@ func TestSweepRequests(t *testing.T) {
 	}
 }
 
-// TestSweepAfterQuarantineAndRestart: what a quarantined policy allowed is not allowed any more, and what changed while the switch
-// was away is made up for.
+// TestSweepAfterQuarantineAndRestart: what a quarantined policy allowed is not allowed any more, and what changed
+// while the switch was away is made up for.
 func TestSweepAfterQuarantineAndRestart(t *testing.T) {
 	sw := ofswitch.NewFake()
 	b := start(t, sw, pod("a", 2))

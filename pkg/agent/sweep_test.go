@@ -119,7 +119,8 @@ func newBench(entries ...flows.Connection) (*tracker, *sweeper) {
 	return k, s
 }
 
-// TestSweep takes the mark from what is denied, removes what is gone, and reads the zone of sources only when pods may be gone.
+// TestSweep takes the mark from what is denied, removes what is gone, and reads the zone of sources only when pods
+// may be gone.
 func TestSweep(t *testing.T) {
 	denied, outgoing := udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"), udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1")
 	gone, goneSource := udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"), udp(flows.SourceZone, "10.244.1.9:1", "192.0.2.1:1")
@@ -127,7 +128,7 @@ func TestSweep(t *testing.T) {
 	unmarked.Mark = 0
 	k, s := newBench(denied, outgoing, goneSource)
 	if err := s.sync(t.Context()); err != nil || len(k.read) > 0 {
-		t.Errorf("nobody asked: %v, read %v", err, k.read)
+		t.Errorf("without a request: %v, read %v", err, k.read)
 	}
 	s.request(SweepRequest{})
 	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
@@ -142,8 +143,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestSweepAllowsAgain: a change that only allows more matters where something is denied. Then what is allowed gets its mark back, and
-// the next such change matters to nobody.
+// TestSweepAllowsAgain: a change that only allows more matters where something is denied. Then what is allowed gets
+// its mark back, and the next such change needs no reading.
 func TestSweepAllowsAgain(t *testing.T) {
 	again, denied := udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1"), udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1")
 	again.Protocol, again.Mark, denied.Mark = openflow.IPProtoTCP, uint32(flows.MarkDenied), uint32(flows.MarkDenied)

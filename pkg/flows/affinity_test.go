@@ -30,7 +30,8 @@ func stickyService(name string, timeout time.Duration, endpoints int) model.Serv
 	return s
 }
 
-// TestEpochChangesGroupsAlone: a new epoch is a new seed for every group that chooses for clients that are not remembered, and nothing else.
+// TestEpochChangesGroupsAlone: a new epoch is a new seed for every group that chooses for clients that are not
+// remembered, and nothing else.
 func TestEpochChangesGroupsAlone(t *testing.T) {
 	for _, endpoints := range []int{3, 40, 1200} { // few, many, and so many that groups choose among groups
 		c := flows.NewCompiler()
@@ -56,8 +57,8 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 	}
 }
 
-// TestEpochsIncrementally lets time pass between random changes of Services and compares after each: the table reached step by step from
-// what the store calls touched, and the table compiled fresh.
+// TestEpochsIncrementally lets time pass between random changes of Services and compares after each: the table
+// reached step by step from what the store calls touched, and the table compiled fresh.
 func TestEpochsIncrementally(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		store, c := state.New("n1"), flows.NewCompiler()

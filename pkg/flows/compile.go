@@ -292,9 +292,9 @@ func (b *builder) self(n model.Node) {
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
 		b.noService(cidr)
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
-		// What the node sends by itself has that source, and a port that nobody else is given (see model.OwnPorts). It must not be
-		// translated: a translation to the same address and port is what Open vSwitch 3.1's userspace datapath dies of when the
-		// port is used again.
+		// What the node sends by itself has that source, and a port that nobody else is given (see model.OwnPorts).
+		// It must not be translated: a translation to the same address and port is what Open vSwitch 3.1's userspace
+		// datapath dies of when the port is used again.
 		for _, tunnel := range model.TunnelTypes {
 			away := matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))
 			b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(gateway)))}, openflow.Goto(Output))
@@ -302,8 +302,9 @@ func (b *builder) self(n model.Node) {
 				return openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNATPorts(gateway, ports.First, ports.Last)}.Action()
 			}
 			b.add(in{SourceNAT, prioNormal, proto, away}, translate(model.ForwardedPorts))
-			// A later fragment has no port, which is none below 1024. In the userspace datapath conntrack translates a whole datagram as the
-			// fragment asks for that comes last, so a client whose first datagram is in fragments is not seen as a privileged one.
+			// A later fragment has no port, which is none below 1024. In the userspace datapath conntrack translates
+			// a whole datagram as the fragment asks for that comes last, so a client whose first datagram is in
+			// fragments is not seen as a privileged one.
 			for _, t := range transports {
 				b.add(in{SourceNAT, prioRaised, t.of(gateway.Is4()), also(away, openflow.Fragments("not_later"), openflow.SourcePort(0, privilegedBits))},
 					translate(model.ForwardedPrivilegedPorts))

@@ -31,14 +31,14 @@ type Cause string
 
 // The causes.
 const (
-	// PolicyDenies is a connection that was allowed and that policies deny now. It stays, without its allowed mark: removed, its replies would
-	// begin connections of their own, and on the other node still be replies.
+	// PolicyDenies is a connection that was allowed and that policies deny now. It stays, without its allowed mark:
+	// removed, its replies would begin connections of their own, and on the other node still be replies.
 	PolicyDenies Cause = "policy"
-	// PolicyAllows is a connection that lost its mark to a policy and that the policies allow now. It gets the mark back: its client may be
-	// silent, and so never send the packet that would.
+	// PolicyAllows is a connection that lost its mark to a policy and that the policies allow now. It gets the mark
+	// back: its client may be silent, and so never send the packet that would.
 	PolicyAllows Cause = "allowed"
-	// EndpointGone is a UDP connection that a Service would balance otherwise now: its endpoint serves no more, or there was no Service
-	// or no endpoint when it began.
+	// EndpointGone is a UDP connection that a Service would balance otherwise now: its endpoint serves no more, or
+	// there was no Service or no endpoint when it began.
 	EndpointGone Cause = "endpoint"
 	// PodGone is a connection of an address that no pod has. Like the last it is removed.
 	PodGone Cause = "pod"
@@ -63,8 +63,8 @@ type udpFrontend struct {
 	rejects bool
 }
 
-// NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of former pods;
-// addresses of the node's pod CIDRs that no attachment has count as such anyway.
+// NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of
+// former pods; addresses of the node's pod CIDRs that no attachment has count as such anyway.
 func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
 	a := &Audit{kernel: s.KernelDatapath, services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
 	if !s.KeepEstablished {
@@ -120,11 +120,12 @@ func serving(p model.ServicePort) []netip.AddrPort {
 	return append(list, p.Retained...)
 }
 
-// Check gives the cause for which a connection is to be denied, allowed again or removed. TCP and SCTP connections of pods that exist need
-// not be denied: both ends send in either direction, if only to acknowledge, and a denied packet of the original direction takes the
-// mark back. (A TCP entry that is removed would be begun anew from the middle by whichever end sends first; for the userspace datapath
-// all SCTP between two addresses is one connection, of no port that policies could name.) On the kernel's datapath TCP is not allowed again: it
-// tracks no made-up segment, as its sequence number is outside of the window.
+// Check gives the cause for which a connection is to be denied, allowed again or removed. TCP and SCTP connections of
+// pods that exist need not be denied: both ends send in either direction, if only to acknowledge, and a denied packet
+// of the original direction takes the mark back. (A TCP entry that is removed would be begun anew from the middle by
+// whichever end sends first; for the userspace datapath all SCTP between two addresses is one connection, of no port
+// that policies could name.) On the kernel's datapath TCP is not allowed again: it tracks no made-up segment, as its
+// sequence number is outside of the window.
 func (a *Audit) Check(c Connection) Cause {
 	switch {
 	case a.isGone(c.Source.Addr()) || a.isGone(c.Destination.Addr()) || a.isGone(c.Endpoint.Addr()):
@@ -141,8 +142,8 @@ func (a *Audit) Check(c Connection) Cause {
 	return ""
 }
 
-// Denied says whether the policies deny a connection that they allowed before, whether or not a packet has found that out. As long as there is one, a
-// change that only allows more needs a sweep.
+// Denied says whether the policies deny a connection that they allowed before, whether or not a packet has found that
+// out. As long as there is one, a change that only allows more needs a sweep.
 func (a *Audit) Denied(c Connection) bool {
 	return c.Zone == Zone && c.Mark&uint32(verdict) != 0 && !a.Allows(c)
 }
@@ -165,8 +166,8 @@ func (a *Audit) isGone(addr netip.Addr) bool {
 	return false
 }
 
-// isStale says whether a UDP connection would begin otherwise now. A TCP client hears that its endpoint is gone; a UDP socket may send
-// to nobody for ever.
+// isStale says whether a UDP connection would begin otherwise now. A TCP client hears that its endpoint is gone; a
+// UDP socket may go on sending to an address that no pod has.
 func (a *Audit) isStale(c Connection) bool {
 	frontends := a.frontends[c.Destination]
 	rejected := c.Endpoint.Addr() == model.RejectAddr(c.Endpoint.Addr().Is4())

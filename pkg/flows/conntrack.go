@@ -52,8 +52,9 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		// A Service's endpoint may be a node.
 		b.add(in{Forwarding, prioLow, proto, matches(service, Origin.Is(OriginGateway))}, toGateway()...)
 
-		// What a policy denies now and allowed before loses its mark, and with it the replies. A fragment does not: conntrack holds it until
-		// its datagram is whole, and would hold it for the others, which Commit lets through.
+		// What a policy denies now and allowed before loses its mark, and with it the replies. A fragment does not:
+		// conntrack holds it until its datagram is whole, and would hold it for the others, which Commit lets
+		// through.
 		b.add(in{PolicyDenied, prioNormal, proto, matches(allowed, openflow.Fragments("no"))},
 			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkDenied))}}.Action())
 		// From the agent alone (see Audit). Nobody else gets here with that register.
@@ -80,7 +81,8 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.add(in{ConntrackState, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
 	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
 	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), Origin.Is(OriginTunnel))}, openflow.Goto(EgressPolicy))
-	// Also what a Service has translated before: until it is answered, the kernel's ct translates it with a commit only.
+	// Also what a Service has translated before: until it is answered, the kernel's ct translates it with a commit
+	// only.
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))}, openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))}, openflow.Goto(EgressPolicy))
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
@@ -101,10 +103,10 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 
 // commit gives the flows of one family that remember a connection as allowed.
 //
-// A connection to a pod and one through a Service to the same pod may have one source port, and then their replies would look the
-// same. So what no Service translates gets another port if it must. Open vSwitch 3.1's userspace datapath cannot: there a connection
-// that is translated to itself, as nearly all would be, ends ovs-vswitchd when its port is used again (fixed in 3.1.3 by "conntrack:
-// Remove nat_conn introducing key directionality").
+// A connection to a pod and one through a Service to the same pod may have one source port, and then their replies
+// would look the same. So what no Service translates gets another port if it must. Open vSwitch 3.1's userspace
+// datapath cannot: there a connection that is translated to itself, as nearly all would be, ends ovs-vswitchd when
+// its port is used again (fixed in 3.1.3 by "conntrack: Remove nat_conn introducing key directionality").
 func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 	origins := []struct {
 		priority, fragment uint16
@@ -119,7 +121,8 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 		plain := ct.Action()
 		if !kernelDatapath {
 			b.add(in{Commit, o.priority, proto, o.match}, plain)
-			// Conntrack holds a fragment until its datagram is whole. So none leaves whose first fragment a policy has dropped.
+			// Conntrack holds a fragment until its datagram is whole. So none leaves whose first fragment a policy
+			// has dropped.
 			b.add(in{Commit, o.fragment, proto, also(o.match, openflow.Fragments("yes"), openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl|openflow.StateRel))}, plain)
 			continue
 		}
@@ -129,16 +132,18 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 	}
 }
 
-// fragments gives what the userspace datapath needs for datagrams in fragments. There conntrack puts them together, translates them and
-// takes them apart again, so that every table sees each fragment, and only the first has ports. The kernel's shows whole datagrams.
+// fragments gives what the userspace datapath needs for datagrams in fragments. There conntrack puts them together,
+// translates them and takes them apart again, so that every table sees each fragment, and only the first has ports.
+// The kernel's shows whole datagrams.
 //
-// The first fragment is the one that policies judge; the others wait for it in Commit. ServiceLB goes by the connection's port, which
-// all of them have.
+// The first fragment is the one that policies judge; the others wait for it in Commit. ServiceLB goes by the
+// connection's port, which all of them have.
 func (b *builder) fragments() {
 	for _, any := range families {
 		b.add(in{EgressPolicy, prioHigher, openflow.Protocol(any), matches(openflow.Fragments("later"))}, openflow.Goto(Forwarding))
 	}
-	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is next.
+	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is
+	// next.
 	for _, table := range []openflow.TableID{EgressPolicy, SourceNAT, Output} {
 		b.drop(InvalidConnection, in{table, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv, 0))})
 	}

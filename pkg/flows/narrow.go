@@ -8,8 +8,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Narrows says whether a change of a policy may deny what was allowed. It errs on the safe side only: what it says no to denies nothing
-// new. A zero Policy is none. Fresh tells addresses that have no connections yet, those of pods that have just been attached.
+// Narrows says whether a change of a policy may deny what was allowed. It errs on the safe side only: what it says no
+// to denies nothing new. A zero Policy is none. Fresh tells addresses that have no connections yet, those of pods
+// that have just been attached.
 func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
 	for _, s := range stages {
 		was, is := before.Side(s.direction), after.Side(s.direction)

@@ -57,7 +57,8 @@ const (
 // Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was sent
 // to, and the label is its address.
 const (
-	// MarkAllowed is set when the policies let a packet of the original direction through, and cleared when they do not any more.
+	// MarkAllowed is set when the policies let a packet of the original direction through, and cleared when they do
+	// not any more.
 	MarkAllowed openflow.MarkBits = 0x1
 	// MarkService is set when a Service has translated the destination.
 	MarkService openflow.MarkBits = 0x2
@@ -238,7 +239,7 @@ var Pipeline = []Table{
 	{
 		ID: SourceNAT, Name: "SourceNAT",
 		Doc: "Changes the source where replies would not find back: what the gateway sends into a tunnel gets the node's gateway address, " +
-			"with a port below 1024 if it had one; what a Service turns back to its origin gets an address that belongs to nobody.",
+			"with a port below 1024 if it had one; what a Service turns back to its origin gets an address that no host has.",
 		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst",
 			"nw_frag", "tp_src"},
 		Actions: []string{"set_field->reg0", "ct", "goto_table"},

@@ -10,8 +10,9 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// stage is the two tables of one direction. The tables see packets of a connection's original direction only, after translation. So the
-// subject, the pod that a policy selects, is always the source of egress and the destination of ingress.
+// stage is the two tables of one direction. The tables see packets of a connection's original direction only, after
+// translation. So the subject, the pod that a policy selects, is always the source of egress and the destination of
+// ingress.
 type stage struct {
 	direction         model.Direction
 	allow, deny, next openflow.TableID

@@ -61,8 +61,8 @@ func (b *builder) noService(podCIDR netip.Prefix) {
 	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
 }
 
-// unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are dropped: conntrack would put
-// them together with later ones that a Service of the address takes.
+// unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are
+// dropped: conntrack would put them together with later ones that a Service of the address takes.
 func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
 	for _, t := range transports {
 		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))}, reject(cidr.Addr().Is4()))
@@ -244,9 +244,10 @@ func onlyPort(s model.Service, p model.ServicePort) bool {
 	return true
 }
 
-// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the userspace datapath
-// they come one by one and have no port, so this is for an address with one port of the protocol. Conntrack holds them until the datagram is whole
-// and translates it as the fragment says that comes last. A first fragment to another port is dropped (unserved), so that none becomes whole.
+// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the
+// userspace datapath they come one by one and have no port, so this is for an address with one port of the protocol.
+// Conntrack holds them until the datagram is whole and translates it as the fragment says that comes last. A first
+// fragment to another port is dropped (unserved), so that none becomes whole.
 func (sb *serviceBuilder) laterFragments(p *pool) {
 	proto := openflow.Protocol(sb.port.ClusterIP)
 	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
@@ -262,9 +263,10 @@ func (sb *serviceBuilder) laterFragments(p *pool) {
 	}
 }
 
-// maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6 clients and spoofed
-// sources from outside among them, would fill its memory otherwise. Clients beyond that are sent by the hash of their address alone,
-// to another endpoint with each epoch. OVS counts the Service's flows with each new one, so more would make connections slow.
+// maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6
+// clients and spoofed sources from outside among them, would fill its memory otherwise. Clients beyond that are sent
+// by the hash of their address alone, to another endpoint with each epoch. OVS counts the Service's flows with each
+// new one, so more would make connections slow.
 const maxClients = 10000
 
 // learn makes the switch remember which bucket a client was sent to.

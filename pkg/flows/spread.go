@@ -59,9 +59,10 @@ const (
 	partIDs = 0x80000000
 )
 
-// places makes OVS give the buckets of a dp_hash group enough places. By itself it takes as few as the smallest weight asks for, and at
-// least 16: then of five equal buckets one gets four and the others three. So one bucket is split, and its smaller part asks for
-// more. Each place may become an entry of the datapath's cache for each client. Shares stay as they are.
+// places makes OVS give the buckets of a dp_hash group enough places. By itself it takes as few as the smallest
+// weight asks for, and at least 16: then of five equal buckets one gets four and the others three. So one bucket is
+// split, and its smaller part asks for more. Each place may become an entry of the datapath's cache for each client.
+// Shares stay as they are.
 func places(buckets []openflow.Bucket) []openflow.Bucket {
 	const (
 		one     = 100

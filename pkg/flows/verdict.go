@@ -7,9 +7,10 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// verdicts say what the policies' flows do with the first packet of a connection, without the flows. The rules of a direction have
-// numbers; what has a pod, a peer or a port in common is a set of numbers, and a rule allows when it is in all three, as in a conjunction.
-// So a connection costs the intersection of three sets, however many policies there are.
+// verdicts say what the policies' flows do with the first packet of a connection, without the flows. The rules of a
+// direction have numbers; what has a pod, a peer or a port in common is a set of numbers, and a rule allows when it
+// is in all three, as in a conjunction. So a connection costs the intersection of three sets, however many policies
+// there are.
 type verdicts struct {
 	attached   map[netip.Addr]bool
 	node       map[netip.Addr]bool

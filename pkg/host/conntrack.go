@@ -17,25 +17,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetShare bounds the part of the time that passes over the kernel's connections take when there is always a reason for another:
-// one in so many. A pass over 100,000 takes 0.8 s on a busy machine (BenchmarkForget).
-const forgetShare = 10
+// flushShare bounds the part of the time that passes over the kernel's connections take when there is always a reason
+// for another: one in so many. A pass over 100,000 takes 0.8 s on a busy machine (BenchmarkFlush).
+const flushShare = 10
 
-// forgetting is what ForgetConnections needs to know of what Sync did.
-type forgetting struct {
+// flushing is what FlushConnections needs to know of what Sync did.
+type flushing struct {
 	mu      sync.Mutex
 	desired Desired
 	gone    goneTranslations
 	due     bool // something has changed since the last pass
 
-	// Of ForgetConnections only.
+	// Of FlushConnections only.
 	local ranges // what was the node's own at the last pass
 	took  time.Duration
 	ended time.Time
 }
 
 // written takes note of a table that is in the kernel, and of what it does not do any more.
-func (f *forgetting) written(d Desired, changed bool, gone goneTranslations) {
+func (f *flushing) written(d Desired, changed bool, gone goneTranslations) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.due = f.due || changed || !slices.Equal(d.ServiceCIDRs, f.desired.ServiceCIDRs) || !slices.Equal(d.ServiceIPs, f.desired.ServiceIPs)
@@ -43,16 +43,18 @@ func (f *forgetting) written(d Desired, changed bool, gone goneTranslations) {
 	f.desired = d
 }
 
-// ForgetConnections makes the kernel forget UDP connections, and others without a handshake, that lack a translation which the nftables
-// table makes now, or have one that it does not make any more: translation is decided with the first packet, and the
-// sender may never pause for long enough that the kernel forgets by itself. It returns how many these were.
+// FlushConnections removes UDP connections from the kernel's conntrack table, and others without a handshake, that
+// lack a translation which the nftables table makes now, or have one that it does not make any more: translation is
+// decided with the first packet, and the sender may never pause for long enough that the kernel forgets by itself. It
+// returns how many these were.
 //
-// It looks at all connections when a Sync has changed the table or the ways to Services, when the node's addresses have changed, and the
-// first time; otherwise it does nothing. It may block for as long as several passes take. One goroutine calls it, which
-// need not be Sync's. After a failure the next call looks again.
-func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
-	f := &h.forgetting
-	// Not the list of addresses: an IPv6 address is there some time before the kernel takes packets to it for the node's own.
+// It looks at all connections when a Sync has changed the table or the ways to Services, when the node's addresses
+// have changed, and the first time; otherwise it does nothing. It may block for as long as several passes take. One
+// goroutine calls it, which need not be Sync's. After a failure the next call looks again.
+func (h *Host) FlushConnections(ctx context.Context) (int, error) {
+	f := &h.flushing
+	// Not the list of addresses: an IPv6 address is there some time before the kernel takes packets to it for the
+	// node's own.
 	local, err := localRanges()
 	if err != nil {
 		return 0, err
@@ -66,7 +68,7 @@ func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 	select {
 	case <-ctx.Done():
 		return 0, ctx.Err()
-	case <-time.After(forgetShare*f.took - time.Since(f.ended)):
+	case <-time.After(flushShare*f.took - time.Since(f.ended)):
 	}
 
 	f.mu.Lock()
@@ -74,7 +76,7 @@ func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 	f.due, f.gone = false, goneTranslations{}
 	f.mu.Unlock()
 	began := time.Now()
-	n, err := forget(desired, local, gone)
+	n, err := flush(desired, local, gone)
 	f.ended = time.Now()
 	f.took = f.ended.Sub(began)
 	if err != nil {
@@ -83,13 +85,14 @@ func (h *Host) ForgetConnections(ctx context.Context) (int, error) {
 		gone.add(f.gone)
 		f.gone = gone
 		f.mu.Unlock()
-		return n, fmt.Errorf("forget connections without their translation: %w", err)
+		return n, fmt.Errorf("flush connections without their translation: %w", err)
 	}
 	f.local = local
 	return n, nil
 }
 
-// localRanges are what nftables takes for the node's own (fib type local): its addresses, and whatever else is routed to it.
+// localRanges are what nftables takes for the node's own (fib type local): its addresses, and whatever else is routed
+// to it.
 func localRanges() (ranges, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
@@ -105,14 +108,14 @@ func localRanges() (ranges, error) {
 	return disjoint(local), nil
 }
 
-// forget goes through all of the kernel's connections and removes those that are stale.
-func forget(d Desired, local ranges, gone goneTranslations) (int, error) {
+// flush goes through all of the kernel's connections and removes those that are outdated.
+func flush(d Desired, local ranges, gone goneTranslations) (int, error) {
 	t := translationsOf(d, local, gone)
-	var stale [][]byte
+	var outdated [][]byte
 	dump := conntrackRequest(unix.AF_UNSPEC, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
 	err := dump.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(entry []byte) bool {
-		if c, ok := parseConnection(entry); ok && t.stale(c) {
-			stale = append(stale, slices.Clone(entry))
+		if c, ok := parseConnection(entry); ok && t.outdated(c) {
+			outdated = append(outdated, slices.Clone(entry))
 		}
 		return true
 	})
@@ -121,7 +124,7 @@ func forget(d Desired, local ranges, gone goneTranslations) (int, error) {
 	}
 	n := 0
 	var errs []error
-	for _, entry := range stale {
+	for _, entry := range outdated {
 		// With all that it was listed with, its number too: another one of the same addresses and ports is not meant.
 		remove := conntrackRequest(entry[0], nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
 		remove.AddRawData(entry[nl.SizeofNfgenmsg:])
@@ -142,7 +145,8 @@ func conntrackRequest(family uint8, operation, flags int) *nl.NetlinkRequest {
 	return r
 }
 
-// parseConnection reads a message of ctnetlink (linux/netfilter/nfnetlink_conntrack.h). It is false for what is no connection over IP.
+// parseConnection reads a message of ctnetlink (linux/netfilter/nfnetlink_conntrack.h). It is false for what is no
+// connection over IP.
 func parseConnection(message []byte) (connection, bool) {
 	var c connection
 	if len(message) < nl.SizeofNfgenmsg {

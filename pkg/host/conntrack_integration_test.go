@@ -51,9 +51,9 @@ func (n *node) hears(listener, speaker *net.UDPConn, to string, within time.Dura
 	return netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 }
 
-func (n *node) forget() int {
+func (n *node) flush() int {
 	n.t.Helper()
-	count, err := n.h.ForgetConnections(n.t.Context())
+	count, err := n.h.FlushConnections(n.t.Context())
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -67,13 +67,13 @@ func newTrackingNode(t *testing.T, d Desired) *node {
 nft 'add chain inet foreign c { type filter hook forward priority 10; policy accept; }'
 nft 'add chain inet foreign in { type filter hook input priority 10; policy accept; }'
 nft add rule inet foreign c ct state established accept`)
-	n.forget()
+	n.flush()
 	return n
 }
 
-// TestForgetNodePorts: sockets that began before the node port, or the node's external address, are served by it from their next datagram
-// on; when it goes, they reach the node again.
-func TestForgetNodePorts(t *testing.T) {
+// TestFlushNodePorts: sockets that began before the node port, or the node's external address, are served by it from
+// their next datagram on; when it goes, they reach the node again.
+func TestFlushNodePorts(t *testing.T) {
 	before := withServices()
 	before.NodePorts, before.ExternalIPs = nil, nil
 	after := before
@@ -101,17 +101,17 @@ func TestForgetNodePorts(t *testing.T) {
 			if got := n.hears(ours, speaker, tt.dest, brevity); got.IsValid() {
 				t.Errorf("%s, round %d: served although nothing was forgotten: the test is about nothing", tt.what, round)
 			}
-			if n.forget() == 0 {
+			if n.flush() == 0 {
 				t.Errorf("%s, round %d: nothing was forgotten", tt.what, round)
 			}
 			if got := n.hears(ours, speaker, tt.dest, patience); !got.IsValid() {
 				t.Errorf("%s, round %d: the node port does not serve a socket that began before it", tt.what, round)
 			}
-			if count := n.forget(); count != 0 {
+			if count := n.flush(); count != 0 {
 				t.Errorf("%s, round %d: %d connections forgotten although nothing has changed", tt.what, round, count)
 			}
 			n.write(before)
-			n.forget()
+			n.flush()
 		}
 		for _, c := range []*net.UDPConn{speaker, node, ours} {
 			c.Close()
@@ -119,8 +119,8 @@ func TestForgetNodePorts(t *testing.T) {
 	}
 }
 
-// TestForgetOwnNewAddress: an external address that comes to the node and leaves it.
-func TestForgetOwnNewAddress(t *testing.T) {
+// TestFlushOwnNewAddress: an external address that comes to the node and leaves it.
+func TestFlushOwnNewAddress(t *testing.T) {
 	d := withServices()
 	d.ServiceIPs = addrs("198.51.100.80")
 	d.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")}}
@@ -133,18 +133,18 @@ func TestForgetOwnNewAddress(t *testing.T) {
 			t.Fatalf("round %d: the switch does not hear what is for an address that is not the node's", round)
 		}
 		n.run("ip addr add 198.51.100.80/32 dev eth0")
-		if n.forget() == 0 || !n.hears(service, speaker, "198.51.100.80:53", patience).IsValid() {
+		if n.flush() == 0 || !n.hears(service, speaker, "198.51.100.80:53", patience).IsValid() {
 			t.Error("the Service does not hear what is for an address that has come to the node")
 		}
 		n.run("ip addr del 198.51.100.80/32 dev eth0")
 		n.sync(d)
-		n.forget()
+		n.flush()
 	}
 }
 
-// TestForgetAfterFlush: a pod's socket, and its ping, that began while our table was away are masqueraded once it is back, by this agent
-// or a new one. What is established over TCP, what others translate and other zones stay.
-func TestForgetAfterFlush(t *testing.T) {
+// TestFlushAfterFlush: a pod's socket, and its ping, that began while our table was away are masqueraded once it is
+// back, by this agent or a new one. What is established over TCP, what others translate and other zones stay.
+func TestFlushAfterFlush(t *testing.T) {
 	d := withServices()
 	d.ServiceIPs = nil
 	n := newTrackingNode(t, d)
@@ -188,7 +188,7 @@ nft add rule inet foreign raw udp dport 9997 ct zone set 7`)
 			n.h = New(n.nft, "/proc/sys", n.h.log)
 		}
 		n.sync(d)
-		if count := n.forget(); count != 1 {
+		if count := n.flush(); count != 1 {
 			t.Errorf("restarted %t: %d connections forgotten, want 1", restarted, count)
 		}
 		for port, want := range map[int]string{9997: "10.244.1.7", 9998: "192.0.2.50", 9999: "192.0.2.1"} {
@@ -212,8 +212,8 @@ nft add rule inet foreign raw udp dport 9997 ct zone set 7`)
 	}
 }
 
-// TestForgetMasquerade: destinations that become exceptions from the masquerade, or cease to be.
-func TestForgetMasquerade(t *testing.T) {
+// TestFlushMasquerade: destinations that become exceptions from the masquerade, or cease to be.
+func TestFlushMasquerade(t *testing.T) {
 	d := withServices()
 	d.ServiceIPs = nil
 	n := newTrackingNode(t, d)
@@ -221,7 +221,7 @@ func TestForgetMasquerade(t *testing.T) {
 	outside, speaker := n.udp(n.out, "192.0.2.2:9999"), n.udp(n.pods, "10.244.1.7:0")
 	hear := func(what, want string) {
 		t.Helper()
-		n.forget()
+		n.flush()
 		if got := n.hears(outside, speaker, "192.0.2.2:9999", patience); got.Addr().String() != want {
 			t.Errorf("%s: heard from %s, want %s", what, got, want)
 		}
@@ -241,8 +241,8 @@ func TestForgetMasquerade(t *testing.T) {
 	hear("masquerade again", "192.0.2.1")
 }
 
-// TestForgetServiceRoutes: a socket of the node to an address that a Service has, and then has not.
-func TestForgetServiceRoutes(t *testing.T) {
+// TestFlushServiceRoutes: a socket of the node to an address that a Service has, and then has not.
+func TestFlushServiceRoutes(t *testing.T) {
 	d := withServices()
 	without := d
 	without.ServiceIPs, without.ExternalIPs = nil, nil
@@ -255,17 +255,17 @@ func TestForgetServiceRoutes(t *testing.T) {
 			t.Errorf("the world hears the node as %s", got)
 		}
 		n.write(d)
-		n.forget()
+		n.flush()
 		if got := n.hears(service, speaker, "198.51.100.80:53", patience); got.Addr().String() != "10.244.1.1" {
 			t.Errorf("the Service hears the node as %s", got)
 		}
 		n.write(without)
-		n.forget()
+		n.flush()
 	}
 }
 
-// BenchmarkForget is the cost of a pass over many connections.
-func BenchmarkForget(b *testing.B) {
+// BenchmarkFlush is the cost of a pass over many connections.
+func BenchmarkFlush(b *testing.B) {
 	n := newNode(b)
 	d := withServices()
 	n.sync(d)
@@ -285,7 +285,7 @@ func BenchmarkForget(b *testing.B) {
 		b.Fatalf("the kernel has %d connections, want %d: %v", count, entries, err)
 	}
 	for b.Loop() {
-		n.h.forgetting.due, n.h.forgetting.took = true, 0
-		n.forget()
+		n.h.flushing.due, n.h.flushing.took = true, 0
+		n.flush()
 	}
 }

@@ -128,8 +128,8 @@ func TestStaleConnections(t *testing.T) {
 		{"a tunnel", untranslated("192.0.2.1:40001", "192.0.2.2:6081"), false},
 		{"an answer to what a Service turned back", untranslated("192.0.2.1:53", "169.254.87.2:40001"), false},
 	} {
-		if got := now.stale(tt.c); got != tt.want {
-			t.Errorf("%s: stale %t, want %t: %+v", tt.what, got, tt.want, tt.c)
+		if got := now.outdated(tt.c); got != tt.want {
+			t.Errorf("%s: outdated %t, want %t: %+v", tt.what, got, tt.want, tt.c)
 		}
 	}
 }
@@ -154,8 +154,8 @@ func TestStaleSinceGone(t *testing.T) {
 		{"external address", redirected, true},
 		{"external address, led elsewhere", conn("203.0.113.9:40001", "192.0.2.1:53", "10.96.0.11:53", "203.0.113.9:40001"), false},
 	} {
-		if got := now.stale(tt.c); got != tt.want {
-			t.Errorf("%s: stale %t, want %t", tt.what, got, tt.want)
+		if got := now.outdated(tt.c); got != tt.want {
+			t.Errorf("%s: outdated %t, want %t", tt.what, got, tt.want)
 		}
 	}
 }
@@ -165,10 +165,10 @@ func TestStaleWithoutPodCIDR(t *testing.T) {
 	d, local := nodeWithServices()
 	d.PodCIDRs = d.PodCIDRs[:1]
 	now := translationsOf(d, local, goneTranslations{})
-	if now.stale(untranslated("[2001:db8::9]:40001", "[2001:db8::1]:30053")) {
-		t.Error("a connection of the family without pods is stale")
+	if now.outdated(untranslated("[2001:db8::9]:40001", "[2001:db8::1]:30053")) {
+		t.Error("a connection of the family without pods is outdated")
 	}
-	if !now.stale(untranslated("203.0.113.9:40001", "192.0.2.1:30053")) {
+	if !now.outdated(untranslated("203.0.113.9:40001", "192.0.2.1:30053")) {
 		t.Error("a connection of the family with pods is not")
 	}
 }

@@ -10,10 +10,11 @@
 // Services cost the node's kernel a route or an element of an nftables set each, never a rule. All they need there is to lead
 // packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
 //
-// The kernel decides about translation with a connection's first packet. ForgetConnections makes it decide again where that has to be.
+// The kernel decides about translation with a connection's first packet. FlushConnections makes it decide again where
+// that has to be.
 //
-// A Host has one user, who calls Sync from one goroutine; Watch and ForgetConnections may be called from others, and Watch runs one of
-// its own.
+// A Host has one user, who calls Sync from one goroutine; Watch and FlushConnections may be called from others, and
+// Watch runs one of its own.
 //
 // Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) has
 // to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. And with IPv6
@@ -78,9 +79,9 @@ type Host struct {
 	sysctl  sysctl
 	routing routing
 	nft     *nat
-	// forgetting is shared with ForgetConnections.
-	forgetting forgetting
-	log        *slog.Logger
+	// flushing is shared with FlushConnections.
+	flushing flushing
+	log      *slog.Logger
 
 	now      func() time.Time
 	compared time.Time // when the last comparison was
@@ -158,7 +159,7 @@ func (h *Host) table(ctx context.Context, c *changes, d Desired, compare bool) e
 	before, first := len(c.list), h.nft.rules == nil
 	err := h.nft.sync(ctx, c, d, compare)
 	if err == nil {
-		h.forgetting.written(d, first || len(c.list) > before, h.nft.gone)
+		h.flushing.written(d, first || len(c.list) > before, h.nft.gone)
 		h.nft.gone = goneTranslations{}
 	}
 	return err

@@ -129,8 +129,8 @@ func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element)
 	return nil
 }
 
-// replace takes note of what the sets hold now, and of translations that are gone with what they held. What that was is not known when an
-// agent that has just started finds rules that are not its own.
+// replace takes note of what the sets hold now, and of translations that are gone with what they held. What that was
+// is not known when an agent that has just started finds rules that are not its own.
 func (n *nat) replace(elements [][]element) {
 	if n.elements != nil {
 		for i, s := range sets {

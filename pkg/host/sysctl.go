@@ -51,8 +51,8 @@ func (h *Host) linkSysctls(c *changes, d Desired) error {
 	return nil
 }
 
-// Connections is how many connections the node's kernel tracks, the switch's among them with the kernel's datapath, and how many it
-// takes before it drops what would begin another. They are read below sysctlRoot (see New).
+// Connections is how many connections the node's kernel tracks, the switch's among them with the kernel's datapath,
+// and how many it takes before it drops what would begin another. They are read below sysctlRoot (see New).
 func Connections(sysctlRoot string) (count, limit uint64, err error) {
 	for _, setting := range []struct {
 		name  string

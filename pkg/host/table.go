@@ -93,8 +93,8 @@ func rules(d Desired) []*knftables.Rule {
 		})
 	}
 	privileged := fmt.Sprintf("< %d", model.FirstUnprivilegedPort)
-	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded packet, too. Without a range,
-	// the kernel keeps a privileged port privileged.
+	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded
+	// packet, too. Without a range, the kernel keeps a privileged port privileged.
 	masqueraded := func(comment string, words ...any) {
 		ports := fmt.Sprintf(":%d-65535", max(model.Geneve.UDPPort(), model.VXLAN.UDPPort())+1)
 		add(postroutingChain, comment+", UDP beside the tunnels' ports", append(slices.Clone(words), "udp sport >=", model.FirstUnprivilegedPort, "masquerade to", ports, "fully-random")...)

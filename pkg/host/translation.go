@@ -9,9 +9,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// connection is an entry of the kernel's connection tracking. Source and destination are those of the first packet as it was sent.
-// Answers go from replySource to replyDestination; where these are not destination and source, the connection is translated.
-// Ports are 0 where the protocol has none.
+// connection is an entry of the kernel's connection tracking. Source and destination are those of the first packet as
+// it was sent. Answers go from replySource to replyDestination; where these are not destination and source, the
+// connection is translated. Ports are 0 where the protocol has none.
 type connection struct {
 	zone                          uint16
 	protocol                      uint8
@@ -19,8 +19,8 @@ type connection struct {
 	replySource, replyDestination netip.AddrPort
 }
 
-// translations are what our nftables table does to the first packet of a connection, as far as a connection's entry shows it.
-// They are made for one pass over all entries, and do not change.
+// translations are what our nftables table does to the first packet of a connection, as far as a connection's entry
+// shows it. They are made for one pass over all entries, and do not change.
 type translations struct {
 	v4, v6 familyTranslations
 	local  ranges // addresses of the node
@@ -40,7 +40,8 @@ type familyTranslations struct {
 	external   map[netip.AddrPort]netip.AddrPort
 }
 
-// goneTranslations are those of ours that the table made until a moment ago. Others may make the same, so only at that moment they are ours.
+// goneTranslations are those of ours that the table made until a moment ago. Others may make the same, so only at
+// that moment they are ours.
 type goneTranslations struct {
 	external map[netip.AddrPort]netip.AddrPort
 	direct   ranges // destinations that pods' packets now reach untranslated
@@ -96,10 +97,11 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 	return t
 }
 
-// stale tells whether the kernel should forget a connection, so that its next packet meets the table: when it lacks a translation that
-// the table makes now, or has one of ours that the table does not make any more. It never says so of connections that cannot begin
-// anew in their middle (TCP, SCTP, DCCP), of other zones, where Open vSwitch keeps its own, and of other people's translations.
-func (t *translations) stale(c connection) bool {
+// outdated tells whether a connection is to be removed from the kernel's table, so that its next packet meets the
+// table: when it lacks a translation that the table makes now, or has one of ours that the table does not make any
+// more. It never says so of connections that cannot begin anew in their middle (TCP, SCTP, DCCP), of other zones,
+// where Open vSwitch keeps its own, and of other people's translations.
+func (t *translations) outdated(c connection) bool {
 	switch c.protocol {
 	case unix.IPPROTO_TCP, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
 		return false
@@ -108,11 +110,11 @@ func (t *translations) stale(c connection) bool {
 	if c.source.Addr().Is4() {
 		f = &t.v4
 	}
-	return c.zone == 0 && f.pods.IsValid() && (t.destinationStale(f, c) || t.sourceStale(f, c))
+	return c.zone == 0 && f.pods.IsValid() && (t.destinationOutdated(f, c) || t.sourceOutdated(f, c))
 }
 
-// destinationStale follows the chain services (see rules).
-func (t *translations) destinationStale(f *familyTranslations, c connection) bool {
+// destinationOutdated follows the chain services (see rules).
+func (t *translations) destinationOutdated(f *familyTranslations, c connection) bool {
 	if c.protocol != unix.IPPROTO_UDP {
 		return false
 	}
@@ -127,7 +129,8 @@ func (t *translations) destinationStale(f *familyTranslations, c connection) boo
 	}
 }
 
-// toService is where the table sends a UDP connection for an address of the node; invalid when it leaves the connection alone.
+// toService is where the table sends a UDP connection for an address of the node; invalid when it leaves the
+// connection alone.
 func (t *translations) toService(f *familyTranslations, c connection) netip.AddrPort {
 	to := c.destination.Addr()
 	switch port := c.destination.Port(); {
@@ -141,8 +144,9 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 	return netip.AddrPort{}
 }
 
-// sourceStale follows the chain postrouting. The interface that a packet leaves by follows from its destination: our routes.
-func (t *translations) sourceStale(f *familyTranslations, c connection) bool {
+// sourceOutdated follows the chain postrouting. The interface that a packet leaves by follows from its destination:
+// our routes.
+func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool {
 	from, to, as := c.source.Addr(), c.replySource.Addr(), c.replyDestination.Addr()
 	if t.local.contain(to) || to == f.masquerade {
 		return false // it stays on the node, or answers what a Service turned back to it
@@ -152,7 +156,8 @@ func (t *translations) sourceStale(f *familyTranslations, c connection) bool {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
 		return false // to a pod of the node, or from others to the switch: no translation of ours
 	case toSwitch:
-		// Of the node itself: from the gateway address, and not from a port that the switch gives to others' connections.
+		// Of the node itself: from the gateway address, and not from a port that the switch gives to others'
+		// connections.
 		return as != f.gateway || c.protocol == unix.IPPROTO_UDP && model.ForwardedPort(c.replyDestination.Port())
 	case f.pods.Contains(from) && f.toWorld && !f.direct.contain(to), from == f.masquerade:
 		return as == from

@@ -137,8 +137,8 @@ func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <
 // switch sends on in its name, as those to a node port. Each kind has source ports to itself, so that neither takes the answers to
 // the other, without a look at the other. The kernel's own choice begins at 32768 (net.ipv4.ip_local_port_range).
 //
-// A port below 1024 becomes one below 1024, as Linux' own translation has it: servers take it for a sign of a privileged client. The kernel,
-// too, keeps to ports from 600 up for that, and the kinds share these.
+// A port below 1024 becomes one below 1024, as Linux' own translation has it: servers take it for a sign of a
+// privileged client. The kernel, too, keeps to ports from 600 up for that, and the kinds share these.
 var (
 	OwnPorts                 = PortRange{32768, 65535}
 	ForwardedPorts           = PortRange{FirstUnprivilegedPort, 32767}

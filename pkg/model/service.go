@@ -40,7 +40,8 @@ const (
 	HashSource Algorithm = "source"
 )
 
-// MaxRemembered is the longest time that a switch remembers a client after its last connection: an OpenFlow timeout has 16 bits.
+// MaxRemembered is the longest time that a switch remembers a client after its last connection: an OpenFlow timeout
+// has 16 bits.
 const MaxRemembered = 65535 * time.Second
 
 // Service is a Service as this node serves it.
@@ -48,8 +49,8 @@ type Service struct {
 	Name string // namespace/name
 	// Affinity is how long a client that comes back is sent to the endpoint that it had, in whole seconds; 0 is no affinity.
 	Affinity time.Duration
-	// AffinityEpoch changes when a timeout of Affinity has passed: clients that the switch does not remember are then spread anew.
-	// 0 is a Service whose clients are never spread anew. The store counts it (state.SetTime).
+	// AffinityEpoch changes when a timeout of Affinity has passed: clients that the switch does not remember are then
+	// spread anew. 0 is a Service whose clients are never spread anew. The store counts it (state.SetTime).
 	AffinityEpoch uint64
 	Algorithm     Algorithm
 	// Ports are in the order of the Service's ports, IPv4 before IPv6.
@@ -79,9 +80,9 @@ type ServicePort struct {
 	InternalLocal, ExternalLocal bool
 	// Cluster and Local are the usable endpoints under either traffic policy, sorted. Local is filled when a policy asks.
 	Cluster, Local []Endpoint
-	// Retained are the serving endpoints of a UDP port in neither list, sorted: terminating ones, those hinted to other nodes or zones, those that
-	// the traffic policy leaves out. New connections do not go there, but existing ones stay until the endpoint stops serving. Other
-	// protocols need none: their connections end with the endpoint.
+	// Retained are the serving endpoints of a UDP port in neither list, sorted: terminating ones, those hinted to
+	// other nodes or zones, those that the traffic policy leaves out. New connections do not go there, but existing
+	// ones stay until the endpoint stops serving. Other protocols need none: their connections end with the endpoint.
 	Retained []netip.AddrPort
 	// Elsewhere says that there are usable endpoints, perhaps on other nodes only. Where Local is empty then, packets are dropped
 	// and not rejected.

@@ -7,12 +7,14 @@ import (
 	"strconv"
 )
 
-// refresh empties the userspace datapath's cache of decisions after every bundle, with versions of Open vSwitch that need it.
+// refresh empties the userspace datapath's cache of decisions after every bundle, with versions of Open vSwitch that
+// need it.
 //
-// The cache's entries may overlap as long as they do the same. When a bundle makes them differ, these versions change the entry that they find by
-// looking up a packet, which may be another than the one they mean: that one then stays as it was while packets use it, an endpoint that is
-// gone or a connection that a policy denies by now. (The others look it up by its identity, as the kernel's datapath always has.) Which
-// entries overlap nobody can tell cheaply, so all of them go. The next packet of each connection makes its entry again.
+// The cache's entries may overlap as long as they do the same. When a bundle makes them differ, these versions change
+// the entry that they find by looking up a packet, which may be another than the one they mean: that one then stays
+// as it was while packets use it, an endpoint that is gone or a connection that a policy denies by now. (The others
+// look it up by its identity, as the kernel's datapath always has.) Which entries overlap cannot be told cheaply, so
+// all of them go. The next packet of each connection makes its entry again.
 func (s *Switch) refresh(ctx context.Context) error {
 	if !s.userspace || !s.behind {
 		return nil
@@ -32,11 +34,13 @@ func (s *Switch) refresh(ctx context.Context) error {
 // releaseText finds the version in what a daemon says of itself: "ovs-vswitchd (Open vSwitch) 3.1.0".
 var releaseText = regexp.MustCompile(`\(Open vSwitch[^)]*\) (\d+)\.(\d+)\.(\d+)`)
 
-// firstRight is the first release of each older branch whose userspace datapath changes the entry that it means: that with the change
-// "dpif-netdev: Fix dpif_netdev_flow_put." (commit 21410ff80 of Open vSwitch, of August 2023). All branches since 3.2 have it.
+// firstRight is the first release of each older branch whose userspace datapath changes the entry that it means: that
+// with the change "dpif-netdev: Fix dpif_netdev_flow_put." (commit 21410ff80 of Open vSwitch, of August 2023). All
+// branches since 3.2 have it.
 var firstRight = map[[2]int]int{{2, 17}: 8, {3, 0}: 5, {3, 1}: 3}
 
-// changesWrongEntry says whether a version of ovs-vswitchd may change another cache entry than the one it means. An unknown one may.
+// changesWrongEntry says whether a version of ovs-vswitchd may change another cache entry than the one it means. An
+// unknown one may.
 func changesWrongEntry(version string) bool {
 	m := releaseText.FindStringSubmatch(version)
 	if m == nil {

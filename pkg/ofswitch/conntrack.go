@@ -16,8 +16,9 @@ import (
 	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
-// Connections reads a zone of the connection tracker and then calls each with every connection. A line that cannot be parsed is an
-// error, returned after all others were read. ovs-vswitchd does nothing else meanwhile: 100,000 connections take its main thread 0.6 s.
+// Connections reads a zone of the connection tracker and then calls each with every connection. A line that cannot be
+// parsed is an error, returned after all others were read. ovs-vswitchd does nothing else meanwhile: 100,000
+// connections take its main thread 0.6 s.
 func (s *Switch) Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error {
 	text, err := s.dpctl(ctx, "dpctl/dump-conntrack", s.datapath(), fmt.Sprintf("zone=%d", zone))
 	if err != nil {
@@ -41,13 +42,15 @@ func (s *Switch) Connections(ctx context.Context, zone uint16, each func(flows.C
 	return nil
 }
 
-// Remove removes a connection from the tracker. That it is gone already is no error. The other packets of the connection begin a new one.
+// Remove removes a connection from the tracker. That it is gone already is no error. The other packets of the
+// connection begin a new one.
 func (s *Switch) Remove(ctx context.Context, c flows.Connection) error {
 	switch {
 	case !s.userspace && !isNamed(c.Protocol):
 		return removeFromKernel(c)
 	case s.userspace && c.Protocol == openflow.IPProtoICMPv6:
-		// Open vSwitch 3.1.0 dies of a tuple of ICMPv6 (it has no reverse_icmp6_type). The connection ends by itself in a minute.
+		// Open vSwitch 3.1.0 dies of a tuple of ICMPv6 (it has no reverse_icmp6_type). The connection ends by itself
+		// in a minute.
 		if c.Mark&uint32(flows.MarkAllowed) == 0 {
 			return nil
 		}
@@ -65,13 +68,14 @@ func (s *Switch) Remove(ctx context.Context, c flows.Connection) error {
 	return nil
 }
 
-// isNamed says whether Open vSwitch can name a connection of the protocol to the kernel (nl_ct_put_tuple_proto; SCTP since 3.2).
+// isNamed says whether Open vSwitch can name a connection of the protocol to the kernel (nl_ct_put_tuple_proto; SCTP
+// since 3.2).
 func isNamed(protocol uint8) bool {
 	return protocol == openflow.IPProtoTCP || protocol == openflow.IPProtoUDP || isICMP(protocol)
 }
 
-// removeFromKernel removes all of a protocol between two addresses: the entries of the kernel's datapath are those of the agent's own
-// network namespace, which is the node's.
+// removeFromKernel removes all of a protocol between two addresses: the entries of the kernel's datapath are those of
+// the agent's own network namespace, which is the node's.
 func removeFromKernel(c flows.Connection) error {
 	family := netlink.InetFamily(unix.AF_INET)
 	if c.Source.Addr().Is6() {
@@ -107,8 +111,8 @@ func (s *Switch) dpctl(ctx context.Context, command string, args ...string) (str
 	return unixctl.Call(ctx, socket, command, args...)
 }
 
-// tupleText is the first packet of a connection in the words of ovs-ofctl(8), ct-flush. A tuple that says everything makes the switch
-// look the connection up; otherwise it looks at all of them.
+// tupleText is the first packet of a connection in the words of ovs-ofctl(8), ct-flush. A tuple that says everything
+// makes the switch look the connection up; otherwise it looks at all of them.
 func tupleText(c flows.Connection) string {
 	field := "ct_nw_"
 	if c.Source.Addr().Is6() {

@@ -64,8 +64,8 @@ func tracked(t *testing.T, sw *ofswitch.Switch, zone uint16) (list []flows.Conne
 	return list
 }
 
-// TestConnections: connections of every sort are read as they were begun, lose the mark when they are denied, and are gone when they are
-// removed, each alone.
+// TestConnections: connections of every sort are read as they were begun, lose the mark when they are denied, and are
+// gone when they are removed, each alone.
 func TestConnections(t *testing.T) {
 	ovs, sw := start(t)
 	program(t, sw)

@@ -13,8 +13,9 @@ import (
 // userspaceDatapath is the name that ovs-vswitchd gives its one userspace datapath.
 const userspaceDatapath = "netdev@ovs-netdev"
 
-// The limits of the userspace datapath's fragment table, as far as lib/ipf.c of Open vSwitch 3.1 lets them go. Its defaults drop every fragment
-// below 1,200 bytes (IPv4) or 1,280 (IPv6) that is not its datagram's last, and hold 1,000 fragments.
+// The limits of the userspace datapath's fragment table, as far as lib/ipf.c of Open vSwitch 3.1 lets them go. Its
+// defaults drop every fragment below 1,200 bytes (IPv4) or 1,280 (IPv6) that is not its datagram's last, and hold
+// 1,000 fragments.
 const (
 	minFragment  = 400
 	maxFragments = 5000
@@ -29,11 +30,12 @@ func (s *Switch) appctl(ctx context.Context, command string, args ...string) (st
 	return unixctl.Call(ctx, socket, command, args...)
 }
 
-// EnsureFragments makes the switch treat fragments as the flows expect, and take as many and as small ones as it can. It returns what it
-// changed, in words. ovs-vswitchd forgets all of it when it ends. Idempotent; what fails leaves the rest as it is.
+// EnsureFragments makes the switch treat fragments as the flows expect, and take as many and as small ones as it can.
+// It returns what it changed, in words. ovs-vswitchd forgets all of it when it ends. Idempotent; what fails leaves
+// the rest as it is.
 func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err error) {
-	// "nx-match" shows flows the ports of a first fragment, by which policies judge the datagram; "normal" shows every fragment with ports 0, the
-	// first one, too; "drop" drops all (ovs-ofctl(8), set-frags).
+	// "nx-match" shows flows the ports of a first fragment, by which policies judge the datagram; "normal" shows
+	// every fragment with ports 0, the first one, too; "drop" drops all (ovs-ofctl(8), set-frags).
 	text, err := s.ask(ctx, "get-frags")
 	if err != nil {
 		return nil, err
@@ -77,10 +79,11 @@ func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err err
 	return changed, nil
 }
 
-// EnsureLiberal makes the userspace datapath accept TCP packets outside of their connection's window, as nf_conntrack_tcp_be_liberal makes Linux. A
-// client's port may be used again while the endpoint still has an older connection in TIME_WAIT: the endpoint then acknowledges
-// the older one, which the client must hear, and the client's reset must come back. Policies do not depend on the window. It
-// returns what it changed, in words. ovs-vswitchd forgets it when it ends. Idempotent.
+// EnsureLiberal makes the userspace datapath accept TCP packets outside of their connection's window, as
+// nf_conntrack_tcp_be_liberal makes Linux. A client's port may be used again while the endpoint still has an older
+// connection in TIME_WAIT: the endpoint then acknowledges the older one, which the client must hear, and the client's
+// reset must come back. Policies do not depend on the window. It returns what it changed, in words. ovs-vswitchd
+// forgets it when it ends. Idempotent.
 func (s *Switch) EnsureLiberal(ctx context.Context) (changed []string, err error) {
 	if !s.userspace {
 		return nil, nil
@@ -112,11 +115,11 @@ func statusValue(text, name string) (string, bool) {
 
 // Occupancy is how full the switch's tables are.
 type Occupancy struct {
-	// CacheEntries are the datapath's entries of all bridges that share the datapath, CacheLimit as many as ovs-vswitchd makes now: it lowers the
-	// limit while it cannot check all entries in time.
+	// CacheEntries are the datapath's entries of all bridges that share the datapath, CacheLimit as many as
+	// ovs-vswitchd makes now: it lowers the limit while it cannot check all entries in time.
 	CacheEntries, CacheLimit uint64
-	// Connections are those of the userspace datapath, all zones together; beyond ConnectionLimit it refuses new ones. Both are 0 on the
-	// kernel's datapath, where connections are the kernel's.
+	// Connections are those of the userspace datapath, all zones together; beyond ConnectionLimit it refuses new
+	// ones. Both are 0 on the kernel's datapath, where connections are the kernel's.
 	Connections, ConnectionLimit uint64
 }
 

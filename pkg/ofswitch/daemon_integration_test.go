@@ -10,7 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 
-// TestEnsureFragments: the limits are as wide as Open vSwitch lets them be, and come back one by one and after a restart of ovs-vswitchd.
+// TestEnsureFragments: the limits are as wide as Open vSwitch lets them be, and come back one by one and after a
+// restart of ovs-vswitchd.
 func TestEnsureFragments(t *testing.T) {
 	ovs, sw := start(t)
 	ensure := func(want int) {

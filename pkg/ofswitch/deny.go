@@ -16,9 +16,10 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Deny takes the allowed mark from connections as a denied packet of their original direction does: the switch is given such a packet, which looks
-// its connection up and goes to the table PolicyDenied. The entries stay, so that packets of the other direction remain replies of a denied
-// connection and do not begin one of their own. A connection that has ended meanwhile is not begun again.
+// Deny takes the allowed mark from connections as a denied packet of their original direction does: the switch is
+// given such a packet, which looks its connection up and goes to the table PolicyDenied. The entries stay, so that
+// packets of the other direction remain replies of a denied connection and do not begin one of their own. A
+// connection that has ended meanwhile is not begun again.
 func (s *Switch) Deny(ctx context.Context, connections []flows.Connection) error {
 	return s.verdict(ctx, "deny", connections)
 }

@@ -256,7 +256,8 @@ func SetTunnelDestination(a netip.Addr) ovs.Action {
 	return ovs.SetField(a.String(), "tun_ipv6_dst")
 }
 
-// Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later" (ovs-fields(7), ip_frag).
+// Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later"
+// (ovs-fields(7), ip_frag).
 func Fragments(which string) ovs.Match { return textMatch("nw_frag=" + which) }
 
 // DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.

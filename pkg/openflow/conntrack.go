@@ -49,8 +49,8 @@ func ConnectionState(is, isNot ConnState) ovs.Match {
 	return textMatch(b.String())
 }
 
-// OriginalProtocol matches the IP protocol of the packet that began the connection. OVS wants a match of ct_state beside it that no
-// untracked packet has (ovs-fields(7), ct_nw_proto).
+// OriginalProtocol matches the IP protocol of the packet that began the connection. OVS wants a match of ct_state
+// beside it that no untracked packet has (ovs-fields(7), ct_nw_proto).
 func OriginalProtocol(number uint8) ovs.Match {
 	return textMatch("ct_nw_proto=" + strconv.Itoa(int(number)))
 }
@@ -116,8 +116,8 @@ func SourceNAT(a netip.Addr) NAT {
 	return NAT{text: "nat(src=" + a.String() + ")"}
 }
 
-// KeepSource keeps the source of a new connection, and changes its port only if another connection's replies look the same
-// (ovs-actions(7), nat: the all-zero address).
+// KeepSource keeps the source of a new connection, and changes its port only if another connection's replies look the
+// same (ovs-actions(7), nat: the all-zero address).
 func KeepSource() NAT { return NAT{text: "nat(src)"} } // as OVS prints nat(src=0.0.0.0) and nat(src=::)
 
 // SourceNATPorts is SourceNAT to a port of a range, the same if it is one of these.

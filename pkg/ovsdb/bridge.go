@@ -99,11 +99,12 @@ func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
 }
 
-// EnsureBridge makes the bridge, its settings, its table names, the timeouts of its zones and the ports that every node has what they shall be,
-// in one transaction (two when there is no bridge), and returns when ovs-vswitchd has applied it and every port has its number. It also
-// restores the port numbers that pods' ports request. It returns what it had to change, in words; nothing, when all was right. What others
-// added to the bridge stays, except controllers, spanning tree and limits on flow tables, which would break forwarding.
-// When the error is an *OptionalPortError, all that the node needs is right, and changed is what was changed.
+// EnsureBridge makes the bridge, its settings, its table names, the timeouts of its zones and the ports that every
+// node has what they shall be, in one transaction (two when there is no bridge), and returns when ovs-vswitchd has
+// applied it and every port has its number. It also restores the port numbers that pods' ports request. It returns
+// what it had to change, in words; nothing, when all was right. What others added to the bridge stays, except
+// controllers, spanning tree and limits on flow tables, which would break forwarding. When the error is an
+// *OptionalPortError, all that the node needs is right, and changed is what was changed.
 func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
@@ -146,7 +147,8 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	return changed, nil
 }
 
-// repair changes what differs in the database, in one transaction. created says that it made the bridge, which leaves the timeouts to a second call.
+// repair changes what differs in the database, in one transaction. created says that it made the bridge, which leaves
+// the timeouts to a second call.
 func (c *Client) repair(ctx context.Context, s *session, want Bridge) (changed []string, created bool, err error) {
 	v, err := s.view(c.bridge)
 	if err != nil {

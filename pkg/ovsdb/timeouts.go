@@ -10,13 +10,15 @@ import (
 // datapathUserspace is the type of the userspace datapath, and its key in Open_vSwitch.datapaths.
 const datapathUserspace = "netdev"
 
-// zoneTimeouts are how many seconds the userspace datapath keeps a connection after a packet of it. The comments name the state of
-// lib/conntrack-private.h that reads each key (tm_to_ct_dpif_tp in lib/conntrack-tp.c, the same from Open vSwitch 2.14 to 3.7) and the default
-// of Open vSwitch. None is shorter than Linux's for the same connection: with less than the TIME_WAIT of a peer (60 seconds on Linux), a
-// client port that is used again for another Service meets a socket whose acknowledgment is invalid here, and cannot connect. Keys that
-// only the kernel's datapath reads are absent. Open vSwitch applies no policy to protocols other than TCP, UDP and ICMP.
+// zoneTimeouts are how many seconds the userspace datapath keeps a connection after a packet of it. The comments name
+// the state of lib/conntrack-private.h that reads each key (tm_to_ct_dpif_tp in lib/conntrack-tp.c, the same from
+// Open vSwitch 2.14 to 3.7) and the default of Open vSwitch. None is shorter than Linux's for the same connection:
+// with less than the TIME_WAIT of a peer (60 seconds on Linux), a client port that is used again for another Service
+// meets a socket whose acknowledgment is invalid here, and cannot connect. Keys that only the kernel's datapath reads
+// are absent. Open vSwitch applies no policy to protocols other than TCP, UDP and ICMP.
 //
-// The kernel's datapath has no policy: zones without one have the timeouts of the node's own sysctls (nf_conntrack_*_timeout*).
+// The kernel's datapath has no policy: zones without one have the timeouts of the node's own sysctls
+// (nf_conntrack_*_timeout*).
 var zoneTimeouts = map[string]int{
 	"tcp_syn_sent":    120,    // TCP_FIRST_PACKET, 30. Linux: SYN_SENT 120.
 	"tcp_syn_recv":    300,    // TCP_OPENING, 30. Linux: SYN_RECV 60, and 300 for a connection that was found after its handshake.
@@ -34,8 +36,8 @@ var zoneTimeouts = map[string]int{
 // ourRow marks rows of the tables below as ours, for people who look at them.
 var ourRow = map[string]string{idBridge: "true"}
 
-// timeouts gives the connection tracking zones of the userspace datapath our timeouts. A Datapath row that somebody else made is
-// used; other zones, and rows that somebody has put in the place of ours, are not written to.
+// timeouts gives the connection tracking zones of the userspace datapath our timeouts. A foreign Datapath row is
+// used; other zones, and foreign rows in the place of ours, are not written to.
 func (p *plan) timeouts(want Bridge) error {
 	if want.Datapath != datapathUserspace {
 		return nil
@@ -101,8 +103,9 @@ func (v *view) timeoutsRight(zone string) bool {
 	return policy != nil && maps.Equal(policy.Timeouts, zoneTimeouts)
 }
 
-// forgetTimeouts takes our zones out of the Datapath row while there is no bridge. When the last bridge of a datapath goes, the datapath forgets
-// its timeouts, and ovs-vswitchd gives the next one only those that are new in the database.
+// forgetTimeouts takes our zones out of the Datapath row while there is no bridge. When the last bridge of a datapath
+// goes, the datapath forgets its timeouts, and ovs-vswitchd gives the next one only those that are new in the
+// database.
 func (p *plan) forgetTimeouts(want Bridge) {
 	dp := p.view.datapaths[p.root.Datapaths[datapathUserspace]]
 	if dp == nil || want.Datapath != datapathUserspace {

@@ -16,7 +16,8 @@ func (l *lab) zone(number int) string {
 	return l.vsctl("get", "Datapath", l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev"), fmt.Sprintf("ct_zones:%d", number))
 }
 
-// tracked is what the datapath does with a connection in a zone: the number of its timeouts, if it has any, is among it.
+// tracked is what the datapath does with a connection in a zone: the number of its timeouts, if it has any, is among
+// it.
 func (l *lab) tracked(zone int) string {
 	l.t.Helper()
 	l.ofctl("-O", "OpenFlow15", "add-flow", model.BridgeName, fmt.Sprintf("table=0,priority=1,ip,actions=ct(commit,zone=%d)", zone))
@@ -28,8 +29,8 @@ func (l *lab) tracked(zone int) string {
 	return actions
 }
 
-// TestTimeoutsApply: the datapath has the timeouts of the database, also after the bridge was the datapath's last and was made again: the new
-// datapath knows none, and ovs-vswitchd tells it none that the database has had before.
+// TestTimeoutsApply: the datapath has the timeouts of the database, also after the bridge was the datapath's last and
+// was made again: the new datapath knows none, and ovs-vswitchd tells it none that the database has had before.
 func TestTimeoutsApply(t *testing.T) {
 	l := newLab(t)
 	l.ensure()

@@ -7,20 +7,22 @@ import (
 )
 
 const (
-	// minEpoch is the shortest epoch. Each new one costs the switch a bundle, which on the userspace datapath empties the cache.
+	// minEpoch is the shortest epoch. Each new one costs the switch a bundle, which on the userspace datapath empties
+	// the cache.
 	minEpoch = 10 * time.Second
-	// respreadBudget bounds how much is compiled anew at one time because epochs have changed, in ways from a frontend to an endpoint:
-	// some fifty milliseconds of a core. What does not fit waits for the next time.
+	// respreadBudget bounds how much is compiled anew at one time because epochs have changed, in ways from a
+	// frontend to an endpoint: some fifty milliseconds of a core. What does not fit waits for the next time.
 	respreadBudget = 2000
 )
 
-// SetTime says what time it is, by the clocks of all nodes. Services whose affinity has timed out since then get a new epoch.
+// SetTime says what time it is, by the clocks of all nodes. Services whose affinity has timed out since then get a
+// new epoch.
 //
-// The switch remembers a client for as long as its affinity lasts, from its last connection on. Whom it does not remember it sends by a
-// hash of the client's address, which makes all connections of a burst meet one endpoint before the first of them is remembered. Seeded
-// with the epoch, that hash may send a client elsewhere that comes back after its timeout: an epoch is as long as the timeout,
-// so it is another one by then. Epochs are counted from 1970, not from the agent's start, so they are the same on every node and
-// after a restart.
+// The switch remembers a client for as long as its affinity lasts, from its last connection on. Whom it does not
+// remember it sends by a hash of the client's address, which makes all connections of a burst meet one endpoint
+// before the first of them is remembered. Seeded with the epoch, that hash may send a client elsewhere that comes
+// back after its timeout: an epoch is as long as the timeout, so it is another one by then. Epochs are counted from
+// 1970, not from the agent's start, so they are the same on every node and after a restart.
 type SetTime struct{ Now time.Time }
 
 func (c SetTime) apply(s *Store) bool {
@@ -44,9 +46,9 @@ func (c SetTime) apply(s *Store) bool {
 	return changed
 }
 
-// affinityEpoch counts the timeouts of a Service's affinity. There are none where nothing is to choose, where clients are to be sent by
-// their address whatever the time is, and where the timeout is longer than the switch can remember a client: then a new epoch would
-// part clients from their endpoints before it is over.
+// affinityEpoch counts the timeouts of a Service's affinity. There are none where nothing is to choose, where clients
+// are to be sent by their address whatever the time is, and where the timeout is longer than the switch can remember
+// a client: then a new epoch would part clients from their endpoints before it is over.
 func affinityEpoch(s model.Service, now time.Time) uint64 {
 	if s.Affinity == 0 || s.Affinity > model.MaxRemembered || s.Algorithm == model.HashSource || !hasChoice(s) || now.IsZero() {
 		return 0

@@ -20,8 +20,9 @@ func sticky(name string, timeout time.Duration, endpoints int) model.Service {
 	return s
 }
 
-// TestAffinityEpochs: a Service's epoch changes when its timeout has passed, whoever says meanwhile what the Service is; the change touches
-// that Service and nothing else. An epoch follows from the clock alone, so it survives a restart.
+// TestAffinityEpochs: a Service's epoch changes when its timeout has passed, whoever says meanwhile what the Service
+// is; the change touches that Service and nothing else. An epoch follows from the clock alone, so it survives a
+// restart.
 func TestAffinityEpochs(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	s := state.New("n1")
@@ -85,8 +86,8 @@ func TestAffinityEpochs(t *testing.T) {
 	}
 }
 
-// TestEpochsAreBounded: however many Services time out at once, and however large they are, what is compiled at one time is little; all get
-// their turn.
+// TestEpochsAreBounded: however many Services time out at once, and however large they are, what is compiled at one
+// time is little; all get their turn.
 func TestEpochsAreBounded(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)
 	s := state.New("n1")

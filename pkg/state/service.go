@@ -9,7 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// SetService says what a Service is for this node now, its usable endpoints among it. Its affinity's epoch is the store's to say.
+// SetService says what a Service is for this node now, its usable endpoints among it. Its affinity's epoch is the
+// store's to say.
 type SetService struct{ Service model.Service }
 
 func (c SetService) apply(s *Store) bool {

@@ -18,8 +18,9 @@ import (
 
 var translated = regexp.MustCompile(`nat\(dst=([^)]*)\)`)
 
-// TestEpochsOnOpenVSwitch asks a real switch which endpoints clients meet that it does not remember. In one epoch each meets the same endpoint,
-// the next spreads them anew, evenly in each, whether one group chooses or groups among groups. The interpreter knows every way.
+// TestEpochsOnOpenVSwitch asks a real switch which endpoints clients meet that it does not remember. In one epoch
+// each meets the same endpoint, the next spreads them anew, evenly in each, whether one group chooses or groups among
+// groups. The interpreter knows every way.
 func TestEpochsOnOpenVSwitch(t *testing.T) {
 	r := startSwitch(t)
 	for _, family := range []struct{ name, node, cidr, vip, endpoint, client string }{

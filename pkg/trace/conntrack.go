@@ -242,8 +242,8 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 	return one
 }
 
-// Sweep gives each connection the mark that a function has for it, or drops it. The function is told of the connection's first packet, where that
-// went, and the mark.
+// Sweep gives each connection the mark that a function has for it, or drops it. The function is told of the
+// connection's first packet, where that went, and the mark.
 func (c *Conntrack) Sweep(decide func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool)) {
 	for k, v := range c.conns {
 		if k != v.orig {

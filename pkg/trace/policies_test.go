@@ -71,8 +71,8 @@ func TestRandomPolicies(t *testing.T) {
 				established = append(established, p)
 			}
 		}
-		// Policies that change apply to connections that exist, in both directions: a denied packet stops the replies, and one that is
-		// allowed again brings them back.
+		// Policies that change apply to connections that exist, in both directions: a denied packet stops the
+		// replies, and one that is allowed again brings them back.
 		before := c.Policies
 		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
 			c.Policies = policies

@@ -10,9 +10,10 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
-// TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what packets do in the flows. After
-// a sweep, no answer to a connection that the new policies deny arrives although nobody sends in its original direction; those to
-// connections that are allowed do, also when they were denied in between.
+// TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what
+// packets do in the flows. After a sweep, no answer to a connection that the new policies deny arrives although
+// nobody sends in its original direction; those to connections that are allowed do, also when they were denied in
+// between.
 func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {

@@ -67,7 +67,7 @@ func cacheDir() (string, error) {
 	return filepath.Join(home, ".cache", "weft"), nil
 }
 
-// buildAll builds what a cluster needs. Kubernetes' own tests are built when somebody asks for them.
+// buildAll builds what a cluster needs. Kubernetes' own tests are built by make conformance.
 func buildAll(ctx context.Context, p *progress, repo string) error {
 	for _, c := range []component{kubernetes, coreDNS} {
 		if _, err := c.ensure(ctx, p, repo); err != nil {

@@ -213,8 +213,8 @@ func startMember(ctx context.Context, c state.Cluster, name string, addrs []neti
 	return n, c.Datapath.Address(n, addrs)
 }
 
-// startControlPlane starts etcd and the three Kubernetes programs, and what gives them routes to pods. It returns when the API
-// server is ready.
+// startControlPlane starts etcd and the three Kubernetes programs, and what gives them routes to pods. It returns
+// when the API server is ready.
 func startControlPlane(ctx context.Context, repo string, c state.Cluster, detail func(string)) (map[string]sandbox.Process, error) {
 	dir, plan := paths(c.Dir), c.Plan
 	routes, err := testenv.Program(ctx, repo, "./test/cluster/routes", dir.join("bin"))

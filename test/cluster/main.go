@@ -1,6 +1,6 @@
 // Command cluster runs a real Kubernetes cluster of several nodes on one Linux machine, without Docker, images from a
-// registry or a virtual machine: in sandboxes (see pkg/lab/sandbox), one with etcd and the control plane, and per node one
-// with Open vSwitch, containerd, runc and kubelet.
+// registry or a virtual machine: in sandboxes (see pkg/lab/sandbox), one with etcd and the control plane, and per
+// node one with Open vSwitch, containerd, runc and kubelet.
 //
 // What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no record
 // to find it. The record in the state directory (see test/cluster/state) is for the other commands and for tests.

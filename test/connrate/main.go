@@ -1,6 +1,6 @@
-// Command connrate measures what connections cost: how many a second a pod can make, to a pod of another node and through a Service, and
-// how much processor time ovs-vswitchd spends on 1,000 of them. It measures several builds of the agent in turns, each on labs of their
-// own, and prints the medians as a table and, with --json, into a file.
+// Command connrate measures what connections cost: how many a second a pod can make, to a pod of another node and
+// through a Service, and how much processor time ovs-vswitchd spends on 1,000 of them. It measures several builds of
+// the agent in turns, each on labs of their own, and prints the medians as a table and, with --json, into a file.
 //
 // It needs root and Open vSwitch, leaves nothing behind, and holds no state beyond one run.
 package main
@@ -116,7 +116,8 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// buildPrograms builds weftctl and the agent from the working tree, and another agent from a commit, in a worktree that is removed again.
+// buildPrograms builds weftctl and the agent from the working tree, and another agent from a commit, in a worktree
+// that is removed again.
 func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return err

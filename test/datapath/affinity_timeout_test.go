@@ -42,8 +42,8 @@ type stickyClient struct {
 	port   atomic.Int32 // the next source port
 }
 
-// ask makes a connection from a source port that no other has, of this client or of one that a gateway hides behind the same address, and
-// returns who answers. How soon a port may be used again is another test's matter.
+// ask makes a connection from a source port that no other has, of this client or of one that a gateway hides behind
+// the same address, and returns who answers. How soon a port may be used again is another test's matter.
 func (c *stickyClient) ask(w stickyWay, to netip.AddrPort) (string, error) {
 	port := int(c.port.Add(1))
 	deadline := time.Now().Add(testenv.Patience(5 * time.Second))
@@ -238,8 +238,9 @@ func (l *stickyLab) forgotten(t *testing.T) {
 	})
 }
 
-// TestAffinityEnds: all connections of a client meet one endpoint, those of a burst, too, for as long as it comes back within the timeout:
-// while time passes, endpoints come and the agents are restarted. Clients that stay away for longer may meet others, by every way.
+// TestAffinityEnds: all connections of a client meet one endpoint, those of a burst, too, for as long as it comes
+// back within the timeout: while time passes, endpoints come and the agents are restarted. Clients that stay away for
+// longer may meet others, by every way.
 func TestAffinityEnds(t *testing.T) {
 	endpoints := []string{web("a", "node1"), web("b", "node2"), web("c", "node2")}
 	l := upSticky(t, endpoints...)

@@ -39,7 +39,8 @@ type costCase struct {
 	recirculations int
 }
 
-// costBursts is after how many connections of a case the entries are counted. The emulated machine makes some hundreds a second.
+// costBursts is after how many connections of a case the entries are counted. The emulated machine makes some
+// hundreds a second.
 func costBursts() []int {
 	if labtest.Datapath() == config.DatapathSystem {
 		return []int{200, 2000}
@@ -47,9 +48,9 @@ func costBursts() []int {
 	return []int{1000, 10000}
 }
 
-// The number of datapath-cache entries depends on pods, Services and policies, never on the number of connections; and an established
-// packet is recirculated once. (Twice on a node that a client from outside came to for an endpoint of another: its source address and its
-// destination are translated in a zone each.)
+// The number of datapath-cache entries depends on pods, Services and policies, never on the number of connections;
+// and an established packet is recirculated once. (Twice on a node that a client from outside came to for an endpoint
+// of another: its source address and its destination are translated in a zone each.)
 func TestConnectionCost(t *testing.T) {
 	const ns, pol = "cost", "costpol"
 	manifests := walledPod(ns, "client", "node1", "app: client") + walledPod(ns, "server", "node2", "app: server") +
@@ -152,8 +153,8 @@ spec: {type: %s, ipFamilyPolicy: RequireDualStack, %sselector: {app: web}, ports
 `, namespace, name, kind, more, burstPort)
 }
 
-// manyPolicies are about the two pods of a namespace, both ways: of ports, of peers, of ranges of ports and of addresses. One of each
-// kind allows what the test sends.
+// manyPolicies are about the two pods of a namespace, both ways: of ports, of peers, of ranges of ports and of
+// addresses. One of each kind allows what the test sends.
 func manyPolicies(namespace string) string {
 	var text strings.Builder
 	for i := range costPolicies {

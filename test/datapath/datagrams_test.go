@@ -20,8 +20,8 @@ import (
 	"github.com/weft-cni/weft/test/testenv"
 )
 
-// A question is a datagram of any size: its number, the size of the answer that it wants, and bytes that follow from both. An answer
-// that is wanted to be as short as it can be is the digest of the question.
+// A question is a datagram of any size: its number, the size of the answer that it wants, and bytes that follow from
+// both. An answer that is wanted to be as short as it can be is the digest of the question.
 const questionHeader = 12
 
 // question makes a datagram of a size.

@@ -35,7 +35,8 @@ const (
 type handmade struct {
 	name   string
 	pieces func(all []piece) []piece
-	// arrives is set on those that a receiver puts together, and may on those that it puts together on one of the datapaths.
+	// arrives is set on those that a receiver puts together, and may on those that it puts together on one of the
+	// datapaths.
 	arrives, may bool
 }
 
@@ -60,14 +61,16 @@ var handmades = []handmade{
 	{name: "one inside of the first", may: true, pieces: func(all []piece) []piece {
 		return slices.Insert(all, 1, piece{from: 0, to: 80})
 	}},
-	// The kernel's datapath puts them together, that in userspace takes none that are shorter than `dpctl/ipf-set-min-frag` says.
+	// The kernel's datapath puts them together, that in userspace takes none that are shorter than
+	// `dpctl/ipf-set-min-frag` says.
 	{name: "tiny", may: true, pieces: func(all []piece) []piece {
 		return append([]piece{{from: 0, to: 8}, {from: 8, to: all[0].to}}, all[1:]...)
 	}},
 }
 
-// hostile sends datagrams in pieces that a stranger made, to an open pod, through its Service, and to a pod whose policy denies them.
-// Those that can be put together arrive once, where they may; of the others, nobody ever sees a part.
+// hostile sends datagrams in pieces that a stranger made, to an open pod, through its Service, and to a pod whose
+// policy denies them. Those that can be put together arrive once, where they may; of the others, nobody ever sees a
+// part.
 func (f fragmented) hostile(t *testing.T, v4 bool) {
 	from := f.pods["stranger"]
 	mac, raw := from.mac(t), from.sender(t)
@@ -152,8 +155,8 @@ func mark(payload []byte, pieces []piece) {
 	}
 }
 
-// forgetFragments waits until the userspace datapath has given up what it cannot put together, which is when it might let it go on: with
-// the next packet after 15 seconds. The kernel just forgets.
+// forgetFragments waits until the userspace datapath has given up what it cannot put together, which is when it might
+// let it go on: with the next packet after 15 seconds. The kernel just forgets.
 func (f fragmented) forgetFragments(t *testing.T, v4 bool) {
 	t.Helper()
 	if labtest.Datapath() == config.DatapathSystem {
@@ -179,9 +182,9 @@ func (f fragmented) forgetFragments(t *testing.T, v4 bool) {
 	})
 }
 
-// segments: TCP segments that are larger than what the way takes are fragmented by a node, where the sender allows it, as IPv4 does: here
-// between the host outside and the switch. (Routers do not fragment IPv6: its senders use what they are told in time.) The pod says that
-// it takes as much as the host outside does.
+// segments: TCP segments that are larger than what the way takes are fragmented by a node, where the sender allows
+// it, as IPv4 does: here between the host outside and the switch. (Routers do not fragment IPv6: its senders use what
+// they are told in time.) The pod says that it takes as much as the host outside does.
 func (f fragmented) segments(t *testing.T) {
 	const size = 1 << 20
 	for _, to := range []string{"open-near", "open-far", "walled-near"} {

@@ -25,8 +25,8 @@ const (
 	fragNS = "frag"
 )
 
-// datagramSizes are those of the test. The userspace datapath sends at most 32 fragments of a datagram on (NETDEV_MAX_BURST); a fragment
-// has 1,424 bytes, or 1,400 of IPv6.
+// datagramSizes are those of the test. The userspace datapath sends at most 32 fragments of a datagram on
+// (NETDEV_MAX_BURST); a fragment has 1,424 bytes, or 1,400 of IPv6.
 func datagramSizes(v4 bool) []int {
 	switch {
 	case labtest.Datapath() == config.DatapathSystem:
@@ -46,8 +46,9 @@ type fragmented struct {
 	hosts   map[string]*client
 }
 
-// upFragmented brings up two open servers and two that a policy names a port of, with Services in front of all; clients without and with
-// a policy for what they send, and strangers of both kinds, who send only what is denied until that has been looked at.
+// upFragmented brings up two open servers and two that a policy names a port of, with Services in front of all;
+// clients without and with a policy for what they send, and strangers of both kinds, who send only what is denied
+// until that has been looked at.
 func upFragmented(t *testing.T, name string) fragmented {
 	t.Helper()
 	manifests := ""
@@ -111,8 +112,8 @@ type route struct {
 	name string
 	from *client
 	to   netip.AddrPort
-	// begun says that a small datagram begins each connection: node ports share an address, and Open vSwitch 3.1's userspace datapath does not show
-	// the port of a later fragment (docs/architecture.md, Fragments).
+	// begun says that a small datagram begins each connection: node ports share an address, and Open vSwitch 3.1's
+	// userspace datapath does not show the port of a later fragment (docs/architecture.md, Fragments).
 	begun bool
 }
 
@@ -144,7 +145,8 @@ func (f fragmented) routes(t *testing.T, v4 bool) (all []route) {
 	return all
 }
 
-// Datagrams of every size arrive whole, and so do their answers, wherever a port decides where they go and whether they may.
+// Datagrams of every size arrive whole, and so do their answers, wherever a port decides where they go and whether
+// they may.
 func TestFragments(t *testing.T) {
 	f := upFragmented(t, "frags")
 	for _, v4 := range []bool{true, false} {
@@ -259,8 +261,8 @@ func (f fragmented) echo(t *testing.T, sizes []int, v4 bool) {
 	}
 }
 
-// denied: nothing of a datagram arrives that is for a port that no policy names, whichever end the policy is of; and afterwards the next
-// one to the port that is named arrives.
+// denied: nothing of a datagram arrives that is for a port that no policy names, whichever end the policy is of; and
+// afterwards the next one to the port that is named arrives.
 func (f fragmented) denied(t *testing.T, v4 bool) {
 	const each, size = 40, 8000
 	for _, d := range []struct{ from, to string }{

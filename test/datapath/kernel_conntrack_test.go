@@ -137,8 +137,8 @@ spec:
 `, name, app, more)
 }
 
-// A socket that sends to a node port since before there is one is served within seconds, without a pause; by its next Service, too, after
-// the agents were away.
+// A socket that sends to a node port since before there is one is served within seconds, without a pause; by its next
+// Service, too, after the agents were away.
 func TestUDPBeforeNodePort(t *testing.T) {
 	e := upEarly(t, "kctnp")
 	for _, from := range e.clients {
@@ -156,7 +156,8 @@ func TestUDPBeforeNodePort(t *testing.T) {
 
 	e.write(t)
 	e.unserved(t, "there is no Service")
-	// The switches forget a moment later what the Service has translated; an agent that ends before that does not know of it.
+	// The switches forget a moment later what the Service has translated; an agent that ends before that does not
+	// know of it.
 	labtest.Eventually(t, 20*time.Second, func() error {
 		for _, node := range []string{"node1", "node2"} {
 			for _, is4 := range []bool{true, false} {
@@ -195,8 +196,8 @@ func TestUDPBeforeExternalAddress(t *testing.T) {
 	e.served(t, "the address has left the node", "web")
 }
 
-// After somebody has removed our nftables table, a socket that began meanwhile is masqueraded as soon as it is back, although somebody
-// else's rules had its connection tracked.
+// After somebody has removed our nftables table, a socket that began meanwhile is masqueraded as soon as it is back,
+// although somebody else's rules had its connection tracked.
 func TestUDPAfterFlush(t *testing.T) {
 	e := upEarly(t, "kctflush")
 	client, outside := e.clients[0], e.clients[3]

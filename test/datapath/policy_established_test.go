@@ -48,7 +48,8 @@ func (c *client) tell(t *testing.T, l *listeners, every time.Duration, to netip.
 	return s
 }
 
-// stops waits until nothing comes through a stream any more, although its sender goes on, and says how long after the edit the last came.
+// stops waits until nothing comes through a stream any more, although its sender goes on, and says how long after the
+// edit the last came.
 func (s *stream) stops(t *testing.T, what string, edit time.Time) {
 	t.Helper()
 	var last time.Time
@@ -75,8 +76,9 @@ func (s *stream) sentAfter(at time.Time) (n int) {
 	return n
 }
 
-// An edit of a policy, of either end, stops what is established and not allowed any more: TCP both ways, UDP both ways, and UDP that
-// nobody answers. When it is allowed again the same connections go on. A neighbor that is allowed all the while loses nothing.
+// An edit of a policy, of either end, stops what is established and not allowed any more: TCP both ways, UDP both
+// ways, and UDP that nobody answers. When it is allowed again the same connections go on. A neighbor that is allowed
+// all the while loses nothing.
 func TestPolicyEditStopsEstablished(t *testing.T) {
 	const ns = "estab"
 	ingress := func(peers string) string {

@@ -96,9 +96,10 @@ func flow(t *testing.T, what string, all []*push) {
 	})
 }
 
-// A server that sends to a silent client is stopped within a second of a policy's edit that denies the connection, by the policy of either
-// end, on one node and across nodes, itself and through a Service, in both families, and stays stopped although the other end might
-// begin a connection to it; an allowed neighbor's 1,000 packets a second all arrive.
+// A server that sends to a silent client is stopped within a second of a policy's edit that denies the connection, by
+// the policy of either end, on one node and across nodes, itself and through a Service, in both families, and stays
+// stopped although the other end might begin a connection to it; an allowed neighbor's 1,000 packets a second all
+// arrive.
 func TestPolicyStopsSilentClients(t *testing.T) {
 	const ns = "push"
 	w := upWalled(t, "polpush", map[string]string{"base.yaml": walledPod(ns, "server", "node1", "app: server, role: push") + walledPod(ns, "calm", "node1", "app: server") +
@@ -172,8 +173,8 @@ func (w *walled) connectionsOf(node string, addr netip.Addr) (lines []string) {
 	return lines
 }
 
-// What a pod leaves behind in the switch goes with it, and what it left while its agent was dead, when there is an agent again. The next
-// pod with its address connects as if it were the first.
+// What a pod leaves behind in the switch goes with it, and what it left while its agent was dead, when there is an
+// agent again. The next pod with its address connects as if it were the first.
 func TestAddressUsedAgain(t *testing.T) {
 	const ns = "again"
 	w := upWalled(t, "polagain", map[string]string{"base.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns, "far", "node2", "app: x") + walledService(ns, "near", "app: y", 8080)})
@@ -243,7 +244,8 @@ func TestAddressUsedAgain(t *testing.T) {
 	}
 }
 
-// A datagram socket whose endpoint left its Service while no agent was there reaches another once there is one, with sessionAffinity and without.
+// A datagram socket whose endpoint left its Service while no agent was there reaches another once there is one, with
+// sessionAffinity and without.
 func TestEndpointGoneWhileAgentDead(t *testing.T) {
 	for name, more := range map[string]string{"svcdead": "", "svcdeada": "\n  sessionAffinity: ClientIP"} {
 		t.Run(name, func(t *testing.T) {

@@ -19,7 +19,8 @@ import (
 	"github.com/weft-cni/weft/test/testenv"
 )
 
-// talk opens a connection from a port and returns what the responder there says. The connection stays open until the test ends.
+// talk opens a connection from a port and returns what the responder there says. The connection stays open until the
+// test ends.
 func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.AddrPort) (answer podns.Answer, err error) {
 	t.Helper()
 	patience := testenv.Patience(5 * time.Second)
@@ -53,8 +54,9 @@ func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.Ad
 
 var decidedByPort = regexp.MustCompile(`udp\(src=(\d+(?:/0x[0-9a-f]+)?)[,)]`)
 
-// A client with a port below 1024 is seen with one below 1024, and one with a higher port with a higher one, whoever it is and by whatever
-// way it comes. Two clients that have one port stay two, also where both are seen as the same node.
+// A client with a port below 1024 is seen with one below 1024, and one with a higher port with a higher one, whoever
+// it is and by whatever way it comes. Two clients that have one port stay two, also where both are seen as the same
+// node.
 func TestPrivilegedSourcePort(t *testing.T) {
 	manifest := podManifest("web-1", "web-1", "node1", 8080, "") + podManifest("web-2", "web-2", "node2", 8080, "") + podManifest("web-host", "web-host", "node2", 8081, hostNetwork) +
 		podManifest("client", "client", "node1", 9, "") + podManifest("host-1", "client", "node1", 9, hostNetwork) + podManifest("host-2", "client", "node2", 9, hostNetwork)
@@ -128,7 +130,8 @@ spec:
 			}
 		}
 	}
-	// The datapath keeps as many decisions for clients of all ports as there are ways to tell a port from those below 1024.
+	// The datapath keeps as many decisions for clients of all ports as there are ways to tell a port from those below
+	// 1024.
 	for port := 500; port < 1<<16; port += 500 {
 		if answer, err := outside.talkFrom(t, podns.UDP, port, netip.AddrPortFrom(of(s.Nodes[0].Addrs, true), nodePorts["web-2"])); err != nil || answer.Name != "default/web-2" {
 			t.Errorf("from outside port %d: answered by %q: %v", port, answer.Name, err)

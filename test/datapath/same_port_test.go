@@ -52,10 +52,11 @@ func (w *walled) ways(t *testing.T, namespace string, clients []*client, service
 	return all
 }
 
-// Two connections from one source port, one to a Service and one to its endpoint, in either order, are both answered all the time: the
-// endpoint must be able to tell them apart. So are two of which the second begins when the first has just been closed, by either side:
-// the endpoint may keep it in TIME_WAIT. The userspace datapath of Open vSwitch before 3.1.3 cannot do one of these (see flows.builder.commit): both
-// at once from a pod, the one through the Service first.
+// Two connections from one source port, one to a Service and one to its endpoint, in either order, are both answered
+// all the time: the endpoint must be able to tell them apart. So are two of which the second begins when the first
+// has just been closed, by either side: the endpoint may keep it in TIME_WAIT. The userspace datapath of Open vSwitch
+// before 3.1.3 cannot do one of these (see flows.builder.commit): both at once from a pod, the one through the
+// Service first.
 func TestServiceAndEndpointFromOnePort(t *testing.T) {
 	const ns = "oneport"
 	two := ""

@@ -13,14 +13,16 @@ import (
 )
 
 const (
-	// reuseAfter is in the middle between the 30 seconds for which Open vSwitch would remember a closed connection and the 60 of TIME_WAIT.
+	// reuseAfter is in the middle between the 30 seconds for which Open vSwitch would remember a closed connection
+	// and the 60 of TIME_WAIT.
 	reuseAfter = 40 * time.Second
 	// reusePorts is how many connections one case makes. Without the switch's memory about a third of them fail.
 	reusePorts = 40
 )
 
-// TestServicePortAgain: a client's port that is used again for the same endpoint by another way connects at once, while the endpoint still has the
-// last connection in TIME_WAIT: the endpoint's answer to the first packet belongs to a connection that the switch must remember.
+// TestServicePortAgain: a client's port that is used again for the same endpoint by another way connects at once,
+// while the endpoint still has the last connection in TIME_WAIT: the endpoint's answer to the first packet belongs to
+// a connection that the switch must remember.
 func TestServicePortAgain(t *testing.T) {
 	text := podManifest("client", "client", "node1", 9, "") + podManifest("web", "web", "node2", 8080, "")
 	for _, name := range []string{"a", "b"} {

@@ -35,8 +35,9 @@ var servingServices = []servingService{
 	{name: "local", kind: "ClusterIP", app: "stay", later: "\n  internalTrafficPolicy: Local"},
 }
 
-// TestServiceUDPServingEndpoint: a UDP client stays with its endpoint for as long as that one serves: while it terminates, when hints give it to
-// another node, when a traffic policy leaves it out. New connections go elsewhere at once. When it is gone, its clients go elsewhere, too.
+// TestServiceUDPServingEndpoint: a UDP client stays with its endpoint for as long as that one serves: while it
+// terminates, when hints give it to another node, when a traffic policy leaves it out. New connections go elsewhere
+// at once. When it is gone, its clients go elsewhere, too.
 func TestServiceUDPServingEndpoint(t *testing.T) {
 	manifest := func(changed, gone bool) string {
 		var b strings.Builder

@@ -30,7 +30,8 @@ func (controlPlane) dial(ctx context.Context, request wire.DialRequest) (wire.Di
 	return reply, err
 }
 
-// The API server reaches pods of every node in every family, as it has to for webhooks, extension API servers and pods/proxy.
+// The API server reaches pods of every node in every family, as it has to for webhooks, extension API servers and
+// pods/proxy.
 func TestControlPlaneReachesPods(t *testing.T) {
 	pods, _ := meshPods(t)
 	var targets []wire.Target

@@ -20,8 +20,8 @@ type Spec struct {
 	Skipped string // why it skipped itself
 }
 
-// Read returns what the JUnit report of a run contains, without the specs that were not chosen: failed ones first, then those that
-// skipped themselves, each by name.
+// Read returns what the JUnit report of a run contains, without the specs that were not chosen: failed ones first,
+// then those that skipped themselves, each by name.
 func Read(file string) ([]Spec, error) {
 	data, err := os.ReadFile(file)
 	if err != nil {

@@ -14,7 +14,8 @@ const (
 	CoreDNSTag = "weft.test/coredns:1"
 )
 
-// UpstreamAgnhost is the name that Kubernetes' own specs have for their image, in the version that test/components pins.
+// UpstreamAgnhost is the name that Kubernetes' own specs have for their image, in the version that test/components
+// pins.
 const UpstreamAgnhost = "registry.k8s.io/e2e-test-images/agnhost:2.56"
 
 // upstreamDNSUtils is their image with a resolver's tools, all of which agnhost's image has here.
@@ -34,7 +35,8 @@ func CoreDNS(binary string) Image {
 	return Image{Tag: CoreDNSTag, Entrypoint: []string{"/coredns"}, Files: []File{{Path: "/coredns", Source: binary}}}
 }
 
-// Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools, and CoreDNS if there is its binary.
+// Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools, and CoreDNS if there is its
+// binary.
 func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
 	files := []File{
 		{Path: "/agnhost", Source: binary},

@@ -1,8 +1,9 @@
-// Command routes keeps the routes to all pods in its network namespace: each pod CIDR of each Node by way of the node's
-// InternalIP of that family. It is what a cloud's route controller is elsewhere; the API server reaches webhooks, extension API
-// servers and pods/proxy over it.
+// Command routes keeps the routes to all pods in its network namespace: each pod CIDR of each Node by way of the
+// node's InternalIP of that family. It is what a cloud's route controller is elsewhere; the API server reaches
+// webhooks, extension API servers and pods/proxy over it.
 //
-// One goroutine works, after every change of a Node. It owns the routes with its protocol number and leaves all others alone.
+// One goroutine works, after every change of a Node. It owns the routes with its protocol number and leaves all
+// others alone.
 package main
 
 import (

@@ -1,5 +1,6 @@
-// Command coredns is CoreDNS with the plugins that two Corefiles name: the test cluster's, and that of Kubernetes' own specs. The
-// stock program has those of every cloud's name service too, and they are half of what has to be compiled.
+// Command coredns is CoreDNS with the plugins that two Corefiles name: the test cluster's, and that of Kubernetes'
+// own specs. The stock program has those of every cloud's name service too, and they are half of what has to be
+// compiled.
 package main
 
 import (

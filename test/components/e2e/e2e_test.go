@@ -1,5 +1,5 @@
-// Package e2e is Kubernetes' own end-to-end suite, with the specs of sig-network. `go test -c` makes upstream's e2e.test of
-// it, with upstream's flags.
+// Package e2e is Kubernetes' own end-to-end suite, with the specs of sig-network. `go test -c` makes upstream's
+// e2e.test of it, with upstream's flags.
 package e2e
 
 import (

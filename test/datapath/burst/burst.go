@@ -35,8 +35,8 @@ type Burst struct {
 	Terse bool
 }
 
-// Run makes the connections: a byte there and a byte back on each that is not terse. It blocks until all have ended; the error says how many were not
-// answered, and why the first of them was not.
+// Run makes the connections: a byte there and a byte back on each that is not terse. It blocks until all have ended;
+// the error says how many were not answered, and why the first of them was not.
 func (b Burst) Run() error {
 	var next, failed atomic.Int64
 	var workers sync.WaitGroup

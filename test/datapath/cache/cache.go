@@ -1,5 +1,5 @@
-// Package cache reads what `ovs-appctl dpctl/dump-flows` prints: the entries of a datapath's cache. It tells in which fields entries
-// differ, and how often a packet of an established connection is recirculated.
+// Package cache reads what `ovs-appctl dpctl/dump-flows` prints: the entries of a datapath's cache. It tells in which
+// fields entries differ, and how often a packet of an established connection is recirculated.
 //
 // It keeps no state; everything is computed from the text.
 package cache
@@ -94,8 +94,8 @@ func (e Entry) shape() string {
 	return strings.Join(fields, ",")
 }
 
-// Masks describes entries for a person: those that match the same bits of the same fields in one line, with the fields in which they
-// differ. The largest group is first.
+// Masks describes entries for a person: those that match the same bits of the same fields in one line, with the
+// fields in which they differ. The largest group is first.
 func Masks(entries []Entry) string {
 	groups := map[string][]Entry{}
 	for _, e := range entries {
@@ -132,8 +132,8 @@ func Masks(entries []Entry) string {
 	return text.String()
 }
 
-// Recirculations is how often the datapath recirculates a packet of an established connection at most, on its way from a port: along
-// entries that do not demand a new connection, and only as far as the dump has entries for it.
+// Recirculations is how often the datapath recirculates a packet of an established connection at most, on its way
+// from a port: along entries that do not demand a new connection, and only as far as the dump has entries for it.
 func Recirculations(entries []Entry) int { return len(deepest(entries)) }
 
 // deepest are the entries in whose actions the recirculations are of the packet that has most of them.

@@ -7,8 +7,9 @@ import (
 	"github.com/weft-cni/weft/test/datapath/cache"
 )
 
-// What `ovs-appctl dpctl/dump-flows` of Open vSwitch 3.1 prints for the userspace datapath. Two connections begin, through recirculation
-// 0x2, to be seen by a hash; of established packets one is recirculated once, and one, in port 4, twice.
+// What `ovs-appctl dpctl/dump-flows` of Open vSwitch 3.1 prints for the userspace datapath. Two connections begin,
+// through recirculation 0x2, to be seen by a hash; of established packets one is recirculated once, and one, in port
+// 4, twice.
 const dump = `flow-dump from the main thread:
 recirc_id(0),in_port(7),packet_type(ns=0,id=0),eth(src=0a:58:0a:f4:00:02,dst=0a:57:65:66:74:01/01:00:00:00:00:00),eth_type(0x0800),ipv4(src=10.244.0.2,dst=10.244.0.3/255.255.255.254,frag=no), packets:2, bytes:90, used:2.147s, actions:ct(zone=22373,nat),recirc(0x1)
 ct_state(-new+est-rel-rpl-inv+trk),ct_mark(0x1/0x7),recirc_id(0x1),in_port(7),packet_type(ns=0,id=0),eth_type(0x0800),ipv4(dst=10.244.0.3,proto=6,frag=no),tcp(dst=8080), packets:1, bytes:142, used:2.147s, flags:P., actions:8
