@@ -58,7 +58,8 @@ func TestServiceReports(t *testing.T) {
 	reports := serviceReports(view, Status{Quarantined: map[model.Owner]string{model.ServiceOwner("shop/web"): "refused"}}, problems, actual.Flows, "")
 	here, there := EndpointReport{netip.MustParseAddrPort("10.244.1.2:8080"), true, 1}, EndpointReport{netip.MustParseAddrPort("10.244.2.2:8080"), false, 2}
 	local, sources := []EndpointReport{here}, []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
-	// With affinity each endpoint has a flow for clients that come back; behind Local, the node's own have theirs.
+	// With affinity each endpoint has a flow for clients that come back; behind Local, the node's own have
+	// theirs, and the node's own clients of its node ports.
 	counted := func(n uint64) openflow.Stats { return openflow.Stats{Packets: n} }
 	want := []ServiceReport{
 		{Service: "shop/bad", Problem: "clusterIPs: no address", Frontends: []FrontendReport{}},
@@ -67,7 +68,7 @@ func TestServiceReports(t *testing.T) {
 			{Kind: "ClusterIP", Address: "10.96.0.1:80", Protocol: model.TCP, Port: "http", Policy: "Cluster", Endpoints: []EndpointReport{here, there}, Stats: counted(3)},
 			{Kind: "ExternalIP", Address: "192.0.2.9:80", Protocol: model.TCP, Port: "http", Policy: "Local", Endpoints: local, Stats: counted(5)},
 			{Kind: "LoadBalancer", Address: "192.0.2.1:80", Protocol: model.TCP, Port: "http", Policy: "Local", Sources: sources, Endpoints: local},
-			{Kind: "NodePort", Address: "*:30080", Protocol: model.TCP, Port: "http", Policy: "Local", Endpoints: local, Stats: counted(5)},
+			{Kind: "NodePort", Address: "*:30080", Protocol: model.TCP, Port: "http", Policy: "Local", Endpoints: local, Stats: counted(8)},
 		}},
 	}
 	if n := reports[len(reports)-1].Frontends[2].Packets; n == 0 {

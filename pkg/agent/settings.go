@@ -69,6 +69,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	desired := host.Desired{
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
+		Address:        view.Self.TunnelAddr(),
 		PodCIDRs:       usable.Own,
 		RemotePodCIDRs: usable.Remote,
 		Masquerade:     cfg.EgressMasquerade,

@@ -298,6 +298,9 @@ func (b *builder) self(n model.Node) {
 		for _, tunnel := range model.TunnelTypes {
 			away := matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))
 			b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(gateway)))}, openflow.Goto(Output))
+			if node := n.TunnelAddr(); node.IsValid() && openflow.Protocol(node) == proto {
+				b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(node)))}, openflow.Goto(Output))
+			}
 			translate := func(ports model.PortRange) ovs.Action {
 				return openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNATPorts(gateway, ports.First, ports.Last)}.Action()
 			}
@@ -324,15 +327,25 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 		return
 	}
 	remote := n.TunnelAddr()
+	into := func() []ovs.Action {
+		return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Commit)}
+	}
 	for _, cidr := range n.PodCIDRs {
 		if checkRemote(cidr, n, self) != nil {
 			continue // UsablePodCIDRs reports it
 		}
 		proto := openflow.Protocol(cidr.Addr())
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
-		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))},
-			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Commit))
+		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, into()...)
 		b.noService(cidr)
+		if remote.Is4() != cidr.Addr().Is4() || checkAddr(remote, self) != nil {
+			continue
+		}
+		// The node's clients of its own node ports keep its address, which is proven: the tunnel packet came from there.
+		// An answer to what the node sent through its kernel, and not into the tunnel, goes through this one's (MarkGateway).
+		node := openflow.Host(remote)
+		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))}, openflow.Goto(Conntrack))
+		b.add(in{Forwarding, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0), Origin.Is(OriginPod), openflow.Destination(node))}, into()...)
 	}
 }
 

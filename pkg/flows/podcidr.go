@@ -67,6 +67,19 @@ func checkRemote(cidr netip.Prefix, n, self model.Node) error {
 	return nil
 }
 
+// checkAddr says why another node's address cannot be a source of its tunnel packets, or nil.
+func checkAddr(a netip.Addr, self model.Node) error {
+	if slices.Contains(self.Addrs, a) {
+		return errors.New("it is this node's address, too")
+	}
+	for _, own := range self.PodCIDRs {
+		if own.Contains(a) {
+			return fmt.Errorf("it is in this node's pod CIDR %s", own)
+		}
+	}
+	return nil
+}
+
 // PodCIDRs are the ranges of a snapshot that the node's own network may follow.
 type PodCIDRs struct {
 	// Own are this node's, Remote the other nodes' in the order of their names. No two of them overlap, and no address of

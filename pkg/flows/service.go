@@ -22,6 +22,7 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 			continue
 		}
 		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
+		node := self.TunnelAddr()
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
@@ -35,6 +36,10 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 				continue
 			case model.NodePort:
 				match = also(match, Origin.Is(OriginGateway))
+				// The node's own clients have this address here (see host.Desired.Address).
+				if p.ExternalLocal && node.IsValid() && node.Is4() == is4 {
+					sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(openflow.Host(node)))...)
+				}
 			}
 			sb.external(withGateway(f.Sources, self, sb.own), match...)
 		}

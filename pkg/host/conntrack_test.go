@@ -40,6 +40,7 @@ func (c connection) in(zone uint16) connection {
 // nodeWithServices is node 192.0.2.1 with the pods 10.244.1.0/24.
 func nodeWithServices() (Desired, []netip.Prefix) {
 	d := dualStack()
+	d.Address = netip.MustParseAddr("192.0.2.1")
 	d.Masquerade = true
 	d.NoMasquerade = prefixes("192.168.0.0/16")
 	d.ServiceCIDRs = prefixes("10.96.0.0/16", "fd00:96::/112")
@@ -69,7 +70,11 @@ func TestStaleConnections(t *testing.T) {
 		{"at the gateway address", untranslated("10.244.1.7:40001", "10.244.1.1:30053"), true},
 		{"over IPv6", untranslated("[2001:db8::9]:40001", "[2001:db8::1]:30053"), true},
 		{"served", conn("203.0.113.9:40001", "192.0.2.1:30053", "169.254.87.1:30053", "203.0.113.9:40001"), false},
-		{"served, of the node itself", conn("192.0.2.1:40001", "192.0.2.1:30053", "169.254.87.1:30053", "10.244.1.1:50000"), false},
+		{"served, of the node itself", conn("192.0.2.1:40001", "192.0.2.1:30053", "169.254.87.1:30053", "192.0.2.1:40001"), false},
+		{"served, of the node itself, from the gateway address", conn("192.0.2.1:40001", "192.0.2.1:30053", "169.254.87.1:30053", "10.244.1.1:50000"), true},
+		{"served, of another address of the node", conn("192.0.2.50:40001", "192.0.2.1:30053", "169.254.87.1:30053", "10.244.1.1:50000"), false},
+		{"of another address of the node, as itself", conn("192.0.2.50:40001", "192.0.2.1:30053", "169.254.87.1:30053", "192.0.2.50:40001"), true},
+		{"served, of the node itself, over IPv6", conn("[2001:db8::1]:40001", "[2001:db8::1]:30053", "[fd57:6566:7400::1]:30053", "[fd00:10:1::1]:50000"), false},
 		{"served, over IPv6", conn("[2001:db8::9]:40001", "[2001:db8::1]:30053", "[fd57:6566:7400::1]:30053", "[2001:db8::9]:40001"), false},
 		{"TCP's node port", untranslated("203.0.113.9:40001", "192.0.2.1:30080"), false},
 		{"over TCP", untranslated("203.0.113.9:40001", "192.0.2.1:30080").of(unix.IPPROTO_TCP), false},
@@ -85,7 +90,7 @@ func TestStaleConnections(t *testing.T) {
 		{"a host port with somebody else's translation", conn("203.0.113.9:40001", "192.0.2.1:30053", "10.244.1.7:53", "203.0.113.9:40001"), false},
 		{"a node port that is gone", conn("203.0.113.9:40001", "192.0.2.1:30054", "169.254.87.1:30054", "203.0.113.9:40001"), true},
 		{"a node port at an address that is gone", conn("203.0.113.9:40001", "192.0.2.77:30053", "169.254.87.1:30053", "203.0.113.9:40001"), true},
-		{"the switch's address itself", conn("192.0.2.1:40001", "169.254.87.1:30053", "169.254.87.1:30053", "10.244.1.1:50000"), false},
+		{"the switch's address itself", conn("192.0.2.1:40001", "169.254.87.1:30053", "169.254.87.1:30053", "192.0.2.1:40001"), false},
 
 		{"to an external address of the node", untranslated("203.0.113.9:40001", "192.0.2.50:53"), true},
 		{"to one that was not the node's", conn("192.0.2.1:40001", "192.0.2.50:53", "192.0.2.50:53", "10.244.1.1:50000"), true},

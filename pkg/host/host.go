@@ -48,6 +48,8 @@ type Desired struct {
 	Gateway string
 	// MTU of the gateway interface; 0 leaves it as it is.
 	MTU int
+	// Address is the address of the node that its tunnel packets come from; invalid as long as it has none.
+	Address netip.Addr
 	// PodCIDRs are this node's ranges, at most one of each family. The first address of each is the gateway's.
 	PodCIDRs []netip.Prefix
 	// RemotePodCIDRs are the other nodes' ranges. Those of a family in which this node has none are not routed.

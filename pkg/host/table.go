@@ -134,6 +134,11 @@ func rules(d Desired) []*knftables.Rule {
 			return fmt.Sprintf("%s-%d", netip.AddrPortFrom(model.GatewayAddr(local), r.First), r.Last)
 		}
 		between := func(r model.PortRange) string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
+		// A node port's client of the node itself keeps the one address that others do accept.
+		if d.Address.IsValid() && d.Address.Is4() == f.is4 {
+			add(postroutingChain, "node to its own node ports: from its own address",
+				f.header, "saddr", d.Address.String(), f.header, "daddr", model.NodePortAddr(f.is4).String(), "return")
+		}
 		away := []any{"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local"}
 		transports := "meta l4proto { tcp, udp, sctp }"
 		add(postroutingChain, "node to remote pods and Services, from a privileged port: from the gateway address",

@@ -30,6 +30,7 @@ type translations struct {
 // familyTranslations are those of one address family; without pod CIDR there are none.
 type familyTranslations struct {
 	pods       netip.Prefix
+	node       netip.Addr // invalid when the node's address is of the other family
 	gateway    netip.Addr
 	masquerade netip.Addr // as the source: of what a Service turned back to the node
 	nodePort   netip.Addr
@@ -69,6 +70,9 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		f := familyTranslations{
 			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4), nodePort: model.NodePortAddr(is4),
 			toWorld: d.Masquerade, nodePorts: map[uint16]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
+		}
+		if d.Address.IsValid() && d.Address.Is4() == is4 {
+			f.node = d.Address
 		}
 		for _, e := range direct(d, is4) {
 			f.direct = append(f.direct, e.prefix)
@@ -155,6 +159,8 @@ func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool 
 	switch {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
 		return false // to a pod of the node, or from others to the switch: no translation of ours
+	case to == f.nodePort && from == f.node:
+		return as != from
 	case toSwitch:
 		// Of the node itself: from the gateway address, and not from a port that the switch gives to others'
 		// connections.

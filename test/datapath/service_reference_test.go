@@ -125,6 +125,8 @@ func (tb table) source(c *client, t target, e endpoint, entry string, original [
 	switch {
 	case e.name == c.name:
 		return nil // a pod that reaches itself
+	case c.kind == "node" && t.kind == nodePort && entry == c.node && !e.onHost && v4 == tb.nodes[entry].Addrs[0].Is4():
+		return tb.nodes[entry].Addrs[:1] // which e2e wants of the policy Local
 	case e.onHost && c.kind != "outside":
 		// To a node's address packets leave the pod network with their node's address; what comes back to the node it came from may
 		// have the address that is nobody's.

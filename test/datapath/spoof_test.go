@@ -124,9 +124,14 @@ func TestTunnelSpoofing(t *testing.T) {
 	wraps := map[uint16]func(uint32, []byte) []byte{model.Geneve.UDPPort(): wire.Geneve, model.VXLAN.UDPPort(): wire.VXLAN}
 	forge := func(a *attack, reason, source string) {
 		to := netip.AddrPortFrom(m.pods["b-node1"].IPs[0], targetPort)
+		addrs := m.nodes[source].Addrs // of a node, or else of a pod
+		if pod, ok := m.pods[source]; ok {
+			addrs = pod.IPs
+		}
+		inner := addrs[0]
 		for port, wrap := range wraps {
 			a.datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source), netip.AddrPortFrom(m.nodes["node1"].Addrs[0], port), func(mark []byte) []byte {
-				return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(m.pods[source].IPs[0], sourcePort), to, mark))
+				return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(inner, sourcePort), to, mark))
 			})
 		}
 	}
@@ -134,6 +139,8 @@ func TestTunnelSpoofing(t *testing.T) {
 		a := newAttack()
 		forge(a, "tunnel-source", "a-node3")
 		forge(a, "tunnel-source", "a-node1")
+		forge(a, "tunnel-source", "node3")
+		forge(a, "tunnel-source", "node1")
 		m.attack(t, "node/node2", "node1", a)
 	})
 	t.Run("from a pod", func(t *testing.T) {
@@ -144,6 +151,7 @@ func TestTunnelSpoofing(t *testing.T) {
 	t.Run("the true ones arrive", func(t *testing.T) {
 		a := newAttack()
 		forge(a, "", "a-node2")
+		forge(a, "", "node2")
 		sniffer := m.sniff(t, "b-node1", "eth0")
 		m.send(t, "node/node2", a.request)
 		m.honest(t)
