@@ -169,7 +169,7 @@ var Pipeline = []Table{
 		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
 			"Service without endpoints leads to an address that the node rejects.",
 		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
-			"ipv6_src", "ipv6_dst", "nw_frag", "tp_dst"},
+			"ipv6_src", "ipv6_dst", "nw_frag", "tp_src", "tp_dst"},
 		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
 		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
 	},

@@ -133,11 +133,20 @@ type serviceBuilder struct {
 // pool is a set of endpoints that frontends share, with its group.
 type pool struct {
 	buckets []openflow.Bucket
-	// actions are what a packet to the frontend meets; nil drops it.
-	actions []ovs.Action
+	// ways are what packets to the frontend meet; without any they are dropped.
+	ways []way
 	// sticky are the actions for each bucket's endpoint, with sessionAffinity.
 	sticky [][]ovs.Action
 }
+
+// way is what some of the packets to a frontend meet.
+type way struct {
+	class   []ovs.Match // which of them; nil is all
+	actions []ovs.Action
+}
+
+// theWay is the same for all packets.
+func theWay(actions ...ovs.Action) []way { return []way{{actions: actions}} }
 
 func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
 	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
@@ -184,11 +193,17 @@ func withGateway(sources []netip.Prefix, self model.Node, own netip.Prefix) []ne
 
 // frontend gives the flows of one address. The priority after it is that of clients that come back.
 func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match) {
-	if p.actions == nil {
+	if len(p.ways) == 0 {
 		sb.drop(NoLocalEndpoint, in{ServiceLB, priority, sb.proto, match})
-		return
 	}
-	sb.add(in{ServiceLB, priority, sb.proto, match}, p.actions...)
+	for _, w := range p.ways {
+		if w.class == nil {
+			sb.add(in{ServiceLB, priority, sb.proto, match}, w.actions...)
+			continue
+		}
+		// Below, so that OVS finds other Services' flows first and looks at the port of this one's packets only.
+		sb.add(in{ServiceLB, priority - 1, sb.proto, also(match, w.class...)}, w.actions...)
+	}
 	for i, actions := range p.sticky {
 		if sb.err != nil {
 			return
@@ -202,7 +217,7 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 // pool makes the group of a traffic policy's endpoints, once.
 func (sb *serviceBuilder) pool(local bool) *pool {
 	if sb.refused {
-		return &pool{actions: []ovs.Action{reject(sb.port.ClusterIP.Is4())}}
+		return &pool{ways: theWay(reject(sb.port.ClusterIP.Is4()))}
 	}
 	if p := sb.pools[local]; p != nil {
 		return p
@@ -215,7 +230,7 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 	endpoints := sb.port.Endpoints(local)
 	switch {
 	case len(endpoints) == 0 && !sb.port.Elsewhere:
-		p.actions = []ovs.Action{reject(sb.port.ClusterIP.Is4())}
+		p.ways = theWay(reject(sb.port.ClusterIP.Is4()))
 		return p
 	case len(endpoints) == 0:
 		return p
@@ -235,7 +250,7 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 		scope = "local"
 	}
 	name := string(sb.port.Protocol) + "/" + sb.port.Name + "/" + sb.port.ClusterIP.String() + "/" + scope
-	p.actions = []ovs.Action{openflow.ToGroup(sb.spread(name, p.buckets))}
+	p.ways = sb.spread(name, p.buckets)
 	return p
 }
 
@@ -257,10 +272,9 @@ func (sb *serviceBuilder) laterFragments(p *pool) {
 	proto := openflow.Protocol(sb.port.ClusterIP)
 	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
 		openflow.Destination(openflow.Host(sb.port.ClusterIP)), openflow.Fragments("later"))
-	if p.actions == nil {
-		return
+	for _, w := range p.ways {
+		sb.add(in{ServiceLB, prioHigh, proto, match}, w.actions...)
 	}
-	sb.add(in{ServiceLB, prioHigh, proto, match}, p.actions...)
 	for i, actions := range p.sticky {
 		chosen := also(match, Bucket.Is(p.buckets[i].ID))
 		sb.add(in{ServiceLB, prioHigh + 1, proto, chosen}, openflow.Goto(StickyEndpoint))

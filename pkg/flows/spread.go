@@ -17,39 +17,69 @@ const (
 	// maxDPHash is how many endpoints the datapath's own hash spreads evenly enough: OVS gives it at most 256 places, so of 32
 	// endpoints one may get an eighth more than another.
 	maxDPHash = 32
+	// maxClasses is how many classes of source ports are told apart.
+	maxClasses = 256
 	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB, which 545 buckets with
 	// IPv6 endpoints fill.
 	maxBuckets = 500
 )
 
-// spread makes a group that chooses among buckets. Few are chosen by the datapath's hash of the connection, which costs no
-// upcall. Others are chosen by hashing fields in ovs-vswitchd, connection by connection: that is even for any number, but
-// weights are no shares there. Too many for one group are spread over groups of equal size.
-func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) openflow.GroupID {
+// spread makes the groups that choose among buckets. Few are chosen by the datapath's hash of the connection, which costs
+// no upcall. With TCP many are, too, after the client's port has chosen among groups (see byPort). Others are chosen by
+// hashing fields in ovs-vswitchd, connection by connection: that is even for any number, but weights are no shares there.
+// Too many for one group are spread over groups of equal size.
+func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []way {
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
 	fields := []openflow.Field{source}
 	if sb.service.Affinity == 0 && sb.service.Algorithm != model.HashSource {
-		if len(buckets) <= maxDPHash {
-			return sb.group(name, openflow.DPHash(), places(buckets))
+		switch {
+		case len(buckets) <= maxDPHash:
+			return theWay(openflow.ToGroup(sb.group(name, openflow.DPHash(), places(buckets))))
+		case sb.port.Protocol == model.TCP && len(buckets) <= maxDPHash*maxClasses:
+			return sb.byPort(name, buckets)
 		}
 		from, to := openflow.PortFields(sb.port.Protocol.Number())
 		fields = append(fields, destination, openflow.IPProto, from, to)
 	}
 	by := openflow.SeededHash(sb.service.AffinityEpoch, fields...)
 	if len(buckets) <= maxBuckets {
-		return sb.group(name, by, buckets)
+		return theWay(openflow.ToGroup(sb.group(name, by, buckets)))
 	}
-	// In the order of their ids endpoints move to another part only at the parts' edges when others come and go.
-	buckets = slices.SortedFunc(slices.Values(buckets), func(x, y openflow.Bucket) int { return cmp.Compare(x.ID, y.ID) })
-	parts := (len(buckets) + maxBuckets - 1) / maxBuckets
-	top := make([]openflow.Bucket, parts)
-	for n := range parts {
-		part := buckets[n*len(buckets)/parts : (n+1)*len(buckets)/parts]
+	var top []openflow.Bucket
+	for n, part := range parts(buckets, (len(buckets)+maxBuckets-1)/maxBuckets) {
 		id := sb.group(fmt.Sprintf("%s/%d", name, n), by, part)
 		// The parts' ids must not be those of their buckets: the same hash would choose both.
-		top[n] = openflow.Bucket{ID: partIDs + uint32(n), Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}}
+		top = append(top, openflow.Bucket{ID: partIDs + uint32(n), Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}})
 	}
-	return sb.group(name, by, top)
+	return theWay(openflow.ToGroup(sb.group(name, by, top)))
+}
+
+// byPort makes a group for each class of source ports, so that a connection is an entry of the datapath's cache no more
+// than with few endpoints. The lowest bit tells no classes apart: Linux prefers even ports for what it connects. This is
+// for TCP, whose clients take ports as they come; a UDP client may have the same one for ever, as its servers do.
+func (sb *serviceBuilder) byPort(name string, buckets []openflow.Bucket) []way {
+	classes := 2
+	for classes*maxDPHash < len(buckets) {
+		classes *= 2
+	}
+	var ways []way
+	for n, part := range parts(buckets, classes) {
+		id := sb.group(fmt.Sprintf("%s/%d", name, n), openflow.DPHash(), places(part))
+		class := matches(openflow.SourcePort(uint16(n)<<1, uint16(classes-1)<<1))
+		ways = append(ways, way{class, []ovs.Action{openflow.ToGroup(id)}})
+	}
+	return ways
+}
+
+// parts divides buckets into some number of equal size. In the order of their ids endpoints move to another part only at the
+// parts' edges when others come and go.
+func parts(buckets []openflow.Bucket, n int) [][]openflow.Bucket {
+	buckets = slices.SortedFunc(slices.Values(buckets), func(x, y openflow.Bucket) int { return cmp.Compare(x.ID, y.ID) })
+	all := make([][]openflow.Bucket, n)
+	for i := range n {
+		all[i] = buckets[i*len(buckets)/n : (i+1)*len(buckets)/n]
+	}
+	return all
 }
 
 const (

@@ -57,11 +57,54 @@ func TestPlaces(t *testing.T) {
 	})
 }
 
+// TestClasses: with TCP more endpoints than one hash spreads evenly enough are divided among classes of source ports:
+// each endpoint is in one, no class has more than such a hash spreads, and each port is in one class.
+func TestClasses(t *testing.T) {
+	for _, n := range []int{maxDPHash + 1, 64, 65, 500, 2000, maxDPHash * maxClasses} {
+		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
+		for i := range n {
+			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
+		}
+		b := &builder{owner: model.ServiceOwner(s.Name)}
+		b.service(s, model.Node{}, true)
+		if b.err != nil {
+			t.Fatal(b.err)
+		}
+		found := map[string]bool{}
+		for _, g := range b.groups {
+			here := map[string]bool{}
+			for _, actions := range g.BucketActions() {
+				to, ok := openflow.TranslatedTo(actions)
+				if !ok || found[to.String()] {
+					t.Fatalf("%d endpoints: a bucket %q", n, actions)
+				}
+				here[to.String()] = true
+			}
+			if len(here) > maxDPHash || len(here) < maxDPHash/2 {
+				t.Errorf("%d endpoints: %d in one class", n, len(here))
+			}
+			for to := range here {
+				found[to] = true
+			}
+		}
+		if len(found) != n || len(b.flows) != len(b.groups) || len(b.groups) > 2*n/maxDPHash {
+			t.Errorf("%d endpoints: %d of them in %d groups for %d flows", n, len(found), len(b.groups), len(b.flows))
+		}
+		ports := map[string]bool{}
+		for _, f := range b.flows {
+			ports[f.Key.String()] = true
+		}
+		if len(ports) != len(b.flows) {
+			t.Errorf("%d endpoints: %d flows for %d classes of ports", n, len(b.flows), len(ports))
+		}
+	}
+}
+
 // TestParts: more endpoints than one group holds are spread over groups of equal size, and few of them change groups when one
 // comes or goes.
 func TestParts(t *testing.T) {
 	groupOf := func(n int) map[string]openflow.GroupID {
-		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
+		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
 		for i := range n {
 			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
 		}

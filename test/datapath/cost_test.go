@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -37,13 +38,17 @@ type costCase struct {
 	first uint16
 	// recirculations is what an established packet may cost, on the node where it costs most.
 	recirculations int
+	// most bounds the entries; 0 is mostEntries.
+	most int
+	// times is how many times as many connections as usual it takes to see all entries; 0 is 1.
+	times int
 }
 
 // costBursts is after how many connections of a case the entries are counted. The emulated machine makes some
 // hundreds a second.
 func costBursts() []int {
 	if labtest.Datapath() == config.DatapathSystem {
-		return []int{200, 2000}
+		return []int{500, 2000} // the first must meet all of a Service's 128 places already
 	}
 	return []int{1000, 10000}
 }
@@ -77,15 +82,15 @@ func TestConnectionCost(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		at := func(addrs []netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(of(addrs, v4), port) }
 		cases := []costCase{
-			{"direct", from, podns.TCP, at(server.ips, burstPort), 10000, 1},
-			{"through a Service", from, podns.TCP, at(web, 80), 10000, 1},
-			{"with affinity", from, podns.TCP, at(sticky, 80), 25000, 1},
-			{fmt.Sprintf("%d policies on both ends", costPolicies), walledFrom, podns.TCP, at(walledServer.ips, burstPort), 10000, 1},
-			{"node port", outside, podns.TCP, at(w.node(t, "node1").Addrs, nodePort), 10000, 2},
-			{"egress", from, podns.TCP, at(outside.ips, burstPort), 10000, 1},
+			{name: "direct", from: from, to: at(server.ips, burstPort), recirculations: 1},
+			{name: "through a Service", from: from, to: at(web, 80), recirculations: 1},
+			{name: "with affinity", from: from, to: at(sticky, 80), first: 25000, recirculations: 1},
+			{name: fmt.Sprintf("%d policies on both ends", costPolicies), from: walledFrom, to: at(walledServer.ips, burstPort), recirculations: 1},
+			{name: "node port", from: outside, to: at(w.node(t, "node1").Addrs, nodePort), recirculations: 2},
+			{name: "egress", from: from, to: at(outside.ips, burstPort), recirculations: 1},
 		}
 		if v4 {
-			cases = append(cases, costCase{"through a Service, UDP", from, podns.UDP, at(web, 80), 10000, 1})
+			cases = append(cases, costCase{name: "through a Service, UDP", from: from, proto: podns.UDP, to: at(web, 80), recirculations: 1})
 		}
 		for _, c := range cases {
 			t.Run(fmt.Sprintf("%s/%s", familyName(v4), c.name), func(t *testing.T) { w.costs(t, c, nodes) })
@@ -93,14 +98,77 @@ func TestConnectionCost(t *testing.T) {
 	}
 }
 
+// A Service with many endpoints takes some entries for each of them, and no more for each connection.
+func TestConnectionCostOfManyEndpoints(t *testing.T) {
+	const (
+		ns    = "cost"
+		pods  = 3
+		ports = 14 // of each pod; in all more than one group of the switch spreads
+		// entries for each endpoint: as many as give each nearly the same share.
+		each = 16
+	)
+	manifests := walledPod(ns, "client", "node1", "app: client") + "---\napiVersion: v1\nkind: Service\n" +
+		"metadata: {namespace: cost, name: many}\nspec: {ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]}\n"
+	for i := range pods {
+		manifests += walledPod(ns, fmt.Sprintf("web-%d", i), fmt.Sprintf("node%d", i%2+1), "app: web")
+	}
+	w := upWalled(t, "costmany", map[string]string{"f.yaml": manifests})
+	nodes := []string{"node1", "node2"}
+	for _, node := range nodes {
+		w.Run("node/"+node, "ovs-vsctl", "set", "Open_vSwitch", ".", "other_config:max-idle=600000")
+	}
+	from := w.pod(t, ns+"/client")
+	addrs := map[bool][]string{}
+	for i := range pods {
+		web := w.pod(t, fmt.Sprintf("%s/web-%d", ns, i))
+		for _, v4 := range []bool{true, false} {
+			addrs[v4] = append(addrs[v4], fmt.Sprintf("{addresses: [%q]}", of(web.ips, v4)))
+		}
+		for port := range ports {
+			answerer, err := burst.Serve(web.ns, burstPort+uint16(port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { answerer.Close() })
+		}
+	}
+	var slices strings.Builder
+	for v4, family := range map[bool]string{true: "IPv4", false: "IPv6"} {
+		for port := range ports {
+			fmt.Fprintf(&slices, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"+
+				"metadata: {namespace: cost, name: many-%s-%d, labels: {kubernetes.io/service-name: many}}\naddressType: %s\nendpoints: [%s]\nports: [{port: %d}]\n",
+				strings.ToLower(family), port, family, strings.Join(addrs[v4], ", "), burstPort+port)
+		}
+	}
+	w.write(t, "slices.yaml", slices.String())
+	labtest.Eventually(t, 20*time.Second, func() error {
+		groups := w.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-groups", "weft")
+		if n := endpointsIn(groups); n != 2*pods*ports {
+			return fmt.Errorf("the switch's groups have %d endpoints, want %d", n, 2*pods*ports)
+		}
+		return nil
+	})
+	for _, v4 := range []bool{true, false} {
+		to := netip.AddrPortFrom(of(w.serviceIPs(t, ns, "many"), v4), 80)
+		t.Run(familyName(v4), func(t *testing.T) {
+			w.costs(t, costCase{from: from, to: to, recirculations: 1, most: each * pods * ports, times: 10}, nodes)
+		})
+	}
+}
+
 // costs makes connections of one case, and counts each node's entries after the few and after the many.
 func (w *walled) costs(t *testing.T, c costCase, nodes []string) {
+	c.first, c.most, c.times = cmp.Or(c.first, 10000), cmp.Or(c.most, mostEntries), cmp.Or(c.times, 1)
+	c.proto = cmp.Or(c.proto, podns.TCP)
+	bursts := costBursts()
+	bursts[0] *= c.times
+	bursts[1] = max(bursts[1], 2*bursts[0])
 	for _, node := range nodes {
 		w.Run("node/"+node, "ovs-appctl", "revalidator/purge")
 	}
 	counts, recirculations := map[string][]int{}, map[string]int{}
 	made, took := 0, time.Duration(0)
-	for _, total := range costBursts() {
+	for _, total := range bursts {
 		begin := time.Now()
 		b := burst.Burst{From: c.from.ns, Proto: c.proto, To: c.to, FirstPort: c.first + uint16(made), Count: total - made, Workers: 16, Timeout: testenv.Patience(5 * time.Second), Terse: true}
 		if err := b.Run(); err != nil {
@@ -112,9 +180,9 @@ func (w *walled) costs(t *testing.T, c costCase, nodes []string) {
 			counts[node] = append(counts[node], len(entries))
 			n := counts[node]
 			few := n[0]
-			if len(entries) > mostEntries || len(entries)-few > max(fewEntries, few/10) {
+			if len(entries) > c.most || len(entries)-few > max(fewEntries, few/10) {
 				t.Errorf("%s: %v entries after %v connections, want at most %d, and as many after the last as after the first:\n%s",
-					node, n, costBursts()[:len(n)], mostEntries, shorten(cache.Masks(entries)))
+					node, n, bursts[:len(n)], c.most, shorten(cache.Masks(entries)))
 			}
 			recirculations[node] = cache.Recirculations(entries)
 			if recirculations[node] > c.recirculations {
@@ -130,7 +198,7 @@ func (w *walled) costs(t *testing.T, c costCase, nodes []string) {
 		t.Error("node1 recirculates nothing: the test looks for the wrong thing")
 	}
 	t.Logf("entries after %v connections: %v; recirculations of an established packet: %v; %.0f connections/s",
-		costBursts(), counts, recirculations, float64(made)/took.Seconds())
+		bursts, counts, recirculations, float64(made)/took.Seconds())
 }
 
 // shorten keeps the first lines, which tell of the most entries.

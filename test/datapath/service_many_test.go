@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,17 @@ const (
 	// manyClients share the work, so that source ports seldom come again: connections of one source port are one to a hash.
 	manyClients = 8
 )
+
+// endpointsIn counts the endpoints that groups lead to. A group may have one of its endpoints in two buckets.
+func endpointsIn(groups string) int {
+	different := map[string]bool{}
+	for _, to := range bucketEndpoint.FindAllString(groups, -1) {
+		different[to] = true
+	}
+	return len(different)
+}
+
+var bucketEndpoint = regexp.MustCompile(`nat\(dst=[^)]*\)`)
 
 // One Service with 2,000 endpoints: all of them are reached, and by as many connections as chance would have it.
 func TestServiceOfTwoThousandEndpoints(t *testing.T) {
@@ -71,7 +83,7 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 			return fmt.Errorf("%d endpoints, want %d; %s", s.Services[0].Endpoints, endpoints, s.Problem)
 		}
 		groups := l.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-groups", "weft")
-		if n := strings.Count(groups, "nat(dst="); n != endpoints {
+		if n := endpointsIn(groups); n != endpoints {
 			return fmt.Errorf("the switch's groups have %d endpoints, want %d", n, endpoints)
 		}
 		return nil
@@ -107,9 +119,10 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 		chi += (float64(n) - want) * (float64(n) - want) / want
 		most = max(most, n)
 	}
-	// The 99.99th percentile of chi-squared, which is nearly normal for so many degrees of freedom.
+	// The 99.99th percentile of chi-squared, which is nearly normal for so many degrees of freedom; and what it takes
+	// when each endpoint's share is an eighth from the even one, as the places of the datapath's hash may have it.
 	const freedom = endpoints - 1
-	limit := freedom + 3.72*math.Sqrt(2*freedom) + 2*(3.72*3.72-1)/3
+	limit := freedom + 3.72*math.Sqrt(2*freedom) + 2*(3.72*3.72-1)/3 + float64(len(different))/(8*8)
 	t.Logf("%d connections (%d of different source ports) in %.1f s to %d of %d endpoints, at most %d to one; chi-squared %.0f, limit %.0f", manyDials, len(different), took.Seconds(), len(counts), endpoints, most, chi, limit)
 	if chi > limit {
 		t.Errorf("chi-squared is %.0f, want at most %.0f", chi, limit)
