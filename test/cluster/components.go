@@ -67,9 +67,9 @@ func cacheDir() (string, error) {
 	return filepath.Join(home, ".cache", "weft"), nil
 }
 
-// buildAll builds what a cluster needs. Kubernetes' own tests are built by make conformance.
+// buildAll builds all components.
 func buildAll(ctx context.Context, p *progress, repo string) error {
-	for _, c := range []component{kubernetes, coreDNS} {
+	for _, c := range []component{kubernetes, coreDNS, upstreamTests} {
 		if _, err := c.ensure(ctx, p, repo); err != nil {
 			return err
 		}

@@ -2,7 +2,7 @@
 # Runs the end-to-end suite on one fresh cluster after the other: each address family and their pair, and each tunnel with
 # both. (IPv4 over VXLAN is in the dual-stack cluster over VXLAN; every pairing can be named.) The first cluster gets all
 # tests; the others those whose outcome depends on tunnel or family. Before them, the cluster tool itself is tested: that
-# nothing of a cluster stays, whatever happened to it.
+# nothing of a cluster stays, whatever happened to it. On one of them, a part of Kubernetes' own specs follows.
 #
 #   test/e2e/run.sh                     the clusters of CI
 #   test/e2e/run.sh dual/vxlan          just these
@@ -32,11 +32,14 @@ clean() {
 }
 trap 'clean $?' EXIT
 
-run() { # FAMILY/TUNNEL [TESTS]
+run() { # FAMILY/TUNNEL [TESTS [FOCUS]]
 	local family=${1%/*} tunnel=${1#*/}
 	echo "=== $family over $tunnel"
 	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
 	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.artifacts -test.outputdir "$LOGS" -test.run "${2:-.}")
+	if [ $# -eq 3 ]; then
+		bin/cluster conformance --dir "$DIR" --name "$NAME" --focus "$3"
+	fi
 	if [ $# -eq 1 ]; then
 		(cd deploy && WEFT_KUBECONFIG=$DIR/kubeconfig ../bin/deploy.test -test.v -test.timeout 5m)
 		(cd test/demo && WEFT_CLUSTER_DIR=$DIR ../../bin/demo.test -test.v -test.timeout 5m)
@@ -51,5 +54,5 @@ fi
 go test -tags e2e -count=1 -timeout 20m ./test/cluster ./test/cluster/routes
 run ipv4/geneve
 run dual/vxlan "$ON_THE_WIRE|TestTunnelChange|TestSwitchRestart"
-run dual/geneve "$ON_THE_WIRE"
+run dual/geneve "$ON_THE_WIRE" ci
 run ipv6/geneve "$ON_THE_WIRE"
