@@ -65,7 +65,7 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
 // external traffic policy; a Service without one has the policy Cluster, as its cluster IP has.
 func behindNodeAddress(p model.ServicePort) netip.AddrPort {
 	if p.NodePort != 0 {
-		return netip.AddrPortFrom(model.NodePortAddr(p.ClusterIP.Is4()), p.NodePort)
+		return model.NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort)
 	}
 	return netip.AddrPortFrom(p.ClusterIP, p.Port)
 }

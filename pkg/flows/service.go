@@ -21,8 +21,7 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 		if t.protocol == "" {
 			continue
 		}
-		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4)}
-		node := self.TunnelAddr()
+		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4), pools: map[bool]*pool{}}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
@@ -31,17 +30,18 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
 				if !kernelDatapath && onlyPort(s, p) {
-					sb.laterFragments(sb.pool(f.Local))
+					later, match := sb.laterFragments(f.At.Addr())
+					later.frontend(prioHigh, sb.pool(f.Local), match...)
 				}
-				continue
 			case model.NodePort:
-				match = also(match, Origin.Is(OriginGateway))
-				// The node's own clients have this address here (see host.Desired.Address).
-				if p.ExternalLocal && node.IsValid() && node.Is4() == is4 {
-					sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(openflow.Host(node)))...)
+				sb.nodePort(self, match...)
+				if !kernelDatapath && p.Protocol == model.UDP {
+					later, match := sb.laterFragments(f.At.Addr())
+					later.nodePort(self, match...)
 				}
+			default:
+				sb.external(withGateway(f.Sources, self, sb.own), match...)
 			}
-			sb.external(withGateway(f.Sources, self, sb.own), match...)
 		}
 	}
 }
@@ -128,6 +128,7 @@ type serviceBuilder struct {
 	own     netip.Prefix
 	pools   map[bool]*pool // by whether they are of the traffic policy Local
 	refused bool           // the frontend at hand leads nowhere
+	later   bool           // the flows are for later fragments
 }
 
 // pool is a set of endpoints that frontends share, with its group.
@@ -150,6 +151,16 @@ func theWay(actions ...ovs.Action) []way { return []way{{actions: actions}} }
 
 func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
 	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
+}
+
+// nodePort gives the flows of a node port, at whose address the node's own clients have the node's (see host.Desired.Address).
+func (sb *serviceBuilder) nodePort(self model.Node, match ...ovs.Match) {
+	match = also(match, Origin.Is(OriginGateway))
+	node := self.TunnelAddr()
+	if sb.port.ExternalLocal && node.IsValid() && node.Is4() == sb.port.ClusterIP.Is4() {
+		sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(openflow.Host(node)))...)
+	}
+	sb.external(nil, match...)
 }
 
 // external gives the flows of an address that is meant for clients outside. Under the traffic policy Local these reach
@@ -210,6 +221,9 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 		}
 		chosen := also(match, Bucket.Is(p.buckets[i].ID))
 		sb.add(in{ServiceLB, priority + 1, sb.proto, chosen}, openflow.Goto(StickyEndpoint))
+		if sb.later {
+			actions = actions[1:] // it is the first fragment from which the switch learns
+		}
 		sb.add(in{StickyEndpoint, priority, sb.proto, chosen}, actions...)
 	}
 }
@@ -223,9 +237,6 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 		return p
 	}
 	p := &pool{}
-	if sb.pools == nil {
-		sb.pools = map[bool]*pool{}
-	}
 	sb.pools[local] = p
 	endpoints := sb.port.Endpoints(local)
 	switch {
@@ -264,22 +275,16 @@ func onlyPort(s model.Service, p model.ServicePort) bool {
 	return true
 }
 
-// laterFragments translates the later fragments of a datagram that begins a connection, as its first one is. In the
-// userspace datapath they come one by one and have no port, so this is for an address with one port of the protocol.
-// Conntrack holds them until the datagram is whole and translates it as the fragment says that comes last. A first
-// fragment to another port is dropped (unserved), so that none becomes whole.
-func (sb *serviceBuilder) laterFragments(p *pool) {
-	proto := openflow.Protocol(sb.port.ClusterIP)
-	match := matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
-		openflow.Destination(openflow.Host(sb.port.ClusterIP)), openflow.Fragments("later"))
-	for _, w := range p.ways {
-		sb.add(in{ServiceLB, prioHigh, proto, match}, w.actions...)
-	}
-	for i, actions := range p.sticky {
-		chosen := also(match, Bucket.Is(p.buckets[i].ID))
-		sb.add(in{ServiceLB, prioHigh + 1, proto, chosen}, openflow.Goto(StickyEndpoint))
-		sb.add(in{StickyEndpoint, prioHigh, proto, chosen}, actions[1:]...) // it is the first fragment from which the switch learns
-	}
+// laterFragments gives the builder of flows for the later fragments of a datagram that begins a connection, and what
+// they match: they are translated as the first one is. In the userspace datapath they come one by one and have no port,
+// so this is for an address with one port of the protocol. Conntrack holds them until the datagram is whole and
+// translates it as the fragment says that comes last. A first fragment to another port is dropped (unserved), so that
+// none becomes whole.
+func (sb *serviceBuilder) laterFragments(at netip.Addr) (*serviceBuilder, []ovs.Match) {
+	later := *sb
+	later.proto, later.later = openflow.Protocol(at), true
+	return &later, matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
+		openflow.Destination(openflow.Host(at)), openflow.Fragments("later"))
 }
 
 // maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6

@@ -86,10 +86,10 @@ func TestFlushNodePorts(t *testing.T) {
 		from               netns.NsHandle
 		source, dest, ours string
 	}{
-		{"from outside", n.out, "192.0.2.2:40001", "192.0.2.1:30053", "169.254.87.1:30053"},
-		{"from outside, IPv6", n.out, "[2001:db8::2]:40001", "[2001:db8::1]:30053", "[fd57:6566:7400::1]:30053"},
-		{"from the node", here, "192.0.2.1:40001", "192.0.2.1:30053", "169.254.87.1:30053"},
-		{"from a pod", n.pods, "10.244.1.7:40001", "192.0.2.1:30053", "169.254.87.1:30053"},
+		{"from outside", n.out, "192.0.2.2:40001", "192.0.2.1:30053", "240.87.117.101:30053"},
+		{"from outside, IPv6", n.out, "[2001:db8::2]:40001", "[2001:db8::1]:30053", "[fd57:6566:7400:1::7565]:30053"},
+		{"from the node", here, "192.0.2.1:40001", "192.0.2.1:30053", "240.87.117.101:30053"},
+		{"from a pod", n.pods, "10.244.1.7:40001", "192.0.2.1:30053", "240.87.117.101:30053"},
 		{"to an external address", n.out, "192.0.2.2:40001", "192.0.2.50:53", "10.96.0.10:53"},
 	} {
 		speaker, node, ours := n.udp(tt.from, tt.source), n.udp(here, tt.dest), n.udp(n.pods, tt.ours)

@@ -27,7 +27,7 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 
 	d.NodePorts = append(slices.Clone(d.NodePorts), NodePort{Protocol: model.TCP, Port: 31000})
 	d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90")...)
-	want := []string{"route to 198.51.100.90/32 added", "nftables set node-ports-v4: tcp . 31000 added"}
+	want := []string{"route to 198.51.100.90/32 added", "nftables map node-ports-v4: tcp . 31000 : 169.254.87.1:31000 added"}
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
 		t.Errorf("one more Service: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
 	}
@@ -37,7 +37,7 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
 		t.Errorf("one less, when it is time but there is something to write: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
 	}
-	repaired := []string{"route to 198.51.100.80/32 added", "nftables set node-ports-v4: udp . 30053 added"}
+	repaired := []string{"route to 198.51.100.80/32 added", "nftables map node-ports-v4: udp . 30053 : 240.87.117.101:30053 added"}
 	if diff := cmp.Diff(repaired, n.write(d)); diff != "" {
 		t.Errorf("when it is time: changed (-want +got):\n%s", diff)
 	}

@@ -194,10 +194,10 @@ func TestNATRepair(t *testing.T) {
 			tx.Add(&knftables.Element{Map: "external-v4", Key: []string{"198.51.100.80", "tcp", "80"}, Value: []string{"10.96.0.10", "80"}})
 		},
 		"node port lost": func(tx *knftables.Transaction) {
-			tx.Delete(&knftables.Element{Set: "node-ports-v6", Key: []string{"sctp", "30100"}})
+			tx.Delete(&knftables.Element{Map: "node-ports-v6", Key: []string{"sctp", "30100"}})
 		},
 		"element that is no port": func(tx *knftables.Transaction) {
-			tx.Add(&knftables.Element{Set: "node-ports-v4", Key: []string{"icmp", "8"}})
+			tx.Add(&knftables.Element{Map: "node-ports-v4", Key: []string{"icmp", "8"}, Value: []string{"169.254.87.1", "8"}})
 		},
 		"chain of somebody else": func(tx *knftables.Transaction) {
 			tx.Add(&knftables.Chain{Name: "theirs"})

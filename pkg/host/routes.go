@@ -67,7 +67,7 @@ func (r route) essential() bool { return !r.gateway.IsValid() }
 
 // desiredRoutes are the routes to all pods and Services, one to each destination, in the order of Desired.
 func desiredRoutes(d Desired, link int) []route {
-	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+len(d.ServiceIPs)+6)
+	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+len(d.ServiceIPs)+8)
 	var source [2]netip.Addr // by family
 	for _, p := range d.PodCIDRs {
 		source[index(p.Addr().Is4())] = model.GatewayAddr(p)
@@ -91,6 +91,7 @@ func desiredRoutes(d Desired, link int) []route {
 	for _, is4 := range []bool{true, false} {
 		// Replies to the Masquerade address have to reach the switch; and rp_filter asks for the way back.
 		add(single(model.NodePortAddr(is4)), netip.Addr{}, link)
+		add(model.UDPNodePorts(is4), model.NodePortAddr(is4), link)
 		add(single(model.MasqueradeAddr(is4)), netip.Addr{}, link)
 		// Never used as long as nftables rejects what comes for it. Without, nothing may follow the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)

@@ -107,11 +107,3 @@ func sortAndCompact[T comparable](list *[]T, compare func(a, b T) int) {
 	slices.SortFunc(*list, compare)
 	*list = slices.Compact(*list)
 }
-
-// virtualPrefix holds the addresses that never leave a node (docs/architecture.md).
-func virtualPrefix(is4 bool) netip.Prefix {
-	if is4 {
-		return netip.PrefixFrom(model.NodePortAddr(true), 30).Masked()
-	}
-	return netip.PrefixFrom(model.NodePortAddr(false), 126).Masked()
-}

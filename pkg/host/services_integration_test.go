@@ -46,8 +46,8 @@ ip route add default via 192.0.2.1; ip -6 route add default via 2001:db8::1`)
 	n.in(n.pods, func() {
 		n.run(fmt.Sprintf(`ip link set lo up; ip link set switch0 address %s up
 echo 1 > /proc/sys/net/ipv4/conf/switch0/accept_local
-for a in 10.244.1.7/24 169.254.87.1/32 169.254.87.2/32 198.51.100.80/32 10.96.0.10/32; do ip addr add $a dev switch0; done
-for a in fd00:10:1::7/64 fd57:6566:7400::1/128 fd57:6566:7400::2/128 2001:db8:80::1/128 fd00:96::10/128; do ip -6 addr add $a dev switch0 nodad; done
+for a in 10.244.1.7/24 169.254.87.1/32 240.87.117.101/32 169.254.87.2/32 198.51.100.80/32 10.96.0.10/32; do ip addr add $a dev switch0; done
+for a in fd00:10:1::7/64 fd57:6566:7400::1/128 fd57:6566:7400:1::7565/128 fd57:6566:7400::2/128 2001:db8:80::1/128 fd00:96::10/128; do ip -6 addr add $a dev switch0 nodad; done
 ip route add default via 10.244.1.1; ip -6 route add default via fd00:10:1::1`, model.RouterMAC))
 	})
 	return n
@@ -190,25 +190,27 @@ func TestWayToServices(t *testing.T) {
 		ExternalIP{Addr: netip.MustParseAddr("2001:db8::50"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")})
 	n := newServiceNode(t, d)
 	here := n.here()
-	const np4, np6 = "169.254.87.1", "[fd57:6566:7400::1]"
+	const np4, np6, udp4, udp6 = "169.254.87.1", "[fd57:6566:7400::1]", "240.87.117.101", "[fd57:6566:7400:1::7565]"
 	for _, tt := range []struct {
 		attempt
 		want string
 	}{
 		{attempt{"client outside to a node port", "tcp", n.out, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "192.0.2.2"},
-		{attempt{"client outside to a node port", "udp", n.out, "", "192.0.2.1:30053", n.pods, np4 + ":30053", false}, "192.0.2.2"},
+		{attempt{"client outside to a node port", "udp", n.out, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false}, "192.0.2.2"},
 		{attempt{"client outside to a node port", "tcp", n.out, "", "[2001:db8::1]:30080", n.pods, np6 + ":30080", false}, "2001:db8::2"},
-		{attempt{"client outside to a node port", "udp", n.out, "", "[2001:db8::1]:30053", n.pods, np6 + ":30053", false}, "2001:db8::2"},
+		{attempt{"client outside to a node port", "udp", n.out, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false}, "2001:db8::2"},
 		{attempt{"another protocol", "udp", n.out, "", "192.0.2.1:30080", here, "192.0.2.1:30080", false}, "192.0.2.2"},
 		{attempt{"another port", "tcp", n.out, "", "192.0.2.1:30081", here, "192.0.2.1:30081", false}, "192.0.2.2"},
-		{attempt{"the node to its own node port", "tcp", here, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "10.244.1.1"},
-		{attempt{"the node to its own node port", "udp", here, "", "[2001:db8::1]:30053", n.pods, np6 + ":30053", false}, "fd00:10:1::1"},
+		{attempt{"the node to its own node port", "tcp", here, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "192.0.2.1"},
+		{attempt{"the node to its own node port", "udp", here, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false}, "192.0.2.1"},
+		{attempt{"the node's other address to its own node port", "tcp", here, "192.0.2.50", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "10.244.1.1"},
+		{attempt{"the node to its own node port", "udp", here, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false}, "fd00:10:1::1"},
 		{attempt{"the node to the node port at its gateway address", "tcp", here, "", "10.244.1.1:30080", n.pods, np4 + ":30080", false}, "10.244.1.1"},
 		{attempt{"the node to a node port at loopback", "tcp", here, "", "127.0.0.1:30080", here, "127.0.0.1:30080", false}, "127.0.0.1"},
 		{attempt{"the node to a node port at loopback", "tcp", here, "", "[::1]:30080", here, "[::1]:30080", false}, "::1"},
-		{attempt{"pod to its node's node port", "udp", n.pods, "10.244.1.7", "192.0.2.1:30053", n.pods, np4 + ":30053", true}, "10.244.1.7"},
-		{attempt{"pod to the node port at the gateway address", "udp", n.pods, "10.244.1.7", "10.244.1.1:30053", n.pods, np4 + ":30053", true}, "10.244.1.7"},
-		{attempt{"pod to its node's node port", "udp", n.pods, "fd00:10:1::7", "[2001:db8::1]:30053", n.pods, np6 + ":30053", true}, "fd00:10:1::7"},
+		{attempt{"pod to its node's node port", "udp", n.pods, "10.244.1.7", "192.0.2.1:30053", n.pods, udp4 + ":30053", true}, "10.244.1.7"},
+		{attempt{"pod to the node port at the gateway address", "udp", n.pods, "10.244.1.7", "10.244.1.1:30053", n.pods, udp4 + ":30053", true}, "10.244.1.7"},
+		{attempt{"pod to its node's node port", "udp", n.pods, "fd00:10:1::7", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", true}, "fd00:10:1::7"},
 		{attempt{"pod to a node port of another node", "udp", n.pods, "10.244.1.7", "192.0.2.2:30053", n.out, "192.0.2.2:30053", false}, "192.0.2.1"},
 
 		{attempt{"client outside to an external address of the node", "tcp", n.out, "", "192.0.2.50:80", n.pods, np4 + ":30080", false}, "192.0.2.2"},

@@ -31,7 +31,7 @@ func TestServiceCostsItsElements(t *testing.T) {
 	}
 	want := strings.TrimLeft(`
 delete element inet weft node-ports-v4 { tcp . 30080 }
-add element inet weft node-ports-v4 { sctp . 30081 }
+add element inet weft node-ports-v4 { sctp . 30081 : 169.254.87.1 . 30081 }
 delete element inet weft external-v4 { 198.51.100.80 . tcp . 80 }
 add element inet weft external-v4 { 198.51.100.80 . tcp . 80 : 169.254.87.1 . 30099 }
 delete element inet weft external-v6 { 2001:db8:80::1 . tcp . 80 }

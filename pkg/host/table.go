@@ -57,8 +57,8 @@ type set struct {
 var sets = []set{
 	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
 	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
-	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", elements: nodePorts, gone: nodePortsGone},
-	{name: "node-ports-v6", key: "inet_proto . inet_service", elements: nodePorts, gone: nodePortsGone},
+	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: nodePorts, gone: nodePortsGone},
+	{name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: nodePorts, gone: nodePortsGone},
 	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
 	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
 }
@@ -124,7 +124,7 @@ func rules(d Desired) []*knftables.Rule {
 		add(servicesChain, "external addresses that are the node's: to the switch",
 			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
 		add(servicesChain, "node ports: to the switch",
-			"meta nfproto", f.proto, "meta l4proto . th dport", "@node-ports-"+f.suffix, "dnat", f.header, "to", model.NodePortAddr(f.is4).String())
+			"meta nfproto", f.proto, "dnat", f.header, "to", "meta l4proto . th dport map", "@node-ports-"+f.suffix)
 
 		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.
 		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
@@ -137,7 +137,7 @@ func rules(d Desired) []*knftables.Rule {
 		// A node port's client of the node itself keeps the one address that others do accept.
 		if d.Address.IsValid() && d.Address.Is4() == f.is4 {
 			add(postroutingChain, "node to its own node ports: from its own address",
-				f.header, "saddr", d.Address.String(), f.header, "daddr", model.NodePortAddr(f.is4).String(), "return")
+				f.header, "saddr", d.Address.String(), f.header, "daddr", oneOf(model.NodePortPrefixes(f.is4)), "return")
 		}
 		away := []any{"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local"}
 		transports := "meta l4proto { tcp, udp, sctp }"
@@ -172,11 +172,11 @@ func rules(d Desired) []*knftables.Rule {
 		add(arrivedChain, "Services without endpoints",
 			f.header, "daddr", reject, "reject with icmpx port-unreachable")
 		add(arrivedChain, "forged: these addresses never leave a node",
-			"iifname !=", gateway, f.header, "saddr", virtualPrefix(f.is4).String(), "drop")
+			"iifname !=", gateway, f.header, "saddr", oneOf(model.VirtualPrefixes(f.is4)), "drop")
 		// What connection tracking has no connection for, it does not translate: without these rules an answer would leave with an
 		// address of ours, and a pod's packet with the pod's. (Neighbour discovery is untracked, and stays on the link.)
 		add(arrivedChain, "answers from node ports: of known connections only",
-			"iifname", gateway, f.header, "saddr", model.NodePortAddr(f.is4).String(), "ct state { invalid, new } drop")
+			"iifname", gateway, f.header, "saddr", oneOf(model.NodePortPrefixes(f.is4)), "ct state { invalid, new } drop")
 		add(arrivedChain, "out of a Service to another node: not untranslated",
 			"iifname", gateway, f.header, "saddr", masquerade, "ct state invalid drop")
 		if d.Masquerade {
@@ -188,6 +188,15 @@ func rules(d Desired) []*knftables.Rule {
 			"oifname", gateway, f.redirect, "drop")
 	}
 	return list
+}
+
+// oneOf is a set of ranges as nft lists it.
+func oneOf(ranges []netip.Prefix) string {
+	var list []string
+	for _, p := range ranges {
+		list = append(list, element{prefix: p}.key()...)
+	}
+	return "{ " + strings.Join(list, ", ") + " }"
 }
 
 const toWorldComment = "pods to the world: from the node's address"
@@ -343,7 +352,7 @@ func nodePorts(d Desired, is4 bool) []element {
 	list := make([]element, 0, len(d.NodePorts))
 	for _, p := range d.NodePorts {
 		if p.IPv6 != is4 {
-			list = append(list, element{protocol: p.Protocol, port: p.Port})
+			list = append(list, element{protocol: p.Protocol, port: p.Port, to: model.NodePortAt(is4, p.Protocol, p.Port)})
 		}
 	}
 	return list

@@ -33,8 +33,8 @@ type familyTranslations struct {
 	node       netip.Addr // invalid when the node's address is of the other family
 	gateway    netip.Addr
 	masquerade netip.Addr // as the source: of what a Service turned back to the node
-	nodePort   netip.Addr
-	toWorld    bool // pods' packets get an address of the node, except those to direct
+	nodePort   ranges     // where the table sends what came for node ports
+	toWorld    bool       // pods' packets get an address of the node, except those to direct
 	direct     ranges
 	toSwitch   ranges // destinations that are routed to the gateway interface, besides the node's own pods
 	nodePorts  map[uint16]bool
@@ -68,7 +68,7 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 			continue
 		}
 		f := familyTranslations{
-			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4), nodePort: model.NodePortAddr(is4),
+			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4), nodePort: disjoint(model.NodePortPrefixes(is4)),
 			toWorld: d.Masquerade, nodePorts: map[uint16]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
 		}
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
@@ -77,7 +77,7 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		for _, e := range direct(d, is4) {
 			f.direct = append(f.direct, e.prefix)
 		}
-		switched := append(slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs), virtualPrefix(is4))
+		switched := slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4))
 		for _, a := range d.ServiceIPs {
 			switched = append(switched, single(a))
 		}
@@ -129,7 +129,7 @@ func (t *translations) destinationOutdated(f *familyTranslations, c connection) 
 	case c.destination:
 		return want.IsValid()
 	default:
-		return got.Addr() == f.nodePort || got == f.external[c.destination] || got == t.gone.external[c.destination]
+		return f.nodePort.contain(got.Addr()) || got == f.external[c.destination] || got == t.gone.external[c.destination]
 	}
 }
 
@@ -143,7 +143,7 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 	case f.external[c.destination].IsValid():
 		return f.external[c.destination]
 	case f.nodePorts[port]:
-		return netip.AddrPortFrom(f.nodePort, port)
+		return model.NodePortAt(to.Is4(), model.UDP, port)
 	}
 	return netip.AddrPort{}
 }
@@ -159,7 +159,7 @@ func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool 
 	switch {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
 		return false // to a pod of the node, or from others to the switch: no translation of ours
-	case to == f.nodePort && from == f.node:
+	case f.nodePort.contain(to) && from == f.node:
 		return as != from
 	case toSwitch:
 		// Of the node itself: from the gateway address, and not from a port that the switch gives to others'

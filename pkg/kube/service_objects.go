@@ -286,9 +286,8 @@ func appendAddr(to []netip.Addr, where, text string, refused func(netip.Addr) bo
 func special(a netip.Addr) bool { return a.IsLinkLocalUnicast() || specialButLinkLocal(a) }
 
 func specialButLinkLocal(a netip.Addr) bool {
-	is4 := a.Is4()
 	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() ||
-		a == model.NodePortAddr(is4) || a == model.MasqueradeAddr(is4) || a == model.RejectAddr(is4)
+		slices.ContainsFunc(model.VirtualPrefixes(a.Is4()), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // parseAddr reads an address as Kubernetes does: zeros may lead the numbers of an IPv4 address, and do not make them octal.

@@ -103,7 +103,7 @@ const (
 // Frontend is one of the places that clients send to.
 type Frontend struct {
 	Kind FrontendKind
-	// At is where the switch meets the packets. Those for a node port have NodePortAddr by then.
+	// At is where the switch meets the packets. Those for a node port have an address of NodePortAt by then.
 	At netip.AddrPort
 	// Local says that only endpoints on this node serve it.
 	Local bool
@@ -124,7 +124,7 @@ func (p ServicePort) Frontends() []Frontend {
 		list = append(list, Frontend{LoadBalancer, netip.AddrPortFrom(ip, p.Port), p.ExternalLocal, p.LoadBalancerSources})
 	}
 	if p.NodePort != 0 {
-		list = append(list, Frontend{Kind: NodePort, At: netip.AddrPortFrom(NodePortAddr(p.ClusterIP.Is4()), p.NodePort), Local: p.ExternalLocal})
+		list = append(list, Frontend{Kind: NodePort, At: NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort), Local: p.ExternalLocal})
 	}
 	return list
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -112,17 +111,13 @@ type route struct {
 	name string
 	from *client
 	to   netip.AddrPort
-	// begun says that a small datagram begins each connection: node ports share an address, and Open vSwitch 3.1's
-	// userspace datapath does not show the port of a later fragment (docs/architecture.md, Fragments).
-	begun bool
 }
 
 // routes are all ways in a family on which datagrams have to arrive.
 func (f fragmented) routes(t *testing.T, v4 bool) (all []route) {
 	t.Helper()
 	add := func(name string, from *client, addrs []netip.Addr, port uint16) {
-		begun := strings.Contains(name, "node port") && labtest.Datapath() == config.DatapathNetdev
-		all = append(all, route{name, from, netip.AddrPortFrom(of(addrs, v4), port), begun})
+		all = append(all, route{name, from, netip.AddrPortFrom(of(addrs, v4), port)})
 	}
 	for _, end := range []string{"near", "far"} {
 		for _, from := range []string{"client", "caged"} {
@@ -220,11 +215,6 @@ func (r route) ask(sizes []int, answers bool) error {
 		a, err := r.from.asker(r.to)
 		if err != nil {
 			return err
-		}
-		if r.begun {
-			if err := a.ask(uint64(1000*size+inARow), 100, 0); err != nil {
-				return errors.Join(fmt.Errorf("the datagram of 100 bytes that begins: %w", err), a.conn.Close())
-			}
 		}
 		for i := range inARow {
 			question, answer := size, 0
