@@ -163,7 +163,7 @@ func TestRepair(t *testing.T) {
 		"nft flush map inet weft node-ports-v4",
 		"nft delete element inet weft node-ports-v6 '{ sctp . 30100 }'",
 		"nft add element inet weft node-ports-v4 '{ tcp . 22 : 169.254.87.1 . 22 }'",
-		"nft add element inet weft node-ports-v4 '{ icmp . 8 }'",
+		"nft add element inet weft node-ports-v4 '{ icmp . 8 : 169.254.87.1 . 8 }'",
 		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }'",
 		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }' && nft add element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 : 10.96.0.10 . 80 }'",
 		"nft add element inet weft external-v6 '{ 2001:db8::7 . udp . 53 : fd57:6566:7400::1 . 53 }'",
