@@ -151,7 +151,7 @@ func TestConnectionCostOfManyEndpoints(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		to := netip.AddrPortFrom(of(w.serviceIPs(t, ns, "many"), v4), 80)
 		t.Run(familyName(v4), func(t *testing.T) {
-			w.costs(t, costCase{from: from, to: to, recirculations: 1, most: each * pods * ports, times: 10}, nodes)
+			w.costs(t, costCase{from: from, to: to, recirculations: 1, most: each * pods * ports, times: 5}, nodes)
 		})
 	}
 }

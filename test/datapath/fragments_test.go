@@ -147,6 +147,9 @@ func TestFragments(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		sizes := datagramSizes(v4)
 		t.Run(familyName(v4)+"/hostile", func(t *testing.T) { f.hostile(t, v4) })
+		if !v4 {
+			t.Run("IPv6/behind extension headers", f.behindExtensions)
+		}
 		t.Run(familyName(v4)+"/denied", func(t *testing.T) { f.denied(t, v4) })
 		for _, kind := range []string{"questions", "answers"} {
 			t.Run(fmt.Sprintf("%s/large %s", familyName(v4), kind), func(t *testing.T) {
