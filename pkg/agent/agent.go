@@ -343,7 +343,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		GatewayMTU:     mtu,
 		Tunnel:         cfg.TunnelType,
 		Tables:         flows.TableNames(),
-		Zones:          []uint16{flows.Zone, flows.SourceZone},
+		Zones:          []ovsdb.Zone{{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory}},
 		TunnelChecksum: self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
 	})
@@ -373,10 +373,12 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 func (a *Agent) syncDatapath(ctx context.Context) error {
 	changed, err := a.sw.EnsureFragments(ctx)
 	more, tcpErr := a.sw.EnsureLiberal(ctx)
+	changed = append(changed, more...)
+	more, limitErr := a.sw.EnsureZoneLimit(ctx, flows.EndpointZone, flows.EndpointLimit)
 	if changed = append(changed, more...); len(changed) > 0 {
 		a.log.Info("datapath changed", "changes", changed)
 	}
-	return errors.Join(err, tcpErr)
+	return errors.Join(err, tcpErr, limitErr)
 }
 
 // retry calls do until it succeeds, with growing pauses, and lets people see what the agent waits for.

@@ -213,7 +213,7 @@ func (s *sweeper) sync(ctx context.Context) error {
 func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) {
 	zones := []uint16{flows.Zone}
 	if now.start || len(now.gone) > 0 {
-		zones = append(zones, flows.SourceZone)
+		zones = append(zones, flows.SourceZone, flows.EndpointZone)
 	}
 	var errs []error
 	var denied, allowed, gone []flows.Connection

@@ -390,6 +390,9 @@ func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(host))},
 			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Commit))
+		if !kernelDatapath {
+			b.endpointPortsOf(ip)
+		}
 		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},
 			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())

@@ -68,6 +68,8 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	}
 	if !kernelDatapath {
 		b.fragments()
+		b.endpointPorts(true)
+		b.endpointPorts(false)
 	}
 	b.drop(InvalidConnection, in{ConntrackState, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
 	// An ICMP error is about a packet of a connection; it is for whoever sent that.
@@ -105,8 +107,9 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 //
 // A connection to a pod and one through a Service to the same pod may have one source port, and then their replies
 // would look the same. So what no Service translates gets another port if it must. Open vSwitch 3.1's userspace
-// datapath cannot: there a connection that is translated to itself, as nearly all would be, ends ovs-vswitchd when
-// its port is used again (fixed in 3.1.3 by "conntrack: Remove nat_conn introducing key directionality").
+// datapath cannot do that by itself: there a connection that is translated to itself, as nearly all would be, ends
+// ovs-vswitchd when its port is used again (fixed in 3.1.3 by "conntrack: Remove nat_conn introducing key
+// directionality"). See endpointPorts.
 func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 	origins := []struct {
 		priority, fragment uint16
@@ -129,6 +132,58 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 		ct.NAT = openflow.KeepSource()
 		b.add(in{Commit, o.priority, proto, o.match}, ct.Action())
 		b.add(in{Commit, o.priority + 1, proto, also(o.match, MarkService.Is(uint32(MarkService)))}, plain)
+	}
+}
+
+// endpointPorts gives the flows of one family by which, with the userspace datapath, a pod's connection to an endpoint
+// gets another source port if a connection through a Service has it there. What Services have translated is remembered in
+// a zone of its own as the endpoint sees it; the first packet of any other connection is looked up there. (The node's
+// own connections have ports that its kernel keeps apart.)
+func (b *builder) endpointPorts(is4 bool) {
+	first := openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl)
+	const undecided = MarkService | verdict
+	for _, t := range transports {
+		if t.protocol == model.SCTP {
+			continue // that is tracked by addresses alone
+		}
+		proto, whole := t.of(is4), matches(first, Origin.Is(OriginPod), openflow.Fragments("no"))
+		remember := openflow.CT{Commit: true, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))}}
+		// First the connection itself: another zone's ct would no longer find it by what the packet has become.
+		itself := openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}
+		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(uint32(MarkService)))}, itself.Action(), remember.Action(), openflow.Goto(SourceNAT))
+		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action())
+		b.add(in{EndpointPort, prioLow, proto, nil}, commitTo(openflow.NAT{}))
+	}
+}
+
+// commitTo commits a pod's connection behind EndpointPort.
+func commitTo(nat openflow.NAT) ovs.Action {
+	return openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action()
+}
+
+// otherPorts are ranges of ports, and for each the ports that get one of that range instead: never one that could stay as it
+// is (see commit), and below 1024 if it was.
+var otherPorts = []struct {
+	priority   uint16
+	port, mask uint16
+	instead    model.PortRange
+}{
+	{prioNormal, 0x8000, 0x8000, model.PortRange{First: model.FirstUnprivilegedPort, Last: 0x7fff}},
+	{prioNormal, 0, 0x8000, model.PortRange{First: 0x8000, Last: 0xffff}},
+	{prioRaised, 0x200, 0xfe00, model.PortRange{First: 1, Last: 0x1ff}},
+	{prioRaised, 0, 0xfe00, model.PortRange{First: 0x200, Last: model.FirstUnprivilegedPort - 1}},
+}
+
+// endpointPortsOf gives the same for a pod's address.
+func (b *builder) endpointPortsOf(ip netip.Addr) {
+	for _, t := range transports {
+		if t.protocol == model.SCTP {
+			continue
+		}
+		for _, o := range otherPorts {
+			b.add(in{EndpointPort, o.priority, t.of(ip.Is4()), matches(MarkTaken.Is(uint32(MarkTaken)), openflow.Source(openflow.Host(ip)), openflow.SourcePort(o.port, o.mask))},
+				commitTo(openflow.SourceNATPorts(ip, o.instead.First, o.instead.Last)))
+		}
 	}
 }
 

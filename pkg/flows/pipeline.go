@@ -3,6 +3,7 @@ package flows
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -28,6 +29,7 @@ const (
 	PolicyDenied   openflow.TableID = 59
 	Forwarding     openflow.TableID = 60
 	Commit         openflow.TableID = 80
+	EndpointPort   openflow.TableID = 82
 	SourceNAT      openflow.TableID = 85
 	Output         openflow.TableID = 90
 )
@@ -52,6 +54,16 @@ const (
 	Zone uint16 = 0x5765
 	// SourceZone holds the translation of sources.
 	SourceZone uint16 = 0x5766
+	// EndpointZone remembers, with the userspace datapath, the source ports that pods' connections through Services
+	// have at their endpoints.
+	EndpointZone uint16 = 0x5767
+)
+
+// EndpointZone holds at most so many connections, each for so long after its first packet, whether it exists or not. What
+// is not there does without.
+const (
+	EndpointMemory = time.Hour
+	EndpointLimit  = 100_000
 )
 
 // Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was sent
@@ -66,6 +78,8 @@ const (
 	MarkDenied openflow.MarkBits = 0x8
 	// MarkGateway is set when the connection came in through the gateway: replies return there.
 	MarkGateway openflow.MarkBits = 0x4
+	// MarkTaken is set on what is in EndpointZone, and only there.
+	MarkTaken openflow.MarkBits = 0x10
 	// markPort are the bits of the endpoint's port.
 	markPort openflow.MarkBits = 0xffff0000
 )
@@ -232,8 +246,16 @@ var Pipeline = []Table{
 		ID: Commit, Name: "Commit",
 		Doc: "Remembers a connection whose packet came this far, and marks it as allowed. With the userspace datapath, fragments wait here until " +
 			"their datagram is whole: without the first one, which the policies judge, none leaves.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "reg0", "nw_frag"},
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_frag"},
 		Actions: []string{"ct", "goto_table"},
+		Next:    []openflow.TableID{EndpointPort, SourceNAT},
+	},
+	{
+		ID: EndpointPort, Name: "EndpointPort",
+		Doc: "With the userspace datapath: a pod's connection to an endpoint gets another source port where a connection of the pod " +
+			"through a Service has that port at the same endpoint, which could not tell them apart.",
+		Match:   []string{"ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "ipv6_src", "tp_src"},
+		Actions: []string{"ct"},
 		Next:    []openflow.TableID{SourceNAT},
 	},
 	{

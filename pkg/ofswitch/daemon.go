@@ -103,6 +103,26 @@ func (s *Switch) EnsureLiberal(ctx context.Context) (changed []string, err error
 	return []string{fmt.Sprintf("%s: %s to disabled", name, now)}, nil
 }
 
+// EnsureZoneLimit bounds how many connections the userspace datapath tracks in a zone. It returns what it changed, in
+// words. ovs-vswitchd forgets it when it ends. Idempotent.
+func (s *Switch) EnsureZoneLimit(ctx context.Context, zone uint16, limit int) (changed []string, err error) {
+	if !s.userspace {
+		return nil, nil
+	}
+	text, err := s.appctl(ctx, "dpctl/ct-get-limits", userspaceDatapath, fmt.Sprintf("zone=%d", zone))
+	if err != nil {
+		return nil, fmt.Errorf("read the limit of zone %d: %w", zone, err)
+	}
+	want := fmt.Sprintf("zone=%d,limit=%d", zone, limit)
+	if strings.Contains(text, want+",") {
+		return nil, nil
+	}
+	if _, err := s.appctl(ctx, "dpctl/ct-set-limits", userspaceDatapath, want); err != nil {
+		return nil, fmt.Errorf("limit zone %d to %d connections: %w", zone, limit, err)
+	}
+	return []string{fmt.Sprintf("zone %d: at most %d connections", zone, limit)}, nil
+}
+
 // statusValue finds a value in lines of the form "name: value".
 func statusValue(text, name string) (string, bool) {
 	for line := range strings.Lines(text) {

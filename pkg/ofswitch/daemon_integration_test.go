@@ -88,6 +88,31 @@ func TestEnsureLiberal(t *testing.T) {
 	}
 }
 
+// TestEnsureZoneLimit: a zone's limit comes back when somebody changes it, and after a restart of ovs-vswitchd.
+func TestEnsureZoneLimit(t *testing.T) {
+	ovs, sw := start(t)
+	for _, disturb := range []func() error{
+		func() error { return nil },
+		func() error {
+			_, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-set-limits", "netdev@ovs-netdev", "zone=7,limit=99")
+			return err
+		},
+		func() error { return errors.Join(ovs.StopDaemon(), ovs.StartDaemon(t.Context())) },
+	} {
+		if err := disturb(); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []int{1, 0} {
+			if changed, err := sw.EnsureZoneLimit(t.Context(), 7, 9); err != nil || len(changed) != want {
+				t.Errorf("EnsureZoneLimit changed %q, %v; want %d changes", changed, err, want)
+			}
+		}
+		if out, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-get-limits", "netdev@ovs-netdev", "zone=7"); err != nil || !strings.Contains(out, "zone=7,limit=9,") {
+			t.Errorf("%q, %v", out, err)
+		}
+	}
+}
+
 // TestOccupancy: the numbers are those of the datapath.
 func TestOccupancy(t *testing.T) {
 	ovs, sw := start(t)

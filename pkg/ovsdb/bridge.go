@@ -14,6 +14,13 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
+// Zone is a connection tracking zone.
+type Zone struct {
+	Number uint16
+	// Keep is how long a connection stays after its last packet, whatever its state; with 0, as long as Linux keeps it.
+	Keep time.Duration
+}
+
 // Bridge is what the bridge shall be. Its name is the one given to Connect.
 type Bridge struct {
 	// Datapath is "system" (the kernel's) or "netdev" (userspace).
@@ -23,7 +30,7 @@ type Bridge struct {
 	// Tables names the flow tables.
 	Tables map[uint8]string
 	// Zones are the connection tracking zones whose timeouts the userspace datapath gets from us.
-	Zones []uint16
+	Zones []Zone
 	// Tunnel is the type that the node sends with, whose port must work. A port of another type that does not work is an
 	// OptionalPortError. Empty, all must work.
 	Tunnel model.TunnelType

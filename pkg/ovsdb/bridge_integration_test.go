@@ -16,7 +16,7 @@ import (
 
 func TestBridgeFromNothing(t *testing.T) {
 	l := newLab(t)
-	if changed := l.ensure(); len(changed) != 2 || changed[0] != "bridge created" || !strings.Contains(changed[1], "timeouts of conntrack zones [22373 22374]") {
+	if changed := l.ensure(); len(changed) != 2 || changed[0] != "bridge created" || !strings.Contains(changed[1], "timeouts of conntrack zones [22373 22374 22375]") {
 		t.Errorf("first EnsureBridge changed %q, want only the bridge's creation and the zones' timeouts", changed)
 	}
 	before := l.vsctl("get", "Open_vSwitch", ".", "next_cfg")

@@ -104,7 +104,7 @@ var want = ovsdb.Bridge{
 	Datapath:   "netdev",
 	GatewayMTU: 1450,
 	Tables:     map[uint8]string{0: "Classifier", 10: "SpoofGuard", 60: "Forwarding", 90: "Output"},
-	Zones:      []uint16{22373, 22374},
+	Zones:      []ovsdb.Zone{{Number: 22373}, {Number: 22374}, {Number: 22375, Keep: time.Hour}},
 	Version:    "test",
 }
 

@@ -3,6 +3,8 @@ package ovsdb
 import (
 	"fmt"
 	"maps"
+	"slices"
+	"time"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
 )
@@ -33,6 +35,18 @@ var zoneTimeouts = map[string]int{
 	"icmp_reply":      30,     // ICMP_REPLY, 30. Linux: ICMP 30.
 }
 
+// timeouts are the zone's.
+func (z Zone) timeouts() map[string]int {
+	if z.Keep == 0 {
+		return zoneTimeouts
+	}
+	same := make(map[string]int, len(zoneTimeouts))
+	for key := range zoneTimeouts {
+		same[key] = int(z.Keep / time.Second)
+	}
+	return same
+}
+
 // ourRow marks rows of the tables below as ours, for people who look at them.
 var ourRow = map[string]string{idBridge: "true"}
 
@@ -44,9 +58,11 @@ func (p *plan) timeouts(want Bridge) error {
 	}
 	dp := p.view.datapaths[p.root.Datapaths[datapathUserspace]]
 	var wrong []uint16
+	keep := map[time.Duration]string{} // the new policies
 	for _, zone := range want.Zones {
-		if dp == nil || !p.view.timeoutsRight(dp.CTZones[int(zone)]) {
-			wrong = append(wrong, zone)
+		if dp == nil || !p.view.timeoutsRight(dp.CTZones[int(zone.Number)], zone) {
+			wrong = append(wrong, zone.Number)
+			keep[zone.Keep] = ""
 		}
 	}
 	if len(wrong) == 0 {
@@ -61,18 +77,25 @@ func (p *plan) timeouts(want Bridge) error {
 		ops = append(ops, op...)
 		return nil
 	}
-	policy := timeoutPolicyRow{UUID: rowName(), Timeouts: zoneTimeouts, ExternalIDs: ourRow}
-	if err := insert(&policy); err != nil {
-		return err
+	for _, d := range slices.Sorted(maps.Keys(keep)) {
+		policy := timeoutPolicyRow{UUID: rowName(), Timeouts: Zone{Keep: d}.timeouts(), ExternalIDs: ourRow}
+		if err := insert(&policy); err != nil {
+			return err
+		}
+		keep[d] = policy.UUID
 	}
 	zones, numbers := map[int]string{}, ovsdb.OvsSet{}
-	for _, zone := range wrong {
-		row := zoneRow{UUID: rowName(), TimeoutPolicy: &policy.UUID, ExternalIDs: ourRow}
+	for _, zone := range want.Zones {
+		if !slices.Contains(wrong, zone.Number) {
+			continue
+		}
+		policy := keep[zone.Keep]
+		row := zoneRow{UUID: rowName(), TimeoutPolicy: &policy, ExternalIDs: ourRow}
 		if err := insert(&row); err != nil {
 			return err
 		}
-		zones[int(zone)] = row.UUID
-		numbers.GoSet = append(numbers.GoSet, int(zone))
+		zones[int(zone.Number)] = row.UUID
+		numbers.GoSet = append(numbers.GoSet, int(zone.Number))
 	}
 	if dp == nil {
 		row := datapathRow{UUID: rowName(), CTZones: zones, ExternalIDs: ourRow}
@@ -93,14 +116,14 @@ func (p *plan) timeouts(want Bridge) error {
 	return nil
 }
 
-// timeoutsRight says whether a CT_Zone row has our timeouts.
-func (v *view) timeoutsRight(zone string) bool {
-	row := v.zones[zone]
+// timeoutsRight says whether a CT_Zone row has the timeouts of our zone.
+func (v *view) timeoutsRight(uuid string, zone Zone) bool {
+	row := v.zones[uuid]
 	if row == nil || row.TimeoutPolicy == nil {
 		return false
 	}
 	policy := v.timeouts[*row.TimeoutPolicy]
-	return policy != nil && maps.Equal(policy.Timeouts, zoneTimeouts)
+	return policy != nil && maps.Equal(policy.Timeouts, zone.timeouts())
 }
 
 // forgetTimeouts takes our zones out of the Datapath row while there is no bridge. When the last bridge of a datapath
@@ -113,8 +136,8 @@ func (p *plan) forgetTimeouts(want Bridge) {
 	}
 	numbers := ovsdb.OvsSet{}
 	for _, zone := range want.Zones {
-		if _, ok := dp.CTZones[int(zone)]; ok {
-			numbers.GoSet = append(numbers.GoSet, int(zone))
+		if _, ok := dp.CTZones[int(zone.Number)]; ok {
+			numbers.GoSet = append(numbers.GoSet, int(zone.Number))
 		}
 	}
 	if len(numbers.GoSet) > 0 {

@@ -35,7 +35,7 @@ func TestTimeoutsApply(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
 	for _, again := range []string{"at first", "made again"} {
-		for _, zone := range []int{22373, 22374} {
+		for _, zone := range []int{22373, 22374, 22375} {
 			if got := l.tracked(zone); !strings.Contains(got, "timeout=") {
 				t.Errorf("%s, zone %d: the datapath has no timeouts: %s", again, zone, got)
 			}
@@ -64,7 +64,7 @@ func TestForeignDatapathSurvives(t *testing.T) {
 		t.Errorf("external_ids of the foreign row: %s", owner)
 	}
 	zones := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n")
-	if len(zones) != 3 || zones[0] != "Zone:7, Timeout Policies: tcp_close=5 udp_first=6" {
+	if len(zones) != 4 || zones[0] != "Zone:7, Timeout Policies: tcp_close=5 udp_first=6" {
 		t.Errorf("zones: %q", zones)
 	}
 	// Without the bridge our zones have no effect, and nobody else's changes.

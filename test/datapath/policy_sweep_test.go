@@ -162,7 +162,7 @@ func TestPolicyStopsSilentClients(t *testing.T) {
 
 // connectionsOf are the entries of a node's switch about an address, in the zones that pods' connections are in.
 func (w *walled) connectionsOf(node string, addr netip.Addr) (lines []string) {
-	for _, zone := range []string{"zone=22373", "zone=22374"} {
+	for _, zone := range []string{"zone=22373", "zone=22374", "zone=22375"} {
 		for line := range strings.Lines(w.Run("node/"+node, "ovs-appctl", "dpctl/dump-conntrack", zone)) {
 			// ovs-vswitchd 3.1.0 dies of the removal of ICMPv6.
 			if strings.Contains(line, "="+addr.String()+",") && !strings.HasPrefix(line, "icmpv6,") {

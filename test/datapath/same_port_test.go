@@ -15,8 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/test/datapath/burst"
 	"github.com/weft-cni/weft/test/testenv"
@@ -54,9 +52,7 @@ func (w *walled) ways(t *testing.T, namespace string, clients []*client, service
 
 // Two connections from one source port, one to a Service and one to its endpoint, in either order, are both answered
 // all the time: the endpoint must be able to tell them apart. So are two of which the second begins when the first
-// has just been closed, by either side: the endpoint may keep it in TIME_WAIT. The userspace datapath of Open vSwitch
-// before 3.1.3 cannot do one of these (see flows.builder.commit): both at once from a pod, the one through the
-// Service first.
+// has just been closed, by either side: the endpoint may keep it in TIME_WAIT.
 func TestServiceAndEndpointFromOnePort(t *testing.T) {
 	const ns = "oneport"
 	two := ""
@@ -85,9 +81,6 @@ spec:
 		t.Run("both at once, "+string(proto), func(t *testing.T) {
 			var talks sync.WaitGroup
 			for j, way := range long {
-				if labtest.Datapath() == config.DatapathNetdev && strings.HasSuffix(way.name, "Service first") && way.from == clients[0] {
-					continue
-				}
 				port := 20000 + 1000*i + j
 				talks.Go(func() {
 					if err := way.both(proto, port); err != nil {
