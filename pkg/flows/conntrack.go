@@ -147,18 +147,18 @@ func (b *builder) endpointPorts(is4 bool) {
 			continue // that is tracked by addresses alone
 		}
 		proto, whole := t.of(is4), matches(first, Origin.Is(OriginPod), openflow.Fragments("no"))
-		remember := openflow.CT{Commit: true, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))}}
-		// First the connection itself: another zone's ct would no longer find it by what the packet has become.
-		itself := openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}
-		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(uint32(MarkService)))}, itself.Action(), remember.Action(), openflow.Goto(SourceNAT))
+		// First the connection itself: behind another zone's ct it would not be found by what the packet has become.
+		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(uint32(MarkService)))}, commitPod(EndpointPort, openflow.NAT{}))
+		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))},
+			openflow.CT{Commit: true, Table: SourceNAT, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))}}.Action())
 		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action())
-		b.add(in{EndpointPort, prioLow, proto, nil}, commitTo(openflow.NAT{}))
+		b.add(in{EndpointPort, prioLow, proto, nil}, commitPod(SourceNAT, openflow.NAT{}))
 	}
 }
 
-// commitTo commits a pod's connection behind EndpointPort.
-func commitTo(nat openflow.NAT) ovs.Action {
-	return openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action()
+// commitPod commits a pod's connection.
+func commitPod(next openflow.TableID, nat openflow.NAT) ovs.Action {
+	return openflow.CT{Commit: true, Table: next, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action()
 }
 
 // otherPorts are ranges of ports, and for each the ports that get one of that range instead: never one that could stay as it
@@ -182,7 +182,7 @@ func (b *builder) endpointPortsOf(ip netip.Addr) {
 		}
 		for _, o := range otherPorts {
 			b.add(in{EndpointPort, o.priority, t.of(ip.Is4()), matches(MarkTaken.Is(uint32(MarkTaken)), openflow.Source(openflow.Host(ip)), openflow.SourcePort(o.port, o.mask))},
-				commitTo(openflow.SourceNATPorts(ip, o.instead.First, o.instead.Last)))
+				commitPod(SourceNAT, openflow.SourceNATPorts(ip, o.instead.First, o.instead.Last)))
 		}
 	}
 }
@@ -199,7 +199,7 @@ func (b *builder) fragments() {
 	}
 	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is
 	// next.
-	for _, table := range []openflow.TableID{EgressPolicy, SourceNAT, Output} {
+	for _, table := range []openflow.TableID{EgressPolicy, EndpointPort, SourceNAT, Output} {
 		b.drop(InvalidConnection, in{table, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv, 0))})
 	}
 }

@@ -254,7 +254,7 @@ var Pipeline = []Table{
 		ID: EndpointPort, Name: "EndpointPort",
 		Doc: "With the userspace datapath: a pod's connection to an endpoint gets another source port where a connection of the pod " +
 			"through a Service has that port at the same endpoint, which could not tell them apart.",
-		Match:   []string{"ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "ipv6_src", "tp_src"},
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "ipv6_src", "tp_src"},
 		Actions: []string{"ct"},
 		Next:    []openflow.TableID{SourceNAT},
 	},
