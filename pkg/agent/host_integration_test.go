@@ -78,8 +78,8 @@ ip link add weft0 type veth peer name switch0`)
 			t.Errorf("no route %q:\n%s", want, routes)
 		}
 	}
-	if n := strings.Count(routes, "proto 87"); n != 2+3 { // and three to the switch's own addresses
-		t.Errorf("%d routes of ours, want 5:\n%s", n, routes)
+	if n := strings.Count(routes, "proto 87"); n != 2+4 { // and four to addresses of the switch
+		t.Errorf("%d routes of ours, want 6:\n%s", n, routes)
 	}
 	if rules := run("nft list table inet weft"); !strings.Contains(rules, "elements = { 10.244.1.0/24, 10.244.2.0/24,\n\t\t\t     10.244.7.0/24 }") {
 		t.Errorf("pods' ranges:\n%s", rules)
