@@ -339,11 +339,13 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	a.mu.Unlock()
 	self := a.loop.View().Self
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
-		Datapath:       string(cfg.Datapath),
-		GatewayMTU:     mtu,
-		Tunnel:         cfg.TunnelType,
-		Tables:         flows.TableNames(),
-		Zones:          []ovsdb.Zone{{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory}},
+		Datapath:   string(cfg.Datapath),
+		GatewayMTU: mtu,
+		Tunnel:     cfg.TunnelType,
+		Tables:     flows.TableNames(),
+		Zones: []ovsdb.Zone{
+			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},
+		},
 		TunnelChecksum: self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
 	})

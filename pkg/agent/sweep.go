@@ -100,7 +100,8 @@ const (
 
 var endedConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "weft_swept_connections_total",
-	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves no more, or their pod is gone; or that policies allow again.",
+	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves " +
+		"no more, or their pod is gone; or that policies allow again.",
 }, []string{"cause"})
 
 // sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from
@@ -211,9 +212,10 @@ func (s *sweeper) sync(ctx context.Context) error {
 
 // round reads the connections once, and ends those that are to be ended, or as many as one round may.
 func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) {
-	zones := []uint16{flows.Zone}
-	if now.start || len(now.gone) > 0 {
-		zones = append(zones, flows.SourceZone, flows.EndpointZone)
+	snapshot, _ := s.programmed()
+	zones := flows.Zones(snapshot.KernelDatapath)
+	if !now.start && len(now.gone) == 0 {
+		zones = zones[:1] // only a detached pod leaves anything to remove in the others
 	}
 	var errs []error
 	var denied, allowed, gone []flows.Connection
@@ -257,7 +259,8 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		endedConnections.WithLabelValues(string(cause)).Add(float64(n))
 	}
 	if len(causes) > 0 {
-		s.log.Info("ended connections", "policy", causes[flows.PolicyDenies], "allowed", causes[flows.PolicyAllows], "endpoint", causes[flows.EndpointGone], "pod", causes[flows.PodGone], "more", more)
+		s.log.Info("ended connections", "policy", causes[flows.PolicyDenies], "allowed", causes[flows.PolicyAllows],
+			"endpoint", causes[flows.EndpointGone], "pod", causes[flows.PodGone], "more", more)
 	}
 	err = errors.Join(errs...)
 	s.mu.Lock()

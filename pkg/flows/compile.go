@@ -292,7 +292,7 @@ func (b *builder) self(n model.Node) {
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
 		b.noService(cidr)
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
-		// What the node sends by itself has that source, and a port that nobody else is given (see model.OwnPorts).
+		// What the node sends by itself has that source, and a port of OwnPorts, which no other connection gets (see model).
 		// It must not be translated: a translation to the same address and port is what Open vSwitch 3.1's userspace
 		// datapath dies of when the port is used again.
 		for _, tunnel := range model.TunnelTypes {
@@ -328,7 +328,10 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 	}
 	remote := n.TunnelAddr()
 	into := func() []ovs.Action {
-		return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote), OutPort.Set(tunnel.Port()), openflow.Goto(Commit)}
+		return []ovs.Action{
+			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote),
+			OutPort.Set(tunnel.Port()), openflow.Goto(Commit),
+		}
 	}
 	for _, cidr := range n.PodCIDRs {
 		if checkRemote(cidr, n, self) != nil {
@@ -338,14 +341,17 @@ func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, into()...)
 		b.noService(cidr)
-		if remote.Is4() != cidr.Addr().Is4() || checkAddr(remote, self) != nil {
+		if remote.Is4() != cidr.Addr().Is4() || belongsTo(self, remote) {
 			continue
 		}
-		// The node's clients of its own node ports keep its address, which is proven: the tunnel packet came from there.
-		// An answer to what the node sent through its kernel, and not into the tunnel, goes through this one's (MarkGateway).
+		// A peer node's clients of its own node ports keep its tunnel address. The outer source, which is the same
+		// address, proves it. Replies to a connection that came through this node's kernel instead return through
+		// that kernel (MarkGateway).
 		node := openflow.Host(remote)
-		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))}, openflow.Goto(Conntrack))
-		b.add(in{Forwarding, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0), Origin.Is(OriginPod), openflow.Destination(node))}, into()...)
+		reply := openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0)
+		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))},
+			openflow.Goto(Conntrack))
+		b.add(in{Forwarding, prioHigh, proto, matches(reply, Origin.Is(OriginPod), openflow.Destination(node))}, into()...)
 	}
 }
 

@@ -21,6 +21,9 @@ var transports = []transport{
 	{model.SCTP, openflow.ProtocolSCTPv4, openflow.ProtocolSCTPv6},
 }
 
+// portTracked are those whose ports the userspace datapath tracks. It tracks SCTP by addresses alone.
+var portTracked = transports[:2]
+
 // of is the protocol's match in the family of an address.
 func (t transport) of(is4 bool) ovs.Protocol {
 	if is4 {
@@ -57,19 +60,20 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		// through.
 		b.add(in{PolicyDenied, prioNormal, proto, matches(allowed, openflow.Fragments("no"))},
 			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkDenied))}}.Action())
-		// From the agent alone (see Audit). Nobody else gets here with that register.
+		// Only packets that the agent sends have this register (see Audit).
 		b.add(in{PolicyDenied, prioHigh, proto, matches(MarkDenied.Is(uint32(MarkDenied)), AllowAgain.Is(AllowAgain.Mask))},
 			openflow.CT{Commit: true, Zone: Zone, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action())
 
 		b.commit(proto, kernelDatapath)
+		if !kernelDatapath {
+			b.endpointPorts(is4)
+		}
 
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(model.PortGateway))},
 			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(is4))}.Action())
 	}
 	if !kernelDatapath {
 		b.fragments()
-		b.endpointPorts(true)
-		b.endpointPorts(false)
 	}
 	b.drop(InvalidConnection, in{ConntrackState, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
 	// An ICMP error is about a packet of a connection; it is for whoever sent that.
@@ -120,7 +124,8 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 		{prioMedium, prioHigh, MarkAllowed | MarkGateway, matches(Origin.Is(OriginGateway))},
 	}
 	for _, o := range origins {
-		ct := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, Exec: []ovs.Action{(o.mark | MarkDenied).Set(uint32(o.mark))}}
+		mark := (o.mark | MarkDenied).Set(uint32(o.mark))
+		ct := openflow.CT{Commit: true, Table: SourceNAT, Zone: Zone, Exec: []ovs.Action{mark}}
 		plain := ct.Action()
 		if !kernelDatapath {
 			b.add(in{Commit, o.priority, proto, o.match}, plain)
@@ -135,38 +140,42 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 	}
 }
 
-// endpointPorts gives the flows of one family by which, with the userspace datapath, a pod's connection to an endpoint
-// gets another source port if a connection through a Service has it there. What Services have translated is remembered in
-// a zone of its own as the endpoint sees it; the first packet of any other connection is looked up there. (The node's
-// own connections have ports that its kernel keeps apart.)
+// endpointPorts adds the flows of one family with which the userspace datapath gives a pod's direct connection to an
+// endpoint another source port, if a connection of the pod through a Service has that port at the same endpoint.
+// Commit copies each connection that a Service translated to EndpointZone, as the endpoint sees it. The first packet of
+// every other connection is looked up there. The node's own connections need none of this: its kernel keeps their ports
+// apart.
 func (b *builder) endpointPorts(is4 bool) {
 	first := openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl)
 	const undecided = MarkService | verdict
-	for _, t := range transports {
-		if t.protocol == model.SCTP {
-			continue // that is tracked by addresses alone
-		}
+	remember := openflow.CT{
+		Commit: true, Table: SourceNAT, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))},
+	}.Action()
+	lookUp := openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action()
+	for _, t := range portTracked {
 		proto, whole := t.of(is4), matches(first, Origin.Is(OriginPod), openflow.Fragments("no"))
-		// First the connection itself: behind another zone's ct it would not be found by what the packet has become.
-		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(uint32(MarkService)))}, commitPod(EndpointPort, openflow.NAT{}))
-		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))},
-			openflow.CT{Commit: true, Table: SourceNAT, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))}}.Action())
-		b.add(in{Commit, prioLow, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action())
+		translated, direct := also(whole, undecided.Is(uint32(MarkService))), also(whole, undecided.Is(0))
+		// Commit the connection first: ct in another zone loses it, and a lookup by the translated packet fails.
+		b.add(in{Commit, prioLow, proto, translated}, commitPod(EndpointPort, openflow.NAT{}))
+		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))}, remember)
+		b.add(in{Commit, prioLow, proto, direct}, lookUp)
 		b.add(in{EndpointPort, prioLow, proto, nil}, commitPod(SourceNAT, openflow.NAT{}))
 	}
 }
 
-// commitPod commits a pod's connection.
+// commitPod commits a pod's connection as allowed, and continues in a table.
 func commitPod(next openflow.TableID, nat openflow.NAT) ovs.Action {
-	return openflow.CT{Commit: true, Table: next, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))}}.Action()
+	return openflow.CT{
+		Commit: true, Table: next, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))},
+	}.Action()
 }
 
-// otherPorts are ranges of ports, and for each the ports that get one of that range instead: never one that could stay as it
-// is (see commit), and below 1024 if it was.
-var otherPorts = []struct {
-	priority   uint16
-	port, mask uint16
-	instead    model.PortRange
+// portRanges divide all source ports, and give each range a replacement range. A range never overlaps its replacement:
+// a connection must not be translated to itself (see commit). A privileged port is replaced by a privileged one.
+var portRanges = []struct {
+	priority    uint16
+	port, mask  uint16
+	replacement model.PortRange
 }{
 	{prioNormal, 0x8000, 0x8000, model.PortRange{First: model.FirstUnprivilegedPort, Last: 0x7fff}},
 	{prioNormal, 0, 0x8000, model.PortRange{First: 0x8000, Last: 0xffff}},
@@ -174,15 +183,14 @@ var otherPorts = []struct {
 	{prioRaised, 0, 0xfe00, model.PortRange{First: 0x200, Last: model.FirstUnprivilegedPort - 1}},
 }
 
-// endpointPortsOf gives the same for a pod's address.
+// endpointPortsOf adds the flows that replace source ports of one pod address.
 func (b *builder) endpointPortsOf(ip netip.Addr) {
-	for _, t := range transports {
-		if t.protocol == model.SCTP {
-			continue
-		}
-		for _, o := range otherPorts {
-			b.add(in{EndpointPort, o.priority, t.of(ip.Is4()), matches(MarkTaken.Is(uint32(MarkTaken)), openflow.Source(openflow.Host(ip)), openflow.SourcePort(o.port, o.mask))},
-				commitPod(SourceNAT, openflow.SourceNATPorts(ip, o.instead.First, o.instead.Last)))
+	taken, source := MarkTaken.Is(uint32(MarkTaken)), openflow.Source(openflow.Host(ip))
+	for _, t := range portTracked {
+		for _, r := range portRanges {
+			nat := openflow.SourceNATPorts(ip, r.replacement.First, r.replacement.Last)
+			b.add(in{EndpointPort, r.priority, t.of(ip.Is4()), matches(taken, source, openflow.SourcePort(r.port, r.mask))},
+				commitPod(SourceNAT, nat))
 		}
 	}
 }

@@ -54,13 +54,21 @@ const (
 	Zone uint16 = 0x5765
 	// SourceZone holds the translation of sources.
 	SourceZone uint16 = 0x5766
-	// EndpointZone remembers, with the userspace datapath, the source ports that pods' connections through Services
-	// have at their endpoints.
+	// EndpointZone holds a copy of each connection of a pod through a Service, as the endpoint sees it. Only the
+	// userspace datapath has any.
 	EndpointZone uint16 = 0x5767
 )
 
-// EndpointZone holds at most so many connections, each for so long after its first packet, whether it exists or not. What
-// is not there does without.
+// Zones are the zones that have connections, Zone first.
+func Zones(kernelDatapath bool) []uint16 {
+	if kernelDatapath {
+		return []uint16{Zone, SourceZone}
+	}
+	return []uint16{Zone, SourceZone, EndpointZone}
+}
+
+// EndpointZone keeps a copy for EndpointMemory after the last lookup, also when the connection has ended, and at most
+// EndpointLimit copies. A connection without a copy is not protected from a second one with its port.
 const (
 	EndpointMemory = time.Hour
 	EndpointLimit  = 100_000
@@ -78,7 +86,7 @@ const (
 	MarkDenied openflow.MarkBits = 0x8
 	// MarkGateway is set when the connection came in through the gateway: replies return there.
 	MarkGateway openflow.MarkBits = 0x4
-	// MarkTaken is set on what is in EndpointZone, and only there.
+	// MarkTaken is set on the connections of EndpointZone only.
 	MarkTaken openflow.MarkBits = 0x10
 	// markPort are the bits of the endpoint's port.
 	markPort openflow.MarkBits = 0xffff0000
@@ -252,8 +260,8 @@ var Pipeline = []Table{
 	},
 	{
 		ID: EndpointPort, Name: "EndpointPort",
-		Doc: "With the userspace datapath: a pod's connection to an endpoint gets another source port where a connection of the pod " +
-			"through a Service has that port at the same endpoint, which could not tell them apart.",
+		Doc: "With the userspace datapath: a pod's connection to an endpoint gets another source port if a connection of " +
+			"the pod through a Service has that port at the same endpoint, which cannot tell them apart.",
 		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "ipv6_src", "tp_src"},
 		Actions: []string{"ct"},
 		Next:    []openflow.TableID{SourceNAT},

@@ -67,17 +67,9 @@ func checkRemote(cidr netip.Prefix, n, self model.Node) error {
 	return nil
 }
 
-// checkAddr says why another node's address cannot be a source of its tunnel packets, or nil.
-func checkAddr(a netip.Addr, self model.Node) error {
-	if slices.Contains(self.Addrs, a) {
-		return errors.New("it is this node's address, too")
-	}
-	for _, own := range self.PodCIDRs {
-		if own.Contains(a) {
-			return fmt.Errorf("it is in this node's pod CIDR %s", own)
-		}
-	}
-	return nil
+// belongsTo says whether an address is one of a node's own, or in its pod CIDRs.
+func belongsTo(n model.Node, a netip.Addr) bool {
+	return slices.Contains(n.Addrs, a) || slices.ContainsFunc(n.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // PodCIDRs are the ranges of a snapshot that the node's own network may follow.

@@ -21,7 +21,9 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 		if t.protocol == "" {
 			continue
 		}
-		sb := &serviceBuilder{builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4), pools: map[bool]*pool{}}
+		sb := &serviceBuilder{
+			builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4), pools: map[bool]*pool{},
+		}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
@@ -134,26 +136,27 @@ type serviceBuilder struct {
 // pool is a set of endpoints that frontends share, with its group.
 type pool struct {
 	buckets []openflow.Bucket
-	// ways are what packets to the frontend meet; without any they are dropped.
-	ways []way
+	// classes divide the clients by source port; a pool without classes drops the packets.
+	classes []portClass
 	// sticky are the actions for each bucket's endpoint, with sessionAffinity.
 	sticky [][]ovs.Action
 }
 
-// way is what some of the packets to a frontend meet.
-type way struct {
-	class   []ovs.Match // which of them; nil is all
+// portClass is the actions for a class of a frontend's clients by source port.
+type portClass struct {
+	match   []ovs.Match // nil for all ports
 	actions []ovs.Action
 }
 
-// theWay is the same for all packets.
-func theWay(actions ...ovs.Action) []way { return []way{{actions: actions}} }
+// allPorts gives all clients the same actions.
+func allPorts(actions ...ovs.Action) []portClass { return []portClass{{actions: actions}} }
 
 func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
 	return matches(openflow.Destination(openflow.Host(at.Addr())), openflow.DestinationPort(at.Port(), 0xffff))
 }
 
-// nodePort gives the flows of a node port, at whose address the node's own clients have the node's (see host.Desired.Address).
+// nodePort adds the flows of a node port. The node's own clients arrive with the node's tunnel address (see
+// host.Desired.Address).
 func (sb *serviceBuilder) nodePort(self model.Node, match ...ovs.Match) {
 	match = also(match, Origin.Is(OriginGateway))
 	node := self.TunnelAddr()
@@ -204,16 +207,16 @@ func withGateway(sources []netip.Prefix, self model.Node, own netip.Prefix) []ne
 
 // frontend gives the flows of one address. The priority after it is that of clients that come back.
 func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match) {
-	if len(p.ways) == 0 {
+	if len(p.classes) == 0 {
 		sb.drop(NoLocalEndpoint, in{ServiceLB, priority, sb.proto, match})
 	}
-	for _, w := range p.ways {
-		if w.class == nil {
-			sb.add(in{ServiceLB, priority, sb.proto, match}, w.actions...)
+	for _, c := range p.classes {
+		if c.match == nil {
+			sb.add(in{ServiceLB, priority, sb.proto, match}, c.actions...)
 			continue
 		}
-		// Below, so that OVS finds other Services' flows first and looks at the port of this one's packets only.
-		sb.add(in{ServiceLB, priority - 1, sb.proto, also(match, w.class...)}, w.actions...)
+		// A lower priority: OVS then matches the source port in this Service's cache entries only.
+		sb.add(in{ServiceLB, priority - 1, sb.proto, also(match, c.match...)}, c.actions...)
 	}
 	for i, actions := range p.sticky {
 		if sb.err != nil {
@@ -231,7 +234,7 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 // pool makes the group of a traffic policy's endpoints, once.
 func (sb *serviceBuilder) pool(local bool) *pool {
 	if sb.refused {
-		return &pool{ways: theWay(reject(sb.port.ClusterIP.Is4()))}
+		return &pool{classes: allPorts(reject(sb.port.ClusterIP.Is4()))}
 	}
 	if p := sb.pools[local]; p != nil {
 		return p
@@ -241,7 +244,7 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 	endpoints := sb.port.Endpoints(local)
 	switch {
 	case len(endpoints) == 0 && !sb.port.Elsewhere:
-		p.ways = theWay(reject(sb.port.ClusterIP.Is4()))
+		p.classes = allPorts(reject(sb.port.ClusterIP.Is4()))
 		return p
 	case len(endpoints) == 0:
 		return p
@@ -261,7 +264,7 @@ func (sb *serviceBuilder) pool(local bool) *pool {
 		scope = "local"
 	}
 	name := string(sb.port.Protocol) + "/" + sb.port.Name + "/" + sb.port.ClusterIP.String() + "/" + scope
-	p.ways = sb.spread(name, p.buckets)
+	p.classes = sb.spread(name, p.buckets)
 	return p
 }
 
@@ -283,14 +286,15 @@ func onlyPort(s model.Service, p model.ServicePort) bool {
 func (sb *serviceBuilder) laterFragments(at netip.Addr) (*serviceBuilder, []ovs.Match) {
 	later := *sb
 	later.proto, later.later = openflow.Protocol(at), true
-	return &later, matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
+	return &later, matches(
+		openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
 		openflow.Destination(openflow.Host(at)), openflow.Fragments("later"))
 }
 
-// maxClients is how many clients of one Service the switch remembers. Whoever can send from many addresses, IPv6
-// clients and spoofed sources from outside among them, would fill its memory otherwise. Clients beyond that are sent
-// by the hash of their address alone, to another endpoint with each epoch. OVS counts the Service's flows with each
-// new one, so more would make connections slow.
+// maxClients is how many clients of one Service the switch remembers. It bounds what a client with many addresses
+// (IPv6, or spoofed sources outside the cluster) costs. For other clients the hash of the address alone chooses,
+// another endpoint with each epoch. OVS counts the Service's learned flows on each learn action, so a larger number
+// slows new connections.
 const maxClients = 10000
 
 // learn makes the switch remember which bucket a client was sent to.

@@ -24,17 +24,17 @@ const (
 	maxBuckets = 500
 )
 
-// spread makes the groups that choose among buckets. Few are chosen by the datapath's hash of the connection, which costs
-// no upcall. With TCP many are, too, after the client's port has chosen among groups (see byPort). Others are chosen by
-// hashing fields in ovs-vswitchd, connection by connection: that is even for any number, but weights are no shares there.
-// Too many for one group are spread over groups of equal size.
-func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []way {
+// spread makes the groups that choose among buckets. The datapath's hash of the connection chooses among few, without an
+// upcall. TCP has that hash with many, too: the client's port chooses a group first (see byPort). Otherwise
+// ovs-vswitchd hashes fields of each connection. That is even for any number of buckets, but weights are no shares.
+// Buckets that exceed one group are divided among groups of equal size.
+func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []portClass {
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
 	fields := []openflow.Field{source}
 	if sb.service.Affinity == 0 && sb.service.Algorithm != model.HashSource {
 		switch {
 		case len(buckets) <= maxDPHash:
-			return theWay(openflow.ToGroup(sb.group(name, openflow.DPHash(), places(buckets))))
+			return allPorts(openflow.ToGroup(sb.group(name, openflow.DPHash(), places(buckets))))
 		case sb.port.Protocol == model.TCP && len(buckets) <= maxDPHash*maxClasses:
 			return sb.byPort(name, buckets)
 		}
@@ -43,7 +43,7 @@ func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []way {
 	}
 	by := openflow.SeededHash(sb.service.AffinityEpoch, fields...)
 	if len(buckets) <= maxBuckets {
-		return theWay(openflow.ToGroup(sb.group(name, by, buckets)))
+		return allPorts(openflow.ToGroup(sb.group(name, by, buckets)))
 	}
 	var top []openflow.Bucket
 	for n, part := range parts(buckets, (len(buckets)+maxBuckets-1)/maxBuckets) {
@@ -51,28 +51,28 @@ func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []way {
 		// The parts' ids must not be those of their buckets: the same hash would choose both.
 		top = append(top, openflow.Bucket{ID: partIDs + uint32(n), Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}})
 	}
-	return theWay(openflow.ToGroup(sb.group(name, by, top)))
+	return allPorts(openflow.ToGroup(sb.group(name, by, top)))
 }
 
-// byPort makes a group for each class of source ports, so that a connection is an entry of the datapath's cache no more
-// than with few endpoints. The lowest bit tells no classes apart: Linux prefers even ports for what it connects. This is
-// for TCP, whose clients take ports as they come; a UDP client may have the same one for ever, as its servers do.
-func (sb *serviceBuilder) byPort(name string, buckets []openflow.Bucket) []way {
+// byPort makes a group for each class of source ports, so that connections share cache entries as they do with few
+// endpoints. Bit 0 of the port is not part of a class: Linux prefers even ports for connect(). byPort is for TCP, whose
+// clients use ephemeral ports; a UDP client may keep one port, and would reach one class only.
+func (sb *serviceBuilder) byPort(name string, buckets []openflow.Bucket) []portClass {
 	classes := 2
 	for classes*maxDPHash < len(buckets) {
 		classes *= 2
 	}
-	var ways []way
+	var all []portClass
 	for n, part := range parts(buckets, classes) {
 		id := sb.group(fmt.Sprintf("%s/%d", name, n), openflow.DPHash(), places(part))
 		class := matches(openflow.SourcePort(uint16(n)<<1, uint16(classes-1)<<1))
-		ways = append(ways, way{class, []ovs.Action{openflow.ToGroup(id)}})
+		all = append(all, portClass{class, []ovs.Action{openflow.ToGroup(id)}})
 	}
-	return ways
+	return all
 }
 
-// parts divides buckets into some number of equal size. In the order of their ids endpoints move to another part only at the
-// parts' edges when others come and go.
+// parts divides buckets into n parts of equal size, in the order of their ids. A bucket that is added or removed moves
+// others at the parts' edges only.
 func parts(buckets []openflow.Bucket, n int) [][]openflow.Bucket {
 	buckets = slices.SortedFunc(slices.Values(buckets), func(x, y openflow.Bucket) int { return cmp.Compare(x.ID, y.ID) })
 	all := make([][]openflow.Bucket, n)

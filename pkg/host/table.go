@@ -57,8 +57,14 @@ type set struct {
 var sets = []set{
 	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
 	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
-	{name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: nodePorts, gone: nodePortsGone},
-	{name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: nodePorts, gone: nodePortsGone},
+	{
+		name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
+		elements: nodePorts, gone: nodePortsGone,
+	},
+	{
+		name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
+		elements: nodePorts, gone: nodePortsGone,
+	},
 	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
 	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
 }
@@ -358,7 +364,7 @@ func nodePorts(d Desired, is4 bool) []element {
 	return list
 }
 
-// nodePortsGone has nothing to remember: nobody else translates to the NodePort address.
+// nodePortsGone remembers nothing: only our table translates to NodePort addresses.
 func nodePortsGone(_, _ []element) goneTranslations { return goneTranslations{} }
 
 func externalIPs(d Desired, is4 bool) []element {

@@ -68,8 +68,9 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 			continue
 		}
 		f := familyTranslations{
-			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4), nodePort: disjoint(model.NodePortPrefixes(is4)),
-			toWorld: d.Masquerade, nodePorts: map[uint16]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
+			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4),
+			nodePort: disjoint(model.NodePortPrefixes(is4)),
+			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
 		}
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address

@@ -20,8 +20,8 @@ var (
 // hop of the node's ways to Services, too.
 func NodePortAddr(is4 bool) netip.Addr { return ofFamily(is4, nodePort4, nodePort6) }
 
-// NodePortAt is the address and port at which the switch meets what came for a node port. UDP's have an address each: the
-// later fragments of a datagram have no port, and the switch tells by the address whose they are.
+// NodePortAt is the address and port to which the node's own network translates packets to a node port. Each UDP node
+// port has its own address: the later fragments of a datagram have no port, and the switch matches them by address.
 func NodePortAt(is4 bool, p Protocol, port uint16) netip.AddrPort {
 	if p != UDP {
 		return netip.AddrPortFrom(NodePortAddr(is4), port)

@@ -124,7 +124,8 @@ func (p ServicePort) Frontends() []Frontend {
 		list = append(list, Frontend{LoadBalancer, netip.AddrPortFrom(ip, p.Port), p.ExternalLocal, p.LoadBalancerSources})
 	}
 	if p.NodePort != 0 {
-		list = append(list, Frontend{Kind: NodePort, At: NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort), Local: p.ExternalLocal})
+		at := NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort)
+		list = append(list, Frontend{Kind: NodePort, At: at, Local: p.ExternalLocal})
 	}
 	return list
 }

@@ -42,8 +42,8 @@ func (s *Switch) Connections(ctx context.Context, zone uint16, each func(flows.C
 	return nil
 }
 
-// Remove removes a connection from the tracker. That it is gone already is no error. The other packets of the
-// connection begin a new one.
+// Remove removes a connection from the tracker. Idempotent: a connection that does not exist is not an error. The next
+// packet begins a new connection.
 func (s *Switch) Remove(ctx context.Context, c flows.Connection) error {
 	switch {
 	case !s.userspace && !isNamed(c.Protocol):

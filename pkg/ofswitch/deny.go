@@ -35,7 +35,8 @@ func (s *Switch) verdict(ctx context.Context, what string, connections []flows.C
 	}
 	var b bytes.Buffer
 	for _, c := range connections {
-		text, err := openflow.Text(append(slices.Clone(before), openflow.CT{Table: flows.PolicyDenied, Zone: c.Zone}.Action())...)
+		toDenied := openflow.CT{Table: flows.PolicyDenied, Zone: c.Zone}.Action()
+		text, err := openflow.Text(append(slices.Clone(before), toDenied)...)
 		if err != nil {
 			return fmt.Errorf("%s a connection: %w", what, err)
 		}

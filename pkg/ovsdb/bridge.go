@@ -106,12 +106,12 @@ func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
 }
 
-// EnsureBridge makes the bridge, its settings, its table names, the timeouts of its zones and the ports that every
-// node has what they shall be, in one transaction (two when there is no bridge), and returns when ovs-vswitchd has
-// applied it and every port has its number. It also restores the port numbers that pods' ports request. It returns
-// what it had to change, in words; nothing, when all was right. What others added to the bridge stays, except
-// controllers, spanning tree and limits on flow tables, which would break forwarding. When the error is an
-// *OptionalPortError, all that the node needs is right, and changed is what was changed.
+// EnsureBridge makes the bridge match want: its settings, its table names, the timeouts of its zones, and the ports that
+// every node has. It writes one transaction (two when there is no bridge), and returns when ovs-vswitchd has applied it
+// and every port has its number. It also restores the port numbers that pods' ports request. It returns its changes, in
+// words; none when the bridge was in sync. Other settings of the bridge stay, except controllers, spanning tree and
+// limits on flow tables, which break forwarding. An *OptionalPortError means that everything the node needs is in sync;
+// the changes are valid. Idempotent.
 func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()

@@ -126,9 +126,8 @@ func (v *view) timeoutsRight(uuid string, zone Zone) bool {
 	return policy != nil && maps.Equal(policy.Timeouts, zone.timeouts())
 }
 
-// forgetTimeouts takes our zones out of the Datapath row while there is no bridge. When the last bridge of a datapath
-// goes, the datapath forgets its timeouts, and ovs-vswitchd gives the next one only those that are new in the
-// database.
+// forgetTimeouts removes our zones from the Datapath row while there is no bridge. A datapath loses its timeouts with its
+// last bridge, and ovs-vswitchd gives the next datapath only those that are new in the database.
 func (p *plan) forgetTimeouts(want Bridge) {
 	dp := p.view.datapaths[p.root.Datapaths[datapathUserspace]]
 	if dp == nil || want.Datapath != datapathUserspace {
