@@ -119,11 +119,12 @@ func newBench(entries ...flows.Connection) (*tracker, *sweeper) {
 	return k, s
 }
 
-// TestSweep takes the mark from what is denied, removes what is gone, and reads the zone of sources only when pods
-// may be gone.
+// TestSweep takes the mark from denied connections, removes connections of detached pods in all zones, and reads the
+// zones other than Zone only after a pod was detached.
 func TestSweep(t *testing.T) {
 	denied, outgoing := udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"), udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1")
 	gone, goneSource := udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"), udp(flows.SourceZone, "10.244.1.9:1", "192.0.2.1:1")
+	goneCopy := udp(flows.EndpointZone, "10.244.1.9:1", "10.244.2.2:53")
 	unmarked := denied
 	unmarked.Mark = 0
 	k, s := newBench(denied, outgoing, goneSource)
@@ -135,7 +136,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("after a policy's change: %v, %v are left, read %v", err, k.entries, k.read)
 	}
 	for _, r := range []SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
-		k.entries = []flows.Connection{gone, outgoing, goneSource}
+		k.entries = []flows.Connection{gone, outgoing, goneSource, goneCopy}
 		s.request(r)
 		if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{outgoing}) {
 			t.Errorf("%+v: %v, %v are left", r, err, k.entries)

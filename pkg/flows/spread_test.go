@@ -1,7 +1,9 @@
 package flows
 
 import (
+	"fmt"
 	"net/netip"
+	"regexp"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -57,19 +59,30 @@ func TestPlaces(t *testing.T) {
 	})
 }
 
-// TestClasses: with TCP more endpoints than one hash spreads evenly enough are divided among classes of source ports:
-// each endpoint is in one, no class has more than such a hash spreads, and each port is in one class.
+// buildBig compiles a Service with n endpoints on the kernel's datapath.
+func buildBig(t *testing.T, protocol model.Protocol, n int) *builder {
+	t.Helper()
+	port := model.ServicePort{Protocol: protocol, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}
+	for i := range n {
+		addr := netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})
+		port.Cluster = append(port.Cluster, model.Endpoint{Addr: addr, Port: 8080, Weight: 1})
+	}
+	s := model.Service{Name: "ns/big", Ports: []model.ServicePort{port}}
+	b := &builder{owner: model.ServiceOwner(s.Name)}
+	b.service(s, model.Node{}, true)
+	if b.err != nil {
+		t.Fatal(b.err)
+	}
+	return b
+}
+
+var sourcePorts = regexp.MustCompile(`tp_src=0x([0-9a-f]+)/0x([0-9a-f]+)`)
+
+// TestClasses: TCP endpoints that exceed one hash are divided among classes of source ports. Each endpoint is in one
+// class, no class exceeds one hash, and each port is in exactly one class.
 func TestClasses(t *testing.T) {
 	for _, n := range []int{maxDPHash + 1, 64, 65, 500, 2000, maxDPHash * maxClasses} {
-		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
-		for i := range n {
-			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
-		}
-		b := &builder{owner: model.ServiceOwner(s.Name)}
-		b.service(s, model.Node{}, true)
-		if b.err != nil {
-			t.Fatal(b.err)
-		}
+		b := buildBig(t, model.TCP, n)
 		found := map[string]bool{}
 		for _, g := range b.groups {
 			here := map[string]bool{}
@@ -90,29 +103,33 @@ func TestClasses(t *testing.T) {
 		if len(found) != n || len(b.flows) != len(b.groups) || len(b.groups) > 2*n/maxDPHash {
 			t.Errorf("%d endpoints: %d of them in %d groups for %d flows", n, len(found), len(b.groups), len(b.flows))
 		}
-		ports := map[string]bool{}
+		var classes [1 << 16]int // of each port
 		for _, f := range b.flows {
-			ports[f.Key.String()] = true
+			var value, mask int
+			if m := sourcePorts.FindStringSubmatch(f.Match); m == nil {
+				t.Fatalf("%d endpoints: no class of ports in %s", n, f.Match)
+			} else if _, err := fmt.Sscanf(m[1]+" "+m[2], "%x %x", &value, &mask); err != nil {
+				t.Fatal(err)
+			}
+			for port := range classes {
+				if port&mask == value {
+					classes[port]++
+				}
+			}
 		}
-		if len(ports) != len(b.flows) {
-			t.Errorf("%d endpoints: %d flows for %d classes of ports", n, len(b.flows), len(ports))
+		for port, count := range classes {
+			if count != 1 {
+				t.Fatalf("%d endpoints: port %d is in %d classes", n, port, count)
+			}
 		}
 	}
 }
 
-// TestParts: more endpoints than one group holds are spread over groups of equal size, and few of them change groups when one
-// comes or goes.
+// TestParts: UDP endpoints that exceed one group are divided among groups of equal size, and few of them change groups
+// when one is added or removed.
 func TestParts(t *testing.T) {
 	groupOf := func(n int) map[string]openflow.GroupID {
-		s := model.Service{Name: "ns/big", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}}}
-		for i := range n {
-			s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 8080, Weight: 1})
-		}
-		b := &builder{owner: model.ServiceOwner(s.Name)}
-		b.service(s, model.Node{}, true)
-		if b.err != nil {
-			t.Fatal(b.err)
-		}
+		b := buildBig(t, model.UDP, n)
 		if len(b.groups) != (n+maxBuckets-1)/maxBuckets+1 {
 			t.Fatalf("%d groups for %d endpoints", len(b.groups), n)
 		}
@@ -182,6 +199,28 @@ func TestPodsAreNoService(t *testing.T) {
 	for key, f := range desired.Flows {
 		if key.Table == ServiceLB && f.Owner.Kind == model.KindService && key.Priority >= prioTop {
 			t.Errorf("a Service stands above the pods' own addresses: %s", f)
+		}
+	}
+}
+
+// TestPortRanges: each source port has one range that wins, and the replacement range does not contain the port and
+// is privileged if the port is.
+func TestPortRanges(t *testing.T) {
+	for port := 1; port < 1<<16; port++ {
+		best, found := portRanges[0], 0
+		for _, r := range portRanges {
+			switch {
+			case uint16(port)&r.mask != r.port:
+			case found == 0 || r.priority > best.priority:
+				best, found = r, 1
+			case r.priority == best.priority:
+				found++
+			}
+		}
+		privileged := func(p uint16) bool { return p < model.FirstUnprivilegedPort }
+		if found != 1 || best.replacement.Contains(uint16(port)) ||
+			privileged(best.replacement.First) != privileged(uint16(port)) || privileged(best.replacement.Last) != privileged(uint16(port)) {
+			t.Fatalf("port %d: %d ranges, replaced by %+v", port, found, best.replacement)
 		}
 	}
 }

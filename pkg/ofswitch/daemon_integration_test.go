@@ -3,6 +3,7 @@
 package ofswitch_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -63,52 +64,40 @@ func TestEnsureFragments(t *testing.T) {
 	right()
 }
 
-// TestEnsureLiberal: the check of TCP windows stays off when somebody turns it on, and after a restart of ovs-vswitchd.
-func TestEnsureLiberal(t *testing.T) {
+// TestEnsureDaemon: settings that ovs-vswitchd does not store are repaired after an operator changed them, and after a
+// restart of ovs-vswitchd.
+func TestEnsureDaemon(t *testing.T) {
+	const dp = "netdev@ovs-netdev"
 	ovs, sw := start(t)
-	for _, disturb := range []func() error{
-		func() error { return nil },
-		func() error {
-			_, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-enable-tcp-seq-chk", "netdev@ovs-netdev")
-			return err
-		},
-		func() error { return errors.Join(ovs.StopDaemon(), ovs.StartDaemon(t.Context())) },
+	for name, setting := range map[string]struct {
+		ensure      func(context.Context) ([]string, error)
+		damage, ask []string // commands of ovs-appctl
+		want        string   // part of the answer
+	}{
+		"TCP windows": {sw.EnsureLiberal,
+			[]string{"dpctl/ct-enable-tcp-seq-chk", dp}, []string{"dpctl/ct-get-tcp-seq-chk", dp}, "disabled"},
+		"zone limit": {func(ctx context.Context) ([]string, error) { return sw.EnsureZoneLimit(ctx, 7, 9) },
+			[]string{"dpctl/ct-set-limits", dp, "zone=7,limit=99"}, []string{"dpctl/ct-get-limits", dp, "zone=7"}, "zone=7,limit=9,"},
 	} {
-		if err := disturb(); err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []int{1, 0} {
-			if changed, err := sw.EnsureLiberal(t.Context()); err != nil || len(changed) != want {
-				t.Errorf("EnsureLiberal changed %q, %v; want %d changes", changed, err, want)
+		for _, disturb := range []func() error{
+			func() error { return nil },
+			func() error {
+				_, err := ovs.Run(t.Context(), "ovs-appctl", setting.damage...)
+				return err
+			},
+			func() error { return errors.Join(ovs.StopDaemon(), ovs.StartDaemon(t.Context())) },
+		} {
+			if err := disturb(); err != nil {
+				t.Fatal(err)
 			}
-		}
-		if out, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-get-tcp-seq-chk", "netdev@ovs-netdev"); err != nil || !strings.Contains(out, "disabled") {
-			t.Errorf("%q, %v", out, err)
-		}
-	}
-}
-
-// TestEnsureZoneLimit: a zone's limit comes back when somebody changes it, and after a restart of ovs-vswitchd.
-func TestEnsureZoneLimit(t *testing.T) {
-	ovs, sw := start(t)
-	for _, disturb := range []func() error{
-		func() error { return nil },
-		func() error {
-			_, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-set-limits", "netdev@ovs-netdev", "zone=7,limit=99")
-			return err
-		},
-		func() error { return errors.Join(ovs.StopDaemon(), ovs.StartDaemon(t.Context())) },
-	} {
-		if err := disturb(); err != nil {
-			t.Fatal(err)
-		}
-		for _, want := range []int{1, 0} {
-			if changed, err := sw.EnsureZoneLimit(t.Context(), 7, 9); err != nil || len(changed) != want {
-				t.Errorf("EnsureZoneLimit changed %q, %v; want %d changes", changed, err, want)
+			for _, want := range []int{1, 0} {
+				if changed, err := setting.ensure(t.Context()); err != nil || len(changed) != want {
+					t.Errorf("%s: changed %q, %v; want %d changes", name, changed, err, want)
+				}
 			}
-		}
-		if out, err := ovs.Run(t.Context(), "ovs-appctl", "dpctl/ct-get-limits", "netdev@ovs-netdev", "zone=7"); err != nil || !strings.Contains(out, "zone=7,limit=9,") {
-			t.Errorf("%q, %v", out, err)
+			if out, err := ovs.Run(t.Context(), "ovs-appctl", setting.ask...); err != nil || !strings.Contains(out, setting.want) {
+				t.Errorf("%s: %q, %v", name, out, err)
+			}
 		}
 	}
 }

@@ -40,6 +40,10 @@ func TestTimeoutsApply(t *testing.T) {
 				t.Errorf("%s, zone %d: the datapath has no timeouts: %s", again, zone, got)
 			}
 		}
+		kept := "Zone:22375, Timeout Policies: icmp_first=3600 icmp_reply=3600 tcp_close=3600 tcp_established=3600 "
+		if got := l.vsctl("list-zone-tp", "netdev"); !strings.Contains(got, kept) {
+			t.Errorf("%s: zone 22375 does not keep every connection for an hour: %s", again, got)
+		}
 		if got := l.tracked(7); strings.Contains(got, "timeout=") {
 			t.Errorf("%s: another zone has timeouts: %s", again, got)
 		}

@@ -20,8 +20,8 @@ func sticky(name string, timeout time.Duration, endpoints int) model.Service {
 	return s
 }
 
-// TestAffinityEpochs: a Service's epoch changes when its timeout has passed, whoever says meanwhile what the Service
-// is; the change touches that Service and nothing else. An epoch follows from the clock alone, so it survives a
+// TestAffinityEpochs: a Service's epoch changes when its timeout has passed, also when the Service was set again
+// meanwhile; the change marks only that Service dirty. An epoch follows from the clock alone, so it survives a
 // restart.
 func TestAffinityEpochs(t *testing.T) {
 	start := time.Unix(1_800_000_000, 0)

@@ -11,9 +11,8 @@ import (
 )
 
 // TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what
-// packets do in the flows. After a sweep, no answer to a connection that the new policies deny arrives although
-// nobody sends in its original direction; those to connections that are allowed do, also when they were denied in
-// between.
+// packets do in the flows. After a sweep, replies of connections that the new policies deny are dropped, although the
+// original direction is silent. Replies of allowed connections arrive, also when they were denied in between.
 func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {

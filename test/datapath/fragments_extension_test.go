@@ -103,13 +103,14 @@ func (e extended) frames(mac wire.MAC, src, dst netip.AddrPort, number uint32, p
 	return frames
 }
 
-// behindExtensions sends datagrams whose ports stand behind extension headers to a port that a policy denies: nobody
-// sees any part of them. To a pod without policies they come at most once.
+// behindExtensions sends datagrams with extension headers before the ports. A pod whose policy denies the port receives
+// no part of them. A pod without policies receives each at most once.
 func (f fragmented) behindExtensions(t *testing.T) {
 	from := f.pods["stranger"]
 	mac, raw := from.mac(t), from.sender(t)
 	number := uint64(7000)
 	taps := map[string]*tap{}
+	sent := map[uint64]*answerer{} // to pods without policies
 	for _, end := range []string{"near", "far"} {
 		open, walled := f.pods["open-"+end], f.pods["walled-"+end]
 		taps["walled-"+end] = walled.listen(t, "eth0", func(h heard) bool { return !h.leaving && h.tag == hostileTag })
@@ -126,15 +127,18 @@ func (f fragmented) behindExtensions(t *testing.T) {
 				}
 				return payload
 			}
-			if err := raw.send(e.frames(mac, source, netip.AddrPortFrom(walled.addr(false), deniedPort), uint32(number), payload(true))...); err != nil {
-				t.Fatal(err)
+			send := func(to netip.AddrPort, tag bool) {
+				datagram := payload(tag)
+				if err := raw.send(e.frames(mac, source, to, uint32(number), datagram)...); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if err := raw.send(e.frames(mac, source, netip.AddrPortFrom(open.addr(false), namedPort), uint32(number+100), payload(false))...); err != nil {
-				t.Fatal(err)
-			}
-			sent, at := number, f.answers["open-"+end]
+			send(netip.AddrPortFrom(walled.addr(false), deniedPort), true)
+			send(netip.AddrPortFrom(open.addr(false), namedPort), false)
+			arrived, at := number, f.answers["open-"+end]
+			sent[arrived] = at
 			labtest.Eventually(t, 3*time.Second, func() error {
-				if n := at.count(sent); n == 0 && e.arrives {
+				if n := at.count(arrived); n == 0 && e.arrives {
 					return fmt.Errorf("%s: nothing came to open-%s", e.name, end)
 				}
 				return nil
@@ -142,6 +146,11 @@ func (f fragmented) behindExtensions(t *testing.T) {
 		}
 	}
 	f.forgetFragments(t, false)
+	for number, at := range sent {
+		if n := at.count(number); n > 1 {
+			t.Errorf("datagram %d arrived %d times", number, n)
+		}
+	}
 	for name, tap := range taps {
 		if frames := tap.heard(func(heard) bool { return true }); len(frames) > 0 {
 			t.Errorf("%s sees parts of what its policy denies: %s", name, describe(frames))

@@ -68,9 +68,8 @@ var handmades = []handmade{
 	}},
 }
 
-// hostile sends datagrams in pieces that a stranger made, to an open pod, through its Service, and to a pod whose
-// policy denies them. Those that can be put together arrive once, where they may; of the others, nobody ever sees a
-// part.
+// hostile sends handmade fragments to an open pod, through its Service, and to a pod whose policy denies them. An allowed
+// datagram that can be reassembled arrives once. No pod receives a part of any other datagram.
 func (f fragmented) hostile(t *testing.T, v4 bool) {
 	from := f.pods["stranger"]
 	mac, raw := from.mac(t), from.sender(t)
@@ -140,7 +139,7 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 	}
 	for name, tap := range taps {
 		if frames := tap.heard(func(heard) bool { return true }); len(frames) > 0 {
-			t.Errorf("%s sees parts of what nobody can put together, or may not have: %s", name, describe(frames))
+			t.Errorf("%s received parts of datagrams that are denied or cannot be reassembled: %s", name, describe(frames))
 		}
 	}
 }

@@ -196,8 +196,8 @@ func TestUDPBeforeExternalAddress(t *testing.T) {
 	e.served(t, "the address has left the node", "web")
 }
 
-// After somebody has removed our nftables table, a socket that began meanwhile is masqueraded as soon as it is back,
-// although somebody else's rules had its connection tracked.
+// A socket that began while Weft's nftables table was absent is masqueraded as soon as the table is repaired, although
+// foreign rules had its connection tracked.
 func TestUDPAfterFlush(t *testing.T) {
 	e := upEarly(t, "kctflush")
 	client, outside := e.clients[0], e.clients[3]

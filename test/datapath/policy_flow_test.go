@@ -30,10 +30,10 @@ const (
 	cage           = "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]"
 )
 
-// A policy that is added while connections are open stops within a second what it forbids, in every direction: TCP and UDP, the client
-// sending, the server sending to a silent client, to the pod itself and through a Service, on the same node and across nodes, in both
-// families, by the server's ingress and by the client's egress. What stays allowed does not lose a datagram. With establishedConnections: keep
-// all goes on.
+// A policy that is added while connections are open stops the denied ones within a second, in every direction: TCP and
+// UDP, the client sending, the server sending to a silent client, to the pod itself and through a Service, on the same
+// node and across nodes, in both families, by the server's ingress and by the client's egress. Allowed streams lose no
+// datagram. With establishedConnections: keep all streams continue.
 func TestPolicyStopsEstablished(t *testing.T) {
 	base := walledPod("mid", "server", "node1", "app: server, role: busy") + walledPod("mid", "quiet", "node1", "app: server, role: quiet") + walledPod("mid", "near", "node1", "app: client") + walledPod("mid", "far", "node2", "app: client") +
 		walledPod("mid", "friend-near", "node1", "app: friend") + walledPod("mid", "friend-far", "node2", "app: friend") + walledService("mid", "server", "role: busy", streamPort) + walledService("mid", "quiet", "role: quiet", streamPort)

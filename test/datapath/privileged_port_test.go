@@ -54,8 +54,8 @@ func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.Ad
 
 var decidedByPort = regexp.MustCompile(`udp\(src=(\d+(?:/0x[0-9a-f]+)?)[,)]`)
 
-// A client with a port below 1024 is seen with one below 1024, and one with a higher port with a higher one, whoever
-// it is and by whatever way it comes. Two clients that have one port stay two, also where both are seen as the same
+// A client with a port below 1024 keeps a port below 1024, and one with a higher port a higher one, from every source
+// and on every path. Two clients that have one port stay two, also where both are seen as the same
 // node.
 func TestPrivilegedSourcePort(t *testing.T) {
 	manifest := podManifest("web-1", "web-1", "node1", 8080, "") + podManifest("web-2", "web-2", "node2", 8080, "") + podManifest("web-host", "web-host", "node2", 8081, hostNetwork) +
