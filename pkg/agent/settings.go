@@ -75,6 +75,9 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		Masquerade:     cfg.EgressMasquerade,
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
 	}
+	for _, n := range view.Nodes {
+		desired.Nodes = append(desired.Nodes, n.Addrs...)
+	}
 	serviceRoutes(&desired, view, cfg.APIServer)
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {

@@ -54,6 +54,9 @@ type Desired struct {
 	PodCIDRs []netip.Prefix
 	// RemotePodCIDRs are the other nodes' ranges. Those of a family in which this node has none are not routed.
 	RemotePodCIDRs []netip.Prefix
+	// Nodes are the other nodes' addresses: only they may send tunnel packets, and pods' packets to them have the source
+	// address of this node.
+	Nodes []netip.Addr
 	// Masquerade gives what local pods send to anywhere but pods the source address of the node.
 	Masquerade bool
 	// NoMasquerade are destinations, besides pods, that see the pods' own addresses.

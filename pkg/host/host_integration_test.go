@@ -229,6 +229,7 @@ func TestNodeRemoved(t *testing.T) {
 	want := []string{
 		"route to 10.244.3.0/24 removed", "route to fd00:10:3::/64 removed",
 		"nftables set direct-v4: 10.244.3.0/24 removed", "nftables set direct-v6: fd00:10:3::/64 removed",
+		"nftables set pods-v4: 10.244.3.0/24 removed", "nftables set pods-v6: fd00:10:3::/64 removed",
 	}
 	got := n.sync(d)
 	slices.Sort(got)

@@ -32,6 +32,7 @@ func dualStack() Desired {
 		Address:        netip.MustParseAddr("192.0.2.1"),
 		PodCIDRs:       prefixes("10.244.1.0/24", "fd00:10:1::/64"),
 		RemotePodCIDRs: prefixes("10.244.2.0/24", "fd00:10:2::/64", "10.244.3.0/24", "fd00:10:3::/64"),
+		Nodes:          addrs("192.0.2.12", "192.0.2.13", "2001:db8::12", "2001:db8::13"),
 		Masquerade:     true,
 		NoMasquerade:   prefixes("192.168.0.0/16", "10.244.2.0/25", "198.51.100.7/32"),
 	}
@@ -165,6 +166,10 @@ func TestNATElementWise(t *testing.T) {
 	d.RemotePodCIDRs = prefixes("10.244.2.0/24", "fd00:10:2::/64", "10.244.4.0/24", "fd00:10:4::/64")
 	syncNAT(t, n, d)
 	want := strings.TrimLeft(`
+delete element inet weft pods-v4 { 10.244.3.0/24 }
+add element inet weft pods-v4 { 10.244.4.0/24 }
+delete element inet weft pods-v6 { fd00:10:3::/64 }
+add element inet weft pods-v6 { fd00:10:4::/64 }
 delete element inet weft direct-v4 { 10.244.3.0/24 }
 add element inet weft direct-v4 { 10.244.4.0/24 }
 delete element inet weft direct-v6 { fd00:10:3::/64 }

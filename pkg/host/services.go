@@ -70,6 +70,8 @@ func compareBools(a, b bool) int {
 func (d *Desired) sortServices() []error {
 	var errs []error
 	sortAndCompact(&d.ServiceIPs, netip.Addr.Compare)
+	sortAndCompact(&d.Nodes, netip.Addr.Compare)
+	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !plain(a) })
 	sortAndCompact(&d.NodePorts, compareNodePorts)
 	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
 	d.ServiceIPs = slices.DeleteFunc(d.ServiceIPs, func(a netip.Addr) bool {

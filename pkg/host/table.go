@@ -27,7 +27,7 @@ const (
 )
 
 // Chains that are jumped to come first.
-var chains = []knftables.Chain{
+var chains = append([]knftables.Chain{
 	{Name: servicesChain},
 	hooked(preroutingChain, knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority),
 	hooked(outputChain, knftables.NATType, knftables.OutputHook, knftables.DNATPriority),
@@ -36,7 +36,7 @@ var chains = []knftables.Chain{
 	// to a connection that it knows is part of that connection.
 	hooked(arrivedChain, knftables.FilterType, knftables.PreroutingHook, knftables.FilterPriority),
 	hooked(sentChain, knftables.FilterType, knftables.OutputHook, knftables.FilterPriority),
-}
+}, rawChains...)
 
 func hooked(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority) knftables.Chain {
 	return knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority}
@@ -55,6 +55,10 @@ type set struct {
 
 // sets are in the order in which they are written. A hash set finds an element among 10,000 as fast as among ten.
 var sets = []set{
+	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, gone: podsGone},
+	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, gone: podsGone},
+	{name: "nodes-v4", is4: true, key: "ipv4_addr", elements: nodes, gone: nodesGone},
+	{name: "nodes-v6", key: "ipv6_addr", elements: nodes, gone: nodesGone},
 	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
 	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
 	{
@@ -78,11 +82,19 @@ type family struct {
 	// notOffered are addresses of the node at which there are no node ports.
 	notOffered string
 	redirect   string // matches an ICMP redirect
+	loopback   string // addresses that no link has but lo
+	linkLocal  string
 }
 
 var families = []family{
-	{is4: true, header: "ip", proto: "ipv4", suffix: "v4", notOffered: "127.0.0.0/8", redirect: "icmp type redirect"},
-	{is4: false, header: "ip6", proto: "ipv6", suffix: "v6", notOffered: "{ ::1 , fe80::/10 }", redirect: "icmpv6 type nd-redirect"},
+	{
+		is4: true, header: "ip", proto: "ipv4", suffix: "v4", notOffered: "127.0.0.0/8", redirect: "icmp type redirect",
+		loopback: "127.0.0.0/8", linkLocal: "169.254.0.0/16",
+	},
+	{
+		is4: false, header: "ip6", proto: "ipv6", suffix: "v6", notOffered: "{ ::1 , fe80::/10 }", redirect: "icmpv6 type nd-redirect",
+		loopback: "::1", linkLocal: "fe80::/10",
+	},
 }
 
 // rules are all chains'. They depend on the node and the configuration, not on pods or Services.
@@ -111,10 +123,12 @@ func rules(d Desired) []*knftables.Rule {
 	}
 	gateway := `"` + d.Gateway + `"`
 	for _, f := range families {
+		addTunnelRules(add, f)
 		local, ok := d.local(f.is4)
 		if !ok {
 			continue
 		}
+		addForgedRules(add, gateway, f)
 		own, masquerade := model.GatewayAddr(local).String(), model.MasqueradeAddr(f.is4).String()
 		// Node ports are offered at all other addresses of the node, to whoever comes: by an uplink, as a process of the node, or
 		// as a pod through the gateway, whose packets go back there with their source and another destination. No rule here
@@ -165,6 +179,9 @@ func rules(d Desired) []*knftables.Rule {
 		// The endpoint is a hostNetwork pod of another node. That one knows no way to the Masquerade address.
 		masqueraded("out of a Service to another node: from the node's address",
 			f.header, "saddr", masquerade, "oifname !=", gateway)
+		// Other nodes take no packet with a pod's source from an uplink.
+		masqueraded("pods to other nodes: from the node's address",
+			f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr", "@nodes-"+f.suffix)
 		if d.Masquerade {
 			masqueraded(toWorldComment,
 				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix)
@@ -185,6 +202,8 @@ func rules(d Desired) []*knftables.Rule {
 			"iifname", gateway, f.header, "saddr", oneOf(model.NodePortPrefixes(f.is4)), "ct state { invalid, new } drop")
 		add(arrivedChain, "out of a Service to another node: not untranslated",
 			"iifname", gateway, f.header, "saddr", masquerade, "ct state invalid drop")
+		add(arrivedChain, "pods to other nodes: not untranslated",
+			"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr", "@nodes-"+f.suffix, "ct state invalid drop")
 		if d.Masquerade {
 			add(arrivedChain, "pods to the world: not untranslated",
 				"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr !=", "@direct-"+f.suffix, "fib daddr type != local", "ct state invalid drop")
@@ -337,13 +356,7 @@ func parsePort(s string) (uint16, bool) {
 // direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside others
 // are left out, because an interval set takes no overlap.
 func direct(d Desired, is4 bool) []element {
-	var list []element
-	for _, p := range disjoint(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade)) {
-		if p.Addr().Is4() == is4 {
-			list = append(list, element{prefix: p})
-		}
-	}
-	return list
+	return prefixElements(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), is4)
 }
 
 func directGone(_, came []element) goneTranslations {

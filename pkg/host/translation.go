@@ -36,6 +36,7 @@ type familyTranslations struct {
 	nodePort   ranges     // where the table sends what came for node ports
 	toWorld    bool       // pods' packets get an address of the node, except those to direct
 	direct     ranges
+	nodes      ranges // other nodes, to which pods' packets get an address of this one
 	toSwitch   ranges // destinations that are routed to the gateway interface, besides the node's own pods
 	nodePorts  map[uint16]bool
 	external   map[netip.AddrPort]netip.AddrPort
@@ -77,6 +78,9 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		}
 		for _, e := range direct(d, is4) {
 			f.direct = append(f.direct, e.prefix)
+		}
+		for _, e := range nodes(d, is4) {
+			f.nodes = append(f.nodes, e.prefix)
 		}
 		switched := slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4))
 		for _, a := range d.ServiceIPs {
@@ -166,7 +170,7 @@ func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool 
 		// Of the node itself: from the gateway address, and not from a port that the switch gives to others'
 		// connections.
 		return as != f.gateway || c.protocol == unix.IPPROTO_UDP && model.ForwardedPort(c.replyDestination.Port())
-	case f.pods.Contains(from) && f.toWorld && !f.direct.contain(to), from == f.masquerade:
+	case f.pods.Contains(from) && (f.nodes.contain(to) || f.toWorld && !f.direct.contain(to)), from == f.masquerade:
 		return as == from
 	case f.pods.Contains(from):
 		return as != from && t.local.contain(as) && t.gone.direct.contain(to)

@@ -1,0 +1,115 @@
+//go:build integration
+
+package host
+
+import (
+	"net"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// TestTunnelPackets: what nodes send to each other in tunnels passes by the node's connection tracking, and so by
+// whoever translates a tunnel's port. Nobody else may send any, until a Node says that it is a node.
+func TestTunnelPackets(t *testing.T) {
+	d := withServices()
+	d.Nodes = addrs("192.0.2.2", "2001:db8::2")
+	n := newServiceNode(t, d)
+	// As the plugin portmap does for a hostPort, and somebody's rule that tracks everything.
+	n.run(`nft 'table inet hostports { chain c { type nat hook prerouting priority dstnat - 10;
+fib daddr type local udp dport { 4789, 6081 } dnat ip to 10.244.1.7; fib daddr type local udp dport { 4789, 6081 } dnat ip6 to fd00:10:1::7; }
+chain o { type nat hook output priority -110; udp dport { 4789, 6081 } dnat ip to 10.244.1.7; }
+chain t { type filter hook input priority 0; ct state established accept; }; }'`)
+	here := n.here()
+	n.run(`ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.2 local 192.0.2.1; ip addr add 10.7.4.1/24 dev vx4; ip link set vx4 up`)
+	n.in(n.out, func() {
+		n.run(`ip addr add 192.0.2.3/24 dev out0; ip -6 addr add 2001:db8::3/64 dev out0 nodad
+ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; ip addr add 10.7.4.2/24 dev vx4; ip link set vx4 up`)
+	})
+	if got := (attempt{"", "udp", here, "", "10.7.4.2:9999", n.out, "10.7.4.2:9999", false}).run(n, patience); got != "10.7.4.1" {
+		t.Errorf("through a tunnel to a node beside a hostPort: the listener sees %q", got)
+	}
+	if got := (attempt{"", "udp", n.out, "", "10.7.4.1:9999", here, "10.7.4.1:9999", false}).run(n, patience); got != "10.7.4.2" {
+		t.Errorf("through a tunnel from a node beside a hostPort: the listener sees %q", got)
+	}
+	known, unknown := "192.0.2.2", "192.0.2.3"
+	for range 2 {
+		for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+			at := net.JoinHostPort(to, "6081")
+			if got := (attempt{"", "udp", n.out, known, at, here, at, true}).run(n, patience); got != known {
+				t.Errorf("a node's tunnel packet from %s: the listener sees %q", known, got)
+			}
+			for _, where := range []attempt{
+				{"the node", "udp", n.out, unknown, at, here, at, true},
+				{"the pod with the hostPort", "udp", n.out, unknown, at, n.pods, ":6081", true},
+			} {
+				if got := where.run(n, brevity); got != "" {
+					t.Errorf("%s receives a tunnel packet from %s, which is no node", where.what, got)
+				}
+			}
+			known, unknown = "2001:db8::2", "2001:db8::3"
+		}
+		// A node joins: the other two addresses.
+		d.Nodes = append(d.Nodes, addrs("192.0.2.3", "2001:db8::3")...)
+		n.write(d)
+		for _, a := range []string{"192.0.2.3", "2001:db8::3"} {
+			at := "192.0.2.1:6081"
+			if a[3] == '1' {
+				at = "[2001:db8::1]:6081"
+			}
+			if got := (attempt{"", "udp", n.out, a, at, here, at, true}).run(n, patience); got != a {
+				t.Errorf("the tunnel packet of a node that joined: the listener sees %q, want %s", got, a)
+			}
+		}
+		d.Nodes = d.Nodes[:2]
+		n.write(d)
+		known, unknown = "192.0.2.2", "192.0.2.3"
+	}
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		entries, err := netlink.ConntrackTableList(netlink.ConntrackTable, family)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if port := e.Forward.DstPort; port == 4789 || port == 6081 {
+				t.Errorf("a tunnel packet is tracked: %s", e)
+			}
+		}
+	}
+}
+
+// TestLoopbackIsClosed: portmap sets route_localnet on weft0. Pods reach nothing at the node's loopback addresses
+// nevertheless, and a client at 127.0.0.1 of a hostPort has its answer.
+func TestLoopbackIsClosed(t *testing.T) {
+	n := newServiceNode(t, withServices())
+	n.run(`for f in all weft0 eth0; do echo 1 > /proc/sys/net/ipv4/conf/$f/route_localnet; done
+nft 'table ip hostports { chain o { type nat hook output priority -110; ip daddr 127.0.0.1 tcp dport 8888 dnat to 10.244.1.7:8080; }
+chain p { type nat hook postrouting priority 90; ip saddr 127.0.0.1 oifname "weft0" masquerade; }; }'`)
+	here := n.here()
+	for _, ns := range []struct {
+		at  string
+		via string
+		who attempt
+	}{{"switch0", "10.244.1.1", attempt{from: n.pods, source: "10.244.1.7"}}, {"out0", "192.0.2.1", attempt{from: n.out, source: "192.0.2.2"}}} {
+		n.in(ns.who.from, func() {
+			n.run("ip route flush table local type local match 127.0.0.1; ip route add 127.0.0.0/8 via " + ns.via + " dev " + ns.at)
+		})
+		a := ns.who
+		a.network, a.dest, a.at, a.listen, a.oneWay = "udp", "127.0.0.1:9470", here, "127.0.0.1:9470", true
+		if got := a.run(n, brevity); got != "" {
+			t.Errorf("a socket at 127.0.0.1 of the node receives a packet from %s, by %s", got, ns.at)
+		}
+	}
+	a := attempt{"", "tcp", here, "127.0.0.1", "127.0.0.1:8888", n.pods, "10.244.1.7:8080", false}
+	if got := a.run(n, patience); got != "10.244.1.1" {
+		t.Errorf("a hostPort at 127.0.0.1 from the node: the listener sees %q, want the gateway", got)
+	}
+	n.run("nft flush chain inet weft entered") // proves that the packets above were sent
+	for _, ns := range []attempt{{from: n.pods, source: "10.244.1.7"}} {
+		ns.network, ns.dest, ns.at, ns.listen, ns.oneWay = "udp", "127.0.0.1:9470", here, "127.0.0.1:9470", true
+		if got := ns.run(n, patience); got != "10.244.1.7" {
+			t.Errorf("without the rules the socket at 127.0.0.1 sees %q: the test sees nothing", got)
+		}
+	}
+}
