@@ -93,13 +93,18 @@ type Host struct {
 
 	mu    sync.Mutex
 	name  string // of the gateway interface, for Watch
-	stale bool   // Watch saw a change of what it looks at, which is not nftables
+	index int
+	stale bool // Watch saw a change of what it looks at
+	// staleTable: it saw one of our nftables table that was not a Sync's.
+	staleTable bool
+
+	otherTables map[string]chan struct{} // see WatchTable
 }
 
 // New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
 // translates addresses through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
-	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft}, log: log, now: time.Now}
+	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft, layout: tableLayout}, otherTables: map[string]chan struct{}{}, log: log, now: time.Now}
 }
 
 // NFTables opens our nftables table. It needs the nft program.
@@ -122,15 +127,20 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	}
 	h.mu.Lock()
 	h.name = d.Gateway
-	stale := h.stale
-	h.stale = false
+	stale, staleTable := h.stale, h.staleTable
+	h.stale, h.staleTable = false, false
 	h.mu.Unlock()
 	started, first := h.now(), h.compared.IsZero() // at first nothing is known
 	err := h.apply(ctx, c, d, first, first)
 	age := started.Sub(h.compared)
 	due := age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0
-	if !first && (stale || due) {
-		err = h.apply(ctx, c, d, true, due)
+	if !first && (stale || staleTable || due) {
+		err = h.apply(ctx, c, d, true, due || staleTable)
+	}
+	if err != nil && staleTable {
+		h.mu.Lock()
+		h.staleTable = true
+		h.mu.Unlock()
 	}
 	if first || due {
 		h.compared = started
@@ -176,6 +186,9 @@ func (h *Host) gateway(c *changes, d Desired, compare bool) error {
 	if err != nil {
 		return err
 	}
+	h.mu.Lock()
+	h.index = link.Attrs().Index
+	h.mu.Unlock()
 	if err := h.linkSysctls(c, d); err != nil {
 		return err
 	}

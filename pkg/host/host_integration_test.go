@@ -3,6 +3,7 @@
 package host
 
 import (
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -84,6 +85,9 @@ func TestSecondSyncIsSilent(t *testing.T) {
 				seen = append(seen, "link "+e.Attrs().Name)
 			case e := <-sub.addrs:
 				seen = append(seen, "address "+e.LinkAddress.String())
+			case <-sub.settings:
+			case m := <-sub.tables:
+				seen = append(seen, fmt.Sprintf("nftables %#x", m.Header.Type))
 			case e := <-sub.routes:
 				seen = append(seen, "route "+e.Route.String())
 			}
@@ -114,6 +118,8 @@ func TestRepair(t *testing.T) {
 	n.sync(withServices())
 	right := n.state()
 	rule := `nft -a list chain inet weft postrouting | sed -n 's/.*pods to the world.*# handle //p' | head -1`
+	// A rule that does something else under its old comment.
+	sameComment := `nft replace rule inet weft postrouting handle $(` + rule + `) counter comment "$(nft list chain inet weft postrouting | sed -n 's/.*comment \("pods to the world: .*\)/\1/p' | head -1)"`
 	for _, damage := range []string{
 		"ip link set weft0 down",
 		"ip link set weft0 mtu 1300",
@@ -169,6 +175,9 @@ func TestRepair(t *testing.T) {
 		"nft add element inet weft external-v6 '{ 2001:db8::7 . udp . 53 : fd57:6566:7400::1 . 53 }'",
 		`nft replace rule inet weft postrouting handle $(` + rule + `) counter comment '"pods to the world"'`,
 		"nft flush set inet weft direct-v4",
+		"nft 'add table inet weft { flags dormant; }'",
+		"nft 'chain inet weft arrived { policy drop; }'",
+		sameComment,
 		"nft delete element inet weft direct-v6 '{ fd00:10:2::/64 }'",
 		"nft add element inet weft direct-v4 '{ 203.0.113.0/24, 10.245.0.0-10.245.1.5 }'",
 	} {

@@ -12,11 +12,14 @@ import (
 const tableName = "weft"
 
 // nat keeps the nftables table right. nft does not give a rule back as it was written, so rules are compared by their
-// comments, which hold a hash of the rule. Somebody who replaces a rule and keeps its comment is not found out.
+// comments, which hold a hash of the rule, and the kernel's own form of them by a hash that the table holds (see layout).
 //
 // It remembers what it wrote: to list 10,000 elements takes nft a hundred times longer than to write one.
 type nat struct {
-	nft knftables.Interface
+	nft         knftables.Interface
+	generations generations
+	// layout reads the table's; nil where there is no kernel.
+	layout func() (layout, error)
 	// rules and elements (of each set, in order) are in the kernel by our hand; known is false when that is not sure.
 	known    bool
 	rules    []*knftables.Rule
@@ -45,6 +48,11 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 	}
 	right := slices.EqualFunc(have, byChain(wantRules), sameRule)
 	if right {
+		if right, err = n.untouched(); err != nil {
+			return err
+		}
+	}
+	if right {
 		if right, err = n.look(ctx); err != nil {
 			return err
 		}
@@ -58,6 +66,40 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 		return err
 	}
 	n.known, n.rules = true, wantRules
+	return nil
+}
+
+// run runs a transaction.
+func (n *nat) run(ctx context.Context, tx *knftables.Transaction) error {
+	if n.layout == nil {
+		return n.nft.Run(ctx, tx)
+	}
+	return n.generations.run(func() error { return n.nft.Run(ctx, tx) })
+}
+
+// untouched says whether chains, sets and rules are what was written, by this agent or one before it.
+func (n *nat) untouched() (bool, error) {
+	if n.layout == nil {
+		return true, nil
+	}
+	now, err := n.layout()
+	return err == nil && now.disabled == "" && now.sum == now.written, err
+}
+
+// noteLayout leaves the hash of what has just been written in the table.
+func (n *nat) noteLayout(ctx context.Context) error {
+	if n.layout == nil {
+		return nil
+	}
+	now, err := n.layout()
+	if err != nil {
+		return err
+	}
+	tx := n.nft.NewTransaction()
+	tx.Add(&knftables.Chain{Name: writtenPrefix + now.sum})
+	if err := n.run(ctx, tx); err != nil {
+		return fmt.Errorf("note what nftables table %s holds: %w", tableName, err)
+	}
 	return nil
 }
 
@@ -120,7 +162,7 @@ func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element)
 		}
 	}
 	if tx.NumOperations() > 0 {
-		if err := n.nft.Run(ctx, tx); err != nil {
+		if err := n.run(ctx, tx); err != nil {
 			return fmt.Errorf("change nftables table %s: %w", tableName, err)
 		}
 	}
@@ -172,7 +214,7 @@ func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftabl
 	for _, r := range rules {
 		tx.Add(r)
 	}
-	if err := n.nft.Run(ctx, tx); err != nil {
+	if err := n.run(ctx, tx); err != nil {
 		return fmt.Errorf("write nftables table %s: %w", tableName, err)
 	}
 	c.add("nftables table %s written", tableName)
@@ -180,5 +222,5 @@ func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftabl
 	if slices.ContainsFunc(have, toWorld) && !slices.ContainsFunc(rules, toWorld) {
 		n.gone.direct = append(n.gone.direct, everywhere...)
 	}
-	return nil
+	return n.noteLayout(ctx)
 }

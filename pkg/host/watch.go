@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -14,8 +16,9 @@ import (
 const resubscribePause = time.Second
 
 // Watch receives, coalesced, when something may have changed that Sync looks after, or that UnderlayMTU depends on: the
-// gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead. What a
-// Sync does to routes itself is not reported. Changes of nftables are not watched. The channel is closed when ctx is done.
+// gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead, settings
+// for forwarding, and our nftables table. What a Sync does to routes and nftables itself is not reported. The channel is
+// closed when ctx is done.
 func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	sub, err := subscribe()
@@ -31,17 +34,25 @@ func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 			}
 			// What happened in between is lost, so say that something may have.
 			h.log.Warn("network events lost, subscribing again", "err", err)
-			h.changed(out)
+			h.lost(out)
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(resubscribePause):
 			}
 			if sub, err = subscribe(); err == nil {
-				h.changed(out)
+				h.lost(out)
 			}
 		}
 	}()
+	return out
+}
+
+// WatchTable receives, coalesced, when somebody changes another nftables table of the family inet, its caller included.
+// It may be called before Watch only, and is silent until then.
+func (h *Host) WatchTable(name string) <-chan struct{} {
+	out := make(chan struct{}, 1)
+	h.otherTables[name] = out
 	return out
 }
 
@@ -57,8 +68,11 @@ type subscription struct {
 	links  chan netlink.LinkUpdate
 	addrs  chan netlink.AddrUpdate
 	routes chan netlink.RouteUpdate
-	stop   chan struct{}
-	failed chan error
+	// settings are events of settings and routing rules, tables those of nftables.
+	settings, tables             chan syscall.NetlinkMessage
+	settingsSocket, tablesSocket *nl.NetlinkSocket
+	stop                         chan struct{}
+	failed                       chan error
 	// carriers are the links that have, or had, a global address, by index.
 	carriers map[int]bool
 }
@@ -68,8 +82,10 @@ func subscribe() (*subscription, error) {
 		links:    make(chan netlink.LinkUpdate),
 		addrs:    make(chan netlink.AddrUpdate),
 		routes:   make(chan netlink.RouteUpdate),
+		settings: make(chan syscall.NetlinkMessage),
+		tables:   make(chan syscall.NetlinkMessage),
 		stop:     make(chan struct{}),
-		failed:   make(chan error, 3),
+		failed:   make(chan error, 5),
 		carriers: map[int]bool{},
 	}
 	fail := func(err error) {
@@ -78,20 +94,23 @@ func subscribe() (*subscription, error) {
 		default:
 		}
 	}
-	if err := netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail}); err != nil {
-		return nil, fmt.Errorf("subscribe to address events: %w", err)
+	var err error
+	if s.settingsSocket, err = subscribeTo(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE); err != nil {
+		return nil, fmt.Errorf("subscribe to events of network settings: %w", err)
 	}
-	if err := netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail}); err != nil {
-		close(s.stop)
-		return nil, fmt.Errorf("subscribe to link events: %w", err)
+	if s.tablesSocket, err = subscribeTo(unix.NETLINK_NETFILTER, nftablesGroup); err != nil {
+		s.settingsSocket.Close()
+		return nil, fmt.Errorf("subscribe to events of nftables: %w", err)
 	}
-	if err := netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail}); err != nil {
-		close(s.stop)
-		return nil, fmt.Errorf("subscribe to route events: %w", err)
+	go receive(s.settingsSocket, s.settings, fail)
+	go receive(s.tablesSocket, s.tables, fail)
+	if err := s.subscribeRoutes(fail); err != nil {
+		_ = s.end()
+		return nil, err
 	}
 	have, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
-		close(s.stop)
+		_ = s.end()
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range have {
@@ -102,15 +121,41 @@ func subscribe() (*subscription, error) {
 	return s, nil
 }
 
+// subscribeRoutes subscribes to links, addresses and routes. On failure, channels without a sender are closed.
+func (s *subscription) subscribeRoutes(fail func(error)) error {
+	addrErr := netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})
+	if addrErr != nil {
+		close(s.addrs)
+		addrErr = fmt.Errorf("subscribe to address events: %w", addrErr)
+	}
+	linkErr := netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail})
+	if linkErr != nil {
+		close(s.links)
+		linkErr = fmt.Errorf("subscribe to link events: %w", linkErr)
+	}
+	routeErr := netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail})
+	if routeErr != nil {
+		close(s.routes)
+		routeErr = fmt.Errorf("subscribe to route events: %w", routeErr)
+	}
+	return errors.Join(addrErr, linkErr, routeErr)
+}
+
 // end closes the sockets and returns what the subscription failed with, if it did.
 func (s *subscription) end() error {
 	close(s.stop)
+	s.settingsSocket.Close()
+	s.tablesSocket.Close()
 	// The senders stop at the closed socket, but may have something to deliver first.
 	for range s.links {
 	}
 	for range s.addrs {
 	}
 	for range s.routes {
+	}
+	for range s.settings {
+	}
+	for range s.tables {
 	}
 	select {
 	case err := <-s.failed:
@@ -122,11 +167,32 @@ func (s *subscription) end() error {
 
 // forward notifies of the events that concern us, until ctx is done or the subscription fails.
 func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) {
+	events := tableEvents{ours: &h.nft.generations, touched: map[string]bool{}}
 	for {
 		var concerns bool
 		select {
 		case <-ctx.Done():
 			return
+		case e, ok := <-s.settings:
+			if !ok {
+				return
+			}
+			concerns = settingConcerns(e, h.gatewayIndex())
+		case e, ok := <-s.tables:
+			if !ok {
+				return
+			}
+			for _, name := range events.add(e) {
+				if other := h.otherTables[name]; other != nil {
+					notify(other)
+				}
+				concerns = concerns || name == tableName
+			}
+			if concerns {
+				h.mu.Lock()
+				h.staleTable = true
+				h.mu.Unlock()
+			}
 		case e, ok := <-s.links:
 			if !ok {
 				return
@@ -158,10 +224,24 @@ func (h *Host) gatewayName() string {
 	return h.name
 }
 
-// changed has the next Sync compare everything with the kernel, and whoever calls it know.
+func (h *Host) gatewayIndex() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.index
+}
+
+// changed has the next Sync compare links, addresses and routes with the kernel, and whoever calls it know.
 func (h *Host) changed(out chan struct{}) {
 	h.mu.Lock()
 	h.stale = true
 	h.mu.Unlock()
 	notify(out)
+}
+
+// lost has the next Sync compare everything.
+func (h *Host) lost(out chan struct{}) {
+	h.mu.Lock()
+	h.staleTable = true
+	h.mu.Unlock()
+	h.changed(out)
 }

@@ -1,0 +1,213 @@
+package host
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// What of nftables the nft program does not tell, or tells too late: this file asks the kernel (linux/netfilter/nf_tables.h).
+
+// nftMessage is a message of nftables without its header.
+type nftMessage struct {
+	kind   uint16 // NFT_MSG_...
+	family uint8
+	body   []byte
+}
+
+func parseNFTMessage(kind uint16, data []byte) (nftMessage, bool) {
+	if kind>>8 != unix.NFNL_SUBSYS_NFTABLES || len(data) < nl.SizeofNfgenmsg {
+		return nftMessage{}, false
+	}
+	return nftMessage{kind: kind & 0xff, family: data[0], body: data[nl.SizeofNfgenmsg:]}, true
+}
+
+// attribute is the value of an attribute; nil when there is none.
+func (m nftMessage) attribute(kind uint16) []byte {
+	for k, value := range attributes(m.body) {
+		if k == kind {
+			return value
+		}
+	}
+	return nil
+}
+
+func (m nftMessage) text(kind uint16) string {
+	return strings.TrimRight(string(m.attribute(kind)), "\x00")
+}
+
+func (m nftMessage) number(kind uint16) (n uint64) {
+	for _, b := range m.attribute(kind) { // big endian
+		n = n<<8 | uint64(b)
+	}
+	return n
+}
+
+// tableOf is the table that a message is about: the first attribute of all of them but those about generations.
+func (m nftMessage) tableOf() string {
+	if m.kind == unix.NFT_MSG_NEWGEN {
+		return ""
+	}
+	return m.text(unix.NFTA_TABLE_NAME)
+}
+
+// askNFT calls f with each answer to a question about all families' objects of one kind.
+func askNFT(question, answer uint16, family uint8, flags int, f func(nftMessage)) error {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|int(question), flags)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	kind := unix.NFNL_SUBSYS_NFTABLES<<8 | answer
+	err := request.ExecuteIter(unix.NETLINK_NETFILTER, kind, func(data []byte) bool {
+		if m, ok := parseNFTMessage(kind, data); ok {
+			f(m)
+		}
+		return true
+	})
+	if err != nil {
+		return fmt.Errorf("ask the kernel about nftables: %w", err)
+	}
+	return nil
+}
+
+// generation is the number of nftables' last transaction, by whomever.
+func generation() (id uint32, err error) {
+	err = askNFT(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0, func(m nftMessage) {
+		id = uint32(m.number(unix.NFTA_GEN_ID)) //nolint:gosec // the attribute has four bytes
+	})
+	return id, err
+}
+
+// generations knows which transactions were ours. The zero value knows none.
+type generations struct {
+	mu   sync.Mutex // held during a transaction
+	last [32]uint32 // our last ones, and 0
+	next int
+}
+
+// run runs a transaction. It fails with what the transaction fails with.
+func (g *generations) run(transaction func() error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before, beforeErr := generation()
+	err := transaction()
+	after, afterErr := generation()
+	if beforeErr == nil && afterErr == nil && after == before+1 { // otherwise somebody else's may be among ours
+		g.last[g.next] = after
+		g.next = (g.next + 1) % len(g.last)
+	}
+	return err
+}
+
+// ours says whether a transaction was one of our last. It waits for one that is on its way.
+func (g *generations) ours(id uint32) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return id != 0 && slices.Contains(g.last[:], id)
+}
+
+// layout is what our table is made of, besides the elements of its sets, as the kernel has it. nft tells the rules, but not
+// as they were written: one that was replaced under its old comment looks right.
+type layout struct {
+	// disabled says why the table does not do what its rules say; empty when it does.
+	disabled string
+	// sum is a hash of chains, sets and rules.
+	sum string
+	// written is the sum that the table's last writer noted in it, as the name of an empty chain; empty when there is none.
+	written string
+}
+
+// writtenPrefix begins the name of the chain that notes the sum.
+const writtenPrefix = "written-"
+
+// tableLayout is that of our table.
+func tableLayout() (layout, error) {
+	var l layout
+	parts := map[string]hash.Hash64{} // by chain, for nft and the kernel list whole chains in any order
+	collect := func(question, answer, name uint16, kinds []uint16, also func(nftMessage)) error {
+		return askNFT(question, answer, unix.NFPROTO_INET, unix.NLM_F_DUMP, func(m nftMessage) {
+			if m.family != unix.NFPROTO_INET || m.tableOf() != tableName {
+				return
+			}
+			key := fmt.Sprintf("%d %s", answer, m.text(name))
+			part := parts[key]
+			if part == nil {
+				part = fnv.New64a()
+				parts[key] = part
+			}
+			for _, kind := range kinds {
+				value := m.attribute(kind)
+				_, _ = fmt.Fprintf(part, "%d %d ", kind, len(value)) // a hash takes everything
+				_, _ = part.Write(value)
+			}
+			also(m)
+		})
+	}
+	err := errors.Join(
+		collect(unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_NAME, nil, func(m nftMessage) {
+			if m.number(unix.NFTA_TABLE_FLAGS)&nftTableDormant != 0 {
+				l.disabled = "it is dormant"
+			}
+		}),
+		collect(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_NAME, []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_TYPE}, func(m nftMessage) {
+			if m.attribute(unix.NFTA_CHAIN_POLICY) != nil && m.number(unix.NFTA_CHAIN_POLICY) == nfDrop {
+				l.disabled = "the policy of chain " + m.text(unix.NFTA_CHAIN_NAME) + " is drop"
+			}
+		}),
+		collect(unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, unix.NFTA_SET_NAME, []uint16{unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_DATA_TYPE}, func(nftMessage) {}),
+		collect(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFTA_RULE_CHAIN, []uint16{unix.NFTA_RULE_EXPRESSIONS}, func(nftMessage) {}),
+	)
+	sum := fnv.New64a()
+	for _, key := range slices.Sorted(maps.Keys(parts)) {
+		if _, note, ok := strings.Cut(key, " "+writtenPrefix); ok {
+			l.written = note
+			continue
+		}
+		_, _ = fmt.Fprintf(sum, "%s %x\n", key, parts[key].Sum64())
+	}
+	l.sum = fmt.Sprintf("%016x", sum.Sum64())
+	return l, err
+}
+
+const (
+	nftTableDormant = 1 // NFT_TABLE_F_DORMANT
+	nfDrop          = 0 // NF_DROP
+	nftablesGroup   = 7 // NFNLGRP_NFTABLES
+)
+
+// tableEvents turns messages of nftables into the names of the tables that a transaction of somebody else was about.
+type tableEvents struct {
+	ours    *generations
+	touched map[string]bool
+}
+
+// add takes a message. When it ends a transaction, add returns the tables.
+func (e *tableEvents) add(m syscall.NetlinkMessage) []string {
+	n, ok := parseNFTMessage(m.Header.Type, m.Data)
+	if !ok {
+		return nil
+	}
+	if n.kind != unix.NFT_MSG_NEWGEN {
+		if n.family == unix.NFPROTO_INET {
+			e.touched[n.tableOf()] = true
+		}
+		return nil
+	}
+	var list []string
+	id := binary.BigEndian.Uint32(append(n.attribute(unix.NFTA_GEN_ID), 0, 0, 0, 0))
+	for name := range e.touched {
+		if name != tableName || !e.ours.ours(id) {
+			list = append(list, name)
+		}
+	}
+	clear(e.touched)
+	return list
+}
