@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -63,6 +64,7 @@ type Agent struct {
 	loop   *Loop
 	cni    *cni.Server
 	tally  tally
+	peers  kube.Peers
 
 	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog chan struct{}
 
@@ -73,6 +75,7 @@ type Agent struct {
 	problems map[string]string      // by the part that has it
 	objects  map[model.Owner]string // what of objects cannot be used
 	pending  []config.Change        // settings that wait for a restart
+	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
 
 	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
@@ -116,7 +119,7 @@ func Run(ctx context.Context, opt Options) error {
 // informers have synced and the pods that are already attached are known.
 func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	var err error
-	if a.client, err = kube.NewClient(a.cfg.APIServer, a.opt.Kubeconfig); err != nil {
+	if a.client, err = kube.NewClient(a.cfg.APIServer, a.opt.Kubeconfig, &a.peers); err != nil {
 		return err
 	}
 	a.events = kube.NewReporter(a.client, a.opt.Node)
@@ -215,11 +218,15 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	cniDone := make(chan struct{})
 	group.Go(func() error { defer close(cniDone); return a.cni.Serve(cniCtx) })
 	defer func() { stopCNI(); <-cniDone }()
+	if err := a.syncReserved(ctx); err != nil {
+		a.setProblem(reservedProblem, err)
+	}
 	if err := a.retry(ctx, "host network", a.syncHost); err != nil {
 		return err
 	}
 	// Not before: a Host has one user.
 	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
+	group.Go(func() error { a.keep(ctx, reservedProblem, a.syncReserved); return nil })
 	group.Go(func() error {
 		a.keep(ctx, "connections of the kernel", a.flushConnections, a.pokeConnections)
 		return nil

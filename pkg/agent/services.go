@@ -2,8 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
 	"net/netip"
-	"net/url"
+	"slices"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/config"
@@ -16,29 +19,30 @@ import (
 // kubernetesService is the Service whose endpoints are the API servers.
 const kubernetesService = "default/kubernetes"
 
-// serviceRoutes adds to what the node's network shall be the node's way to Services. A route takes all ports of an address, so
-// there is none for addresses of nodes and API servers, whatever a Service says.
-func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
+// serviceRoutes adds to what the node's network shall be the node's way to Services. Addresses of nodes are left to the
+// nodes, and those of API servers and the reserved ones to who has them, whatever a Service says; of the latter it returns
+// an error that names Service and address.
+func serviceRoutes(d *host.Desired, view *model.Snapshot, reserved map[netip.Addr]string) error {
 	d.ServiceCIDRs = view.ServiceCIDRs
-	unrouted := map[netip.Addr]bool{}
+	nodes := map[netip.Addr]bool{}
 	for _, n := range view.Nodes {
 		for _, a := range n.Addrs {
-			unrouted[a] = true
+			nodes[a] = true
 		}
 	}
 	for _, a := range view.Self.Addrs {
-		unrouted[a] = true
+		nodes[a] = true
+	}
+	whose := maps.Clone(reserved)
+	if whose == nil {
+		whose = map[netip.Addr]string{}
 	}
 	for _, p := range view.Services[kubernetesService].Ports {
 		for _, e := range p.Cluster {
-			unrouted[e.Addr] = true
+			whose[e.Addr] = "the API server"
 		}
 	}
-	if u, err := url.Parse(apiServer); err == nil {
-		if a, err := netip.ParseAddr(u.Hostname()); err == nil {
-			unrouted[a] = true
-		}
-	}
+	refused := map[string]bool{}
 	for _, s := range view.Services {
 		for _, p := range s.Ports {
 			for _, f := range p.Frontends() {
@@ -47,8 +51,14 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
 				case model.NodePort:
 					d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: f.At.Addr().Is6(), Protocol: p.Protocol, Port: p.NodePort})
 				default:
-					if !unrouted[f.At.Addr()] {
-						d.ServiceIPs = append(d.ServiceIPs, f.At.Addr())
+					at := f.At.Addr()
+					switch {
+					case nodes[at]:
+					case whose[at] != "":
+						refused[fmt.Sprintf("Service %s: packets of this node to its external address %s do not go to the Service, for it is the address of %s; remove it from the Service", s.Name, at, whose[at])] = true
+						continue
+					default:
+						d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: at, Protocol: p.Protocol, Port: p.Port})
 					}
 					// Behind the node port nobody knows which address a client asked for, and so which clients it accepts: closed.
 					if len(f.Sources) == 0 {
@@ -59,6 +69,11 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, apiServer string) {
 			}
 		}
 	}
+	var errs []error
+	for _, text := range slices.Sorted(maps.Keys(refused)) {
+		errs = append(errs, errors.New(text))
+	}
+	return errors.Join(errs...)
 }
 
 // behindNodeAddress is where the node sends what came for an external address that is its own. The node port knows the

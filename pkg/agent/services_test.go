@@ -2,7 +2,10 @@ package agent
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weft-cni/weft/pkg/host"
@@ -25,14 +28,33 @@ func TestServiceRoutes(t *testing.T) {
 		},
 	}
 	var d host.Desired
-	serviceRoutes(&d, view, "https://172.30.0.8:6443")
-	if want := []netip.Addr{addr("192.0.2.1"), addr("192.0.2.2")}; !slices.Equal(d.ServiceIPs, want) {
-		t.Errorf("routed: %v, want %v", d.ServiceIPs, want)
+	err := serviceRoutes(&d, view, map[netip.Addr]string{addr("172.30.0.8"): "a resolver of the node"})
+	if want := []host.ServicePort{{Addr: addr("192.0.2.1"), Protocol: model.TCP, Port: 80}, {Addr: addr("192.0.2.2"), Protocol: model.TCP, Port: 80}}; !slices.Equal(d.ServicePorts, want) {
+		t.Errorf("diverted: %v, want %v", d.ServicePorts, want)
 	}
-	if len(d.ExternalIPs) != 5 || slices.ContainsFunc(d.ExternalIPs, func(e host.ExternalIP) bool { return e.Addr == addr("192.0.2.2") }) {
+	for _, want := range []string{"Service ns/web: ", "172.30.0.8 do not go to the Service, for it is the address of a resolver of the node", "172.30.0.9 do not go to the Service, for it is the address of the API server"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q in it", err, want)
+		}
+	}
+	if err != nil && strings.Contains(err.Error(), "172.30.0.2 ") {
+		t.Errorf("an address of a node is where that node serves the Service, which is no fault: %v", err)
+	}
+	if len(d.ExternalIPs) != 3 || slices.ContainsFunc(d.ExternalIPs, func(e host.ExternalIP) bool { return e.Addr == addr("192.0.2.2") }) {
 		t.Errorf("offered at the node's own address: %v, want the external ones alone", d.ExternalIPs)
 	}
 	if want := netip.MustParseAddrPort("169.254.87.1:30080"); d.ExternalIPs[0].To != want {
 		t.Errorf("an external address leads to %s, want %s", d.ExternalIPs[0].To, want)
+	}
+}
+
+func TestReadResolvers(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(file, []byte("# nameserver 192.0.2.9\nsearch example.com\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\nnameserver nonsense\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := readResolvers(file)
+	if want := []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("fe80::1%eth0")}; err != nil || !slices.Equal(got, want) {
+		t.Errorf("resolvers %v, %v; want %v", got, err, want)
 	}
 }

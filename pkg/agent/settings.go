@@ -78,7 +78,10 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	for _, n := range view.Nodes {
 		desired.Nodes = append(desired.Nodes, n.Addrs...)
 	}
-	serviceRoutes(&desired, view, cfg.APIServer)
+	a.mu.Lock()
+	reserved := a.reserved
+	a.mu.Unlock()
+	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
@@ -97,6 +100,9 @@ func (a *Agent) flushConnections(ctx context.Context) error {
 	}
 	return err
 }
+
+// reservedProblem is the part that finds the addresses that the node cannot do without.
+const reservedProblem = "addresses that the node needs"
 
 // podCIDRProblem is the part that other nodes' objects are at fault for.
 const podCIDRProblem = "pod CIDRs"

@@ -21,7 +21,7 @@ func manyServices() Desired {
 	for i := range count {
 		port := uint16(20_000 + i)
 		d.NodePorts = append(d.NodePorts, NodePort{Protocol: model.TCP, Port: port})
-		d.ServiceIPs = append(d.ServiceIPs, addr)
+		d.ServicePorts = append(d.ServicePorts, ServicePort{addr, model.TCP, 80})
 		if i%10 == 0 {
 			d.ExternalIPs = append(d.ExternalIPs, ExternalIP{Addr: addr, Protocol: model.TCP, Port: 80, To: netip.AddrPortFrom(model.NodePortAddr(true), port)})
 		}
@@ -69,11 +69,11 @@ func BenchmarkSyncOneNodePort(b *testing.B) {
 	})
 }
 
-func BenchmarkSyncOneServiceIP(b *testing.B) {
+func BenchmarkSyncOneServicePort(b *testing.B) {
 	d := manyServices()
 	benchmarkSync(b, d, func(i int, d *Desired) {
 		if i%2 == 0 {
-			d.ServiceIPs = d.ServiceIPs[1:]
+			d.ServicePorts = d.ServicePorts[1:]
 		}
 	})
 }

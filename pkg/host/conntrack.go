@@ -38,7 +38,7 @@ type flushing struct {
 func (f *flushing) written(d Desired, changed bool, gone goneTranslations) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.due = f.due || changed || !slices.Equal(d.ServiceCIDRs, f.desired.ServiceCIDRs) || !slices.Equal(d.ServiceIPs, f.desired.ServiceIPs)
+	f.due = f.due || changed || !slices.Equal(d.ServiceCIDRs, f.desired.ServiceCIDRs)
 	f.gone.add(gone)
 	f.desired = d
 }

@@ -122,7 +122,7 @@ func TestFlushNodePorts(t *testing.T) {
 // TestFlushOwnNewAddress: an external address that comes to the node and leaves it.
 func TestFlushOwnNewAddress(t *testing.T) {
 	d := withServices()
-	d.ServiceIPs = addrs("198.51.100.80")
+	d.ServicePorts = ports("198.51.100.80:53/UDP")
 	d.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")}}
 	n := newTrackingNode(t, d)
 	here := n.here()
@@ -146,7 +146,7 @@ func TestFlushOwnNewAddress(t *testing.T) {
 // back, by this agent or a new one. What is established over TCP, what others translate and other zones stay.
 func TestFlushAfterFlush(t *testing.T) {
 	d := withServices()
-	d.ServiceIPs = nil
+	d.ServicePorts = nil
 	n := newTrackingNode(t, d)
 	n.in(n.out, func() { n.run("ip route add 10.244.1.0/24 via 192.0.2.1") })
 	n.run(`nft add chain inet foreign nat '{ type nat hook postrouting priority srcnat; }'
@@ -215,7 +215,7 @@ nft add rule inet foreign raw udp dport 9997 ct zone set 7`)
 // TestFlushMasquerade: destinations that become exceptions from the masquerade, or cease to be.
 func TestFlushMasquerade(t *testing.T) {
 	d := withServices()
-	d.ServiceIPs = nil
+	d.ServicePorts = nil
 	n := newTrackingNode(t, d)
 	n.in(n.out, func() { n.run("ip route add 10.244.1.0/24 via 192.0.2.1") })
 	outside, speaker := n.udp(n.out, "192.0.2.2:9999"), n.udp(n.pods, "10.244.1.7:0")
@@ -245,7 +245,7 @@ func TestFlushMasquerade(t *testing.T) {
 func TestFlushServiceRoutes(t *testing.T) {
 	d := withServices()
 	without := d
-	without.ServiceIPs, without.ExternalIPs = nil, nil
+	without.ServicePorts, without.ExternalIPs = nil, nil
 	n := newTrackingNode(t, without)
 	n.in(n.out, func() { n.run("ip addr add 198.51.100.80/32 dev out0") })
 	speaker := n.udp(n.here(), "0.0.0.0:0")

@@ -44,7 +44,7 @@ func nodeWithServices() (Desired, []netip.Prefix) {
 	d.Masquerade = true
 	d.NoMasquerade = prefixes("192.168.0.0/16")
 	d.ServiceCIDRs = prefixes("10.96.0.0/16", "fd00:96::/112")
-	d.ServiceIPs = []netip.Addr{netip.MustParseAddr("198.51.100.80"), netip.MustParseAddr("192.0.2.50")}
+	d.ServicePorts = ports("198.51.100.80:53/UDP", "192.0.2.50:53/UDP")
 	d.NodePorts = []NodePort{
 		{Protocol: model.UDP, Port: 30053}, {IPv6: true, Protocol: model.UDP, Port: 30053}, {Protocol: model.TCP, Port: 30080}, {Protocol: model.UDP, Port: 6081},
 	}
@@ -95,6 +95,10 @@ func TestStaleConnections(t *testing.T) {
 
 		{"to an external address of the node", untranslated("203.0.113.9:40001", "192.0.2.50:53"), true},
 		{"to one that was not the node's", conn("192.0.2.1:40001", "192.0.2.50:53", "192.0.2.50:53", "10.244.1.1:50000"), true},
+		{"node to a Service's external address, as itself", untranslated("192.0.2.1:40001", "198.51.100.80:53"), true},
+		{"node to another port there", untranslated("192.0.2.1:40001", "198.51.100.80:54"), false},
+		{"node to another port there, from when it went to the switch", conn("192.0.2.1:40001", "198.51.100.80:54", "198.51.100.80:54", "10.244.1.1:50000"), true},
+		{"pod to another port there", conn("10.244.1.7:40001", "198.51.100.80:54", "198.51.100.80:54", "192.0.2.1:7000"), false},
 		{"served there", conn("203.0.113.9:40001", "192.0.2.50:53", "10.96.0.10:53", "203.0.113.9:40001"), false},
 		{"of the node itself, served there", conn("192.0.2.1:40001", "192.0.2.50:53", "10.96.0.10:53", "10.244.1.1:50000"), false},
 		{"to one that is elsewhere", conn("192.0.2.1:40001", "198.51.100.80:53", "198.51.100.80:53", "10.244.1.1:50000"), false},

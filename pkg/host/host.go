@@ -7,7 +7,7 @@
 // Whether a pod CIDR is one to believe in is for the caller to judge (flows.UsablePodCIDRs). A Host remembers what it wrote,
 // but only to be quick: it looks at the kernel when it starts, from time to time, and at routes when Watch saw a change.
 //
-// Services cost the node's kernel a route or an element of an nftables set each, never a rule. All they need there is to lead
+// Services cost the node's kernel an element of an nftables set each, never a rule or a route. All they need there is to lead
 // packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
 //
 // The kernel decides about translation with a connection's first packet. FlushConnections makes it decide again where
@@ -63,9 +63,9 @@ type Desired struct {
 	NoMasquerade []netip.Prefix
 	// ServiceCIDRs are the ranges of ClusterIPs. The node's way to all of them is the switch.
 	ServiceCIDRs []netip.Prefix
-	// ServiceIPs are external and LoadBalancer addresses. They are routed to the switch with all their ports, so addresses of nodes
-	// must not be among them. One that is this node's is not reached by its route, see ExternalIPs.
-	ServiceIPs []netip.Addr
+	// ServicePorts are ports of external and LoadBalancer addresses; what the node sends or forwards to one goes to the
+	// switch. An address that is this node's own is not reached so, see ExternalIPs.
+	ServicePorts []ServicePort
 	// NodePorts are the ports that the node offers at its addresses; they lead to the NodePort address.
 	NodePorts []NodePort
 	// ExternalIPs are ports of external and LoadBalancer addresses; they count as far as the address is this node's.
@@ -87,6 +87,9 @@ type Host struct {
 	// flushing is shared with FlushConnections.
 	flushing flushing
 	log      *slog.Logger
+
+	// diverted are the pod CIDRs for which the routes of divert were made.
+	diverted []netip.Prefix
 
 	now      func() time.Time
 	compared time.Time // when the last comparison was
@@ -196,7 +199,17 @@ func (h *Host) gateway(c *changes, d Desired, compare bool) error {
 		return err
 	}
 	// Routes come and go with the link and its addresses.
-	return h.routing.sync(c, link, d, compare || len(c.list) > before)
+	compare = compare || len(c.list) > before
+	err = h.routing.sync(c, link, d, compare)
+	if compare || !slices.Equal(h.diverted, d.PodCIDRs) {
+		divertErr := divert(c, link, d)
+		h.diverted = d.PodCIDRs
+		if divertErr != nil {
+			h.diverted = nil
+		}
+		err = errors.Join(err, divertErr)
+	}
+	return err
 }
 
 // changes collects what was changed, and the remote routes that could not be made.

@@ -35,12 +35,13 @@ func TestFromNothing(t *testing.T) {
 		"169.254.87.1 dev weft0 proto 87 scope link src 10.244.1.1",
 		"169.254.87.2 dev weft0 proto 87 scope link src 10.244.1.1",
 		"unreachable 169.254.87.3 proto 87",
-		"198.51.100.80 via 169.254.87.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"default via 169.254.87.1 dev weft0 proto 87 src 10.244.1.1 onlink",
+		"870:	from all fwmark 0x1000/0x1000 lookup 22373 proto 87",
 		"fd00:96::/112 via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
 		"fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
 		"fd57:6566:7400::2 dev weft0 proto 87 src fd00:10:1::1 metric 1024",
 		"unreachable fd57:6566:7400::3 dev lo proto 87",
-		"2001:db8:80::1 via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
+		"default via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
 		"240.87.0.0/16 via 169.254.87.1 dev weft0 proto 87 src 10.244.1.1 onlink",
 		"fd57:6566:7400:1::/112 via fd57:6566:7400::1 dev weft0 proto 87 src fd00:10:1::1 metric 1024 onlink",
 		"udp . 30053 : 240.87.117.101 . 30053",
@@ -141,7 +142,13 @@ func TestRepair(t *testing.T) {
 		"ip route add 10.244.2.0/24 dev weft0 proto 87 metric 50",
 		"ip route add unreachable 10.98.0.0/24 proto 87",
 		"ip -6 route add fd00:99::/64 dev weft0 proto 87",
-		"ip route del 169.254.87.1; ip route del 198.51.100.80",
+		"ip route del 169.254.87.1",
+		"ip route flush table 22373",
+		"ip -6 route replace default via fd00:10:2::1 dev weft0 onlink proto 87 table 22373",
+		"ip route add 192.0.2.0/24 dev weft0 proto 87 table 22373",
+		"ip rule del fwmark 0x1000/0x1000 table 22373; ip -6 rule del fwmark 0x1000/0x1000 table 22373",
+		"ip rule add fwmark 0x1000 table 22373 priority 900 protocol 87",
+		"echo 1 > /proc/sys/net/ipv4/conf/weft0/rp_filter",
 		"ip route del 169.254.87.2",
 		"ip route del 240.87.0.0/16; ip -6 route del fd57:6566:7400:1::/112",
 		"ip route del unreachable 169.254.87.3",
@@ -149,9 +156,8 @@ func TestRepair(t *testing.T) {
 		"ip -6 route del unreachable fd57:6566:7400::3",
 		"ip route replace 169.254.87.3 dev weft0 proto 87",
 		"ip route del 10.96.0.0/16",
-		"ip -6 route del 2001:db8:80::1",
 		"ip route add 198.51.100.81 via 169.254.87.1 dev weft0 onlink proto 87", // of a Service that is gone
-		"ip route replace 198.51.100.80 via 10.244.2.1 dev weft0 onlink proto 87",
+		"ip route add 198.51.100.80 via 169.254.87.1 dev weft0 onlink proto 87", // as agents before November 2026 did
 		"echo 0 > /proc/sys/net/ipv4/ip_forward",
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
@@ -299,7 +305,7 @@ func TestSysctlRoot(t *testing.T) {
 	n := newNode(t)
 	n.run("echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace has what the machine's has
 	root := t.TempDir()
-	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6"} {
+	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/weft0/rp_filter"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}

@@ -19,20 +19,20 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
 	n.h.now = func() time.Time { return now }
-	d := withServices()
+	d := withRoutes()
 	n.write(d)
 	n.nft.lists = 0
 	// The second damage is in the way of what is written first, and so found at once.
 	n.run("nft delete element inet weft node-ports-v4 '{ udp . 30053 }'; ip route del 198.51.100.80")
 
 	d.NodePorts = append(slices.Clone(d.NodePorts), NodePort{Protocol: model.TCP, Port: 31000})
-	d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90")...)
+	d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32")...)
 	want := []string{"route to 198.51.100.90/32 added", "nftables map node-ports-v4: tcp . 31000 : 169.254.87.1:31000 added"}
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
 		t.Errorf("one more Service: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
 	}
 	now = now.Add(compareEvery)
-	d.ServiceIPs = addrs("198.51.100.80", "2001:db8:80::1")
+	d.ServiceCIDRs = d.ServiceCIDRs[:len(d.ServiceCIDRs)-1]
 	want = []string{"route to 198.51.100.90/32 removed"}
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
 		t.Errorf("one less, when it is time but there is something to write: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
@@ -75,16 +75,16 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 // A link that is made anew has none of the routes that are remembered.
 func TestMemoryOfAnotherLink(t *testing.T) {
 	n := newNode(t)
-	n.write(withServices())
+	n.write(withRoutes())
 	right := n.state()
 	n.run("ip link del weft0")
 	n.gateway()
-	n.write(withServices())
+	n.write(withRoutes())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
 		t.Errorf("the gateway interface made anew (-want +got):\n%s", diff)
 	}
 	n.run("ip addr del 10.244.1.1/24 dev weft0")
-	n.write(withServices())
+	n.write(withRoutes())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
 		t.Errorf("the gateway's address, and with it the routes, removed (-want +got):\n%s", diff)
 	}
@@ -95,12 +95,12 @@ func TestFailureIsTriedAgain(t *testing.T) {
 	n := newNode(t)
 	n.run("ip link set weft0 up; ip route add 169.254.87.1 via 192.0.2.2")
 	for range 2 {
-		if _, err := n.h.Sync(t.Context(), withServices()); err == nil || !strings.Contains(err.Error(), "add route to 169.254.87.1/32 through weft0: there is one that is not Weft's") {
+		if _, err := n.h.Sync(t.Context(), withRoutes()); err == nil || !strings.Contains(err.Error(), "add route to 169.254.87.1/32 through weft0: there is one that is not Weft's") {
 			t.Fatalf("error %v", err)
 		}
 	}
 	n.run("ip route del 169.254.87.1")
-	if changed := n.write(withServices()); !slices.Equal(changed, []string{"route to 169.254.87.1/32 added"}) {
+	if changed := n.write(withRoutes()); !slices.Equal(changed, []string{"route to 169.254.87.1/32 added"}) {
 		t.Errorf("changed %q", changed)
 	}
 }
@@ -108,7 +108,7 @@ func TestFailureIsTriedAgain(t *testing.T) {
 // TestOwnRoutesAreNoNews: a Sync does not cause the next one.
 func TestOwnRoutesAreNoNews(t *testing.T) {
 	n := newNode(t)
-	d := withServices()
+	d := withRoutes()
 	n.sync(d)
 	events := n.h.Watch(t.Context())
 	for {
@@ -119,10 +119,10 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 		}
 		break
 	}
-	d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90", "2001:db8:80::90")...)
+	d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32", "2001:db8:80::90/128")...)
 	d.RemotePodCIDRs = append(prefixes("10.244.77.0/24"), d.RemotePodCIDRs...)
 	n.write(d)
-	n.write(withServices())
+	n.write(withRoutes())
 	n.sync(d) // comparing makes no difference
 	select {
 	case <-events:
@@ -161,12 +161,12 @@ func TestForeignRouteToService(t *testing.T) {
 		t.Run(strings.ReplaceAll(foreign, "/", "-"), func(t *testing.T) {
 			n := newNode(t)
 			n.run("ip link set weft0 up")
-			n.write(withServices())
+			n.write(withRoutes())
 			n.run("ip route add " + foreign)
 			const others = "ip route show proto boot; ip -6 route show proto boot"
 			want := n.run(others)
-			d := withServices()
-			d.ServiceIPs = append(slices.Clone(d.ServiceIPs), addrs("198.51.100.90", "198.51.100.91", "2001:db8:80::90", "2001:db8:80::91")...)
+			d := withRoutes()
+			d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32", "198.51.100.91/32", "2001:db8:80::90/128", "2001:db8:80::91/128")...)
 			for range 2 {
 				done, err := n.h.Sync(t.Context(), d)
 				if err != nil {
@@ -191,7 +191,7 @@ func TestForeignRouteToService(t *testing.T) {
 				t.Errorf("ip route add %s, beside ours: %q; want it taken: %t", foreign, said, tc.beside)
 			}
 			want = n.run(others)
-			n.write(withServices())
+			n.write(withRoutes())
 			if got := n.run(others); got != want {
 				t.Errorf("with ours removed, others' routes are %q, were %q", got, want)
 			}
@@ -200,4 +200,11 @@ func TestForeignRouteToService(t *testing.T) {
 			}
 		})
 	}
+}
+
+// withRoutes is withServices with ranges of Services of one address each.
+func withRoutes() Desired {
+	d := withServices()
+	d.ServiceCIDRs = append(d.ServiceCIDRs, prefixes("198.51.100.80/32", "2001:db8:80::1/128")...)
+	return d
 }

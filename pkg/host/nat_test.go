@@ -42,7 +42,7 @@ func dualStack() Desired {
 func withServices() Desired {
 	d := dualStack()
 	d.ServiceCIDRs = prefixes("10.96.0.0/16", "fd00:96::/112")
-	d.ServiceIPs = addrs("198.51.100.80", "2001:db8:80::1")
+	d.ServicePorts = ports("198.51.100.80:80", "198.51.100.80:53/UDP", "[2001:db8:80::1]:80")
 	d.NodePorts = []NodePort{
 		{Protocol: model.TCP, Port: 30080}, {IPv6: true, Protocol: model.TCP, Port: 30080},
 		{Protocol: model.UDP, Port: 30053}, {IPv6: true, Protocol: model.SCTP, Port: 30100},
@@ -54,6 +54,21 @@ func withServices() Desired {
 	}
 	d.sortServices() // as Sync does
 	return d
+}
+
+// ports are TCP ports, but those that say otherwise.
+func ports(list ...string) []ServicePort {
+	var out []ServicePort
+	for _, s := range list {
+		at, udp := strings.CutSuffix(s, "/UDP")
+		a := netip.MustParseAddrPort(at)
+		p := ServicePort{Addr: a.Addr(), Protocol: model.TCP, Port: a.Port()}
+		if udp {
+			p.Protocol = model.UDP
+		}
+		out = append(out, p)
+	}
+	return out
 }
 
 func addrs(list ...string) []netip.Addr {

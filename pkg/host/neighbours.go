@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -58,4 +59,28 @@ func ResolveNeighbours(addrs []netip.Addr) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// NextHops are the gateways of the node's routes that are not ours, through which it reaches everything else.
+func NextHops() ([]netip.Addr, error) {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	var list []netip.Addr
+	for _, r := range routes {
+		if r.Protocol == RouteProtocol {
+			continue
+		}
+		hops := []net.IP{r.Gw}
+		for _, path := range r.MultiPath {
+			hops = append(hops, path.Gw)
+		}
+		for _, hop := range hops {
+			if a, ok := netip.AddrFromSlice(hop); ok {
+				list = append(list, a.Unmap())
+			}
+		}
+	}
+	return list, nil
 }

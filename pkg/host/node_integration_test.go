@@ -40,7 +40,7 @@ func newNode(t testing.TB) *node {
 			*ns = h
 		}
 	}
-	n.run("ip link set lo up")
+	n.run("ip link set lo up; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter")
 	n.link("eth0", "out0", n.out)
 	n.run("ip link set eth0 up mtu 1500")
 	n.run("ip addr add 192.0.2.1/24 dev eth0")
@@ -122,7 +122,8 @@ func (n *node) state() []string {
 	text := n.run(`ip -o link show weft0 | grep -oE 'mtu [0-9]+|[<,]UP[,>]|link/ether [0-9a-f:]+'
 ip -o addr show dev weft0 scope global | sed 's/^[0-9]*: //'
 ip route show; ip -6 route show | grep 'proto 87'
+ip route show table 22373; ip -6 route show table 22373; (ip rule; ip -6 rule) | grep 'proto 87'
 nft list ruleset
-cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/weft0/accept_dad`)
+cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/weft0/accept_dad /proc/sys/net/ipv4/conf/weft0/rp_filter`)
 	return strings.Split(text, "\n")
 }

@@ -57,8 +57,6 @@ func pods(d Desired, is4 bool) []element {
 	return prefixElements(append(d.PodCIDRs[:len(d.PodCIDRs):len(d.PodCIDRs)], d.RemotePodCIDRs...), is4)
 }
 
-func podsGone(_, _ []element) goneTranslations { return goneTranslations{} }
-
 // nodes are the other nodes' addresses.
 func nodes(d Desired, is4 bool) []element {
 	list := make([]netip.Prefix, 0, len(d.Nodes))

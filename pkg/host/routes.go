@@ -21,7 +21,7 @@ const ipv6DefaultMetric = 1024
 // fewRoutes is up to how many new routes the kernel is asked one by one whether somebody else has them.
 const fewRoutes = 16
 
-// routing keeps the routes right. There may be one for each address of a Service, so it remembers which of ours the kernel
+// routing keeps the routes right. There is one for each node, so it remembers which of ours the kernel
 // has and, between two comparisons with the kernel, writes differences only.
 type routing struct {
 	mu sync.Mutex // Watch reads want and made
@@ -39,12 +39,11 @@ type routing struct {
 type ways struct {
 	link                                   int
 	podCIDRs, remotePodCIDRs, serviceCIDRs []netip.Prefix
-	serviceIPs                             []netip.Addr
 }
 
 func (w ways) equal(o ways) bool {
 	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.remotePodCIDRs, o.remotePodCIDRs) &&
-		slices.Equal(w.serviceCIDRs, o.serviceCIDRs) && slices.Equal(w.serviceIPs, o.serviceIPs)
+		slices.Equal(w.serviceCIDRs, o.serviceCIDRs)
 }
 
 type refusal struct {
@@ -60,14 +59,15 @@ type route struct {
 	source  netip.Addr
 	link    int // 0 for a route that leads nowhere
 	metric  int
+	table   int // 0 for the main one
 }
 
 // essential routes are those without which the node cannot work: to its own pods and to the switch's own addresses.
 func (r route) essential() bool { return !r.gateway.IsValid() }
 
-// desiredRoutes are the routes to all pods and Services, one to each destination, in the order of Desired.
+// desiredRoutes are the routes to all pods and cluster IPs, one to each destination, in the order of Desired.
 func desiredRoutes(d Desired, link int) []route {
-	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+len(d.ServiceIPs)+8)
+	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+8)
 	var source [2]netip.Addr // by family
 	for _, p := range d.PodCIDRs {
 		source[index(p.Addr().Is4())] = model.GatewayAddr(p)
@@ -102,9 +102,6 @@ func desiredRoutes(d Desired, link int) []route {
 	for _, p := range d.ServiceCIDRs {
 		add(p, model.NodePortAddr(p.Addr().Is4()), link)
 	}
-	for _, a := range d.ServiceIPs {
-		add(single(a), model.NodePortAddr(a.Is4()), link)
-	}
 	return list
 }
 
@@ -128,11 +125,11 @@ func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) e
 }
 
 func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
-	from := ways{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs, d.ServiceIPs}
+	from := ways{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs}
 	if !compare && t.made != nil && t.from.equal(from) {
 		return t.report(c)
 	}
-	want := make(map[netip.Prefix]route, len(d.ServiceIPs))
+	want := make(map[netip.Prefix]route, len(d.RemotePodCIDRs))
 	order := slices.DeleteFunc(desiredRoutes(d, link.Attrs().Index), func(r route) bool {
 		_, twice := want[r.dst]
 		if !twice {
@@ -350,6 +347,7 @@ func (r route) toKernel() *netlink.Route {
 		LinkIndex: r.link,
 		Protocol:  RouteProtocol,
 		Priority:  r.metric,
+		Table:     r.table,
 	}
 	switch {
 	case r.link == 0:
@@ -366,6 +364,9 @@ func (r route) toKernel() *netlink.Route {
 // fromKernel gives a route that is not as we make them a link that there is not, so that it equals none of ours.
 func fromKernel(k netlink.Route) route {
 	r := route{link: k.LinkIndex, metric: k.Priority}
+	if k.Table == serviceTable {
+		r.table = serviceTable
+	}
 	if k.Dst != nil {
 		r.dst = prefix(k.Dst)
 	}
@@ -377,7 +378,7 @@ func fromKernel(k netlink.Route) route {
 	}
 	onlink := k.Flags&int(netlink.FLAG_ONLINK) != 0
 	switch {
-	case k.Table != unix.RT_TABLE_MAIN:
+	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable:
 		r.link = -1
 	case k.Type == unix.RTN_UNREACHABLE:
 		r.link = 0 // the kernel says loopback for IPv6
@@ -390,7 +391,7 @@ func fromKernel(k netlink.Route) route {
 // concerns is true for a change of our routes that is not our own doing, and for other routes to where ours lead, which may have
 // replaced one.
 func (t *routing) concerns(e netlink.RouteUpdate) bool {
-	if e.Dst == nil {
+	if e.Dst == nil || e.Table == serviceTable {
 		return e.Protocol == RouteProtocol
 	}
 	dst := prefix(e.Dst)

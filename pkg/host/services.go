@@ -69,17 +69,17 @@ func compareBools(a, b bool) int {
 // not keep the others from their due. Lists that are in order already cost little.
 func (d *Desired) sortServices() []error {
 	var errs []error
-	sortAndCompact(&d.ServiceIPs, netip.Addr.Compare)
+	sortAndCompact(&d.ServicePorts, compareServicePorts)
 	sortAndCompact(&d.Nodes, netip.Addr.Compare)
 	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !plain(a) })
 	sortAndCompact(&d.NodePorts, compareNodePorts)
 	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
-	d.ServiceIPs = slices.DeleteFunc(d.ServiceIPs, func(a netip.Addr) bool {
-		if plain(a) {
-			return false
+	d.ServicePorts = slices.DeleteFunc(d.ServicePorts, func(p ServicePort) bool {
+		err := p.check()
+		if err != nil {
+			errs = append(errs, err)
 		}
-		errs = append(errs, fmt.Errorf("%s is no address for a Service", a))
-		return true
+		return err != nil
 	})
 	d.NodePorts = slices.DeleteFunc(d.NodePorts, func(p NodePort) bool {
 		err := p.check()

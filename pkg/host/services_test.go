@@ -94,7 +94,8 @@ func TestUnusableServices(t *testing.T) {
 	good.sortServices()
 	to := netip.MustParseAddrPort("169.254.87.1:30080")
 	vip := netip.MustParseAddr("198.51.100.80")
-	d.ServiceIPs = append(d.ServiceIPs, netip.Addr{}, netip.MustParseAddr("::ffff:192.0.2.1"), d.ServiceIPs[0])
+	d.ServicePorts = append(d.ServicePorts, ServicePort{Protocol: model.TCP, Port: 80}, d.ServicePorts[0])
+	d.ServicePorts = append(d.ServicePorts, ports("[::ffff:192.0.2.1]:80", "192.0.2.1:0")...)
 	d.NodePorts = append(d.NodePorts, NodePort{Protocol: model.TCP}, NodePort{Protocol: "ICMP", Port: 8}, d.NodePorts[0])
 	d.ExternalIPs = append(d.ExternalIPs,
 		ExternalIP{Addr: vip, Protocol: model.TCP, Port: 81, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
@@ -115,8 +116,9 @@ func TestUnusableServices(t *testing.T) {
 		text = append(text, err.Error())
 	}
 	want := []string{
-		"invalid IP is no address for a Service",
-		"::ffff:192.0.2.1 is no address for a Service",
+		"invalid port of a Service: 80/TCP at invalid IP",
+		"invalid port of a Service: 80/TCP at ::ffff:192.0.2.1",
+		"invalid port of a Service: 0/TCP at 192.0.2.1",
 		"8/ICMP is no node port",
 		"0/TCP is no node port",
 		"81/ICMP at external address 198.51.100.80 cannot lead to port 30080",

@@ -11,15 +11,22 @@ import (
 // sysctl reads and writes kernel settings.
 type sysctl struct{ root string }
 
+func (s sysctl) get(name string) (string, error) {
+	value, err := os.ReadFile(filepath.Join(s.root, name))
+	if err != nil {
+		return "", fmt.Errorf("read kernel setting: %w", err)
+	}
+	return strings.TrimSpace(string(value)), nil
+}
+
 // set writes the value if the setting has another one.
 func (s sysctl) set(c *changes, name, value string) error {
-	path := filepath.Join(s.root, name)
-	now, err := os.ReadFile(path)
+	have, err := s.get(name)
 	if err != nil {
-		return fmt.Errorf("read kernel setting: %w", err)
+		return err
 	}
-	if have := strings.TrimSpace(string(now)); have != value {
-		if err := os.WriteFile(path, []byte(value), 0); err != nil {
+	if have != value {
+		if err := os.WriteFile(filepath.Join(s.root, name), []byte(value), 0); err != nil {
 			return fmt.Errorf("set kernel setting to %s (is %s mounted writable?): %w", value, s.root, err)
 		}
 		c.add("%s: %s to %s", name, have, value)
@@ -40,6 +47,9 @@ func (h *Host) forwarding(c *changes, d Desired) error {
 
 // linkSysctls readies the gateway interface for IPv6 addresses that are usable at once: nobody else can have them.
 func (h *Host) linkSysctls(c *changes, d Desired) error {
+	if err := h.looseReversePath(c, d.Gateway); err != nil {
+		return err
+	}
 	if _, ok := d.local(false); !ok {
 		return nil
 	}
@@ -49,6 +59,22 @@ func (h *Host) linkSysctls(c *changes, d Desired) error {
 		}
 	}
 	return nil
+}
+
+// looseReversePath has the kernel accept a Service's answers from its external address: by the routes of unmarked packets
+// that address is elsewhere. The switch has checked every source on this link. 2 is above the 1 of "all" (ip-sysctl).
+func (h *Host) looseReversePath(c *changes, gateway string) error {
+	const strict = "1"
+	name := func(link string) string { return "net/ipv4/conf/" + link + "/rp_filter" }
+	all, err := h.sysctl.get(name("all"))
+	if err != nil {
+		return err
+	}
+	own, err := h.sysctl.get(name(gateway))
+	if err != nil || all != strict && own != strict || max(all, own) > strict {
+		return err
+	}
+	return h.sysctl.set(c, name(gateway), "2")
 }
 
 // Connections is how many connections the node's kernel tracks, the switch's among them with the kernel's datapath,

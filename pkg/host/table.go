@@ -27,8 +27,9 @@ const (
 )
 
 // Chains that are jumped to come first.
-var chains = append([]knftables.Chain{
+var chains = slices.Concat([]knftables.Chain{
 	{Name: servicesChain},
+	{Name: divertChain},
 	hooked(preroutingChain, knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority),
 	hooked(outputChain, knftables.NATType, knftables.OutputHook, knftables.DNATPriority),
 	hooked(postroutingChain, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority),
@@ -36,7 +37,7 @@ var chains = append([]knftables.Chain{
 	// to a connection that it knows is part of that connection.
 	hooked(arrivedChain, knftables.FilterType, knftables.PreroutingHook, knftables.FilterPriority),
 	hooked(sentChain, knftables.FilterType, knftables.OutputHook, knftables.FilterPriority),
-}, rawChains...)
+}, rawChains, divertChains)
 
 func hooked(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority) knftables.Chain {
 	return knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority}
@@ -55,19 +56,21 @@ type set struct {
 
 // sets are in the order in which they are written. A hash set finds an element among 10,000 as fast as among ten.
 var sets = []set{
-	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, gone: podsGone},
-	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, gone: podsGone},
+	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, gone: nothingGone},
+	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, gone: nothingGone},
+	{name: "service-ports-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", elements: servicePorts, gone: nothingGone},
+	{name: "service-ports-v6", key: "ipv6_addr . inet_proto . inet_service", elements: servicePorts, gone: nothingGone},
 	{name: "nodes-v4", is4: true, key: "ipv4_addr", elements: nodes, gone: nodesGone},
 	{name: "nodes-v6", key: "ipv6_addr", elements: nodes, gone: nodesGone},
 	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
 	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
 	{
 		name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: nodePorts, gone: nodePortsGone,
+		elements: nodePorts, gone: nothingGone,
 	},
 	{
 		name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: nodePorts, gone: nodePortsGone,
+		elements: nodePorts, gone: nothingGone,
 	},
 	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
 	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
@@ -122,6 +125,7 @@ func rules(d Desired) []*knftables.Rule {
 		add(chain, "to addresses of the node: perhaps a Service", "fib daddr type local", "jump", servicesChain)
 	}
 	gateway := `"` + d.Gateway + `"`
+	addDivertRules(add, gateway)
 	for _, f := range families {
 		addTunnelRules(add, f)
 		local, ok := d.local(f.is4)
@@ -376,9 +380,6 @@ func nodePorts(d Desired, is4 bool) []element {
 	}
 	return list
 }
-
-// nodePortsGone remembers nothing: only our table translates to NodePort addresses.
-func nodePortsGone(_, _ []element) goneTranslations { return goneTranslations{} }
 
 func externalIPs(d Desired, is4 bool) []element {
 	var list []element

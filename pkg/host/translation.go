@@ -36,8 +36,9 @@ type familyTranslations struct {
 	nodePort   ranges     // where the table sends what came for node ports
 	toWorld    bool       // pods' packets get an address of the node, except those to direct
 	direct     ranges
-	nodes      ranges // other nodes, to which pods' packets get an address of this one
-	toSwitch   ranges // destinations that are routed to the gateway interface, besides the node's own pods
+	nodes      ranges                  // other nodes, to which pods' packets get an address of this one
+	toSwitch   ranges                  // destinations that are routed to the gateway interface, besides the node's own pods
+	services   map[netip.AddrPort]bool // UDP ports of Services at external addresses
 	nodePorts  map[uint16]bool
 	external   map[netip.AddrPort]netip.AddrPort
 }
@@ -71,7 +72,7 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		f := familyTranslations{
 			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4),
 			nodePort: disjoint(model.NodePortPrefixes(is4)),
-			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
+			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
 		}
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address
@@ -82,11 +83,12 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		for _, e := range nodes(d, is4) {
 			f.nodes = append(f.nodes, e.prefix)
 		}
-		switched := slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4))
-		for _, a := range d.ServiceIPs {
-			switched = append(switched, single(a))
+		f.toSwitch = disjoint(slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4)))
+		for _, e := range servicePorts(d, is4) {
+			if e.protocol == model.UDP {
+				f.services[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = true
+			}
 		}
-		f.toSwitch = disjoint(switched)
 		for _, e := range nodePorts(d, is4) {
 			if e.protocol == model.UDP {
 				f.nodePorts[e.port] = true
@@ -160,7 +162,8 @@ func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool 
 	if t.local.contain(to) || to == f.masquerade {
 		return false // it stays on the node, or answers what a Service turned back to it
 	}
-	toSwitch := f.toSwitch.contain(to)
+	// What pods send to a Service has been through the switch before.
+	toSwitch := f.toSwitch.contain(to) || c.protocol == unix.IPPROTO_UDP && !f.pods.Contains(from) && f.services[c.destination]
 	switch {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
 		return false // to a pod of the node, or from others to the switch: no translation of ours

@@ -32,7 +32,7 @@ func TestNewClientFromKubeconfig(t *testing.T) {
 	}
 	for _, tc := range []struct{ name, inFile, server string }{{"the file's server", server.URL, ""}, {"the setting goes before the file", "http://192.0.2.1", server.URL}} {
 		write(tc.inFile)
-		client, err := kube.NewClient(tc.server, file)
+		client, err := kube.NewClient(tc.server, file, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", tc.name, err)
 		}
@@ -40,10 +40,10 @@ func TestNewClientFromKubeconfig(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
-	if _, err := kube.NewClient("", filepath.Join(t.TempDir(), "none")); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if _, err := kube.NewClient("", filepath.Join(t.TempDir(), "none"), nil); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a kubeconfig that does not exist: %v", err)
 	}
-	if _, err := kube.NewClient("", ""); err == nil {
+	if _, err := kube.NewClient("", "", nil); err == nil {
 		t.Error("outside of a cluster there is a client without a kubeconfig")
 	}
 }

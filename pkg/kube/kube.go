@@ -32,8 +32,9 @@ import (
 type Client = kubernetes.Interface
 
 // NewClient connects to the API server as the kubeconfig file says or, when that is empty, with the pod's service account.
-// A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before Weft runs.
-func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
+// A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before Weft runs. Peers,
+// if not nil, are told of the client's connections.
+func NewClient(server, kubeconfig string, peers *Peers) (kubernetes.Interface, error) {
 	var cfg *rest.Config
 	var err error
 	if kubeconfig == "" {
@@ -48,6 +49,9 @@ func NewClient(server, kubeconfig string) (kubernetes.Interface, error) {
 		cfg.Host = server
 	}
 	cfg.UserAgent = "weft-agent"
+	if peers != nil {
+		cfg.Dial = peers.dial
+	}
 	// On a large cluster decoding JSON is up to a third of what an agent computes at its start.
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return kubernetes.NewForConfig(cfg)

@@ -60,7 +60,7 @@ func TestProtobuf(t *testing.T) {
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	client, err := kube.NewClient("", config)
+	client, err := kube.NewClient("", config, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
