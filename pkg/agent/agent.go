@@ -66,6 +66,8 @@ type Agent struct {
 	tally  tally
 	peers  kube.Peers
 
+	nodeHealth nodeHealth
+
 	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog chan struct{}
 
 	mu       sync.Mutex
@@ -99,9 +101,11 @@ func Run(ctx context.Context, opt Options) error {
 		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
 		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
+	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	group, ctx := errgroup.WithContext(ctx)
 	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
 	group.Go(func() error { return a.serveHealth(ctx) })
+	group.Go(func() error { a.serveNodeHealth(ctx, cfg.NodeHealthAddr); return nil })
 	group.Go(func() error { return a.serveOperator(ctx) })
 	group.Go(func() error { a.watchConfig(ctx, configured); return nil })
 	group.Go(func() error { return a.start(ctx, group) })
@@ -135,7 +139,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
 	}
-	a.kube.Problem = a.objectProblem
+	a.kube.Problem, a.kube.Draining = a.objectProblem, a.nodeHealth.setDraining
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	loop.Submit(state.SetTime{Now: time.Now()})
 	group.Go(func() error { tellTime(ctx, loop); return nil })

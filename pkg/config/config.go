@@ -79,6 +79,10 @@ type Config struct {
 	// Where the agent serves `/healthz`, `/readyz` and `/metrics`. The DaemonSet's probes ask at the default.
 	HealthAddr netip.AddrPort `json:"healthAddr"`
 
+	// Where the agent answers load balancers that ask whether the node can serve Services, in place of kube-proxy: `/healthz`
+	// and `/livez`. Empty for nowhere.
+	NodeHealthAddr netip.AddrPort `json:"nodeHealthAddr"`
+
 	// The least severe records to log.
 	LogLevel slog.Level `json:"logLevel"`
 
@@ -98,7 +102,9 @@ func Default() Config {
 		OVSRunDir:  "/run/openvswitch",
 		HealthAddr: netip.MustParseAddrPort("127.0.0.1:9470"),
 		LogLevel:   slog.LevelInfo,
-		LogFormat:  LogText,
+
+		NodeHealthAddr: netip.MustParseAddrPort("[::]:10256"),
+		LogFormat:      LogText,
 	}
 }
 

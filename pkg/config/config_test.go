@@ -41,6 +41,7 @@ establishedConnections: keep
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
 healthAddr: "[::1]:9000"
+nodeHealthAddr: 192.0.2.1:10256
 logLevel: debug
 logFormat: json
 `))
@@ -57,6 +58,7 @@ logFormat: json
 		APIServer:              "https://[2001:db8::1]:6443",
 		OVSRunDir:              "/var/run/ovs",
 		HealthAddr:             netip.MustParseAddrPort("[::1]:9000"),
+		NodeHealthAddr:         netip.MustParseAddrPort("192.0.2.1:10256"),
 		LogLevel:               slog.LevelDebug,
 		LogFormat:              LogJSON,
 	}
@@ -190,6 +192,20 @@ func TestSettingsCoverTheStruct(t *testing.T) {
 		}
 		if changes := Diff(Default(), got); len(changes) != 0 {
 			t.Errorf("the default of %s reads as something else: %v", s.key, changes)
+		}
+	}
+}
+
+// TestNodeHealthAddr: empty is nowhere.
+func TestNodeHealthAddr(t *testing.T) {
+	for text, want := range map[string]netip.AddrPort{"": netip.MustParseAddrPort("[::]:10256"), `nodeHealthAddr: ""`: {}, "nodeHealthAddr: 127.0.0.1:1": netip.MustParseAddrPort("127.0.0.1:1")} {
+		if got, err := Parse([]byte(text)); err != nil || got.NodeHealthAddr != want {
+			t.Errorf("%q: %v, %v, want %v", text, got.NodeHealthAddr, err, want)
+		}
+	}
+	for _, text := range []string{"nodeHealthAddr: 10256", `nodeHealthAddr: ":10256"`, `nodeHealthAddr: "[::]:0"`} {
+		if _, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%q is taken", text)
 		}
 	}
 }

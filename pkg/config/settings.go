@@ -87,6 +87,15 @@ var settings = []setting{
 		parse: parseHealthAddr,
 		value: func(c Config) any { return c.HealthAddr },
 	}, {
+		key: "nodeHealthAddr", allowed: "an IP address and a port, as [::]:10256 for all addresses, or nothing",
+		parse: parseNodeHealthAddr,
+		value: func(c Config) any {
+			if !c.NodeHealthAddr.IsValid() {
+				return ""
+			}
+			return c.NodeHealthAddr.String()
+		},
+	}, {
 		key: "logLevel", live: true, allowed: oneOf(levels),
 		parse: parseLevel,
 		value: func(c Config) any { return strings.ToLower(c.LogLevel.String()) },
@@ -207,6 +216,22 @@ func parseHealthAddr(c *Config, raw []byte) error {
 		return errNotAllowed
 	}
 	c.HealthAddr = addr
+	return nil
+}
+
+func parseNodeHealthAddr(c *Config, raw []byte) error {
+	var v string
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	var addr netip.AddrPort
+	if v != "" {
+		var err error
+		if addr, err = netip.ParseAddrPort(v); err != nil || addr.Port() == 0 {
+			return errNotAllowed
+		}
+	}
+	c.NodeHealthAddr = addr
 	return nil
 }
 

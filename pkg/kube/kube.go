@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -65,6 +66,9 @@ type Watcher struct {
 	// Problem is told what of an object cannot be used, each time that this changes; nil when all of it can. It may be set before
 	// Run, and must not block. Without it problems are logged.
 	Problem func(owner model.Owner, err error)
+	// Draining is told, with each change of this node's object, whether the node is about to be deleted. It may be set
+	// before Run, and must not block.
+	Draining func(draining bool)
 
 	pods     cache.SharedIndexInformer
 	services *services
@@ -189,6 +193,9 @@ func (w *Watcher) nodeChanged(obj any) {
 	w.emit(state.SetNode{Node: n})
 	if object.Name == w.node {
 		w.services.setZone(object.Labels[corev1.LabelTopologyZone])
+		if w.Draining != nil {
+			w.Draining(draining(object))
+		}
 	}
 }
 
@@ -231,18 +238,34 @@ func Node(object *corev1.Node) (model.Node, error) {
 	return n, errors.Join(bad...)
 }
 
+// toBeDeletedTaint is what the cluster autoscaler puts on a node that it is about to delete (KEP-3836).
+const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
+
+// draining says whether a node is about to be deleted, as kube-proxy does.
+func draining(n *corev1.Node) bool {
+	return !n.DeletionTimestamp.IsZero() || slices.ContainsFunc(n.Spec.Taints, goes)
+}
+
+func goes(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
+
+// trimNode keeps what Node, draining and the zone of endpoints are read from.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
 		return obj, nil
 	}
 	trimmed := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, DeletionTimestamp: n.DeletionTimestamp},
 		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
 		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
 	}
 	if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
 		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}
+	}
+	for _, t := range n.Spec.Taints {
+		if goes(t) {
+			trimmed.Spec.Taints = append(trimmed.Spec.Taints, t)
+		}
 	}
 	return trimmed, nil
 }
