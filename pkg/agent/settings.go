@@ -87,6 +87,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		a.log.Info("host network changed", "changes", done.Changed)
 	}
 	notify(a.pokeConnections) // also without a change of ours: an address may have come to the node
+	a.setProblem("forwarding", done.Filtered)
 	a.setProblem(podCIDRProblem, errors.Join(usable.RemoteErr, done.Unrouted))
 	return errors.Join(mtuErr, usable.OwnErr, err)
 }

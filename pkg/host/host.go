@@ -17,10 +17,8 @@
 // Watch runs one of its own.
 //
 // Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) has
-// to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. And with IPv6
-// forwarding on, the kernel stops to accept router advertisements on uplinks whose accept_ra is 1; a node with its default
-// route from one needs accept_ra=2 there. rp_filter may be strict: everything that arrives through the gateway interface
-// has a source that is routed back to it.
+// to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. Sync reports it.
+// rp_filter may be strict on other links; on the gateway interface a strict one is made loose.
 package host
 
 import (
@@ -93,6 +91,7 @@ type Host struct {
 
 	now      func() time.Time
 	compared time.Time // when the last comparison was
+	filtered error     // what that found of others' tables
 
 	mu    sync.Mutex
 	name  string // of the gateway interface, for Watch
@@ -148,7 +147,10 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	if first || due {
 		h.compared = started
 	}
-	result := Result{Changed: c.list, Unrouted: errors.Join(append(c.unrouted, unusable...)...)}
+	if first || due || staleTable {
+		h.filtered = filteredForwarding(d)
+	}
+	result := Result{Changed: c.list, Filtered: h.filtered, Unrouted: errors.Join(append(c.unrouted, unusable...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
 	}
@@ -162,6 +164,8 @@ type Result struct {
 	// Unrouted says which remote pod CIDRs and addresses of Services could not be routed, and which ports of Services cannot be
 	// offered, and why. The rest of the node's network does not suffer, so it is no failure of Sync.
 	Unrouted error
+	// Filtered names tables of others that may drop what the node forwards, as of the last comparison.
+	Filtered error
 }
 
 func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, compareTable bool) error {

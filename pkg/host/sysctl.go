@@ -6,6 +6,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // sysctl reads and writes kernel settings.
@@ -42,7 +45,50 @@ func (h *Host) forwarding(c *changes, d Desired) error {
 	if _, ok := d.local(false); !ok {
 		return nil
 	}
+	if err := h.keepRouterAdvertisements(c); err != nil {
+		return err
+	}
 	return h.sysctl.set(c, "net/ipv6/conf/all/forwarding", "1")
+}
+
+// keepRouterAdvertisements lets links whose router advertisements gave the node its default route go on to accept them. A
+// kernel that forwards does so only with accept_ra=2, and forgets these routes at the moment when it begins to forward
+// (ip-sysctl). Links with 0 are left alone: there another program reads the advertisements.
+func (h *Host) keepRouterAdvertisements(c *changes) error {
+	const forwarding = "net/ipv6/conf/all/forwarding"
+	if on, err := h.sysctl.get(forwarding); err != nil || on == "1" {
+		return err
+	}
+	filter := &netlink.Route{Protocol: unix.RTPROT_RA}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V6, filter, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("list routes from router advertisements: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && prefix(r.Dst).Bits() != 0 {
+			continue
+		}
+		links := []int{r.LinkIndex}
+		for _, path := range r.MultiPath {
+			links = append(links, path.LinkIndex)
+		}
+		for _, index := range links {
+			link, err := netlink.LinkByIndex(index)
+			if err != nil {
+				continue // it has just gone, and its routes with it
+			}
+			name := "net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
+			if value, err := h.sysctl.get(name); err != nil {
+				return err
+			} else if value != "1" {
+				continue
+			}
+			if err := h.sysctl.set(c, name, "2"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // linkSysctls readies the gateway interface for IPv6 addresses that are usable at once: nobody else can have them.
