@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -23,6 +24,10 @@ const (
 	serviceTable = 22373
 	// serviceRulePriority is behind the table of the node's own addresses and before everything else that is usual.
 	serviceRulePriority = 870
+	// fallbackTable has the addresses themselves. It is asked last: where the node knows no route to an address, not even a
+	// default one, no program could begin to send there, and nftables would have nothing to mark.
+	fallbackTable    = 22374
+	fallbackPriority = 32900
 )
 
 // Chains that mark. Later than connection tracking, which knows answers, and before translation and routing.
@@ -88,62 +93,101 @@ func servicePorts(d Desired, is4 bool) []element {
 // nothingGone is for sets whose elements stand for no translation of ours, or for one that only we make.
 func nothingGone(_, _ []element) goneTranslations { return goneTranslations{} }
 
-// divert keeps the routing table for Services' external addresses and the rules that lead there.
-func divert(c *changes, link netlink.Link, d Desired) error {
-	return errors.Join(divertRoutes(c, link, d), divertRules(c, d))
+// diverted is a destination in one of our routing tables.
+type diverted struct {
+	table int
+	dst   netip.Prefix
 }
 
-func divertRoutes(c *changes, link netlink.Link, d Desired) error {
-	have, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: serviceTable}, netlink.RT_FILTER_TABLE)
-	if err != nil {
-		return fmt.Errorf("list routes of table %d: %w", serviceTable, err)
+// divert keeps the routing tables for Services' external addresses and the rules that lead there. With compare it looks at
+// the kernel; otherwise it trusts what it remembers.
+func (h *Host) divert(c *changes, link netlink.Link, d Desired, compare bool) error {
+	compare = compare || h.diverted == nil
+	want := divertRoutes(d, link.Attrs().Index)
+	if !compare && maps.Equal(want, h.diverted) {
+		return nil
 	}
-	var errs []error
-	for _, is4 := range []bool{true, false} {
+	have, errs := h.diverted, []error(nil)
+	if compare {
+		var err error
+		if have, err = haveDiverted(); err != nil {
+			return err
+		}
+		errs = append(errs, divertRules(c, d))
+	}
+	for at, r := range want {
+		old, replace := have[at]
+		if old == r {
+			continue
+		}
+		if replace && old.metric != r.metric {
+			errs = append(errs, remove(old))
+		}
+		if err := netlink.RouteReplace(r.toKernel()); err != nil {
+			errs = append(errs, fmt.Errorf("add route to %s in table %d: %w", at.dst, at.table, err))
+			continue
+		}
+		c.add("route to %s in table %d added", at.dst, at.table)
+	}
+	for at, r := range have {
+		if _, wanted := want[at]; wanted {
+			continue
+		}
+		errs = append(errs, remove(r))
+		c.add("route to %s in table %d removed", at.dst, at.table)
+	}
+	err := errors.Join(errs...)
+	if h.diverted = want; err != nil {
+		h.diverted = nil
+	}
+	return err
+}
+
+func remove(r route) error {
+	if err := netlink.RouteDel(r.toKernel()); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("remove route to %s in table %d: %w", r.dst, r.table, err)
+	}
+	return nil
+}
+
+// divertRoutes are the routes of our tables.
+func divertRoutes(d Desired, link int) map[diverted]route {
+	want := make(map[diverted]route, len(d.ServicePorts)+2)
+	add := func(table int, dst netip.Prefix) {
+		is4 := dst.Addr().Is4()
 		pods, ok := d.local(is4)
 		if !ok {
-			continue
+			return
 		}
-		want := route{
-			dst: netip.PrefixFrom(ofFamily(is4), 0), gateway: model.NodePortAddr(is4), source: model.GatewayAddr(pods),
-			link: link.Attrs().Index, table: serviceTable,
-		}
+		r := route{dst: dst, gateway: model.NodePortAddr(is4), source: model.GatewayAddr(pods), link: link, table: table}
 		if !is4 {
-			want.metric = ipv6DefaultMetric
+			r.metric = ipv6DefaultMetric
 		}
-		kept := slices.DeleteFunc(have, func(k netlink.Route) bool { return fromKernel(k) == want })
-		if len(kept) < len(have) {
-			have = kept
-			continue
-		}
-		if err := netlink.RouteReplace(want.toKernel()); err != nil {
-			errs = append(errs, fmt.Errorf("add default route of table %d through %s: %w", serviceTable, d.Gateway, err))
-			continue
-		}
-		c.add("default route of table %d to %s added", serviceTable, want.gateway)
-		have = slices.DeleteFunc(have, func(k netlink.Route) bool { // replaced
-			r := fromKernel(k)
-			return r.dst == want.dst && r.metric == want.metric
-		})
+		want[diverted{table, dst}] = r
 	}
-	for _, k := range have {
-		if k.Protocol != RouteProtocol {
-			continue
-		}
-		if err := netlink.RouteDel(&k); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("remove a route of table %d: %w", serviceTable, err))
-			continue
-		}
-		c.add("route of table %d to %s removed", serviceTable, fromKernel(k).dst)
+	for _, all := range everywhere {
+		add(serviceTable, all)
 	}
-	return errors.Join(errs...)
+	for _, p := range d.ServicePorts {
+		add(fallbackTable, single(p.Addr))
+	}
+	return want
 }
 
-func ofFamily(is4 bool) netip.Addr {
-	if is4 {
-		return netip.IPv4Unspecified()
+// haveDiverted are the kernel's. Of two routes to one destination one is in the result, and then replaced or removed.
+func haveDiverted() (map[diverted]route, error) {
+	have := map[diverted]route{}
+	for _, table := range []int{serviceTable, fallbackTable} {
+		list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table, Protocol: RouteProtocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			return nil, fmt.Errorf("list routes of table %d: %w", table, err)
+		}
+		for _, k := range list {
+			r := fromKernel(k)
+			have[diverted{table, r.dst}] = r
+		}
 	}
-	return netip.IPv6Unspecified()
+	return have, nil
 }
 
 func divertRules(c *changes, d Desired) error {
@@ -155,14 +199,20 @@ func divertRules(c *changes, d Desired) error {
 			errs = append(errs, fmt.Errorf("list routing rules: %w", err))
 			continue
 		}
-		_, missing := d.local(is4)
+		var want []netlink.Rule
+		if _, ok := d.local(is4); ok {
+			marked, last := netlink.NewRule(), netlink.NewRule()
+			marked.Priority, marked.Mark, marked.Mask, marked.Table = serviceRulePriority, serviceMark, &mask, serviceTable
+			last.Priority, last.Table = fallbackPriority, fallbackTable
+			want = []netlink.Rule{*marked, *last}
+		}
 		for _, r := range have {
 			if r.Protocol != uint8(RouteProtocol) {
 				continue
 			}
-			plain := r.Src == nil && r.Dst == nil && r.IifName == "" && r.OifName == "" && !r.Invert && r.IPProto == 0
-			if missing && plain && r.Priority == serviceRulePriority && r.Table == serviceTable && r.Mark == serviceMark && r.Mask != nil && *r.Mask == mask {
-				missing = false
+			others := slices.DeleteFunc(slices.Clone(want), func(w netlink.Rule) bool { return sameRoutingRule(w, r) })
+			if len(others) < len(want) {
+				want = others
 				continue
 			}
 			r.Family = family
@@ -172,16 +222,26 @@ func divertRules(c *changes, d Desired) error {
 			}
 			c.add("routing rule of priority %d removed", r.Priority)
 		}
-		if !missing {
-			continue
+		for _, r := range want {
+			r.Family, r.Protocol = family, uint8(RouteProtocol)
+			if err := netlink.RuleAdd(&r); err != nil {
+				errs = append(errs, fmt.Errorf("add routing rule for packets to Services (priority %d): %w", r.Priority, err))
+				continue
+			}
+			c.add("routing rule of priority %d to table %d added", r.Priority, r.Table)
 		}
-		r := netlink.NewRule()
-		r.Family, r.Priority, r.Mark, r.Mask, r.Table, r.Protocol = family, serviceRulePriority, serviceMark, &mask, serviceTable, uint8(RouteProtocol)
-		if err := netlink.RuleAdd(r); err != nil {
-			errs = append(errs, fmt.Errorf("add routing rule for packets to Services (fwmark %#x): %w", serviceMark, err))
-			continue
-		}
-		c.add("routing rule for packets to Services added (fwmark %#x to table %d)", serviceMark, serviceTable)
 	}
 	return errors.Join(errs...)
+}
+
+// sameRoutingRule compares a rule of ours with one of the kernel's.
+func sameRoutingRule(want, have netlink.Rule) bool {
+	mask := func(r netlink.Rule) uint32 {
+		if r.Mask == nil {
+			return 0
+		}
+		return *r.Mask
+	}
+	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" && !have.Invert && have.IPProto == 0 &&
+		have.Priority == want.Priority && have.Table == want.Table && have.Mark == want.Mark && mask(have) == mask(want)
 }

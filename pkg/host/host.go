@@ -86,8 +86,8 @@ type Host struct {
 	flushing flushing
 	log      *slog.Logger
 
-	// diverted are the pod CIDRs for which the routes of divert were made.
-	diverted []netip.Prefix
+	// diverted are the routes of divert that are in the kernel; nil when that is not known.
+	diverted map[diverted]route
 
 	now      func() time.Time
 	compared time.Time // when the last comparison was
@@ -204,16 +204,7 @@ func (h *Host) gateway(c *changes, d Desired, compare bool) error {
 	}
 	// Routes come and go with the link and its addresses.
 	compare = compare || len(c.list) > before
-	err = h.routing.sync(c, link, d, compare)
-	if compare || !slices.Equal(h.diverted, d.PodCIDRs) {
-		divertErr := divert(c, link, d)
-		h.diverted = d.PodCIDRs
-		if divertErr != nil {
-			h.diverted = nil
-		}
-		err = errors.Join(err, divertErr)
-	}
-	return err
+	return errors.Join(h.routing.sync(c, link, d, compare), h.divert(c, link, d, compare))
 }
 
 // changes collects what was changed, and the remote routes that could not be made.

@@ -122,7 +122,7 @@ func (n *node) state() []string {
 	text := n.run(`ip -o link show weft0 | grep -oE 'mtu [0-9]+|[<,]UP[,>]|link/ether [0-9a-f:]+'
 ip -o addr show dev weft0 scope global | sed 's/^[0-9]*: //'
 ip route show; ip -6 route show | grep 'proto 87'
-ip route show table 22373; ip -6 route show table 22373; (ip rule; ip -6 rule) | grep 'proto 87'
+for t in 22373 22374; do ip route show table $t; ip -6 route show table $t; done; (ip rule; ip -6 rule) | grep 'proto 87'
 nft list ruleset
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding /proc/sys/net/ipv6/conf/weft0/accept_dad /proc/sys/net/ipv4/conf/weft0/rp_filter`)
 	return strings.Split(text, "\n")

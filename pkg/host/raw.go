@@ -2,6 +2,7 @@ package host
 
 import (
 	"net/netip"
+	"slices"
 
 	"sigs.k8s.io/knftables"
 
@@ -37,7 +38,7 @@ func addForgedRules(add func(chain, comment string, words ...any), gateway strin
 		append(others, f.header, "saddr", "@pods-"+f.suffix, "drop")...)
 	// Linux delivers the node's own multicasts to it as if its link had received them. Link-local addresses may be
 	// another's on another link, and nobody forwards them.
-	words := append(others, f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop")
+	words := slices.Concat(others, []any{f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop"})
 	add(enteredChain, "forged: the node's own addresses", words...)
 }
 

@@ -364,8 +364,8 @@ func (r route) toKernel() *netlink.Route {
 // fromKernel gives a route that is not as we make them a link that there is not, so that it equals none of ours.
 func fromKernel(k netlink.Route) route {
 	r := route{link: k.LinkIndex, metric: k.Priority}
-	if k.Table == serviceTable {
-		r.table = serviceTable
+	if k.Table == serviceTable || k.Table == fallbackTable {
+		r.table = k.Table
 	}
 	if k.Dst != nil {
 		r.dst = prefix(k.Dst)
@@ -378,7 +378,7 @@ func fromKernel(k netlink.Route) route {
 	}
 	onlink := k.Flags&int(netlink.FLAG_ONLINK) != 0
 	switch {
-	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable:
+	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable && k.Table != fallbackTable:
 		r.link = -1
 	case k.Type == unix.RTN_UNREACHABLE:
 		r.link = 0 // the kernel says loopback for IPv6
@@ -391,6 +391,9 @@ func fromKernel(k netlink.Route) route {
 // concerns is true for a change of our routes that is not our own doing, and for other routes to where ours lead, which may have
 // replaced one.
 func (t *routing) concerns(e netlink.RouteUpdate) bool {
+	if e.Table == fallbackTable {
+		return false // one changes with each Service's address, and where it matters at all a comparison is soon enough
+	}
 	if e.Dst == nil || e.Table == serviceTable {
 		return e.Protocol == RouteProtocol
 	}

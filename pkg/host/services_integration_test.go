@@ -457,6 +457,12 @@ func TestHostBehindExternalAddress(t *testing.T) {
 	if seen := n.run("nft list table inet seen"); !strings.Contains(seen, "counter packets 0 ") {
 		t.Errorf("packets leave for the switch with their mark: %s", seen)
 	}
+	n.run("ip route del default; ip -6 route del default")
+	check(map[attempt]string{
+		{"the node without default route to the Service", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80", false}:       "10.244.1.1",
+		{"the node without default route to the Service", "tcp", here, "", "[2001:db8:80::1]:80", n.pods, "[2001:db8:80::1]:80", false}: "fd00:10:1::1",
+	})
+	n.run("ip route add default via 192.0.2.2; ip -6 route add default via 2001:db8::2")
 	n.in(n.pods, func() { n.run("ip addr del 198.51.100.80/32 dev switch0; ip addr del 2001:db8:80::1/128 dev switch0") })
 	check(map[attempt]string{
 		{"a pod to another port", "tcp", n.pods, "10.244.1.7", "198.51.100.80:81", n.out, "198.51.100.80:81", false}:         "192.0.2.1",

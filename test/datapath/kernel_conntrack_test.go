@@ -206,15 +206,16 @@ func TestUDPAfterFlush(t *testing.T) {
 	if _, err := echo.Listen([]podns.Port{{Proto: podns.UDP, Number: 9999}}); err != nil {
 		t.Fatal(err)
 	}
-	e.Run("node/node1", "sh", "-ec", `nft delete table inet weft
-nft add table inet foreign
+	// A running agent would repair its table at once, so there is none in the gap.
+	(&changing{Lab: e.Lab}).restartAgents(t, func() {
+		e.Run("node/node1", "sh", "-ec", `nft add table inet foreign
 nft add chain inet foreign c '{ type filter hook forward priority 10; policy accept; }'
-nft add rule inet foreign c ct state established accept`)
-	for _, v4 := range []bool{true, false} {
-		e.open(t, client, netip.AddrPortFrom(of(outside.ips, v4), 9999))
-	}
-	e.unserved(t, "without the table")
-	// An agent looks at its table when it starts; one that runs, once a minute, which pkg/host tests.
-	(&changing{Lab: e.Lab}).restartAgents(t, func() { e.ask() })
+nft add rule inet foreign c ct state established accept
+nft delete table inet weft`)
+		for _, v4 := range []bool{true, false} {
+			e.open(t, client, netip.AddrPortFrom(of(outside.ips, v4), 9999))
+		}
+		e.ask()
+	})
 	e.served(t, "the table is back", "outside")
 }
