@@ -53,7 +53,8 @@ type Config struct {
 	MTU int `json:"mtu"`
 
 	// Whether a pod's traffic to outside the cluster leaves with the address of its node. Turn it off when the network
-	// beyond the nodes has routes to the pod CIDRs.
+	// beyond the nodes has routes to the pod CIDRs. Traffic to other nodes' InternalIPs always leaves with that address,
+	// because nodes drop what enters by an uplink in a pod's name.
 	EgressMasquerade bool `json:"egressMasquerade"`
 
 	// Destinations outside the cluster that pods reach with their own address although `egressMasquerade` is on, for
