@@ -92,7 +92,8 @@ func (a *Agent) serveNodeHealth(ctx context.Context, addr netip.AddrPort) {
 		if ctx.Err() != nil {
 			return
 		}
-		a.setProblem(part, fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; stop the other program, such as kube-proxy, or change the setting", addr, err))
+		a.setProblem(part, fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
+			"stop the other program, such as kube-proxy, or change the setting", addr, err))
 		sleep(ctx, nodeHealthRetry)
 	}
 }

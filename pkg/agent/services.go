@@ -55,7 +55,7 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, reserved map[netip.Add
 					switch {
 					case nodes[at]:
 					case whose[at] != "":
-						refused[fmt.Sprintf("Service %s: packets of this node to its external address %s do not go to the Service, for it is the address of %s; remove it from the Service", s.Name, at, whose[at])] = true
+						refused[refusal(s.Name, at, whose[at])] = true
 						continue
 					default:
 						d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: at, Protocol: p.Protocol, Port: p.Port})
@@ -74,6 +74,12 @@ func serviceRoutes(d *host.Desired, view *model.Snapshot, reserved map[netip.Add
 		errs = append(errs, errors.New(text))
 	}
 	return errors.Join(errs...)
+}
+
+// refusal says that a Service does not get an address.
+func refusal(service string, at netip.Addr, whose string) string {
+	return fmt.Sprintf("Service %s: packets of this node to its external address %s do not go to the Service, "+
+		"for it is the address of %s; remove it from the Service", service, at, whose)
 }
 
 // behindNodeAddress is where the node sends what came for an external address that is its own. The node port knows the

@@ -49,7 +49,8 @@ func addDivertRules(add func(chain, comment string, words ...any), gateway strin
 	add(divertChain, "answers: not to a Service", "ct direction reply return")
 	for _, f := range families {
 		add(divertChain, "Services' ports at external addresses",
-			f.header, "daddr . meta l4proto . th dport", "@service-ports-"+f.suffix, "meta mark set mark or", fmt.Sprintf("%#x", serviceMark))
+			f.header, "daddr . meta l4proto . th dport", "@service-ports-"+f.suffix,
+			"meta mark set mark or", fmt.Sprintf("%#x", serviceMark))
 	}
 	add(divertInputChain, "from elsewhere: perhaps to a Service", "iifname !=", gateway, "jump", divertChain)
 	add(divertOutputChain, "of the node: perhaps to a Service", "jump", divertChain)
@@ -178,7 +179,8 @@ func divertRoutes(d Desired, link int) map[diverted]route {
 func haveDiverted() (map[diverted]route, error) {
 	have := map[diverted]route{}
 	for _, table := range []int{serviceTable, fallbackTable} {
-		list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table, Protocol: RouteProtocol}, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
+		filter := &netlink.Route{Table: table, Protocol: RouteProtocol}
+		list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
 		if err != nil {
 			return nil, fmt.Errorf("list routes of table %d: %w", table, err)
 		}

@@ -60,13 +60,16 @@ func filteredForwarding(d Desired) error {
 	name := append([]byte(d.Gateway), 0)
 	err = askNFT(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP, func(m nftMessage) {
 		if bytes.Contains(m.attribute(unix.NFTA_RULE_EXPRESSIONS), name) {
-			chains = slices.DeleteFunc(chains, func(c filteringChain) bool { return c.family == m.family && c.table == m.tableOf() })
+			chains = slices.DeleteFunc(chains, func(c filteringChain) bool {
+				return c.family == m.family && c.table == m.tableOf()
+			})
 		}
 	})
 	errs := []error{err}
 	for _, c := range chains {
-		errs = append(errs, fmt.Errorf("nftables chain %s drops forwarded packets by policy, and no rule of its table names %[2]s: pods reach nothing outside "+
-			"and nobody outside reaches node ports, unless another rule accepts them; accept what comes from and goes to %[2]s there", c, d.Gateway))
+		errs = append(errs, fmt.Errorf("nftables chain %s drops forwarded packets by policy, and no rule of its table names "+
+			"%[2]s: pods reach nothing outside and clients outside reach no node port, unless another rule accepts them; "+
+			"accept what comes from and goes to %[2]s there", c, d.Gateway))
 	}
 	return errors.Join(errs...)
 }

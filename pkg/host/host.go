@@ -106,7 +106,10 @@ type Host struct {
 // New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
 // translates addresses through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
-	return &Host{sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft, layout: tableLayout}, otherTables: map[string]chan struct{}{}, log: log, now: time.Now}
+	return &Host{
+		sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft, layout: tableLayout},
+		otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
+	}
 }
 
 // NFTables opens our nftables table. It needs the nft program.

@@ -151,19 +151,22 @@ func tableLayout() (layout, error) {
 			also(m)
 		})
 	}
+	chainParts := []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_TYPE}
+	setParts := []uint16{unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_DATA_TYPE}
+	ruleParts, nothing := []uint16{unix.NFTA_RULE_EXPRESSIONS}, func(nftMessage) {}
 	err := errors.Join(
 		collect(unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_NAME, nil, func(m nftMessage) {
 			if m.number(unix.NFTA_TABLE_FLAGS)&nftTableDormant != 0 {
 				l.disabled = "it is dormant"
 			}
 		}),
-		collect(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_NAME, []uint16{unix.NFTA_CHAIN_HOOK, unix.NFTA_CHAIN_TYPE}, func(m nftMessage) {
+		collect(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_NAME, chainParts, func(m nftMessage) {
 			if m.attribute(unix.NFTA_CHAIN_POLICY) != nil && m.number(unix.NFTA_CHAIN_POLICY) == nfDrop {
 				l.disabled = "the policy of chain " + m.text(unix.NFTA_CHAIN_NAME) + " is drop"
 			}
 		}),
-		collect(unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, unix.NFTA_SET_NAME, []uint16{unix.NFTA_SET_FLAGS, unix.NFTA_SET_KEY_TYPE, unix.NFTA_SET_DATA_TYPE}, func(nftMessage) {}),
-		collect(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFTA_RULE_CHAIN, []uint16{unix.NFTA_RULE_EXPRESSIONS}, func(nftMessage) {}),
+		collect(unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, unix.NFTA_SET_NAME, setParts, nothing),
+		collect(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFTA_RULE_CHAIN, ruleParts, nothing),
 	)
 	sum := fnv.New64a()
 	for _, key := range slices.Sorted(maps.Keys(parts)) {

@@ -38,7 +38,9 @@ func addForgedRules(add func(chain, comment string, words ...any), gateway strin
 		append(others, f.header, "saddr", "@pods-"+f.suffix, "drop")...)
 	// Linux delivers the node's own multicasts to it as if its link had received them. Link-local addresses may be
 	// another's on another link, and nobody forwards them.
-	words := slices.Concat(others, []any{f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop"})
+	words := slices.Concat(others, []any{
+		f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop",
+	})
 	add(enteredChain, "forged: the node's own addresses", words...)
 }
 
@@ -50,7 +52,7 @@ func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 		append(local[:len(local):len(local)], f.header, "saddr", "@nodes-"+f.suffix, "notrack accept")...)
 	add(enteredChain, "tunnels of others: none", append(local[:len(local):len(local)], "drop")...)
 	add(leavingChain, "tunnels to nodes: not tracked, not translated",
-		append([]any{f.header, "daddr", "@nodes-" + f.suffix}, append(tunnelPorts[:len(tunnelPorts):len(tunnelPorts)], "notrack")...)...)
+		slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, tunnelPorts, []any{"notrack"})...)
 }
 
 // pods are the ranges of all pods and gateways. Ranges inside others are left out, as in direct.

@@ -72,7 +72,8 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		f := familyTranslations{
 			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4),
 			nodePort: disjoint(model.NodePortPrefixes(is4)),
-			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{}, external: map[netip.AddrPort]netip.AddrPort{},
+			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{},
+			external: map[netip.AddrPort]netip.AddrPort{},
 		}
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address

@@ -95,7 +95,9 @@ func subscribe() (*subscription, error) {
 		}
 	}
 	var err error
-	if s.settingsSocket, err = subscribeTo(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE); err != nil {
+	s.settingsSocket, err = subscribeTo(unix.NETLINK_ROUTE,
+		unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE)
+	if err != nil {
 		return nil, fmt.Errorf("subscribe to events of network settings: %w", err)
 	}
 	if s.tablesSocket, err = subscribeTo(unix.NETLINK_NETFILTER, nftablesGroup); err != nil {
