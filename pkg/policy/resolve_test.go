@@ -1,8 +1,11 @@
 package policy
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -198,6 +201,28 @@ func TestWhoHasAnAddress(t *testing.T) {
 		if got != step.want {
 			t.Errorf("%s: app=x is %s, want %s", step.name, got, step.want)
 		}
+	}
+}
+
+// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, however many
+// exceptions its blocks have.
+func TestExceptionsCostNothingElsewhere(t *testing.T) {
+	block := IPBlock{CIDR: netip.MustParsePrefix("::/0")}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 30000 {
+		var raw [16]byte
+		binary.BigEndian.PutUint64(raw[:], random.Uint64())
+		binary.BigEndian.PutUint64(raw[8:], random.Uint64())
+		block.Except = append(block.Except, host(netip.AddrFrom16(raw)))
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := NewResolver("n1")
+	r.SetPolicy(Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}})
+	r.Flush()
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 10<<20 { // 777 MB when the block was expanded
+		t.Errorf("%d MB were allocated for a policy without pods here", used>>20)
 	}
 }
 

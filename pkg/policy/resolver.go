@@ -161,6 +161,7 @@ func (r *Resolver) resolve(s *policyState, moved func(key string)) {
 		r.forget(n)
 	case len(r.selections[s.subject.key].members) == 0:
 		r.hold(s, []query{s.subject})
+		s.expand(false)
 	default:
 		r.hold(s, s.queries())
 		var m model.Policy
