@@ -215,10 +215,18 @@ func TestExceptionsCostNothingElsewhere(t *testing.T) {
 		binary.BigEndian.PutUint64(raw[8:], random.Uint64())
 		block.Except = append(block.Except, host(netip.AddrFrom16(raw)))
 	}
+	policy := Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}}
+	if err := policy.Check(); err == nil || !strings.Contains(err.Error(), "30000 exceptions") {
+		t.Errorf("where it selects a pod: %v, want that it is named and isolates", err)
+	}
+	block.Except = block.Except[:7000]
+	if err := policy.Check(); err != nil {
+		t.Errorf("7,000 exceptions: %v", err)
+	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	r := NewResolver("n1")
-	r.SetPolicy(Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}})
+	r.SetPolicy(policy)
 	r.Flush()
 	runtime.ReadMemStats(&after)
 	if used := after.TotalAlloc - before.TotalAlloc; used > 10<<20 { // 777 MB when the block was expanded
