@@ -262,12 +262,15 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 // selfKnown waits, by failing, until the API server says what this node is.
 func (a *Agent) selfKnown(context.Context) error {
 	a.loop.Gather()
-	self := a.loop.View().Self
+	view := a.loop.View()
+	self := view.Self
 	switch {
 	case len(self.Addrs) == 0:
 		return fmt.Errorf("node %s has no InternalIP yet; the kubelet or the cloud controller sets it", self.Name)
 	case len(self.PodCIDRs) == 0:
 		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs", self.Name)
+	case len(view.SelfPath().PodCIDRs) == 0:
+		return rejectedPodCIDRs(view, self.Name)
 	}
 	return nil
 }
@@ -349,7 +352,10 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	mtu := a.mtu
 	cfg := a.cfg
 	a.mu.Unlock()
-	self := a.loop.View().Self
+	checksum := false
+	for _, path := range a.loop.View().Paths {
+		checksum = checksum || path.Remote.Is6()
+	}
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
@@ -358,7 +364,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		Zones: []ovsdb.Zone{
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},
 		},
-		TunnelChecksum: self.TunnelAddr().Is6(),
+		TunnelChecksum: checksum || a.loop.View().Self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.

@@ -106,15 +106,14 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	}
 }
 
-// TestRefusedOwnerLeavesOthersTheirKeys: two nodes claim one range and the flows of the first are refused: the second's
-// take their place. A pod's new sandbox is not blamed for its old one.
-func TestRefusedOwnerLeavesOthersTheirKeys(t *testing.T) {
+// TestRefusedOwnerLeavesOthersTheirFlows: a node whose flows are refused costs no other node its own. A pod's new sandbox is not blamed for its old one.
+func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 	sw := ofswitch.NewFake()
 	sw.Refuse(func(f openflow.Flow) bool {
 		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match, "in_port=18")
 	})
 	b := start(t, sw)
-	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")}, PodCIDRs: node("n2", 2).PodCIDRs}})
+	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")}, PodCIDRs: node("n66", 66).PodCIDRs}})
 	eventually(t, "the first node is left out", func() bool { return b.Status().Quarantined[model.NodeOwner("a")] != "" })
 	eventually(t, "the second node's flows are in", func() bool { return b.has("set_field:172.30.0.2->tun_dst") })
 

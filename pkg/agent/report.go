@@ -52,6 +52,8 @@ type NodeReport struct {
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
 	// Unreachable says why there is no way to its pods; empty when there is one.
 	Unreachable string `json:"unreachable,omitempty"`
+	// Rejected says which of its pod CIDRs are not used, and why.
+	Rejected []string `json:"rejected,omitempty"`
 }
 
 // PodReport is a pod of this node.
@@ -105,6 +107,10 @@ func (a *Agent) report(ctx context.Context) Report {
 	for _, o := range slices.SortedFunc(maps.Keys(problems), model.Owner.Compare) {
 		r.Problems = append(r.Problems, o.String()+": "+problems[o])
 	}
+	if outside := view.OutsideClaims; outside.Pods > 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("policies: %d pods have addresses in their status that are outside the pod CIDRs of their nodes; "+
+			"policies ignore these (%s)", outside.Pods, outside.Example))
+	}
 	r.Nodes = nodeReports(view)
 	r.Pods = podReports(view, a.kube.Pods(), loop.Refused)
 	if !r.Ready {
@@ -143,8 +149,11 @@ func nodeReports(view *model.Snapshot) []NodeReport {
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		n := view.Nodes[name]
 		r := NodeReport{Name: name, Tunnel: n.TunnelAddr(), PodCIDRs: n.PodCIDRs}
-		if err := flows.Reachable(n, view.Self); err != nil {
-			r.Unreachable = err.Error()
+		if path, known := view.Paths[name]; known {
+			r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
+			if path.Reachable() {
+				r.Tunnel = path.Remote
+			}
 		}
 		reports = append(reports, r)
 	}

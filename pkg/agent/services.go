@@ -138,4 +138,5 @@ func (a *Agent) submitSettings() {
 	a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
 	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
 	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})
+	a.loop.Submit(state.SetClusterCIDRs{CIDRs: a.cfg.ClusterCIDRs})
 }

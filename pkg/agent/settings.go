@@ -9,18 +9,18 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 )
 
 // settings is what the CNI server gives pods now.
 func (a *Agent) settings() cni.Settings {
-	self := a.loop.View().Self
+	self := a.loop.View().SelfPath()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := cni.Settings{PodCIDRs: self.PodCIDRs, MTU: a.mtu, UserspaceDatapath: a.cfg.Datapath == config.DatapathNetdev}
@@ -65,13 +65,13 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.mu.Lock()
 	mtu := a.mtu
 	a.mu.Unlock()
-	usable := flows.UsablePodCIDRs(view)
+	own, remote, invalid := podCIDRs(view)
 	desired := host.Desired{
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
 		Address:        view.Self.TunnelAddr(),
-		PodCIDRs:       usable.Own,
-		RemotePodCIDRs: usable.Remote,
+		PodCIDRs:       own,
+		RemotePodCIDRs: remote,
 		Masquerade:     cfg.EgressMasquerade,
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
 	}
@@ -88,8 +88,26 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	}
 	notify(a.pokeConnections) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
-	a.setProblem(podCIDRProblem, errors.Join(usable.RemoteErr, done.Unrouted))
-	return errors.Join(mtuErr, usable.OwnErr, err)
+	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
+	return errors.Join(mtuErr, rejectedPodCIDRs(view, view.Self.Name), err)
+}
+
+// podCIDRs returns the accepted pod CIDRs of this node and, in the order of their names, of the others, and what is wrong
+// with the others' Node objects.
+func podCIDRs(view *model.Snapshot) (own, remote []netip.Prefix, invalid error) {
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
+		remote = append(remote, view.Paths[name].PodCIDRs...)
+		errs = append(errs, rejectedPodCIDRs(view, name))
+	}
+	return view.SelfPath().PodCIDRs, remote, errors.Join(errs...)
+}
+
+func rejectedPodCIDRs(view *model.Snapshot, node string) error {
+	if rejected := view.Paths[node].Rejected; len(rejected) > 0 {
+		return fmt.Errorf("node %s: %s", node, strings.Join(rejected, "; "))
+	}
+	return nil
 }
 
 // flushConnections removes connections without the translation that they should have from the kernel's table. It may
@@ -112,9 +130,9 @@ const podCIDRProblem = "pod CIDRs"
 func (a *Agent) resolveNeighbours(context.Context) error {
 	view := a.loop.View()
 	var addrs []netip.Addr
-	for _, n := range view.Nodes {
-		if flows.Reachable(n, view.Self) == nil {
-			addrs = append(addrs, n.TunnelAddr())
+	for _, path := range view.Paths {
+		if path.Reachable() {
+			addrs = append(addrs, path.Remote)
 		}
 	}
 	return host.ResolveNeighbours(addrs)
@@ -127,7 +145,7 @@ func (a *Agent) findMTU(context.Context) error {
 	if err != nil {
 		return err
 	}
-	mtu, err := podMTU(a.config(), self, under)
+	mtu, err := podMTU(a.config(), a.loop.View(), under)
 	if err != nil {
 		return fmt.Errorf("underlay %s: %w", underlay, err)
 	}
@@ -151,13 +169,19 @@ func (a *Agent) syncPods(ctx context.Context) error {
 }
 
 // podMTU is what fits into a tunnel packet on an underlay with this MTU, unless the configuration says otherwise.
-func podMTU(cfg config.Config, self model.Node, underlay int) (int, error) {
+func podMTU(cfg config.Config, view *model.Snapshot, underlay int) (int, error) {
 	mtu := cfg.MTU
 	if mtu == 0 {
-		mtu = underlay - cfg.TunnelType.Overhead(self.TunnelAddr())
+		overhead := cfg.TunnelType.Overhead(view.Self.TunnelAddr())
+		for _, path := range view.Paths {
+			if path.Reachable() { // perhaps in the other family
+				overhead = max(overhead, cfg.TunnelType.Overhead(path.Remote))
+			}
+		}
+		mtu = underlay - overhead
 	}
 	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
-	if ipv6 := slices.ContainsFunc(self.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); ipv6 && mtu < minIPv6MTU {
+	if ipv6 := slices.ContainsFunc(view.SelfPath().PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); ipv6 && mtu < minIPv6MTU {
 		return 0, fmt.Errorf("pods with IPv6 addresses need an MTU of %d, but would get %d (RFC 8200, section 5)", minIPv6MTU, mtu)
 	}
 	return mtu, nil

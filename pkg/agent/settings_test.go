@@ -6,6 +6,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 )
 
 // TestPodMTU: what the tunnel leaves of the underlay, or what is configured; but never so little that the kernel would take
@@ -30,8 +31,9 @@ func TestPodMTU(t *testing.T) {
 	} {
 		cfg := config.Default()
 		cfg.MTU = tc.configured
-		self := model.Node{Addrs: []netip.Addr{netip.MustParseAddr(tc.outer)}, PodCIDRs: tc.cidrs}
-		got, err := podMTU(cfg, self, tc.underlay)
+		view := &model.Snapshot{Self: model.Node{Addrs: []netip.Addr{netip.MustParseAddr(tc.outer)}, PodCIDRs: tc.cidrs}}
+		view.Paths = nodepath.Resolve(view)
+		got, err := podMTU(cfg, view, tc.underlay)
 		if got != tc.want || (err == nil) != (tc.want != 0) {
 			t.Errorf("%s, %v, underlay %d, configured %d: %d, %v; want %d", tc.outer, tc.cidrs, tc.underlay, tc.configured, got, err, tc.want)
 		}

@@ -65,6 +65,10 @@ type Config struct {
 	// API `ServiceCIDR`); these are used besides, for example `["10.96.0.0/16"]`.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 
+	// Ranges that every node's pod CIDRs must be in, for example `["10.244.0.0/16"]`. Others are not used, and are reported. When
+	// empty, any pod CIDR is used that takes nothing away from Services, nodes and other nodes' pods.
+	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
+
 	// What a changed NetworkPolicy does to connections that it forbids and that exist already: `judge` stops them, `keep`
 	// lets them end by themselves.
 	EstablishedConnections Established `json:"establishedConnections"`

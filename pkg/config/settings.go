@@ -71,6 +71,10 @@ var settings = []setting{
 		parse: func(c *Config, raw []byte) error { return parsePrefixes(&c.ServiceCIDRs, raw) },
 		value: func(c Config) any { return append([]netip.Prefix{}, c.ServiceCIDRs...) },
 	}, {
+		key: "clusterCIDRs", live: true, allowed: "a list of IPv4 and IPv6 prefixes",
+		parse: func(c *Config, raw []byte) error { return parsePrefixes(&c.ClusterCIDRs, raw) },
+		value: func(c Config) any { return append([]netip.Prefix{}, c.ClusterCIDRs...) },
+	}, {
 		key: "establishedConnections", live: true, allowed: oneOf(established),
 		parse: func(c *Config, raw []byte) error { return choose(&c.EstablishedConnections, raw, established) },
 		value: func(c Config) any { return c.EstablishedConnections },

@@ -12,6 +12,7 @@ import (
 	"github.com/digitalocean/go-openvswitch/ovs"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -65,6 +66,13 @@ const (
 	prioTop    uint16 = 210
 )
 
+// withPaths adds the paths that follow from the nodes of a snapshot. Those of a state.Store have them.
+func withPaths(s *model.Snapshot) *model.Snapshot {
+	complete := *s
+	complete.Paths = nodepath.Resolve(s)
+	return &complete
+}
+
 // compileOwner gives the flows and groups that exist because of one owner. It is all that the snapshot means.
 func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	b := &builder{owner: o, cookie: Cookie(o)}
@@ -75,15 +83,13 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		b.allowRejection()
 		b.notTwice()
 	case model.KindSelf:
-		b.self(s.Self)
-		b.allowNode(s.Self)
+		b.self(s.Self, s.SelfPath())
+		b.allowNode(s)
 		for _, cidr := range s.ServiceCIDRs {
 			b.unserved(cidr, s.KernelDatapath)
 		}
 	case model.KindNode:
-		if n, ok := s.Nodes[o.Name]; ok {
-			b.node(n, s.Tunnel, s.Self)
-		}
+		b.node(s.Paths[o.Name], s.Tunnel)
 	case model.KindPod:
 		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name && !s.Unknown[o.Attachment] {
 			b.pod(a, s.KernelDatapath)
@@ -91,7 +97,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		}
 	case model.KindService:
 		if service, ok := s.Services[o.Name]; ok {
-			b.service(service, s.Self, s.KernelDatapath)
+			b.service(service, s.Self, s.SelfPath(), s.KernelDatapath)
 		}
 	case model.KindPolicy:
 		if p, ok := s.Policies[o.Name]; ok {
@@ -278,11 +284,8 @@ func toGateway() []ovs.Action {
 }
 
 // self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
-func (b *builder) self(n model.Node) {
-	for _, cidr := range n.PodCIDRs {
-		if checkOwn(cidr, n) != nil {
-			continue // UsablePodCIDRs reports it
-		}
+func (b *builder) self(n model.Node, path model.Path) {
+	for _, cidr := range path.PodCIDRs {
 		gateway := model.GatewayAddr(cidr)
 		proto := openflow.Protocol(gateway)
 		if gateway.Is4() {
@@ -322,53 +325,34 @@ func (b *builder) self(n model.Node) {
 const privilegedBits = ^(model.FirstUnprivilegedPort - 1)
 
 // node gives the way to another node's pods, and back.
-func (b *builder) node(n model.Node, tunnel model.TunnelType, self model.Node) {
-	if Reachable(n, self) != nil {
+func (b *builder) node(path model.Path, tunnel model.TunnelType) {
+	if !path.Reachable() {
 		return
 	}
-	remote := n.TunnelAddr()
+	remote := path.Remote
 	into := func() []ovs.Action {
 		return []ovs.Action{
-			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC), openflow.SetTunnelDestination(remote),
+			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC),
+			openflow.SetTunnelSource(path.Local), openflow.SetTunnelDestination(remote),
 			OutPort.Set(tunnel.Port()), openflow.Goto(Commit),
 		}
 	}
-	for _, cidr := range n.PodCIDRs {
-		if checkRemote(cidr, n, self) != nil {
-			continue // UsablePodCIDRs reports it
-		}
+	for _, cidr := range path.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, into()...)
 		b.noService(cidr)
-		if remote.Is4() != cidr.Addr().Is4() || belongsTo(self, remote) {
+		if path.Primary.Is4() != cidr.Addr().Is4() {
 			continue
 		}
-		// A peer node's clients of its own node ports keep its tunnel address. The outer source, which is the same
-		// address, proves it. Replies to a connection that came through this node's kernel instead return through
+		// A peer node's clients of its own node ports keep its primary address. The outer source proves the node. Replies to a connection that came through this node's kernel instead return through
 		// that kernel (MarkGateway).
-		node := openflow.Host(remote)
+		node := openflow.Host(path.Primary)
 		reply := openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0)
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))},
 			openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioHigh, proto, matches(reply, Origin.Is(OriginPod), openflow.Destination(node))}, into()...)
 	}
-}
-
-// Reachable says why no tunnel leads to a node, or nil.
-func Reachable(n, self model.Node) error {
-	remote, local := n.TunnelAddr(), self.TunnelAddr()
-	switch {
-	case !local.IsValid():
-		return fmt.Errorf("this node has no InternalIP")
-	case !remote.IsValid():
-		return fmt.Errorf("node %s has no InternalIP", n.Name)
-	case remote.Is4() != local.Is4():
-		return fmt.Errorf("node %s has the primary InternalIP %s, this node %s: tunnels need one family", n.Name, remote, local)
-	case len(n.PodCIDRs) == 0:
-		return fmt.Errorf("node %s has no podCIDRs", n.Name)
-	}
-	return nil
 }
 
 // pod gives the flows of one pod interface: who it may be, and where its addresses are.

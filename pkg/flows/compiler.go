@@ -73,7 +73,7 @@ func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *
 // Compile is the full compilation of a snapshot: the reference that every update must agree with.
 func Compile(s *model.Snapshot) (Desired, error) {
 	c := NewCompiler()
-	_, failed := c.Update(s, Owners(s))
+	_, failed := c.Update(withPaths(s), Owners(s))
 	errs := make([]error, len(failed))
 	for i, err := range failed {
 		errs[i] = err
@@ -88,6 +88,9 @@ func (c *Compiler) Desired() Desired { return c.desired }
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
 // keeps none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
+	if s != nil && s.Paths == nil { // tests of the compiler itself have no snapshot
+		s = withPaths(s)
+	}
 	t := newTouched()
 	for _, o := range owners {
 		delete(c.excluded, o)

@@ -15,16 +15,18 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/state"
 )
 
 // TestIncrementalEqualsFull makes random changes, among them conflicting ones, and compares after each: the table
 // reached step by step, the table compiled fresh, and a switch that only ever got the deltas.
 func TestIncrementalEqualsFull(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		c := flows.NewCompiler()
-		s := &model.Snapshot{Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+		c, store := flows.NewCompiler(), state.New("n1")
 		wire := map[openflow.Key]openflow.Flow{}
-		apply := func(owners []model.Owner) {
+		apply := func() *model.Snapshot {
+			s, owners := store.Take()
 			delta, failed := c.Update(s, owners)
 			if len(failed) > 0 {
 				t.Fatal(failed)
@@ -41,43 +43,39 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				}
 				wire[f.Key] = f.Flow
 			}
+			return s
 		}
-		apply(flows.Owners(s))
+		apply()
 		for range rapid.IntRange(1, 30).Draw(t, "changes") {
-			next := *s
-			next.Nodes, next.Attachments = maps.Clone(s.Nodes), maps.Clone(s.Attachments)
-			var owners []model.Owner
-			switch rapid.SampledFrom([]string{"node", "node gone", "pod", "pod gone", "tunnel", "self"}).Draw(t, "change") {
-			case "node":
-				n := drawNode(t)
-				next.Nodes[n.Name] = n
-				owners = []model.Owner{model.NodeOwner(n.Name)}
-			case "node gone":
-				name := drawNode(t).Name
-				delete(next.Nodes, name)
-				owners = []model.Owner{model.NodeOwner(name)}
-			case "pod":
-				a := drawAttachment(t)
-				if old, ok := next.Attachments[a.Key()]; ok {
-					owners = append(owners, model.PodOwner(old))
+			for range rapid.IntRange(1, 2).Draw(t, "at once") {
+				switch rapid.SampledFrom([]string{"node", "node", "node gone", "pod", "pod gone", "tunnel", "ranges"}).Draw(t, "change") {
+				case "node":
+					store.Apply(state.SetNode{Node: drawNode(t)})
+				case "node gone":
+					store.Apply(state.DeleteNode{Name: drawNode(t).Name})
+				case "pod":
+					a := drawAttachment(t)
+					store.Apply(state.SetAttachment{Attachment: a})
+					store.Apply(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Node: "n1"}})
+				case "pod gone":
+					store.Apply(state.DeleteAttachment{Key: drawAttachment(t).Key()})
+				case "tunnel":
+					store.Apply(state.SetTunnel{Type: rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")})
+				case "ranges":
+					some := func(list ...string) []netip.Prefix {
+						var out []netip.Prefix
+						for _, text := range list {
+							if rapid.IntRange(0, 3).Draw(t, "has "+text) == 0 {
+								out = append(out, netip.MustParsePrefix(text))
+							}
+						}
+						return out
+					}
+					store.Apply(state.SetServiceCIDRs{CIDRs: some("10.244.3.0/24", "10.96.0.0/16", "fd44:2::/64")})
+					store.Apply(state.SetClusterCIDRs{CIDRs: some("10.244.0.0/22", "fd44::/16")})
 				}
-				next.Attachments[a.Key()] = a
-				owners = append(owners, model.PodOwner(a))
-			case "pod gone":
-				key := drawAttachment(t).Key()
-				if old, ok := next.Attachments[key]; ok {
-					owners = append(owners, model.PodOwner(old))
-				}
-				delete(next.Attachments, key)
-			case "tunnel":
-				next.Tunnel = rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")
-				owners = flows.Owners(&next)
-			case "self":
-				next.Self = drawNode(t)
-				owners = flows.Owners(&next)
 			}
-			s = &next
-			apply(owners)
+			s := apply()
 
 			full, err := flows.Compile(s)
 			if err != nil {
@@ -106,13 +104,17 @@ func drawNode(t *rapid.T) model.Node {
 	if rapid.Bool().Draw(t, "has IPv6 address") {
 		node.Addrs = append(node.Addrs, netip.MustParseAddr(fmt.Sprintf("fd30::%d", n)))
 	}
-	// The range is drawn apart from the name, so that nodes claim each other's.
+	node.Created = int64(rapid.IntRange(1, 2).Draw(t, "age"))
+	if rapid.IntRange(0, 9).Draw(t, "address among pods") == 0 {
+		node.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 244, byte(n%3 + 1), 9})}
+	}
+	// The range is drawn apart from the name, so that nodes claim each other's, whole or in part.
 	r := rapid.IntRange(1, 3).Draw(t, "range")
 	if rapid.Bool().Draw(t, "has range") {
-		node.PodCIDRs = append(node.PodCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(r), 0}), 24))
+		node.PodCIDRs = append(node.PodCIDRs, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(r), 0}), rapid.IntRange(22, 25).Draw(t, "length")).Masked())
 	}
 	if rapid.Bool().Draw(t, "has IPv6 range") {
-		node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/64", r)))
+		node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/%d", r, rapid.IntRange(47, 64).Draw(t, "IPv6 length"))).Masked())
 	}
 	return node
 }
@@ -257,12 +259,13 @@ func TestOneBadObject(t *testing.T) {
 }
 
 func TestConflictIsReportedWithoutHistory(t *testing.T) {
-	a, b := node("a", 2), node("b", 3)
-	b.PodCIDRs = a.PodCIDRs
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"a": a, "b": b}}
+	a := model.Attachment{ContainerID: "a", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	b := a
+	b.ContainerID, b.Pod.Name, b.OFPort = "b", "b", 17
+	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, KernelDatapath: true, Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a, b.Key(): b}}
 	for _, order := range [][]model.Owner{
-		{model.NodeOwner("a"), model.NodeOwner("b"), model.SelfOwner},
-		{model.NodeOwner("b"), model.SelfOwner, model.NodeOwner("a")},
+		{model.PodOwner(a), model.PodOwner(b), model.SelfOwner},
+		{model.PodOwner(b), model.SelfOwner, model.PodOwner(a)},
 	} {
 		c := flows.NewCompiler()
 		for _, o := range order {
@@ -271,11 +274,12 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 			}
 		}
 		conflicts := c.Conflicts()
-		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.2.0/24" || conflicts[0].Owners[0] != model.NodeOwner("a") {
+		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.1.2" || conflicts[0].Owners[0] != model.PodOwner(a) {
 			t.Errorf("conflicts = %+v", conflicts)
+			continue
 		}
-		if f := c.Desired().Flows[conflicts[0].Key]; f.Owner != model.NodeOwner("a") {
-			t.Errorf("%s has the address range, want node/a whatever the order", f.Owner)
+		if f := c.Desired().Flows[conflicts[0].Key]; f.Owner != model.PodOwner(a) {
+			t.Errorf("%s has the address, want %s whatever the order", f.Owner, model.PodOwner(a))
 		}
 	}
 }

@@ -66,6 +66,9 @@ type udpFrontend struct {
 // NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of
 // former pods; addresses of the node's pod CIDRs that no attachment has count as such anyway.
 func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
+	if s.Paths == nil {
+		s = withPaths(s)
+	}
 	a := &Audit{kernel: s.KernelDatapath, services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
 	if !s.KeepEstablished {
 		a.policies = newVerdicts(s, quarantined)
@@ -75,14 +78,11 @@ func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[net
 			a.attached[ip] = true
 		}
 	}
-	for _, cidr := range s.Self.PodCIDRs {
-		if checkOwn(cidr, s.Self) == nil {
-			a.own, a.gateways = append(a.own, cidr), append(a.gateways, model.GatewayAddr(cidr))
-		}
+	for _, cidr := range s.SelfPath().PodCIDRs {
+		a.own, a.gateways = append(a.own, cidr), append(a.gateways, model.GatewayAddr(cidr))
 	}
-	a.pods = append(a.pods, a.own...)
-	for _, n := range s.Nodes {
-		a.pods = append(a.pods, n.PodCIDRs...)
+	for _, path := range s.Paths {
+		a.pods = append(a.pods, path.PodCIDRs...)
 	}
 	for _, service := range s.Services {
 		if quarantined[model.ServiceOwner(service.Name)] == nil {

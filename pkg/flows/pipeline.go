@@ -247,7 +247,7 @@ var Pipeline = []Table{
 			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came through a tunnel never leaves through " +
 			"one, and pods reach nobody but pods at the tunnels' UDP ports: masqueraded, they would pass for their node.",
 		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
-		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
+		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
 		Next:    []openflow.TableID{Commit},
 	},
 	{

@@ -193,8 +193,8 @@ func (b *builder) allowRejection() {
 
 // allowNode lets the node and its own pods reach each other: kubelet's probes, and whatever a policy could not keep from a pod
 // anyway, because the node is what runs it.
-func (b *builder) allowNode(n model.Node) {
-	for _, addr := range nodeAddrs(n) {
+func (b *builder) allowNode(view *model.Snapshot) {
+	for _, addr := range nodeAddrs(view) {
 		for _, s := range stages {
 			b.add(in{s.allow, prioHigh, openflow.Protocol(addr), matches(s.peer(openflow.Host(addr)))}, openflow.Goto(s.next))
 		}
@@ -202,12 +202,10 @@ func (b *builder) allowNode(n model.Node) {
 }
 
 // nodeAddrs are the addresses of a node, those among its pods included.
-func nodeAddrs(n model.Node) []netip.Addr {
-	addrs := append([]netip.Addr(nil), n.Addrs...)
-	for _, cidr := range n.PodCIDRs {
-		if checkOwn(cidr, n) == nil {
-			addrs = append(addrs, model.GatewayAddr(cidr))
-		}
+func nodeAddrs(view *model.Snapshot) []netip.Addr {
+	addrs := append([]netip.Addr(nil), view.Self.Addrs...)
+	for _, cidr := range view.SelfPath().PodCIDRs {
+		addrs = append(addrs, model.GatewayAddr(cidr))
 	}
 	return addrs
 }

@@ -224,3 +224,19 @@ func BenchmarkCompileOnePolicy(b *testing.B) {
 	}
 	b.ReportMetric(float64(touched), "flows-touched")
 }
+
+func addrs(list ...string) []netip.Addr {
+	var all []netip.Addr
+	for _, s := range list {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	return all
+}
+
+func cidrs(list ...string) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range list {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}

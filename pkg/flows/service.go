@@ -14,7 +14,7 @@ import (
 
 // service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints that
 // its traffic policy leaves.
-func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool) {
+func (b *builder) service(s model.Service, self model.Node, path model.Path, kernelDatapath bool) {
 	for _, p := range s.Ports {
 		is4 := p.ClusterIP.Is4()
 		t := transportOf(p.Protocol)
@@ -22,7 +22,7 @@ func (b *builder) service(s model.Service, self model.Node, kernelDatapath bool)
 			continue
 		}
 		sb := &serviceBuilder{
-			builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(self, is4), pools: map[bool]*pool{},
+			builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(path, is4), pools: map[bool]*pool{},
 		}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
@@ -112,10 +112,10 @@ func transportOf(p model.Protocol) transport {
 }
 
 // ownRange is the node's pod CIDR of a family: what comes from there, the gateway's address included, is internal.
-func ownRange(self model.Node, is4 bool) netip.Prefix {
+func ownRange(self model.Path, is4 bool) netip.Prefix {
 	for _, cidr := range self.PodCIDRs {
-		if cidr.Addr().Is4() == is4 && checkOwn(cidr, self) == nil {
-			return cidr.Masked()
+		if cidr.Addr().Is4() == is4 {
+			return cidr
 		}
 	}
 	return netip.Prefix{}

@@ -69,7 +69,7 @@ func buildBig(t *testing.T, protocol model.Protocol, n int) *builder {
 	}
 	s := model.Service{Name: "ns/big", Ports: []model.ServicePort{port}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{}, true)
+	b.service(s, model.Node{}, model.Path{}, true)
 	if b.err != nil {
 		t.Fatal(b.err)
 	}
@@ -167,7 +167,7 @@ func TestNoIdleGroup(t *testing.T) {
 		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
 	}}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{}, true)
+	b.service(s, model.Node{}, model.Path{}, true)
 	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].BucketActions()) != 1 {
 		t.Errorf("groups %v, %v; want just the one of the local endpoint", b.groups, b.err)
 	}

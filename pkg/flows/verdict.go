@@ -46,7 +46,7 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 			v.attached[ip] = !s.Unknown[key]
 		}
 	}
-	for _, addr := range nodeAddrs(s.Self) {
+	for _, addr := range nodeAddrs(s) {
 		v.node[addr] = true
 	}
 	for _, st := range stages {

@@ -4,7 +4,7 @@
 // The kernel owns the state. What is ours there is recognised without memory, and nothing else is changed or deleted:
 // routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
 // interface. Somebody else's route to exactly a pod CIDR or a Service's address stays, and ours is not made; that is reported.
-// Whether a pod CIDR is one to believe in is for the caller to judge (flows.UsablePodCIDRs). A Host remembers what it wrote,
+// The caller validates pod CIDRs (nodepath.Resolve). A Host remembers what it wrote,
 // but only to be quick: it looks at the kernel when it starts, from time to time, and at routes when Watch saw a change.
 //
 // Services cost the node's kernel an element of an nftables set each, never a rule or a route. All they need there is to lead

@@ -203,6 +203,9 @@ func (w *Watcher) nodeChanged(obj any) {
 // the values that could not be read; the rest is still good.
 func Node(object *corev1.Node) (model.Node, error) {
 	n := model.Node{Name: object.Name}
+	if !object.CreationTimestamp.IsZero() {
+		n.Created = object.CreationTimestamp.Unix()
+	}
 	var bad []error
 	families := map[bool]bool{}
 	for _, a := range object.Status.Addresses {
@@ -255,9 +258,12 @@ func trimNode(obj any) (any, error) {
 		return obj, nil
 	}
 	trimmed := &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, DeletionTimestamp: n.DeletionTimestamp},
-		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
-		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses},
+		ObjectMeta: metav1.ObjectMeta{
+			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion,
+			CreationTimestamp: n.CreationTimestamp, DeletionTimestamp: n.DeletionTimestamp,
+		},
+		Spec:   corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
+		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
 	}
 	if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
 		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}

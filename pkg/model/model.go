@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -110,13 +111,39 @@ func (t TunnelType) Overhead(outer netip.Addr) int {
 // Node is a node of the cluster.
 type Node struct {
 	Name string
-	// Addrs are the node's InternalIPs, at most one of each family, the primary one first. Tunnels end at the primary.
+	// Addrs are the node's InternalIPs, at most one of each family, the primary one first.
 	Addrs []netip.Addr
 	// PodCIDRs are the ranges that the node's pods have their addresses from, at most one of each family.
 	PodCIDRs []netip.Prefix
+	// Created is the Node object's creation time in seconds since 1970. Of two nodes that claim one range the older has it.
+	Created int64
 }
 
-// TunnelAddr is where tunnels to the node end; it is invalid when the node has no address yet.
+// Path is what this node uses of a node: the pod CIDRs that it accepts, and the tunnel that leads there.
+type Path struct {
+	// PodCIDRs are accepted; no two nodes' overlap.
+	PodCIDRs []netip.Prefix
+	// Rejected says why others are not, one entry for each.
+	Rejected []string
+	// Local and Remote are the outer addresses of the tunnel. They are invalid where none leads.
+	Local, Remote netip.Addr
+	// Primary is the node's primary InternalIP, the source of what its own clients send through its node ports.
+	Primary netip.Addr
+	// Unreachable says why no tunnel leads there; empty when one does, and for this node.
+	Unreachable string
+}
+
+// Reachable says whether a tunnel leads to the node.
+func (p Path) Reachable() bool { return p.Remote.IsValid() }
+
+// Equal compares everything.
+func (p Path) Equal(q Path) bool {
+	return slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Rejected, q.Rejected) &&
+		p.Local == q.Local && p.Remote == q.Remote && p.Primary == q.Primary && p.Unreachable == q.Unreachable
+}
+
+// TunnelAddr is the primary InternalIP; it is invalid when the node has no address yet. Tunnels between two nodes may
+// use the other family (see Path).
 func (n Node) TunnelAddr() netip.Addr {
 	if len(n.Addrs) == 0 {
 		return netip.Addr{}

@@ -6,7 +6,7 @@ import "net/netip"
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
-	// NodesRevision is the revision that last changed Self, Tunnel or Nodes.
+	// NodesRevision is the revision that last changed Self, Tunnel, Nodes or Paths.
 	NodesRevision uint64
 	// Self is the node that this is the view of.
 	Self Node
@@ -16,11 +16,17 @@ type Snapshot struct {
 	KernelDatapath bool
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
+	// Paths are by node, this one included. They follow from Self, Nodes, ServiceCIDRs and ClusterCIDRs (nodepath.Resolve).
+	Paths map[string]Path
+	// ClusterCIDRs are ranges that all pod CIDRs must be in; none means no limit.
+	ClusterCIDRs []netip.Prefix
 	// Attachments are this node's pod interfaces.
 	Attachments map[AttachmentKey]Attachment
 	// Unknown are those of them whose pod the API server has not told us of, or another of that name: which policies are about
 	// it nobody can say, so it stays closed.
 	Unknown map[AttachmentKey]bool
+	// OutsideClaims are the pod addresses that policies ignore.
+	OutsideClaims OutsideClaims
 	// Services are those with an address, by namespace/name.
 	Services map[string]Service
 	// Policies are those that select pods of this node, by namespace/name.
@@ -32,3 +38,12 @@ type Snapshot struct {
 	// KeepEstablished leaves connections alone that were allowed when they began.
 	KeepEstablished bool
 }
+
+// OutsideClaims counts the pods with addresses outside the pod CIDRs of their nodes.
+type OutsideClaims struct {
+	Pods    int
+	Example string // one of them with its node and addresses
+}
+
+// SelfPath is this node's own entry in Paths.
+func (s *Snapshot) SelfPath() Path { return s.Paths[s.Self.Name] }

@@ -249,11 +249,17 @@ func TunnelSource(a netip.Addr) ovs.Match {
 }
 
 // SetTunnelDestination says where a flow-based tunnel port sends the packet.
-func SetTunnelDestination(a netip.Addr) ovs.Action {
+func SetTunnelDestination(a netip.Addr) ovs.Action { return setTunnelAddr(a, "dst") }
+
+// SetTunnelSource sets the outer source address of a tunnel packet. Without it the kernel's choice is used, which may be
+// an address that the peer does not know.
+func SetTunnelSource(a netip.Addr) ovs.Action { return setTunnelAddr(a, "src") }
+
+func setTunnelAddr(a netip.Addr, end string) ovs.Action {
 	if a.Is4() {
-		return ovs.SetField(a.String(), "tun_dst")
+		return ovs.SetField(a.String(), "tun_"+end)
 	}
-	return ovs.SetField(a.String(), "tun_ipv6_dst")
+	return ovs.SetField(a.String(), "tun_ipv6_"+end)
 }
 
 // Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later"

@@ -61,6 +61,10 @@ func (peer Peer) check() error {
 				return errors.New("ipBlock: a range of addresses is missing")
 			}
 		}
+		if most := peer.IPBlock.mostRanges(); most > maxRanges {
+			return fmt.Errorf("ipBlock %s: its %d exceptions may make %d ranges, more than %d; use fewer or wider exceptions",
+				peer.IPBlock.CIDR, len(peer.IPBlock.Except), most, maxRanges)
+		}
 	}
 	for _, s := range []*Selector{peer.PodSelector, peer.NamespaceSelector} {
 		if s != nil {

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -89,7 +91,14 @@ func (r *Resolver) SetPod(p Pod) {
 	} else if s.Equal(p) {
 		return
 	}
-	r.turn(name, p.Addrs, func() { s.Pod = p })
+	r.turn(name, p.Addrs, func() {
+		r.leaveNode(s)
+		s.Pod = p
+		if r.byNode[p.Node] == nil {
+			r.byNode[p.Node] = map[*podState]bool{}
+		}
+		r.byNode[p.Node][s] = true
+	})
 }
 
 // DeletePod says that a pod is gone from the API.
@@ -98,8 +107,50 @@ func (r *Resolver) DeletePod(namespace, name string) {
 	if s == nil {
 		return
 	}
-	r.turn(podName{namespace, name}, nil, func() { s.gone = true })
+	r.turn(podName{namespace, name}, nil, func() {
+		r.leaveNode(s)
+		s.gone = true
+	})
 	delete(r.pods, podName{namespace, name})
+}
+
+func (r *Resolver) leaveNode(p *podState) {
+	delete(r.byNode[p.Node], p)
+	if len(r.byNode[p.Node]) == 0 {
+		delete(r.byNode, p.Node)
+	}
+}
+
+// SetPodCIDRs sets the accepted pod CIDRs of a node, which its pods' addresses must be in. It costs as much as the node
+// has pods.
+func (r *Resolver) SetPodCIDRs(node string, podCIDRs []netip.Prefix) {
+	if slices.Equal(r.podCIDRs[node], podCIDRs) {
+		return
+	}
+	if len(podCIDRs) == 0 {
+		delete(r.podCIDRs, node)
+	} else {
+		r.podCIDRs[node] = podCIDRs
+	}
+	for p := range r.byNode[node] {
+		r.turn(podName{p.Namespace, p.Name}, nil, func() {})
+	}
+}
+
+// OutsideClaims returns how many pods have addresses in their status that do not count because they are outside the pod
+// CIDRs of the pods' nodes, and names the first by name.
+func (r *Resolver) OutsideClaims() model.OutsideClaims {
+	out := model.OutsideClaims{Pods: len(r.outside)}
+	var first podName
+	for name := range r.outside {
+		if first == (podName{}) || cmp.Or(cmp.Compare(name.namespace, first.namespace), cmp.Compare(name.name, first.name)) < 0 {
+			first = name
+		}
+	}
+	if p := r.pods[first]; p != nil {
+		out.Example = fmt.Sprintf("%s/%s on node %s: %v", first.namespace, first.name, p.Node, r.outside[first])
+	}
+	return out
 }
 
 // SetAttachment says that a pod is attached to this node.
@@ -187,9 +238,14 @@ func (r *Resolver) relate(name podName, p *podState) {
 		return
 	}
 	p.attached = attached
-	var claimed []netip.Addr
+	var claimed, outside []netip.Addr
 	if !p.gone {
-		claimed = p.claims(r.node, attached)
+		claimed, outside = p.claims(r.node, attached, r.podCIDRs[p.Node])
+	}
+	if len(outside) > 0 {
+		r.outside[name] = outside
+	} else {
+		delete(r.outside, name)
 	}
 	r.disclaim(claim{pod: p}, p.claimed)
 	r.claim(claim{pod: p}, claimed)

@@ -67,6 +67,20 @@ func matches(all []portRange) []model.PortMatch {
 	return out
 }
 
+// maxRanges bounds what the exceptions of one block may cost, before they are expanded: at most about 40 MB and half a second.
+const maxRanges = 1_000_000
+
+// mostRanges is an upper bound of the number of prefixes: each exception halves the block once for each bit between them.
+func (b IPBlock) mostRanges() int {
+	most := 1
+	for _, e := range b.Except {
+		if e.Overlaps(b.CIDR) {
+			most += max(0, e.Bits()-b.CIDR.Bits())
+		}
+	}
+	return most
+}
+
 // prefixes gives the addresses of a block as ranges, sorted: the CIDR is halved until no exception is left in a part.
 func (b IPBlock) prefixes() []netip.Prefix { return without(b.CIDR.Masked(), b.Except, nil) }
 

@@ -17,6 +17,8 @@ type World struct {
 	Pods        []Pod
 	Policies    []Policy
 	Attachments []model.Attachment
+	// PodCIDRs are the accepted ones of each node.
+	PodCIDRs map[string][]netip.Prefix
 }
 
 // Resolution is what a node has to enforce.
@@ -82,13 +84,21 @@ func (p Pod) isAttached(a model.Attachment) bool {
 	return p.Namespace == a.Pod.Namespace && p.Name == a.Pod.Name && (a.Pod.UID == "" || a.Pod.UID == p.UID) && !p.HostNetwork
 }
 
-// claims are the addresses that a pod says it has in its status. On our own node, and of pods that are attached here, that says
-// nothing: there the attachments decide. What has ended claims nothing.
-func (p Pod) claims(node string, attached bool) []netip.Addr {
+// claims returns the addresses that a pod has by its status. They count only inside the accepted pod CIDRs of its node: a
+// kubelet may write its own pods' status, and must not take over other pods' addresses. The rest is returned as outside.
+// On this node, and for pods that are attached here, the attachments decide. Pods that have ended claim nothing.
+func (p Pod) claims(node string, attached bool, podCIDRs []netip.Prefix) (inside, outside []netip.Addr) {
 	if p.HostNetwork || p.Done || attached || p.Node == node {
-		return nil
+		return nil, nil
 	}
-	return p.Addrs
+	for _, a := range p.Addrs {
+		if slices.ContainsFunc(podCIDRs, func(c netip.Prefix) bool { return c.Contains(a) }) {
+			inside = append(inside, a)
+		} else {
+			outside = append(outside, a)
+		}
+	}
+	return inside, outside
 }
 
 // compareClaims puts the pod first that has an address which both claim: one that is not on its way out, the later one.
@@ -132,7 +142,8 @@ func (w World) views() []*view {
 	}
 	slices.SortFunc(order, func(a, b int) int { return compareClaims(w.Pods[a], w.Pods[b]) })
 	for _, i := range order {
-		for _, ip := range w.Pods[i].claims(w.Node, attached(w.Pods[i])) {
+		inside, _ := w.Pods[i].claims(w.Node, attached(w.Pods[i]), w.PodCIDRs[w.Pods[i].Node])
+		for _, ip := range inside {
 			if _, taken := owner[ip]; !taken {
 				owner[ip] = i
 			}

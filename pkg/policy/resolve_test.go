@@ -1,8 +1,11 @@
 package policy
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -121,6 +124,9 @@ func TestBlocks(t *testing.T) {
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
 
+// everywhereV4 are the pod CIDRs of a node whose pods may have any IPv4 address of these tests.
+var everywhereV4 = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+
 func app(name string) map[string]string { return map[string]string{"app": name} }
 
 func onlyFrom(name string) Policy {
@@ -132,6 +138,7 @@ var webHere = model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "a
 // TestWhoHasAnAddress is about pods that come and go, step by step: which addresses app=x has in the eyes of a rule.
 func TestWhoHasAnAddress(t *testing.T) {
 	r := NewResolver("n1")
+	r.SetPodCIDRs("n2", everywhereV4)
 	r.SetPolicy(onlyFrom("x"))
 	r.SetPod(Pod{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")})
 	r.SetAttachment(webHere)
@@ -197,9 +204,88 @@ func TestWhoHasAnAddress(t *testing.T) {
 	}
 }
 
+// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, however many
+// exceptions its blocks have.
+func TestExceptionsCostNothingElsewhere(t *testing.T) {
+	block := IPBlock{CIDR: netip.MustParsePrefix("::/0")}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 30000 {
+		var raw [16]byte
+		binary.BigEndian.PutUint64(raw[:], random.Uint64())
+		binary.BigEndian.PutUint64(raw[8:], random.Uint64())
+		block.Except = append(block.Except, host(netip.AddrFrom16(raw)))
+	}
+	policy := Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}}
+	if err := policy.Check(); err == nil || !strings.Contains(err.Error(), "30000 exceptions") {
+		t.Errorf("where it selects a pod: %v, want that it is named and isolates", err)
+	}
+	block.Except = block.Except[:7000]
+	if err := policy.Check(); err != nil {
+		t.Errorf("7,000 exceptions: %v", err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := NewResolver("n1")
+	r.SetPolicy(policy)
+	r.Flush()
+	runtime.ReadMemStats(&after)
+	if used := after.TotalAlloc - before.TotalAlloc; used > 10<<20 { // 777 MB when the block was expanded
+		t.Errorf("%d MB were allocated for a policy without pods here", used>>20)
+	}
+}
+
+// TestClaimsOutsideTheNode: an address in a pod's status counts only inside the pod CIDRs of the pod's node, so a kubelet
+// can take over neither another node's pod's address nor one outside the cluster.
+func TestClaimsOutsideTheNode(t *testing.T) {
+	inside := func(node string) []netip.Prefix {
+		return []netip.Prefix{netip.MustParsePrefix("10.244." + node[1:] + ".0/24")}
+	}
+	w := World{Node: "n1", PodCIDRs: map[string][]netip.Prefix{"n2": inside("n2"), "n3": inside("n3")}, Attachments: []model.Attachment{webHere},
+		Policies: []Policy{onlyFrom("dns")}, Pods: []Pod{
+			{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")},
+			{Namespace: "a", Name: "dns", Node: "n2", Labels: app("dns"), Addrs: []netip.Addr{addr("10.244.2.9")}, Created: 1},
+			{Namespace: "a", Name: "evil", Node: "n3", Addrs: []netip.Addr{addr("10.244.2.9"), addr("203.0.113.9")}, Created: 2},
+		}}
+	labeled := slices.Clone(w.Pods)
+	labeled[2].Labels = app("dns")
+	for _, pods := range [][]Pod{w.Pods, labeled} {
+		w.Pods = pods
+		r := NewResolver("n1")
+		for node, list := range w.PodCIDRs {
+			r.SetPodCIDRs(node, list)
+		}
+		for _, p := range pods {
+			r.SetPod(p)
+		}
+		r.SetPolicy(w.Policies[0])
+		r.SetAttachment(webHere)
+		for _, m := range []model.Policy{Resolve(w).Policies["a/p"], *r.Flush().Policies["a/p"]} {
+			if rules := m.Ingress.Rules; len(rules) != 1 || fmt.Sprint(rules[0].Peers) != "[10.244.2.9/32]" {
+				t.Errorf("rules %v, want the peer 10.244.2.9 alone", rules)
+			}
+		}
+		if got := r.OutsideClaims(); got.Pods != 1 || got.Example != "a/evil on node n3: [10.244.2.9 203.0.113.9]" {
+			t.Errorf("reported: %+v", got)
+		}
+	}
+	r := NewResolver("n1")
+	r.SetPod(w.Pods[1])
+	r.SetPolicy(w.Policies[0])
+	r.SetPod(w.Pods[0])
+	r.SetAttachment(webHere)
+	if m := r.Flush().Policies["a/p"]; len(m.Ingress.Rules) != 0 {
+		t.Errorf("without a known node: %v", m.Ingress.Rules)
+	}
+	r.SetPodCIDRs("n2", inside("n2"))
+	if m := r.Flush().Policies["a/p"]; m == nil || len(m.Ingress.Rules) != 1 {
+		t.Errorf("the node's pod CIDR does not bring its pods back: %v", m)
+	}
+}
+
 // TestPodsAreClosedUntilKnown: and a policy isolates a pod as long as it is attached.
 func TestPodsAreClosedUntilKnown(t *testing.T) {
 	r := NewResolver("n1")
+	r.SetPodCIDRs("n2", everywhereV4)
 	r.SetPolicy(onlyFrom("x"))
 	web := Pod{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")}
 	with := func(change func(*Pod)) func() {
@@ -286,6 +372,7 @@ func TestNamedPorts(t *testing.T) {
 // those that do; what policies about other nodes' pods ask for is not kept.
 func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 	r := NewResolver("n1")
+	r.SetPodCIDRs("n2", everywhereV4)
 	r.SetNamespace(Namespace{Name: "a"})
 	r.SetPod(Pod{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")})
 	r.SetAttachment(webHere)

@@ -17,6 +17,9 @@ import (
 type Resolver struct {
 	node        string
 	pods        map[podName]*podState
+	byNode      map[string]map[*podState]bool
+	podCIDRs    map[string][]netip.Prefix // the accepted ones, by node
+	outside     map[podName][]netip.Addr  // what pods claim outside of these
 	namespaces  map[string]*namespaceState
 	attachments map[model.AttachmentKey]*attachmentState
 	byPod       map[podName][]*attachmentState
@@ -61,7 +64,8 @@ func NewResolver(node string) *Resolver { return newResolver(node, hashKey) }
 
 func newResolver(node string, hash func(string) uint32) *Resolver {
 	return &Resolver{
-		node: node, pods: map[podName]*podState{}, namespaces: map[string]*namespaceState{},
+		node: node, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{}, podCIDRs: map[string][]netip.Prefix{},
+		outside: map[podName][]netip.Addr{}, namespaces: map[string]*namespaceState{},
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
 		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
 		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},
@@ -157,6 +161,7 @@ func (r *Resolver) resolve(s *policyState, moved func(key string)) {
 		r.forget(n)
 	case len(r.selections[s.subject.key].members) == 0:
 		r.hold(s, []query{s.subject})
+		s.expand(false)
 	default:
 		r.hold(s, s.queries())
 		var m model.Policy

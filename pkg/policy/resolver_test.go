@@ -144,20 +144,25 @@ type world struct {
 	pods        map[podName]Pod
 	policies    map[string]Policy
 	attachments map[model.AttachmentKey]model.Attachment
+	podCIDRs    map[string][]netip.Prefix
 }
 
 func newWorld() *world {
-	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{}, map[model.AttachmentKey]model.Attachment{}}
+	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{}, map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}}
 }
 
 func (w *world) all() World {
 	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)), Pods: slices.Collect(maps.Values(w.pods)),
-		Policies: slices.Collect(maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments))}
+		Policies: slices.Collect(maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs)}
 }
 
 // step makes a random change in both.
 func (w *world) step(t *rapid.T, r *Resolver) {
-	switch upTo(t, 9) {
+	switch upTo(t, 10) {
+	case 10:
+		node := draw(t, someNodes)
+		w.podCIDRs[node] = draw(t, [][]netip.Prefix{nil, {netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/16")}, {netip.MustParsePrefix("10.0.2.0/24")}})
+		r.SetPodCIDRs(node, w.podCIDRs[node])
 	case 0, 1:
 		n := Namespace{Name: draw(t, someNamespaces), Labels: drawLabels(t), Log: chance(t, 10)}
 		w.namespaces[n.Name] = n
@@ -292,8 +297,11 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		for key := range w.attachments {
 			r.DeleteAttachment(key)
 		}
+		for node := range w.podCIDRs {
+			r.SetPodCIDRs(node, nil)
+		}
 		follow(t, &known, r.Flush())
-		left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
+		left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
 			len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown)}
 		if slices.Max(left) > 0 {
 			t.Fatalf("left behind: %v", left)
@@ -329,7 +337,7 @@ func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isol
 // TestResolveMeansWhatEvalSays: for every pair of addresses and some ports, at the ends that are this node's.
 func TestResolveMeansWhatEvalSays(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w, c := World{Node: "n1"}, Cluster{Namespaces: map[string]map[string]string{}}
+		w, c := World{Node: "n1", PodCIDRs: map[string][]netip.Prefix{"n2": {netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}, Cluster{Namespaces: map[string]map[string]string{}}
 		for _, name := range someNamespaces {
 			if chance(t, 80) {
 				n := Namespace{Name: name, Labels: drawLabels(t)}

@@ -49,10 +49,13 @@ type sidePlan struct {
 
 // rulePlan is a rule: who (selections, blocks or anybody) and which ports (numbers, names or any).
 type rulePlan struct {
-	index     int
-	anyPeer   bool
-	selected  []query
-	blocks    []netip.Prefix // sorted, disjoint
+	index    int
+	anyPeer  bool
+	selected []query
+	// ipBlocks are the rule's own; blocks are the same as ranges, sorted and disjoint. Exceptions may make millions of ranges of
+	// a block, so blocks are filled only while the policy selects a pod of this node (see expand).
+	ipBlocks  []IPBlock
+	blocks    []netip.Prefix
 	anyPort   bool
 	ports     []portRange
 	portNames []portName
@@ -84,7 +87,7 @@ func newRulePlan(namespace string, d Direction, index int, rule Rule) rulePlan {
 	for _, peer := range rule.Peers {
 		switch {
 		case peer.IPBlock != nil:
-			r.blocks = append(r.blocks, peer.IPBlock.prefixes()...)
+			r.ipBlocks = append(r.ipBlocks, *peer.IPBlock)
 		case peer.NamespaceSelector != nil:
 			var pods Selector
 			if peer.PodSelector != nil {
@@ -95,19 +98,37 @@ func newRulePlan(namespace string, d Direction, index int, rule Rule) rulePlan {
 			r.selected = append(r.selected, selectIn(namespace, *peer.PodSelector))
 		}
 	}
-	slices.SortFunc(r.blocks, comparePrefixes)
-	r.blocks = disjoint(r.blocks)
 	for _, port := range rule.Ports {
 		name := portName{port.protocol(), port.Name}
 		if port.Name == "" || slices.Contains(r.portNames, name) {
 			continue
 		}
 		r.portNames = append(r.portNames, name)
-		if d == Egress && (r.anyPeer || len(r.blocks) > 0) {
+		if d == Egress && (r.anyPeer || len(r.ipBlocks) > 0) {
 			r.named = append(r.named, selectPort(name))
 		}
 	}
 	return r
+}
+
+// expand fills the rules' blocks once, or lets go of them when the policy selects no pod of this node.
+func (p *plan) expand(needed bool) {
+	for _, side := range p.sides {
+		for i := range side.rules {
+			r := &side.rules[i]
+			switch {
+			case !needed:
+				r.blocks = nil
+			case r.blocks == nil && len(r.ipBlocks) > 0:
+				r.blocks = []netip.Prefix{}
+				for _, b := range r.ipBlocks {
+					r.blocks = append(r.blocks, b.prefixes()...)
+				}
+				slices.SortFunc(r.blocks, comparePrefixes)
+				r.blocks = disjoint(r.blocks)
+			}
+		}
+	}
 }
 
 // source answers queries as things are at the moment.
@@ -122,6 +143,7 @@ type source interface {
 // not ok when the policy is about none of the node's pods.
 func (p *plan) resolve(from source, log bool) (out model.Policy, keys []string, ok bool) {
 	subject := from.prefixes(p.subject)
+	p.expand(len(subject) > 0)
 	if len(subject) == 0 {
 		return model.Policy{}, nil, false
 	}

@@ -60,6 +60,10 @@ func (c DeletePolicy) apply(s *Store) bool {
 // resolvePolicies takes over what the resolver says is different.
 func (s *Store) resolvePolicies() {
 	changes := s.resolver.Flush()
+	if outside := s.resolver.OutsideClaims(); outside != s.next.OutsideClaims {
+		s.next.OutsideClaims = outside
+		s.next.Revision++
+	}
 	if len(changes.Policies) == 0 && len(changes.Unknown) == 0 {
 		return
 	}

@@ -26,6 +26,7 @@ func TestPolicyChanges(t *testing.T) {
 	podOwner, policyOwner := model.PodOwner(attached), model.PolicyOwner("ns/p")
 
 	s := state.New("n1")
+	s.Apply(state.SetNode{Node: node("n2", "172.30.0.2", "10.244.2.0/24")})
 	s.Take()
 	for _, step := range []struct {
 		name    string

@@ -50,7 +50,7 @@ func (c SetServiceCIDRs) apply(s *Store) bool {
 	if slices.Equal(s.next.ServiceCIDRs, all) {
 		return false
 	}
-	s.next.ServiceCIDRs = all
+	s.next.ServiceCIDRs, s.pathsDirty = all, true
 	s.touched[model.SelfOwner] = true
 	return true
 }

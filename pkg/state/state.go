@@ -26,6 +26,7 @@ type Store struct {
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
+	pathsDirty   bool                    // paths must be resolved again
 	now          time.Time               // as SetTime said last
 	respread     int                     // what is left of respreadBudget; below 0 when a Service was larger
 }
@@ -36,6 +37,7 @@ func New(node string) *Store {
 		Self:        model.Node{Name: node},
 		Tunnel:      model.Geneve,
 		Nodes:       map[string]model.Node{},
+		Paths:       map[string]model.Path{node: {}},
 		Attachments: map[model.AttachmentKey]model.Attachment{},
 		Services:    map[string]model.Service{},
 		Policies:    map[string]model.Policy{},
@@ -63,7 +65,7 @@ func (s *Store) Apply(c Change) {
 	}
 	s.next.Revision++
 	switch c.(type) {
-	case SetNode, DeleteNode, SetTunnel:
+	case SetNode, DeleteNode, SetTunnel, SetClusterCIDRs:
 		s.next.NodesRevision = s.next.Revision
 	case SetService, DeleteService, SetServiceCIDRs:
 		s.next.ServicesRevision = s.next.Revision
@@ -75,6 +77,7 @@ func (s *Store) Snapshot() *model.Snapshot { return s.snapshot }
 
 // Take gives the newest view and the owners that were touched since the last Take, in order.
 func (s *Store) Take() (*model.Snapshot, []model.Owner) {
+	s.resolvePaths()
 	s.resolvePolicies()
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
@@ -94,20 +97,18 @@ func (c SetNode) apply(s *Store) bool {
 		if equalNodes(c.Node, s.next.Self) {
 			return false
 		}
-		// Whether, and how, another node can be reached depends on our own addresses, and which of its ranges are believed
-		// on our own ranges. Services treat what comes from our own ranges as internal.
-		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) || !slices.Equal(c.Node.PodCIDRs, s.next.Self.PodCIDRs) {
-			s.touchNodes()
+		// Services name the node's addresses.
+		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) {
 			s.touchServices()
 		}
-		s.next.Self = c.Node
+		s.next.Self, s.pathsDirty = c.Node, true
 		s.touched[model.SelfOwner] = true
 		return true
 	}
 	if old, ok := s.next.Nodes[c.Node.Name]; ok && equalNodes(old, c.Node) {
 		return false
 	}
-	s.nodes()[c.Node.Name] = c.Node
+	s.nodes()[c.Node.Name], s.pathsDirty = c.Node, true
 	s.touched[model.NodeOwner(c.Node.Name)] = true
 	return true
 }
@@ -121,6 +122,7 @@ func (c DeleteNode) apply(s *Store) bool {
 		return false
 	}
 	delete(s.nodes(), c.Name)
+	s.pathsDirty = true
 	s.touched[model.NodeOwner(c.Name)] = true
 	return true
 }
@@ -222,7 +224,7 @@ func (s *Store) attachments() map[model.AttachmentKey]model.Attachment {
 }
 
 func equalNodes(a, b model.Node) bool {
-	return a.Name == b.Name && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
+	return a.Name == b.Name && a.Created == b.Created && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
 func equalAttachments(a, b model.Attachment) bool {

@@ -38,7 +38,7 @@ func TestTouchedOwners(t *testing.T) {
 		{"the same again", state.SetNode{Node: n2}, nil},
 		{"a third node", state.SetNode{Node: n3}, all[1:]},
 		{"own address: every way depends on it", state.SetNode{Node: moved}, append([]model.Owner{model.SelfOwner}, all...)},
-		{"own range: which other ranges are believed depends on it", state.SetNode{Node: wider}, append([]model.Owner{model.SelfOwner}, all...)},
+		{"own range that no other node's overlaps", state.SetNode{Node: wider}, []model.Owner{model.SelfOwner}},
 		{"tunnel", state.SetTunnel{Type: model.VXLAN}, all},
 		{"tunnel again", state.SetTunnel{Type: model.VXLAN}, nil},
 		{"pod", state.SetAttachment{Attachment: pod("a", 16)}, []model.Owner{model.PodOwner(pod("a", 16))}},

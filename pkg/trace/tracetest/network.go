@@ -106,7 +106,10 @@ func (n *Network) SetPolicies(c Cluster) error {
 }
 
 func (here *node) resolve(c Cluster, owners []model.Owner) error {
-	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies}
+	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, PodCIDRs: map[string][]netip.Prefix{}}
+	for _, n := range c.Nodes {
+		w.PodCIDRs[n.Name] = n.PodCIDRs
+	}
 	for name, labels := range c.Namespaces {
 		w.Namespaces = append(w.Namespaces, policy.Namespace{Name: name, Labels: labels})
 	}
