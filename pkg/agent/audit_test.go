@@ -9,22 +9,31 @@ import (
 
 	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestAuditIsNotPutOff: the switch is read back every minute, however often something is said meanwhile.
+// bubble runs a loop in the test's own time. The caller is inside synctest.Test.
+func bubble(t *testing.T, sw agent.Switch) (*agent.Loop, func()) {
+	t.Helper()
+	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	loop.Submit(state.SetNode{Node: node("n1", 1)})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		if err := loop.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	return loop, func() { stop(); <-ended }
+}
+
+// TestAuditIsNotPutOff: the switch is read back every minute, however often objects change meanwhile.
 func TestAuditIsNotPutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sw := ofswitch.NewFake()
-		loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
-		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			if err := loop.Run(ctx); err != nil {
-				t.Error(err)
-			}
-		}()
+		loop, stop := bubble(t, sw)
 		for range 12 * 60 { // an hour
 			time.Sleep(5 * time.Second)
 			loop.Submit(state.SetNode{Node: node("n2", 2)}) // mostly what is known already
@@ -33,6 +42,83 @@ func TestAuditIsNotPutOff(t *testing.T) {
 			t.Errorf("the switch was read %d times in an hour, want once a minute", n)
 		}
 		stop()
-		<-ended
+	})
+}
+
+// deaf is a switch whose watch tells of nothing.
+type deaf struct{ *ofswitch.Fake }
+
+func (d deaf) Watch(ctx context.Context, ready func(), _ func(ofswitch.Event)) error {
+	ready()
+	<-ctx.Done()
+	return nil
+}
+
+// TestOwnEventsAreBounded: the loop forgets an event of its own as soon as the switch has reported it, and stops
+// remembering them where the switch reports none.
+func TestOwnEventsAreBounded(t *testing.T) {
+	const changes = 2000
+	for name, limit := range map[string]int{"reported": 10, "not reported": 4096} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sw := ofswitch.NewFake()
+				var loop *agent.Loop
+				var stop func()
+				many := 10 // flows a change, so that a minute has more than the limit
+				if name == "reported" {
+					loop, stop = bubble(t, sw)
+				} else {
+					loop, stop = bubble(t, deaf{sw})
+				}
+				time.Sleep(5 * time.Second) // what is programmed before the watch begins comes back in no event
+				most := 0
+				for i := range changes {
+					for n := range many {
+						loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8), 7)})
+					}
+					time.Sleep(10 * time.Millisecond)
+					synctest.Wait()
+					most = max(most, loop.OwnEvents())
+				}
+				if most > limit {
+					t.Errorf("the loop remembers %d events of its own, want at most %d", most, limit)
+				}
+				stop()
+			})
+		})
+	}
+}
+
+// TestReplayIsDrift: what the loop once programmed and has replaced since is drift when somebody else brings it back;
+// it is repaired at once, not at the next audit.
+func TestReplayIsDrift(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sw := ofswitch.NewFake()
+		loop, stop := bubble(t, sw)
+		group := func() openflow.Group {
+			c, err := sw.Dump(t.Context())
+			if err != nil || len(c.Groups) != 1 {
+				t.Fatalf("groups %v, %v", c.Groups, err)
+			}
+			return c.Groups[0]
+		}
+		program := func(endpoints ...byte) openflow.Group {
+			loop.Submit(state.SetService{Service: service("web", 1, endpoints...)})
+			time.Sleep(time.Second)
+			return group()
+		}
+		time.Sleep(5 * time.Second) // the readings of the start are over
+		old := program(2, 3)
+		now := program(4, 5)
+		if old == now {
+			t.Fatal("the group did not change: this test tests nothing")
+		}
+		time.Sleep(time.Second)
+		sw.PutGroup(old)
+		time.Sleep(time.Second)
+		if got := group(); got != now {
+			t.Errorf("a second after somebody replayed %s the switch still holds it", old)
+		}
+		stop()
 	})
 }

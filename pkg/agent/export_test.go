@@ -6,3 +6,6 @@ func (l *Loop) Queued() int {
 	defer l.mu.Unlock()
 	return len(l.queue)
 }
+
+// OwnEvents is how many events of its own the loop remembers. The loop must be idle.
+func (l *Loop) OwnEvents() int { return l.sent.total }

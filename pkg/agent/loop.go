@@ -78,7 +78,7 @@ type Loop struct {
 	store       *state.Store
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
-	sent        map[ofswitch.Event]bool // what our own changes since the switch was last read come back as
+	sent        *sentEvents
 	quarantined map[model.Owner]error
 	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
@@ -134,7 +134,7 @@ func NewLoop(opt LoopOptions) *Loop {
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(),
-		index: map[place][]openflow.Key{}, sent: map[ofswitch.Event]bool{}, quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
+		index: map[place][]openflow.Key{}, sent: newSentEvents(), quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
@@ -387,10 +387,11 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// drifted says whether an event is news: our own changes come back as events, too.
+// drifted says whether an event is drift: the loop's own changes come back as events, too.
 func (l *Loop) drifted(e ofswitch.Event) bool {
+	own := l.sent.take(e)
 	if e.Group.ID != 0 {
-		return l.groupDrifted(e)
+		return l.groupDrifted(e, own)
 	}
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
@@ -402,11 +403,11 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. Anybody else's
 	// flow, and what we deleted ourselves, is not; nor is what we wrote a moment ago and have replaced since, as endpoints and
 	// policies come and go in quick succession.
-	return !e.Deleted && len(keys) > 0 && !l.sent[e]
+	return !e.Deleted && len(keys) > 0 && !own
 }
 
-// groupDrifted says whether an event of a group is news.
-func (l *Loop) groupDrifted(e ofswitch.Event) bool {
+// groupDrifted says whether an event of a group is drift.
+func (l *Loop) groupDrifted(e ofswitch.Event, own bool) bool {
 	if e.Group.ID == ofswitch.AllGroups {
 		return len(l.compiler.Desired().Groups) > 0
 	}
@@ -414,7 +415,7 @@ func (l *Loop) groupDrifted(e ofswitch.Event) bool {
 	if e.Deleted || !ok {
 		return ok // what nobody wants was ours a moment ago, or is somebody else's
 	}
-	return want.Group != e.Group && !l.sent[e]
+	return want.Group != e.Group && !own
 }
 
 // Gather takes what is queued into the view without touching the switch. It may be called only before Run.

@@ -72,7 +72,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 			l.sweepRequest().Start = true
 		}
 		delta = flows.Diff(actual, l.compiler.Desired())
-		l.sent = map[ofswitch.Event]bool{} // a cleared one keeps the size that the first bundle gave it
+		l.sent.reset()
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines somebody
 	}
@@ -98,12 +98,7 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 	if whole.Empty() {
 		return l.sw.Apply(ctx, whole) // what the last one left undone
 	}
-	for _, f := range whole.Set {
-		l.sent[ofswitch.Event{Table: f.Table, Match: f.Match, Actions: f.Actions}] = true
-	}
-	for _, g := range whole.SetGroups {
-		l.sent[ofswitch.Event{Group: g.Group}] = true
-	}
+	l.expectEvents(whole)
 	err := l.sw.Apply(ctx, whole)
 	l.mu.Lock()
 	l.status.Bundles++
@@ -128,6 +123,20 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		return err
 	}
 	return l.apply(ctx, parts[half:])
+}
+
+// expectEvents remembers the events that a bundle will cause.
+func (l *Loop) expectEvents(d flows.Delta) {
+	remembered := true
+	for _, f := range d.Set {
+		remembered = l.sent.add(ofswitch.Event{Table: f.Table, Match: f.Match, Actions: f.Actions}) && remembered
+	}
+	for _, g := range d.SetGroups {
+		remembered = l.sent.add(ofswitch.Event{Group: g.Group}) && remembered
+	}
+	if !remembered {
+		l.Verify()
+	}
 }
 
 // byOwner splits a delta into parts that can be refused one by one. Deletions whose owner is forgotten are a part of
