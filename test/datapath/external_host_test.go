@@ -42,7 +42,7 @@ spec: {type: LoadBalancer, ipFamilies: [%s], selector: {app: web}, ports: [{port
 		}); err != nil {
 			t.Fatal(err)
 		}
-		defer other.Close()
+		t.Cleanup(func() { other.Close() })
 		go func() {
 			for {
 				c, err := other.Accept()
