@@ -48,7 +48,7 @@ func (a *Agent) syncReserved(ctx context.Context) error {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("resolve the API server's name: %w", err))
 		} else {
-			reserve("the API server", addrs)
+			reserve(theAPIServer, addrs)
 		}
 	}
 	if resolvers, err := readResolvers(resolvConf); err != nil {

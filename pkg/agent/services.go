@@ -19,67 +19,97 @@ import (
 // kubernetesService is the Service whose endpoints are the API servers.
 const kubernetesService = "default/kubernetes"
 
-// serviceRoutes adds to what the node's network shall be the node's way to Services. Addresses of nodes are left to the
-// nodes, and those of API servers and the reserved ones to who has them, whatever a Service says; of the latter it returns
-// an error that names Service and address.
+// serviceRoutes adds to the node's network what leads packets to Services. The addresses of nodes are served by these
+// nodes. Reserved addresses, and those of API servers, stay with their hosts, and the port of an API server stays open at
+// a node's address, too: the error names each Service and the address that it does not get.
 func serviceRoutes(d *host.Desired, view *model.Snapshot, reserved map[netip.Addr]string) error {
 	d.ServiceCIDRs = view.ServiceCIDRs
-	nodes := map[netip.Addr]bool{}
-	for _, n := range view.Nodes {
-		for _, a := range n.Addrs {
-			nodes[a] = true
-		}
-	}
-	for _, a := range view.Self.Addrs {
-		nodes[a] = true
-	}
-	whose := maps.Clone(reserved)
-	if whose == nil {
-		whose = map[netip.Addr]string{}
-	}
-	for _, p := range view.Services[kubernetesService].Ports {
-		for _, e := range p.Cluster {
-			whose[e.Addr] = "the API server"
-		}
-	}
-	refused := map[string]bool{}
+	owners := newAddressOwners(view, reserved)
+	refused := map[string]error{}
 	for _, s := range view.Services {
 		for _, p := range s.Ports {
 			for _, f := range p.Frontends() {
 				switch f.Kind {
-				case model.ClusterIP: // its way is that of the ServiceCIDRs
+				case model.ClusterIP: // routed by its Service CIDR
 				case model.NodePort:
 					d.NodePorts = append(d.NodePorts, host.NodePort{IPv6: f.At.Addr().Is6(), Protocol: p.Protocol, Port: p.NodePort})
 				default:
-					at := f.At.Addr()
-					switch {
-					case nodes[at]:
-					case whose[at] != "":
-						refused[refusal(s.Name, at, whose[at])] = true
+					if err := owners.refuse(s.Name, f.At); err != nil {
+						refused[err.Error()] = err
 						continue
-					default:
-						d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: at, Protocol: p.Protocol, Port: p.Port})
 					}
-					// Behind the node port nobody knows which address a client asked for, and so which clients it accepts: closed.
-					if len(f.Sources) == 0 {
-						to := behindNodeAddress(p)
-						d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port, To: to})
-					}
+					addExternal(d, p, f, owners.nodes[f.At.Addr()])
 				}
 			}
 		}
 	}
-	var errs []error
+	errs := make([]error, 0, len(refused))
 	for _, text := range slices.Sorted(maps.Keys(refused)) {
-		errs = append(errs, errors.New(text))
+		errs = append(errs, refused[text])
 	}
 	return errors.Join(errs...)
 }
 
-// refusal says that a Service does not get an address.
-func refusal(service string, at netip.Addr, whose string) string {
-	return fmt.Sprintf("Service %s: packets of this node to its external address %s do not go to the Service, "+
-		"for it is the address of %s; remove it from the Service", service, at, whose)
+// addExternal adds an external address of a Service, which may be a node's.
+func addExternal(d *host.Desired, p model.ServicePort, f model.Frontend, ofNode bool) {
+	if !ofNode {
+		d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port})
+	}
+	// Behind the node port the requested address is lost, and with it the clients that it accepts: closed.
+	if len(f.Sources) == 0 {
+		d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{
+			Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p),
+		})
+	}
+}
+
+// addressOwners are the hosts whose addresses external addresses of Services may collide with.
+type addressOwners struct {
+	nodes map[netip.Addr]bool
+	// reserved holds the owner of each address that no Service gets.
+	reserved map[netip.Addr]string
+	// apiServers are the endpoints of the kubernetes Service.
+	apiServers map[netip.AddrPort]bool
+}
+
+const theAPIServer = "the API server"
+
+func newAddressOwners(view *model.Snapshot, reserved map[netip.Addr]string) addressOwners {
+	o := addressOwners{nodes: map[netip.Addr]bool{}, reserved: map[netip.Addr]string{}, apiServers: map[netip.AddrPort]bool{}}
+	maps.Copy(o.reserved, reserved)
+	for _, n := range view.Nodes {
+		for _, a := range n.Addrs {
+			o.nodes[a] = true
+		}
+	}
+	for _, a := range view.Self.Addrs {
+		o.nodes[a] = true
+	}
+	for _, p := range view.Services[kubernetesService].Ports {
+		for _, e := range p.Cluster {
+			o.reserved[e.Addr] = theAPIServer
+			o.apiServers[netip.AddrPortFrom(e.Addr, e.Port)] = true
+		}
+	}
+	return o
+}
+
+// refuse says why a Service does not get an external address and port, or nil. A node's address may be a Service's
+// external address, as any other port there may: but without the API server's no node would learn that the Service is
+// gone.
+func (o addressOwners) refuse(service string, at netip.AddrPort) error {
+	owner := o.reserved[at.Addr()]
+	if o.nodes[at.Addr()] {
+		owner = ""
+		if o.apiServers[at] {
+			owner = theAPIServer
+		}
+	}
+	if owner == "" {
+		return nil
+	}
+	return fmt.Errorf("Service %s: packets of this node to its external address %s do not go to the Service, "+
+		"for it is the address of %s; remove it from the Service", service, at, owner)
 }
 
 // behindNodeAddress is where the node sends what came for an external address that is its own. The node port knows the

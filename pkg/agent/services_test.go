@@ -21,10 +21,13 @@ func TestServiceRoutes(t *testing.T) {
 		Nodes: map[string]model.Node{"n2": {Name: "n2", Addrs: []netip.Addr{addr("172.30.0.2")}}},
 		Services: map[string]model.Service{
 			"default/kubernetes": {Name: "default/kubernetes", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 443, ClusterIP: addr("10.96.0.1"),
-				Cluster: []model.Endpoint{{Addr: addr("172.30.0.9"), Port: 6443}}}}},
+				Cluster: []model.Endpoint{{Addr: addr("172.30.0.9"), Port: 6443}, {Addr: addr("172.30.0.2"), Port: 6443}}}}},
 			"ns/web": {Name: "ns/web", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.2"), NodePort: 30080,
 				ExternalIPs:     []netip.Addr{addr("172.30.0.1"), addr("172.30.0.2"), addr("172.30.0.8"), addr("172.30.0.9"), addr("192.0.2.1")},
 				LoadBalancerIPs: []netip.Addr{addr("192.0.2.2")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}},
+			// The control plane is on n2: its port stays, and its other ports are as any node's.
+			"ns/trap": {Name: "ns/trap", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 6443, ClusterIP: addr("10.96.0.3"),
+				ExternalIPs: []netip.Addr{addr("172.30.0.2")}}}},
 		},
 	}
 	var d host.Desired
@@ -32,13 +35,17 @@ func TestServiceRoutes(t *testing.T) {
 	if want := []host.ServicePort{{Addr: addr("192.0.2.1"), Protocol: model.TCP, Port: 80}, {Addr: addr("192.0.2.2"), Protocol: model.TCP, Port: 80}}; !slices.Equal(d.ServicePorts, want) {
 		t.Errorf("diverted: %v, want %v", d.ServicePorts, want)
 	}
-	for _, want := range []string{"Service ns/web: ", "172.30.0.8 do not go to the Service, for it is the address of a resolver of the node", "172.30.0.9 do not go to the Service, for it is the address of the API server"} {
+	for _, want := range []string{
+		"Service ns/web: ", "172.30.0.8:80 do not go to the Service, for it is the address of a resolver of the node",
+		"172.30.0.9:80 do not go to the Service, for it is the address of the API server",
+		"Service ns/trap: packets of this node to its external address 172.30.0.2:6443 do not go to the Service",
+	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q in it", err, want)
 		}
 	}
-	if err != nil && strings.Contains(err.Error(), "172.30.0.2 ") {
-		t.Errorf("an address of a node is where that node serves the Service, which is no fault: %v", err)
+	if err != nil && strings.Contains(err.Error(), "172.30.0.2:80 ") {
+		t.Errorf("each node serves a Service at its own address: refused: %v", err)
 	}
 	if len(d.ExternalIPs) != 3 || slices.ContainsFunc(d.ExternalIPs, func(e host.ExternalIP) bool { return e.Addr == addr("192.0.2.2") }) {
 		t.Errorf("offered at the node's own address: %v, want the external ones alone", d.ExternalIPs)
