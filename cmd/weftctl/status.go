@@ -113,15 +113,13 @@ func showNodes(w, out io.Writer, nodes []agent.NodeReport) {
 		if n.Tunnel.IsValid() {
 			tunnel = n.Tunnel.String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, join(n.PodCIDRs), state(out, strings.Join(slices.Concat(notEmpty(n.Unreachable), n.Rejected), "; "), "known"))
+		problems := n.Rejected
+		if n.Unreachable != "" {
+			problems = slices.Concat([]string{n.Unreachable}, problems)
+		}
+		known := state(out, strings.Join(problems, "; "), "known")
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, join(n.PodCIDRs), known)
 	}
-}
-
-func notEmpty(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return []string{s}
 }
 
 func showDrops(w io.Writer, drops []agent.DropReport) {

@@ -337,6 +337,7 @@ func (a *Agent) viewed(s *model.Snapshot) {
 	}
 	if nodes {
 		notify(a.pokeNeighbours)
+		notify(a.pokeBridge) // the first tunnel over IPv6 needs checksums
 	}
 }
 
@@ -352,8 +353,9 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	mtu := a.mtu
 	cfg := a.cfg
 	a.mu.Unlock()
-	checksum := false
-	for _, path := range a.loop.View().Paths {
+	view := a.loop.View()
+	checksum := view.Self.TunnelAddr().Is6()
+	for _, path := range view.Paths {
 		checksum = checksum || path.Remote.Is6()
 	}
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
@@ -364,7 +366,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		Zones: []ovsdb.Zone{
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},
 		},
-		TunnelChecksum: checksum || a.loop.View().Self.TunnelAddr().Is6(),
+		TunnelChecksum: checksum,
 		Version:        a.opt.Version,
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.

@@ -13,7 +13,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// bubble runs a loop in the test's own time. The caller is inside synctest.Test.
+// bubble runs a loop in the time of synctest.Test, where a sleep ends when everything else is idle: it is a
+// condition, not a guess. It returns when the loop is past the readings of its start, and the watch reports events.
 func bubble(t *testing.T, sw agent.Switch) (*agent.Loop, func()) {
 	t.Helper()
 	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
@@ -26,6 +27,7 @@ func bubble(t *testing.T, sw agent.Switch) (*agent.Loop, func()) {
 			t.Error(err)
 		}
 	}()
+	time.Sleep(5 * time.Second)
 	return loop, func() { stop(); <-ended }
 }
 
@@ -45,8 +47,8 @@ func TestAuditIsNotPutOff(t *testing.T) {
 	})
 }
 
-// deaf is a switch whose watch tells of nothing.
-type deaf struct{ *ofswitch.Fake }
+// deaf is a switch whose watch reports no event.
+type deaf struct{ agent.Switch }
 
 func (d deaf) Watch(ctx context.Context, ready func(), _ func(ofswitch.Event)) error {
 	ready()
@@ -61,19 +63,14 @@ func TestOwnEventsAreBounded(t *testing.T) {
 	for name, limit := range map[string]int{"reported": 10, "not reported": 4096} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				sw := ofswitch.NewFake()
-				var loop *agent.Loop
-				var stop func()
-				many := 10 // flows a change, so that a minute has more than the limit
-				if name == "reported" {
-					loop, stop = bubble(t, sw)
-				} else {
-					loop, stop = bubble(t, deaf{sw})
+				var sw agent.Switch = ofswitch.NewFake()
+				if name == "not reported" {
+					sw = deaf{sw}
 				}
-				time.Sleep(5 * time.Second) // what is programmed before the watch begins comes back in no event
+				loop, stop := bubble(t, sw)
 				most := 0
 				for i := range changes {
-					for n := range many {
+					for n := range 10 { // a minute has more changes than the limit
 						loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8), 7)})
 					}
 					time.Sleep(10 * time.Millisecond)
@@ -89,8 +86,8 @@ func TestOwnEventsAreBounded(t *testing.T) {
 	}
 }
 
-// TestReplayIsDrift: what the loop once programmed and has replaced since is drift when somebody else brings it back;
-// it is repaired at once, not at the next audit.
+// TestReplayIsDrift: a group that the loop replaced, and that another program installs again, is drift. It is
+// repaired at once, not at the next audit.
 func TestReplayIsDrift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sw := ofswitch.NewFake()
@@ -107,17 +104,15 @@ func TestReplayIsDrift(t *testing.T) {
 			time.Sleep(time.Second)
 			return group()
 		}
-		time.Sleep(5 * time.Second) // the readings of the start are over
 		old := program(2, 3)
 		now := program(4, 5)
 		if old == now {
 			t.Fatal("the group did not change: this test tests nothing")
 		}
-		time.Sleep(time.Second)
 		sw.PutGroup(old)
 		time.Sleep(time.Second)
 		if got := group(); got != now {
-			t.Errorf("a second after somebody replayed %s the switch still holds it", old)
+			t.Errorf("the switch holds the replayed group %s a second later", old)
 		}
 		stop()
 	})

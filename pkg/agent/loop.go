@@ -134,7 +134,8 @@ func NewLoop(opt LoopOptions) *Loop {
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(),
-		index: map[place][]openflow.Key{}, sent: newSentEvents(), quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
+		index: map[place][]openflow.Key{}, sent: newSentEvents(),
+		quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l

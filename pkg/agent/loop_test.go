@@ -104,14 +104,7 @@ func (b *bench) holds(what string) {
 	})
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
-}
+var eventually = agent.Eventually
 
 func (b *bench) has(text string) bool {
 	actual, err := b.sw.Dump(b.t.Context())

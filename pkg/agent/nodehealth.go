@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// nodeHealthRetry is how long the agent waits before it tries again to listen on nodeHealthAddr.
-const nodeHealthRetry = 5 * time.Second
-
 // nodeHealth answers load balancers that ask whether a node can take traffic for Services, as kube-proxy does at port
 // 10256 (KEP-3458, KEP-3836). Its methods may be called from several goroutines.
 type nodeHealth struct {
@@ -71,8 +68,8 @@ func (h *nodeHealth) handler() http.Handler {
 	return mux
 }
 
-// serveNodeHealth serves until the context ends. A port that somebody else has, such as a kube-proxy that still runs, is a
-// problem and is tried again.
+// serveNodeHealth serves until the context ends. A port in use, as by a kube-proxy that still runs, is a problem and is
+// tried again.
 func (a *Agent) serveNodeHealth(ctx context.Context, addr netip.AddrPort) {
 	if !addr.IsValid() {
 		return
@@ -83,17 +80,17 @@ func (a *Agent) serveNodeHealth(ctx context.Context, addr netip.AddrPort) {
 		listen = fmt.Sprint(":", addr.Port()) // both families, or the one that the node has
 	}
 	var lc net.ListenConfig
-	for ctx.Err() == nil {
+	// Ends with the context alone: a listener that fails is opened again.
+	_ = a.retry(ctx, part, func(ctx context.Context) error {
 		listener, err := lc.Listen(ctx, "tcp", listen)
 		if err == nil {
 			a.setProblem(part, nil)
 			err = serve(ctx, listener, a.nodeHealth.handler())
 		}
-		if ctx.Err() != nil {
-			return
+		if err != nil {
+			err = fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
+				"stop the other program, such as kube-proxy, or change the setting", addr, err)
 		}
-		a.setProblem(part, fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
-			"stop the other program, such as kube-proxy, or change the setting", addr, err))
-		sleep(ctx, nodeHealthRetry)
-	}
+		return err
+	})
 }

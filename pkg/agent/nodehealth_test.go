@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -47,7 +46,7 @@ func TestNodeHealth(t *testing.T) {
 	}
 }
 
-// TestNodeHealthPortTaken: a port that somebody else has is a problem that the agent survives. The setting may be empty.
+// TestNodeHealthPortTaken: a port in use is a problem that the agent survives. The setting may be empty.
 func TestNodeHealthPortTaken(t *testing.T) {
 	other, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -65,20 +64,21 @@ func TestNodeHealthPortTaken(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.problems["node health check"]
 	}
-	for end := time.Now().Add(5 * time.Second); problem() == "" && time.Now().Before(end); time.Sleep(time.Millisecond) {
-	}
+	Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
 	if got := problem(); !strings.Contains(got, "serve load balancers on nodeHealthAddr "+addr.String()) || !strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()
 	var status string
-	for end := time.Now().Add(2 * nodeHealthRetry); status == "" && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if r, err := http.Get(fmt.Sprintf("http://%s/healthz", addr)); err == nil {
-			_, _ = io.Copy(io.Discard, r.Body)
-			r.Body.Close()
-			status = r.Status
+	Eventually(t, "the free port answers", func() bool {
+		r, err := http.Get(fmt.Sprintf("http://%s/healthz", addr))
+		if err != nil {
+			return false
 		}
-	}
+		r.Body.Close()
+		status = r.Status
+		return true
+	})
 	if status != "200 OK" || problem() != "" {
 		t.Errorf("when the port is free: %q, problem %q", status, problem())
 	}

@@ -106,7 +106,8 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	}
 }
 
-// TestRefusedOwnerLeavesOthersTheirFlows: a node whose flows are refused costs no other node its own. A pod's new sandbox is not blamed for its old one.
+// TestRefusedOwnerLeavesOthersTheirFlows: a node whose flows are refused costs no other node its own. A pod's new
+// sandbox is not blamed for its old one.
 func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 	sw := ofswitch.NewFake()
 	sw.Refuse(func(f openflow.Flow) bool {

@@ -108,8 +108,8 @@ func (a *Agent) report(ctx context.Context) Report {
 		r.Problems = append(r.Problems, o.String()+": "+problems[o])
 	}
 	if outside := view.OutsideClaims; outside.Pods > 0 {
-		r.Problems = append(r.Problems, fmt.Sprintf("policies: %d pods have addresses in their status that are outside the pod CIDRs of their nodes; "+
-			"policies ignore these (%s)", outside.Pods, outside.Example))
+		r.Problems = append(r.Problems, fmt.Sprintf("policies: %d pods have addresses in their status that are outside "+
+			"the pod CIDRs of their nodes; policies ignore these (%s)", outside.Pods, outside.Example))
 	}
 	r.Nodes = nodeReports(view)
 	r.Pods = podReports(view, a.kube.Pods(), loop.Refused)
@@ -149,11 +149,10 @@ func nodeReports(view *model.Snapshot) []NodeReport {
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		n := view.Nodes[name]
 		r := NodeReport{Name: name, Tunnel: n.TunnelAddr(), PodCIDRs: n.PodCIDRs}
-		if path, known := view.Paths[name]; known {
-			r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
-			if path.Reachable() {
-				r.Tunnel = path.Remote
-			}
+		path := view.Paths[name]
+		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
+		if path.Reachable() {
+			r.Tunnel = path.Remote
 		}
 		reports = append(reports, r)
 	}

@@ -10,8 +10,9 @@ import (
 const maxSent = 4096
 
 // sentEvents are the events that the loop's own bundles cause and that the switch has not reported yet. Each counts
-// once: an event that comes again is somebody else's. It keeps hashes, because the text of a group with many endpoints
-// has tens of kilobytes; a collision would hide a difference until the next audit. It belongs to the loop's goroutine.
+// once: an event that comes again is another program's. It keeps hashes, because the text of a group with many
+// endpoints has tens of kilobytes; a collision would hide a difference until the next audit. It belongs to the loop's
+// goroutine.
 type sentEvents struct {
 	seed   maphash.Seed
 	counts map[uint64]int

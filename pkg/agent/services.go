@@ -20,8 +20,8 @@ import (
 const kubernetesService = "default/kubernetes"
 
 // serviceRoutes adds to the node's network what leads packets to Services. The addresses of nodes are served by these
-// nodes. Reserved addresses, and those of API servers, stay with their hosts, and the port of an API server stays open at
-// a node's address, too: the error names each Service and the address that it does not get.
+// nodes. Reserved addresses, and those of API servers, stay with their hosts, and the port of an API server stays
+// open at a node's address, too: the error names each Service and the address that it does not get.
 func serviceRoutes(d *host.Desired, view *model.Snapshot, reserved map[netip.Addr]string) error {
 	d.ServiceCIDRs = view.ServiceCIDRs
 	owners := newAddressOwners(view, reserved)
@@ -75,7 +75,9 @@ type addressOwners struct {
 const theAPIServer = "the API server"
 
 func newAddressOwners(view *model.Snapshot, reserved map[netip.Addr]string) addressOwners {
-	o := addressOwners{nodes: map[netip.Addr]bool{}, reserved: map[netip.Addr]string{}, apiServers: map[netip.AddrPort]bool{}}
+	o := addressOwners{
+		nodes: map[netip.Addr]bool{}, reserved: map[netip.Addr]string{}, apiServers: map[netip.AddrPort]bool{},
+	}
 	maps.Copy(o.reserved, reserved)
 	for _, n := range view.Nodes {
 		for _, a := range n.Addrs {
@@ -108,8 +110,8 @@ func (o addressOwners) refuse(service string, at netip.AddrPort) error {
 	if owner == "" {
 		return nil
 	}
-	return fmt.Errorf("Service %s: packets of this node to its external address %s do not go to the Service, "+
-		"for it is the address of %s; remove it from the Service", service, at, owner)
+	return fmt.Errorf("packets of this node to the external address %[2]s do not go to Service %[1]s, "+
+		"for it is the address of %[3]s; remove it from the Service", service, at, owner)
 }
 
 // behindNodeAddress is where the node sends what came for an external address that is its own. The node port knows the

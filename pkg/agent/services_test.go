@@ -36,9 +36,9 @@ func TestServiceRoutes(t *testing.T) {
 		t.Errorf("diverted: %v, want %v", d.ServicePorts, want)
 	}
 	for _, want := range []string{
-		"Service ns/web: ", "172.30.0.8:80 do not go to the Service, for it is the address of a resolver of the node",
-		"172.30.0.9:80 do not go to the Service, for it is the address of the API server",
-		"Service ns/trap: packets of this node to its external address 172.30.0.2:6443 do not go to the Service",
+		"172.30.0.8:80 do not go to Service ns/web, for it is the address of a resolver of the node",
+		"172.30.0.9:80 do not go to Service ns/web, for it is the address of the API server",
+		"172.30.0.2:6443 do not go to Service ns/trap, for it is the address of the API server",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q in it", err, want)

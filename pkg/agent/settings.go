@@ -92,8 +92,8 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	return errors.Join(mtuErr, rejectedPodCIDRs(view, view.Self.Name), err)
 }
 
-// podCIDRs returns the accepted pod CIDRs of this node and, in the order of their names, of the others, and what is wrong
-// with the others' Node objects.
+// podCIDRs returns the accepted pod CIDRs of this node and, in the order of their names, of the others, and what is
+// wrong with the others' Node objects.
 func podCIDRs(view *model.Snapshot) (own, remote []netip.Prefix, invalid error) {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
@@ -181,7 +181,8 @@ func podMTU(cfg config.Config, view *model.Snapshot, underlay int) (int, error) 
 		mtu = underlay - overhead
 	}
 	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
-	if ipv6 := slices.ContainsFunc(view.SelfPath().PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() }); ipv6 && mtu < minIPv6MTU {
+	isIPv6 := func(p netip.Prefix) bool { return p.Addr().Is6() }
+	if mtu < minIPv6MTU && slices.ContainsFunc(view.SelfPath().PodCIDRs, isIPv6) {
 		return 0, fmt.Errorf("pods with IPv6 addresses need an MTU of %d, but would get %d (RFC 8200, section 5)", minIPv6MTU, mtu)
 	}
 	return mtu, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -101,11 +102,13 @@ func (k *tracker) allowed() (n int) {
 // node1 has one pod, 10.244.1.2, and isolates it.
 func node1() *model.Snapshot {
 	a := model.Attachment{ContainerID: "a", IfName: "eth0", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
-	return &model.Snapshot{
+	s := &model.Snapshot{
 		Self:        model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
 		Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a},
 		Policies:    map[string]model.Policy{"ns/p": {Name: "ns/p", Ingress: &model.PolicySide{Pods: a.IPs}}},
 	}
+	s.Paths = nodepath.Resolve(s)
+	return s
 }
 
 func udp(zone uint16, from, to string) flows.Connection {

@@ -52,9 +52,9 @@ type Config struct {
 	// The MTU of pod interfaces. With 0 it is the MTU of the underlay minus what the tunnel adds, and follows it.
 	MTU int `json:"mtu"`
 
-	// Whether a pod's traffic to outside the cluster leaves with the address of its node. Turn it off when the network
-	// beyond the nodes has routes to the pod CIDRs. Traffic to other nodes' InternalIPs always leaves with that address,
-	// because nodes drop what enters by an uplink in a pod's name.
+	// Whether a pod's traffic to outside the cluster leaves with the address of its node. Turn it off when the
+	// network beyond the nodes has routes to the pod CIDRs. Traffic to other nodes' InternalIPs always leaves with
+	// that address, because nodes drop what enters by an uplink in a pod's name.
 	EgressMasquerade bool `json:"egressMasquerade"`
 
 	// Destinations outside the cluster that pods reach with their own address although `egressMasquerade` is on, for
@@ -65,8 +65,8 @@ type Config struct {
 	// API `ServiceCIDR`); these are used besides, for example `["10.96.0.0/16"]`.
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
 
-	// Ranges that every node's pod CIDRs must be in, for example `["10.244.0.0/16"]`. Others are not used, and are reported. When
-	// empty, any pod CIDR is used that takes nothing away from Services, nodes and other nodes' pods.
+	// Ranges that every node's pod CIDRs must be in, for example `["10.244.0.0/16"]`. Others are not used, and are
+	// reported. When empty, any pod CIDR is used that takes nothing away from Services, nodes and other nodes' pods.
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
 
 	// What a changed NetworkPolicy does to connections that it forbids and that exist already: `judge` stops them, `keep`
@@ -84,8 +84,8 @@ type Config struct {
 	// Where the agent serves `/healthz`, `/readyz` and `/metrics`. The DaemonSet's probes ask at the default.
 	HealthAddr netip.AddrPort `json:"healthAddr"`
 
-	// Where the agent answers load balancers that ask whether the node can serve Services, in place of kube-proxy: `/healthz`
-	// and `/livez`. Empty for nowhere.
+	// Where the agent answers load balancers that ask whether the node can serve Services, in place of kube-proxy:
+	// `/healthz` and `/livez`. Empty for nowhere.
 	NodeHealthAddr netip.AddrPort `json:"nodeHealthAddr"`
 
 	// The least severe records to log.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 )
 
 // cluster is a large one: 5,000 dual-stack nodes, 110 pods on this one.
@@ -22,6 +23,7 @@ func cluster() *model.Snapshot {
 			MAC: model.MAC{0x0a, 0x58, 10, 244, 1, i}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, i + 2})}}
 		s.Attachments[a.Key()] = a
 	}
+	s.Paths = nodepath.Resolve(s)
 	return s
 }
 

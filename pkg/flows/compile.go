@@ -66,7 +66,7 @@ const (
 	prioTop    uint16 = 210
 )
 
-// withPaths adds the paths that follow from the nodes of a snapshot. Those of a state.Store have them.
+// withPaths returns the snapshot with its paths resolved anew, whatever paths it has.
 func withPaths(s *model.Snapshot) *model.Snapshot {
 	complete := *s
 	complete.Paths = nodepath.Resolve(s)
@@ -345,8 +345,9 @@ func (b *builder) node(path model.Path, tunnel model.TunnelType) {
 		if path.Primary.Is4() != cidr.Addr().Is4() {
 			continue
 		}
-		// A peer node's clients of its own node ports keep its primary address. The outer source proves the node. Replies to a connection that came through this node's kernel instead return through
-		// that kernel (MarkGateway).
+		// A peer node's clients of its own node ports keep its primary address. The outer source proves the node.
+		// Replies to a connection that came through this node's kernel instead return through that kernel
+		// (MarkGateway).
 		node := openflow.Host(path.Primary)
 		reply := openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0)
 		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))},

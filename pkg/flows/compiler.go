@@ -88,9 +88,6 @@ func (c *Compiler) Desired() Desired { return c.desired }
 // Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
 // keeps none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
-	if s != nil && s.Paths == nil { // tests of the compiler itself have no snapshot
-		s = withPaths(s)
-	}
 	t := newTouched()
 	for _, o := range owners {
 		delete(c.excluded, o)

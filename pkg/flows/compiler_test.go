@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
@@ -149,11 +150,13 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 		n := node(fmt.Sprintf("n%d", i), i)
 		s.Nodes[n.Name] = n
 	}
+	s.Paths = nodepath.Resolve(s)
 	c := flows.NewCompiler()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
 		t.Fatal(failed)
 	}
 	delete(s.Nodes, "n7")
+	s.Paths = nodepath.Resolve(s)
 	delta, failed := c.Update(s, []model.Owner{model.NodeOwner("n7")})
 	if len(failed) > 0 {
 		t.Fatal(failed)
@@ -165,6 +168,7 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 
 func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}}
+	s.Paths = nodepath.Resolve(s)
 	c := flows.NewCompiler()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
 		t.Fatal(failed)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -45,6 +46,7 @@ func audited() *model.Snapshot {
 	for _, a := range []model.Attachment{pod("a", "10.244.1.2"), pod("b", "10.244.1.3")} {
 		s.Attachments[a.Key()] = a
 	}
+	s.Paths = nodepath.Resolve(s)
 	return s
 }
 

@@ -14,9 +14,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// An external address is a Service's at the Service's ports alone: behind its other ports is whatever host has it. So no
-// route leads there. nftables marks what the node sends, or forwards from elsewhere, to a Service's protocol and port; a
-// rule for routing takes what is marked to a table whose default route is the switch.
+// An external address is a Service's at the Service's ports alone: behind its other ports is whatever host has it. So
+// no route leads there. nftables marks what the node sends, or forwards from elsewhere, to a Service's protocol and
+// port; a rule for routing takes what is marked to a table whose default route is the switch.
 const (
 	// serviceMark is one bit, so that it gets along with what others mark. portmap and kube-proxy have the bits above.
 	serviceMark = 0x1000
@@ -24,8 +24,8 @@ const (
 	serviceTable = 22373
 	// serviceRulePriority is behind the table of the node's own addresses and before everything else that is usual.
 	serviceRulePriority = 870
-	// fallbackTable has the addresses themselves. It is asked last: where the node knows no route to an address, not even a
-	// default one, no program could begin to send there, and nftables would have nothing to mark.
+	// fallbackTable has the addresses themselves. It is asked last: where the node knows no route to an address, not
+	// even a default one, no program could begin to send there, and nftables would have nothing to mark.
 	fallbackTable    = 22374
 	fallbackPriority = 32900
 )
@@ -100,15 +100,16 @@ type diverted struct {
 	dst   netip.Prefix
 }
 
-// divert keeps the routing tables for Services' external addresses and the rules that lead there. With compare it looks at
-// the kernel; otherwise it trusts what it remembers.
+// divert keeps the routing tables for Services' external addresses and the rules that lead there. With compare it
+// looks at the kernel; otherwise it trusts what it remembers.
 func (h *Host) divert(c *changes, link netlink.Link, d Desired, compare bool) error {
 	compare = compare || h.diverted == nil
 	want := divertRoutes(d, link.Attrs().Index)
 	if !compare && maps.Equal(want, h.diverted) {
 		return nil
 	}
-	have, errs := h.diverted, []error(nil)
+	have := h.diverted
+	var errs []error
 	if compare {
 		var err error
 		if have, err = haveDiverted(); err != nil {
@@ -138,7 +139,8 @@ func (h *Host) divert(c *changes, link netlink.Link, d Desired, compare bool) er
 		c.add("route to %s in table %d removed", at.dst, at.table)
 	}
 	err := errors.Join(errs...)
-	if h.diverted = want; err != nil {
+	h.diverted = want
+	if err != nil {
 		h.diverted = nil
 	}
 	return err
@@ -244,6 +246,6 @@ func sameRoutingRule(want, have netlink.Rule) bool {
 		}
 		return *r.Mask
 	}
-	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" && !have.Invert && have.IPProto == 0 &&
-		have.Priority == want.Priority && have.Table == want.Table && have.Mark == want.Mark && mask(have) == mask(want)
+	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" &&
+		!have.Invert && have.IPProto == 0 && have.Priority == want.Priority && have.Table == want.Table && have.Mark == want.Mark && mask(have) == mask(want)
 }

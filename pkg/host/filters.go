@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet passes when every table lets it pass, so no rule of ours helps against another's chain that drops what it does
-// not know. Docker and ufw make such a chain of iptables' FORWARD. It is not ours to change: its owner writes it anew
-// whenever it likes, and what it drops, it may drop on purpose. So it is named.
+// A packet passes when every table lets it pass, so no rule of ours helps against another's chain that drops what it
+// does not know. Docker and ufw make such a chain of iptables' FORWARD. It is not ours to change: its owner writes it
+// anew at any time, and may drop on purpose. So it is named.
 
 // filteringChain is a chain that drops forwarded packets by policy.
 type filteringChain struct {

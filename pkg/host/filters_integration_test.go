@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestFilteredForwarding: a chain of somebody else that drops forwarded packets by policy is reported by name, until it
+// TestFilteredForwarding: another program's chain that drops forwarded packets by policy is reported by name, until it
 // accepts those of the gateway interface, or is gone.
 func TestFilteredForwarding(t *testing.T) {
 	n := newNode(t)

@@ -7,8 +7,9 @@
 // The caller validates pod CIDRs (nodepath.Resolve). A Host remembers what it wrote,
 // but only to be quick: it looks at the kernel when it starts, from time to time, and at routes when Watch saw a change.
 //
-// Services cost the node's kernel an element of an nftables set each, never a rule or a route. All they need there is to lead
-// packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at 127.0.0.1.
+// Services cost the node's kernel an element of an nftables set each, never a rule or a route. All they need there is
+// to lead packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at
+// 127.0.0.1.
 //
 // The kernel decides about translation with a connection's first packet. FlushConnections makes it decide again where
 // that has to be.
@@ -16,9 +17,9 @@
 // A Host has one user, who calls Sync from one goroutine; Watch and FlushConnections may be called from others, and
 // Watch runs one of its own.
 //
-// Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) has
-// to accept those in and out of the gateway interface itself, for no table can overrule another one's drop. Sync reports it.
-// rp_filter may be strict on other links; on the gateway interface a strict one is made loose.
+// Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to
+// DROP) has to accept those in and out of the gateway interface itself, for no table can overrule another one's drop.
+// Sync reports it. rp_filter may be strict on other links; on the gateway interface a strict one is made loose.
 package host
 
 import (
@@ -52,8 +53,8 @@ type Desired struct {
 	PodCIDRs []netip.Prefix
 	// RemotePodCIDRs are the other nodes' ranges. Those of a family in which this node has none are not routed.
 	RemotePodCIDRs []netip.Prefix
-	// Nodes are the other nodes' addresses: only they may send tunnel packets, and pods' packets to them have the source
-	// address of this node.
+	// Nodes are the other nodes' addresses: only they may send tunnel packets, and pods' packets to them have the
+	// source address of this node.
 	Nodes []netip.Addr
 	// Masquerade gives what local pods send to anywhere but pods the source address of the node.
 	Masquerade bool

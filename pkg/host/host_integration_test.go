@@ -89,7 +89,10 @@ func TestSecondSyncIsSilent(t *testing.T) {
 				seen = append(seen, "link "+e.Attrs().Name)
 			case e := <-sub.addrs:
 				seen = append(seen, "address "+e.LinkAddress.String())
-			case <-sub.settings:
+			case m := <-sub.settings:
+				if settingConcerns(m, n.h.gatewayIndex()) {
+					seen = append(seen, fmt.Sprintf("setting %#x", m.Header.Type))
+				}
 			case m := <-sub.tables:
 				seen = append(seen, fmt.Sprintf("nftables %#x", m.Header.Type))
 			case e := <-sub.routes:

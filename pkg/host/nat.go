@@ -12,13 +12,14 @@ import (
 const tableName = "weft"
 
 // nat keeps the nftables table right. nft does not give a rule back as it was written, so rules are compared by their
-// comments, which hold a hash of the rule, and the kernel's own form of them by a hash that the table holds (see layout).
+// comments, which hold a hash of the rule, and the kernel's own form of them by a hash that the table holds (see
+// layout).
 //
 // It remembers what it wrote: to list 10,000 elements takes nft a hundred times longer than to write one.
 type nat struct {
 	nft         knftables.Interface
 	generations generations
-	// layout reads the table's; nil where there is no kernel.
+	// layout reads the kernel's form of the table; nil with knftables' fake, which has none.
 	layout func() (layout, error)
 	// rules and elements (of each set, in order) are in the kernel by our hand; known is false when that is not sure.
 	known    bool
@@ -83,7 +84,7 @@ func (n *nat) untouched() (bool, error) {
 		return true, nil
 	}
 	now, err := n.layout()
-	return err == nil && now.disabled == "" && now.sum == now.written, err
+	return err == nil && !now.disabled && now.sum == now.written, err
 }
 
 // noteLayout leaves the hash of what has just been written in the table.

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What of nftables the nft program does not tell, or tells too late: this file asks the kernel (linux/netfilter/nf_tables.h).
+// What of nftables the nft program does not tell, or tells too late: this file asks the kernel
+// (linux/netfilter/nf_tables.h).
 
 // nftMessage is a message of nftables without its header.
 type nftMessage struct {
@@ -78,7 +79,7 @@ func askNFT(question, answer uint16, family uint8, flags int, f func(nftMessage)
 	return nil
 }
 
-// generation is the number of nftables' last transaction, by whomever.
+// generation is the number of nftables' last transaction, by any program.
 func generation() (id uint32, err error) {
 	err = askNFT(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0, func(m nftMessage) {
 		id = uint32(m.number(unix.NFTA_GEN_ID)) //nolint:gosec // the attribute has four bytes
@@ -100,7 +101,7 @@ func (g *generations) run(transaction func() error) error {
 	before, beforeErr := generation()
 	err := transaction()
 	after, afterErr := generation()
-	if beforeErr == nil && afterErr == nil && after == before+1 { // otherwise somebody else's may be among ours
+	if beforeErr == nil && afterErr == nil && after == before+1 { // else another program's may be among ours
 		g.last[g.next] = after
 		g.next = (g.next + 1) % len(g.last)
 	}
@@ -114,14 +115,15 @@ func (g *generations) ours(id uint32) bool {
 	return id != 0 && slices.Contains(g.last[:], id)
 }
 
-// layout is what our table is made of, besides the elements of its sets, as the kernel has it. nft tells the rules, but not
-// as they were written: one that was replaced under its old comment looks right.
+// layout is what our table is made of, besides the elements of its sets, as the kernel has it. nft tells the rules,
+// but not as they were written: one that was replaced under its old comment looks right.
 type layout struct {
-	// disabled says why the table does not do what its rules say; empty when it does.
-	disabled string
+	// disabled says that the table does not do what its rules say: it is dormant, or a chain drops by policy.
+	disabled bool
 	// sum is a hash of chains, sets and rules.
 	sum string
-	// written is the sum that the table's last writer noted in it, as the name of an empty chain; empty when there is none.
+	// written is the sum that the table's last writer noted in it, as the name of an empty chain; empty when there is
+	// none.
 	written string
 }
 
@@ -157,12 +159,12 @@ func tableLayout() (layout, error) {
 	err := errors.Join(
 		collect(unix.NFT_MSG_GETTABLE, unix.NFT_MSG_NEWTABLE, unix.NFTA_TABLE_NAME, nil, func(m nftMessage) {
 			if m.number(unix.NFTA_TABLE_FLAGS)&nftTableDormant != 0 {
-				l.disabled = "it is dormant"
+				l.disabled = true
 			}
 		}),
 		collect(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFTA_CHAIN_NAME, chainParts, func(m nftMessage) {
 			if m.attribute(unix.NFTA_CHAIN_POLICY) != nil && m.number(unix.NFTA_CHAIN_POLICY) == nfDrop {
-				l.disabled = "the policy of chain " + m.text(unix.NFTA_CHAIN_NAME) + " is drop"
+				l.disabled = true
 			}
 		}),
 		collect(unix.NFT_MSG_GETSET, unix.NFT_MSG_NEWSET, unix.NFTA_SET_NAME, setParts, nothing),
@@ -186,7 +188,7 @@ const (
 	nftablesGroup   = 7 // NFNLGRP_NFTABLES
 )
 
-// tableEvents turns messages of nftables into the names of the tables that a transaction of somebody else was about.
+// tableEvents turns messages of nftables into the names of the tables that other programs' transactions changed.
 type tableEvents struct {
 	ours    *generations
 	touched map[string]bool

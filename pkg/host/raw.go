@@ -9,7 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Chains that see packets before connection tracking and before anybody's translation: addresses and ports are those on
+// Chains that see packets before connection tracking and before any translation: addresses and ports are those on
 // the wire, and what is dropped here costs no entry of a connection.
 const (
 	enteredChain = "entered"       // every packet from elsewhere
@@ -23,29 +23,30 @@ var rawChains = []knftables.Chain{
 
 var tunnelPorts = []any{"udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}"}
 
-// addForgedRules drops what only somebody can send who forges it, and what is meant for the node alone. Policies judge
-// packets by their source and let the node's own pass, so no other host may send in the name of a pod or of the node.
+// addForgedRules drops packets with a forged source, and loopback addresses on a link. Policies are evaluated on the
+// source address and allow the node's own, so no other host may send with the address of a pod or of the node.
 // rp_filter is no substitute: a loose one asks for any route back, and IPv6 has none.
 func addForgedRules(add func(chain, comment string, words ...any), gateway string, f family) {
 	others := []any{"iifname !=", "{", `"lo"`, ",", gateway, "}"}
-	// portmap turns route_localnet on for weft0, and with it Linux would take these for the node's own. (The answers to a
-	// hostPort's client at 127.0.0.1 have another destination as long as they are not translated back.)
+	// portmap turns route_localnet on for weft0, and with it Linux would take these for the node's own. (The answers
+	// to a hostPort's client at 127.0.0.1 have another destination as long as they are not translated back.)
 	add(enteredChain, "loopback addresses: from the node alone",
 		`iifname != "lo"`, f.header, "saddr", f.loopback, "drop")
 	add(enteredChain, "loopback addresses: for the node alone",
 		`iifname != "lo"`, f.header, "daddr", f.loopback, "drop")
 	add(enteredChain, "forged: pods' packets come by tunnel or from this node",
 		append(others, f.header, "saddr", "@pods-"+f.suffix, "drop")...)
-	// Linux delivers the node's own multicasts to it as if its link had received them. Link-local addresses may be
-	// another's on another link, and nobody forwards them.
+	// Linux delivers the node's own multicasts to it as if its link had received them. Another host may have the same
+	// link-local address on another link, and no router forwards it.
 	words := slices.Concat(others, []any{
 		f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop",
 	})
 	add(enteredChain, "forged: the node's own addresses", words...)
 }
 
-// addTunnelRules keeps tunnel packets out of connection tracking: each outer source port would take an entry there, and
-// whoever translates a port of the node, as hostPorts do, would take the tunnels with it. Nobody but nodes may send any.
+// addTunnelRules keeps tunnel packets out of connection tracking: each outer source port would take an entry there,
+// and a rule that translates a port of the node, as for a hostPort, would take the tunnels with it. Only nodes may
+// send them.
 func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 	local := append([]any{"meta nfproto", f.proto, "fib daddr type local"}, tunnelPorts...)
 	add(enteredChain, "tunnels of nodes: not tracked, not translated",

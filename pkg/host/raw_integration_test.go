@@ -5,18 +5,20 @@ package host
 import (
 	"net"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
-// TestTunnelPackets: what nodes send to each other in tunnels passes by the node's connection tracking, and so by
-// whoever translates a tunnel's port. Nobody else may send any, until a Node says that it is a node.
+// TestTunnelPackets: tunnel packets between nodes bypass the node's connection tracking, and so any rule that
+// translates their port. Other hosts' are dropped, until a Node object has their address.
 func TestTunnelPackets(t *testing.T) {
 	d := withServices()
 	d.Nodes = addrs("192.0.2.2", "2001:db8::2")
 	n := newServiceNode(t, d)
-	// As the plugin portmap does for a hostPort, and somebody's rule that tracks everything.
+	// As the plugin portmap does for a hostPort, and a rule that makes the kernel track everything.
 	n.run(`nft 'table inet hostports { chain c { type nat hook prerouting priority dstnat - 10;
 fib daddr type local udp dport { 4789, 6081 } dnat ip to 10.244.1.7; fib daddr type local udp dport { 4789, 6081 } dnat ip6 to fd00:10:1::7; }
 chain o { type nat hook output priority -110; udp dport { 4789, 6081 } dnat ip to 10.244.1.7; }
@@ -87,18 +89,22 @@ func TestLoopbackIsClosed(t *testing.T) {
 nft 'table ip hostports { chain o { type nat hook output priority -110; ip daddr 127.0.0.1 tcp dport 8888 dnat to 10.244.1.7:8080; }
 chain p { type nat hook postrouting priority 90; ip saddr 127.0.0.1 oifname "weft0" masquerade; }; }'`)
 	here := n.here()
+	toLoopback := func(from netns.NsHandle, source string, within time.Duration) string {
+		const at = "127.0.0.1:9470"
+		return (attempt{"", "udp", from, source, at, here, at, true}).run(n, within)
+	}
+	pod, host := "10.244.1.7", "192.0.2.2"
 	for _, ns := range []struct {
-		at  string
-		via string
-		who attempt
-	}{{"switch0", "10.244.1.1", attempt{from: n.pods, source: "10.244.1.7"}}, {"out0", "192.0.2.1", attempt{from: n.out, source: "192.0.2.2"}}} {
-		n.in(ns.who.from, func() {
+		from    netns.NsHandle
+		at, via string
+	}{{n.pods, "switch0", "10.244.1.1"}, {n.out, "out0", "192.0.2.1"}} {
+		n.in(ns.from, func() {
 			n.run("ip route flush table local type local match 127.0.0.1; ip route add 127.0.0.0/8 via " + ns.via + " dev " + ns.at)
 		})
-		a := ns.who
-		a.network, a.dest, a.at, a.listen, a.oneWay = "udp", "127.0.0.1:9470", here, "127.0.0.1:9470", true
-		if got := a.run(n, brevity); got != "" {
-			t.Errorf("a socket at 127.0.0.1 of the node receives a packet from %s, by %s", got, ns.at)
+	}
+	for source, from := range map[string]netns.NsHandle{pod: n.pods, host: n.out} {
+		if got := toLoopback(from, source, brevity); got != "" {
+			t.Errorf("a socket at 127.0.0.1 of the node receives a packet from %s", got)
 		}
 	}
 	a := attempt{"", "tcp", here, "127.0.0.1", "127.0.0.1:8888", n.pods, "10.244.1.7:8080", false}
@@ -106,10 +112,9 @@ chain p { type nat hook postrouting priority 90; ip saddr 127.0.0.1 oifname "wef
 		t.Errorf("a hostPort at 127.0.0.1 from the node: the listener sees %q, want the gateway", got)
 	}
 	n.run("nft flush chain inet weft entered") // proves that the packets above were sent
-	for _, ns := range []attempt{{from: n.pods, source: "10.244.1.7"}} {
-		ns.network, ns.dest, ns.at, ns.listen, ns.oneWay = "udp", "127.0.0.1:9470", here, "127.0.0.1:9470", true
-		if got := ns.run(n, patience); got != "10.244.1.7" {
-			t.Errorf("without the rules the socket at 127.0.0.1 sees %q: the test sees nothing", got)
+	for source, from := range map[string]netns.NsHandle{pod: n.pods, host: n.out} {
+		if got := toLoopback(from, source, patience); got != source {
+			t.Errorf("without the rules the socket at 127.0.0.1 sees %q from %s: the test sees nothing", got, source)
 		}
 	}
 }

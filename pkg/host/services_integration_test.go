@@ -419,8 +419,9 @@ func TestForgedSource(t *testing.T) {
 	}
 }
 
-// TestHostBehindExternalAddress: a host has the address that a Service claims. The Service has the node's packets to its
-// own protocol and port, and that host has the rest: pods and the node reach it, and it reaches the node and node ports.
+// TestHostBehindExternalAddress: a host has the address that a Service claims. The Service has the node's packets to
+// its own protocol and port, and that host has the rest: pods and the node reach it, and it reaches the node and node
+// ports.
 func TestHostBehindExternalAddress(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	here := n.here()

@@ -51,9 +51,9 @@ func (h *Host) forwarding(c *changes, d Desired) error {
 	return h.sysctl.set(c, "net/ipv6/conf/all/forwarding", "1")
 }
 
-// keepRouterAdvertisements lets links whose router advertisements gave the node its default route go on to accept them. A
-// kernel that forwards does so only with accept_ra=2, and forgets these routes at the moment when it begins to forward
-// (ip-sysctl). Links with 0 are left alone: there another program reads the advertisements.
+// keepRouterAdvertisements lets links whose router advertisements gave the node its default route go on to accept
+// them. A kernel that forwards does so only with accept_ra=2, and forgets these routes at the moment when it begins
+// to forward (ip-sysctl). Links with 0 are left alone: there another program reads the advertisements.
 func (h *Host) keepRouterAdvertisements(c *changes) error {
 	const forwarding = "net/ipv6/conf/all/forwarding"
 	if on, err := h.sysctl.get(forwarding); err != nil || on == "1" {
@@ -107,8 +107,9 @@ func (h *Host) linkSysctls(c *changes, d Desired) error {
 	return nil
 }
 
-// looseReversePath has the kernel accept a Service's answers from its external address: by the routes of unmarked packets
-// that address is elsewhere. The switch has checked every source on this link. 2 is above the 1 of "all" (ip-sysctl).
+// looseReversePath has the kernel accept a Service's answers from its external address: by the routes of unmarked
+// packets that address is elsewhere. The switch has checked every source on this link. 2 is above the 1 of "all"
+// (ip-sysctl).
 func (h *Host) looseReversePath(c *changes, gateway string) error {
 	const strict = "1"
 	name := func(link string) string { return "net/ipv4/conf/" + link + "/rp_filter" }

@@ -15,10 +15,10 @@ import (
 // resubscribePause bounds how often a lost subscription is renewed.
 const resubscribePause = time.Second
 
-// Watch receives, coalesced, when something may have changed that Sync looks after, or that UnderlayMTU depends on: the
-// gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead, settings
-// for forwarding, and our nftables table. What a Sync does to routes and nftables itself is not reported. The channel is
-// closed when ctx is done.
+// Watch receives, coalesced, when something may have changed that Sync looks after, or that UnderlayMTU depends on:
+// the gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead,
+// settings for forwarding, and our nftables table. What a Sync does to routes and nftables itself is not reported.
+// The channel is closed when ctx is done.
 func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	sub, err := subscribe()

@@ -73,8 +73,9 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchTable: whatever somebody does to our nftables table is told at once and repaired within two seconds, by a
-// Sync that would trust its memory otherwise. What a Sync writes itself is not told, so that it repairs nothing in a loop.
+// TestWatchTable: another program's change of our nftables table is reported at once and repaired within two seconds,
+// by a Sync that would trust its memory otherwise. A Sync's own writes are not reported, so that it repairs nothing
+// in a loop.
 func TestWatchTable(t *testing.T) {
 	n := newNode(t)
 	d := withServices()

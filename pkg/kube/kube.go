@@ -32,9 +32,9 @@ import (
 // Client is a connection to the API server.
 type Client = kubernetes.Interface
 
-// NewClient connects to the API server as the kubeconfig file says or, when that is empty, with the pod's service account.
-// A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before Weft runs. Peers,
-// if not nil, are told of the client's connections.
+// NewClient connects to the API server as the kubeconfig file says or, when that is empty, with the pod's service
+// account. A non-empty server is used instead of the kubernetes Service's address, which nothing may serve before
+// Weft runs. Peers, if not nil, are told of the client's connections.
 func NewClient(server, kubeconfig string, peers *Peers) (kubernetes.Interface, error) {
 	var cfg *rest.Config
 	var err error
@@ -246,10 +246,10 @@ const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
 
 // draining says whether a node is about to be deleted, as kube-proxy does.
 func draining(n *corev1.Node) bool {
-	return !n.DeletionTimestamp.IsZero() || slices.ContainsFunc(n.Spec.Taints, goes)
+	return !n.DeletionTimestamp.IsZero() || slices.ContainsFunc(n.Spec.Taints, toBeDeleted)
 }
 
-func goes(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
+func toBeDeleted(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
 
 // trimNode keeps what Node, draining and the zone of endpoints are read from.
 func trimNode(obj any) (any, error) {
@@ -269,7 +269,7 @@ func trimNode(obj any) (any, error) {
 		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}
 	}
 	for _, t := range n.Spec.Taints {
-		if goes(t) {
+		if toBeDeleted(t) {
 			trimmed.Spec.Taints = append(trimmed.Spec.Taints, t)
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Peers knows where a client is connected to now: the address of the API server, or of what stands before it, however it was
-// named. The zero value is ready; methods may be called from several goroutines.
+// Peers knows where a client is connected to now: the address of the API server, or of what stands before it, however
+// it was named. The zero value is ready; methods may be called from several goroutines.
 type Peers struct {
 	mu   sync.Mutex
 	open map[netip.Addr]int

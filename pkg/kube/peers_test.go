@@ -30,9 +30,12 @@ func TestPeers(t *testing.T) {
 	if got := peers.Addrs(); len(got) > 0 {
 		t.Errorf("before it has connected: %v", got)
 	}
-	_ = client.Discovery().RESTClient().Get().AbsPath("/").Do(t.Context())
+	if err := client.Discovery().RESTClient().Get().AbsPath("/").Do(t.Context()).Error(); err != nil {
+		t.Fatal(err)
+	}
 	if got := peers.Addrs(); !slices.Equal(got, []netip.Addr{at.Addr()}) {
 		t.Errorf("connected to %v, want %s", got, at.Addr())
 	}
 	server.CloseClientConnections()
+	eventually(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
 }

@@ -115,7 +115,8 @@ type Node struct {
 	Addrs []netip.Addr
 	// PodCIDRs are the ranges that the node's pods have their addresses from, at most one of each family.
 	PodCIDRs []netip.Prefix
-	// Created is the Node object's creation time in seconds since 1970. Of two nodes that claim one range the older has it.
+	// Created is the Node object's creation time in seconds since 1970. Of two nodes that claim one range the older
+	// has it.
 	Created int64
 }
 

@@ -16,7 +16,8 @@ type Snapshot struct {
 	KernelDatapath bool
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
-	// Paths are by node, this one included. They follow from Self, Nodes, ServiceCIDRs and ClusterCIDRs (nodepath.Resolve).
+	// Paths are by node, this one included. They follow from Self, Nodes, ServiceCIDRs and ClusterCIDRs
+	// (nodepath.Resolve).
 	Paths map[string]Path
 	// ClusterCIDRs are ranges that all pod CIDRs must be in; none means no limit.
 	ClusterCIDRs []netip.Prefix

@@ -49,8 +49,8 @@ type claim struct {
 	node *node
 }
 
-// resolver holds the claims of all nodes. The maps are keyed by prefixes of the lengths that the pod CIDRs have, so that
-// finding what overlaps a range takes one lookup for each length.
+// resolver holds the claims of all nodes. The maps are keyed by prefixes of the lengths that the pod CIDRs have, so
+// that finding what overlaps a range takes one lookup for each length.
 type resolver struct {
 	serviceCIDRs, clusterCIDRs []netip.Prefix
 	lengths                    map[bool][]int // by IPv4 or not, ascending
@@ -63,15 +63,16 @@ type resolver struct {
 
 // Resolve gives the path of every node of a snapshot, this node's included. Cost: O(n log n) for n nodes.
 //
-// A pod CIDR is accepted when it is a unicast range of a usable size, lies in one of ClusterCIDRs (if there are any), and
-// overlaps neither a Service CIDR, nor a node's address, nor an accepted pod CIDR. Of conflicting claims this node's own
-// wins, then the older Node's (creation time), then the one that is first by name. A node's address goes before a pod
-// CIDR of a Node that is not older.
+// A pod CIDR is accepted when it is a unicast range of a usable size, lies in one of ClusterCIDRs (if there are any),
+// and overlaps neither a Service CIDR, nor a node's address, nor an accepted pod CIDR. Of conflicting claims this
+// node's own wins, then the older Node's (creation time), then the one that is first by name. A node's address goes
+// before a pod CIDR of a Node that is not older.
 func Resolve(s *model.Snapshot) map[string]model.Path {
 	nodes := ranked(s)
 	r := resolver{
 		serviceCIDRs: s.ServiceCIDRs, clusterCIDRs: s.ClusterCIDRs, lengths: map[bool][]int{},
-		accepted: make(map[netip.Prefix]claim, 2*len(nodes)), inside: map[netip.Prefix]claim{}, addrs: map[netip.Prefix]address{},
+		accepted: make(map[netip.Prefix]claim, 2*len(nodes)), inside: map[netip.Prefix]claim{},
+		addrs: map[netip.Prefix]address{},
 	}
 	r.index(nodes)
 	for _, n := range nodes {
@@ -270,7 +271,8 @@ func (r *resolver) reachable(n, self *node) error {
 	case len(n.Addrs) == 0:
 		return fmt.Errorf("node %s has no InternalIP", n.Name)
 	case !n.path.Remote.IsValid():
-		return fmt.Errorf("node %s has the InternalIPs %v, this node %v: a tunnel needs a common family", n.Name, n.Addrs, self.Addrs)
+		return fmt.Errorf("node %s has the InternalIPs %v, this node %v: a tunnel needs a common family",
+			n.Name, n.Addrs, self.Addrs)
 	}
 	for _, a := range []netip.Addr{n.path.Remote, n.TunnelAddr()} {
 		if slices.Contains(self.Addrs, a) {

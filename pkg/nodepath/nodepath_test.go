@@ -37,8 +37,8 @@ func snapshot(self model.Node, others ...model.Node) *model.Snapshot {
 	return s
 }
 
-// TestRejectedPodCIDRs: a pod CIDR that would draw away the traffic of Services, nodes or other pods is rejected, has no
-// flows, and takes nothing from the others.
+// TestRejectedPodCIDRs: a pod CIDR that would draw away the traffic of Services, nodes or other pods is rejected, has
+// no flows, and takes nothing from the others.
 func TestRejectedPodCIDRs(t *testing.T) {
 	self := model.Node{Name: "n5", Addrs: addrs("172.30.0.5", "fd30::5"), PodCIDRs: cidrs("10.244.5.0/24", "fd44:5::/64"), Created: 50}
 	good := model.Node{Name: "n6", Addrs: addrs("172.30.0.6", "fd30::6"), PodCIDRs: cidrs("10.244.6.0/24", "fd44:6::/64"), Created: 10}
@@ -98,8 +98,8 @@ func TestRejectedPodCIDRs(t *testing.T) {
 	}
 }
 
-// TestWhoseRange: this node's own claim wins, then the older Node's; a node's address goes before the pod CIDR of a Node
-// that is not older, and takes nothing from an older one.
+// TestWhoseRange: this node's own claim wins, then the older Node's; a node's address goes before the pod CIDR of a
+// Node that is not older, and takes nothing from an older one.
 func TestWhoseRange(t *testing.T) {
 	self := model.Node{Name: "n5", Addrs: addrs("172.30.0.5"), PodCIDRs: cidrs("10.244.5.0/24"), Created: 90}
 	n := func(name, addr, cidr string, created int64) model.Node {
@@ -160,9 +160,8 @@ func TestTransport(t *testing.T) {
 	}
 }
 
-// TestCostOfManyNodes: the cost grows with the nodes, not with their square, also where all claim one range.
-func TestCostOfManyNodes(t *testing.T) {
-	const count = 20000
+// manyNodes is a cluster of which every second node claims one range.
+func manyNodes(count int) *model.Snapshot {
 	s := snapshot(model.Node{Name: "n", Addrs: addrs("172.16.0.1"), PodCIDRs: cidrs("10.0.0.0/24")})
 	for i := range count {
 		name, at := fmt.Sprint("n", i), byte(i>>8)
@@ -173,11 +172,26 @@ func TestCostOfManyNodes(t *testing.T) {
 		}
 		s.Nodes[name] = n
 	}
-	begun := time.Now()
-	nodepath.Resolve(s)
-	if took := time.Since(begun); took > 5*time.Second { // measured: 0.06 s
-		t.Errorf("%d nodes took %s", count, took)
+	return s
+}
+
+// TestCostOfManyNodes: the cost grows with the nodes, not with their square, also where all claim one range.
+func TestCostOfManyNodes(t *testing.T) {
+	best := func(s *model.Snapshot) time.Duration {
+		least := time.Hour
+		for range 5 {
+			begun := time.Now()
+			nodepath.Resolve(s)
+			least = min(least, time.Since(begun))
+		}
+		return least
 	}
+	const times = 16
+	few, many := best(manyNodes(1500)), best(manyNodes(1500*times))
+	if many > times*few*5 { // measured: 1.6; a square would be 16
+		t.Errorf("%d times the nodes took %s instead of %s", times, many, few)
+	}
+	t.Logf("%d times the nodes take %.1f times as long", times, float64(many)/float64(few))
 }
 
 // TestOwnPodCIDR: an invalid range of this node is not used, and a valid one of the other family is.

@@ -251,8 +251,8 @@ func TunnelSource(a netip.Addr) ovs.Match {
 // SetTunnelDestination says where a flow-based tunnel port sends the packet.
 func SetTunnelDestination(a netip.Addr) ovs.Action { return setTunnelAddr(a, "dst") }
 
-// SetTunnelSource sets the outer source address of a tunnel packet. Without it the kernel's choice is used, which may be
-// an address that the peer does not know.
+// SetTunnelSource sets the outer source address of a tunnel packet. Without it the kernel's choice is used, which may
+// be an address that the peer does not know.
 func SetTunnelSource(a netip.Addr) ovs.Action { return setTunnelAddr(a, "src") }
 
 func setTunnelAddr(a netip.Addr, end string) ovs.Action {

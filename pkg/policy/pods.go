@@ -138,8 +138,11 @@ func (r *Resolver) SetPodCIDRs(node string, podCIDRs []netip.Prefix) {
 }
 
 // OutsideClaims returns how many pods have addresses in their status that do not count because they are outside the pod
-// CIDRs of the pods' nodes, and names the first by name.
+// CIDRs of the pods' nodes, and names the first by name. Only the first call after a change of these costs anything.
 func (r *Resolver) OutsideClaims() model.OutsideClaims {
+	if !r.outsideDirty {
+		return r.outsideClaims
+	}
 	out := model.OutsideClaims{Pods: len(r.outside)}
 	var first podName
 	for name := range r.outside {
@@ -150,6 +153,7 @@ func (r *Resolver) OutsideClaims() model.OutsideClaims {
 	if p := r.pods[first]; p != nil {
 		out.Example = fmt.Sprintf("%s/%s on node %s: %v", first.namespace, first.name, p.Node, r.outside[first])
 	}
+	r.outsideClaims, r.outsideDirty = out, false
 	return out
 }
 
@@ -242,10 +246,13 @@ func (r *Resolver) relate(name podName, p *podState) {
 	if !p.gone {
 		claimed, outside = p.claims(r.node, attached, r.podCIDRs[p.Node])
 	}
-	if len(outside) > 0 {
-		r.outside[name] = outside
-	} else {
-		delete(r.outside, name)
+	if old, had := r.outside[name]; had || len(outside) > 0 {
+		r.outsideDirty = r.outsideDirty || !slices.Equal(old, outside)
+		if len(outside) > 0 {
+			r.outside[name] = outside
+		} else {
+			delete(r.outside, name)
+		}
 	}
 	r.disclaim(claim{pod: p}, p.claimed)
 	r.claim(claim{pod: p}, claimed)

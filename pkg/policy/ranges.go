@@ -67,10 +67,12 @@ func matches(all []portRange) []model.PortMatch {
 	return out
 }
 
-// maxRanges bounds what the exceptions of one block may cost, before they are expanded: at most about 40 MB and half a second.
+// maxRanges bounds what the exceptions of one block may cost, before they are expanded: at most about 40 MB and half
+// a second.
 const maxRanges = 1_000_000
 
-// mostRanges is an upper bound of the number of prefixes: each exception halves the block once for each bit between them.
+// mostRanges is an upper bound of the number of prefixes: each exception halves the block once for each bit between
+// them.
 func (b IPBlock) mostRanges() int {
 	most := 1
 	for _, e := range b.Except {

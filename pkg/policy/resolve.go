@@ -84,9 +84,10 @@ func (p Pod) isAttached(a model.Attachment) bool {
 	return p.Namespace == a.Pod.Namespace && p.Name == a.Pod.Name && (a.Pod.UID == "" || a.Pod.UID == p.UID) && !p.HostNetwork
 }
 
-// claims returns the addresses that a pod has by its status. They count only inside the accepted pod CIDRs of its node: a
-// kubelet may write its own pods' status, and must not take over other pods' addresses. The rest is returned as outside.
-// On this node, and for pods that are attached here, the attachments decide. Pods that have ended claim nothing.
+// claims returns the addresses that a pod has by its status. They count only inside the accepted pod CIDRs of its
+// node: a kubelet may write its own pods' status, and must not take over other pods' addresses. The rest is returned
+// as outside. On this node, and for pods that are attached here, the attachments decide. Pods that have ended claim
+// nothing.
 func (p Pod) claims(node string, attached bool, podCIDRs []netip.Prefix) (inside, outside []netip.Addr) {
 	if p.HostNetwork || p.Done || attached || p.Node == node {
 		return nil, nil

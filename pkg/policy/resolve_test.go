@@ -204,8 +204,8 @@ func TestWhoHasAnAddress(t *testing.T) {
 	}
 }
 
-// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, however many
-// exceptions its blocks have.
+// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, however
+// many exceptions its blocks have.
 func TestExceptionsCostNothingElsewhere(t *testing.T) {
 	block := IPBlock{CIDR: netip.MustParsePrefix("::/0")}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -234,8 +234,8 @@ func TestExceptionsCostNothingElsewhere(t *testing.T) {
 	}
 }
 
-// TestClaimsOutsideTheNode: an address in a pod's status counts only inside the pod CIDRs of the pod's node, so a kubelet
-// can take over neither another node's pod's address nor one outside the cluster.
+// TestClaimsOutsideTheNode: an address in a pod's status counts only inside the pod CIDRs of the pod's node, so a
+// kubelet can take over neither another node's pod's address nor one outside the cluster.
 func TestClaimsOutsideTheNode(t *testing.T) {
 	inside := func(node string) []netip.Prefix {
 		return []netip.Prefix{netip.MustParsePrefix("10.244." + node[1:] + ".0/24")}
@@ -276,9 +276,15 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 	if m := r.Flush().Policies["a/p"]; len(m.Ingress.Rules) != 0 {
 		t.Errorf("without a known node: %v", m.Ingress.Rules)
 	}
+	if got := r.OutsideClaims(); got.Pods != 1 {
+		t.Errorf("without a known node: reported %+v, want one pod", got)
+	}
 	r.SetPodCIDRs("n2", inside("n2"))
 	if m := r.Flush().Policies["a/p"]; m == nil || len(m.Ingress.Rules) != 1 {
 		t.Errorf("the node's pod CIDR does not bring its pods back: %v", m)
+	}
+	if got := r.OutsideClaims(); got != (model.OutsideClaims{}) {
+		t.Errorf("with the node's pod CIDR: reported %+v", got)
 	}
 }
 

@@ -15,16 +15,19 @@ import (
 //
 // Changes may come in any order, and about things that are not known yet.
 type Resolver struct {
-	node        string
-	pods        map[podName]*podState
-	byNode      map[string]map[*podState]bool
-	podCIDRs    map[string][]netip.Prefix // the accepted ones, by node
-	outside     map[podName][]netip.Addr  // what pods claim outside of these
-	namespaces  map[string]*namespaceState
-	attachments map[model.AttachmentKey]*attachmentState
-	byPod       map[podName][]*attachmentState
-	claims      map[netip.Addr][]claim
-	byLabel     map[label][]*podState
+	node     string
+	pods     map[podName]*podState
+	byNode   map[string]map[*podState]bool
+	podCIDRs map[string][]netip.Prefix // the accepted ones, by node
+	outside  map[podName][]netip.Addr  // what pods claim outside of these
+	// outsideClaims sums them up, unless outsideDirty says that they have changed since.
+	outsideClaims model.OutsideClaims
+	outsideDirty  bool
+	namespaces    map[string]*namespaceState
+	attachments   map[model.AttachmentKey]*attachmentState
+	byPod         map[podName][]*attachmentState
+	claims        map[netip.Addr][]claim
+	byLabel       map[label][]*podState
 
 	scopes     map[scopeKey]*scope
 	matching   map[*scope]bool // those of matchingScope
@@ -64,8 +67,9 @@ func NewResolver(node string) *Resolver { return newResolver(node, hashKey) }
 
 func newResolver(node string, hash func(string) uint32) *Resolver {
 	return &Resolver{
-		node: node, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{}, podCIDRs: map[string][]netip.Prefix{},
-		outside: map[podName][]netip.Addr{}, namespaces: map[string]*namespaceState{},
+		node: node, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{},
+		podCIDRs: map[string][]netip.Prefix{},
+		outside:  map[podName][]netip.Addr{}, namespaces: map[string]*namespaceState{},
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
 		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
 		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},

@@ -52,8 +52,8 @@ type rulePlan struct {
 	index    int
 	anyPeer  bool
 	selected []query
-	// ipBlocks are the rule's own; blocks are the same as ranges, sorted and disjoint. Exceptions may make millions of ranges of
-	// a block, so blocks are filled only while the policy selects a pod of this node (see expand).
+	// ipBlocks are the rule's own; blocks are the same as ranges, sorted and disjoint. Exceptions may make millions
+	// of ranges of a block, so blocks are filled only while the policy selects a pod of this node (see expand).
 	ipBlocks  []IPBlock
 	blocks    []netip.Prefix
 	anyPort   bool

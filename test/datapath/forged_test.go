@@ -17,8 +17,8 @@ import (
 	"github.com/weft-cni/weft/test/testenv"
 )
 
-// A host outside of the cluster sends to an isolated pod in the name of a pod that the policy allows, of the node itself
-// and of its gateway: the first passes the policy, and the others pass every policy. None of it arrives.
+// A host outside of the cluster sends to an isolated pod with the address of a pod that the policy allows, of the node
+// itself and of its gateway: the policy would allow the first, and any policy the others. No packet arrives.
 func TestForgedByHostOutside(t *testing.T) {
 	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "") +
 		podManifest("friend", "friend", "node2", 8080, "") + podManifest("stranger", "stranger", "node2", 8080, "") + podManifest("host-1", "host", "node1", 9, hostNetwork) + `

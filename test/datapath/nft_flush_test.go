@@ -13,7 +13,8 @@ import (
 	"github.com/weft-cni/weft/test/testenv"
 )
 
-// Somebody flushes the node's nftables, disables our table or turns forwarding off: the agent repairs it within two seconds.
+// Another program flushes the node's nftables, disables our table or turns forwarding off: the agent repairs it
+// within two seconds.
 func TestNodeRepairs(t *testing.T) {
 	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "")}), "f.yaml")
 	l := labtest.Up(t, "repairs", "-f", file, "--nodes=1", "--ip-family=dual")

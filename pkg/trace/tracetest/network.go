@@ -12,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace"
 )
@@ -73,6 +74,7 @@ func New(c Cluster) (*Network, error) {
 				s.Nodes[other.Name] = other
 			}
 		}
+		s.Paths = nodepath.Resolve(s)
 		for i, p := range c.Pods {
 			if p.Node != here.Name || p.HostNetwork {
 				continue
