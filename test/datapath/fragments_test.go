@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -153,7 +154,9 @@ func TestFragments(t *testing.T) {
 		t.Run(familyName(v4)+"/denied", func(t *testing.T) { f.denied(t, v4) })
 		for _, kind := range []string{"questions", "answers"} {
 			t.Run(fmt.Sprintf("%s/large %s", familyName(v4), kind), func(t *testing.T) {
-				f.parallel(t, v4, func(r route) error { return r.ask(sizes, kind == "answers") })
+				for _, at := range loads(sizes) {
+					f.parallel(t, v4, at.once, func(r route) error { return r.ask(at.sizes, kind == "answers") })
+				}
 			})
 		}
 		t.Run(familyName(v4)+"/echo", func(t *testing.T) { f.echo(t, sizes, v4) })
@@ -170,15 +173,33 @@ func TestFragments(t *testing.T) {
 	})
 }
 
-// parallel goes all ways of a family, a few at a time.
-func (f fragmented) parallel(t *testing.T, v4 bool, way func(route) error) {
+// load is how many routes may have datagrams of these sizes under way at once.
+type load struct {
+	once  int
+	sizes []int
+}
+
+// loads splits sizes by what a batch of the userspace datapath holds: 32 packets. Before the dynamic batches of Open vSwitch
+// (commit 04cbb4812, after 3.7) the fragments of completed datagrams that do not fit into one batch pass with the next one
+// that any `ct` works on, past the `ct` that their first fragment waits in, and their datagram is lost. The largest
+// datagram fills a batch alone. Three of the others, in fragments, fit into one.
+func loads(sizes []int) []load {
+	if labtest.Datapath() == config.DatapathSystem {
+		return []load{{3, sizes}}
+	}
+	largest := len(sizes) - 1
+	return []load{{3, sizes[:largest]}, {1, sizes[largest:]}}
+}
+
+// parallel asks on all routes of a family, some at once.
+func (f fragmented) parallel(t *testing.T, v4 bool, atOnce int, way func(route) error) {
 	t.Helper()
 	routes := f.routes(t, v4)
 	failed := 0
 	var mu sync.Mutex
 	var workers sync.WaitGroup
 	next := make(chan route)
-	for range 3 {
+	for range atOnce {
 		workers.Go(func() {
 			for r := range next {
 				if err := way(r); err != nil {
@@ -235,20 +256,27 @@ func (r route) ask(sizes []int, answers bool) error {
 	return nil
 }
 
-// echo pings with the same sizes.
+// echo pings with the same sizes, as many at once as of datagrams.
 func (f fragmented) echo(t *testing.T, sizes []int, v4 bool) {
 	for from, targets := range map[string][]string{fragNS + "/client": {"open-near", "open-far"}, "node/node1": {"open-near", "open-far"}} {
-		var request wire.DialRequest
-		for _, to := range targets {
-			for _, size := range sizes {
-				request.Targets = append(request.Targets, wire.Target{Name: to, Proto: wire.ICMP, Addr: f.pods[to].addr(v4), Size: size, Attempts: 1, Timeout: testenv.Patience(2 * time.Second)})
+		for _, at := range loads(sizes) {
+			var all []wire.Target
+			for _, to := range targets {
+				for _, size := range at.sizes {
+					all = append(all, wire.Target{
+						Name: to, Proto: wire.ICMP, Addr: f.pods[to].addr(v4), Size: size,
+						Attempts: 1, Timeout: testenv.Patience(2 * time.Second),
+					})
+				}
 			}
-		}
-		var reply wire.DialReply
-		f.Ask(from, request, &reply, "dial")
-		for _, r := range reply.Results {
-			if !r.OK() {
-				t.Errorf("ping with %d bytes from %s to %s: %s", r.Target.Size, from, r.Target.Name, r.Error)
+			for some := range slices.Chunk(all, at.once) {
+				var reply wire.DialReply
+				f.Ask(from, wire.DialRequest{Targets: some}, &reply, "dial")
+				for _, r := range reply.Results {
+					if !r.OK() {
+						t.Errorf("ping with %d bytes from %s to %s: %s", r.Target.Size, from, r.Target.Name, r.Error)
+					}
+				}
 			}
 		}
 	}
