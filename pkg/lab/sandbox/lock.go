@@ -15,7 +15,10 @@ import (
 const (
 	// seizeTimeout bounds how long a holder that was killed may take to let go.
 	seizeTimeout = 40 * time.Second
-	seizePoll    = 20 * time.Millisecond
+	// releaseTimeout bounds how long a holder that is dead may keep the lock: a child that it was just starting shares its
+	// open files until it executes its program.
+	releaseTimeout = 10 * time.Second
+	lockPoll       = 20 * time.Millisecond
 )
 
 // LockFile keeps two programs from working on one thing at a time.
@@ -25,9 +28,27 @@ type LockFile struct {
 	DirMode fs.FileMode
 }
 
-// Lock takes the lock, and notes in the file whose it is. The kernel drops it with its holder. The error is
-// syscall.EWOULDBLOCK when another process has it.
+// Lock takes the lock, and notes in the file whose it is. The kernel drops it with its holder and with the children that
+// the holder was starting. The error is syscall.EWOULDBLOCK when another process has it.
 func (l LockFile) Lock() (unlock func(), err error) {
+	for deadline := time.Now().Add(releaseTimeout); ; time.Sleep(lockPoll) {
+		unlock, err = l.try()
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(deadline) {
+			return unlock, err
+		}
+		if holder, known := l.holder(); !known || holder.Alive() {
+			return nil, err
+		}
+	}
+}
+
+// holder returns the process that the file names: the last one that took the lock and had the time to write.
+func (l LockFile) holder() (p Process, known bool) {
+	data, err := os.ReadFile(l.Path)
+	return p, err == nil && json.Unmarshal(data, &p) == nil
+}
+
+func (l LockFile) try() (unlock func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(l.Path), l.DirMode); err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
@@ -58,14 +79,13 @@ func (l LockFile) Seize(ctx context.Context) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, seizeTimeout)
 	defer cancel()
 	for {
-		unlock, err = l.Lock()
+		unlock, err = l.try()
 		switch {
 		case err == nil:
 			return unlock, nil
 		case errors.Is(err, syscall.EWOULDBLOCK):
 			// Not written yet, or gone: look again.
-			var holder Process
-			if data, readErr := os.ReadFile(l.Path); readErr == nil && json.Unmarshal(data, &holder) == nil {
+			if holder, known := l.holder(); known {
 				if err := holder.Signal(syscall.SIGKILL); err != nil {
 					return nil, err
 				}
@@ -76,7 +96,7 @@ func (l LockFile) Seize(ctx context.Context) (unlock func(), err error) {
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w (%w)", err, ctx.Err())
-		case <-time.After(seizePoll):
+		case <-time.After(lockPoll):
 		}
 	}
 }

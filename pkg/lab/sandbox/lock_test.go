@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,32 @@ func TestLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	again()
+}
+
+// TestLockOfDeadHolder waits for a lock whose holder is dead: a child that it was starting shares the holder's open files
+// until it executes its program, and outlives it for that long.
+func TestLockOfDeadHolder(t *testing.T) {
+	l := LockFile{Path: filepath.Join(t.TempDir(), "lock"), DirMode: 0o700}
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	inherited, err := l.try()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(l.Path, fmt.Appendf(nil, `{"pid":%d,"start":1}`, dead.Process.Pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, known := l.holder(); !known {
+		t.Fatal("the file does not name the holder")
+	}
+	time.AfterFunc(200*time.Millisecond, inherited)
+	unlock, err := l.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unlock()
 }
 
 func TestLockHolder(t *testing.T) {
