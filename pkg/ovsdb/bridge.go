@@ -39,6 +39,9 @@ type Bridge struct {
 	TunnelChecksum bool
 	// Version of the writer, for people who look at the bridge. Empty leaves it as it is.
 	Version string
+	// Pods are the pods' ports that the caller knows, by name. A port of that name on the bridge gets this record,
+	// number and policing, whatever its external_ids say. Other pods' ports get what their own record says.
+	Pods map[string]model.Attachment
 }
 
 const (
@@ -268,7 +271,7 @@ func (p *plan) make(want Bridge) error {
 	if err := p.timeouts(want); err != nil {
 		return err
 	}
-	return p.podPorts()
+	return p.podPorts(want.Pods)
 }
 
 // create makes the bridge from nothing.
