@@ -188,20 +188,12 @@ type Attachment struct {
 	OFPort     uint32       `json:"ofPort"`
 	MAC        MAC          `json:"mac"`
 	IPs        []netip.Addr `json:"ips"`
-	// Policing limits what the pod sends, at the switch; zero leaves it unlimited.
-	Policing Policing `json:"policing,omitzero"`
-}
-
-// Policing is a token bucket of Open vSwitch, in kbit/s and kbit (ovs-vswitchd.conf.db(5), ingress_policing_rate).
-type Policing struct {
-	Rate  int `json:"rate"`
-	Burst int `json:"burst"`
 }
 
 // Equal says whether two attachments agree in everything that is recorded of them.
 func (a Attachment) Equal(b Attachment) bool {
 	return a.Key() == b.Key() && a.Pod == b.Pod && a.NetNS == b.NetNS && a.HostIfName == b.HostIfName && a.OFPort == b.OFPort &&
-		a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs) && a.Policing == b.Policing
+		a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs)
 }
 
 // Key identifies the attachment on its node.

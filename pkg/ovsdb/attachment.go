@@ -21,7 +21,6 @@ const (
 	idOFPort      = idPrefix + "ofport"
 	idMAC         = idPrefix + "mac"
 	idIPs         = idPrefix + "ips"
-	idPolicing    = idPrefix + "policing"
 )
 
 // encodeAttachment writes what decodeAttachment reads.
@@ -43,9 +42,6 @@ func encodeAttachment(a model.Attachment) map[string]string {
 	}
 	if a.NetNS != "" {
 		ids[idNetNS] = a.NetNS
-	}
-	if a.Policing != (model.Policing{}) {
-		ids[idPolicing] = fmt.Sprintf("%d,%d", a.Policing.Rate, a.Policing.Burst)
 	}
 	return ids
 }
@@ -83,10 +79,6 @@ func decodeAttachment(ifName string, ids map[string]string) (model.Attachment, e
 	bad(idMAC, err)
 	a.OFPort, err = parseOFPort(need(idOFPort))
 	bad(idOFPort, err)
-	if s, ok := ids[idPolicing]; ok {
-		a.Policing, err = parsePolicing(s)
-		bad(idPolicing, err)
-	}
 	for s := range strings.SplitSeq(need(idIPs), ",") {
 		ip, err := netip.ParseAddr(s)
 		bad(idIPs, err)
@@ -96,17 +88,6 @@ func decodeAttachment(ifName string, ids map[string]string) (model.Attachment, e
 		return model.Attachment{}, errors.Join(errs...)
 	}
 	return a, nil
-}
-
-func parsePolicing(s string) (p model.Policing, err error) {
-	rate, burst, _ := strings.Cut(s, ",")
-	if p.Rate, err = strconv.Atoi(rate); err == nil {
-		p.Burst, err = strconv.Atoi(burst)
-	}
-	if err == nil && (p.Rate <= 0 || p.Burst <= 0) {
-		err = fmt.Errorf("%q is not RATE,BURST above zero", s)
-	}
-	return p, err
 }
 
 func parseOFPort(s string) (uint32, error) {

@@ -54,8 +54,6 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 		Name:          a.HostIfName,
 		OFPortRequest: ptr(int(a.OFPort)),
 		ExternalIDs:   encodeAttachment(a),
-		PolicingRate:  a.Policing.Rate,
-		PolicingBurst: a.Policing.Burst,
 	})
 	if err != nil {
 		return err

@@ -16,7 +16,6 @@ func TestPodRecords(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
 	a := attachment(0)
-	a.Policing = model.Policing{Rate: 8000, Burst: 800}
 	l.veth(a.HostIfName)
 	l.add(a)
 	l.vsctl("set", "Interface", "p0", "external_ids:others=stay")
@@ -31,9 +30,8 @@ func TestPodRecords(t *testing.T) {
 		"addresses":    "set Interface p0 external_ids:weft.ips=10.244.0.99",
 		"unreadable":   "set Interface p0 external_ids:weft.mac=none",
 		"pod":          "set Interface p0 external_ids:weft.pod=kube-system/other",
-		"cleared":      "remove Interface p0 external_ids weft.pod weft.pod-uid weft.container-id weft.if-name weft.ofport weft.mac weft.ips weft.policing",
-		"rate removed": "set Interface p0 ingress_policing_rate=0",
-		"rate lowered": "set Interface p0 ingress_policing_rate=1 ingress_policing_burst=1",
+		"cleared":      "remove Interface p0 external_ids weft.pod weft.pod-uid weft.container-id weft.if-name weft.ofport weft.mac weft.ips",
+		"pod's rate":   "set Interface p0 ingress_policing_rate=1 ingress_policing_burst=1",
 		"gateway rate": "set Interface weft0 ingress_policing_rate=1",
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -52,8 +50,8 @@ func TestPodRecords(t *testing.T) {
 			if now := l.vsctl("get", "Interface", "p0", "_uuid"); now != row {
 				t.Errorf("the port was made anew: %q", changed)
 			}
-			if rate := l.vsctl("get", "Interface", "p0", "ingress_policing_rate"); rate != "8000" {
-				t.Errorf("rate %s, want 8000", rate)
+			if rate := l.vsctl("get", "Interface", "p0", "ingress_policing_rate"); rate != "0" {
+				t.Errorf("rate %s, want none", rate)
 			}
 		})
 	}
