@@ -190,7 +190,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	loopDone := make(chan struct{})
 	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
 	defer func() { stopLoop(); <-loopDone }()
-	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
+	group.Go(func() error {
+		a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.cni.WatchLinks(ctx), a.pokeBridge)
+		return nil
+	})
 	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
@@ -338,6 +341,10 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	cfg := a.cfg
 	a.mu.Unlock()
 	self := a.loop.View().Self
+	known, err := a.cni.Known()
+	if err != nil {
+		return err
+	}
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
@@ -348,6 +355,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		},
 		TunnelChecksum: self.TunnelAddr().Is6(),
 		Version:        a.opt.Version,
+		Pods:           known,
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.
 	var optional *ovsdb.OptionalPortError
@@ -363,6 +371,12 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		changed = append(changed, restored...)
 	}
 	a.setProblem("ports of pods", err) // one pod's must not hold up the node
+	mirrors, err := a.ovs.Mirrors(ctx)
+	if err == nil && len(mirrors) > 0 {
+		err = fmt.Errorf("bridge %s has mirrors, which copy pods' packets: %v; remove them (ovs-vsctl clear Bridge %s mirrors) "+
+			"unless you want them", model.BridgeName, mirrors, model.BridgeName)
+	}
+	a.setProblem("mirrors", err)
 	if len(changed) > 0 {
 		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
 		notify(a.pokeHost)

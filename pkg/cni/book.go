@@ -122,6 +122,14 @@ func (b *book) complete(att model.Attachment) {
 	b.entries[att.Key()] = entry{att: att, complete: true}
 }
 
+// free tells whether no other attachment has an address or the port number of this one.
+func (b *book) free(att model.Attachment) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, used := b.ports[att.OFPort]
+	return !used && !slices.ContainsFunc(att.IPs, func(ip netip.Addr) bool { _, used := b.ips[ip]; return used })
+}
+
 // dissolve says that the attachment is no longer whole.
 func (b *book) dissolve(key model.AttachmentKey) {
 	b.mu.Lock()

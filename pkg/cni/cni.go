@@ -2,7 +2,7 @@
 // its addresses and its switch port, makes its veth, and has the bridge's port and the pod's flows realised before it
 // says so.
 //
-// State: the external_ids that Ports keeps are the only lasting record of an attachment. The Server's book is filled
+// State: the external_ids that Ports keeps are the lasting record of an attachment; copies of them are below /run (copies.go). The Server's book is filled
 // from them by Recover, owned by the Server, and guarded by one mutex that is never held over a call into the kernel,
 // OVSDB or the flow loop. Every request runs on its own goroutine; requests for one attachment exclude each other, all
 // others run in parallel. Threads that enter a pod's network namespace serve nothing else meanwhile.

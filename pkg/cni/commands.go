@@ -90,6 +90,9 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		}
 		return nil, fmt.Errorf("attach pod %s: %w", pod, err)
 	}
+	if err := s.copies.write(att, hostMAC); err != nil {
+		s.cfg.Log.Error("an attachment has no copy: if OVSDB is lost while no agent runs, its pod must be deleted", "err", err)
+	}
 	s.book.complete(att)
 	return result, nil
 }
@@ -206,6 +209,9 @@ func (s *Server) remove(ctx context.Context, command string, att model.Attachmen
 	// sending because OVSDB is away. The kernel takes its time (20 ms), so it does not wait for the flows.
 	linkErr := timed("link", func() error { return deleteLink(att.HostIfName) })()
 	err := errors.Join(portErr, linkErr, g.Wait())
+	if err == nil {
+		err = s.copies.remove(att.HostIfName)
+	}
 	if err == nil {
 		s.book.release(att.Key())
 	}

@@ -53,6 +53,7 @@ type Server struct {
 	cfg       Config
 	book      *book
 	locks     keyLocks
+	copies    copies
 	recovered bool
 }
 
@@ -67,7 +68,10 @@ func NewServer(cfg Config) *Server {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
 	}
-	return &Server{cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}}}
+	return &Server{
+		cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}},
+		copies: copies(filepath.Join(filepath.Dir(cfg.Socket), copiesDir)),
+	}
 }
 
 // Serve listens until the context ends, then lets every request come to an end: an ADD that is under way is rolled back,
