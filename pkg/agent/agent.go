@@ -232,7 +232,9 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err := a.retry(ctx, "flow-restore-wait", a.startForwarding); err != nil {
 		return err
 	}
-	if err := a.retry(ctx, "CNI configuration", func(context.Context) error { return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket) }); err != nil {
+	if err := a.retry(ctx, "CNI configuration", func(context.Context) error {
+		return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket, a.log)
+	}); err != nil {
 		return err
 	}
 	group.Go(func() error { a.keep(ctx, "flow-restore-wait", a.startForwarding, a.pokeForwarding); return nil })

@@ -339,14 +339,42 @@ func TestMACOnRequest(t *testing.T) {
 	}
 }
 
+// TestWithoutKubernetes: a container that is no pod is refused at once, not after all the time that an ADD may take.
 func TestWithoutKubernetes(t *testing.T) {
 	n := newNode(t, "fd20::/64")
 	p := n.pod("")
 	p.rt.Args = nil
-	r := n.mustAdd(n.conf("1.0.0", ""), p)
-	if got := n.attached()[0]; got.Pod != (model.PodRef{Namespace: "-", Name: p.rt.ContainerID}) || got.MAC.String()[:5] != "0a:58" || r.IPs[0].Address.String() != "fd20::2/64" {
-		t.Errorf("attached %+v", got)
+	_, err := n.add(n.conf("1.0.0", ""), p)
+	wantCode(t, err, types.ErrInvalidEnvironmentVariables, "Kubernetes only")
+	n.wantNothing()
+}
+
+// TestAddressesGoOn: an agent that starts goes on after the address that the one before gave last, although that is free
+// again and the highest in use is lower. When all others are in use, it is given.
+func TestAddressesGoOn(t *testing.T) {
+	n := newNode(t, "10.20.0.0/29") // .2 to .6 for pods
+	list := n.conf("1.0.0", "")
+	give := func(want string) *pod {
+		t.Helper()
+		p := n.pod("web")
+		if got := n.mustAdd(list, p).IPs[0].Address.IP.String(); got != want {
+			t.Fatalf("address %s, want %s", got, want)
+		}
+		return p
 	}
+	give("10.20.0.2")
+	freed := give("10.20.0.3")
+	n.mustDel(list, freed)
+	check(t, n.stop())
+	n.start()
+	give("10.20.0.4")
+	give("10.20.0.5")
+	give("10.20.0.6")
+	last := give("10.20.0.3")
+	_, err := n.add(list, n.pod("one-too-many"))
+	wantCode(t, err, cni.ErrPoolExhausted, "10.20.0.0/29")
+	n.mustDel(list, last)
+	give("10.20.0.3")
 }
 
 func TestConcurrentAdds(t *testing.T) {

@@ -52,7 +52,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	if conf.PrevResult != nil {
 		return nil, errorf(types.ErrInvalidNetworkConfig, "prevResult: weft-cni makes the interface, so it must be the first plugin of the list")
 	}
-	pod, mac, err := identity(req.ContainerID, req.Args, conf)
+	pod, mac, err := identity(req.Args, conf)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		return nil, err
 	}
 	att.NetNS = req.Netns
-	hostMAC, err := s.connect(ctx, att, set, netns)
+	hostMAC, err := s.connect(ctx, att, set, conf.RuntimeConfig.Bandwidth, netns)
 	var result json.RawMessage
 	if err == nil {
 		result, err = encodeResult(newResult(att, hostMAC, set, req, conf.DNS), conf.CNIVersion)
@@ -100,7 +100,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 // connect makes and realises everything that an attachment consists of. What does not depend on each other runs in
 // parallel: the flows are compiled and programmed while the kernel makes the veth and OVS adds the port, which forwards
 // nothing until its flows are there. On failure something of it may exist.
-func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings, netns *os.File) (net.HardwareAddr, error) {
+func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings, limit egressLimit, netns *os.File) (net.HardwareAddr, error) {
 	var veth *netlink.Veth
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(s.timed("flows", func() error {
@@ -110,6 +110,12 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 		return nil
 	}))
 	g.Go(func() error {
+		if err := s.cfg.Ports.SetLastIPs(gctx, s.book.last()); err != nil {
+			s.cfg.Log.Warn("after a restart of the agent, addresses go on after the highest in use", "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
 		err := s.timed("veth", func() (err error) {
 			veth, err = addVeth(att, set.MTU, netns)
 			return err
@@ -118,7 +124,7 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 			return err
 		}
 		g.Go(s.timed("pod", func() error {
-			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, sysctls(s.cfg.ProcSys))
+			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, limit, sysctls(s.cfg.ProcSys))
 		}))
 		if err := raiseHostEnd(veth, sysctls(s.cfg.ProcSys)); err != nil {
 			return err

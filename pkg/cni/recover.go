@@ -34,6 +34,9 @@ func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)
 	}
+	if s.book.resume, err = s.cfg.Ports.LastIPs(ctx); err != nil {
+		return nil, fmt.Errorf("recover CNI attachments: %w", err)
+	}
 	links, err := ourLinks()
 	if err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)

@@ -90,6 +90,9 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	}
 	_ = g.Wait() // errs has the errors
 	slices.Sort(restored)
+	if last := s.book.last(); len(restored) > 0 && len(last) > 0 { // the bridge may be a new one
+		errs = append(errs, s.cfg.Ports.SetLastIPs(ctx, last))
+	}
 	return restored, errors.Join(errs...)
 }
 

@@ -201,8 +201,8 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 		have.MTURequest = want.MTURequest
 		fields = append(fields, &have.MTURequest)
 	}
-	// Weft polices no port: on the userspace datapath it has no effect on a veth (see docs/cni.md), and with the kernel's
-	// the bandwidth plugin limits.
+	// Weft polices no port: with the userspace datapath that has no effect on a veth, and with the kernel's the bandwidth
+	// plugin limits; see docs/cni.md.
 	if have.PolicingRate != want.PolicingRate || have.PolicingBurst != want.PolicingBurst {
 		diff = append(diff, fmt.Sprintf("ingress_policing_rate %d to %d, burst %d to %d",
 			have.PolicingRate, want.PolicingRate, have.PolicingBurst, want.PolicingBurst))
