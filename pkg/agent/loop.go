@@ -119,6 +119,9 @@ type Status struct {
 	// Bundles is the number of changes sent to the switch; Repairs counts the flows and groups that somebody else had changed.
 	Bundles uint64 `json:"bundles"`
 	Repairs uint64 `json:"repairs"`
+	// ForeignFlows counts the flows on the bridge that Weft did not make; Foreign describes the first few.
+	ForeignFlows int      `json:"foreignFlows,omitempty"`
+	Foreign      []string `json:"foreign,omitempty"`
 	// Error says why the switch cannot be reached; empty when it can.
 	Error string `json:"error,omitempty"`
 	// Quarantined are the owners whose flows are not in the switch, but those that isolate pods, and why.
@@ -399,9 +402,12 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 			return e.Deleted
 		}
 	}
-	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. Anybody else's
-	// flow, and what we deleted ourselves, is not; nor is what we wrote a moment ago and have replaced since, as endpoints and
-	// policies come and go in quick succession.
+	if len(keys) == 0 && e.Table != flows.Affinity && !e.Deleted && !l.sent[e] {
+		return true // a foreign flow, or one of ours that has been replaced since
+	}
+	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. What we deleted
+	// ourselves is not; nor is what we wrote a moment ago and have replaced since, as endpoints and policies come and go
+	// in quick succession.
 	return !e.Deleted && len(keys) > 0 && !l.sent[e]
 }
 
