@@ -142,7 +142,7 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	needed, optional := want.numbered(c.bridge)
 	for _, port := range needed {
 		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return changed, fmt.Errorf("port %s: %w", port.Name, err)
+			return changed, fmt.Errorf("port %s: %w", port.Name, s.nameRival(port, err))
 		}
 	}
 	for _, port := range optional {
@@ -151,7 +151,7 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return changed, &OptionalPortError{Port: port.Name, Err: err}
+			return changed, &OptionalPortError{Port: port.Name, Err: s.nameRival(port, err)}
 		}
 	}
 	return changed, nil
