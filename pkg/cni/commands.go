@@ -177,10 +177,16 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	defer unlock()
 	att, ok := s.book.get(key)
 	if !ok {
-		return s.deleteOrphan(key)
+		err = s.deleteOrphan(key)
+	} else if err = s.remove(ctx, "DEL", att); err != nil {
+		err = fmt.Errorf("detach pod %s: %w", att.Pod, err)
 	}
-	if err := s.remove(ctx, "DEL", att); err != nil {
-		return fmt.Errorf("detach pod %s: %w", att.Pod, err)
+	if err != nil {
+		return err
+	}
+	pending := wire.Pending{ContainerID: key.ContainerID, IfName: key.IfName}
+	if err := pending.Remove(s.cfg.Socket); err != nil {
+		return fmt.Errorf("remove the record of a deletion: %w", err)
 	}
 	return nil
 }

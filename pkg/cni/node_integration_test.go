@@ -310,6 +310,9 @@ func (n *node) attached() []model.Attachment {
 func (n *node) links() []string {
 	n.t.Helper()
 	all, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		all, err = netlink.LinkList()
+	}
 	check(n.t, err)
 	var names []string
 	for _, l := range all {

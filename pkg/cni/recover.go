@@ -121,7 +121,11 @@ func (s *Server) copyAll(kept []model.Attachment) {
 
 // ourLinks lists the node's ends of our veths with the group they are in.
 func ourLinks() (map[string]uint32, error) {
+	const tries = 20
 	all, err := netlink.LinkList()
+	for i := 1; i < tries && errors.Is(err, netlink.ErrDumpInterrupted); i++ {
+		all, err = netlink.LinkList() // links came or went while they were listed, so some may be missing
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

@@ -88,6 +88,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer requests.Wait()
 	// Closing also removes the socket, so that weft-cni knows at once that nobody is there.
 	defer context.AfterFunc(ctx, func() { l.Close() })()
+	requests.Go(func() { s.deletePending(ctx) })
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {
