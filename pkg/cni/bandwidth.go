@@ -28,7 +28,7 @@ func limitEgress(h *netlink.Handle, link netlink.Link, limit egressLimit) error 
 	err := h.QdiscAdd(&netlink.Tbf{
 		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT},
 		Rate:       bytesPerSecond,
-		Buffer:     uint32(netlink.Xmittime(bytesPerSecond, uint32(bucket))),
+		Buffer:     netlink.Xmittime(bytesPerSecond, uint32(bucket)),
 		Limit:      uint32(min(uint64(float64(bytesPerSecond)*limitLatency)+bucket, 1<<30)),
 	})
 	if err != nil {
