@@ -253,7 +253,8 @@ func (s *Server) gc(ctx context.Context, req wire.Request) error {
 		}
 		att, _ := s.book.get(key)
 		// A warning with names: with two container runtimes on one network directory, each one's GC removes the other's pods.
-		s.cfg.Log.Warn("removing an attachment that the runtime's GC does not list", "pod", att.Pod, "attachment", key, "addresses", att.IPs, "netns", att.NetNS)
+		s.cfg.Log.Warn("removing an attachment that the runtime's GC does not list",
+			"pod", att.Pod, "attachment", key, "addresses", att.IPs, "netns", att.NetNS)
 		errs = append(errs, s.del(ctx, key))
 	}
 	return errors.Join(errs...)

@@ -105,12 +105,32 @@ func (c copies) prove(hostIfName string) (model.Attachment, error) {
 	if have := link.Attrs().HardwareAddr.String(); have != cp.HostMAC {
 		return model.Attachment{}, fmt.Errorf("copy of attachment %s: link has MAC %s, want %s", hostIfName, have, cp.HostMAC)
 	}
+	if leadsTo(link, cp.Attachment.NetNS) {
+		return cp.Attachment, nil
+	}
 	if _, path, err := orphanAddrs(hostIfName); err != nil {
 		return model.Attachment{}, err
 	} else if path == "" {
 		return model.Attachment{}, fmt.Errorf("copy of attachment %s: no pod's network namespace has the other end of the link", hostIfName)
 	}
 	return cp.Attachment, nil
+}
+
+// leadsTo tells whether the link's other end is in the network namespace of that path.
+func leadsTo(link netlink.Link, path string) bool {
+	if path == "" {
+		return false
+	}
+	netns, err := os.Open(agentPath(path))
+	if err != nil {
+		return false
+	}
+	defer netns.Close()
+	if checkNetns(netns, path) != nil {
+		return false
+	}
+	_, found := addrsAtOtherEnd(netns, link)
+	return found
 }
 
 // clean removes the copies of links that are not kept, among them what an interrupted write left.

@@ -82,7 +82,8 @@ func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
 		if group == GroupAttached {
 			known, err := s.copies.prove(name)
 			if err == nil && s.book.free(known) {
-				s.cfg.Log.Warn("the record of a pod is lost in OVSDB; restoring it from its copy", "pod", known.Pod, "link", name, "addresses", known.IPs)
+				s.cfg.Log.Warn("the record of a pod is lost in OVSDB; restoring it from its copy",
+					"pod", known.Pod, "link", name, "addresses", known.IPs)
 				keep(known)
 				continue
 			}

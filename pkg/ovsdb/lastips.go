@@ -17,9 +17,11 @@ func (c *Client) SetLastIPs(ctx context.Context, ips []netip.Addr) error {
 	for i, ip := range ips {
 		text[i] = ip.String()
 	}
+	key := ovsdb.OvsSet{GoSet: []any{idLastIPs}}
+	value := ovsdb.OvsMap{GoMap: map[any]any{idLastIPs: strings.Join(text, ",")}}
 	_, err := c.commit(ctx, []ovsdb.Operation{mutate(tableBridge, where("name", c.bridge),
-		*ovsdb.NewMutation("external_ids", ovsdb.MutateOperationDelete, ovsdb.OvsSet{GoSet: []any{idLastIPs}}),
-		*ovsdb.NewMutation("external_ids", ovsdb.MutateOperationInsert, ovsdb.OvsMap{GoMap: map[any]any{idLastIPs: strings.Join(text, ",")}}))})
+		*ovsdb.NewMutation("external_ids", ovsdb.MutateOperationDelete, key),
+		*ovsdb.NewMutation("external_ids", ovsdb.MutateOperationInsert, value))})
 	if err != nil {
 		return fmt.Errorf("record the last addresses on bridge %s: %w", c.bridge, err)
 	}

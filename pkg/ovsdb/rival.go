@@ -42,6 +42,7 @@ func sameTunnel(a, b interfaceRow) bool {
 		byType := map[string]string{"geneve": "6081", "vxlan": vxlanPort}
 		return cmp.Or(i.Options["dst_port"], byType[i.Type])
 	}
-	return a.Type == b.Type && a.Options["remote_ip"] == b.Options["remote_ip"] && a.Options["local_ip"] == b.Options["local_ip"] &&
+	return a.Type == b.Type &&
+		a.Options["remote_ip"] == b.Options["remote_ip"] && a.Options["local_ip"] == b.Options["local_ip"] &&
 		cmp.Or(a.Options["key"], a.Options["in_key"]) == cmp.Or(b.Options["key"], b.Options["in_key"]) && udpPort(a) == udpPort(b)
 }
