@@ -1,6 +1,6 @@
 // Command weft-cni is Weft's CNI plugin: what the runtime gave it on stdin and in the environment becomes one call on the
-// agent's Unix socket, and the agent's answer is printed. It decides nothing and keeps nothing, and it imports little,
-// because its start-up is part of every pod's.
+// agent's Unix socket, and the agent's answer is printed. It decides nothing, keeps nothing but a DEL that no agent was
+// there to take, and imports little, because its start-up is part of every pod's.
 package main
 
 import (
@@ -46,14 +46,18 @@ func run(command string, args *skel.CmdArgs) error {
 		}
 		defer netns.Close()
 	}
-	resp, err := wire.Call(socket, wire.Request{
+	req := wire.Request{
 		Command:     command,
 		ContainerID: args.ContainerID,
 		Netns:       args.Netns,
 		IfName:      args.IfName,
 		Args:        args.Args,
 		Config:      args.StdinData,
-	}, netns)
+	}
+	resp, err := wire.Call(socket, req, netns)
+	if command == "DEL" && wire.NotListening(err) {
+		resp, err = delLater(socket, req)
+	}
 	if err != nil {
 		return callError(command, socket, err)
 	}
@@ -67,6 +71,21 @@ func run(command string, args *skel.CmdArgs) error {
 		return types.NewError(types.ErrIOFailure, "print the result", err.Error())
 	}
 	return nil
+}
+
+// delLater leaves a DEL to the agent that will start: a pod must not stay Terminating, and its node not stay full,
+// because the agent is away. The agent removes what is recorded as soon as it listens. It may have begun to listen
+// before the record was there, so it is called once more.
+func delLater(socket string, req wire.Request) (wire.Response, error) {
+	pending := wire.Pending{ContainerID: req.ContainerID, IfName: req.IfName}
+	if err := pending.Write(socket); err != nil {
+		return wire.Response{}, fmt.Errorf("no agent listens, and the deletion cannot be recorded for later: %w", err)
+	}
+	resp, err := wire.Call(socket, req, nil)
+	if wire.NotListening(err) {
+		return wire.Response{}, nil
+	}
+	return resp, err
 }
 
 func socketOf(config []byte) (string, error) {

@@ -197,7 +197,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	loopDone := make(chan struct{})
 	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
 	defer func() { stopLoop(); <-loopDone }()
-	group.Go(func() error { a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.pokeBridge); return nil })
+	group.Go(func() error {
+		a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.cni.WatchLinks(ctx), a.pokeBridge)
+		return nil
+	})
 	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
 	guardChanged := a.host.WatchTable(cni.GuardTable)
 	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard, guardChanged); return nil })
@@ -241,7 +244,9 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err := a.retry(ctx, "flow-restore-wait", a.startForwarding); err != nil {
 		return err
 	}
-	if err := a.retry(ctx, "CNI configuration", func(context.Context) error { return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket) }); err != nil {
+	if err := a.retry(ctx, "CNI configuration", func(context.Context) error {
+		return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket, a.log)
+	}); err != nil {
 		return err
 	}
 	group.Go(func() error { a.keep(ctx, "flow-restore-wait", a.startForwarding, a.pokeForwarding); return nil })
@@ -358,6 +363,10 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	for _, path := range view.Paths {
 		checksum = checksum || path.Remote.Is6()
 	}
+	known, err := a.cni.Known()
+	if err != nil {
+		return err
+	}
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
@@ -368,6 +377,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		},
 		TunnelChecksum: checksum,
 		Version:        a.opt.Version,
+		Pods:           known,
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.
 	var optional *ovsdb.OptionalPortError
@@ -383,6 +393,12 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		changed = append(changed, restored...)
 	}
 	a.setProblem("ports of pods", err) // one pod's must not hold up the node
+	mirrors, err := a.ovs.Mirrors(ctx)
+	if err == nil && len(mirrors) > 0 {
+		err = fmt.Errorf("bridge %s has mirrors, which copy pods' packets: %v; remove them (ovs-vsctl clear Bridge %s mirrors) "+
+			"unless you want them", model.BridgeName, mirrors, model.BridgeName)
+	}
+	a.setProblem("mirrors", err)
 	if len(changed) > 0 {
 		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
 		notify(a.pokeHost)

@@ -119,6 +119,9 @@ type Status struct {
 	// Bundles is the number of changes sent to the switch; Repairs counts the flows and groups that somebody else had changed.
 	Bundles uint64 `json:"bundles"`
 	Repairs uint64 `json:"repairs"`
+	// ForeignFlows counts the flows on the bridge that Weft did not make; Foreign describes the first few.
+	ForeignFlows int      `json:"foreignFlows,omitempty"`
+	Foreign      []string `json:"foreign,omitempty"`
 	// Error says why the switch cannot be reached; empty when it can.
 	Error string `json:"error,omitempty"`
 	// Quarantined are the owners whose flows are not in the switch, but those that isolate pods, and why.
@@ -397,13 +400,16 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
 		if l.compiler.Desired().Flows[key].Actions == e.Actions {
-			// This is what the table shall hold: right when it was added, wrong when it was deleted.
+			// This is what the table should hold: right when it was added, wrong when it was deleted.
 			return e.Deleted
 		}
 	}
-	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. Anybody else's
-	// flow, and what we deleted ourselves, is not; nor is what we wrote a moment ago and have replaced since, as endpoints and
-	// policies come and go in quick succession.
+	if len(keys) == 0 && e.Table != flows.Affinity && !e.Deleted && !own {
+		return true // a foreign flow
+	}
+	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. What we deleted
+	// ourselves is not; nor is what we wrote a moment ago and have replaced since, as endpoints and policies come and go
+	// in quick succession.
 	return !e.Deleted && len(keys) > 0 && !own
 }
 
@@ -414,7 +420,7 @@ func (l *Loop) groupDrifted(e ofswitch.Event, own bool) bool {
 	}
 	want, ok := l.compiler.Desired().Groups[e.Group.ID]
 	if e.Deleted || !ok {
-		return ok // what nobody wants was ours a moment ago, or is somebody else's
+		return ok // one that is not wanted was ours a moment ago, or is another program's
 	}
 	return want.Group != e.Group && !own
 }

@@ -172,6 +172,9 @@ func TestRestartTouchesNothing(t *testing.T) {
 	if !b.has("in_port=9") {
 		t.Error("a foreign flow was deleted")
 	}
+	if s := b.Status(); s.ForeignFlows != 1 || len(s.Foreign) != 1 || !strings.Contains(s.Foreign[0], `priority=77, match "in_port=9"`) {
+		t.Errorf("status names the foreign flows as %d %q", s.ForeignFlows, s.Foreign)
+	}
 	if b.Status().Repairs != 0 {
 		t.Errorf("%d repairs counted at the start", b.Status().Repairs)
 	}
@@ -381,4 +384,28 @@ func TestAttachWaitsForThePod(t *testing.T) {
 			return false
 		}
 	})
+}
+
+// TestForeignFlowsAreNamed: a foreign flow that comes while the agent runs is named at once, without a change of what
+// Weft has, and is no repair. Flows that the switch learns are no news.
+func TestForeignFlowsAreNamed(t *testing.T) {
+	sw := ofswitch.NewFake()
+	b := start(t, sw, pod("a", 2))
+	b.holds("first programming")
+	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535, Match: ""}, Actions: "drop"}
+	sw.Put(foreign)
+	for deadline := time.Now().Add(2 * time.Second); b.Status().ForeignFlows != 1; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("not named within 2 seconds")
+		}
+	}
+	if s := b.Status(); !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {
+		t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
+	}
+	dumps := sw.Dumps()
+	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: "ip"}, Cookie: flows.Cookie(model.ServiceOwner("x/y")), Actions: "drop"})
+	time.Sleep(700 * time.Millisecond)
+	if got := sw.Dumps(); got != dumps {
+		t.Errorf("%d readings after a learned flow", got-dumps)
+	}
 }

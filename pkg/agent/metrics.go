@@ -57,6 +57,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s Status) float64 { return float64(s.Realised) })
 	gauge("weft_quarantined", "Objects whose flows are refused.", func(s Status) float64 { return float64(len(s.Quarantined)) })
 	gauge("weft_conflicts", "Match fields that several objects claim.", func(s Status) float64 { return float64(len(s.Conflicts)) })
+	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s Status) float64 { return float64(s.ForeignFlows) })
 	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
 	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {

@@ -71,6 +71,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		if !l.known { // what changed while there was no agent, or no switch
 			l.sweepRequest().Start = true
 		}
+		l.findForeign(actual)
 		delta = flows.Diff(actual, l.compiler.Desired())
 		l.sent.reset()
 		l.countRepairs(delta, change)
@@ -83,6 +84,24 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		l.verify, l.verifiedAt = false, time.Now()
 	}
 	return nil
+}
+
+// findForeign names the flows that are not Weft's. Weft leaves them alone (only what is recognizable as its own is ever
+// deleted), but they can outrank its own.
+func (l *Loop) findForeign(actual openflow.Contents) {
+	const few = 5
+	foreign := flows.Foreign(actual, l.compiler.Desired())
+	var names []string
+	for _, f := range foreign[:min(few, len(foreign))] {
+		names = append(names, fmt.Sprintf("table %s, priority=%d, match %q, actions=%s", flows.TableName(f.Table), f.Priority, f.Match, f.Actions))
+	}
+	l.mu.Lock()
+	news := !slices.Equal(names, l.status.Foreign)
+	l.status.ForeignFlows, l.status.Foreign = len(foreign), names
+	l.mu.Unlock()
+	if news && len(foreign) > 0 {
+		l.log.Warn("the bridge has flows that are not Weft's and may outrank its own", "count", len(foreign), "flows", names)
+	}
 }
 
 // apply sends the parts in one bundle. When the switch refuses it, the parts are halved until those at fault stand

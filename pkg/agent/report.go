@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -102,6 +103,10 @@ func (a *Agent) report(ctx context.Context) Report {
 	}
 	view := loop.View()
 	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, switchReport(loop.Status())
+	if n := r.Flows.ForeignFlows; n > 0 {
+		r.Problems = append(r.Problems, fmt.Sprintf("foreign flows: %d on bridge %s are not Weft's and may outrank its own; remove them "+
+			"(ovs-ofctl --strict del-flows): %s", n, model.BridgeName, strings.Join(r.Flows.Foreign, "; ")))
+	}
 	problems := a.objectProblems()
 	r.Objects = objectCounts(view, r.Flows.Status, problems)
 	for _, o := range slices.SortedFunc(maps.Keys(problems), model.Owner.Compare) {

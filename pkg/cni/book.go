@@ -30,6 +30,8 @@ type book struct {
 	// lastIP and lastPort make what was freed last come up last.
 	lastIP   map[netip.Prefix]netip.Addr
 	lastPort uint32
+	// resume are the addresses that an earlier agent gave last.
+	resume []netip.Addr
 }
 
 type entry struct {
@@ -120,6 +122,14 @@ func (b *book) complete(att model.Attachment) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.entries[att.Key()] = entry{att: att, complete: true}
+}
+
+// free tells whether no other attachment has an address or the port number of this one.
+func (b *book) free(att model.Attachment) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, used := b.ports[att.OFPort]
+	return !used && !slices.ContainsFunc(att.IPs, func(ip netip.Addr) bool { _, used := b.ips[ip]; return used })
 }
 
 // dissolve says that the attachment is no longer whole.
@@ -319,9 +329,28 @@ func (s *store) Reserve(id, ifname string, ip net.IP, _ string) (bool, error) {
 	return true, nil
 }
 
-// LastReservedIP is where the allocator goes on. After a restart of the agent that is the highest address in use.
+// last are the addresses that were given last, one of each range, in a fixed order.
+func (b *book) last() []netip.Addr {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var last []netip.Addr
+	for _, ip := range b.resume {
+		if !slices.ContainsFunc(slices.Collect(maps.Keys(b.lastIP)), func(cidr netip.Prefix) bool { return cidr.Contains(ip) }) {
+			last = append(last, ip)
+		}
+	}
+	return slices.SortedFunc(slices.Values(slices.AppendSeq(last, maps.Values(b.lastIP))), netip.Addr.Compare)
+}
+
+// LastReservedIP is where the allocator goes on. After a restart of the agent that is where the earlier one stopped, and
+// without a record of that, the highest address in use.
 func (s *store) LastReservedIP(string) (net.IP, error) {
 	last := s.b.lastIP[s.cidr]
+	for _, ip := range s.b.resume {
+		if !last.IsValid() && s.cidr.Contains(ip) {
+			last = ip
+		}
+	}
 	if !last.IsValid() {
 		for ip := range s.b.ips {
 			if s.cidr.Contains(ip) && (!last.IsValid() || last.Less(ip)) {

@@ -2,8 +2,8 @@
 // its addresses and its switch port, makes its veth, and has the bridge's port and the pod's flows realised before it
 // says so.
 //
-// State: the external_ids that Ports keeps are the only lasting record of an attachment. The Server's book is filled
-// from them by Recover, owned by the Server, and guarded by one mutex that is never held over a call into the kernel,
+// State: the external_ids that Ports keeps are the lasting record of an attachment; copies of them are
+// below /run (copies.go). The Server's book is filled from them by Recover, owned by the Server, and guarded by one mutex that is never held over a call into the kernel,
 // OVSDB or the flow loop. Every request runs on its own goroutine; requests for one attachment exclude each other, all
 // others run in parallel. Threads that enter a pod's network namespace serve nothing else meanwhile.
 package cni
@@ -26,6 +26,9 @@ type Ports interface {
 	AddPort(ctx context.Context, att model.Attachment) error
 	// RemovePort removes the port; one that does not exist is no error.
 	RemovePort(ctx context.Context, hostIfName string) error
+	// SetLastIPs records the addresses that were given last, LastIPs reads them.
+	SetLastIPs(ctx context.Context, ips []netip.Addr) error
+	LastIPs(ctx context.Context) ([]netip.Addr, error)
 	// Attachments reads back what AddPort recorded, and names the pods' ports whose record cannot be read.
 	Attachments(ctx context.Context) ([]model.Attachment, []ovsdb.BadPort, error)
 }

@@ -277,7 +277,7 @@ func TestAgentNotRunningOrNotReady(t *testing.T) {
 	check(t, n.stop())
 	_, err = n.add(list, p)
 	wantCode(t, err, types.ErrTryAgainLater, "does not answer")
-	wantCode(t, n.libcni.DelNetworkList(n.ctx, list, p.rt), types.ErrTryAgainLater, "does not answer")
+	n.mustDel(list, p)
 	wantCode(t, n.libcni.GetStatusNetworkList(n.ctx, list), 50, "does not answer")
 	// A socket file that nobody listens on, as a killed agent leaves it.
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: n.socket, Net: "unix"})
@@ -339,14 +339,14 @@ func TestMACOnRequest(t *testing.T) {
 	}
 }
 
+// TestWithoutKubernetes: a container that is no pod is refused at once, not after all the time that an ADD may take.
 func TestWithoutKubernetes(t *testing.T) {
 	n := newNode(t, "fd20::/64")
 	p := n.pod("")
 	p.rt.Args = nil
-	r := n.mustAdd(n.conf("1.0.0", ""), p)
-	if got := n.attached()[0]; got.Pod != (model.PodRef{Namespace: "-", Name: p.rt.ContainerID}) || got.MAC.String()[:5] != "0a:58" || r.IPs[0].Address.String() != "fd20::2/64" {
-		t.Errorf("attached %+v", got)
-	}
+	_, err := n.add(n.conf("1.0.0", ""), p)
+	wantCode(t, err, types.ErrInvalidEnvironmentVariables, "Kubernetes only")
+	n.wantNothing()
 }
 
 func TestConcurrentAdds(t *testing.T) {

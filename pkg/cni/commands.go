@@ -52,7 +52,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	if conf.PrevResult != nil {
 		return nil, errorf(types.ErrInvalidNetworkConfig, "prevResult: weft-cni makes the interface, so it must be the first plugin of the list")
 	}
-	pod, mac, err := identity(req.ContainerID, req.Args, conf)
+	pod, mac, err := identity(req.Args, conf)
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +76,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		return nil, err
 	}
 	att.NetNS = req.Netns
-	hostMAC, err := s.connect(ctx, att, set, netns)
+	hostMAC, err := s.connect(ctx, att, set, conf.RuntimeConfig.Bandwidth, netns)
 	var result json.RawMessage
 	if err == nil {
 		result, err = encodeResult(newResult(att, hostMAC, set, req, conf.DNS), conf.CNIVersion)
@@ -90,6 +90,9 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		}
 		return nil, fmt.Errorf("attach pod %s: %w", pod, err)
 	}
+	if err := s.copies.write(att, hostMAC); err != nil {
+		s.cfg.Log.Error("an attachment has no copy: if OVSDB is lost while no agent runs, its pod must be deleted", "err", err)
+	}
 	s.book.complete(att)
 	return result, nil
 }
@@ -97,7 +100,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 // connect makes and realises everything that an attachment consists of. What does not depend on each other runs in
 // parallel: the flows are compiled and programmed while the kernel makes the veth and OVS adds the port, which forwards
 // nothing until its flows are there. On failure something of it may exist.
-func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings, netns *os.File) (net.HardwareAddr, error) {
+func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings, limit egressLimit, netns *os.File) (net.HardwareAddr, error) {
 	var veth *netlink.Veth
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(s.timed("flows", func() error {
@@ -107,6 +110,12 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 		return nil
 	}))
 	g.Go(func() error {
+		if err := s.cfg.Ports.SetLastIPs(gctx, s.book.last()); err != nil {
+			s.cfg.Log.Warn("after a restart of the agent, addresses go on after the highest in use", "err", err)
+		}
+		return nil
+	})
+	g.Go(func() error {
 		err := s.timed("veth", func() (err error) {
 			veth, err = addVeth(att, set.MTU, netns)
 			return err
@@ -115,7 +124,7 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 			return err
 		}
 		g.Go(s.timed("pod", func() error {
-			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, sysctls(s.cfg.ProcSys))
+			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, limit, sysctls(s.cfg.ProcSys))
 		}))
 		if err := raiseHostEnd(veth, sysctls(s.cfg.ProcSys)); err != nil {
 			return err
@@ -168,10 +177,16 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	defer unlock()
 	att, ok := s.book.get(key)
 	if !ok {
-		return s.deleteOrphan(key)
+		err = s.deleteOrphan(key)
+	} else if err = s.remove(ctx, "DEL", att); err != nil {
+		err = fmt.Errorf("detach pod %s: %w", att.Pod, err)
 	}
-	if err := s.remove(ctx, "DEL", att); err != nil {
-		return fmt.Errorf("detach pod %s: %w", att.Pod, err)
+	if err != nil {
+		return err
+	}
+	pending := wire.Pending{ContainerID: key.ContainerID, IfName: key.IfName}
+	if err := pending.Remove(s.cfg.Socket); err != nil {
+		return fmt.Errorf("remove the record of a deletion: %w", err)
 	}
 	return nil
 }
@@ -207,6 +222,9 @@ func (s *Server) remove(ctx context.Context, command string, att model.Attachmen
 	linkErr := timed("link", func() error { return deleteLink(att.HostIfName) })()
 	err := errors.Join(portErr, linkErr, g.Wait())
 	if err == nil {
+		err = s.copies.remove(att.HostIfName)
+	}
+	if err == nil {
 		s.book.release(att.Key())
 	}
 	return err
@@ -233,7 +251,10 @@ func (s *Server) gc(ctx context.Context, req wire.Request) error {
 		if valid[key] || s.locks.busy(key) {
 			continue
 		}
-		s.cfg.Log.Info("removing an attachment that the runtime no longer knows", "attachment", key)
+		att, _ := s.book.get(key)
+		// A warning with names: with two container runtimes on one network directory, each one's GC removes the other's pods.
+		s.cfg.Log.Warn("removing an attachment that the runtime's GC does not list",
+			"pod", att.Pod, "attachment", key, "addresses", att.IPs, "netns", att.NetNS)
 		errs = append(errs, s.del(ctx, key))
 	}
 	return errors.Join(errs...)

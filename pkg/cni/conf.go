@@ -19,7 +19,8 @@ type netConf struct {
 	DNS           types.DNS       `json:"dns"`
 	PrevResult    json.RawMessage `json:"prevResult"`
 	RuntimeConfig struct {
-		MAC string `json:"mac"`
+		MAC       string      `json:"mac"`
+		Bandwidth egressLimit `json:"bandwidth"`
 	} `json:"runtimeConfig"`
 	Args struct {
 		CNI struct {
@@ -28,6 +29,12 @@ type netConf struct {
 	} `json:"args"`
 	// Valid is a pointer because a GC without the list and a GC with an empty one are very different requests.
 	Valid *[]types.GCAttachment `json:"-"`
+}
+
+// egressLimit is our part of the bandwidth capability; the bandwidth plugin has the rest.
+type egressLimit struct {
+	Rate  uint64 `json:"egressRate"`  // bits a second; 0 is no limit
+	Burst uint64 `json:"egressBurst"` // bits
 }
 
 // knownKeys are the keys of a plugin's configuration that we use or that are none of our business. cni.dev/… is the
@@ -45,7 +52,7 @@ func parseConf(raw []byte) (netConf, error) {
 			return netConf{}, errorf(types.ErrUnsupportedField, "network configuration has the key %q (value %s), which weft-cni does not know; it knows %s", key, value, strings.Join(knownKeys, ", "))
 		}
 	}
-	if err := rejectUnknown(keys["runtimeConfig"], "runtimeConfig", "mac"); err != nil {
+	if err := rejectUnknown(keys["runtimeConfig"], "runtimeConfig", "mac", "bandwidth"); err != nil {
 		return netConf{}, err
 	}
 	var conf netConf
@@ -109,22 +116,17 @@ type podArgs struct {
 	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
-// noNamespace stands in a PodRef for the namespace of a container that is not Kubernetes': no namespace is called so.
-const noNamespace = "-"
-
-// identity says whose interface it is and which MAC was asked for, if any. Without Kubernetes the container stands for
-// the pod.
-func identity(containerID, args string, conf netConf) (model.PodRef, model.MAC, error) {
+// identity says whose interface it is and which MAC was asked for, if any. A container that is not a pod of Kubernetes is
+// refused: the API server never tells of it, so its policies would never be known and its port never opened.
+func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 	var a podArgs
 	if err := types.LoadArgs(args, &a); err != nil {
 		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS %q: %v", args, err)
 	}
 	pod := model.PodRef{Namespace: string(a.K8S_POD_NAMESPACE), Name: string(a.K8S_POD_NAME), UID: string(a.K8S_POD_UID)}
-	if (pod.Namespace == "") != (pod.Name == "") {
-		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS %q must name both K8S_POD_NAMESPACE and K8S_POD_NAME, or neither", args)
-	}
-	if pod.Name == "" {
-		pod = model.PodRef{Namespace: noNamespace, Name: containerID}
+	if pod.Namespace == "" || pod.Name == "" {
+		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables,
+			"CNI_ARGS %q must name K8S_POD_NAMESPACE and K8S_POD_NAME: Weft connects pods of Kubernetes only", args)
 	}
 	// The runtime's capability argument is the most specific, CNI_ARGS the oldest way to ask.
 	for _, asked := range []struct{ where, value string }{

@@ -66,6 +66,7 @@ func TestIdentity(t *testing.T) {
 		conf.RuntimeConfig.MAC, conf.Args.CNI.MAC = runtime, args
 		return conf
 	}
+	pod := model.PodRef{Namespace: "ns", Name: "pod", UID: "u"}
 	for _, tc := range []struct {
 		args    string
 		conf    netConf
@@ -74,19 +75,20 @@ func TestIdentity(t *testing.T) {
 		code    uint
 		mention string
 	}{
-		{k8s, netConf{}, model.PodRef{Namespace: "ns", Name: "pod", UID: "u"}, "00:00:00:00:00:00", 0, ""},
-		{"", netConf{}, model.PodRef{Namespace: "-", Name: "c1"}, "00:00:00:00:00:00", 0, ""},
-		{"", mac("02:00:00:00:00:01", "02:00:00:00:00:02"), model.PodRef{Namespace: "-", Name: "c1"}, "02:00:00:00:00:01", 0, ""},
-		{"MAC=02:00:00:00:00:03", mac("", "02:00:00:00:00:02"), model.PodRef{Namespace: "-", Name: "c1"}, "02:00:00:00:00:02", 0, ""},
-		{"MAC=02:00:00:00:00:03", netConf{}, model.PodRef{Namespace: "-", Name: "c1"}, "02:00:00:00:00:03", 0, ""},
-		{"MAC=nonsense", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "MAC in CNI_ARGS"},
-		{"", mac(model.RouterMAC.String(), ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "belongs to the node"},
-		{"", mac("00:00:00:00:00:00", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "no interface's"},
-		{"", mac("33:33:00:00:00:01", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "multicast"},
+		{k8s, netConf{}, pod, "00:00:00:00:00:00", 0, ""},
+		{k8s, mac("02:00:00:00:00:01", "02:00:00:00:00:02"), pod, "02:00:00:00:00:01", 0, ""},
+		{k8s + ";MAC=02:00:00:00:00:03", mac("", "02:00:00:00:00:02"), pod, "02:00:00:00:00:02", 0, ""},
+		{k8s + ";MAC=02:00:00:00:00:03", netConf{}, pod, "02:00:00:00:00:03", 0, ""},
+		{k8s + ";MAC=nonsense", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "MAC in CNI_ARGS"},
+		{k8s, mac(model.RouterMAC.String(), ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "belongs to the node"},
+		{k8s, mac("00:00:00:00:00:00", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "no interface's"},
+		{k8s, mac("33:33:00:00:00:01", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "multicast"},
+		{"", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "Kubernetes only"},
+		{"K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAMESPACE"},
 		{"X=y", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
-		{"K8S_POD_NAMESPACE=ns", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "both"},
+		{"K8S_POD_NAMESPACE=ns", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAME"},
 	} {
-		pod, mac, err := identity("c1", tc.args, tc.conf)
+		pod, mac, err := identity(tc.args, tc.conf)
 		if pod != tc.pod || mac.String() != tc.mac || codeOf(err) != tc.code || err != nil && !strings.Contains(err.Error(), tc.mention) {
 			t.Errorf("%q: %v %v %v", tc.args, pod, mac, err)
 		}

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/weft-cni/weft/pkg/cni/wire"
 )
@@ -17,27 +20,36 @@ const ConfListName = "10-weft.conflist"
 
 // ConfList renders the network configuration list. It is written in CNI 1.0.0, the newest that containerd 1.6 knows;
 // runtimes that read cniVersions use 1.1.0 and with it STATUS and GC. socket is mentioned only when it is not the default.
-func ConfList(socket string) ([]byte, error) {
-	type object = map[string]any
-	weft := object{"type": "weft-cni"}
+func ConfList(socket string) ([]byte, error) { return confList(socket, foreignConf{}) }
+
+type object = map[string]any
+
+// ourPlugins are the types of the plugins that are the agent's in the list.
+var ourPlugins = []string{"weft-cni", "portmap", "bandwidth"}
+
+// foreignConf is what others wrote into our list.
+type foreignConf struct {
+	plugins []object
+	keys    object // of the list
+}
+
+func confList(socket string, foreign foreignConf) ([]byte, error) {
+	weft := object{"type": "weft-cni", "capabilities": object{"bandwidth": true}}
 	if socket != "" && socket != wire.DefaultSocket {
 		weft["socket"] = socket
 	}
-	list := struct {
-		CNIVersion  string   `json:"cniVersion"`
-		CNIVersions []string `json:"cniVersions"`
-		Name        string   `json:"name"`
-		Plugins     []object `json:"plugins"`
-	}{
-		CNIVersion:  "1.0.0",
-		CNIVersions: []string{"1.0.0", "1.1.0"},
-		Name:        NetworkName,
-		Plugins: []object{
+	list := object{}
+	maps.Copy(list, foreign.keys)
+	maps.Copy(list, object{
+		"cniVersion":  "1.0.0",
+		"cniVersions": []string{"1.0.0", "1.1.0"},
+		"name":        NetworkName,
+		"plugins": append([]object{
 			weft,
 			{"type": "portmap", "snat": true, "capabilities": object{"portMappings": true}},
 			{"type": "bandwidth", "capabilities": object{"bandwidth": true}},
-		},
-	}
+		}, foreign.plugins...),
+	})
 	b, err := json.MarshalIndent(list, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("render the CNI configuration: %w", err)
@@ -46,16 +58,59 @@ func ConfList(socket string) ([]byte, error) {
 }
 
 // WriteConfList puts the configuration in place: from then on the runtime sends pods to us. The agent calls it when it
-// is ready to serve. The file appears complete or not at all, and is left untouched when it is right.
-func WriteConfList(dir, socket string) error {
-	b, err := ConfList(socket)
+// is ready to serve. The file appears complete or not at all, and is left untouched when it is in sync. What others
+// appended is kept (see docs/cni.md); a file that cannot be read as our list is replaced, and the log says so.
+func WriteConfList(dir, socket string, log *slog.Logger) error {
+	path := filepath.Join(dir, ConfListName)
+	foreign, err := readForeign(path)
+	if err != nil {
+		log.Warn("the CNI configuration is invalid; rewriting it", "file", path, "err", err)
+	}
+	b, err := confList(socket, foreign)
 	if err != nil {
 		return err
 	}
-	if _, err := replaceFile(filepath.Join(dir, ConfListName), b, 0o644); err != nil {
+	if _, err := replaceFile(path, b, 0o644); err != nil {
 		return fmt.Errorf("write the CNI configuration: %w", err)
 	}
 	return nil
+}
+
+// readForeign returns what others wrote into the list of that path.
+func readForeign(path string) (foreign foreignConf, err error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return foreign, nil
+	}
+	if err != nil {
+		return foreign, err
+	}
+	decoder := json.NewDecoder(bytes.NewReader(b))
+	decoder.UseNumber() // or large numbers would be rounded
+	list := object{}
+	if err := decoder.Decode(&list); err != nil {
+		return foreign, err
+	}
+	if list["name"] != NetworkName {
+		return foreign, fmt.Errorf("network name %v, want %q", list["name"], NetworkName)
+	}
+	plugins, ok := list["plugins"].([]any)
+	if !ok {
+		return foreign, errors.New("no list of plugins")
+	}
+	for i, p := range plugins {
+		plugin, ok := p.(object)
+		kind, named := plugin["type"].(string)
+		if !ok || !named || kind == "" {
+			return foreignConf{}, fmt.Errorf("plugin %d has no type", i)
+		}
+		if !slices.Contains(ourPlugins, kind) {
+			foreign.plugins = append(foreign.plugins, plugin)
+		}
+	}
+	delete(list, "plugins")
+	foreign.keys = list
+	return foreign, nil
 }
 
 // InstallBinaries copies every file of a directory into the node's directory of CNI plugins and returns the names of

@@ -1,8 +1,13 @@
 package cni
 
 import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +29,9 @@ func TestConfList(t *testing.T) {
   "name": "weft",
   "plugins": [
     {
+      "capabilities": {
+        "bandwidth": true
+      },
       "type": "weft-cni"
     },
     {
@@ -60,14 +68,14 @@ func TestWriteConfList(t *testing.T) {
 		}
 		return info
 	}
-	if err := WriteConfList(dir, "/s"); err != nil {
+	if err := WriteConfList(dir, "/s", slog.Default()); err != nil {
 		t.Fatal(err)
 	}
 	before := stat()
-	if err := WriteConfList(dir, "/s"); err != nil || !os.SameFile(before, stat()) {
+	if err := WriteConfList(dir, "/s", slog.Default()); err != nil || !os.SameFile(before, stat()) {
 		t.Errorf("a file that was right was written again: %v", err)
 	}
-	if err := WriteConfList(dir, "/other"); err != nil || os.SameFile(before, stat()) {
+	if err := WriteConfList(dir, "/other", slog.Default()); err != nil || os.SameFile(before, stat()) {
 		t.Errorf("a file that was wrong was not replaced: %v", err)
 	}
 	entries, err := os.ReadDir(dir)
@@ -118,5 +126,67 @@ func TestInstallBinaries(t *testing.T) {
 	}
 	if _, err := InstallBinaries(filepath.Join(from, "missing"), to); err == nil {
 		t.Error("a missing directory is no error")
+	}
+}
+
+// TestForeignPlugins: what others put into the list survives the agent's writing; ours is ours; what is broken is replaced.
+func TestForeignPlugins(t *testing.T) {
+	const mesh = `{"type": "mesh-cni", "id": 12345678901234567890, "nested": {"a": [1]}}`
+	for what, tc := range map[string]struct {
+		before string
+		want   []string
+		broken bool
+	}{
+		"none":     {"", []string{"weft-cni", "portmap", "bandwidth"}, false},
+		"appended": {`{"name": "weft", "disableGC": true, "plugins": [{"type": "weft-cni"}, {"type": "portmap"}, {"type": "bandwidth"}, ` + mesh + `, {"type": "tuning"}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
+		"between":  {`{"name": "weft", "plugins": [` + mesh + `, {"type": "weft-cni", "old": 1}, {"type": "tuning"}, {"type": "portmap", "snat": false}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
+		"not JSON": {`{"name": "weft", `, []string{"weft-cni", "portmap", "bandwidth"}, true},
+		"no type":  {`{"name": "weft", "plugins": [{"kind": "x"}]}`, []string{"weft-cni", "portmap", "bandwidth"}, true},
+		"other":    {`{"name": "cbr0", "plugins": [` + mesh + `]}`, []string{"weft-cni", "portmap", "bandwidth"}, true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := t.TempDir()
+			path := filepath.Join(dir, ConfListName)
+			if tc.before != "" {
+				if err := os.WriteFile(path, []byte(tc.before), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var logged strings.Builder
+			write := func() []byte {
+				if err := WriteConfList(dir, "", slog.New(slog.NewTextHandler(&logged, nil))); err != nil {
+					t.Fatal(err)
+				}
+				b, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return b
+			}
+			first := write()
+			if again := write(); !bytes.Equal(first, again) {
+				t.Errorf("written again as\n%s", again)
+			}
+			var list struct {
+				DisableGC bool
+				Plugins   []struct{ Type string }
+			}
+			if err := json.Unmarshal(first, &list); err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range list.Plugins {
+				got = append(got, p.Type)
+			}
+			if !slices.Equal(got, tc.want) || list.DisableGC != strings.Contains(tc.before, "disableGC") {
+				t.Errorf("wrote\n%s", first)
+			}
+			if slices.Contains(tc.want, "mesh-cni") && !bytes.Contains(first, []byte("12345678901234567890")) || bytes.Contains(first, []byte(`"old"`)) {
+				t.Errorf("wrote\n%s", first)
+			}
+			if broken := strings.Contains(logged.String(), "invalid"); broken != tc.broken {
+				t.Errorf("logged %q", logged.String())
+			}
+		})
 	}
 }

@@ -90,7 +90,7 @@ func raiseHostEnd(veth *netlink.Veth, sys sysctls) error {
 }
 
 // configurePod gives the pod's end its addresses and the default route.
-func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool, sys sysctls) error {
+func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool, limit egressLimit, sys sysctls) error {
 	return inNetns(netns, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -103,6 +103,9 @@ func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatap
 		}
 		if userspaceDatapath {
 			if err := disableChecksumOffload(ifName); err != nil {
+				return err
+			}
+			if err := limitEgress(h, link, limit); err != nil {
 				return err
 			}
 		}

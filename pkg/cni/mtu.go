@@ -56,11 +56,7 @@ func setMTUInPod(att model.Attachment, host netlink.Link, mtu int) error {
 	if att.NetNS == "" {
 		return errors.New("its network namespace is not recorded")
 	}
-	// The agent's container has the node's /run where hosts have it, and no /var/run.
-	path := att.NetNS
-	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok {
-		path = "/run/" + rest
-	}
+	path := agentPath(att.NetNS)
 	netns, err := os.Open(path)
 	if err != nil {
 		return err
@@ -84,4 +80,13 @@ func setMTUInPod(att model.Attachment, host netlink.Link, mtu int) error {
 		}
 		return h.LinkSetMTU(link, mtu)
 	})
+}
+
+// agentPath is where the agent finds a network namespace that the runtime names: the agent's container has the node's
+// /run where hosts have it, and no /var/run.
+func agentPath(path string) string {
+	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok {
+		return "/run/" + rest
+	}
+	return path
 }

@@ -289,7 +289,8 @@ func (n *node) run(command, stdin string, env ...string) (stdout []byte, err err
 
 func (n *node) command(command, stdin string, env ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(binDir, "weft-cni"))
-	cmd.Env = append([]string{"CNI_COMMAND=" + command, "CNI_PATH=" + binDir}, env...)
+	cmd.Env = append([]string{"CNI_COMMAND=" + command, "CNI_PATH=" + binDir,
+		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=by-hand"}, env...)
 	cmd.Stdin = strings.NewReader(stdin)
 	return cmd
 }
@@ -309,6 +310,9 @@ func (n *node) attached() []model.Attachment {
 func (n *node) links() []string {
 	n.t.Helper()
 	all, err := netlink.LinkList()
+	for errors.Is(err, netlink.ErrDumpInterrupted) {
+		all, err = netlink.LinkList()
+	}
 	check(n.t, err)
 	var names []string
 	for _, l := range all {

@@ -13,8 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// An orphan is a pod's link whose record is lost: OVS came back with an empty database, or somebody damaged it while no
-// agent ran. Nobody knows which pod it is, so it cannot be connected again. But the pod runs and everybody believes that
+// An orphan is a pod's link whose record and copy are lost. Nobody knows which pod it is, so it cannot be connected again. But the pod runs and everybody believes that
 // it has its addresses. So its link is kept, and its addresses are given to nobody else, until the link is gone.
 
 // netnsDir is where container runtimes keep the network namespaces of pods.

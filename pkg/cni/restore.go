@@ -16,9 +16,27 @@ import (
 // restoreAtOnce bounds how many ports are put back in parallel; the bridge's transactions are shared.
 const restoreAtOnce = 32
 
+// Known returns the attachments whose ports belong on the bridge, by port name, for EnsureBridge. A name counts only
+// while the link of that name is ours, so a foreign port of the same name is never taken over.
+func (s *Server) Known() (map[string]model.Attachment, error) {
+	whole := s.book.whole()
+	links, err := ourLinks()
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]model.Attachment, len(whole))
+	for _, att := range whole {
+		if links[att.HostIfName] == GroupAttached {
+			known[att.HostIfName] = att
+		}
+	}
+	return known, nil
+}
+
 // RestorePorts puts back the ports of whole attachments that somebody removed from the bridge, or whose record somebody
-// damaged, and returns their names in order. It goes on after a port that fails and returns what failed; called again, it
-// does what is missing. The bridge must exist. When nothing is missing it only compares the book with Ports.Attachments.
+// damaged, and returns their names in order. It goes on after a port that fails and returns what failed, and names the
+// pods whose link is gone; called again, it does what is missing. The bridge must exist. When nothing is missing it only
+// compares the book with Ports.Attachments and the node's links.
 func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	// The book first: what is whole there was on the bridge before, so an ADD that ends now is not taken for damage.
 	whole := s.book.whole()
@@ -26,9 +44,13 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("restore ports: %w", err)
 	}
-	present := make(map[string]bool, len(recorded))
+	links, err := ourLinks()
+	if err != nil {
+		return nil, fmt.Errorf("restore ports: %w", err)
+	}
+	present := make(map[string]model.Attachment, len(recorded))
 	for _, att := range recorded {
-		present[att.HostIfName] = true
+		present[att.HostIfName] = att
 	}
 	damaged := map[string]bool{}
 	for _, b := range bad {
@@ -40,7 +62,18 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	var g errgroup.Group
 	g.SetLimit(restoreAtOnce)
 	for _, att := range whole {
-		if present[att.HostIfName] {
+		record, there := present[att.HostIfName]
+		switch {
+		case !there:
+		case !record.Equal(att):
+			damaged[att.HostIfName] = true
+		case links[att.HostIfName] == 0 && s.book.isWhole(att):
+			mu.Lock()
+			errs = append(errs, fmt.Errorf("link %s of pod %s is gone from the node (deleted, renamed or moved to another "+
+				"network namespace); delete the pod, so that it is made again", att.HostIfName, att.Pod))
+			mu.Unlock()
+			continue
+		default:
 			continue
 		}
 		g.Go(func() error {
@@ -57,6 +90,9 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	}
 	_ = g.Wait() // errs has the errors
 	slices.Sort(restored)
+	if last := s.book.last(); len(restored) > 0 && len(last) > 0 { // the bridge may be a new one
+		errs = append(errs, s.cfg.Ports.SetLastIPs(ctx, last))
+	}
 	return restored, errors.Join(errs...)
 }
 

@@ -53,6 +53,7 @@ type Server struct {
 	cfg       Config
 	book      *book
 	locks     keyLocks
+	copies    copies
 	recovered bool
 }
 
@@ -67,7 +68,10 @@ func NewServer(cfg Config) *Server {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
 	}
-	return &Server{cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}}}
+	return &Server{
+		cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}},
+		copies: copies(filepath.Join(filepath.Dir(cfg.Socket), copiesDir)),
+	}
 }
 
 // Serve listens until the context ends, then lets every request come to an end: an ADD that is under way is rolled back,
@@ -84,6 +88,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	defer requests.Wait()
 	// Closing also removes the socket, so that weft-cni knows at once that nobody is there.
 	defer context.AfterFunc(ctx, func() { l.Close() })()
+	requests.Go(func() { s.deletePending(ctx) })
 	for {
 		conn, err := l.AcceptUnix()
 		if ctx.Err() != nil {

@@ -217,6 +217,12 @@ type Attachment struct {
 	IPs        []netip.Addr `json:"ips"`
 }
 
+// Equal says whether two attachments agree in everything that is recorded of them.
+func (a Attachment) Equal(b Attachment) bool {
+	return a.Key() == b.Key() && a.Pod == b.Pod && a.NetNS == b.NetNS && a.HostIfName == b.HostIfName && a.OFPort == b.OFPort &&
+		a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs)
+}
+
 // Key identifies the attachment on its node.
 func (a Attachment) Key() AttachmentKey { return AttachmentKey{a.ContainerID, a.IfName} }
 

@@ -23,6 +23,9 @@ const (
 	idIPs         = idPrefix + "ips"
 )
 
+// idLastIPs is the key of the Bridge row's external_ids that holds the addresses given last.
+const idLastIPs = idPrefix + "last-ips"
+
 // encodeAttachment writes what decodeAttachment reads.
 func encodeAttachment(a model.Attachment) map[string]string {
 	ips := make([]string, len(a.IPs))

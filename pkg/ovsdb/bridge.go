@@ -39,6 +39,9 @@ type Bridge struct {
 	TunnelChecksum bool
 	// Version of the writer, for people who look at the bridge. Empty leaves it as it is.
 	Version string
+	// Pods are the pods' ports that the caller knows, by name. A port of that name on the bridge gets this record,
+	// number and policing, whatever its external_ids say. Other pods' ports get what their own record says.
+	Pods map[string]model.Attachment
 }
 
 const (
@@ -139,7 +142,7 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	needed, optional := want.numbered(c.bridge)
 	for _, port := range needed {
 		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return changed, fmt.Errorf("port %s: %w", port.Name, err)
+			return changed, fmt.Errorf("port %s: %w", port.Name, s.nameRival(port, err))
 		}
 	}
 	for _, port := range optional {
@@ -148,7 +151,7 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return changed, &OptionalPortError{Port: port.Name, Err: err}
+			return changed, &OptionalPortError{Port: port.Name, Err: s.nameRival(port, err)}
 		}
 	}
 	return changed, nil
@@ -268,7 +271,7 @@ func (p *plan) make(want Bridge) error {
 	if err := p.timeouts(want); err != nil {
 		return err
 	}
-	return p.podPorts()
+	return p.podPorts(want.Pods)
 }
 
 // create makes the bridge from nothing.

@@ -239,6 +239,9 @@ func TestOptionalTunnelPort(t *testing.T) {
 	if !errors.As(err, &optional) || optional.Port != model.VXLANPortName || !slices.Contains(changed, "bridge created") {
 		t.Errorf("with Geneve: changed %q, error %v; want the bridge created and an OptionalPortError", changed, err)
 	}
+	if err == nil || !strings.Contains(err.Error(), "port taken on bridge br-other") {
+		t.Errorf("error %v does not name the port that is in the way", err)
+	}
 	for _, tunnel := range []model.TunnelType{model.VXLAN, ""} {
 		b.Tunnel = tunnel
 		if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || errors.As(err, &optional) || !strings.Contains(err.Error(), model.VXLANPortName) {

@@ -75,9 +75,11 @@ func (c *Client) forgetRemoval(portUUID string, iface *interfaceRow) {
 	}
 }
 
-// sameButPorts ignores the ports: one that was removed is a row that is gone, which counts by itself.
+// sameButPorts ignores the ports: one that was removed is a row that is gone, which counts by itself. It also ignores
+// what SetLastIPs writes.
 func sameButPorts(a, b bridgeRow) bool {
 	a.Ports, b.Ports = nil, nil
+	a.ExternalIDs, b.ExternalIDs = withoutLastIPs(a.ExternalIDs), withoutLastIPs(b.ExternalIDs)
 	return reflect.DeepEqual(a, b)
 }
 

@@ -59,12 +59,19 @@ func newLab(t *testing.T) *lab {
 			t.Error(err)
 		}
 	})
-	l.c, err = ovsdb.Connect(ctx, "unix:"+l.ovs.DBSocket(), model.BridgeName, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(l.c.Close)
+	l.connect()
 	return l
+}
+
+// connect makes a new client, as an agent that starts does.
+func (l *lab) connect() {
+	l.t.Helper()
+	var err error
+	l.c, err = ovsdb.Connect(l.ctx, "unix:"+l.ovs.DBSocket(), model.BridgeName, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(l.c.Close)
 }
 
 func (l *lab) run(argv ...string) string {
@@ -132,9 +139,14 @@ func attachment(i int) model.Attachment {
 // eventually fails the test when the condition does not come true within 20 seconds, which is ample on a busy machine.
 func (l *lab) eventually(what string, condition func() bool) {
 	l.t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	l.within(20, what, condition)
+}
+
+func (l *lab) within(seconds int, what string, condition func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(time.Duration(seconds) * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			l.t.Fatalf("not within 20 seconds: %s", what)
+			l.t.Fatalf("not within %d seconds: %s", seconds, what)
 		}
 	}
 }

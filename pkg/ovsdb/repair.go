@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // view is the part of the database's copy that an operation on the whole bridge looks at. The rows are shallow clones.
@@ -199,6 +201,19 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 		have.MTURequest = want.MTURequest
 		fields = append(fields, &have.MTURequest)
 	}
+	// Weft polices no port: with the userspace datapath that has no effect on a veth, and with the kernel's the bandwidth
+	// plugin limits; see docs/cni.md.
+	if have.PolicingRate != want.PolicingRate || have.PolicingBurst != want.PolicingBurst {
+		diff = append(diff, fmt.Sprintf("ingress_policing_rate %d to %d, burst %d to %d",
+			have.PolicingRate, want.PolicingRate, have.PolicingBurst, want.PolicingBurst))
+		have.PolicingRate, have.PolicingBurst = want.PolicingRate, want.PolicingBurst
+		fields = append(fields, &have.PolicingRate, &have.PolicingBurst)
+	}
+	if want.ExternalIDs != nil && !maps.Equal(have.ExternalIDs, want.ExternalIDs) {
+		diff = append(diff, fmt.Sprintf("external_ids %v to %v", have.ExternalIDs, want.ExternalIDs))
+		have.ExternalIDs = want.ExternalIDs
+		fields = append(fields, &have.ExternalIDs)
+	}
 	if len(fields) == 0 {
 		return nil
 	}
@@ -210,28 +225,56 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 	return nil
 }
 
-// podPorts repairs what AddPort set on pods' ports besides their record. Ports whose record is damaged are left to
-// whoever reads them through Attachments.
-func (p *plan) podPorts() error {
+// podPorts repairs what AddPort set on pods' ports: of those that the caller knows, also the record. Other ports whose
+// record is damaged are left to the caller, who reads them through Attachments.
+func (p *plan) podPorts(known map[string]model.Attachment) error {
 	for _, pod := range p.view.podInterfaces() {
-		iface := pod.iface
-		a, err := decodeAttachment(iface.Name, iface.ExternalIDs)
+		if _, ok := known[pod.iface.Name]; ok {
+			continue
+		}
+		a, err := decodeAttachment(pod.iface.Name, pod.iface.ExternalIDs)
 		if err != nil {
 			continue
 		}
-		want := interfaceRow{
-			Name:          iface.Name,
-			Options:       iface.Options,
-			OFPortRequest: ptr(int(a.OFPort)),
-			MAC:           iface.MAC,
-			MTURequest:    iface.MTURequest,
-			ExternalIDs:   iface.ExternalIDs,
-		}
-		if err := p.iface(pod.port, iface, want); err != nil {
+		if err := p.podPort(pod, a); err != nil {
 			return err
 		}
 	}
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		on := p.view.named[name]
+		if on.bridge == nil || on.bridge.Name != p.view.name || len(on.port.Interfaces) != 1 {
+			continue
+		}
+		if iface := p.view.ifaces[on.port.Interfaces[0]]; iface != nil && iface.Name == name {
+			if err := p.podPort(podInterface{on.port, iface}, known[name]); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
+}
+
+func (p *plan) podPort(pod podInterface, a model.Attachment) error {
+	iface := pod.iface
+	return p.iface(pod.port, iface, interfaceRow{
+		Name:          iface.Name,
+		Options:       iface.Options,
+		OFPortRequest: ptr(int(a.OFPort)),
+		MAC:           iface.MAC,
+		MTURequest:    iface.MTURequest,
+		ExternalIDs:   withRecord(iface.ExternalIDs, a),
+	})
+}
+
+// withRecord replaces what of the external_ids is ours by the attachment's record.
+func withRecord(ids map[string]string, a model.Attachment) map[string]string {
+	m := encodeAttachment(a)
+	for k, v := range ids {
+		if !strings.HasPrefix(k, idPrefix) {
+			m[k] = v
+		}
+	}
+	return m
 }
 
 func equal[T comparable](a, b *T) bool {

@@ -25,7 +25,7 @@ func TestManyPodPorts(t *testing.T) {
 	start := time.Now()
 	v.index()
 	p := &plan{view: v}
-	if err := p.podPorts(); err != nil || len(p.changed) > 0 {
+	if err := p.podPorts(nil); err != nil || len(p.changed) > 0 {
 		t.Errorf("changed %d, error %v", len(p.changed), err)
 	}
 	if got := len(v.podInterfaces()); got != n {

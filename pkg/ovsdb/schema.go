@@ -18,6 +18,7 @@ const (
 	tablePort      = "Port"
 	tableInterface = "Interface"
 	tableFlowTable = "Flow_Table"
+	tableMirror    = "Mirror"
 	tableDatapath  = "Datapath"
 	tableZone      = "CT_Zone"
 	tableTimeouts  = "CT_Timeout_Policy"
@@ -48,6 +49,7 @@ type bridgeRow struct {
 	ExternalIDs  map[string]string `ovsdb:"external_ids"`
 	Ports        []string          `ovsdb:"ports"`
 	FlowTables   map[int]string    `ovsdb:"flow_tables"`
+	Mirrors      []string          `ovsdb:"mirrors"`
 }
 
 type portRow struct {
@@ -66,7 +68,14 @@ type interfaceRow struct {
 	MAC           *string           `ovsdb:"mac"`
 	MTURequest    *int              `ovsdb:"mtu_request"`
 	Error         *string           `ovsdb:"error"`
+	PolicingRate  int               `ovsdb:"ingress_policing_rate"`
+	PolicingBurst int               `ovsdb:"ingress_policing_burst"`
 	ExternalIDs   map[string]string `ovsdb:"external_ids"`
+}
+
+type mirrorRow struct {
+	UUID string `ovsdb:"_uuid"`
+	Name string `ovsdb:"name"`
 }
 
 type flowTableRow struct {
@@ -99,6 +108,7 @@ var models = map[string]model.Model{
 	tablePort:      &portRow{},
 	tableInterface: &interfaceRow{},
 	tableFlowTable: &flowTableRow{},
+	tableMirror:    &mirrorRow{},
 	tableDatapath:  &datapathRow{},
 	tableZone:      &zoneRow{},
 	tableTimeouts:  &timeoutPolicyRow{},

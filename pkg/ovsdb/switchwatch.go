@@ -2,6 +2,7 @@ package ovsdb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,9 +10,6 @@ import (
 	"strings"
 	"time"
 )
-
-// openFlowHello is an OpenFlow 1.0 HELLO: without one ovs-vswitchd drops the connection after some seconds.
-var openFlowHello = []byte{1, 0, 0, 8, 0, 0, 0, 0}
 
 // switchPoll is how often we look for the bridge's socket while it is not there.
 const switchPoll = 200 * time.Millisecond
@@ -26,8 +24,8 @@ func managementSocket(endpoint, bridge string) (string, error) {
 }
 
 // watchSwitch reports when ovs-vswitchd has lost the bridge's flows, because it restarted or made the bridge anew (or
-// only changed its protocols: a false alarm). The database cannot tell: ovs-vswitchd finds its own values there when it comes back, and writes none. An idle connection
-// to the bridge's management socket can, because it breaks.
+// only changed its protocols: a false alarm). The database cannot tell: ovs-vswitchd finds its own values there when it
+// comes back, and writes none. A connection to the bridge's management socket can, because it breaks.
 func (c *Client) watchSwitch(ctx context.Context, socket string) {
 	poll := time.NewTicker(switchPoll)
 	defer poll.Stop()
@@ -46,21 +44,22 @@ func (c *Client) watchSwitch(ctx context.Context, socket string) {
 	}
 }
 
-// holdSwitch reads and forgets what the switch says until it hangs up.
+// holdSwitch keeps the ports unblocked until the switch hangs up.
 func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
-	if _, err := conn.Write(openFlowHello); err != nil {
+	ports := &portConfig{conn: conn, log: c.log}
+	if err := ports.begin(); err != nil {
 		return
 	}
 	c.log.Info("ovs-vswitchd serves the bridge", "bridge", c.bridge)
 	c.served.Store(true)
 	defer c.served.Store(false)
 	notify(c.changes)
-	_, err := io.Copy(io.Discard, conn)
+	err := ports.run()
 	if ctx.Err() == nil {
 		log := c.log.With("bridge", c.bridge)
-		if err != nil {
+		if !errors.Is(err, io.EOF) {
 			log = log.With("err", err)
 		}
 		log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols")

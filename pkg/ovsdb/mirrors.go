@@ -1,0 +1,35 @@
+package ovsdb
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// Mirrors names the mirrors of our bridge. Weft makes none and removes none: they are an administrator's tool
+// (ovs-tcpdump), but they copy pods' packets and take forwarding capacity.
+func (c *Client) Mirrors(ctx context.Context) ([]string, error) {
+	s, err := c.session(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the mirrors of bridge %s: %w", c.bridge, err)
+	}
+	v, err := s.view(c.bridge)
+	if err != nil {
+		return nil, fmt.Errorf("read the mirrors of bridge %s: %w", c.bridge, err)
+	}
+	if v.bridge == nil || len(v.bridge.Mirrors) == 0 {
+		return nil, nil
+	}
+	all, err := rows[mirrorRow](s, tableMirror)
+	if err != nil {
+		return nil, fmt.Errorf("read the mirrors of bridge %s: %w", c.bridge, err)
+	}
+	var names []string
+	for _, uuid := range v.bridge.Mirrors {
+		if m := all[uuid]; m != nil {
+			names = append(names, m.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}

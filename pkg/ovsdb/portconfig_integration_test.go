@@ -1,0 +1,43 @@
+//go:build integration
+
+package ovsdb_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestBlockedPorts: whatever blocks a pod's port is undone within two seconds, while the agent runs and when it starts.
+func TestBlockedPorts(t *testing.T) {
+	l := newLab(t)
+	l.ensure()
+	a := attachment(0)
+	l.veth(a.HostIfName)
+	l.add(a)
+	l.ofctl("set-frags", "weft", "nx-match")
+	config := func() string {
+		_, after, _ := strings.Cut(l.ofctl("-O", "OpenFlow13", "show", "weft"), "("+a.HostIfName+")")
+		_, after, _ = strings.Cut(after, "config:")
+		line, _, _ := strings.Cut(after, "\n")
+		return strings.TrimSpace(line)
+	}
+	for _, how := range []string{"down", "no-forward", "no-receive", "no-packet-in"} {
+		l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, how)
+		l.within(2, "undone: mod-port "+how, func() bool { return config() == "0" })
+	}
+	l.run("ip", "-n", l.netns, "link", "set", a.HostIfName, "down")
+	l.within(2, "the link is up again", func() bool {
+		return config() == "0" && strings.Contains(l.run("ip", "-n", l.netns, "link", "show", "up", "dev", a.HostIfName), a.HostIfName)
+	})
+	// What stands in for a switch whose ports were blocked while no agent ran.
+	l.c.Close()
+	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "no-forward")
+	if got := config(); got != "NO_FWD" {
+		t.Fatalf("config is %q without an agent", got)
+	}
+	l.connect()
+	l.within(2, "undone at the start", func() bool { return config() == "0" })
+	if got := strings.TrimSpace(l.ofctl("get-frags", "weft")); got != "nx-match" {
+		t.Errorf("fragments are handled as %q, which is not the client's to change", got)
+	}
+}
