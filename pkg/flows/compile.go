@@ -83,7 +83,7 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		b.allowRejection()
 		b.notTwice()
 	case model.KindSelf:
-		b.self(s.Self, s.SelfPath())
+		b.self(s.Self, s.SelfPath(), s.KernelDatapath)
 		b.allowNode(s)
 		for _, cidr := range s.ServiceCIDRs {
 			b.unserved(cidr, s.KernelDatapath)
@@ -284,7 +284,7 @@ func toGateway() []ovs.Action {
 }
 
 // self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
-func (b *builder) self(n model.Node, path model.Path) {
+func (b *builder) self(n model.Node, path model.Path, kernelDatapath bool) {
 	for _, cidr := range path.PodCIDRs {
 		gateway := model.GatewayAddr(cidr)
 		proto := openflow.Protocol(gateway)
@@ -294,6 +294,9 @@ func (b *builder) self(n model.Node, path model.Path) {
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
 		b.noService(cidr)
+		if !kernelDatapath {
+			b.gatewayPorts(gateway)
+		}
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
 		// What the node sends by itself has that source, and a port of OwnPorts, which no other connection gets (see model).
 		// It must not be translated: a translation to the same address and port is what Open vSwitch 3.1's userspace
@@ -382,7 +385,7 @@ func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(host))},
 			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Commit))
 		if !kernelDatapath {
-			b.endpointPortsOf(ip)
+			b.endpointPortsOf(ip, podPortRanges, MarkAllowed)
 		}
 		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},

@@ -2,6 +2,7 @@ package flows
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/digitalocean/go-openvswitch/ovs"
 
@@ -143,54 +144,82 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 // endpointPorts adds the flows of one family with which the userspace datapath gives a pod's direct connection to an
 // endpoint another source port, if a connection of the pod through a Service has that port at the same endpoint.
 // Commit copies each connection that a Service translated to EndpointZone, as the endpoint sees it. The first packet of
-// every other connection is looked up there. The node's own connections need none of this: its kernel keeps their ports
-// apart.
+// every other connection is looked up there. See gatewayPorts for the node's own connections.
 func (b *builder) endpointPorts(is4 bool) {
-	first := openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl)
-	const undecided = MarkService | verdict
 	remember := openflow.CT{
 		Commit: true, Table: SourceNAT, Zone: EndpointZone, Exec: []ovs.Action{MarkTaken.Set(uint32(MarkTaken))},
 	}.Action()
-	lookUp := openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action()
 	for _, t := range portTracked {
-		proto, whole := t.of(is4), matches(first, Origin.Is(OriginPod), openflow.Fragments("no"))
-		translated, direct := also(whole, undecided.Is(uint32(MarkService))), also(whole, undecided.Is(0))
-		// Commit the connection first: ct in another zone loses it, and a lookup by the translated packet fails.
-		b.add(in{Commit, prioLow, proto, translated}, commitPod(EndpointPort, openflow.NAT{}))
+		proto := t.of(is4)
+		b.compareEndpoints(prioLow, proto, matches(Origin.Is(OriginPod)), MarkAllowed)
 		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))}, remember)
-		b.add(in{Commit, prioLow, proto, direct}, lookUp)
-		b.add(in{EndpointPort, prioLow, proto, nil}, commitPod(SourceNAT, openflow.NAT{}))
+		b.add(in{EndpointPort, prioLow, proto, nil}, commitAs(MarkAllowed, SourceNAT, openflow.NAT{}))
 	}
 }
 
-// commitPod commits a pod's connection as allowed, and continues in a table.
-func commitPod(next openflow.TableID, nat openflow.NAT) ovs.Action {
+// gatewayPorts does the same for the node's own connections, which have the gateway's address. The node's kernel tells
+// a Service's address from its endpoint's, so it lets both have one port.
+func (b *builder) gatewayPorts(gateway netip.Addr) {
+	const marks = MarkAllowed | MarkGateway
+	for _, t := range portTracked {
+		proto := t.of(gateway.Is4())
+		b.compareEndpoints(prioNormal, proto, matches(Origin.Is(OriginGateway), openflow.Source(openflow.Host(gateway))), marks)
+		b.add(in{EndpointPort, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commitAs(marks, SourceNAT, openflow.NAT{}))
+	}
+	b.endpointPortsOf(gateway, ownPortRanges, marks)
+}
+
+// compareEndpoints sends the first packets of some connections to EndpointPort: those that a Service translated to be
+// copied, the others to be looked up.
+func (b *builder) compareEndpoints(priority uint16, proto ovs.Protocol, from []ovs.Match, marks openflow.MarkBits) {
+	const undecided = MarkService | verdict
+	whole := also(from, openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl), openflow.Fragments("no"))
+	// Commit the connection first: ct in another zone loses it, and a lookup by the translated packet fails.
+	b.add(in{Commit, priority, proto, also(whole, undecided.Is(uint32(MarkService)))}, commitAs(marks, EndpointPort, openflow.NAT{}))
+	b.add(in{Commit, priority, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action())
+}
+
+// commitAs commits a connection as allowed, with marks that say so, and continues in a table.
+func commitAs(marks openflow.MarkBits, next openflow.TableID, nat openflow.NAT) ovs.Action {
 	return openflow.CT{
-		Commit: true, Table: next, Zone: Zone, NAT: nat, Exec: []ovs.Action{verdict.Set(uint32(MarkAllowed))},
+		Commit: true, Table: next, Zone: Zone, NAT: nat, Exec: []ovs.Action{(marks | MarkDenied).Set(uint32(marks))},
 	}.Action()
 }
 
-// portRanges divide all source ports, and give each range a replacement range. A range never overlaps its replacement:
-// a connection must not be translated to itself (see commit). A privileged port is replaced by a privileged one.
-var portRanges = []struct {
+// portRanges is source ports and those that replace them. A range never overlaps its replacement: a connection must not
+// be translated to itself (see commit). A privileged port is replaced by a privileged one.
+type portRanges struct {
 	priority    uint16
 	port, mask  uint16
 	replacement model.PortRange
-}{
-	{prioNormal, 0x8000, 0x8000, model.PortRange{First: model.FirstUnprivilegedPort, Last: 0x7fff}},
-	{prioNormal, 0, 0x8000, model.PortRange{First: 0x8000, Last: 0xffff}},
+}
+
+var privilegedPortRanges = []portRanges{
 	{prioRaised, 0x200, 0xfe00, model.PortRange{First: 1, Last: 0x1ff}},
 	{prioRaised, 0, 0xfe00, model.PortRange{First: 0x200, Last: model.FirstUnprivilegedPort - 1}},
 }
 
-// endpointPortsOf adds the flows that replace source ports of one pod address.
-func (b *builder) endpointPortsOf(ip netip.Addr) {
+// Both divide all source ports. Those of the gateway become ports of model.OwnPorts.
+var (
+	podPortRanges = slices.Concat(privilegedPortRanges, []portRanges{
+		{prioNormal, 0x8000, 0x8000, model.PortRange{First: model.FirstUnprivilegedPort, Last: 0x7fff}},
+		{prioNormal, 0, 0x8000, model.PortRange{First: 0x8000, Last: 0xffff}},
+	})
+	ownPortRanges = slices.Concat(privilegedPortRanges, []portRanges{
+		{prioNormal, 0xc000, 0xc000, model.PortRange{First: 0x8000, Last: 0xbfff}},
+		{prioNormal, 0x8000, 0xc000, model.PortRange{First: 0xc000, Last: 0xffff}},
+		{prioNormal, 0, 0x8000, model.PortRange{First: 0x8000, Last: 0xffff}},
+	})
+)
+
+// endpointPortsOf adds the flows that replace source ports of one address.
+func (b *builder) endpointPortsOf(ip netip.Addr, ranges []portRanges, marks openflow.MarkBits) {
 	taken, source := MarkTaken.Is(uint32(MarkTaken)), openflow.Source(openflow.Host(ip))
 	for _, t := range portTracked {
-		for _, r := range portRanges {
+		for _, r := range ranges {
 			nat := openflow.SourceNATPorts(ip, r.replacement.First, r.replacement.Last)
 			b.add(in{EndpointPort, r.priority, t.of(ip.Is4()), matches(taken, source, openflow.SourcePort(r.port, r.mask))},
-				commitPod(SourceNAT, nat))
+				commitAs(marks, SourceNAT, nat))
 		}
 	}
 }

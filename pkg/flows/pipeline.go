@@ -54,7 +54,7 @@ const (
 	Zone uint16 = 0x5765
 	// SourceZone holds the translation of sources.
 	SourceZone uint16 = 0x5766
-	// EndpointZone holds a copy of each connection of a pod through a Service, as the endpoint sees it. Only the
+	// EndpointZone holds a copy of each connection of a pod or the node through a Service, as the endpoint sees it. Only the
 	// userspace datapath has any.
 	EndpointZone uint16 = 0x5767
 )
@@ -254,15 +254,15 @@ var Pipeline = []Table{
 		ID: Commit, Name: "Commit",
 		Doc: "Remembers a connection whose packet came this far, and marks it as allowed. With the userspace datapath, fragments wait here until " +
 			"their datagram is whole: without the first one, which the policies judge, none leaves.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_frag"},
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src", "nw_frag"},
 		Actions: []string{"ct", "goto_table"},
 		Next:    []openflow.TableID{EndpointPort, SourceNAT},
 	},
 	{
 		ID: EndpointPort, Name: "EndpointPort",
-		Doc: "With the userspace datapath: a pod's connection to an endpoint gets another source port if a connection of " +
-			"the pod through a Service has that port at the same endpoint, which cannot tell them apart.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "ipv6_src", "tp_src"},
+		Doc: "With the userspace datapath: a connection of a pod or the node to an endpoint gets another source port if a connection of " +
+			"the same through a Service has that port at the same endpoint, which cannot tell them apart.",
+		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src", "tp_src"},
 		Actions: []string{"ct"},
 		Next:    []openflow.TableID{SourceNAT},
 	},

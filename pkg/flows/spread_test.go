@@ -206,21 +206,27 @@ func TestPodsAreNoService(t *testing.T) {
 // TestPortRanges: each source port has one range that wins, and the replacement range does not contain the port and
 // is privileged if the port is.
 func TestPortRanges(t *testing.T) {
-	for port := 1; port < 1<<16; port++ {
-		best, found := portRanges[0], 0
-		for _, r := range portRanges {
-			switch {
-			case uint16(port)&r.mask != r.port:
-			case found == 0 || r.priority > best.priority:
-				best, found = r, 1
-			case r.priority == best.priority:
-				found++
+	privileged := func(p uint16) bool { return p < model.FirstUnprivilegedPort }
+	for name, ranges := range map[string][]portRanges{"pod": podPortRanges, "gateway": ownPortRanges} {
+		for port := 1; port < 1<<16; port++ {
+			best, found := ranges[0], 0
+			for _, r := range ranges {
+				switch {
+				case uint16(port)&r.mask != r.port:
+				case found == 0 || r.priority > best.priority:
+					best, found = r, 1
+				case r.priority == best.priority:
+					found++
+				}
 			}
-		}
-		privileged := func(p uint16) bool { return p < model.FirstUnprivilegedPort }
-		if found != 1 || best.replacement.Contains(uint16(port)) ||
-			privileged(best.replacement.First) != privileged(uint16(port)) || privileged(best.replacement.Last) != privileged(uint16(port)) {
-			t.Fatalf("port %d: %d ranges, replaced by %+v", port, found, best.replacement)
+			if found != 1 || best.replacement.Contains(uint16(port)) ||
+				privileged(best.replacement.First) != privileged(uint16(port)) || privileged(best.replacement.Last) != privileged(uint16(port)) {
+				t.Fatalf("%s, port %d: %d ranges, replaced by %+v", name, port, found, best.replacement)
+			}
+			if name == "gateway" && !privileged(uint16(port)) &&
+				!(model.OwnPorts.Contains(best.replacement.First) && model.OwnPorts.Contains(best.replacement.Last)) {
+				t.Fatalf("%s, port %d: replaced by %+v, which are not the node's own", name, port, best.replacement)
+			}
 		}
 	}
 }

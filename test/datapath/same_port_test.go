@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/datapath/burst"
 	"github.com/weft-cni/weft/test/testenv"
 )
@@ -68,7 +69,7 @@ spec:
 `, ns, name, burstPort)
 	}
 	w := upWalled(t, "oneport", map[string]string{"f.yaml": two + walledPod(ns, "client", "node1", "app: client")})
-	clients := []*client{w.pod(t, ns+"/client"), w.host(t, "node1"), w.host(t, "node2")}
+	clients := []*client{w.pod(t, ns+"/client"), w.host(t, "node1"), w.host(t, "node2"), w.gateway(t, "node1"), w.gateway(t, "node2")}
 	for _, name := range []string{"near", "far"} {
 		server, err := burst.Serve(w.pod(t, ns+"/"+name).ns, burstPort)
 		if err != nil {
@@ -81,7 +82,7 @@ spec:
 		t.Run("both at once, "+string(proto), func(t *testing.T) {
 			var talks sync.WaitGroup
 			for j, way := range long {
-				port := 20000 + 1000*i + j
+				port := 40000 + 1000*i + j // the node's kernel keeps ports from 32768 up
 				talks.Go(func() {
 					if err := way.both(proto, port); err != nil {
 						t.Errorf("%s: %v", way.name, err)
@@ -91,12 +92,13 @@ spec:
 			talks.Wait()
 		})
 	}
-	short := map[string][]twoWays{"server": w.ways(t, ns, clients[:1], 81, 8080, "near", "far"), "client": w.ways(t, ns, clients[:1], 80, burstPort, "near", "far")}
+	single := []*client{clients[0], clients[3]}
+	short := map[string][]twoWays{"server": w.ways(t, ns, single, 81, 8080, "near", "far"), "client": w.ways(t, ns, single, 80, burstPort, "near", "far")}
 	for i, closer := range []string{"server", "client"} {
 		t.Run("one after the other, closed by the "+closer, func(t *testing.T) {
 			var workers sync.WaitGroup
 			for j, way := range short[closer] {
-				base, connect := 30000+5000*i+samePortTries*j, (*client).connectFrom
+				base, connect := 42000+5000*i+samePortTries*j, (*client).connectFrom
 				if closer == "client" {
 					connect = (*client).hangUpFrom
 				}
@@ -119,6 +121,18 @@ spec:
 			workers.Wait()
 		})
 	}
+}
+
+// gateway is a node's own network with the address that the node has towards pods: with it, the node's kernel translates
+// neither address nor port of what a process sends to pods and Services.
+func (w *walled) gateway(t *testing.T, name string) *client {
+	t.Helper()
+	c := w.host(t, name)
+	c.name += " from its gateway address"
+	for _, cidr := range w.node(t, name).PodCIDRs {
+		c.bound = append(c.bound, model.GatewayAddr(cidr))
+	}
+	return c
 }
 
 // both opens two connections from one port, and asks each again and again.
@@ -164,9 +178,13 @@ func ask(conn net.Conn) error {
 
 // dialFrom connects from a port that other connections have, too.
 func (c *client) dialFrom(proto podns.Proto, port int, to netip.AddrPort) (conn net.Conn, err error) {
-	dialer := net.Dialer{Timeout: testenv.Patience(3 * time.Second), LocalAddr: &net.TCPAddr{Port: port}, Control: shareAddr}
+	var source net.IP
+	if len(c.bound) > 0 {
+		source = of(c.bound, to.Addr().Is4()).AsSlice()
+	}
+	dialer := net.Dialer{Timeout: testenv.Patience(3 * time.Second), LocalAddr: &net.TCPAddr{IP: source, Port: port}, Control: shareAddr}
 	if proto == podns.UDP {
-		dialer.LocalAddr = &net.UDPAddr{Port: port}
+		dialer.LocalAddr = &net.UDPAddr{IP: source, Port: port}
 	}
 	err = c.ns.Do(func() (err error) { conn, err = dialer.Dial(strings.ToLower(string(proto)), to.String()); return err })
 	return conn, err

@@ -22,6 +22,8 @@ type client struct {
 	kind string // pod, node or outside
 	ns   podns.Namespace
 	ips  []netip.Addr
+	// bound are the addresses of which dialFrom binds the one of the family. Without any, the kernel chooses.
+	bound []netip.Addr
 	// underWay is told by outcome.
 	underWay underWay
 }
