@@ -341,9 +341,9 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 				continue
 			}
 			if e.Group.ID != 0 {
-				l.log.Warn("somebody changed a group", "group", e.Group.ID, "deleted", e.Deleted)
+				l.log.Warn("another program changed a group", "group", e.Group.ID, "deleted", e.Deleted)
 			} else {
-				l.log.Warn("somebody changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
+				l.log.Warn("another program changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
 			}
 		}
 		// A hint. Several come at once, and the switch may be in the middle of a restart: read it, but not too often.

@@ -73,7 +73,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		}
 		l.findForeign(actual)
 		delta = flows.Diff(actual, l.compiler.Desired())
-		l.sent.reset()
+		l.sent.verified(time.Now())
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines somebody
 	}

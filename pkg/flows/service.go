@@ -215,6 +215,9 @@ func (sb *serviceBuilder) frontend(priority uint16, p *pool, match ...ovs.Match)
 			sb.add(in{ServiceLB, priority, sb.proto, match}, c.actions...)
 			continue
 		}
+		if sb.later {
+			break // it has no port to choose a class; a TCP connection, and only TCP has classes, begins in one piece
+		}
 		// A lower priority: OVS then matches the source port in this Service's cache entries only.
 		sb.add(in{ServiceLB, priority - 1, sb.proto, also(match, c.match...)}, c.actions...)
 	}

@@ -62,6 +62,11 @@ func TestPlaces(t *testing.T) {
 // buildBig compiles a Service with n endpoints on the kernel's datapath.
 func buildBig(t *testing.T, protocol model.Protocol, n int) *builder {
 	t.Helper()
+	return buildBigOn(t, protocol, n, true)
+}
+
+func buildBigOn(t *testing.T, protocol model.Protocol, n int, kernelDatapath bool) *builder {
+	t.Helper()
 	port := model.ServicePort{Protocol: protocol, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), Elsewhere: true}
 	for i := range n {
 		addr := netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)})
@@ -69,7 +74,7 @@ func buildBig(t *testing.T, protocol model.Protocol, n int) *builder {
 	}
 	s := model.Service{Name: "ns/big", Ports: []model.ServicePort{port}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{}, model.Path{}, true)
+	b.service(s, model.Node{}, model.Path{}, kernelDatapath)
 	if b.err != nil {
 		t.Fatal(b.err)
 	}
@@ -121,6 +126,16 @@ func TestClasses(t *testing.T) {
 			if count != 1 {
 				t.Fatalf("%d endpoints: port %d is in %d classes", n, port, count)
 			}
+		}
+	}
+}
+
+// TestClassesOfEveryDatapath: no flow matches a port without a protocol that has ports. (Later fragments have none.)
+func TestClassesOfEveryDatapath(t *testing.T) {
+	for _, kernelDatapath := range []bool{true, false} {
+		b := buildBigOn(t, model.TCP, 500, kernelDatapath)
+		if err := (compiled{b.flows, b.groups}).check(); err != nil {
+			t.Errorf("kernel datapath %t: %v", kernelDatapath, err)
 		}
 	}
 }
