@@ -65,6 +65,11 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 nightly: ## 100,000 sets of random policies through the compiled flows; half an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 
+CHAOS ?= 30m
+.PHONY: chaos
+chaos: deps ## Faults of every kind in a random order while traffic goes every way: CHAOS=30m; needs root
+	WEFT_CHAOS=$(CHAOS) go test -tags integration -count=1 -timeout 3h -v -run TestChaos ./test/datapath
+
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
 	test/e2e/run.sh

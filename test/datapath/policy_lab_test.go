@@ -128,24 +128,28 @@ func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 // report asks a node's agent, as weftctl does.
 func (w *walled) report(t *testing.T, node, path string, v any) {
 	t.Helper()
-	socket := w.files[node] + "/run/weft/agent.sock" // without Status, which asks every agent for everything
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", socket)
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://agent"+path, http.NoBody)
-	if err != nil {
-		t.Fatal(err)
-	}
-	response, err := (&http.Client{Transport: transport}).Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
+	if err := askAgent(t.Context(), w.files[node], path, v); err != nil {
 		t.Fatalf("%s of %s: %v", path, node, err)
 	}
+}
+
+// askAgent asks the agent of the node whose files the machine sees there. Status would ask every agent for everything.
+func askAgent(ctx context.Context, files, path string, v any) error {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", files+"/run/weft/agent.sock")
+	}}
+	defer transport.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	return json.NewDecoder(response.Body).Decode(v)
 }
 
 // enforces waits until exactly these policies of a namespace are about pods of the node, and nothing is under way.

@@ -1,0 +1,206 @@
+//go:build integration
+
+package datapath
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/pkg/lab/sandbox"
+)
+
+// agentFaults lose nothing: the switch goes on with what it has.
+func agentFaults() []fault {
+	const away = `nft add table inet chaos; nft 'add chain inet chaos out { type filter hook output priority 0; }'
+nft add rule inet chaos out tcp dport 6443 drop`
+	return []fault{
+		{"nothing", "none", 0, func(c *chaos) { time.Sleep(3 * time.Second) }},
+		{"one is killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1") }},
+		{"all are killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1", "node2") }},
+		{"one is killed while it sends a bundle", "agent", 0, func(c *chaos) {
+			for _, after := range []time.Duration{300, 600, 900} { // the lab looks at its manifests twice a second
+				c.write(c.t, "b.yaml", idlePolicies(40))
+				time.Sleep(after * time.Millisecond)
+				agentKilled(c, "node1")
+				c.write(c.t, "b.yaml", "")
+			}
+		}},
+		{"one stands still", "agent", 0, func(c *chaos) {
+			process := c.nodeStatus("node1").Agent
+			for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+				if err := process.Signal(signal); err != nil {
+					c.t.Error(err)
+				}
+				time.Sleep(3 * time.Second)
+			}
+		}},
+		{"away", "API server", 0, func(c *chaos) {
+			c.tolerate("node1", away)
+			time.Sleep(5 * time.Second)
+			c.tolerate("node1", "nft delete table inet chaos")
+		}},
+		{"away while an agent starts", "API server", 0, func(c *chaos) {
+			c.tolerate("node1", away)
+			agentKilled(c, "node1")
+			time.Sleep(5 * time.Second)
+			c.tolerate("node1", "nft delete table inet chaos")
+		}},
+	}
+}
+
+// agentKilled ends the agents of nodes. The lab starts them again.
+func agentKilled(c *chaos, nodes ...string) {
+	for _, node := range nodes {
+		process := c.nodeStatus(node).Agent
+		if err := process.Signal(syscall.SIGKILL); err != nil {
+			c.t.Error(err)
+		}
+	}
+	time.Sleep(time.Second)
+}
+
+// idlePolicies are about the servers and allow nothing that is not allowed anyway.
+func idlePolicies(n int) string {
+	var text strings.Builder
+	for i := range n {
+		text.WriteString(policyManifest("chaos", fmt.Sprintf("more-%d", i),
+			fmt.Sprintf("podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: 192.0.2.%d/32}}], ports: [{port: %d}]}]", i, 1000+i)))
+	}
+	return text.String()
+}
+
+// objectFaults are changes that are none of the traffic's business.
+func objectFaults() []fault {
+	change := func(name, text string) fault {
+		return fault{name, "objects", 0, func(c *chaos) {
+			for range 3 {
+				c.write(c.t, "b.yaml", text)
+				time.Sleep(time.Second)
+				c.write(c.t, "b.yaml", "")
+				time.Sleep(time.Second)
+			}
+		}}
+	}
+	var services strings.Builder
+	for i := range 20 {
+		services.WriteString(walledService("chaos", fmt.Sprintf("more-%d", i), "role: server", 8080))
+	}
+	return []fault{
+		change("policies come and go", idlePolicies(40)),
+		change("Services come and go", services.String()),
+		change("pods come and go", walledPod("chaos", "guest-1", "node1", "role: guest")+walledPod("chaos", "guest-2", "node2", "role: guest")),
+	}
+}
+
+// nodeFaults are repaired within two seconds of what the kernel reports.
+func nodeFaults() []fault {
+	var list []fault
+	for _, script := range []string{
+		"nft flush ruleset",
+		"ip link set weft0 down",
+		"ip addr flush dev weft0",
+		"echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
+		"ip route flush dev weft0; ip -6 route flush dev weft0",
+		"ip rule del priority 870; ip -6 rule del priority 870",
+	} {
+		list = append(list, fault{script, "node", 2500 * time.Millisecond, func(c *chaos) { c.tolerate("node1", script) }})
+	}
+	return list
+}
+
+// switchFaults damage what Open vSwitch has, and Open vSwitch itself.
+func switchFaults() []fault {
+	var list []fault
+	for _, script := range []string{
+		"ovs-ofctl -O OpenFlow15 del-flows weft",
+		"ovs-ofctl -O OpenFlow15 del-groups weft",
+		"ovs-ofctl -O OpenFlow15 --strict del-flows weft table=60,priority=0",
+		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ovs-ofctl -O OpenFlow15 mod-port weft $p no-forward; done",
+		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ip link set $p down; done",
+		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ovs-vsctl --no-wait clear Interface $p external_ids; done",
+		"ovs-appctl dpctl/flush-conntrack",
+		"ovs-ofctl -O OpenFlow15 set-frags weft drop",
+	} {
+		list = append(list, fault{script, "switch", 2500 * time.Millisecond, func(c *chaos) { c.tolerate("node1", script) }})
+	}
+	return append(list,
+		fault{"ovs-vsctl del-br weft", "switch", 5 * time.Second, func(c *chaos) { c.tolerate("node1", "ovs-vsctl --no-wait del-br weft") }},
+		// Without the database, ovs-vswitchd 3.1 does not poll the ports of the userspace datapath. It tries to
+		// connect after a second, and two and four seconds later.
+		fault{"ovsdb-server is killed", "Open vSwitch", onDatapath(9*time.Second, 0), func(c *chaos) {
+			ovsEnds(c, "ovsdb-server")
+			ovsStarts(c, false, "ovsdb-server")
+		}},
+		fault{"ovs-vswitchd is killed", "Open vSwitch", onDatapath(5*time.Second, 3*time.Second), func(c *chaos) {
+			ovsEnds(c, "ovs-vswitchd")
+			ovsStarts(c, false, "ovs-vswitchd")
+		}},
+		fault{"both are killed and the database is gone", "Open vSwitch", 15 * time.Second, func(c *chaos) {
+			ovsEnds(c, "ovs-vswitchd", "ovsdb-server")
+			c.Run("node/node1", "sh", "-ec", "rm -f /run/openvswitch/conf.db; ovsdb-tool create /run/openvswitch/conf.db /usr/share/openvswitch/vswitch.ovsschema")
+			ovsStarts(c, true, "ovsdb-server", "ovs-vswitchd")
+		}},
+	)
+}
+
+// onDatapath is the value of the datapath that the tests use.
+func onDatapath[T any](userspace, kernel T) T {
+	if labtest.Datapath() == config.DatapathSystem {
+		return kernel
+	}
+	return userspace
+}
+
+// ovsEnds kills daemons of node1's.
+func ovsEnds(c *chaos, programs ...string) {
+	for _, p := range programs {
+		c.Run("node/node1", "sh", "-ec", fmt.Sprintf("pid=$(cat /run/openvswitch/%s.pid); kill -9 $pid; while [ -e /proc/$pid ]; do sleep 0.05; done", p))
+	}
+}
+
+// ovsStarts starts them again as the lab did, and gives the node's uplink its addresses, which is what a real node's network
+// configuration does when the physical bridge appears. When the database was wiped, it makes that bridge, too.
+func ovsStarts(c *chaos, wiped bool, programs ...string) {
+	c.t.Helper()
+	const run = "/run/openvswitch"
+	arguments := map[string][]string{
+		"ovsdb-server": {"ovsdb-server", run + "/conf.db", "--remote=punix:" + run + "/db.sock"},
+		"ovs-vswitchd": {"ovs-vswitchd", "unix:" + run + "/db.sock"},
+	}
+	node := c.nodeStatus("node1")
+	for _, p := range programs {
+		if _, err := node.Sandbox.StartDaemon(sandbox.Daemon{
+			Args: append(arguments[p], "--pidfile", "-vconsole:info", "-vsyslog:off"),
+			Log:  c.t.ArtifactDir() + "/node1-" + p + ".log", Nice: sandbox.OVSNice,
+		}); err != nil {
+			c.t.Fatal(err)
+		}
+		if p == "ovsdb-server" {
+			labtest.Eventually(c.t, 10*time.Second, func() error {
+				_, err := labtest.Run(c.Exec("node/node1", "ovs-vsctl", "--no-wait", "--timeout=2", "init"))
+				return err
+			})
+			continue
+		}
+		at := datapath.Datapath(labtest.Datapath())
+		var up datapath.Uplink
+		for _, addr := range node.Addrs {
+			up.Addrs = append(up.Addrs, netip.PrefixFrom(addr, map[bool]int{true: 24, false: 64}[addr.Is4()]))
+		}
+		if wiped {
+			up.MAC = net.HardwareAddr{0x02, 0x57, 0x65, 0x66, 0x74, 0x0b}
+			if err := at.Connect(c.t.Context(), node.Sandbox, up); err != nil {
+				c.t.Fatal(err)
+			}
+			continue
+		}
+		labtest.Eventually(c.t, 10*time.Second, func() error { return at.Readdress(node.Sandbox, up) })
+	}
+}
