@@ -3,7 +3,7 @@
 // It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is, and
 // with ovs-vswitchd itself where OpenFlow has no words (see daemon.go). One goroutine, the agent's, calls Apply, so
 // flows and groups have one writer; the other methods (some of which set meters, forget connections or set limits)
-// may be called from anywhere. The only state is a program in waiting (see spare.go), and whether the datapath's
+// may be called from anywhere. The only state is a program in waiting (see bundle.go), and whether the datapath's
 // cache is behind (see cache.go).
 package ofswitch
 
