@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -72,6 +73,7 @@ type Loop struct {
 	hint    chan struct{}
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
+	lost    atomic.Bool // the watch ended: it may be another switch by now
 
 	// Of the Run goroutine only:
 	sweep       *SweepRequest // what the next settle asks for
@@ -79,7 +81,7 @@ type Loop struct {
 	compiler    *flows.Compiler
 	index       map[place][]openflow.Key
 	sent        *sentEvents
-	quarantined map[model.Owner]error
+	quarantined map[model.Owner]*quarantine
 	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded
@@ -138,7 +140,7 @@ func NewLoop(opt LoopOptions) *Loop {
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(),
 		index: map[place][]openflow.Key{}, sent: newSentEvents(),
-		quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
+		quarantined: map[model.Owner]*quarantine{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
@@ -299,12 +301,14 @@ func (l *Loop) Run(ctx context.Context) error {
 			}
 			l.complain(err)
 			l.verify, l.known = true, false
+			l.retryAll()
 			pause, retry = retry, min(2*retry, maxRetryPause)
 			l.setError(err)
 		} else {
 			l.known, l.complaint, retry = true, "", retryPause
 			l.settle()
-			pause = time.Until(l.verifiedAt.Add(verifyEvery)) // changes do not put it off
+			// Changes put neither off.
+			pause = time.Until(l.nextRetry(l.verifiedAt.Add(verifyEvery)))
 		}
 		l.wait(ctx, pause)
 	}
@@ -333,7 +337,9 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 			answer <- l.compiler.Desired().Clone()
 			continue
 		case <-timer.C:
-			l.verify = true
+			if time.Since(l.verifiedAt) >= verifyEvery {
+				l.verify = true
+			}
 			return
 		case <-l.hint:
 		case e := <-l.watch:
@@ -375,6 +381,7 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 		if time.Since(begun) > maxRetryPause {
 			l.log.Warn("lost the watch on the switch", "err", err)
 			pause = retryPause
+			l.lost.Store(true)
 		}
 		l.Verify()
 		sleep(ctx, pause)

@@ -27,17 +27,21 @@ type bench struct {
 
 	mu      sync.Mutex
 	reports map[string]error
+	told    map[string]int // how often an error was reported
 	sweeps  []agent.SweepRequest
 }
 
 // start runs a loop that knows a cluster of two nodes.
 func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *bench {
 	t.Helper()
-	b := &bench{t: t, sw: sw, reports: map[string]error{}}
+	b := &bench{t: t, sw: sw, reports: map[string]error{}, told: map[string]int{}}
 	b.Loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Report: func(o model.Owner, err error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.reports[o.String()] = err
+		if err != nil {
+			b.told[o.String()]++
+		}
 	}, Sweep: func(r agent.SweepRequest) {
 		b.mu.Lock()
 		defer b.mu.Unlock()

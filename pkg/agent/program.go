@@ -41,11 +41,14 @@ func (l *Loop) compile() flows.Delta {
 			l.report(o, nil)
 		}
 	}
-	delta, failed := l.compiler.Update(snapshot, owners)
-	for _, bad := range failed {
-		l.quarantine(bad.Owner, bad.Err)
+	if l.lost.Swap(false) {
+		l.retryAll()
 	}
+	delta, failed := l.compiler.Update(snapshot, append(owners, l.retries()...))
 	l.reindex(delta)
+	for _, bad := range failed {
+		l.leaveOut(bad.Owner, &quarantine{}, bad.Err)
+	}
 
 	l.mu.Lock()
 	l.latest = snapshot
@@ -204,6 +207,8 @@ func byOwner(d flows.Delta) []flows.Delta {
 
 // settle is called when the switch holds everything that is not quarantined.
 func (l *Loop) settle() {
+	l.accepted()
+	reasons := l.reasons()
 	conflicts := l.compiler.Conflicts()
 	l.mu.Lock()
 	l.status.Realised = l.latest.Revision
@@ -211,23 +216,23 @@ func (l *Loop) settle() {
 	l.status.Error = ""
 	l.status.Conflicts = conflicts
 	l.status.Quarantined = map[model.Owner]string{}
-	for _, refused := range []map[model.Owner]error{l.mistaken, l.quarantined} {
+	for _, refused := range []map[model.Owner]error{l.mistaken, reasons} {
 		for o, err := range refused {
 			l.status.Quarantined[o] = err.Error()
 		}
 	}
-	l.settled, l.refused = l.latest, maps.Clone(l.quarantined)
+	l.settled, l.refused = l.latest, reasons
 	l.mu.Unlock()
 	if l.sweep != nil && l.opt.Sweep != nil {
 		l.opt.Sweep(*l.sweep)
 	}
 	l.sweep = nil
-	l.answer()
+	l.answer(reasons)
 }
 
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
 // until it is or is given up.
-func (l *Loop) answer() {
+func (l *Loop) answer(refused map[model.Owner]error) {
 	var unknown []request
 	for _, r := range l.waiting {
 		_, attached := l.latest.Attachments[r.owner.Attachment]
@@ -237,7 +242,7 @@ func (l *Loop) answer() {
 		case r.owner.Kind == model.KindPod && !attached:
 			r.done <- errors.New("it was detached meanwhile")
 		default:
-			r.done <- l.quarantined[r.owner]
+			r.done <- refused[r.owner]
 		}
 	}
 	l.waiting = unknown
@@ -274,20 +279,6 @@ func (l *Loop) report(o model.Owner, err error) {
 	if l.opt.Report != nil {
 		l.opt.Report(o, err)
 	}
-}
-
-// quarantine leaves an owner out until it changes.
-func (l *Loop) quarantine(o model.Owner, err error) {
-	l.log.Error("flows are refused; their owner is left out until it changes", "owner", o, "err", err)
-	l.quarantined[o] = err
-	if o.Kind == model.KindPolicy || o.Kind == model.KindService {
-		l.sweepRequest() // what it allowed, or balanced
-	}
-	l.reindex(l.compiler.Exclude(o))
-	l.report(o, err)
-	// What the owner had before is still in the switch, and must not stay; nobody else's doing.
-	l.disturbed = true
-	l.Verify()
 }
 
 // countRepairs counts what others changed: what a read-back finds that our own change does not explain.

@@ -38,6 +38,8 @@ const (
 	SpoofedIP         Reason = "spoofed-ip"         // a source address that is not the pod's
 	NotIP             Reason = "not-ip"             // a protocol that is not routed
 	Multicast         Reason = "multicast"          // multicast and broadcast are not forwarded
+	Loopback          Reason = "loopback"           // to an address that means the receiving host itself
+	Tagged            Reason = "vlan-tag"           // a frame with a VLAN tag: the overlay has none
 	TunnelSource      Reason = "tunnel-source"      // a tunnel packet whose inner source is not the sending node's
 	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
 	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
@@ -180,6 +182,9 @@ const (
 	icmpRedirect            = 137
 )
 
+// vlanPresent is the bit of a VLAN's tag that every frame with a tag has (ovs-fields(7), vlan_tci).
+const vlanPresent = 0x1000
+
 const anyMulticast = "01:00:00:00:00:00/01:00:00:00:00:00"
 
 func inPort(number uint32) ovs.Match      { return ovs.InPortMatch(int(number)) }
@@ -233,7 +238,7 @@ func (b *builder) pipeline(kernelDatapath bool) {
 		b.advertise(router)
 	}
 
-	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
+	b.noDestination()
 	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Conntrack))
 	b.drop(TunnelSource, in{SpoofGuard, prioLower, "", matches(Origin.Is(OriginTunnel))})
 	b.drop(UnknownPort, in{SpoofGuard, prioMiss, "", nil})
@@ -252,6 +257,19 @@ func (b *builder) pipeline(kernelDatapath bool) {
 	b.drop(NoRoute, in{Forwarding, prioMiss, "", nil})
 
 	b.add(in{Output, prioNormal, "", nil}, OutPort.Output())
+}
+
+// noDestination drops what can only be meant for a host on the sender's own link: the node would take it for its own.
+// Neighbor discovery has been answered before.
+func (b *builder) noDestination() {
+	b.drop(Tagged, in{SpoofGuard, prioTop, "", matches(ovs.VLANTCI(vlanPresent, vlanPresent))})
+	for _, loopback := range []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")} {
+		b.drop(Loopback, in{SpoofGuard, prioHigher, openflow.Protocol(loopback.Addr()), matches(openflow.Destination(loopback))})
+	}
+	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
+	for _, group := range []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("ff00::/8")} {
+		b.drop(Multicast, in{SpoofGuard, prioHigh, openflow.Protocol(group.Addr()), matches(openflow.Destination(group))})
+	}
 }
 
 // advertise turns a neighbour solicitation into the advertisement that answers it.

@@ -152,9 +152,10 @@ var Pipeline = []Table{
 	{
 		ID: SpoofGuard, Name: "SpoofGuard",
 		Doc: "Lets through only what its source may send: a pod its own MAC and addresses, a tunnel what the sending node " +
-			"owns, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here: the overlay " +
-			"is routed.",
-		Match:   []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "nw_src", "ipv6_src", "tun_src", "tun_ipv6_src"},
+			"owns, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here, by MAC and by " +
+			"address: the overlay is routed. So do packets to a loopback address and frames with a VLAN tag.",
+		Match: []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "vlan_tci", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tun_src",
+			"tun_ipv6_src"},
 		Actions: []string{"goto_table"},
 		Next:    []openflow.TableID{Conntrack},
 	},

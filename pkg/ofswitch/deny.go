@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/digitalocean/go-openvswitch/ovs"
 
@@ -42,11 +41,8 @@ func (s *Switch) verdict(ctx context.Context, what string, connections []flows.C
 		}
 		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(originalPacket(c)), text)
 	}
-	cmd := ofctl(ctx, "bundle", s.target, "-")
-	var stderr strings.Builder
-	cmd.Stdin, cmd.Stderr = &b, &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s %d connections: %w", what, len(connections), failure("bundle", err, stderr.String()))
+	if err := s.bundleFile(ctx, b.Bytes()); err != nil {
+		return fmt.Errorf("%s %d connections: %w", what, len(connections), err)
 	}
 	return nil
 }

@@ -358,29 +358,34 @@ func TestSpareKilled(t *testing.T) {
 	}
 }
 
-// BenchmarkApply is what a pod's start waits for: one bundle of a pod's flows, with the program that waits and without.
+// BenchmarkApply is what a pod's start waits for: one bundle of a pod's flows, with the program that waits and without; and
+// a bundle that is too large for that program.
 func BenchmarkApply(b *testing.B) {
 	s := snapshot(1)
 	desired, err := flows.Compile(s)
 	if err != nil {
 		b.Fatal(err)
 	}
-	var delta flows.Delta
+	var pod flows.Delta
 	for _, f := range desired.Flows {
 		if f.Owner.Kind == model.KindPod {
-			delta.Set = append(delta.Set, f)
+			pod.Set = append(pod.Set, f)
 		}
 	}
-	for _, warm := range []bool{true, false} {
-		b.Run(fmt.Sprintf("spare=%t", warm), func(b *testing.B) {
+	for _, test := range []struct {
+		name  string
+		delta flows.Delta
+		cold  bool
+	}{{"spare=true", pod, false}, {"spare=false", pod, true}, {"flows=3000", flows.Delta{Set: numbered(b, 3000)}, false}} {
+		b.Run(test.name, func(b *testing.B) {
 			_, sw := start(b)
 			for b.Loop() {
-				if !warm {
+				if test.cold {
 					if err := sw.Close(); err != nil {
 						b.Fatal(err)
 					}
 				}
-				if err := sw.Apply(b.Context(), delta); err != nil {
+				if err := sw.Apply(b.Context(), test.delta); err != nil {
 					b.Fatal(err)
 				}
 			}

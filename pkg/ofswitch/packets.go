@@ -17,7 +17,7 @@ import (
 )
 
 // SetMeters makes the switch have these meters. Meters are part of no bundle, and end with ovs-vswitchd. A *RejectedError means
-// that the switch can have no such meter.
+// that the switch refuses such a meter, or has no room for it.
 func (s *Switch) SetMeters(ctx context.Context, meters []openflow.Meter) error {
 	text, err := s.ask(ctx, "dump-meters")
 	if err != nil {
@@ -28,14 +28,26 @@ func (s *Switch) SetMeters(ctx context.Context, meters []openflow.Meter) error {
 		if slices.Contains(there, m) {
 			continue
 		}
-		if _, err := s.ask(ctx, "add-meter", m.String()); err == nil {
-			continue
-		}
-		if _, err := s.ask(ctx, "mod-meter", m.String()); err != nil {
-			return &RejectedError{Detail: fmt.Sprintf("it cannot have meter %d, which the logging of policies needs: %v", m.ID, err)}
+		if err := s.setMeter(ctx, m); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+func (s *Switch) setMeter(ctx context.Context, m openflow.Meter) error {
+	_, err := s.ask(ctx, "add-meter", m.String())
+	var refused, again *RejectedError
+	if errors.As(err, &refused) { // perhaps because it exists, with other limits
+		_, err = s.ask(ctx, "mod-meter", m.String())
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &again):
+		return &RejectedError{Detail: fmt.Sprintf("meter %d, which the logging of policies needs, can neither be added (%s) nor modified (%s)", m.ID, refused.Detail, again.Detail)}
+	}
+	return fmt.Errorf("set meter %d: %w", m.ID, err)
 }
 
 // setMetersFor makes sure of the meters before flows come that need them: OVS 3.1 would take such flows without, and limit nothing.

@@ -5,6 +5,7 @@ package datapath
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +63,13 @@ func (m mesh) mac(t *testing.T, pod string) wire.MAC {
 	return wire.MAC(mac)
 }
 
+// destinations are what no router passes on, and why the switch drops it.
+var destinations = map[string]string{"127.0.0.1": "loopback", "127.1.2.3": "loopback", "::1": "loopback", "224.0.0.251": "multicast",
+	"239.1.2.3": "multicast", "255.255.255.255": "multicast", "ff02::1": "multicast", "ff0e::1": "multicast"}
+
+// tagged puts a VLAN's tag into a frame.
+func tagged(frame []byte) []byte { return slices.Insert(frame, 12, 0x81, 0x00, 0x00, 0x05) }
+
 // A pod forges addresses of every layer; nobody receives any of it, and the switch counts each frame with its reason.
 func TestSpoofing(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
@@ -83,6 +91,16 @@ func TestSpoofing(t *testing.T) {
 			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "nobody": {2, 0, 0, 0, 0, 1}} {
 				a.frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who), func(mark []byte) []byte {
 					return wire.UDPFrame(router, mac, netip.AddrPortFrom(own, sourcePort), to, mark)
+				})
+			}
+			a.frame("vlan-tag", fmt.Sprintf("%s to %s with a VLAN tag", familyName(v4), name), func(mark []byte) []byte {
+				return tagged(wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), to, mark))
+			})
+		}
+		for dst, reason := range destinations {
+			if dst := netip.MustParseAddr(dst); dst.Is4() == v4 {
+				a.frame(reason, fmt.Sprintf("to %s at the router's MAC", dst), func(mark []byte) []byte {
+					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), netip.AddrPortFrom(dst, targetPort), mark)
 				})
 			}
 		}

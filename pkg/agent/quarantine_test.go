@@ -1,0 +1,167 @@
+package agent_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// refusals are what a switch refuses: the flows of one owner. They count how often it did.
+type refusals struct {
+	owner model.Owner
+	over  bool
+	count int
+}
+
+func (r *refusals) refuse(f openflow.Flow) bool {
+	if r.over || f.Cookie != flows.Cookie(r.owner) {
+		return false
+	}
+	r.count++
+	return true
+}
+
+// TestQuarantineEnds: flows that the switch refuses are tried again with growing pauses, and at once when the switch was away: the
+// reason may be over (room in a table) although the object never changes, and the pipeline's and the node's own never do.
+func TestQuarantineEnds(t *testing.T) {
+	a := pod("a", 2)
+	for _, owner := range []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"), model.ServiceOwner("ns/web"), model.PodOwner(a), model.PolicyOwner("ns/wall")} {
+		t.Run(owner.Kind.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sw, bad := ofswitch.NewFake(), &refusals{owner: owner}
+				sw.Refuse(bad.refuse)
+				b := start(t, sw, a)
+				b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
+				b.Submit(state.SetPolicy{Policy: wall()})
+				time.Sleep(100 * time.Millisecond)
+				synctest.Wait()
+				if b.RefusedOwner(owner) == nil || b.Status().Quarantined[owner] == "" {
+					t.Fatalf("%s is not in quarantine: %v", owner, b.Status())
+				}
+				time.Sleep(time.Hour)
+				if bad.count < 15 || bad.count > 80 { // 9 pauses from 1 s to 5 min, and 10 of 5 min, with at most 4 bundles each
+					t.Errorf("tried %d times in an hour", bad.count)
+				}
+				sw.Stop()
+				b.Verify()
+				time.Sleep(5 * time.Second)
+				before := bad.count
+				sw.Start()
+				time.Sleep(3 * time.Second)
+				if bad.count == before {
+					t.Error("the switch was away, and the owner was not tried again")
+				}
+				time.Sleep(time.Hour)
+				b.mu.Lock()
+				if b.reports[owner.String()] == nil || b.told[owner.String()] != 1 {
+					t.Errorf("the refusal was reported %d times, want once", b.told[owner.String()])
+				}
+				b.sweeps = nil
+				b.mu.Unlock()
+				bad.over = true
+				time.Sleep(6 * time.Minute)
+				synctest.Wait()
+				if b.RefusedOwner(owner) != nil || len(b.Status().Quarantined) > 0 {
+					t.Errorf("the switch would take the flows of %s, and they are in quarantine: %v", owner, b.Status().Quarantined)
+				}
+				b.holds("everything is in")
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				if b.reports[owner.String()] != nil {
+					t.Error("the end of the quarantine was not reported")
+				}
+				// What it allows or balances again matters to connections that exist.
+				if swept := len(b.sweeps) > 0; swept != (owner.Kind == model.KindPolicy || owner.Kind == model.KindService) {
+					t.Errorf("sweeps afterwards: %v", b.sweeps)
+				}
+			})
+		})
+	}
+}
+
+// wall is a policy that lets one range in.
+func wall() policy.Policy {
+	cidr := netip.MustParsePrefix("10.0.0.0/8")
+	return policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: cidr}}}}}}
+}
+
+// TestManyInQuarantine: however many owners are refused, what changes meanwhile is not held up for long.
+func TestManyInQuarantine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sw, refused := ofswitch.NewFake(), 0
+		sw.Refuse(func(f openflow.Flow) bool {
+			if strings.Contains(f.Match, "10.96.0.") {
+				refused++
+				return true
+			}
+			return false
+		})
+		b := start(t, sw)
+		const services = 200
+		for n := range services {
+			b.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), byte(n+1), 2)})
+		}
+		time.Sleep(10 * time.Minute)
+		for range 20 {
+			before := refused
+			b.Submit(state.SetNode{Node: node("n3", byte(refused%100+3))})
+			if err := b.Settled(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// A round halves the bundle of those that it tries: 64 bundles for 32 owners, and a few for the others'.
+			if n := refused - before; n > 80 {
+				t.Errorf("a change waited for %d refused bundles", n)
+			}
+			time.Sleep(7 * time.Second)
+		}
+		if n := len(b.Status().Quarantined); n != services {
+			t.Errorf("%d in quarantine, want %d", n, services)
+		}
+		sw.Refuse(func(openflow.Flow) bool { return false })
+		time.Sleep(6 * time.Minute)
+		b.holds("everything is in")
+	})
+}
+
+// busy is a switch that sometimes takes no bundle.
+type busy struct {
+	agent.Switch
+	left int
+}
+
+func (b *busy) Apply(ctx context.Context, d flows.Delta) error {
+	if b.left--; b.left >= 0 {
+		return errors.New("OFPBFC_TIMEOUT")
+	}
+	return b.Switch.Apply(ctx, d)
+}
+
+// TestBusySwitchIsNotRefusal: a bundle that fails for no fault of its own costs no owner its flows.
+func TestBusySwitchIsNotRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fake := ofswitch.NewFake()
+		sw := &busy{fake, 3}
+		loop, stop := bubble(t, sw)
+		for n := range byte(10) {
+			sw.left = 2
+			loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), n+1, 2)})
+			time.Sleep(3 * time.Second)
+		}
+		if s := loop.Status(); len(s.Quarantined) > 0 || s.Error != "" || s.Realised != s.Desired || s.Groups != 10 {
+			t.Errorf("the status is %+v", s)
+		}
+		stop()
+	})
+}
