@@ -318,8 +318,11 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 
 // reportOwner tells Kubernetes of an object whose flows are refused.
 func (a *Agent) reportOwner(o model.Owner, err error) {
+	var incomplete *IncompleteError
 	switch {
 	case err == nil:
+	case errors.As(err, &incomplete):
+		a.events.Warn(o, "PolicyIncomplete", err.Error())
 	case o.Kind == model.KindPolicy:
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	default:

@@ -205,11 +205,16 @@ func byOwner(d flows.Delta) []flows.Delta {
 // settle is called when the switch holds everything that is not quarantined.
 func (l *Loop) settle() {
 	conflicts := l.compiler.Conflicts()
+	l.reportIncomplete()
 	l.mu.Lock()
 	l.status.Realised = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
 	l.status.Conflicts = conflicts
+	l.status.Incomplete = map[model.Owner]string{}
+	for o, err := range l.incomplete {
+		l.status.Incomplete[o] = err.Error()
+	}
 	l.status.Quarantined = map[model.Owner]string{}
 	for _, refused := range []map[model.Owner]error{l.mistaken, l.quarantined} {
 		for o, err := range refused {
@@ -261,6 +266,36 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			l.mistaken[o] = err
 			l.report(o, err)
 		}
+	}
+}
+
+// IncompleteError says that some of an owner's flows are left out, because others want the same room.
+type IncompleteError struct{ Flows int }
+
+func (e *IncompleteError) Error() string {
+	return fmt.Sprintf("%d of its flows are full with clauses of other policies, so its rules allow less there; "+
+		"merge policies and rules of this namespace that name the same peers and ports", e.Flows)
+}
+
+// reportIncomplete reports the policies that lack clauses now, each once until it lacks none.
+func (l *Loop) reportIncomplete() {
+	losers := l.compiler.Losers()
+	for o := range l.incomplete {
+		if losers[o] == 0 {
+			delete(l.incomplete, o)
+			l.report(o, l.quarantined[o])
+		}
+	}
+	for o, n := range losers {
+		if o.Kind != model.KindPolicy {
+			continue
+		}
+		err := &IncompleteError{Flows: n}
+		if l.incomplete[o] == nil {
+			l.log.Warn("a policy's clauses have no room beside those of others", "owner", o, "flows", n)
+			l.report(o, err)
+		}
+		l.incomplete[o] = err
 	}
 }
 
