@@ -82,7 +82,7 @@ type Loop struct {
 	sent        *sentEvents
 	quarantined map[model.Owner]error
 	incomplete  map[model.Owner]error // policies that lack clauses, as Report was told
-	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
+	mistaken    map[model.Owner]error // policies that are invalid or over budget: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded
 	disturbed   bool                  // we have left something in the switch that a read-back will find

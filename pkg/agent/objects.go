@@ -13,7 +13,7 @@ type ObjectCounts struct {
 	ServicesWithProblems int `json:"servicesWithProblems"`
 	// Policies are those that select pods of this node.
 	Policies int `json:"policies"`
-	// PoliciesWithErrors are those that cannot be understood or are refused: they isolate and allow nothing.
+	// PoliciesWithErrors are those that are invalid, over budget or quarantined: they isolate and allow nothing.
 	PoliciesWithErrors int `json:"policiesWithErrors"`
 }
 

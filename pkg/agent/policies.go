@@ -116,7 +116,7 @@ func isNamed(id, wanted string) bool {
 	return wanted == "" || id == wanted || strings.HasSuffix(id, "/"+wanted)
 }
 
-// refusedOf counts the owners of a kind whose flows are refused, or that cannot be understood.
+// refusedOf counts the owners of a kind that are quarantined, invalid or over budget.
 func (s Status) refusedOf(kind model.Kind) int {
 	n := 0
 	for owner := range s.Quarantined {

@@ -248,7 +248,7 @@ func (l *Loop) answer() {
 	l.waiting = unknown
 }
 
-// checkPolicies finds the policies that cannot be understood.
+// checkPolicies finds the policies that are invalid or over budget.
 func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) {
 	for _, o := range owners {
 		if o.Kind != model.KindPolicy {
@@ -261,8 +261,8 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			delete(l.mistaken, o)
 			l.report(o, nil)
 		default:
-			err := fmt.Errorf("the policy cannot be understood, so it isolates its pods and allows nothing: %s", is)
-			l.log.Error("a policy cannot be understood; it isolates its pods and allows nothing", "owner", o, "err", is)
+			err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", is)
+			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
 			l.mistaken[o] = err
 			l.report(o, err)
 		}

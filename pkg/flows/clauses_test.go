@@ -2,6 +2,7 @@ package flows
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -105,6 +106,44 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 		}
 		if full.Update(nil, owners); full.Desired().String() != c.Desired().String() {
 			t.Fatal("incremental and full differ")
+		}
+	})
+}
+
+// TestMostFlows: a policy never takes more flows than model.Policy.MostFlows says.
+func TestMostFlows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		few := rapid.SampledFrom([]int{0, 1, 2, 3, 5, 17, 40})
+		addr := func(i int) netip.Addr {
+			if rapid.Bool().Draw(t, "IPv6") {
+				return netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)})
+			}
+			return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+		}
+		rule := model.PolicyRule{ID: 1}
+		for i := range few.Draw(t, "pods") {
+			rule.Pods = append(rule.Pods, addr(i))
+		}
+		for i := range few.Draw(t, "peers") {
+			rule.Peers = append(rule.Peers, openflow.Host(addr(i)))
+		}
+		for i := range few.Draw(t, "ports") {
+			rule.Ports = append(rule.Ports, model.PortMatch{Protocol: model.TCP, Port: uint16(80 + i), Mask: 0xffff})
+		}
+		rule.AnyPeer, rule.AnyPort = len(rule.Peers) == 0, len(rule.Ports) == 0
+		side := &model.PolicySide{Pods: rule.Pods, Rules: []model.PolicyRule{rule}}
+		p := model.Policy{Name: "ns/p", Log: rapid.Bool().Draw(t, "log")}
+		if rapid.Bool().Draw(t, "ingress") {
+			p.Ingress = side
+		} else {
+			p.Egress = side
+		}
+		c, err := compileOwner(&model.Snapshot{Policies: map[string]model.Policy{p.Name: p}}, model.PolicyOwner(p.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if has, most := len(c.Flows), p.MostFlows(); has > most {
+			t.Fatalf("%d flows, at most %d were expected of %+v", has, most, rule)
 		}
 	})
 }
