@@ -76,6 +76,7 @@ type Agent struct {
 	underlay string                 // the link that carries the node's address
 	problems map[string]string      // by the part that has it
 	objects  map[model.Owner]string // what of objects cannot be used
+	lost     map[model.Owner]string // external addresses that Services name and others have
 	pending  []config.Change        // settings that wait for a restart
 	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
@@ -140,6 +141,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	a.kube.Problem, a.kube.Draining = a.objectProblem, a.nodeHealth.setDraining
+	a.kube.RefuseExternalIPs(!a.config().ExternalIPs)
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	loop.Submit(state.SetTime{Now: time.Now()})
 	group.Go(func() error { tellTime(ctx, loop); return nil })

@@ -82,6 +82,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	reserved := a.reserved
 	a.mu.Unlock()
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
+	a.reportLost(view)
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
@@ -240,9 +241,13 @@ func (a *Agent) reconfigure(next config.Config) {
 	a.cfg = config.ApplyLive(a.cfg, next)
 	a.pending = waiting
 	a.opt.Level.Set(a.cfg.LogLevel)
-	if a.loop != nil {
+	refuse, started := !a.cfg.ExternalIPs, a.loop != nil
+	if started {
 		a.submitSettings()
 	}
 	a.mu.Unlock()
+	if started {
+		a.kube.RefuseExternalIPs(refuse)
+	}
 	notify(a.pokeHost)
 }

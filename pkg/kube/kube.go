@@ -102,6 +102,9 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	return w, nil
 }
 
+// RefuseExternalIPs says whether Services' external IPs are refused. It may be called at any time, and not from Problem.
+func (w *Watcher) RefuseExternalIPs(refuse bool) { w.services.refuseExternalIPs(refuse) }
+
 // follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
 // gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
 func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) error {
@@ -203,9 +206,7 @@ func (w *Watcher) nodeChanged(obj any) {
 // the values that could not be read; the rest is still good.
 func Node(object *corev1.Node) (model.Node, error) {
 	n := model.Node{Name: object.Name}
-	if !object.CreationTimestamp.IsZero() {
-		n.Created = object.CreationTimestamp.Unix()
-	}
+	n.Created = seconds(object.CreationTimestamp)
 	var bad []error
 	families := map[bool]bool{}
 	for _, a := range object.Status.Addresses {

@@ -80,6 +80,7 @@ type services struct {
 
 	mu     sync.Mutex
 	at     service.Place
+	refuse bool // external IPs
 	byName map[string]*tracked
 	slices map[string]*sliceObject
 }
@@ -180,6 +181,21 @@ func (s *services) setZone(zone string) {
 	}
 }
 
+// refuseExternalIPs says whether Services' external IPs are refused. Idempotent.
+func (s *services) refuseExternalIPs(refuse bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse == refuse {
+		return
+	}
+	s.refuse = refuse
+	for name, t := range s.byName {
+		if t.service != nil && len(t.service.ExternalIPs) > 0 {
+			s.changed(name, t)
+		}
+	}
+}
+
 func (s *services) tracked(name string) *tracked {
 	t := s.byName[name]
 	if t == nil {
@@ -220,7 +236,12 @@ func (s *services) changed(name string, t *tracked) {
 		for _, o := range t.slices {
 			from = append(from, &o.Slice)
 		}
-		if built, ok := service.Build(&t.service.Service, from, s.at); ok {
+		wanted := t.service.Service
+		if s.refuse && len(wanted.ExternalIPs) > 0 {
+			wanted.ExternalIPs = nil
+			bad.add("spec.externalIPs: the cluster's configuration refuses them (externalIPs: false); remove them, or use a load balancer")
+		}
+		if built, ok := service.Build(&wanted, from, s.at); ok {
 			t.served = true
 			s.emit(state.SetService{Service: built})
 		} else if t.served {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/service"
 )
 
 // Store holds the newest snapshot, and the next one while it is being made.
@@ -25,6 +26,7 @@ type Store struct {
 	touched                                            map[model.Owner]bool
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
+	claims       *service.Claims         // who has which external address
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
 	pathsDirty   bool                    // paths must be resolved again
 	now          time.Time               // as SetTime said last
@@ -48,6 +50,7 @@ func New(node string) *Store {
 		serviceCIDRs: map[bool][]netip.Prefix{},
 		next:         empty,
 		resolver:     policy.NewResolver(node),
+		claims:       service.NewClaims(),
 		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
