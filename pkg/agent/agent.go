@@ -186,6 +186,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 
+	// Before the loop: flows that name these addresses are not to be removed and made again.
+	if err := a.retry(ctx, "addresses of the node", a.findAddresses); err != nil {
+		return err
+	}
 	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
 	if err := a.retry(ctx, "underlay", a.findMTU); err != nil {
 		return err

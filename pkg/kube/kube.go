@@ -93,6 +93,8 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(everything),
 		w.follow("services", selected(serviceSelector).Core().V1().Services().Informer(), trimService, w.services.setService, w.services.deleteService),
+		w.follow("services of other proxies", selected(otherProxySelector).Core().V1().Services().Informer(), trimService, w.setOtherProxy,
+			func(name string) { emit(state.SetOtherProxy{Service: name}) }),
 		w.follow("endpointslices", selected(sliceSelector).Discovery().V1().EndpointSlices().Informer(), trimSlice, w.services.setSlice, w.services.deleteSlice),
 		w.followServiceCIDRs(client, everything.Networking().V1().ServiceCIDRs().Informer()),
 	)

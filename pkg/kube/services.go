@@ -19,7 +19,9 @@ import (
 // serve; the labels of a Service are on its slices, too.
 const (
 	serviceSelector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
-	sliceSelector   = serviceSelector + "," + discoveryv1.LabelServiceName
+	// otherProxySelector selects the Services of other proxies. They keep their ClusterIPs.
+	otherProxySelector = "service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+	sliceSelector      = serviceSelector + "," + discoveryv1.LabelServiceName
 )
 
 // serviceObject is what an informer holds of a Service: on a large cluster the object itself would be several times as big.
@@ -66,6 +68,13 @@ func trimSlice(obj any) (any, error) {
 		err = fmt.Errorf("EndpointSlice %s: %w", s.Name, err)
 	}
 	return &sliceObject{Slice: s, version: o.ResourceVersion, problem: err}, nil
+}
+
+// setOtherProxy tells of a Service that another proxy serves.
+func (w *Watcher) setOtherProxy(obj any) {
+	if o, ok := obj.(*serviceObject); ok {
+		w.emit(state.SetOtherProxy{Service: o.Service.Name, ClusterIPs: o.ClusterIPs})
+	}
 }
 
 // services puts Services and their EndpointSlices together, in whatever order they come.

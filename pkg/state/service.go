@@ -62,6 +62,26 @@ func (c DeleteService) apply(s *Store) bool {
 	return true
 }
 
+// SetOtherProxy sets the ClusterIPs of a Service that another proxy serves; without any there is no such Service.
+type SetOtherProxy struct {
+	Service    string
+	ClusterIPs []netip.Addr
+}
+
+func (c SetOtherProxy) apply(s *Store) bool {
+	if slices.Equal(s.next.OtherProxies[c.Service], c.ClusterIPs) {
+		return false
+	}
+	s.next.OtherProxies = maps.Clone(s.next.OtherProxies) // few
+	if len(c.ClusterIPs) == 0 {
+		delete(s.next.OtherProxies, c.Service)
+	} else {
+		s.next.OtherProxies[c.Service] = c.ClusterIPs
+	}
+	s.touched[model.ServiceOwner(c.Service)] = true
+	return true
+}
+
 // SetServiceCIDRs says which ranges ClusterIPs come from: those that are configured, or those that the API server tells.
 // Both count.
 type SetServiceCIDRs struct {
