@@ -76,6 +76,7 @@ type Agent struct {
 	underlay string                 // the link that carries the node's address
 	problems map[string]string      // by the part that has it
 	objects  map[model.Owner]string // what of objects cannot be used
+	lost     map[model.Owner]string // external addresses that Services name and others have
 	pending  []config.Change        // settings that wait for a restart
 	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
@@ -140,6 +141,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	a.kube.Problem, a.kube.Draining = a.objectProblem, a.nodeHealth.setDraining
+	a.kube.RefuseExternalIPs(!a.config().ExternalIPs)
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	loop.Submit(state.SetTime{Now: time.Now()})
 	group.Go(func() error { tellTime(ctx, loop); return nil })
@@ -184,6 +186,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 
+	// Before the loop: flows that name these addresses are not to be removed and made again.
+	if err := a.retry(ctx, "addresses of the node", a.findAddresses); err != nil {
+		return err
+	}
 	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
 	if err := a.retry(ctx, "underlay", a.findMTU); err != nil {
 		return err
@@ -318,8 +324,11 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 
 // reportOwner tells Kubernetes of an object whose flows are refused.
 func (a *Agent) reportOwner(o model.Owner, err error) {
+	var incomplete *IncompleteError
 	switch {
 	case err == nil:
+	case errors.As(err, &incomplete):
+		a.events.Warn(o, "PolicyIncomplete", err.Error())
 	case o.Kind == model.KindPolicy:
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	default:

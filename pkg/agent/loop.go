@@ -44,7 +44,8 @@ type LoopOptions struct {
 	Node   string
 	Switch Switch
 	Log    *slog.Logger
-	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over.
+	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over. An
+	// IncompleteError says that only some of them are missing.
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
@@ -82,7 +83,8 @@ type Loop struct {
 	index       map[place][]openflow.Key
 	sent        *sentEvents
 	quarantined map[model.Owner]*quarantine
-	mistaken    map[model.Owner]error // policies that cannot be understood: they isolate and allow nothing
+	incomplete  map[model.Owner]error // policies that lack clauses, as Report was told
+	mistaken    map[model.Owner]error // policies that are invalid or over budget: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded
 	disturbed   bool                  // we have left something in the switch that a read-back will find
@@ -130,6 +132,8 @@ type Status struct {
 	Quarantined map[model.Owner]string `json:"-"`
 	// Conflicts are match fields that several owners claim; the first has them.
 	Conflicts []flows.Conflict `json:"-"`
+	// Incomplete are the policies some of whose rules allow less than they say, and why.
+	Incomplete map[model.Owner]string `json:"-"`
 }
 
 // NewLoop makes the loop of a node.
@@ -140,7 +144,7 @@ func NewLoop(opt LoopOptions) *Loop {
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(),
 		index: map[place][]openflow.Key{}, sent: newSentEvents(),
-		quarantined: map[model.Owner]*quarantine{}, mistaken: map[model.Owner]error{},
+		quarantined: map[model.Owner]*quarantine{}, mistaken: map[model.Owner]error{}, incomplete: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l

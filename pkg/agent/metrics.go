@@ -52,7 +52,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 	}
 	gauge("weft_flows", "Flows that the switch shall hold.", func(s Status) float64 { return float64(s.Flows) })
 	gauge("weft_groups", "Groups that the switch shall hold.", func(s Status) float64 { return float64(s.Groups) })
-	gauge("weft_policy_errors", "Policies about pods of this node that cannot be understood or are refused: they isolate and allow nothing.", func(s Status) float64 { return float64(s.refusedOf(model.KindPolicy)) })
+	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s Status) float64 { return float64(s.refusedOf(model.KindPolicy)) })
 	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s Status) float64 { return float64(s.Desired) })
 	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s Status) float64 { return float64(s.Realised) })
 	gauge("weft_quarantined", "Objects whose flows are refused.", func(s Status) float64 { return float64(len(s.Quarantined)) })

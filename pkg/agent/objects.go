@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -13,7 +15,7 @@ type ObjectCounts struct {
 	ServicesWithProblems int `json:"servicesWithProblems"`
 	// Policies are those that select pods of this node.
 	Policies int `json:"policies"`
-	// PoliciesWithErrors are those that cannot be understood or are refused: they isolate and allow nothing.
+	// PoliciesWithErrors are those that are invalid, over budget or quarantined: they isolate and allow nothing.
 	PoliciesWithErrors int `json:"policiesWithErrors"`
 }
 
@@ -34,11 +36,49 @@ func (a *Agent) objectProblem(o model.Owner, err error) {
 	a.events.Warn(o, "PartIgnored", "Weft leaves out what it cannot use: "+err.Error())
 }
 
-// objectProblems are what the informers have told.
+// reportLost tells Kubernetes of Services that name external addresses which other Services have.
+func (a *Agent) reportLost(view *model.Snapshot) {
+	now := map[model.Owner]string{}
+	for name, s := range view.Services {
+		if len(s.Lost) > 0 {
+			now[model.ServiceOwner(name)] = describeLost(s.Lost)
+		}
+	}
+	a.mu.Lock()
+	before := a.lost
+	a.lost = now
+	a.mu.Unlock()
+	for o, what := range now {
+		if before[o] != what {
+			a.log.Warn("a Service does not get external addresses that it names", "object", o, "lost", what)
+			a.events.Warn(o, "AddressTaken", what)
+		}
+	}
+}
+
+// describeLost names the first few addresses that a Service does not get, and why.
+func describeLost(lost []model.LostAddress) string {
+	const few = 5
+	list := make([]string, 0, few+1)
+	for _, l := range lost[:min(few, len(lost))] {
+		list = append(list, fmt.Sprintf("%s %s is Service %s's", l.At, l.Protocol, l.Winner))
+	}
+	if more := len(lost) - few; more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return "external addresses that other Services have: " + strings.Join(list, ", ") +
+		" (load balancers' addresses go before externalIPs, older Services before younger ones); remove them from this Service"
+}
+
+// objectProblems are what the informers have told, and the addresses that Services do not get.
 func (a *Agent) objectProblems() map[model.Owner]string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return maps.Clone(a.objects)
+	all := maps.Clone(a.objects)
+	for o, what := range a.lost {
+		all[o] = joinProblems(all[o], what)
+	}
+	return all
 }
 
 // objectCounts counts what there is and what is wrong with it.

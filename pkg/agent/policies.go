@@ -20,7 +20,7 @@ type PolicyReport struct {
 	Policy string `json:"policy"`
 	// Log says that a sample of its packets is logged.
 	Log bool `json:"log,omitempty"`
-	// Problem says why the policy isolates its pods and allows nothing; empty when nothing is wrong.
+	// Problem says why the policy isolates its pods and allows nothing, or less than it says; empty when nothing is wrong.
 	Problem string       `json:"problem,omitempty"`
 	Rules   []RuleReport `json:"rules"`
 }
@@ -64,7 +64,7 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 			continue
 		}
 		p := view.Policies[id]
-		r := PolicyReport{Policy: id, Log: p.Log, Problem: status.Quarantined[model.PolicyOwner(id)], Rules: []RuleReport{}}
+		r := PolicyReport{Policy: id, Log: p.Log, Problem: cmp.Or(status.Quarantined[model.PolicyOwner(id)], status.Incomplete[model.PolicyOwner(id)]), Rules: []RuleReport{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := p.Side(d)
 			if side == nil {
@@ -116,7 +116,7 @@ func isNamed(id, wanted string) bool {
 	return wanted == "" || id == wanted || strings.HasSuffix(id, "/"+wanted)
 }
 
-// refusedOf counts the owners of a kind whose flows are refused, or that cannot be understood.
+// refusedOf counts the owners of a kind that are quarantined, invalid or over budget.
 func (s Status) refusedOf(kind model.Kind) int {
 	n := 0
 	for owner := range s.Quarantined {

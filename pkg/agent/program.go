@@ -210,11 +210,16 @@ func (l *Loop) settle() {
 	l.accepted()
 	reasons := l.reasons()
 	conflicts := l.compiler.Conflicts()
+	l.reportIncomplete()
 	l.mu.Lock()
 	l.status.Realised = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
 	l.status.Conflicts = conflicts
+	l.status.Incomplete = map[model.Owner]string{}
+	for o, err := range l.incomplete {
+		l.status.Incomplete[o] = err.Error()
+	}
 	l.status.Quarantined = map[model.Owner]string{}
 	for _, refused := range []map[model.Owner]error{l.mistaken, reasons} {
 		for o, err := range refused {
@@ -248,7 +253,7 @@ func (l *Loop) answer(refused map[model.Owner]error) {
 	l.waiting = unknown
 }
 
-// checkPolicies finds the policies that cannot be understood.
+// checkPolicies finds the policies that are invalid or over budget.
 func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) {
 	for _, o := range owners {
 		if o.Kind != model.KindPolicy {
@@ -261,11 +266,45 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			delete(l.mistaken, o)
 			l.report(o, nil)
 		default:
-			err := fmt.Errorf("the policy cannot be understood, so it isolates its pods and allows nothing: %s", is)
-			l.log.Error("a policy cannot be understood; it isolates its pods and allows nothing", "owner", o, "err", is)
+			err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", is)
+			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
 			l.mistaken[o] = err
 			l.report(o, err)
 		}
+	}
+}
+
+// IncompleteError says that some of an owner's flows are left out, because others want the same room.
+type IncompleteError struct{ Flows int }
+
+func (e *IncompleteError) Error() string {
+	return fmt.Sprintf("%d of its flows are full with clauses of other policies, so its rules allow less there; "+
+		"merge policies and rules of this namespace that name the same peers and ports", e.Flows)
+}
+
+// reportIncomplete reports the policies that lack clauses now, each once until it lacks none.
+func (l *Loop) reportIncomplete() {
+	losers := l.compiler.Losers()
+	for o := range l.incomplete {
+		if losers[o] == 0 {
+			delete(l.incomplete, o)
+			var err error
+			if q := l.quarantined[o]; q != nil {
+				err = q.err
+			}
+			l.report(o, err)
+		}
+	}
+	for o, n := range losers {
+		if o.Kind != model.KindPolicy {
+			continue
+		}
+		err := &IncompleteError{Flows: n}
+		if l.incomplete[o] == nil {
+			l.log.Warn("a policy's clauses have no room beside those of others", "owner", o, "flows", n)
+			l.report(o, err)
+		}
+		l.incomplete[o] = err
 	}
 }
 

@@ -143,10 +143,13 @@ func switchReport(s Status) SwitchReport {
 // describeConflict names a few of the owners: thousands of policies may name one peer.
 func describeConflict(c flows.Conflict) string {
 	const few = 10
-	if more := len(c.Owners) - few; more > 0 {
-		return fmt.Sprintf("%s is claimed by %v and %d more", c.Key, c.Owners[:few], more)
+	list := func(owners []model.Owner) string {
+		if more := len(owners) - few; more > 0 {
+			return fmt.Sprintf("%v and %d more", owners[:few], more)
+		}
+		return fmt.Sprint(owners)
 	}
-	return fmt.Sprintf("%s is claimed by %v", c.Key, c.Owners)
+	return fmt.Sprintf("%s is claimed by %s; left out are flows of %s", c.Key, list(c.Owners), list(c.Losers))
 }
 
 func nodeReports(view *model.Snapshot) []NodeReport {

@@ -143,14 +143,14 @@ func TestFlowReportsOfAnObject(t *testing.T) {
 // TestSwitchReport: weftctl's JSON has owners as users write them.
 func TestSwitchReport(t *testing.T) {
 	policy, node := model.PolicyOwner("shop/db"), model.NodeOwner("n2")
-	disputed := flows.Conflict{Key: openflow.Key{Table: flows.EgressPolicy, Priority: 100, Match: "ip"}, Owners: []model.Owner{policy, node}}
+	disputed := flows.Conflict{Key: openflow.Key{Table: flows.EgressPolicy, Priority: 100, Match: "ip"}, Owners: []model.Owner{policy, node}, Losers: []model.Owner{node}}
 	text, err := json.Marshal(switchReport(Status{
 		Realised: 3, Desired: 4, Flows: 61, Groups: 2, Bundles: 7, Repairs: 1, Error: "no answer",
 		Quarantined: map[model.Owner]string{policy: "no such port", node: "refused"}, Conflicts: []flows.Conflict{disputed},
 	}))
 	want := `{"realised":3,"desired":4,"flows":61,"groups":2,"bundles":7,"repairs":1,"error":"no answer",` +
 		`"quarantined":{"node/n2":"refused","policy/shop/db":"no such port"},` +
-		`"conflicts":["table=50,priority=100,ip is claimed by [policy/shop/db node/n2]"]}`
+		`"conflicts":["table=50,priority=100,ip is claimed by [policy/shop/db node/n2]; left out are flows of [node/n2]"]}`
 	if err != nil || string(text) != want {
 		t.Errorf("%s, %v\nwant %s", text, err, want)
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -8,7 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/client-go/kubernetes/fake"
+
 	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 )
 
@@ -63,5 +67,25 @@ func TestReadResolvers(t *testing.T) {
 	got, err := readResolvers(file)
 	if want := []netip.Addr{netip.MustParseAddr("192.0.2.53"), netip.MustParseAddr("fe80::1%eth0")}; err != nil || !slices.Equal(got, want) {
 		t.Errorf("resolvers %v, %v; want %v", got, err, want)
+	}
+}
+
+// TestLostAddresses: a Service whose external address another Service has is named, with the addresses and the winner.
+func TestLostAddresses(t *testing.T) {
+	lost := make([]model.LostAddress, 7)
+	for i := range lost {
+		lost[i] = model.LostAddress{Kind: model.ExternalIP, At: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 80), Protocol: model.TCP, Winner: "z/web"}
+	}
+	thief := model.ServiceOwner("a/thief")
+	a := &Agent{log: slog.New(slog.DiscardHandler), events: kube.NewReporter(fake.NewClientset(), "n1"), objects: map[model.Owner]string{thief: "no port"}}
+	t.Cleanup(a.events.Close)
+	a.reportLost(&model.Snapshot{Services: map[string]model.Service{"a/thief": {Name: "a/thief", Lost: lost}, "z/web": {Name: "z/web"}}})
+	problems := a.objectProblems()
+	if text := problems[thief]; len(problems) != 1 || !strings.HasPrefix(text, "no port; ") || !strings.Contains(text, "192.0.2.4:80 TCP is Service z/web's, and 2 more (") {
+		t.Errorf("problems: %v", problems)
+	}
+	a.reportLost(&model.Snapshot{})
+	if problems := a.objectProblems(); problems[thief] != "no port" {
+		t.Errorf("afterwards: %v", problems)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
 )
 
 // settings is what the CNI server gives pods now.
@@ -82,6 +83,8 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	reserved := a.reserved
 	a.mu.Unlock()
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
+	a.reportLost(view)
+	a.setProblem("addresses of the node", a.findAddresses(ctx))
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
@@ -90,6 +93,21 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.setProblem("forwarding", done.Filtered)
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, rejectedPodCIDRs(view, view.Self.Name), err)
+}
+
+// findAddresses tells the loop which addresses this node has, for policies.
+func (a *Agent) findAddresses(context.Context) error {
+	addrs, err := host.LocalAddrs()
+	if err != nil {
+		return err
+	}
+	a.loop.Submit(state.SetLocalAddrs{Addrs: addrs})
+	var tooMany error
+	if n := len(addrs); n > state.MaxLocalAddrs {
+		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)
+	}
+	a.setProblem("number of addresses", tooMany)
+	return nil
 }
 
 // podCIDRs returns the accepted pod CIDRs of this node and, in the order of their names, of the others, and what is
@@ -240,9 +258,13 @@ func (a *Agent) reconfigure(next config.Config) {
 	a.cfg = config.ApplyLive(a.cfg, next)
 	a.pending = waiting
 	a.opt.Level.Set(a.cfg.LogLevel)
-	if a.loop != nil {
+	refuse, started := !a.cfg.ExternalIPs, a.loop != nil
+	if started {
 		a.submitSettings()
 	}
 	a.mu.Unlock()
+	if started {
+		a.kube.RefuseExternalIPs(refuse)
+	}
 	notify(a.pokeHost)
 }

@@ -45,7 +45,8 @@ func (l *Loop) sweepRequest() *SweepRequest {
 
 // sweepAfter asks for a sweep when a change of the snapshot may concern connections that exist.
 func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
-	policies := before.KeepEstablished && !now.KeepEstablished || !reflect.DeepEqual(before.Self, now.Self)
+	policies := before.KeepEstablished && !now.KeepEstablished || !reflect.DeepEqual(before.Self, now.Self) ||
+		!slices.Equal(before.LocalAddrs, now.LocalAddrs)
 	wider := false
 	had := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(before) })
 	fresh := func(addr netip.Addr) bool { return !had()[addr] }

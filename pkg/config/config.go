@@ -69,6 +69,11 @@ type Config struct {
 	// reported. When empty, any pod CIDR is used that takes nothing away from Services, nodes and other nodes' pods.
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
 
+	// Whether Services' `externalIPs` are served. Whoever may write a Service may name any address there and draws its
+	// clients, so turn it off where not everybody who writes Services is trusted. Load balancers' addresses
+	// (`status.loadBalancer`), which controllers write, are always served.
+	ExternalIPs bool `json:"externalIPs"`
+
 	// What a changed NetworkPolicy does to connections that it forbids and that exist already: `judge` stops them, `keep`
 	// lets them end by themselves.
 	EstablishedConnections Established `json:"establishedConnections"`
@@ -101,6 +106,7 @@ func Default() Config {
 		TunnelType:       model.Geneve,
 		Datapath:         DatapathSystem,
 		EgressMasquerade: true,
+		ExternalIPs:      true,
 
 		EstablishedConnections: EstablishedJudge,
 

@@ -37,6 +37,7 @@ mtu: 8950
 egressMasquerade: false
 nonMasqueradeCIDRs: [10.0.0.0/8, "2001:db8::/32"]
 serviceCIDRs: [10.96.0.0/16]
+externalIPs: false
 establishedConnections: keep
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs

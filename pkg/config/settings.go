@@ -75,6 +75,10 @@ var settings = []setting{
 		parse: func(c *Config, raw []byte) error { return parsePrefixes(&c.ClusterCIDRs, raw) },
 		value: func(c Config) any { return append([]netip.Prefix{}, c.ClusterCIDRs...) },
 	}, {
+		key: "externalIPs", live: true, allowed: "true or false",
+		parse: func(c *Config, raw []byte) error { return json.Unmarshal(raw, &c.ExternalIPs) },
+		value: func(c Config) any { return c.ExternalIPs },
+	}, {
 		key: "establishedConnections", live: true, allowed: oneOf(established),
 		parse: func(c *Config, raw []byte) error { return choose(&c.EstablishedConnections, raw, established) },
 		value: func(c Config) any { return c.EstablishedConnections },

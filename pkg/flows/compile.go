@@ -101,6 +101,9 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		if service, ok := s.Services[o.Name]; ok {
 			b.service(service, s.Self, s.SelfPath(), s.KernelDatapath)
 		}
+		for _, clusterIP := range s.OtherProxies[o.Name] {
+			b.otherProxy(clusterIP)
+		}
 	case model.KindPolicy:
 		if p, ok := s.Policies[o.Name]; ok {
 			b.policy(p)
@@ -124,6 +127,11 @@ func Owners(s *model.Snapshot) []model.Owner {
 	}
 	for name := range s.Services {
 		owners = append(owners, model.ServiceOwner(name))
+	}
+	for name := range s.OtherProxies {
+		if _, served := s.Services[name]; !served {
+			owners = append(owners, model.ServiceOwner(name))
+		}
 	}
 	for name := range s.Policies {
 		owners = append(owners, model.PolicyOwner(name))

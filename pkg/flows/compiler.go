@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -35,8 +36,9 @@ func (c compiled) check() error {
 // Compiler holds the flows and groups of the last snapshot, so that an update costs only what changed.
 type Compiler struct {
 	// compile is compileOwner, but for tests of the compiler itself.
-	compile func(*model.Snapshot, model.Owner) (compiled, error)
-	desired Desired
+	compile    func(*model.Snapshot, model.Owner) (compiled, error)
+	maxClauses int // maxClauses, but for tests
+	desired    Desired
 	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order, and by actions where an
 	// owner wants it twice. Flows that make up conjunctions are merged into one (see fold). Otherwise two owners want the same
 	// key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
@@ -45,8 +47,9 @@ type Compiler struct {
 	numbers       numbers
 	// excluded are the owners whose flows the switch refuses: they contribute nothing until they change.
 	excluded map[model.Owner]bool
-	// disputed are the keys whose contributions differ.
-	disputed map[openflow.Key]bool
+	// disputed are the keys at which not all is used that owners want, and whose is not; losers counts them by owner.
+	disputed map[openflow.Key][]model.Owner
+	losers   map[model.Owner]int
 }
 
 // owned is what an owner has in a Compiler.
@@ -61,12 +64,14 @@ func NewCompiler() *Compiler { return newCompiler(compileOwner) }
 func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *Compiler {
 	return &Compiler{
 		compile:       compile,
+		maxClauses:    maxClauses,
 		desired:       newDesired(),
 		contributions: map[openflow.Key][]Flow{},
 		byOwner:       map[model.Owner]owned{},
 		numbers:       newNumbers(),
 		excluded:      map[model.Owner]bool{},
-		disputed:      map[openflow.Key]bool{},
+		disputed:      map[openflow.Key][]model.Owner{},
+		losers:        map[model.Owner]int{},
 	}
 }
 
@@ -199,12 +204,8 @@ func (c *Compiler) settle(t *touched) Delta {
 	var d Delta
 	for key := range t.keys {
 		old, had := c.desired.Flows[key]
-		now, has, disputed := c.fold(c.contributions[key])
-		if disputed {
-			c.disputed[key] = true
-		} else {
-			delete(c.disputed, key)
-		}
+		now, has, losers := c.fold(c.contributions[key])
+		c.dispute(key, losers)
 		switch {
 		case has:
 			c.desired.Flows[key] = now
@@ -245,89 +246,78 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 	}
 }
 
-// fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, which belongs to
-// the first owner; of others the first is taken. Disputed says that something of the list was left out.
-func (c *Compiler) fold(list []Flow) (result Flow, has, disputed bool) {
-	var clauses []string
-	var seen map[string]bool // of clauses, once there are two
-	var owner model.Owner    // whose clauses are being added, from the number begun on
-	begun := 0
+// fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, as far as
+// they fit (see fit), which belongs to the first owner; of others the first is taken. Losers are the owners of what was
+// left out.
+func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owner) {
+	var clauses clauseList
 	for _, f := range list {
 		if c.excluded[f.Owner] && !f.closes() {
 			continue
 		}
 		f = c.numbers.flow(f)
-		if !has {
-			result, has, owner = f, true, f.Owner
-			continue
-		}
 		switch {
+		case !has:
+			result, has = f, true
 		case isClause(result.Actions) && isClause(f.Actions):
-			if seen == nil {
-				seen = make(map[string]bool, len(list))
-				clauses, _ = addClauses(nil, seen, result.Actions, maxClauses)
+			if clauses.seen == nil {
+				clauses.seen = make(map[string]bool, len(list))
+				clauses.add(result)
 			}
-			if f.Owner != owner {
-				owner, begun = f.Owner, len(clauses)
-			}
-			var whole bool
-			if clauses, whole = addClauses(clauses, seen, f.Actions, min(maxClauses, begun+maxOwnClauses)); !whole {
-				disputed = true
-			}
+			clauses.add(f)
 		case !sameFate(result, f):
-			disputed = true
+			losers = append(losers, f.Owner)
 		}
 	}
-	if len(clauses) > 1 {
-		slices.Sort(clauses)
-		result.Actions = strings.Join(clauses, ",")
+	if len(clauses.all) > 1 {
+		kept, without := clauses.fit(c.maxClauses)
+		result.Actions = strings.Join(kept, ",")
+		losers = append(losers, without...)
 	}
-	return result, has, disputed
+	slices.SortFunc(losers, model.Owner.Compare)
+	return result, has, slices.Compact(losers)
 }
 
-// addClauses adds those of a flow's clauses that are new, up to a number in all, and says whether there was room for them.
-func addClauses(clauses []string, seen map[string]bool, actions string, most int) ([]string, bool) {
-	for _, clause := range openflow.SplitActions(actions) {
-		if seen[clause] {
-			continue
-		}
-		if len(clauses) >= most {
-			return clauses, false
-		}
-		seen[clause] = true
-		clauses = append(clauses, clause)
-	}
-	return clauses, true
-}
-
-// maxClauses is how many clauses one flow may have. OVS 3.1 takes one more than 4,087 and then prints it no more; of 4,200 it says
-// that they are too big. What the later owners want beyond that is left out and reported as disputed: it stays closed.
-const maxClauses = 4000
-
-// maxOwnClauses is how many of them one owner may have: nobody's thousand rules shall take the room of others.
-const maxOwnClauses = 500
-
-// isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
-func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }
-
-// Conflict is a key that several owners want with different actions; the first owner's flow is used.
+// Conflict is a key that several owners want with different actions, or with more clauses than fit.
 type Conflict struct {
-	Key    openflow.Key
-	Owners []model.Owner
+	Key openflow.Key
+	// Owners are all that want the key; the first one's flow is used. Losers are those that lack something by it.
+	Owners, Losers []model.Owner
 }
 
 // Conflicts lists the keys that several owners want differently, in the tables' order.
 func (c *Compiler) Conflicts() []Conflict {
 	var conflicts []Conflict
-	for key := range c.disputed {
-		conflict := Conflict{Key: key}
+	for key, losers := range c.disputed {
+		conflict := Conflict{Key: key, Losers: losers}
 		for _, f := range c.contributions[key] {
 			conflict.Owners = append(conflict.Owners, f.Owner)
 		}
+		conflict.Owners = slices.Compact(conflict.Owners)
 		conflicts = append(conflicts, conflict)
 	}
 	slices.SortFunc(conflicts, func(a, b Conflict) int { return a.Key.Compare(b.Key) })
 	return conflicts
+}
+
+// Losers counts, for each owner that lacks something because of others, the keys at which it does.
+func (c *Compiler) Losers() map[model.Owner]int { return maps.Clone(c.losers) }
+
+// dispute notes who lacks something at a key.
+func (c *Compiler) dispute(key openflow.Key, losers []model.Owner) {
+	for _, o := range c.disputed[key] {
+		if c.losers[o]--; c.losers[o] == 0 {
+			delete(c.losers, o)
+		}
+	}
+	if len(losers) == 0 {
+		delete(c.disputed, key)
+		return
+	}
+	c.disputed[key] = losers
+	for _, o := range losers {
+		c.losers[o]++
+	}
 }
 
 // OwnerError is the failure of one owner's flows.

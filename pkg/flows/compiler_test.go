@@ -49,7 +49,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		apply()
 		for range rapid.IntRange(1, 30).Draw(t, "changes") {
 			for range rapid.IntRange(1, 2).Draw(t, "at once") {
-				switch rapid.SampledFrom([]string{"node", "node", "node gone", "pod", "pod gone", "tunnel", "ranges"}).Draw(t, "change") {
+				switch rapid.SampledFrom([]string{"node", "node", "node gone", "pod", "pod gone", "tunnel", "ranges", "addresses", "other proxy"}).Draw(t, "change") {
 				case "node":
 					store.Apply(state.SetNode{Node: drawNode(t)})
 				case "node gone":
@@ -60,6 +60,17 @@ func TestIncrementalEqualsFull(t *testing.T) {
 					store.Apply(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Node: "n1"}})
 				case "pod gone":
 					store.Apply(state.DeleteAttachment{Key: drawAttachment(t).Key()})
+				case "addresses":
+					var some []netip.Addr
+					for _, text := range []string{"10.96.0.10", "10.244.3.7", "192.0.2.10"} {
+						if rapid.Bool().Draw(t, "has "+text) {
+							some = append(some, netip.MustParseAddr(text))
+						}
+					}
+					store.Apply(state.SetLocalAddrs{Addrs: some})
+				case "other proxy":
+					name := rapid.SampledFrom([]string{"ns/a", "ns/b"}).Draw(t, "service")
+					store.Apply(state.SetOtherProxy{Service: name, ClusterIPs: rapid.SampledFrom([][]netip.Addr{nil, {netip.MustParseAddr("10.96.0.10")}}).Draw(t, "ClusterIPs")})
 				case "tunnel":
 					store.Apply(state.SetTunnel{Type: rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")})
 				case "ranges":

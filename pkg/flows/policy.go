@@ -203,7 +203,7 @@ func (b *builder) allowNode(view *model.Snapshot) {
 
 // nodeAddrs are the addresses of a node, those among its pods included.
 func nodeAddrs(view *model.Snapshot) []netip.Addr {
-	addrs := append([]netip.Addr(nil), view.Self.Addrs...)
+	addrs := slices.Concat(view.Self.Addrs, view.LocalAddrs)
 	for _, cidr := range view.SelfPath().PodCIDRs {
 		addrs = append(addrs, model.GatewayAddr(cidr))
 	}

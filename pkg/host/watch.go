@@ -204,10 +204,10 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			concerns = e.Scope == unix.RT_SCOPE_UNIVERSE
-			if concerns {
+			if e.Scope == unix.RT_SCOPE_UNIVERSE {
 				s.carriers[e.LinkIndex] = true
 			}
+			concerns = e.Scope == unix.RT_SCOPE_UNIVERSE || reachable(prefix(&e.LinkAddress).Addr())
 		case e, ok := <-s.routes:
 			if !ok {
 				return

@@ -29,5 +29,7 @@ func (t Tracker) DeleteService(name string) { t.services.deleteService(name) }
 func (t Tracker) DeleteSlice(name string)   { t.services.deleteSlice(name) }
 func (t Tracker) SetZone(zone string)       { t.services.setZone(zone) }
 
+func (t Tracker) RefuseExternalIPs(refuse bool) { t.services.refuseExternalIPs(refuse) }
+
 // Size is how many Services and slices it remembers.
 func (t Tracker) Size() (services, slices int) { return len(t.services.byName), len(t.services.slices) }

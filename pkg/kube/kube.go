@@ -93,6 +93,8 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(everything),
 		w.follow("services", selected(serviceSelector).Core().V1().Services().Informer(), trimService, w.services.setService, w.services.deleteService),
+		w.follow("services of other proxies", selected(otherProxySelector).Core().V1().Services().Informer(), trimService, w.setOtherProxy,
+			func(name string) { emit(state.SetOtherProxy{Service: name}) }),
 		w.follow("endpointslices", selected(sliceSelector).Discovery().V1().EndpointSlices().Informer(), trimSlice, w.services.setSlice, w.services.deleteSlice),
 		w.followServiceCIDRs(client, everything.Networking().V1().ServiceCIDRs().Informer()),
 	)
@@ -101,6 +103,9 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	}
 	return w, nil
 }
+
+// RefuseExternalIPs says whether Services' external IPs are refused. It may be called at any time, and not from Problem.
+func (w *Watcher) RefuseExternalIPs(refuse bool) { w.services.refuseExternalIPs(refuse) }
 
 // follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
 // gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
@@ -203,9 +208,7 @@ func (w *Watcher) nodeChanged(obj any) {
 // the values that could not be read; the rest is still good.
 func Node(object *corev1.Node) (model.Node, error) {
 	n := model.Node{Name: object.Name}
-	if !object.CreationTimestamp.IsZero() {
-		n.Created = object.CreationTimestamp.Unix()
-	}
+	n.Created = seconds(object.CreationTimestamp)
 	var bad []error
 	families := map[bool]bool{}
 	for _, a := range object.Status.Addresses {

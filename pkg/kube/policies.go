@@ -113,9 +113,7 @@ func Pod(object *corev1.Pod) policy.Pod {
 		Done:        object.Status.Phase == corev1.PodSucceeded || object.Status.Phase == corev1.PodFailed,
 		Terminating: object.DeletionTimestamp != nil,
 	}
-	if !object.CreationTimestamp.IsZero() {
-		p.Created = object.CreationTimestamp.Unix()
-	}
+	p.Created = seconds(object.CreationTimestamp)
 	// A static pod runs under the UID of its file; the pod in the API, its mirror, has another.
 	if uid, mirror := object.Annotations[corev1.MirrorPodAnnotationKey]; mirror {
 		p.UID = uid

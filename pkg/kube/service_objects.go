@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/service"
@@ -19,12 +20,15 @@ import (
 const (
 	defaultAffinity = 10800 // seconds, as the API documents it
 	maxAffinity     = 86400
+	// maxExternal bounds the external IPs of a Service, each at each of its ports: what they cost the switch and nftables
+	// of every node.
+	maxExternal = 10_000
 )
 
 // Service is what pkg/service wants to know of a Service. The error lists what cannot be used; the rest is still good.
 func Service(object *corev1.Service) (service.Service, error) {
 	spec := &object.Spec
-	s := service.Service{Name: object.Namespace + "/" + object.Name}
+	s := service.Service{Name: object.Namespace + "/" + object.Name, Created: seconds(object.CreationTimestamp)}
 	var bad problems
 	if spec.Type == corev1.ServiceTypeExternalName || spec.ClusterIP == corev1.ClusterIPNone {
 		return s, nil
@@ -50,6 +54,10 @@ func Service(object *corev1.Service) (service.Service, error) {
 		}
 		return own
 	})
+	if n := len(s.ExternalIPs) * len(s.Ports); n > maxExternal {
+		bad.add("spec.externalIPs: %d addresses at %d ports are more than %d frontends; none is used", len(s.ExternalIPs), len(s.Ports), maxExternal)
+		s.ExternalIPs = nil
+	}
 	for _, ingress := range object.Status.LoadBalancer.Ingress {
 		// With ipMode Proxy packets do not arrive with this address, and pods are to take the way through the load balancer.
 		if ingress.IP != "" && (ingress.IPMode == nil || *ingress.IPMode == corev1.LoadBalancerIPModeVIP) {
@@ -244,6 +252,14 @@ func endpoint(e *discoveryv1.Endpoint, namespace string, is4 bool, bad *problems
 		}
 	}
 	return out, true
+}
+
+// seconds is a time in seconds since 1970, 0 when it is not known.
+func seconds(t metav1.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
 }
 
 func isTrue(b *bool, unset bool) bool {

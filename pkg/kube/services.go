@@ -19,7 +19,9 @@ import (
 // serve; the labels of a Service are on its slices, too.
 const (
 	serviceSelector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
-	sliceSelector   = serviceSelector + "," + discoveryv1.LabelServiceName
+	// otherProxySelector selects the Services of other proxies. They keep their ClusterIPs.
+	otherProxySelector = "service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+	sliceSelector      = serviceSelector + "," + discoveryv1.LabelServiceName
 )
 
 // serviceObject is what an informer holds of a Service: on a large cluster the object itself would be several times as big.
@@ -68,6 +70,13 @@ func trimSlice(obj any) (any, error) {
 	return &sliceObject{Slice: s, version: o.ResourceVersion, problem: err}, nil
 }
 
+// setOtherProxy tells of a Service that another proxy serves.
+func (w *Watcher) setOtherProxy(obj any) {
+	if o, ok := obj.(*serviceObject); ok {
+		w.emit(state.SetOtherProxy{Service: o.Service.Name, ClusterIPs: o.ClusterIPs})
+	}
+}
+
 // services puts Services and their EndpointSlices together, in whatever order they come.
 //
 // It belongs to whoever holds its mutex: the goroutines of three informers (Services, EndpointSlices, nodes) tell it what changed.
@@ -80,6 +89,7 @@ type services struct {
 
 	mu     sync.Mutex
 	at     service.Place
+	refuse bool // external IPs
 	byName map[string]*tracked
 	slices map[string]*sliceObject
 }
@@ -180,6 +190,21 @@ func (s *services) setZone(zone string) {
 	}
 }
 
+// refuseExternalIPs says whether Services' external IPs are refused. Idempotent.
+func (s *services) refuseExternalIPs(refuse bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuse == refuse {
+		return
+	}
+	s.refuse = refuse
+	for name, t := range s.byName {
+		if t.service != nil && len(t.service.ExternalIPs) > 0 {
+			s.changed(name, t)
+		}
+	}
+}
+
 func (s *services) tracked(name string) *tracked {
 	t := s.byName[name]
 	if t == nil {
@@ -220,7 +245,12 @@ func (s *services) changed(name string, t *tracked) {
 		for _, o := range t.slices {
 			from = append(from, &o.Slice)
 		}
-		if built, ok := service.Build(&t.service.Service, from, s.at); ok {
+		wanted := t.service.Service
+		if s.refuse && len(wanted.ExternalIPs) > 0 {
+			wanted.ExternalIPs = nil
+			bad.add("spec.externalIPs: the cluster's configuration refuses them (externalIPs: false); remove them, or use a load balancer")
+		}
+		if built, ok := service.Build(&wanted, from, s.at); ok {
 			t.served = true
 			s.emit(state.SetService{Service: built})
 		} else if t.served {

@@ -7,12 +7,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -114,13 +116,13 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		seen := newView()
 		tracker := kube.NewTracker("n1", seen.emit, seen.problem)
-		zone := ""
+		zone, refuse := "", false
 		objects, endpointSlices := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
 		zones := rapid.SampledFrom([]string{"", "z1", "z2"})
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			name := rapid.SampledFrom(names).Draw(t, "service")
 			sliceName := rapid.SampledFrom([]string{"s1", "s2", "s3"}).Draw(t, "slice")
-			switch rapid.IntRange(0, 4).Draw(t, "step") {
+			switch rapid.IntRange(0, 5).Draw(t, "step") {
 			case 0:
 				o := service(name, rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2", corev1.ClusterIPNone}).Draw(t, "ip"), func(s *corev1.Service) {
 					s.Spec.ExternalIPs = rapid.SampledFrom([][]string{nil, {"198.51.100.1"}, {"bad"}}).Draw(t, "external")
@@ -145,6 +147,9 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 			case 4:
 				zone = zones.Draw(t, "zone")
 				tracker.SetZone(zone)
+			case 5:
+				refuse = rapid.Bool().Draw(t, "refuse external IPs")
+				tracker.RefuseExternalIPs(refuse)
 			}
 		}
 		want := newView()
@@ -156,13 +161,22 @@ func TestHistoryDoesNotMatter(t *testing.T) {
 		for _, o := range endpointSlices {
 			steps = append(steps, func() { fresh.SetSlice(o) })
 		}
-		steps = append(steps, func() { fresh.SetZone(zone) })
+		steps = append(steps, func() { fresh.SetZone(zone) }, func() { fresh.RefuseExternalIPs(refuse) })
 		for _, i := range rapid.Permutation(indexes(len(steps))).Draw(t, "order") {
 			steps[i]()
 		}
 		wanted, _ := want.store.Take()
 		got, _ := seen.store.Take()
-		if diff := cmp.Diff(wanted.Services, got.Services, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		for name, s := range got.Services {
+			refused := strings.Contains(seen.problems["service/"+name], "externalIPs: false")
+			if external := slices.ContainsFunc(objects[name[3:]].Spec.ExternalIPs, func(a string) bool { return a != "bad" }); refused != (refuse && external) {
+				t.Errorf("%s, external IPs are refused %t: problem %q", name, refuse, seen.problems["service/"+name])
+			}
+			if refuse && len(s.Ports[0].ExternalIPs)+len(s.Lost) > 0 {
+				t.Errorf("%s has %v", name, s.Ports[0].ExternalIPs)
+			}
+		}
+		if diff := cmp.Diff(wanted.Services, got.Services, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 			t.Errorf("services (-what there is +after what happened):\n%s", diff)
 		}
 		if diff := cmp.Diff(want.problems, seen.problems); diff != "" {

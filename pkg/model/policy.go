@@ -23,6 +23,36 @@ func (p Policy) Side(d Direction) *PolicySide {
 	return p.Ingress
 }
 
+// productSlack is how many more flows than the sum of pods and ports their product may take (see pkg/flows).
+const productSlack = 16
+
+// MostFlows is an upper bound of the flows that the policy takes, before those that it shares with others are merged.
+func (p Policy) MostFlows() int {
+	most := 0
+	for _, side := range []*PolicySide{p.Ingress, p.Egress} {
+		if side == nil {
+			continue
+		}
+		most += len(side.Pods)
+		for _, r := range side.Rules {
+			most += r.mostFlows()
+		}
+	}
+	if p.Log { // each flow that decides has a copy that logs
+		most *= 2
+	}
+	return most
+}
+
+// mostFlows counts both families.
+func (r PolicyRule) mostFlows() int {
+	most := len(r.Pods)
+	if !r.AnyPort {
+		most = min(most*len(r.Ports), most+2*(len(r.Ports)+productSlack))
+	}
+	return most + len(r.Peers) + 4
+}
+
 // Direction is what a policy or a rule is about, as seen from the pods that the policy selects.
 type Direction string
 

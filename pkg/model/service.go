@@ -47,6 +47,8 @@ const MaxRemembered = 65535 * time.Second
 // Service is a Service as this node serves it.
 type Service struct {
 	Name string // namespace/name
+	// Created is in seconds since 1970. Of two Services that claim one address and port the older one has it.
+	Created int64
 	// Affinity is how long a client that comes back is sent to the endpoint that it had, in whole seconds; 0 is no affinity.
 	Affinity time.Duration
 	// AffinityEpoch changes when a timeout of Affinity has passed: clients that the switch does not remember are then
@@ -59,6 +61,16 @@ type Service struct {
 	HealthCheckNodePort uint16
 	// HealthyEndpoints is the number of endpoints on this node that the answer is about.
 	HealthyEndpoints int
+	// Lost are external addresses that the Service names and another Service has. Ports do not hold them.
+	Lost []LostAddress
+}
+
+// LostAddress is an address that another Service has.
+type LostAddress struct {
+	Kind     FrontendKind
+	At       netip.AddrPort
+	Protocol Protocol
+	Winner   string // namespace/name
 }
 
 // ServicePort is one port of a Service in one address family: where packets are sent to, and where they go.

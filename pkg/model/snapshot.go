@@ -14,6 +14,9 @@ type Snapshot struct {
 	Tunnel TunnelType
 	// KernelDatapath says that the switch forwards in the kernel, which has no word for a neighbour advertisement's flags.
 	KernelDatapath bool
+	// LocalAddrs are the node's other addresses, as its kernel has them, sorted. To policies they are the node, as those of
+	// Self and the gateway's are. They are not addresses of pods, other nodes, or Services that this node serves.
+	LocalAddrs []netip.Addr
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
 	// Paths are by node, this one included. They follow from Self, Nodes, ServiceCIDRs and ClusterCIDRs
@@ -30,9 +33,12 @@ type Snapshot struct {
 	OutsideClaims OutsideClaims
 	// Services are those with an address, by namespace/name.
 	Services map[string]Service
+	// OtherProxies are the ClusterIPs of Services that another proxy serves, by namespace/name. What pods send there goes to
+	// the node, where that proxy is.
+	OtherProxies map[string][]netip.Addr
 	// Policies are those that select pods of this node, by namespace/name.
 	Policies map[string]Policy
-	// ServicesRevision is the revision that last changed Services or ServiceCIDRs.
+	// ServicesRevision is the revision that last changed Services, OtherProxies or ServiceCIDRs.
 	ServicesRevision uint64
 	// ServiceCIDRs are the ranges of ClusterIPs, as far as the API server and the configuration tell them.
 	ServiceCIDRs []netip.Prefix

@@ -31,7 +31,24 @@ func (policy Policy) Check() error {
 	for i, rule := range policy.Egress {
 		bad(fmt.Sprintf("egress[%d]", i), rule.check())
 	}
+	if most := policy.mostRanges(); most > maxRanges {
+		errs = append(errs, fmt.Errorf("the exceptions of its ipBlocks may make %d ranges, more than %d; use fewer or wider exceptions",
+			most, maxRanges))
+	}
 	return errors.Join(errs...)
+}
+
+// mostRanges is an upper bound of the ranges that the policy's ipBlocks are expanded to. Blocks without exceptions are one.
+func (policy Policy) mostRanges() int {
+	most := 0
+	for _, rule := range slices.Concat(policy.Ingress, policy.Egress) {
+		for _, peer := range rule.Peers {
+			if peer.IPBlock != nil && peer.IPBlock.CIDR.IsValid() {
+				most += peer.IPBlock.mostRanges()
+			}
+		}
+	}
+	return most
 }
 
 func (rule Rule) check() error {
@@ -60,10 +77,6 @@ func (peer Peer) check() error {
 			if !cidr.IsValid() {
 				return errors.New("ipBlock: a range of addresses is missing")
 			}
-		}
-		if most := peer.IPBlock.mostRanges(); most > maxRanges {
-			return fmt.Errorf("ipBlock %s: its %d exceptions may make %d ranges, more than %d; use fewer or wider exceptions",
-				peer.IPBlock.CIDR, len(peer.IPBlock.Except), most, maxRanges)
 		}
 	}
 	for _, s := range []*Selector{peer.PodSelector, peer.NamespaceSelector} {

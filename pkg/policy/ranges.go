@@ -67,7 +67,7 @@ func matches(all []portRange) []model.PortMatch {
 	return out
 }
 
-// maxRanges bounds what the exceptions of one block may cost, before they are expanded: at most about 40 MB and half
+// maxRanges bounds what the exceptions of one policy may cost, before they are expanded: at most about 40 MB and half
 // a second.
 const maxRanges = 1_000_000
 

@@ -30,9 +30,9 @@ type Resolution struct {
 }
 
 // Resolve is the full computation, without indexes and shortcuts: what a Resolver holds must always equal it.
-func Resolve(w World) Resolution { return resolveAll(w, hashKey) }
+func Resolve(w World) Resolution { return resolveAll(w, hashKey, maxNodeFlows) }
 
-func resolveAll(w World, hash func(string) uint32) Resolution {
+func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 	out := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for _, a := range w.Attachments {
 		if !slices.ContainsFunc(w.Pods, func(p Pod) bool { return p.isAttached(a) }) {
@@ -43,11 +43,18 @@ func resolveAll(w World, hash func(string) uint32) Resolution {
 	for _, n := range w.Namespaces {
 		from.namespaces[n.Name] = n
 	}
-	keys := map[string][]string{}
+	keys, flows := map[string][]string{}, map[string]int{}
 	for _, policy := range w.Policies {
 		p := newPlan(policy)
-		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log); ok {
-			out.Policies[m.Name], keys[m.Name] = m, k
+		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log, ""); ok {
+			out.Policies[m.Name], keys[m.Name], flows[m.Name] = m, k, countFlows(m)
+		}
+	}
+	over := overBudget(flows, room)
+	for _, policy := range w.Policies {
+		if name := policy.ID(); over[name] {
+			p := newPlan(policy)
+			out.Policies[name], keys[name], _ = p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name], room))
 		}
 	}
 	ids := newIDs(hash)

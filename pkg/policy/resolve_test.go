@@ -216,13 +216,18 @@ func TestExceptionsCostNothingElsewhere(t *testing.T) {
 		block.Except = append(block.Except, host(netip.AddrFrom16(raw)))
 	}
 	policy := Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}}
-	if err := policy.Check(); err == nil || !strings.Contains(err.Error(), "30000 exceptions") {
+	if err := policy.Check(); err == nil || !strings.Contains(err.Error(), "exceptions of its ipBlocks") {
 		t.Errorf("where it selects a pod: %v, want that it is named and isolates", err)
 	}
 	block.Except = block.Except[:7000]
 	if err := policy.Check(); err != nil {
 		t.Errorf("7,000 exceptions: %v", err)
 	}
+	policy.Egress = slices.Repeat(policy.Ingress, 3)
+	if err := policy.Check(); err == nil {
+		t.Error("four blocks of 7,000 exceptions cost what one may")
+	}
+	policy.Egress = nil
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	r := NewResolver("n1")

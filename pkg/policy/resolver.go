@@ -37,6 +37,10 @@ type Resolver struct {
 	ids      *ids
 	byKey    map[string]*policyState // whose rule a key is
 
+	// flows is how many all policies may take, room how many they may have; over are those that have none.
+	flows, room int
+	over        map[string]bool
+
 	// What Flush has to look at: policies, and attachments whose pods may have become known or unknown.
 	dirty   map[*policyState]bool
 	recheck map[model.AttachmentKey]bool
@@ -52,6 +56,8 @@ type policyState struct {
 	active   bool
 	resolved model.Policy
 	keys     []string
+	// flows is how many it may take if it fits; 0 when it is not active.
+	flows int
 }
 
 // Changes is what is different since the last Flush.
@@ -63,11 +69,11 @@ type Changes struct {
 }
 
 // NewResolver gives the resolver of the named node.
-func NewResolver(node string) *Resolver { return newResolver(node, hashKey) }
+func NewResolver(node string) *Resolver { return newResolver(node, hashKey, maxNodeFlows) }
 
-func newResolver(node string, hash func(string) uint32) *Resolver {
+func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 	return &Resolver{
-		node: node, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{},
+		node: node, room: room, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{},
 		podCIDRs: map[string][]netip.Prefix{},
 		outside:  map[podName][]netip.Addr{}, namespaces: map[string]*namespaceState{},
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
@@ -127,9 +133,14 @@ func (r *Resolver) Flush() Changes {
 			before[s] = &was
 		}
 	}
+	fresh := make(map[*policyState]*resolution, len(r.dirty))
 	for s := range r.dirty {
+		fresh[s] = r.resolve(s)
+	}
+	r.budget(fresh)
+	for s, now := range fresh {
 		note(s)
-		r.resolve(s, func(key string) {
+		r.take(s, now, func(key string) {
 			if other := r.byKey[key]; other != nil {
 				note(other)
 			}
@@ -152,10 +163,17 @@ func (r *Resolver) Flush() Changes {
 	return c
 }
 
-// resolve finds out anew what a policy comes to. moved is told of rules, its own and others', that get another id.
-func (r *Resolver) resolve(s *policyState, moved func(key string)) {
-	var keys []string
-	active := false
+// resolution is what a policy comes to for this node, less the rules' ids.
+type resolution struct {
+	policy model.Policy
+	keys   []string
+	active bool
+}
+
+// resolve finds out anew what a policy comes to, and counts its flows. The result is nil when all policies together are
+// over budget: not all of what they come to may be held at once.
+func (r *Resolver) resolve(s *policyState) *resolution {
+	now := &resolution{}
 	switch {
 	case s.gone:
 		r.hold(s, nil)
@@ -168,26 +186,75 @@ func (r *Resolver) resolve(s *policyState, moved func(key string)) {
 		s.expand(false)
 	default:
 		r.hold(s, s.queries())
-		var m model.Policy
-		if m, keys, active = s.plan.resolve(r, r.namespace(s.policy.Namespace).Log); active {
-			s.resolved = m
+		now = r.resolveWithout(s, "")
+	}
+	r.flows -= s.flows
+	if s.flows = 0; now.active {
+		s.flows = countFlows(now.policy)
+	}
+	r.flows += s.flows
+	if now.active && r.flows > r.room {
+		s.expand(false)
+		return nil
+	}
+	return now
+}
+
+// resolveWithout resolves a policy, without its rules when why says so.
+func (r *Resolver) resolveWithout(s *policyState, why string) *resolution {
+	now := &resolution{}
+	now.policy, now.keys, now.active = s.plan.resolve(r, r.namespace(s.policy.Namespace).Log, why)
+	return now
+}
+
+// budget decides which policies fit, and completes the policies that are resolved anew: by those of which it decides
+// something else now, and by those that resolve gave up.
+func (r *Resolver) budget(fresh map[*policyState]*resolution) {
+	var over map[string]bool
+	if r.flows > r.room {
+		flows := make(map[string]int, len(r.policies))
+		for name, s := range r.policies {
+			if s.flows > 0 {
+				flows[name] = s.flows
+			}
+		}
+		over = overBudget(flows, r.room)
+	}
+	for name := range over {
+		if s := r.policies[name]; !r.over[name] {
+			fresh[s] = nil
 		}
 	}
-	s.active = active
-	if !active {
-		s.resolved = model.Policy{}
+	for name := range r.over {
+		if s := r.policies[name]; s != nil && s.flows > 0 && !over[name] {
+			fresh[s] = nil
+		}
 	}
+	r.over = over
+	for s, now := range fresh {
+		switch {
+		case !s.gone && over[s.policy.ID()]:
+			fresh[s] = r.resolveWithout(s, overBudgetError(s.flows, r.room))
+		case now == nil:
+			fresh[s] = r.resolveWithout(s, "")
+		}
+	}
+}
+
+// take makes a resolution the policy's. moved is told of rules, its own and others', that get another id.
+func (r *Resolver) take(s *policyState, now *resolution, moved func(key string)) {
+	s.active, s.resolved = now.active, now.policy
 	for _, key := range s.keys {
-		if !slices.Contains(keys, key) {
+		if !slices.Contains(now.keys, key) {
 			r.ids.remove(key, moved)
 			delete(r.byKey, key)
 		}
 	}
-	for _, key := range keys {
+	for _, key := range now.keys {
 		r.byKey[key] = s
 		r.ids.add(key, moved)
 	}
-	s.keys = keys
+	s.keys = now.keys
 }
 
 // queries are all that a policy asks.

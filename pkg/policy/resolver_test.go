@@ -272,7 +272,8 @@ func crowded(key string) uint32 { return hashKey(key) % 4 }
 // what a full computation gives, byte for byte; and in the end, that nothing is left of what is gone.
 func TestIncrementalEqualsFull(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		r, w := newResolver("n1", crowded), newWorld()
+		room := draw(t, []int{60, 200, maxNodeFlows}) // not enough for all, or enough
+		r, w := newResolver("n1", crowded, room), newWorld()
 		known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 		for range rapid.IntRange(1, 60).Draw(t, "changes") {
 			w.step(t, r)
@@ -280,7 +281,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 				continue
 			}
 			follow(t, &known, r.Flush())
-			want, got := text(t, resolveAll(w.all(), crowded)), text(t, known)
+			want, got := text(t, resolveAll(w.all(), crowded, room)), text(t, known)
 			if want != got {
 				t.Fatalf("incremental:\n%s\nfull:\n%s", got, want)
 			}
@@ -302,7 +303,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		}
 		follow(t, &known, r.Flush())
 		left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
-			len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown)}
+			len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.over), r.flows}
 		if slices.Max(left) > 0 {
 			t.Fatalf("left behind: %v", left)
 		}

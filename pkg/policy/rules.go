@@ -140,14 +140,14 @@ type source interface {
 }
 
 // resolve gives the policy for this node without the rules' ids, and the rules' keys in the rules' order, ingress first. It is
-// not ok when the policy is about none of the node's pods.
-func (p *plan) resolve(from source, log bool) (out model.Policy, keys []string, ok bool) {
+// not ok when the policy is about none of the node's pods. Without the policy's rules, why says why there are none.
+func (p *plan) resolve(from source, log bool, why string) (out model.Policy, keys []string, ok bool) {
 	subject := from.prefixes(p.subject)
-	p.expand(len(subject) > 0)
+	p.expand(len(subject) > 0 && why == "")
 	if len(subject) == 0 {
 		return model.Policy{}, nil, false
 	}
-	out = model.Policy{Name: p.policy.ID(), Log: log || p.policy.Log}
+	out = model.Policy{Name: p.policy.ID(), Log: log || p.policy.Log, Err: why}
 	if p.err != nil {
 		out.Err = p.err.Error()
 	}
@@ -161,6 +161,9 @@ func (p *plan) resolve(from source, log bool) (out model.Policy, keys []string, 
 			out.Ingress = s
 		} else {
 			out.Egress = s
+		}
+		if why != "" {
+			continue
 		}
 		for _, r := range side.rules {
 			var variants []variant

@@ -17,7 +17,8 @@ import (
 
 // Service is what matters of a Service object. It is not changed once it is made.
 type Service struct {
-	Name string // namespace/name
+	Name    string // namespace/name
+	Created int64  // in seconds since 1970; 0 when it is not known
 	// ClusterIPs are at most one of each family. Without any, no node serves the Service: it is headless or an ExternalName.
 	ClusterIPs []netip.Addr
 	Ports      []Port
@@ -85,7 +86,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 		return model.Service{}, false
 	}
 	out := model.Service{
-		Name: s.Name, Affinity: s.Affinity, Algorithm: s.Algorithm, HealthCheckNodePort: s.HealthCheckNodePort,
+		Name: s.Name, Created: s.Created, Affinity: s.Affinity, Algorithm: s.Algorithm, HealthCheckNodePort: s.HealthCheckNodePort,
 		Ports: make([]model.ServicePort, 0, len(s.Ports)*len(s.ClusterIPs)),
 	}
 	if out.Algorithm == "" {

@@ -14,13 +14,39 @@ import (
 type SetService struct{ Service model.Service }
 
 func (c SetService) apply(s *Store) bool {
-	c.Service.AffinityEpoch = affinityEpoch(c.Service, s.now)
-	if old, ok := s.next.Services[c.Service.Name]; ok && reflect.DeepEqual(old, c.Service) {
+	c.Service.AffinityEpoch = 0
+	before, claimed := s.claims.Get(c.Service.Name)
+	if claimed && reflect.DeepEqual(before, c.Service) {
 		return false
 	}
-	s.services()[c.Service.Name] = c.Service
-	s.touched[model.ServiceOwner(c.Service.Name)] = true
+	others := s.claims.Set(c.Service)
+	changed := s.setService(c.Service)
+	return s.resolveClaims(others) || changed
+}
+
+// setService makes a Service what it is without the addresses that others have, and says whether that is news.
+func (s *Store) setService(service model.Service) bool {
+	service.AffinityEpoch = affinityEpoch(service, s.now)
+	if _, claimed := s.claims.Get(service.Name); claimed {
+		service = s.claims.Resolve(service)
+	}
+	if old, ok := s.next.Services[service.Name]; ok && reflect.DeepEqual(old, service) {
+		return false
+	}
+	s.services()[service.Name] = service
+	s.touched[model.ServiceOwner(service.Name)] = true
 	return true
+}
+
+// resolveClaims sets the named Services again, for another one's claims have changed.
+func (s *Store) resolveClaims(names []string) bool {
+	changed := false
+	for _, name := range names {
+		if service, ok := s.claims.Get(name); ok && s.setService(service) {
+			changed = true
+		}
+	}
+	return changed
 }
 
 // DeleteService says that a Service is gone, or has no address that a node could serve.
@@ -32,6 +58,27 @@ func (c DeleteService) apply(s *Store) bool {
 	}
 	delete(s.services(), c.Name)
 	s.touched[model.ServiceOwner(c.Name)] = true
+	s.resolveClaims(s.claims.Delete(c.Name))
+	return true
+}
+
+// SetOtherProxy sets the ClusterIPs of a Service that another proxy serves; without any there is no such Service.
+type SetOtherProxy struct {
+	Service    string
+	ClusterIPs []netip.Addr
+}
+
+func (c SetOtherProxy) apply(s *Store) bool {
+	if slices.Equal(s.next.OtherProxies[c.Service], c.ClusterIPs) {
+		return false
+	}
+	s.next.OtherProxies = maps.Clone(s.next.OtherProxies) // few
+	if len(c.ClusterIPs) == 0 {
+		delete(s.next.OtherProxies, c.Service)
+	} else {
+		s.next.OtherProxies[c.Service] = c.ClusterIPs
+	}
+	s.touched[model.ServiceOwner(c.Service)] = true
 	return true
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/service"
 )
 
 // Store holds the newest snapshot, and the next one while it is being made.
@@ -25,7 +26,10 @@ type Store struct {
 	touched                                            map[model.Owner]bool
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
+	claims       *service.Claims         // who has which external address
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
+	localAddrs   []netip.Addr            // as SetLocalAddrs said last
+	localsDirty  bool                    // LocalAddrs must be resolved again
 	pathsDirty   bool                    // paths must be resolved again
 	now          time.Time               // as SetTime said last
 	respread     int                     // what is left of respreadBudget; below 0 when a Service was larger
@@ -42,12 +46,15 @@ func New(node string) *Store {
 		Services:    map[string]model.Service{},
 		Policies:    map[string]model.Policy{},
 		Unknown:     map[model.AttachmentKey]bool{},
+
+		OtherProxies: map[string][]netip.Addr{},
 	}
 	return &Store{
 		snapshot:     &empty,
 		serviceCIDRs: map[bool][]netip.Prefix{},
 		next:         empty,
 		resolver:     policy.NewResolver(node),
+		claims:       service.NewClaims(),
 		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
@@ -63,11 +70,15 @@ func (s *Store) Apply(c Change) {
 	if !c.apply(s) {
 		return
 	}
+	switch c.(type) {
+	case SetNode, DeleteNode, SetClusterCIDRs, SetOtherProxy, SetServiceCIDRs:
+		s.localsDirty = true
+	}
 	s.next.Revision++
 	switch c.(type) {
 	case SetNode, DeleteNode, SetTunnel, SetClusterCIDRs:
 		s.next.NodesRevision = s.next.Revision
-	case SetService, DeleteService, SetServiceCIDRs:
+	case SetService, DeleteService, SetOtherProxy, SetServiceCIDRs:
 		s.next.ServicesRevision = s.next.Revision
 	}
 }
@@ -78,6 +89,7 @@ func (s *Store) Snapshot() *model.Snapshot { return s.snapshot }
 // Take gives the newest view and the owners that were touched since the last Take, in order.
 func (s *Store) Take() (*model.Snapshot, []model.Owner) {
 	s.resolvePaths()
+	s.resolveLocals()
 	s.resolvePolicies()
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
@@ -180,7 +192,9 @@ func (c SetAttachment) apply(s *Store) bool {
 			return false
 		}
 		s.touched[model.PodOwner(old)] = true
+		s.localsChanged(old.IPs)
 	}
+	s.localsChanged(c.Attachment.IPs)
 	s.attachments()[key] = c.Attachment
 	s.resolver.SetAttachment(c.Attachment)
 	s.touched[model.PodOwner(c.Attachment)] = true
@@ -197,6 +211,7 @@ func (c DeleteAttachment) apply(s *Store) bool {
 	}
 	delete(s.attachments(), c.Key)
 	s.resolver.DeleteAttachment(c.Key)
+	s.localsChanged(old.IPs)
 	s.touched[model.PodOwner(old)] = true
 	return true
 }

@@ -88,3 +88,38 @@ func TestSnapshotsAreImmutable(t *testing.T) {
 		t.Errorf("newest snapshot = %+v", got)
 	}
 }
+
+// TestExternalAddressesAreTouched: a load balancer's address that comes and goes touches the Service that claims it, too.
+func TestExternalAddressesAreTouched(t *testing.T) {
+	at := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+	one := func(name string, external, balancer []netip.Addr) state.SetService {
+		return state.SetService{Service: model.Service{Name: name, Ports: []model.ServicePort{{
+			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), ExternalIPs: external, LoadBalancerIPs: balancer}}}}
+	}
+	thief, victim := model.ServiceOwner("a/thief"), model.ServiceOwner("z/web")
+	s := state.New("n1")
+	s.Take()
+	for _, step := range []struct {
+		name   string
+		change state.Change
+		want   []model.Owner
+		lost   int
+	}{
+		{"an external IP", one("a/thief", at, nil), []model.Owner{thief}, 0},
+		{"the same again", one("a/thief", at, nil), nil, 0},
+		{"a Service without external addresses", one("z/web", nil, nil), []model.Owner{victim}, 0},
+		{"it gets a load balancer", one("z/web", nil, at), []model.Owner{thief, victim}, 1},
+		{"the same again", one("z/web", nil, at), nil, 1},
+		{"the thief asks again", one("a/thief", at, nil), nil, 1},
+		{"the load balancer is gone", state.DeleteService{Name: "z/web"}, []model.Owner{thief, victim}, 0},
+	} {
+		s.Apply(step.change)
+		snapshot, got := s.Take()
+		if !slices.Equal(got, step.want) {
+			t.Errorf("%s: touched %v, want %v", step.name, got, step.want)
+		}
+		if lost := snapshot.Services["a/thief"].Lost; len(lost) != step.lost {
+			t.Errorf("%s: the thief lost %v", step.name, lost)
+		}
+	}
+}

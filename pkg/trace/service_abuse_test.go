@@ -8,6 +8,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/service"
 	"github.com/weft-cni/weft/pkg/trace"
 )
 
@@ -23,8 +24,12 @@ func abused(t *testing.T, services ...model.Service) (sw *trace.Switch, desired 
 		a := model.Attachment{ContainerID: ip.String(), IfName: "eth0", Pod: model.PodRef{Namespace: "a", Name: ip.String()}, OFPort: 16 + uint32(i), MAC: model.MAC{2, 0, 0, 0, 0, byte(i)}, IPs: []netip.Addr{ip}}
 		s.Attachments[a.Key()] = a
 	}
-	for _, service := range services {
-		s.Services[service.Name] = service
+	claims := service.NewClaims()
+	for _, one := range services {
+		claims.Set(one)
+	}
+	for _, one := range services {
+		s.Services[one.Name] = claims.Resolve(one)
 	}
 	desired, err := flows.Compile(s)
 	if err != nil {
@@ -98,5 +103,40 @@ func TestAffinityIsBounded(t *testing.T) {
 	}
 	if learns == 0 {
 		t.Error("nothing is learned")
+	}
+}
+
+// TestLoadBalancerOutranksExternalIP: whoever writes another Service's load balancer address into externalIPs gets none
+// of its clients, nor those that its source ranges leave out; of two external addresses the older Service has it.
+func TestLoadBalancerOutranksExternalIP(t *testing.T) {
+	addr := netip.MustParseAddr
+	shared := []netip.Addr{addr("192.0.2.1")}
+	to := func(services ...model.Service) trace.Result {
+		sw, _ := abused(t, services...)
+		return sw.Run(trace.IP(16, addr("10.0.1.2"), shared[0], 6, 40000, 80).WithMACs(model.MAC{2, 0, 0, 0, 0, 0}, model.RouterMAC), trace.Options{Steps: true})
+	}
+	for _, local := range []bool{false, true} {
+		for _, affinity := range []time.Duration{0, time.Hour} {
+			victim, thief := oneEndpoint("z/web", "10.96.0.10", "10.0.1.3", 80), oneEndpoint("a/thief", "10.96.0.99", "10.0.1.4", 80)
+			victim.Created, thief.Created = 2000, 1000
+			victim.Ports[0].LoadBalancerIPs, thief.Ports[0].ExternalIPs = shared, shared
+			thief.Ports[0].ExternalLocal, thief.Affinity = local, affinity
+			if r := to(victim, thief); r.Dropped() || r.Outputs[0].Packet.Dst().String() != "10.0.1.3" {
+				t.Errorf("externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
+			}
+			victim.Ports[0].LoadBalancerSources = []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}
+			if r := to(victim, thief); !r.Dropped() || r.Reason() != flows.SourceRange {
+				t.Errorf("a client that the ranges leave out, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
+			}
+			victim.Ports[0].LoadBalancerIPs, victim.Ports[0].LoadBalancerSources, victim.Ports[0].ExternalIPs = nil, nil, shared
+			thief.Created = 3000
+			if r := to(victim, thief); r.Dropped() || r.Outputs[0].Packet.Dst().String() != "10.0.1.3" {
+				t.Errorf("the younger has the address, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
+			}
+			victim.Created = 3000
+			if r := to(victim, thief); r.Dropped() || r.Outputs[0].Packet.Dst().String() != "10.0.1.4" {
+				t.Errorf("of one age the first by name has it, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
+			}
+		}
 	}
 }

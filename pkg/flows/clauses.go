@@ -1,0 +1,81 @@
+package flows
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/share"
+)
+
+// maxClauses is how many clauses one flow may have. OVS 3.1 takes one more than 4,087 and then prints it no more; of
+// 4,200 it says that they are too big.
+const maxClauses = 4000
+
+// isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
+func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }
+
+// clauseList is the clauses that owners want in one flow, each once, in the owners' order.
+type clauseList struct {
+	all  []ownedClause
+	seen map[string]bool
+}
+
+type ownedClause struct {
+	owner model.Owner
+	text  string
+}
+
+// add takes the clauses of a flow that are new.
+func (l *clauseList) add(f Flow) {
+	for _, text := range openflow.SplitActions(f.Actions) {
+		if !l.seen[text] {
+			l.seen[text] = true
+			l.all = append(l.all, ownedClause{f.Owner, text})
+		}
+	}
+}
+
+// fit gives the clauses that have room, sorted, and the owners of those that have none: a rule does not match where it
+// lacks a clause, so that it allows less. Room is shared fairly between namespaces, and by a namespace's policies.
+func (l *clauseList) fit(room int) (kept []string, without []model.Owner) {
+	var left map[model.Owner]int
+	if len(l.all) > room {
+		left = l.shares(room)
+	}
+	kept = make([]string, 0, min(len(l.all), room))
+	for _, c := range l.all {
+		if left != nil {
+			if left[c.owner] == 0 {
+				without = append(without, c.owner)
+				continue
+			}
+			left[c.owner]--
+		}
+		kept = append(kept, c.text)
+	}
+	slices.Sort(kept)
+	return kept, without
+}
+
+// shares divides room between the owners.
+func (l *clauseList) shares(room int) map[model.Owner]int {
+	demands := map[string]map[string]int{} // by namespace and policy
+	totals := map[string]int{}
+	for _, c := range l.all {
+		namespace, _, _ := strings.Cut(c.owner.Name, "/")
+		if demands[namespace] == nil {
+			demands[namespace] = map[string]int{}
+		}
+		demands[namespace][c.owner.Name]++
+		totals[namespace]++
+	}
+	shares := map[model.Owner]int{}
+	for namespace, part := range share.Divide(room, totals) {
+		for name, n := range share.Divide(part, demands[namespace]) {
+			shares[model.PolicyOwner(name)] = n // only policies have clauses
+		}
+	}
+	return shares
+}

@@ -1,0 +1,149 @@
+package flows
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// clauseFlows gives clauses of one flow to an owner.
+func clauseFlows(t rapid.TB, o model.Owner, ids ...int) compiled {
+	var c compiled
+	for _, id := range ids {
+		c.Flows = append(c.Flows, line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_dst=10.244.9.9 actions=conjunction(%d,1/2)", id)))
+	}
+	return c
+}
+
+func sequence(from, n int) []int {
+	out := make([]int, n)
+	for i := range out {
+		out[i] = from + i
+	}
+	return out
+}
+
+// TestClausesAreSharedFairly: eight policies of one namespace with 500 rules each do not push another's clause out, and
+// what is left out is named.
+func TestClausesAreSharedFairly(t *testing.T) {
+	w, victim := world{}, model.PolicyOwner("zzz/dns")
+	owners := []model.Owner{victim}
+	for i := range 8 {
+		o := model.PolicyOwner(fmt.Sprintf("aaa/p%d", i))
+		w[o], owners = clauseFlows(t, o, sequence(500*i+1, 500)...), append(owners, o)
+	}
+	w[victim] = clauseFlows(t, victim, 9999)
+	key := w[victim].Flows[0].Key
+	c := w.compiler()
+	c.Update(nil, owners)
+	got := openflow.SplitActions(c.Desired().Flows[key].Actions)
+	if len(got) != maxClauses || !slices.Contains(got, "conjunction(9999,1/2)") {
+		t.Errorf("%d clauses, the victim's among them: %t", len(got), slices.Contains(got, "conjunction(9999,1/2)"))
+	}
+	if lost := c.Losers(); len(lost) != 1 || lost[model.PolicyOwner("aaa/p0")] != 1 {
+		t.Errorf("losers: %v, want one clause's of the namespace that asks for too many", lost)
+	}
+	if x := c.Conflicts(); len(x) != 1 || x[0].Key != key || len(x[0].Losers) != 1 || x[0].Losers[0].Name != "aaa/p0" {
+		t.Errorf("conflicts: %v", x)
+	}
+}
+
+// TestEachNamespaceKeepsItsClauses: whatever others ask for, a namespace has the clauses that fit into its share, each
+// clause that is left out has its owner named, and the order of arrival does not matter.
+func TestEachNamespaceKeepsItsClauses(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w, byNamespace, id := world{}, map[string]int{}, 0
+		var owners []model.Owner
+		namespaces := rapid.IntRange(1, 5).Draw(t, "namespaces")
+		for n := range namespaces {
+			name := fmt.Sprintf("ns%d", n)
+			for p := range rapid.IntRange(1, 4).Draw(t, "policies") {
+				o := model.PolicyOwner(fmt.Sprintf("%s/p%d", name, p))
+				count := rapid.SampledFrom([]int{1, 3, 6, 11, 25}).Draw(t, "clauses")
+				w[o], owners = clauseFlows(t, o, sequence(id+1, count)...), append(owners, o)
+				byNamespace[name] += count
+				id += count
+			}
+		}
+		const room = 40
+		c, full := w.compiler(), w.compiler()
+		c.maxClauses, full.maxClauses = room, room
+		for _, o := range rapid.Permutation(owners).Draw(t, "order") {
+			c.Update(nil, []model.Owner{o})
+		}
+		has := map[string]bool{}
+		for _, clause := range openflow.SplitActions(c.Desired().Flows[w[owners[0]].Flows[0].Key].Actions) {
+			has[clause] = true
+		}
+		if len(has) != min(id, room) {
+			t.Fatalf("%d of %d clauses are in the flow", len(has), id)
+		}
+		kept := map[string]int{}
+		for _, o := range owners {
+			lost := 0
+			for _, f := range w[o].Flows {
+				if has[f.Actions] {
+					kept[o.Name[:strings.Index(o.Name, "/")]]++
+				} else {
+					lost++
+				}
+			}
+			if named := c.Losers()[o] == 1; named != (lost > 0) {
+				t.Fatalf("%s lacks %d clauses, and is named: %t", o, lost, named)
+			}
+		}
+		for name, wanted := range byNamespace {
+			if kept[name] < min(wanted, room/namespaces) {
+				t.Fatalf("%s has %d of its %d clauses, beside %v", name, kept[name], wanted, byNamespace)
+			}
+		}
+		if full.Update(nil, owners); full.Desired().String() != c.Desired().String() {
+			t.Fatal("incremental and full differ")
+		}
+	})
+}
+
+// TestMostFlows: a policy never takes more flows than model.Policy.MostFlows says.
+func TestMostFlows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		few := rapid.SampledFrom([]int{0, 1, 2, 3, 5, 17, 40})
+		addr := func(i int) netip.Addr {
+			if rapid.Bool().Draw(t, "IPv6") {
+				return netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)})
+			}
+			return netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+		}
+		rule := model.PolicyRule{ID: 1}
+		for i := range few.Draw(t, "pods") {
+			rule.Pods = append(rule.Pods, addr(i))
+		}
+		for i := range few.Draw(t, "peers") {
+			rule.Peers = append(rule.Peers, openflow.Host(addr(i)))
+		}
+		for i := range few.Draw(t, "ports") {
+			rule.Ports = append(rule.Ports, model.PortMatch{Protocol: model.TCP, Port: uint16(80 + i), Mask: 0xffff})
+		}
+		rule.AnyPeer, rule.AnyPort = len(rule.Peers) == 0, len(rule.Ports) == 0
+		side := &model.PolicySide{Pods: rule.Pods, Rules: []model.PolicyRule{rule}}
+		p := model.Policy{Name: "ns/p", Log: rapid.Bool().Draw(t, "log")}
+		if rapid.Bool().Draw(t, "ingress") {
+			p.Ingress = side
+		} else {
+			p.Egress = side
+		}
+		c, err := compileOwner(&model.Snapshot{Policies: map[string]model.Policy{p.Name: p}}, model.PolicyOwner(p.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if has, most := len(c.Flows), p.MostFlows(); has > most {
+			t.Fatalf("%d flows, at most %d were expected of %+v", has, most, rule)
+		}
+	})
+}

@@ -1,0 +1,105 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// manyRanges gives a policy about all pods of a namespace that takes about 115 flows for each exception.
+func manyRanges(namespace, name string, exceptions int) Policy {
+	block := &IPBlock{CIDR: netip.MustParsePrefix("::/0")}
+	for i := range exceptions {
+		// Spread out, so that few ranges are shared.
+		addr := netip.AddrFrom16([16]byte{0: byte(i), 1: byte(i >> 8), 15: 1})
+		block.Except = append(block.Except, netip.PrefixFrom(addr, 128))
+	}
+	return Policy{Namespace: namespace, Name: name, Egress: []Rule{{Peers: []Peer{{IPBlock: block}}}}, Types: []Direction{Egress}}
+}
+
+// attach gives a namespace a pod on the node.
+func attach(r *Resolver, namespace string, last byte) {
+	r.SetNamespace(Namespace{Name: namespace})
+	r.SetPod(Pod{Namespace: namespace, Name: "pod", UID: "u", Node: "n1"})
+	r.SetAttachment(model.Attachment{ContainerID: namespace, IfName: "eth0", Pod: model.PodRef{Namespace: namespace, Name: "pod", UID: "u"},
+		IPs: []netip.Addr{netip.AddrFrom16([16]byte{0: 0xfd, 15: last})}})
+}
+
+// TestNodeBudget: twenty policies of one namespace, each just below what one may take, leave another namespace its share;
+// those that do not fit isolate, allow nothing and are named, and they come in when there is room.
+func TestNodeBudget(t *testing.T) {
+	r := NewResolver("n1")
+	attach(r, "greedy", 1)
+	attach(r, "modest", 2)
+	for i := range 20 {
+		r.SetPolicy(manyRanges("greedy", fmt.Sprintf("p%02d", i), 2000+i))
+	}
+	r.SetPolicy(manyRanges("modest", "p", 2000))
+	known := map[string]model.Policy{}
+	take := func() (whole, over int) {
+		for name, p := range r.Flush().Policies {
+			if delete(known, name); p != nil {
+				known[name] = *p
+			}
+		}
+		total := 0
+		for name, p := range known {
+			if p.Err != "" {
+				over++
+				if len(p.Egress.Rules) != 0 || len(p.Egress.Pods) != 1 || !strings.Contains(p.Err, "may take 2") {
+					t.Errorf("%s is over budget: %d rules, pods %v, %q", name, len(p.Egress.Rules), p.Egress.Pods, p.Err)
+				}
+				continue
+			}
+			whole++
+			total += p.MostFlows()
+		}
+		if total > maxNodeFlows {
+			t.Errorf("%d flows, more than the %d of a node", total, maxNodeFlows)
+		}
+		return whole, over
+	}
+	if whole, over := take(); whole != 4 || over != 17 || known["modest/p"].Err != "" || known["greedy/p00"].Err != "" {
+		t.Errorf("%d policies fit, %d do not; the modest one: %q, the smallest greedy one: %q", whole, over, known["modest/p"].Err, known["greedy/p00"].Err)
+	}
+	for s := range r.policies {
+		if p := r.policies[s]; r.over[s] && p.sides[0].rules[0].blocks != nil {
+			t.Errorf("%s is over budget and its ranges are kept", s)
+		}
+	}
+	for i := range 17 {
+		r.DeletePolicy("greedy", fmt.Sprintf("p%02d", i))
+	}
+	if whole, over := take(); whole != 4 || over != 0 {
+		t.Errorf("when most are gone %d fit and %d do not", whole, over)
+	}
+}
+
+// TestEachNamespaceKeepsItsBudget: a namespace whose policies fit into its share has all of them, whatever others ask for.
+func TestEachNamespaceKeepsItsBudget(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const room = 100
+		flows, totals := map[string]int{}, map[string]int{}
+		for range rapid.IntRange(0, 12).Draw(t, "policies") {
+			name := draw(t, someNamespaces) + fmt.Sprintf("/%d", len(flows))
+			flows[name] = rapid.IntRange(1, 90).Draw(t, "flows")
+			totals[name[:1]] += flows[name]
+		}
+		over, total := overBudget(flows, room), 0
+		for name, n := range flows {
+			if !over[name] {
+				total += n
+			} else if totals[name[:1]] <= room/len(totals) {
+				t.Fatalf("%s is over budget: %v", name, flows)
+			}
+		}
+		if total > room {
+			t.Fatalf("%d flows fit into %d: %v without %v", total, room, flows, over)
+		}
+	})
+}

@@ -1,0 +1,25 @@
+// Package share divides what a node has only so much of among those who ask for it, so that no tenant's demand takes
+// another's part. It is pure arithmetic: it holds no state and starts no goroutine.
+package share
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// Divide gives each claimant its max-min fair part of room: none gets more than it demands, and what one leaves is
+// divided among the others. So a claimant that demands at most room divided by the number of claimants always gets all
+// of it. The parts depend on the demands alone.
+func Divide(room int, demands map[string]int) map[string]int {
+	names := slices.SortedFunc(maps.Keys(demands), func(a, b string) int {
+		return cmp.Or(cmp.Compare(demands[a], demands[b]), cmp.Compare(a, b))
+	})
+	parts := make(map[string]int, len(names))
+	for i, name := range names {
+		part := min(demands[name], room/(len(names)-i))
+		parts[name] = part
+		room -= part
+	}
+	return parts
+}
