@@ -196,7 +196,7 @@ func TestHalfOpenClients(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 		conns = append(conns, conn)
 		switch i % 3 {
 		case 0:

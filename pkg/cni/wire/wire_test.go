@@ -145,7 +145,7 @@ func TestBacklogFull(t *testing.T) {
 		if dialErr != nil {
 			break
 		}
-		defer conn.Close()
+		t.Cleanup(func() { conn.Close() })
 	}
 	_, err = Call(path, Request{Config: []byte("{}")}, nil)
 	if !errors.Is(err, syscall.EAGAIN) || !IsUnavailable(err) || NotListening(err) {
