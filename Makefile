@@ -56,6 +56,11 @@ unit: ## Tests that need neither root nor Open vSwitch
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
 
+FUZZTIME ?= 1m
+.PHONY: fuzz
+fuzz: ## Fuzz what is read from others, and the compiler: FUZZTIME (1m) per target, one at a time
+	FUZZTIME=$(FUZZTIME) build/fuzz.sh
+
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -v /pkg/lab)
