@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/utils"
@@ -180,6 +182,9 @@ func validKey(containerID, ifName string) error {
 	}
 	if err := utils.ValidateInterfaceName(ifName); err != nil {
 		return err
+	}
+	if strings.ContainsFunc(ifName, unicode.IsControl) || !utf8.ValidString(ifName) {
+		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q has characters that cannot be printed", ifName)
 	}
 	return nil
 }
