@@ -56,6 +56,16 @@ unit: ## Tests that need neither root nor Open vSwitch
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
 
+.PHONY: hostile
+hostile: ## Absurd, huge and malicious objects beside honest ones, in full, and what they cost: half an hour, 10 GB
+	go test ./test/hostile -v -timeout 2h -size 8 -bench . -benchtime 1x
+	go test ./test/hostile -v -timeout 2h -size 32 -bench . -benchtime 1x
+
+FUZZTIME ?= 1m
+.PHONY: fuzz
+fuzz: ## Fuzz what is read from others, and the compiler: FUZZTIME (1m) per target, one at a time
+	FUZZTIME=$(FUZZTIME) build/fuzz.sh
+
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -v /pkg/lab)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
@@ -21,6 +22,11 @@ import (
 
 // do runs one command. Only ADD and CHECK end early when the plugin goes away; a DEL is better finished than repeated.
 func (s *Server) do(ctx context.Context, req wire.Request, netns *os.File) (json.RawMessage, error) {
+	if slices.Contains([]string{"ADD", "CHECK", "DEL"}, req.Command) {
+		if err := validKey(req.ContainerID, req.IfName); err != nil {
+			return nil, err
+		}
+	}
 	switch req.Command {
 	case "ADD":
 		ctx, cancel := context.WithTimeout(ctx, doTimeout)

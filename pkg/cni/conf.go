@@ -5,9 +5,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/containernetworking/cni/pkg/version"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -128,6 +132,9 @@ func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables,
 			"CNI_ARGS %q must name K8S_POD_NAMESPACE and K8S_POD_NAME: Weft connects pods of Kubernetes only", args)
 	}
+	if err := validPod(pod); err != nil {
+		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: %v", err)
+	}
 	// The runtime's capability argument is the most specific, CNI_ARGS the oldest way to ask.
 	for _, asked := range []struct{ where, value string }{
 		{"runtimeConfig.mac", conf.RuntimeConfig.MAC},
@@ -145,6 +152,45 @@ func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 	}
 	return pod, model.MAC{}, nil
 }
+
+// validPod rejects what cannot be a pod's name. The names are recorded in OVSDB and make link names, so they must be what
+// the API server would accept.
+func validPod(pod model.PodRef) error {
+	// As long as any name may be. Kubernetes' UIDs have 36 characters; those of static pods are hashes.
+	const maxUID = validation.DNS1123SubdomainMaxLength
+	notText := func(r rune) bool { return r <= ' ' || r > '~' }
+	if why := validation.IsDNS1123Label(pod.Namespace); len(why) > 0 {
+		return fmt.Errorf("invalid K8S_POD_NAMESPACE %.100q: %s", pod.Namespace, strings.Join(why, "; "))
+	}
+	if why := validation.IsDNS1123Subdomain(pod.Name); len(why) > 0 {
+		return fmt.Errorf("invalid K8S_POD_NAME %.300q: %s", pod.Name, strings.Join(why, "; "))
+	}
+	if len(pod.UID) > maxUID || strings.ContainsFunc(pod.UID, notText) {
+		return fmt.Errorf("invalid K8S_POD_UID %.300q: at most %d printable characters", pod.UID, maxUID)
+	}
+	return nil
+}
+
+// validKey rejects what CNI does not allow as an attachment's key. weft-cni's library checks it, too; but the key names a
+// file, so the server does not rely on its caller.
+func validKey(containerID, ifName string) error {
+	if err := utils.ValidateContainerID(containerID); err != nil {
+		return err
+	}
+	if len(containerID) > maxContainerID {
+		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID has %d characters, more than %d", len(containerID), maxContainerID)
+	}
+	if err := utils.ValidateInterfaceName(ifName); err != nil {
+		return err
+	}
+	if strings.ContainsFunc(ifName, unicode.IsControl) || !utf8.ValidString(ifName) {
+		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME %q has characters that cannot be printed", ifName)
+	}
+	return nil
+}
+
+// maxContainerID leaves room for the interface's name in a file's name (255 bytes, NAME_MAX). Runtimes use 64.
+const maxContainerID = 200
 
 func podMAC(s string) (model.MAC, error) {
 	mac, err := model.ParseMAC(s)

@@ -86,11 +86,33 @@ func TestIdentity(t *testing.T) {
 		{"", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "Kubernetes only"},
 		{"K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAMESPACE"},
 		{"X=y", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
+		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a/b", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, `invalid K8S_POD_NAME "a/b"`},
+		{"K8S_POD_NAMESPACE=n s;K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "invalid K8S_POD_NAMESPACE"},
+		{k8s + ";K8S_POD_UID=a\nb", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "invalid K8S_POD_UID"},
 		{"K8S_POD_NAMESPACE=ns", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAME"},
 	} {
 		pod, mac, err := identity(tc.args, tc.conf)
 		if pod != tc.pod || mac.String() != tc.mac || codeOf(err) != tc.code || err != nil && !strings.Contains(err.Error(), tc.mention) {
 			t.Errorf("%q: %v %v %v", tc.args, pod, mac, err)
+		}
+	}
+}
+
+func TestValidKey(t *testing.T) {
+	for _, tc := range []struct {
+		container, ifName string
+		code              uint
+	}{
+		{strings.Repeat("a", 64), "eth0", 0},
+		{"", "eth0", types.ErrUnknownContainer},
+		{"../../etc", "eth0", types.ErrInvalidEnvironmentVariables},
+		{strings.Repeat("a", 201), "eth0", types.ErrInvalidEnvironmentVariables},
+		{"c", "eth0/..", types.ErrInvalidEnvironmentVariables},
+		{"c", "eth\x00", types.ErrInvalidEnvironmentVariables},
+		{"c", "", types.ErrInvalidEnvironmentVariables},
+	} {
+		if err := validKey(tc.container, tc.ifName); codeOf(err) != tc.code {
+			t.Errorf("%.20q %q: %v, want code %d", tc.container, tc.ifName, err, tc.code)
 		}
 	}
 }

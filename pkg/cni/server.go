@@ -46,6 +46,8 @@ type Config struct {
 	Log *slog.Logger
 	// Observe, when set, is told how long each phase of a command took. It is called from many goroutines.
 	Observe func(command, phase string, d time.Duration)
+	// Problem, when set, is told why the socket takes no connections, and nil when it does. Serve's goroutine calls it.
+	Problem func(error)
 }
 
 // Server answers the node's CNI requests.
@@ -54,6 +56,7 @@ type Server struct {
 	book      *book
 	locks     keyLocks
 	copies    copies
+	limits    limits
 	recovered bool
 }
 
@@ -68,14 +71,19 @@ func NewServer(cfg Config) *Server {
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
 	}
+	if cfg.Problem == nil {
+		cfg.Problem = func(error) {}
+	}
 	return &Server{
 		cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}},
 		copies: copies(filepath.Join(filepath.Dir(cfg.Socket), copiesDir)),
+		limits: newLimits(maxAttach, maxDetach, maxReading),
 	}
 }
 
 // Serve listens until the context ends, then lets every request come to an end: an ADD that is under way is rolled back,
-// everything else is finished. Recover must have succeeded.
+// everything else is finished. Recover must have succeeded. An error of accept, such as too many open files, is a
+// Problem and passes: the kernel keeps the connections that come meanwhile. Connections beyond the limits wait there, too.
 func (s *Server) Serve(ctx context.Context) error {
 	if !s.recovered {
 		return errors.New("serve CNI: Recover must succeed first")
@@ -86,22 +94,47 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	var requests sync.WaitGroup
 	defer requests.Wait()
+	defer l.Close()
 	// Closing also removes the socket, so that weft-cni knows at once that nobody is there.
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	requests.Go(func() { s.deletePending(ctx) })
+	s.accept(ctx, l, &requests)
+	return nil
+}
+
+// accept gives each connection a goroutine of its own, until the context ends.
+func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync.WaitGroup) {
+	pause := acceptPause
 	for {
+		select {
+		case s.limits.connections <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
 		conn, err := l.AcceptUnix()
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			if err == nil {
 				conn.Close()
 			}
-			return nil
+			return
+		case err != nil:
+			<-s.limits.connections
+			s.cfg.Problem(fmt.Errorf("accept on CNI socket %s: %w; pods are attached and removed once that has passed", s.cfg.Socket, err))
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+				return
+			}
+			pause = min(2*pause, maxAcceptPause)
+		default:
+			pause = acceptPause
+			s.cfg.Problem(nil)
+			requests.Go(func() {
+				defer func() { <-s.limits.connections }()
+				s.handle(ctx, conn)
+			})
 		}
-		if err != nil {
-			l.Close()
-			return fmt.Errorf("accept on CNI socket %s: %w", s.cfg.Socket, err)
-		}
-		requests.Go(func() { s.handle(ctx, conn) })
 	}
 }
 
@@ -148,7 +181,8 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 		return // somebody looked whether we listen
 	}
 	if err != nil {
-		s.respond(conn, wire.Response{Error: toCNI(errorf(types.ErrDecodingFailure, "%v", err))})
+		s.cfg.Log.Warn("invalid CNI request", "err", err)
+		s.respond(conn, wire.Response{Error: unreadable(err)})
 		return
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -157,7 +191,7 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 
 	start := time.Now()
 	log := s.cfg.Log.With("command", req.Command, "container", req.ContainerID, "interface", req.IfName)
-	result, err := s.do(ctx, req, netns)
+	result, err := s.doLimited(ctx, req, netns)
 	// Before the answer: the runtime may unmount the namespace as soon as it has it, which an open file prevents.
 	if netns != nil {
 		netns.Close()

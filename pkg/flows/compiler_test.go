@@ -22,89 +22,91 @@ import (
 
 // TestIncrementalEqualsFull makes random changes, among them conflicting ones, and compares after each: the table
 // reached step by step, the table compiled fresh, and a switch that only ever got the deltas.
-func TestIncrementalEqualsFull(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		c, store := flows.NewCompiler(), state.New("n1")
-		wire := map[openflow.Key]openflow.Flow{}
-		apply := func() *model.Snapshot {
-			s, owners := store.Take()
-			delta, failed := c.Update(s, owners)
-			if len(failed) > 0 {
-				t.Fatal(failed)
-			}
-			for _, f := range delta.Delete {
-				if wire[f.Key] != f.Flow {
-					t.Fatalf("delta deletes %s, the switch has %s", f.Flow, wire[f.Key])
-				}
-				delete(wire, f.Key)
-			}
-			for _, f := range delta.Set {
-				if wire[f.Key] == f.Flow {
-					t.Fatalf("delta sets %s again, which the switch has", f.Flow)
-				}
-				wire[f.Key] = f.Flow
-			}
-			return s
-		}
-		apply()
-		for range rapid.IntRange(1, 30).Draw(t, "changes") {
-			for range rapid.IntRange(1, 2).Draw(t, "at once") {
-				switch rapid.SampledFrom([]string{"node", "node", "node gone", "pod", "pod gone", "tunnel", "ranges", "addresses", "other proxy"}).Draw(t, "change") {
-				case "node":
-					store.Apply(state.SetNode{Node: drawNode(t)})
-				case "node gone":
-					store.Apply(state.DeleteNode{Name: drawNode(t).Name})
-				case "pod":
-					a := drawAttachment(t)
-					store.Apply(state.SetAttachment{Attachment: a})
-					store.Apply(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Node: "n1"}})
-				case "pod gone":
-					store.Apply(state.DeleteAttachment{Key: drawAttachment(t).Key()})
-				case "addresses":
-					var some []netip.Addr
-					for _, text := range []string{"10.96.0.10", "10.244.3.7", "192.0.2.10"} {
-						if rapid.Bool().Draw(t, "has "+text) {
-							some = append(some, netip.MustParseAddr(text))
-						}
-					}
-					store.Apply(state.SetLocalAddrs{Addrs: some})
-				case "other proxy":
-					name := rapid.SampledFrom([]string{"ns/a", "ns/b"}).Draw(t, "service")
-					store.Apply(state.SetOtherProxy{Service: name, ClusterIPs: rapid.SampledFrom([][]netip.Addr{nil, {netip.MustParseAddr("10.96.0.10")}}).Draw(t, "ClusterIPs")})
-				case "tunnel":
-					store.Apply(state.SetTunnel{Type: rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")})
-				case "ranges":
-					some := func(list ...string) []netip.Prefix {
-						var out []netip.Prefix
-						for _, text := range list {
-							if rapid.IntRange(0, 3).Draw(t, "has "+text) == 0 {
-								out = append(out, netip.MustParsePrefix(text))
-							}
-						}
-						return out
-					}
-					store.Apply(state.SetServiceCIDRs{CIDRs: some("10.244.3.0/24", "10.96.0.0/16", "fd44:2::/64")})
-					store.Apply(state.SetClusterCIDRs{CIDRs: some("10.244.0.0/22", "fd44::/16")})
-				}
-			}
-			s := apply()
+func TestIncrementalEqualsFull(t *testing.T) { rapid.Check(t, incrementalEqualsFull) }
 
-			full, err := flows.Compile(s)
-			if err != nil {
-				t.Fatal(err)
+func FuzzIncrementalEqualsFull(f *testing.F) { f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull)) }
+
+func incrementalEqualsFull(t *rapid.T) {
+	c, store := flows.NewCompiler(), state.New("n1")
+	wire := map[openflow.Key]openflow.Flow{}
+	apply := func() *model.Snapshot {
+		s, owners := store.Take()
+		delta, failed := c.Update(s, owners)
+		if len(failed) > 0 {
+			t.Fatal(failed)
+		}
+		for _, f := range delta.Delete {
+			if wire[f.Key] != f.Flow {
+				t.Fatalf("delta deletes %s, the switch has %s", f.Flow, wire[f.Key])
 			}
-			if full.String() != c.Desired().String() {
-				t.Fatalf("incremental:\n%s\nfull:\n%s", c.Desired(), full)
+			delete(wire, f.Key)
+		}
+		for _, f := range delta.Set {
+			if wire[f.Key] == f.Flow {
+				t.Fatalf("delta sets %s again, which the switch has", f.Flow)
 			}
-			entries := make([]openflow.Entry, 0, len(wire))
-			for _, f := range wire {
-				entries = append(entries, openflow.Entry{Flow: f})
-			}
-			if delta := flows.Diff(openflow.Contents{Flows: entries}, full); !delta.Empty() {
-				t.Fatalf("the switch that got the deltas differs from the full table: %+v", delta)
+			wire[f.Key] = f.Flow
+		}
+		return s
+	}
+	apply()
+	for range rapid.IntRange(1, 30).Draw(t, "changes") {
+		for range rapid.IntRange(1, 2).Draw(t, "at once") {
+			switch rapid.SampledFrom([]string{"node", "node", "node gone", "pod", "pod gone", "tunnel", "ranges", "addresses", "other proxy"}).Draw(t, "change") {
+			case "node":
+				store.Apply(state.SetNode{Node: drawNode(t)})
+			case "node gone":
+				store.Apply(state.DeleteNode{Name: drawNode(t).Name})
+			case "pod":
+				a := drawAttachment(t)
+				store.Apply(state.SetAttachment{Attachment: a})
+				store.Apply(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, Node: "n1"}})
+			case "pod gone":
+				store.Apply(state.DeleteAttachment{Key: drawAttachment(t).Key()})
+			case "addresses":
+				var some []netip.Addr
+				for _, text := range []string{"10.96.0.10", "10.244.3.7", "192.0.2.10"} {
+					if rapid.Bool().Draw(t, "has "+text) {
+						some = append(some, netip.MustParseAddr(text))
+					}
+				}
+				store.Apply(state.SetLocalAddrs{Addrs: some})
+			case "other proxy":
+				name := rapid.SampledFrom([]string{"ns/a", "ns/b"}).Draw(t, "service")
+				store.Apply(state.SetOtherProxy{Service: name, ClusterIPs: rapid.SampledFrom([][]netip.Addr{nil, {netip.MustParseAddr("10.96.0.10")}}).Draw(t, "ClusterIPs")})
+			case "tunnel":
+				store.Apply(state.SetTunnel{Type: rapid.SampledFrom(model.TunnelTypes).Draw(t, "tunnel")})
+			case "ranges":
+				some := func(list ...string) []netip.Prefix {
+					var out []netip.Prefix
+					for _, text := range list {
+						if rapid.IntRange(0, 3).Draw(t, "has "+text) == 0 {
+							out = append(out, netip.MustParsePrefix(text))
+						}
+					}
+					return out
+				}
+				store.Apply(state.SetServiceCIDRs{CIDRs: some("10.244.3.0/24", "10.96.0.0/16", "fd44:2::/64")})
+				store.Apply(state.SetClusterCIDRs{CIDRs: some("10.244.0.0/22", "fd44::/16")})
 			}
 		}
-	})
+		s := apply()
+
+		full, err := flows.Compile(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if full.String() != c.Desired().String() {
+			t.Fatalf("incremental:\n%s\nfull:\n%s", c.Desired(), full)
+		}
+		entries := make([]openflow.Entry, 0, len(wire))
+		for _, f := range wire {
+			entries = append(entries, openflow.Entry{Flow: f})
+		}
+		if delta := flows.Diff(openflow.Contents{Flows: entries}, full); !delta.Empty() {
+			t.Fatalf("the switch that got the deltas differs from the full table: %+v", delta)
+		}
+	}
 }
 
 func drawNode(t *rapid.T) model.Node {

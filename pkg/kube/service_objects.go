@@ -292,7 +292,7 @@ func appendAddr(to []netip.Addr, where, text string, refused func(netip.Addr) bo
 		bad.add("%s: %w", where, err)
 		return to
 	case refused(addr):
-		bad.add("%s: %s is a special address (unspecified, loopback, link-local, multicast, or one of Weft's own); use another", where, addr)
+		bad.add("%s: %s is a special address (unspecified, loopback, link-local, multicast, broadcast, or one of Weft's own); use another", where, addr)
 		return to
 	}
 	return append(to, addr)
@@ -301,8 +301,11 @@ func appendAddr(to []netip.Addr, where, text string, refused func(netip.Addr) bo
 // special are the addresses that the API refuses as external IPs and endpoints, and those that Weft uses itself.
 func special(a netip.Addr) bool { return a.IsLinkLocalUnicast() || specialButLinkLocal(a) }
 
+// limitedBroadcast is for all hosts of a link (RFC 919). The API accepts it.
+var limitedBroadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 func specialButLinkLocal(a netip.Addr) bool {
-	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() ||
+	return a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a == limitedBroadcast ||
 		slices.ContainsFunc(model.VirtualPrefixes(a.Is4()), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 

@@ -111,90 +111,92 @@ func (v *view) cidrs() []netip.Prefix {
 
 // TestHistoryDoesNotMatter does random things with objects and compares what is left with a tracker that only ever saw what there is
 // in the end, in another order.
-func TestHistoryDoesNotMatter(t *testing.T) {
+func TestHistoryDoesNotMatter(t *testing.T) { rapid.Check(t, historyDoesNotMatter) }
+
+func FuzzHistoryDoesNotMatter(f *testing.F) { f.Fuzz(rapid.MakeFuzz(historyDoesNotMatter)) }
+
+func historyDoesNotMatter(t *rapid.T) {
 	names := []string{"a", "b"}
-	rapid.Check(t, func(t *rapid.T) {
-		seen := newView()
-		tracker := kube.NewTracker("n1", seen.emit, seen.problem)
-		zone, refuse := "", false
-		objects, endpointSlices := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
-		zones := rapid.SampledFrom([]string{"", "z1", "z2"})
-		for range rapid.IntRange(1, 30).Draw(t, "steps") {
-			name := rapid.SampledFrom(names).Draw(t, "service")
-			sliceName := rapid.SampledFrom([]string{"s1", "s2", "s3"}).Draw(t, "slice")
-			switch rapid.IntRange(0, 5).Draw(t, "step") {
-			case 0:
-				o := service(name, rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2", corev1.ClusterIPNone}).Draw(t, "ip"), func(s *corev1.Service) {
-					s.Spec.ExternalIPs = rapid.SampledFrom([][]string{nil, {"198.51.100.1"}, {"bad"}}).Draw(t, "external")
-				})
-				objects[name] = o
-				tracker.SetService(o)
-			case 1:
-				delete(objects, name)
-				tracker.DeleteService("ns/" + name)
-			case 2:
-				o := slice(sliceName, name, rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3", "bad"}), 0, 3).Draw(t, "addresses")...)
-				for i := range o.Endpoints {
-					if zone := zones.Draw(t, "hint"); zone != "" {
-						o.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
-					}
-				}
-				endpointSlices[sliceName] = o
-				tracker.SetSlice(o)
-			case 3:
-				delete(endpointSlices, sliceName)
-				tracker.DeleteSlice("ns/" + sliceName)
-			case 4:
-				zone = zones.Draw(t, "zone")
-				tracker.SetZone(zone)
-			case 5:
-				refuse = rapid.Bool().Draw(t, "refuse external IPs")
-				tracker.RefuseExternalIPs(refuse)
-			}
-		}
-		want := newView()
-		fresh := kube.NewTracker("n1", want.emit, want.problem)
-		var steps []func()
-		for _, o := range objects {
-			steps = append(steps, func() { fresh.SetService(o) })
-		}
-		for _, o := range endpointSlices {
-			steps = append(steps, func() { fresh.SetSlice(o) })
-		}
-		steps = append(steps, func() { fresh.SetZone(zone) }, func() { fresh.RefuseExternalIPs(refuse) })
-		for _, i := range rapid.Permutation(indexes(len(steps))).Draw(t, "order") {
-			steps[i]()
-		}
-		wanted, _ := want.store.Take()
-		got, _ := seen.store.Take()
-		for name, s := range got.Services {
-			refused := strings.Contains(seen.problems["service/"+name], "externalIPs: false")
-			if external := slices.ContainsFunc(objects[name[3:]].Spec.ExternalIPs, func(a string) bool { return a != "bad" }); refused != (refuse && external) {
-				t.Errorf("%s, external IPs are refused %t: problem %q", name, refuse, seen.problems["service/"+name])
-			}
-			if refuse && len(s.Ports[0].ExternalIPs)+len(s.Lost) > 0 {
-				t.Errorf("%s has %v", name, s.Ports[0].ExternalIPs)
-			}
-		}
-		if diff := cmp.Diff(wanted.Services, got.Services, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
-			t.Errorf("services (-what there is +after what happened):\n%s", diff)
-		}
-		if diff := cmp.Diff(want.problems, seen.problems); diff != "" {
-			t.Errorf("problems (-what there is +after what happened):\n%s", diff)
-		}
-		for name := range objects {
+	seen := newView()
+	tracker := kube.NewTracker("n1", seen.emit, seen.problem)
+	zone, refuse := "", false
+	objects, endpointSlices := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
+	zones := rapid.SampledFrom([]string{"", "z1", "z2"})
+	for range rapid.IntRange(1, 30).Draw(t, "steps") {
+		name := rapid.SampledFrom(names).Draw(t, "service")
+		sliceName := rapid.SampledFrom([]string{"s1", "s2", "s3"}).Draw(t, "slice")
+		switch rapid.IntRange(0, 5).Draw(t, "step") {
+		case 0:
+			o := service(name, rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2", corev1.ClusterIPNone}).Draw(t, "ip"), func(s *corev1.Service) {
+				s.Spec.ExternalIPs = rapid.SampledFrom([][]string{nil, {"198.51.100.1"}, {"bad"}}).Draw(t, "external")
+			})
+			objects[name] = o
+			tracker.SetService(o)
+		case 1:
+			delete(objects, name)
 			tracker.DeleteService("ns/" + name)
+		case 2:
+			o := slice(sliceName, name, rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3", "bad"}), 0, 3).Draw(t, "addresses")...)
+			for i := range o.Endpoints {
+				if zone := zones.Draw(t, "hint"); zone != "" {
+					o.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
+				}
+			}
+			endpointSlices[sliceName] = o
+			tracker.SetSlice(o)
+		case 3:
+			delete(endpointSlices, sliceName)
+			tracker.DeleteSlice("ns/" + sliceName)
+		case 4:
+			zone = zones.Draw(t, "zone")
+			tracker.SetZone(zone)
+		case 5:
+			refuse = rapid.Bool().Draw(t, "refuse external IPs")
+			tracker.RefuseExternalIPs(refuse)
 		}
-		for name := range endpointSlices {
-			tracker.DeleteSlice("ns/" + name)
+	}
+	want := newView()
+	fresh := kube.NewTracker("n1", want.emit, want.problem)
+	var steps []func()
+	for _, o := range objects {
+		steps = append(steps, func() { fresh.SetService(o) })
+	}
+	for _, o := range endpointSlices {
+		steps = append(steps, func() { fresh.SetSlice(o) })
+	}
+	steps = append(steps, func() { fresh.SetZone(zone) }, func() { fresh.RefuseExternalIPs(refuse) })
+	for _, i := range rapid.Permutation(indexes(len(steps))).Draw(t, "order") {
+		steps[i]()
+	}
+	wanted, _ := want.store.Take()
+	got, _ := seen.store.Take()
+	for name, s := range got.Services {
+		refused := strings.Contains(seen.problems["service/"+name], "externalIPs: false")
+		if external := slices.ContainsFunc(objects[name[3:]].Spec.ExternalIPs, func(a string) bool { return a != "bad" }); refused != (refuse && external) {
+			t.Errorf("%s, external IPs are refused %t: problem %q", name, refuse, seen.problems["service/"+name])
 		}
-		if services, slices := tracker.Size(); services+slices != 0 {
-			t.Errorf("%d Services and %d slices are remembered that do not exist", services, slices)
+		if refuse && len(s.Ports[0].ExternalIPs)+len(s.Lost) > 0 {
+			t.Errorf("%s has %v", name, s.Ports[0].ExternalIPs)
 		}
-		if left, _ := seen.store.Take(); len(left.Services)+len(seen.problems) != 0 {
-			t.Errorf("what does not exist is still served or reported: %v, %v", left.Services, seen.problems)
-		}
-	})
+	}
+	if diff := cmp.Diff(wanted.Services, got.Services, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
+		t.Errorf("services (-what there is +after what happened):\n%s", diff)
+	}
+	if diff := cmp.Diff(want.problems, seen.problems); diff != "" {
+		t.Errorf("problems (-what there is +after what happened):\n%s", diff)
+	}
+	for name := range objects {
+		tracker.DeleteService("ns/" + name)
+	}
+	for name := range endpointSlices {
+		tracker.DeleteSlice("ns/" + name)
+	}
+	if services, slices := tracker.Size(); services+slices != 0 {
+		t.Errorf("%d Services and %d slices are remembered that do not exist", services, slices)
+	}
+	if left, _ := seen.store.Take(); len(left.Services)+len(seen.problems) != 0 {
+		t.Errorf("what does not exist is still served or reported: %v, %v", left.Services, seen.problems)
+	}
 }
 
 func indexes(n int) []int {

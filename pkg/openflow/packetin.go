@@ -179,5 +179,8 @@ func (p *PacketIn) headers(packet string) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
+	if !p.Source.IsValid() || !p.Destination.IsValid() {
+		return fmt.Errorf("packet %q has no IP addresses", packet)
+	}
 	return nil
 }

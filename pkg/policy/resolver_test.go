@@ -270,44 +270,46 @@ func crowded(key string) uint32 { return hashKey(key) % 4 }
 
 // TestIncrementalEqualsFull makes random changes in any order, looks now and then, and wants what was told step by step to be
 // what a full computation gives, byte for byte; and in the end, that nothing is left of what is gone.
-func TestIncrementalEqualsFull(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		room := draw(t, []int{60, 200, maxNodeFlows}) // not enough for all, or enough
-		r, w := newResolver("n1", crowded, room), newWorld()
-		known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
-		for range rapid.IntRange(1, 60).Draw(t, "changes") {
-			w.step(t, r)
-			if !chance(t, 40) {
-				continue
-			}
-			follow(t, &known, r.Flush())
-			want, got := text(t, resolveAll(w.all(), crowded, room)), text(t, known)
-			if want != got {
-				t.Fatalf("incremental:\n%s\nfull:\n%s", got, want)
-			}
-		}
-		for name := range w.namespaces {
-			r.DeleteNamespace(name)
-		}
-		for _, p := range w.policies {
-			r.DeletePolicy(p.Namespace, p.Name)
-		}
-		for name := range w.pods {
-			r.DeletePod(name.namespace, name.name)
-		}
-		for key := range w.attachments {
-			r.DeleteAttachment(key)
-		}
-		for node := range w.podCIDRs {
-			r.SetPodCIDRs(node, nil)
+func TestIncrementalEqualsFull(t *testing.T) { rapid.Check(t, incrementalEqualsFull) }
+
+func FuzzIncrementalEqualsFull(f *testing.F) { f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull)) }
+
+func incrementalEqualsFull(t *rapid.T) {
+	room := draw(t, []int{60, 200, maxNodeFlows}) // not enough for all, or enough
+	r, w := newResolver("n1", crowded, room), newWorld()
+	known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	for range rapid.IntRange(1, 60).Draw(t, "changes") {
+		w.step(t, r)
+		if !chance(t, 40) {
+			continue
 		}
 		follow(t, &known, r.Flush())
-		left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
-			len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.over), r.flows}
-		if slices.Max(left) > 0 {
-			t.Fatalf("left behind: %v", left)
+		want, got := text(t, resolveAll(w.all(), crowded, room)), text(t, known)
+		if want != got {
+			t.Fatalf("incremental:\n%s\nfull:\n%s", got, want)
 		}
-	})
+	}
+	for name := range w.namespaces {
+		r.DeleteNamespace(name)
+	}
+	for _, p := range w.policies {
+		r.DeletePolicy(p.Namespace, p.Name)
+	}
+	for name := range w.pods {
+		r.DeletePod(name.namespace, name.name)
+	}
+	for key := range w.attachments {
+		r.DeleteAttachment(key)
+	}
+	for node := range w.podCIDRs {
+		r.SetPodCIDRs(node, nil)
+	}
+	follow(t, &known, r.Flush())
+	left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
+		len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.over), r.flows}
+	if slices.Max(left) > 0 {
+		t.Fatalf("left behind: %v", left)
+	}
 }
 
 // allows says what a resolved policy set lets through, as the flows do: a packet passes at an end that no policy isolates or

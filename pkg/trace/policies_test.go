@@ -37,58 +37,62 @@ func checks(t *testing.T, byDefault int) {
 // when the policies have changed, twice.
 func TestRandomPolicies(t *testing.T) {
 	checks(t, 2000)
-	rapid.Check(t, func(t *rapid.T) {
-		c := tracetest.DrawCluster(t)
-		c.Policies = tracetest.DrawPolicies(t)
-		n, err := tracetest.New(c)
-		if err != nil {
+	rapid.Check(t, randomPolicies)
+}
+
+func FuzzRandomPolicies(f *testing.F) { f.Fuzz(rapid.MakeFuzz(randomPolicies)) }
+
+func randomPolicies(t *rapid.T) {
+	c := tracetest.DrawCluster(t)
+	c.Policies = tracetest.DrawPolicies(t)
+	n, err := tracetest.New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := c.View()
+	check := func(what string, promised, p tracetest.Packet) bool {
+		verdict := tracetest.Promise(view, promised)
+		if err := tracetest.Check(verdict, n.Send(p)); err != nil {
+			t.Fatalf("%s %+v: %v\n%s", what, p, err, n.Explain(p))
+		}
+		return verdict.Allowed
+	}
+	var established []tracetest.Packet
+	for _, p := range tracetest.DrawPackets(t, c) {
+		if tracetest.OffTheMap(c, p) {
+			continue
+		}
+		switch allowed := check("first", p, p); {
+		case !allowed:
+			// Sent again, it is not let in by what the first attempt left behind, and an answer to it is none.
+			check("sent again", p, p)
+			// (Without TCP's flags an answer is the beginning of something else.)
+			if p.Protocol == 6 && n.Send(p.Reply()).Arrived {
+				t.Fatalf("an answer to the forbidden %+v arrives:\n%s", p, n.Explain(p.Reply()))
+			}
+		case p.Src != p.Dst:
+			check("reply", p, p.Reply())
+			check("next", p, p.Next())
+			established = append(established, p)
+		}
+	}
+	// Policies that change apply to connections that exist, in both directions: a denied packet stops the
+	// replies, and one that is allowed again brings them back.
+	before := c.Policies
+	for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
+		c.Policies = policies
+		view = c.View()
+		if err := n.SetPolicies(c); err != nil {
 			t.Fatal(err)
 		}
-		view := c.View()
-		check := func(what string, promised, p tracetest.Packet) bool {
-			verdict := tracetest.Promise(view, promised)
-			if err := tracetest.Check(verdict, n.Send(p)); err != nil {
-				t.Fatalf("%s %+v: %v\n%s", what, p, err, n.Explain(p))
-			}
-			return verdict.Allowed
-		}
-		var established []tracetest.Packet
-		for _, p := range tracetest.DrawPackets(t, c) {
-			if tracetest.OffTheMap(c, p) {
-				continue
-			}
-			switch allowed := check("first", p, p); {
-			case !allowed:
-				// Sent again, it is not let in by what the first attempt left behind, and an answer to it is none.
-				check("sent again", p, p)
-				// (Without TCP's flags an answer is the beginning of something else.)
-				if p.Protocol == 6 && n.Send(p.Reply()).Arrived {
-					t.Fatalf("an answer to the forbidden %+v arrives:\n%s", p, n.Explain(p.Reply()))
-				}
-			case p.Src != p.Dst:
-				check("reply", p, p.Reply())
-				check("next", p, p.Next())
-				established = append(established, p)
+		for _, p := range established {
+			if check("next, under new policies", p, p.Next()) {
+				check("reply, under new policies", p, p.Reply())
+			} else if d := n.Send(p.Reply()); d.Arrived || d.Reason != flows.UnaskedReply {
+				t.Fatalf("reply to %+v, which new policies deny: arrived %t, %s\n%s", p, d.Arrived, d.Reason, n.Explain(p.Reply()))
 			}
 		}
-		// Policies that change apply to connections that exist, in both directions: a denied packet stops the
-		// replies, and one that is allowed again brings them back.
-		before := c.Policies
-		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
-			c.Policies = policies
-			view = c.View()
-			if err := n.SetPolicies(c); err != nil {
-				t.Fatal(err)
-			}
-			for _, p := range established {
-				if check("next, under new policies", p, p.Next()) {
-					check("reply, under new policies", p, p.Reply())
-				} else if d := n.Send(p.Reply()); d.Arrived || d.Reason != flows.UnaskedReply {
-					t.Fatalf("reply to %+v, which new policies deny: arrived %t, %s\n%s", p, d.Arrived, d.Reason, n.Explain(p.Reply()))
-				}
-			}
-		}
-	})
+	}
 }
 
 // BenchmarkNetwork is the cost of one packet through the whole pipeline, often on two nodes.

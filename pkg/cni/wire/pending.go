@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 )
 
 // A pending deletion is a DEL that weft-cni took while no agent listened. It is a file beside the socket, for root only;
@@ -97,8 +98,9 @@ func ReadPending(socket string) (list []Pending, err error) {
 	return list, errors.Join(errs...)
 }
 
-// NotListening tells whether a Call failed because no agent listens, so that the request has certainly not begun.
+// NotListening tells whether a Call failed because no agent listens, so that the request has certainly not begun. An agent
+// with too many connections listens: a record for its successor would wait until it ends.
 func NotListening(err error) bool {
 	var dial *os.SyscallError
-	return errors.As(err, &dial) && dial.Syscall == "connect" && IsUnavailable(err)
+	return errors.As(err, &dial) && dial.Syscall == "connect" && IsUnavailable(err) && !errors.Is(err, syscall.EAGAIN)
 }

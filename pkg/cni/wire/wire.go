@@ -7,6 +7,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -67,9 +68,10 @@ func Call(socket string, req Request, netns *os.File) (Response, error) {
 	return resp, nil
 }
 
-// IsUnavailable tells whether a Call failed because the agent does not run, stopped meanwhile, or took too long.
+// IsUnavailable tells whether a Call failed because the agent does not run, stopped meanwhile, took too long, or has as
+// many connections waiting as the kernel keeps (EAGAIN, see unix(7)).
 func IsUnavailable(err error) bool {
-	for _, e := range []error{syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded} {
+	for _, e := range []error{syscall.EAGAIN, syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded} {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -96,7 +98,11 @@ func WriteRequest(conn *net.UnixConn, req Request, netns *os.File) error {
 	return nil
 }
 
-// ReadRequest is the agent's side of WriteRequest. The file is nil when no descriptor came, and the caller's to close.
+// ErrNoDescriptor is what ReadRequest returns when a descriptor came and the process could not have one more.
+var ErrNoDescriptor = errors.New("the file descriptor that came with it could not be received: too many open files")
+
+// ReadRequest is the agent's side of WriteRequest. The file is nil when no descriptor came, and the caller's to close. It
+// blocks until the whole request is there; memory is taken as bytes arrive, not as the sender announces them.
 func ReadRequest(conn *net.UnixConn) (req Request, netns *os.File, err error) {
 	head := make([]byte, 4)
 	// Room for one descriptor, and for a second one because of alignment: the kernel closes what does not fit and says so
@@ -107,7 +113,11 @@ func ReadRequest(conn *net.UnixConn) (req Request, netns *os.File, err error) {
 		return Request{}, nil, fmt.Errorf("read the request: %w", err)
 	}
 	files, err := receivedFiles(oob[:oobn])
-	if err == nil && (len(files) > 1 || flags&syscall.MSG_CTRUNC != 0) {
+	switch {
+	case err != nil:
+	case flags&syscall.MSG_CTRUNC != 0 && len(files) == 0:
+		err = ErrNoDescriptor
+	case len(files) > 1 || flags&syscall.MSG_CTRUNC != 0:
 		err = errors.New("it came with more than one file descriptor")
 	}
 	defer func() {
@@ -186,9 +196,12 @@ func readBody(r io.Reader, head []byte, v any) error {
 	if n > MaxMessage {
 		return fmt.Errorf("message of %d bytes is larger than %d", n, MaxMessage)
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(r, body); err != nil {
+	var body bytes.Buffer
+	if _, err := io.CopyN(&body, r, int64(n)); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF // not a caller that only looked whether an agent listens
+		}
 		return err
 	}
-	return json.Unmarshal(body, v)
+	return json.Unmarshal(body.Bytes(), v)
 }

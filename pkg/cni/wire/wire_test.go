@@ -127,3 +127,66 @@ func TestRefusesBadRequests(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestBacklogFull: an agent that has more callers than the kernel keeps is unavailable for the moment. It listens, though:
+// a deletion must not be recorded for the agent after it.
+func TestBacklogFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(fd)
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 { // unix(7): one more than the backlog, then connect fails
+		conn, dialErr := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if dialErr != nil {
+			break
+		}
+		t.Cleanup(func() { conn.Close() })
+	}
+	_, err = Call(path, Request{Config: []byte("{}")}, nil)
+	if !errors.Is(err, syscall.EAGAIN) || !IsUnavailable(err) || NotListening(err) {
+		t.Errorf("%v: unavailable %v, not listening %v", err, IsUnavailable(err), NotListening(err))
+	}
+}
+
+// TestNoDescriptorLeft: an agent that cannot have one file more says that, not that the request is wrong.
+func TestNoDescriptorLeft(t *testing.T) {
+	result, ready, read := make(chan error, 1), make(chan struct{}), make(chan struct{})
+	socket := serve(t, func(conn *net.UnixConn) {
+		close(ready)
+		<-read
+		_, file, err := ReadRequest(conn)
+		if file != nil {
+			t.Error("a descriptor is left open")
+		}
+		result <- err
+	})
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := WriteRequest(conn, Request{Config: []byte("{}")}, os.Stdin); err != nil {
+		t.Fatal(err)
+	}
+	<-ready
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	close(read)
+	err = <-result
+	if resetErr := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &old); resetErr != nil {
+		t.Fatal(resetErr)
+	}
+	if !errors.Is(err, ErrNoDescriptor) {
+		t.Errorf("%v", err)
+	}
+}
