@@ -46,6 +46,8 @@ type Options struct {
 	CNIConfDir string
 	// ProcSys is where the node's /proc/sys is mounted writable.
 	ProcSys string
+	// HostRun is where the node's /run is mounted; an ovsRunDir below /run is looked for there. Empty: at its own path.
+	HostRun string
 	// Level lets a change of the configuration change what is logged.
 	Level *slog.LevelVar
 	Log   *slog.Logger
@@ -104,7 +106,7 @@ func Run(ctx context.Context, opt Options) error {
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	group, ctx := errgroup.WithContext(ctx)
 	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
-	group.Go(func() error { return a.serveHealth(ctx) })
+	group.Go(func() error { a.serveHealth(ctx); return nil })
 	group.Go(func() error { a.serveNodeHealth(ctx, cfg.NodeHealthAddr); return nil })
 	group.Go(func() error { return a.serveOperator(ctx) })
 	group.Go(func() error { a.watchConfig(ctx, configured); return nil })
@@ -132,7 +134,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.cfg.Datapath == config.DatapathNetdev {
 		datapath = ofswitch.Userspace
 	}
-	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
+	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
 	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Sweep: func(r SweepRequest) { sweeper.request(r) }})
 	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
@@ -150,7 +152,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.host = host.New(nft, a.opt.ProcSys, a.log)
 
 	if err := a.retry(ctx, "OVSDB", func(ctx context.Context) error {
-		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.cfg.OVSRunDir, "db.sock"), model.BridgeName, a.log)
+		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.ovsRunDir(), "db.sock"), model.BridgeName, a.log)
 		return err
 	}); err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -35,6 +36,9 @@ const (
 	// cannot finish in time would be begun for ever.
 	applyTimeout     = 30 * time.Second
 	applyTimePerFlow = time.Millisecond
+	// stuckAfter is how late the loop's goroutine may be, after everything that it waits for has timed out, before it
+	// counts as stuck.
+	stuckAfter = 3 * time.Minute
 )
 
 // LoopOptions are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
@@ -72,6 +76,8 @@ type Loop struct {
 	hint    chan struct{}
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
+	// due is when the Run goroutine comes round again at the latest, in nanoseconds since 1970; 0 while it does not run.
+	due atomic.Int64
 
 	// Of the Run goroutine only:
 	sweep       *SweepRequest // what the next settle asks for
@@ -218,6 +224,23 @@ func (l *Loop) Settled(ctx context.Context) error {
 	return l.await(ctx, done, "program the switch")
 }
 
+// expect notes that the Run goroutine comes round again within a time.
+func (l *Loop) expect(within time.Duration) { l.due.Store(time.Now().Add(max(within, 0)).UnixNano()) }
+
+// Stuck returns why the Run goroutine is of no more use, or nil: it has not come round for minutes although nothing
+// that it waits for takes that long. It takes no lock.
+func (l *Loop) Stuck() error {
+	due := l.due.Load()
+	if due == 0 {
+		return nil
+	}
+	if late := time.Since(time.Unix(0, due)); late > stuckAfter {
+		return fmt.Errorf("the loop that programs the switch has been stuck for %s; the agent must be restarted",
+			late.Round(time.Second))
+	}
+	return nil
+}
+
 // Verify asks the loop to read the switch back and repair what differs.
 func (l *Loop) Verify() { notify(l.hint) }
 
@@ -290,7 +313,9 @@ func (l *Loop) Run(ctx context.Context) error {
 
 	l.verify = true
 	retry := retryPause
+	defer l.due.Store(0)
 	for ctx.Err() == nil {
+		l.expect(0)
 		change := l.compile()
 		var pause time.Duration
 		if err := l.program(ctx, change); err != nil {
@@ -324,6 +349,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for {
+		l.expect(pause)
 		select {
 		case <-ctx.Done():
 			return
