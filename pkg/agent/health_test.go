@@ -185,7 +185,8 @@ func TestReadingIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads, failure := 0, errors.New("no answer")
 		r := newReading(func(context.Context) (int, error) {
-			if reads++; reads == 2 {
+			reads++
+			if reads == 2 {
 				return 0, failure
 			}
 			return reads, nil

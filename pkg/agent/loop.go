@@ -154,13 +154,13 @@ func NewLoop(opt LoopOptions) *Loop {
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
-// cannot be before the API server has told us of the pod: its labels say which policies are about it.
+// cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	done := make(chan error, 1)
 	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
 	err := l.await(ctx, done, "program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
-		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod, so its policies are not known", err)
+		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
 	}
 	return err
 }
@@ -199,7 +199,7 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 		return fmt.Errorf("the flows of %s are not in the switch", key)
 	}
 	if l.settled.Unknown[key] {
-		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, so its policies are not known", a.Pod)
+		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, or its policies are not known", a.Pod)
 	}
 	if err := l.refused[model.PodOwner(a)]; err != nil {
 		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)

@@ -71,7 +71,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(newSwitchCounters(a), newOccupancy(a), kernelConnections{a})
+	registry.MustRegister(newSwitchCounters(a), newOccupancy(a), kernelConnections{a}, feedAges{a.watcher})
 	return registry
 }
 

@@ -24,7 +24,9 @@ type reading[T any] struct {
 	err   error
 }
 
-func newReading[T any](read func(context.Context) (T, error)) *reading[T] { return &reading[T]{read: read} }
+func newReading[T any](read func(context.Context) (T, error)) *reading[T] {
+	return &reading[T]{read: read}
+}
 
 // get returns what was read at most readingAge ago.
 func (r *reading[T]) get() (T, error) {
