@@ -208,12 +208,23 @@ func TestPathsFit(t *testing.T) {
 	}
 	for want, volume := range map[string]string{
 		path.Dir(argument(t, c.Args, "--config")):            "config",
-		config.Default().OVSRunDir:                           "openvswitch",
+		argument(t, c.Args, "--host-run"):                    "host-run",
 		argument(t, c.Args, "--cni-conf-dir"):                "cni-conf",
 		path.Join(argument(t, c.Args, "--proc-sys"), "/net"): "proc-sys-net",
 	} {
 		if mounts[want] != volume {
 			t.Errorf("%s is the volume %q, want %q", want, mounts[want], volume)
+		}
+	}
+	for _, v := range spec.Volumes {
+		// Not the directory of Open vSwitch itself, whose mount would not follow a new one.
+		if dir, run := config.Default().OVSRunDir, v.HostPath; v.Name == "host-run" && (run == nil || path.Dir(dir) != run.Path) {
+			t.Errorf("%s is not in the directory that the volume %s mounts", dir, v.Name)
+		}
+	}
+	for _, m := range c.VolumeMounts {
+		if p := m.MountPropagation; m.Name == "host-run" && (p == nil || *p != corev1.MountPropagationHostToContainer || !m.ReadOnly) {
+			t.Errorf("the mount of %s is %v, want what is mounted later on the node, to read only", m.MountPath, m)
 		}
 	}
 	if file := path.Base(argument(t, c.Args, "--config")); only[*corev1.ConfigMap](t).Data[file] == "" {
@@ -278,7 +289,10 @@ func TestRunsOnEveryNode(t *testing.T) {
 		t.Errorf("hostNetwork %v, dnsPolicy %s, priorityClassName %s", spec.HostNetwork, spec.DNSPolicy, spec.PriorityClassName)
 	}
 	env := agent(t).Env
-	if len(env) != 1 || env[0].Name != "NODE_NAME" || env[0].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
-		t.Errorf("environment %v, want NODE_NAME from spec.nodeName", env)
+	if len(env) != 2 || env[0].Name != "OVS_RUNDIR" || env[1].Name != "NODE_NAME" || env[1].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
+		t.Fatalf("environment %v, want OVS_RUNDIR, and NODE_NAME from spec.nodeName", env)
+	}
+	if want := path.Join(argument(t, agent(t).Args, "--host-run"), path.Base(config.Default().OVSRunDir)); env[0].Value != want {
+		t.Errorf("OVS_RUNDIR is %s, want %s", env[0].Value, want)
 	}
 }

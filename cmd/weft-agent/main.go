@@ -66,6 +66,7 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&opt.OperatorSocket, "operator-socket", agent.DefaultOperatorSocket, "Unix socket that weftctl calls")
 	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's directory of CNI configurations")
 	flags.StringVar(&opt.ProcSys, "proc-sys", "/proc/sys", "where the node's /proc/sys can be written")
+	flags.StringVar(&opt.HostRun, "host-run", "/run", "where the node's /run is mounted: an ovsRunDir below /run is looked for there")
 	return cmd
 }
 

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -47,6 +49,9 @@ func showStatus(out io.Writer, r agent.Report) error {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
 		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
 	}
+	if len(r.API) > 0 {
+		fmt.Fprintf(w, "API news\t%s\n", news(r.API))
+	}
 	for _, p := range problems(r) {
 		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, p))
 	}
@@ -77,6 +82,23 @@ func realised(s agent.SwitchReport) string {
 		return fmt.Sprintf("%d, only revision %d of %d realised, %d bundles, %d repairs", s.Flows, s.Realised, s.Desired, s.Bundles, s.Repairs)
 	}
 	return fmt.Sprintf("%d, all realised (revision %d), %d bundles, %d repairs", s.Flows, s.Realised, s.Bundles, s.Repairs)
+}
+
+// news says how old the oldest news of a resource is, and which cannot be had.
+func news(feeds []agent.FeedReport) string {
+	oldest := slices.MaxFunc(feeds, func(a, b agent.FeedReport) int { return cmp.Compare(a.AgeSeconds, b.AgeSeconds) })
+	age := time.Duration(oldest.AgeSeconds * float64(time.Second)).Round(time.Second)
+	text := fmt.Sprintf("of all resources within %s (%s)", age, oldest.Resource)
+	var failing []string
+	for _, f := range feeds {
+		if f.Error != "" {
+			failing = append(failing, f.Resource)
+		}
+	}
+	if len(failing) > 0 {
+		text += ", failing: " + strings.Join(failing, ", ")
+	}
+	return text
 }
 
 // counted is a number of objects, and how many of them something is wrong with.

@@ -83,6 +83,7 @@ func exampleReport() agent.Report {
 		Node: "node1", Version: "v1", Ready: true, Tunnel: "geneve", Datapath: "system", MTU: 1450, Underlay: "eth0",
 		Addrs: addrs("172.30.0.11", "fd30::11"), PodCIDRs: cidrs("10.244.0.0/24", "fd44::/64"),
 		Objects: agent.ObjectCounts{Services: 12, Policies: 3},
+		API:     []agent.FeedReport{{Resource: "nodes", AgeSeconds: 3}, {Resource: "pods", AgeSeconds: 41.3}},
 		Flows:   agent.SwitchReport{Status: agent.Status{Realised: 8, Desired: 8, Flows: 61, Bundles: 7}},
 		Nodes:   []agent.NodeReport{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
 		Pods:    []agent.PodReport{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
@@ -104,6 +105,7 @@ Tunnel     geneve over eth0, system datapath, pod MTU 1450
 Flows      61, all realised (revision 8), 7 bundles, 0 repairs
 Services   12
 Policies   3 about pods of this node
+API news   of all resources within 41s (pods)
 
 POD       IPS                 PORT        OFPORT  STATE
 shop/web  10.244.0.2,fd44::2  web-123456  16      realised
@@ -125,6 +127,7 @@ func TestStatusShowsProblems(t *testing.T) {
 	r.Flows.Conflicts = []string{"10.244.1.0/24 is claimed twice"}
 	r.Flows.Error = "connection refused"
 	r.Problems = []string{"bridge: no answer"}
+	r.API[1].Error = "pods is forbidden"
 	r.Nodes[0].Unreachable = "node node2 has no podCIDRs"
 	r.Pods[0].Problem = "refused"
 	r.Restart = []agent.ChangeReport{{Key: "datapath", Old: "system", New: "netdev"}}
@@ -144,6 +147,7 @@ Tunnel     geneve over eth0, system datapath, pod MTU 1450
 Flows      61, only revision 6 of 8 realised, 7 bundles, 0 repairs
 Services   12, 2 with problems
 Policies   3 about pods of this node, 1 with errors
+API news   of all resources within 41s (pods), failing: pods
 Problem    bridge: no answer
 Problem    switch: connection refused
 Problem    node/node2 is left out: refused too

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -46,6 +47,8 @@ type Options struct {
 	CNIConfDir string
 	// ProcSys is where the node's /proc/sys is mounted writable.
 	ProcSys string
+	// HostRun is where the node's /run is mounted; an ovsRunDir below /run is looked for there. Empty: at its own path.
+	HostRun string
 	// Level lets a change of the configuration change what is logged.
 	Level *slog.LevelVar
 	Log   *slog.Logger
@@ -65,6 +68,8 @@ type Agent struct {
 	cni    *cni.Server
 	tally  tally
 	peers  kube.Peers
+
+	synced atomic.Bool // all objects that the API server had at the start were received
 
 	nodeHealth nodeHealth
 
@@ -105,7 +110,7 @@ func Run(ctx context.Context, opt Options) error {
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	group, ctx := errgroup.WithContext(ctx)
 	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
-	group.Go(func() error { return a.serveHealth(ctx) })
+	group.Go(func() error { a.serveHealth(ctx); return nil })
 	group.Go(func() error { a.serveNodeHealth(ctx, cfg.NodeHealthAddr); return nil })
 	group.Go(func() error { return a.serveOperator(ctx) })
 	group.Go(func() error { a.watchConfig(ctx, configured); return nil })
@@ -133,15 +138,19 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if a.cfg.Datapath == config.DatapathNetdev {
 		datapath = ofswitch.Userspace
 	}
-	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
+	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
 	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Sweep: func(r SweepRequest) { sweeper.request(r) }})
 	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
-	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
+	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
+	if err != nil {
 		return err
 	}
-	a.kube.Problem, a.kube.Draining = a.objectProblem, a.nodeHealth.setDraining
-	a.kube.RefuseExternalIPs(!a.config().ExternalIPs)
+	watcher.Problem, watcher.Draining = a.objectProblem, a.nodeHealth.setDraining
+	watcher.RefuseExternalIPs(!a.config().ExternalIPs)
+	a.mu.Lock()
+	a.kube = watcher
+	a.mu.Unlock()
 	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
 	loop.Submit(state.SetTime{Now: time.Now()})
 	group.Go(func() error { tellTime(ctx, loop); return nil })
@@ -152,7 +161,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.host = host.New(nft, a.opt.ProcSys, a.log)
 
 	if err := a.retry(ctx, "OVSDB", func(ctx context.Context) error {
-		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.cfg.OVSRunDir, "db.sock"), model.BridgeName, a.log)
+		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.ovsRunDir(), "db.sock"), model.BridgeName, a.log)
 		return err
 	}); err != nil {
 		return err
@@ -177,11 +186,12 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.submitSettings() // from here on reconfigure does it
 	a.mu.Unlock()
 	group.Go(func() error { a.kube.Run(ctx); return nil })
-	a.setProblem("API server", errors.New("not all nodes and pods were received yet"))
+	group.Go(func() error { a.watchAPI(ctx); return nil })
 	if err := a.kube.WaitSynced(ctx); err != nil {
 		return err
 	}
-	a.setProblem("API server", nil)
+	a.synced.Store(true)
+	a.setProblem(apiProblem, nil)
 	loop.Gather()
 	if err := a.retry(ctx, "node object", a.selfKnown); err != nil {
 		return err
@@ -427,78 +437,6 @@ func (a *Agent) syncDatapath(ctx context.Context) error {
 		a.log.Info("datapath changed", "changes", changed)
 	}
 	return errors.Join(err, tcpErr, limitErr)
-}
-
-// retry calls do until it succeeds, with growing pauses, and lets people see what the agent waits for.
-func (a *Agent) retry(ctx context.Context, part string, do func(context.Context) error) error {
-	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		err := do(ctx)
-		a.setProblem(part, err)
-		if err == nil {
-			return nil
-		}
-		sleep(ctx, pause)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// keep calls sync at once, whenever one of the triggers fires, once in a while, and again soon after it failed.
-func (a *Agent) keep(ctx context.Context, part string, sync func(context.Context) error, triggers ...<-chan struct{}) {
-	merged := make(chan struct{}, 1)
-	for _, t := range triggers {
-		go func() {
-			for {
-				select {
-				case <-ctx.Done():
-					return
-				case <-t:
-					notify(merged)
-				}
-			}
-		}()
-	}
-	const every = time.Minute
-	failures := 0
-	for ctx.Err() == nil {
-		err := sync(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		a.setProblem(part, err)
-		pause := every
-		if err != nil {
-			failures++
-			pause = min(100*time.Millisecond<<min(failures, 7), 10*time.Second)
-		} else {
-			failures = 0
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-		case <-merged:
-		case <-timer.C:
-		}
-		timer.Stop()
-	}
-}
-
-// setProblem records what is wrong with a part, and logs it when it is news.
-func (a *Agent) setProblem(part string, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if err == nil {
-		if _, ok := a.problems[part]; ok {
-			a.log.Info("no longer waiting", "for", part)
-			delete(a.problems, part)
-		}
-		return
-	}
-	if a.problems[part] != err.Error() {
-		a.log.Warn("waiting", "for", part, "err", err)
-		a.problems[part] = err.Error()
-	}
 }
 
 // DefaultOperatorSocket is where weftctl finds the agent of its node.

@@ -36,6 +36,9 @@ const (
 	// cannot finish in time would be begun for ever.
 	applyTimeout     = 30 * time.Second
 	applyTimePerFlow = time.Millisecond
+	// stuckAfter is how late the loop's goroutine may be, after everything that it waits for has timed out, before it
+	// counts as stuck.
+	stuckAfter = 3 * time.Minute
 )
 
 // LoopOptions are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
@@ -75,6 +78,8 @@ type Loop struct {
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
 	lost    atomic.Bool // the watch ended: it may be another switch by now
+	// due is when the Run goroutine comes round again at the latest, in nanoseconds since 1970; 0 while it does not run.
+	due atomic.Int64
 
 	// Of the Run goroutine only:
 	sweep       *SweepRequest // what the next settle asks for
@@ -154,13 +159,13 @@ func NewLoop(opt LoopOptions) *Loop {
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
-// cannot be before the API server has told us of the pod: its labels say which policies are about it.
+// cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	done := make(chan error, 1)
 	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
 	err := l.await(ctx, done, "program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
-		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod, so its policies are not known", err)
+		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
 	}
 	return err
 }
@@ -199,7 +204,7 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 		return fmt.Errorf("the flows of %s are not in the switch", key)
 	}
 	if l.settled.Unknown[key] {
-		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, so its policies are not known", a.Pod)
+		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, or its policies are not known", a.Pod)
 	}
 	if err := l.refused[model.PodOwner(a)]; err != nil {
 		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)
@@ -222,6 +227,23 @@ func (l *Loop) Settled(ctx context.Context) error {
 	done := make(chan error, 1)
 	l.enqueue(request{done: done})
 	return l.await(ctx, done, "program the switch")
+}
+
+// expect notes that the Run goroutine comes round again within a time.
+func (l *Loop) expect(within time.Duration) { l.due.Store(time.Now().Add(max(within, 0)).UnixNano()) }
+
+// Stuck returns why the Run goroutine is of no more use, or nil: it has not come round for minutes although nothing
+// that it waits for takes that long. It takes no lock.
+func (l *Loop) Stuck() error {
+	due := l.due.Load()
+	if due == 0 {
+		return nil
+	}
+	if late := time.Since(time.Unix(0, due)); late > stuckAfter {
+		return fmt.Errorf("the loop that programs the switch has been stuck for %s; the agent must be restarted",
+			late.Round(time.Second))
+	}
+	return nil
 }
 
 // Verify asks the loop to read the switch back and repair what differs.
@@ -296,7 +318,9 @@ func (l *Loop) Run(ctx context.Context) error {
 
 	l.verify = true
 	retry := retryPause
+	defer l.due.Store(0)
 	for ctx.Err() == nil {
+		l.expect(0)
 		change := l.compile()
 		var pause time.Duration
 		if err := l.program(ctx, change); err != nil {
@@ -332,6 +356,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for {
+		l.expect(pause)
 		select {
 		case <-ctx.Done():
 			return

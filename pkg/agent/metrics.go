@@ -25,7 +25,8 @@ func observeCNI(command, phase string, d time.Duration) {
 	cniSeconds.WithLabelValues(command, phase).Observe(d.Seconds())
 }
 
-// metrics is what Prometheus can ask of the agent. Values are read when they are asked for.
+// metrics is what Prometheus can ask of the agent. Values are read when they are asked for, those of the switch at most
+// every readingAge.
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds, endedConnections)
@@ -70,7 +71,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
 	}))
-	registry.MustRegister(switchCounters{a}, occupancy{a}, kernelConnections{a})
+	registry.MustRegister(newSwitchCounters(a), newOccupancy(a), kernelConnections{a}, feedAges{a.watcher})
 	return registry
 }
 
@@ -100,8 +101,13 @@ func (k kernelConnections) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(kernelTrackedLimit, prometheus.GaugeValue, float64(limit))
 }
 
-// switchCounters is what the switch counts. It is read when Prometheus asks, once for all of it.
-type switchCounters struct{ agent *Agent }
+// switchCounters is what the switch counts, as of the last reading.
+type switchCounters struct {
+	agent *Agent
+	last  *reading[counts]
+}
+
+func newSwitchCounters(a *Agent) switchCounters { return switchCounters{a, newReading(a.count)} }
 
 var (
 	dropped       = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
@@ -125,9 +131,7 @@ func (c switchCounters) Collect(ch chan<- prometheus.Metric) {
 	if !ready {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	now, err := c.agent.count(ctx)
+	now, err := c.last.get()
 	if err != nil {
 		c.agent.log.Warn("metrics: the switch cannot be read", "err", err)
 		now = c.agent.tally.latest()
@@ -153,9 +157,16 @@ func (c counts) collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// occupancy is how full the switch's tables are. It is read when Prometheus asks; while the switch cannot be asked
-// there are no values.
-type occupancy struct{ agent *Agent }
+// occupancy is how full the switch's tables are, as of the last reading. While the switch cannot be asked there are no
+// values.
+type occupancy struct {
+	agent *Agent
+	last  *reading[ofswitch.Occupancy]
+}
+
+func newOccupancy(a *Agent) occupancy {
+	return occupancy{a, newReading(func(ctx context.Context) (ofswitch.Occupancy, error) { return a.sw.Occupancy(ctx) })}
+}
 
 var (
 	cacheEntries = prometheus.NewDesc("weft_datapath_flows", "Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
@@ -179,9 +190,7 @@ func (o occupancy) Collect(ch chan<- prometheus.Metric) {
 	if !ready {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	now, err := o.agent.sw.Occupancy(ctx)
+	now, err := o.last.get()
 	if err != nil {
 		o.agent.log.Warn("metrics: cannot read how full the switch's tables are", "err", err)
 		return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -68,29 +67,17 @@ func (h *nodeHealth) handler() http.Handler {
 	return mux
 }
 
-// serveNodeHealth serves until the context ends. A port in use, as by a kube-proxy that still runs, is a problem and is
-// tried again.
+// serveNodeHealth serves load balancers until the context ends.
 func (a *Agent) serveNodeHealth(ctx context.Context, addr netip.AddrPort) {
 	if !addr.IsValid() {
 		return
 	}
-	const part = "node health check"
 	listen := addr.String()
 	if addr.Addr().IsUnspecified() {
 		listen = fmt.Sprint(":", addr.Port()) // both families, or the one that the node has
 	}
-	var lc net.ListenConfig
-	// Ends with the context alone: a listener that fails is opened again.
-	_ = a.retry(ctx, part, func(ctx context.Context) error {
-		listener, err := lc.Listen(ctx, "tcp", listen)
-		if err == nil {
-			a.setProblem(part, nil)
-			err = serve(ctx, listener, a.nodeHealth.handler())
-		}
-		if err != nil {
-			err = fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
-				"stop the other program, such as kube-proxy, or change the setting", addr, err)
-		}
-		return err
+	a.keepServing(ctx, "node health check", listen, a.nodeHealth.handler(), func(err error) error {
+		return fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
+			"stop the other program, such as kube-proxy, or change the setting", addr, err)
 	})
 }

@@ -63,7 +63,9 @@ func (l *Loop) compile() flows.Delta {
 // program brings the switch to what is desired: by the change alone when the switch is known to be right otherwise, by
 // what differs from its dump when not. An error means that the switch could not be reached.
 func (l *Loop) program(ctx context.Context, change flows.Delta) error {
-	ctx, cancel := context.WithTimeout(ctx, applyTimeout+time.Duration(len(l.compiler.Desired().Flows))*applyTimePerFlow)
+	timeout := applyTimeout + time.Duration(len(l.compiler.Desired().Flows))*applyTimePerFlow
+	l.expect(timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	delta := change
 	if l.verify {

@@ -30,6 +30,8 @@ type Report struct {
 	PodCIDRs []netip.Prefix   `json:"podCIDRs"`
 	Flows    SwitchReport     `json:"flows"`
 	Objects  ObjectCounts     `json:"objects"`
+	// API says how current the API server's objects are, by resource.
+	API []FeedReport `json:"api,omitempty"`
 	// Problems are what is wrong now, in the form "part: what".
 	Problems []string       `json:"problems,omitempty"`
 	Nodes    []NodeReport   `json:"nodes"`
@@ -96,8 +98,11 @@ func (a *Agent) report(ctx context.Context) Report {
 	for _, c := range a.pending {
 		r.Restart = append(r.Restart, ChangeReport{c.Key, c.Old, c.New})
 	}
-	loop := a.loop
+	loop, watcher := a.loop, a.kube
 	a.mu.Unlock()
+	if watcher != nil {
+		r.API = feedReports(watcher.Feeds())
+	}
 	if loop == nil {
 		return r
 	}
@@ -184,6 +189,9 @@ func podReports(view *model.Snapshot, known []model.Pod, refused func(model.Atta
 		}
 		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
 			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
+		}
+		if r.Problem == "" && view.Unknown[att.Key()] {
+			r.Problem = "closed until all policies of its namespace are known"
 		}
 		reports = append(reports, r)
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,32 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
-
-// serveHealth answers the kubelet's probes and Prometheus.
-func (a *Agent) serveHealth(ctx context.Context) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		a.mu.Lock()
-		why := cmp.Or(a.notReadyLocked(), a.degradedLocked())
-		a.mu.Unlock()
-		if why != "" {
-			http.Error(w, why, http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "ok")
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
-	var lc net.ListenConfig
-	listener, err := lc.Listen(ctx, "tcp", a.cfg.HealthAddr.String())
-	if err != nil {
-		return fmt.Errorf("serve health on healthAddr: %w", err)
-	}
-	return serve(ctx, listener, mux)
-}
 
 // serveOperator answers weftctl, for root only.
 func (a *Agent) serveOperator(ctx context.Context) error {

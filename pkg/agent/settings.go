@@ -46,6 +46,9 @@ func (a *Agent) degradedLocked() string {
 	if !a.ready {
 		return ""
 	}
+	if err := a.loop.Stuck(); err != nil {
+		return err.Error()
+	}
 	if err := a.loop.RefusedOwner(model.PipelineOwner); err != nil {
 		return "the switch refuses the pipeline: " + err.Error()
 	}

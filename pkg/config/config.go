@@ -83,10 +83,10 @@ type Config struct {
 	APIServer string `json:"apiServer"`
 
 	// The directory on the node with Open vSwitch's sockets: `db.sock` and those of its bridges. The DaemonSet mounts the
-	// default; another directory has to be mounted in its place.
+	// node's `/run`, so any directory below it works; one elsewhere has to be mounted at the same path.
 	OVSRunDir string `json:"ovsRunDir"`
 
-	// Where the agent serves `/healthz`, `/readyz` and `/metrics`. The DaemonSet's probes ask at the default.
+	// Where the agent serves `/healthz`, `/livez`, `/readyz` and `/metrics`. The DaemonSet's probes ask at the default.
 	HealthAddr netip.AddrPort `json:"healthAddr"`
 
 	// Where the agent answers load balancers that ask whether the node can serve Services, in place of kube-proxy:

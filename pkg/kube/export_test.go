@@ -1,6 +1,10 @@
 package kube
 
-import "github.com/weft-cni/weft/pkg/policy"
+import (
+	"time"
+
+	"github.com/weft-cni/weft/pkg/policy"
+)
 
 // TrimPod and TrimmedPod let a benchmark keep what the informer keeps.
 var TrimPod = trimPod
@@ -13,3 +17,12 @@ func TrimmedPod(obj any) policy.Pod {
 	}
 	return p.pod
 }
+
+// Reached compares versions.
+var Reached = reached
+
+// LagAt and HeldAt are Lag and Held at some later time.
+func (w *Watcher) LagAt(now time.Time) error { return w.lagAt(now) }
+
+// HeldAt is Held at some later time.
+func (w *Watcher) HeldAt(now time.Time) (int, error) { return w.gate.heldAt(now) }

@@ -16,10 +16,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -55,6 +56,8 @@ func NewClient(server, kubeconfig string, peers *Peers) (kubernetes.Interface, e
 	}
 	// On a large cluster decoding JSON is up to a third of what an agent computes at its start.
 	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	// Pods that start wait for an answer (see gate), and the API server protects itself (API Priority and Fairness).
+	cfg.QPS, cfg.Burst = 20, 50
 	return kubernetes.NewForConfig(cfg)
 }
 
@@ -70,6 +73,10 @@ type Watcher struct {
 	// before Run, and must not block.
 	Draining func(draining bool)
 
+	client kubernetes.Interface
+	feeds  []*feed
+	gate   *gate
+
 	pods     cache.SharedIndexInformer
 	services *services
 	cidrs    *serviceCIDRs
@@ -81,22 +88,21 @@ type Watcher struct {
 
 // NewWatcher makes the watcher of the named node; Run starts it.
 func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change), log *slog.Logger) (*Watcher, error) {
-	everything := informers.NewSharedInformerFactory(client, 0)
-	selected := func(selector string) informers.SharedInformerFactory {
-		return informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.LabelSelector = selector
-		}))
-	}
-	w := &Watcher{node: node, emit: emit, log: log}
+	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
 	w.services = newServices(node, emit, w.report)
+	core := client.CoreV1()
+	nodes := informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
+	services := informer(w, "services", &corev1.Service{}, serviceSelector, core.Services("").List, core.Services("").Watch)
+	others := informer(w, "services of other proxies", &corev1.Service{}, otherProxySelector, core.Services("").List, core.Services("").Watch)
+	slices := client.DiscoveryV1().EndpointSlices("")
+	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, sliceSelector, slices.List, slices.Watch)
 	err := errors.Join(
-		w.follow("nodes", everything.Core().V1().Nodes().Informer(), trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
-		w.followPolicies(everything),
-		w.follow("services", selected(serviceSelector).Core().V1().Services().Informer(), trimService, w.services.setService, w.services.deleteService),
-		w.follow("services of other proxies", selected(otherProxySelector).Core().V1().Services().Informer(), trimService, w.setOtherProxy,
-			func(name string) { emit(state.SetOtherProxy{Service: name}) }),
-		w.follow("endpointslices", selected(sliceSelector).Discovery().V1().EndpointSlices().Informer(), trimSlice, w.services.setSlice, w.services.deleteSlice),
-		w.followServiceCIDRs(client, everything.Networking().V1().ServiceCIDRs().Informer()),
+		w.follow("nodes", nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
+		w.followPolicies(),
+		w.follow("services", services, trimService, w.services.setService, w.services.deleteService),
+		w.follow("services of other proxies", others, trimService, w.setOtherProxy, func(name string) { emit(state.SetOtherProxy{Service: name}) }),
+		w.follow("endpointslices", endpoints, trimSlice, w.services.setSlice, w.services.deleteSlice),
+		w.followServiceCIDRs(),
 	)
 	if err != nil {
 		return nil, err
@@ -107,24 +113,50 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 // RefuseExternalIPs says whether Services' external IPs are refused. It may be called at any time, and not from Problem.
 func (w *Watcher) RefuseExternalIPs(refuse bool) { w.services.refuseExternalIPs(refuse) }
 
+// informer makes the informer of a resource, whose feed it adds. Its index is by namespace/name alone.
+func informer[L runtime.Object](
+	w *Watcher, resource string, object runtime.Object, selector string,
+	list func(context.Context, metav1.ListOptions) (L, error),
+	watching func(context.Context, metav1.ListOptions) (watch.Interface, error),
+) cache.SharedIndexInformer {
+	f := &feed{resource: resource}
+	w.feeds = append(w.feeds, f)
+	made := cache.NewSharedIndexInformer(source(f, selector, list, watching), object, 0, cache.Indexers{})
+	// Fails only for an informer that runs.
+	_ = made.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
+		f.fail(err)
+		cache.DefaultWatchErrorHandler(ctx, r, err)
+	})
+	return made
+}
+
 // follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
 // gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
 func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) error {
-	handled, err := handle(what, informer, trim, changed, deleted)
+	handled, err := handle(what, informer, trim, func(obj any, _ bool) { changed(obj) }, deleted)
 	if err != nil {
 		return err
 	}
-	w.informers = append(w.informers, informer)
-	w.emitted = append(w.emitted, handled)
+	w.run(informer, handled)
 	return nil
 }
 
-// handle is follow for an informer that somebody else runs. It gives what says that all objects of the start were handed on.
-func handle(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) (cache.InformerSynced, error) {
+// run adds an informer to those that Run runs.
+func (w *Watcher) run(informer cache.SharedIndexInformer, handled cache.InformerSynced) {
+	w.informers = append(w.informers, informer)
+	w.emitted = append(w.emitted, handled)
+}
+
+// handle is follow for an informer that is run elsewhere. Changed also learns whether the object was there at the start.
+// It returns the function that says that all objects of the start were handed on.
+func handle(
+	what string, informer cache.SharedIndexInformer, trim cache.TransformFunc,
+	changed func(obj any, first bool), deleted func(key string),
+) (cache.InformerSynced, error) {
 	if err := informer.SetTransform(trim); err != nil {
 		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
-	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
 		AddFunc: changed,
 		UpdateFunc: func(old, obj any) {
 			// Most of what changes of a pod is nothing to us.
@@ -133,7 +165,7 @@ func handle(what string, informer cache.SharedIndexInformer, trim cache.Transfor
 					return
 				}
 			}
-			changed(obj)
+			changed(obj, false)
 		},
 		DeleteFunc: func(obj any) {
 			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
@@ -160,6 +192,7 @@ func (w *Watcher) report(owner model.Owner, err error) {
 // Run runs the informers until the context ends.
 func (w *Watcher) Run(ctx context.Context) {
 	var running sync.WaitGroup
+	w.gate.start = func(f func(context.Context)) { running.Go(func() { f(ctx) }) }
 	running.Go(func() { w.cidrs.run(ctx) })
 	for _, informer := range w.informers {
 		running.Go(func() { informer.Run(ctx.Done()) })

@@ -12,7 +12,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-cni/weft/pkg/model"
@@ -28,38 +27,43 @@ const LogAnnotation = "weft.dev/log-policy"
 const localIndex = "local"
 
 // followPolicies registers what NetworkPolicies need: all pods and namespaces, and the policies.
-func (w *Watcher) followPolicies(everything informers.SharedInformerFactory) error {
-	w.pods = everything.Core().V1().Pods().Informer()
-	err := w.pods.AddIndexers(cache.Indexers{localIndex: func(obj any) ([]string, error) {
+func (w *Watcher) followPolicies() error {
+	core, policies := w.client.CoreV1(), w.client.NetworkingV1().NetworkPolicies("")
+	w.pods = informer(w, "pods", &corev1.Pod{}, "", core.Pods("").List, core.Pods("").Watch)
+	namespaces := informer(w, "namespaces", &corev1.Namespace{}, "", core.Namespaces().List, core.Namespaces().Watch)
+	networkPolicies := informer(w, "networkpolicies", &networkingv1.NetworkPolicy{}, "", policies.List, policies.Watch)
+	indexed := w.pods.AddIndexers(cache.Indexers{localIndex: func(obj any) ([]string, error) {
 		if p, ok := obj.(*pod); ok && p.pod.Node == w.node {
 			return []string{w.node}, nil
 		}
 		return nil, nil
 	}})
-	return errors.Join(err,
-		w.follow("pods", w.pods, trimPod, w.podChanged, func(key string) {
-			namespace, name, _ := strings.Cut(key, "/")
-			w.emit(state.DeletePod{Namespace: namespace, Name: name})
-		}),
-		w.follow("namespaces", everything.Core().V1().Namespaces().Informer(), trimNamespace, w.namespaceChanged, func(name string) {
+	handled, err := handle("pods", w.pods, trimPod, func(obj any, first bool) {
+		if p, ok := obj.(*pod); ok {
+			w.gate.setPod(p, first)
+		}
+	}, func(key string) {
+		namespace, name, _ := strings.Cut(key, "/")
+		w.gate.deletePod(namespace, name)
+	})
+	w.run(w.pods, handled)
+	return errors.Join(indexed, err,
+		w.follow("namespaces", namespaces, trimNamespace, w.namespaceChanged, func(name string) {
 			w.emit(state.DeleteNamespace{Name: name})
+			w.gate.setNamespace(name, false)
 		}),
-		w.follow("networkpolicies", everything.Networking().V1().NetworkPolicies().Informer(), trimPolicy, w.policyChanged, func(key string) {
+		w.follow("networkpolicies", networkPolicies, trimPolicy, w.policyChanged, func(key string) {
 			namespace, name, _ := strings.Cut(key, "/")
 			w.emit(state.DeletePolicy{Namespace: namespace, Name: name})
+			w.gate.deletePolicy(key)
 		}),
 	)
-}
-
-func (w *Watcher) podChanged(obj any) {
-	if p, ok := obj.(*pod); ok {
-		w.emit(state.SetPod{Pod: p.pod})
-	}
 }
 
 func (w *Watcher) namespaceChanged(obj any) {
 	if n, ok := obj.(*corev1.Namespace); ok {
 		w.emit(state.SetNamespace{Namespace: policy.Namespace{Name: n.Name, Labels: n.Labels, Log: n.Annotations[LogAnnotation] == "true"}})
+		w.gate.setNamespace(n.Name, true)
 	}
 }
 
@@ -67,6 +71,7 @@ func (w *Watcher) namespaceChanged(obj any) {
 func (w *Watcher) policyChanged(obj any) {
 	if p, ok := obj.(*networkingv1.NetworkPolicy); ok {
 		w.emit(state.SetPolicy{Policy: NetworkPolicy(p)})
+		w.gate.setPolicy(p.Namespace+"/"+p.Name, p.ResourceVersion)
 	}
 }
 

@@ -29,6 +29,7 @@ type serviceCIDRs struct {
 	informer cache.SharedIndexInformer
 	handled  cache.InformerSynced
 	absent   atomic.Bool
+	feed     *feed
 
 	mu     sync.Mutex // holds off the next change until this one is emitted
 	byName map[string][]netip.Prefix
@@ -50,6 +51,8 @@ func (c *serviceCIDRs) run(ctx context.Context) {
 			c.log.Info("the API server has no ServiceCIDRs (they came with Kubernetes 1.33): the node itself knows no way to ClusterIPs from them")
 			return
 		}
+		c.feed.begin()
+		c.feed.fail(err)
 		if text := err.Error(); text != asked {
 			asked = text
 			c.log.Warn("cannot list ServiceCIDRs; asking again", "err", err)
@@ -113,9 +116,13 @@ func trimServiceCIDR(obj any) (any, error) {
 }
 
 // followServiceCIDRs prepares for ServiceCIDRs, which not every API server has.
-func (w *Watcher) followServiceCIDRs(client kubernetes.Interface, informer cache.SharedIndexInformer) (err error) {
-	w.cidrs = &serviceCIDRs{client: client, emit: w.emit, log: w.log, informer: informer, byName: map[string][]netip.Prefix{}}
-	w.cidrs.handled, err = handle("servicecidrs", informer, trimServiceCIDR, w.cidrs.set, w.cidrs.delete)
+func (w *Watcher) followServiceCIDRs() (err error) {
+	cidrs := w.client.NetworkingV1().ServiceCIDRs()
+	made := informer(w, "servicecidrs", &networkingv1.ServiceCIDR{}, "", cidrs.List, cidrs.Watch)
+	w.cidrs = &serviceCIDRs{
+		client: w.client, emit: w.emit, log: w.log, informer: made, feed: w.feeds[len(w.feeds)-1], byName: map[string][]netip.Prefix{},
+	}
+	w.cidrs.handled, err = handle("servicecidrs", made, trimServiceCIDR, func(obj any, _ bool) { w.cidrs.set(obj) }, w.cidrs.delete)
 	w.emitted = append(w.emitted, w.cidrs.synced)
 	return err
 }

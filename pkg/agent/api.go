@@ -1,0 +1,95 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/weft-cni/weft/pkg/kube"
+)
+
+// apiProblem is the part that follows the API server's objects.
+const apiProblem = "API server"
+
+// apiCheckEvery is how often the age of the API server's news is looked at.
+const apiCheckEvery = 2 * time.Second
+
+// FeedReport is how current the objects of one resource are.
+type FeedReport struct {
+	Resource string `json:"resource"`
+	// AgeSeconds is how long ago the API server last told anything of it: an event, a bookmark or a list.
+	AgeSeconds float64 `json:"ageSeconds"`
+	Error      string  `json:"error,omitempty"`
+}
+
+// watchAPI keeps the problem of the API server until the context ends.
+func (a *Agent) watchAPI(ctx context.Context) {
+	for ctx.Err() == nil {
+		a.setProblem(apiProblem, a.apiError())
+		sleep(ctx, apiCheckEvery)
+	}
+}
+
+// apiError says what of the API server's objects is missing or not current.
+func (a *Agent) apiError() error {
+	if a.synced.Load() {
+		_, held := a.kube.Held()
+		return errors.Join(a.kube.Lag(), held)
+	}
+	const missing = "not all objects were received yet"
+	for _, f := range a.kube.Feeds() {
+		if f.Err != nil {
+			return fmt.Errorf("%s: %s: %w", missing, f.Resource, f.Err)
+		}
+	}
+	return errors.New(missing)
+}
+
+func feedReports(feeds []kube.FeedStatus) []FeedReport {
+	list := make([]FeedReport, 0, len(feeds))
+	for _, f := range feeds {
+		r := FeedReport{Resource: f.Resource, AgeSeconds: f.Waiting.Seconds()}
+		if f.Err != nil {
+			r.Error = f.Err.Error()
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// feedAges are the ages of the API server's news, and the pods that wait for some.
+type feedAges struct{ kube func() *kube.Watcher }
+
+var (
+	feedAge  = prometheus.NewDesc("weft_api_news_age_seconds", "How long ago the API server last told anything of a resource: an event, a bookmark (about one a minute) or a list.", []string{"resource"}, nil)
+	podsHeld = prometheus.NewDesc("weft_pods_held", "Pods of this node that stay closed until all policies of their namespace are known.", nil, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (feedAges) Describe(ch chan<- *prometheus.Desc) {
+	ch <- feedAge
+	ch <- podsHeld
+}
+
+// Collect implements prometheus.Collector.
+func (f feedAges) Collect(ch chan<- prometheus.Metric) {
+	w := f.kube()
+	if w == nil {
+		return
+	}
+	for _, s := range w.Feeds() {
+		ch <- prometheus.MustNewConstMetric(feedAge, prometheus.GaugeValue, s.Waiting.Seconds(), s.Resource)
+	}
+	held, _ := w.Held()
+	ch <- prometheus.MustNewConstMetric(podsHeld, prometheus.GaugeValue, float64(held))
+}
+
+// watcher is the watcher, once there is one.
+func (a *Agent) watcher() *kube.Watcher {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.kube
+}
