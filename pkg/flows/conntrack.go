@@ -154,6 +154,7 @@ func (b *builder) endpointPorts(is4 bool) {
 		b.compareEndpoints(prioLow, proto, matches(Origin.Is(OriginPod)), MarkAllowed)
 		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))}, remember)
 		b.add(in{EndpointPort, prioLow, proto, nil}, commitAs(MarkAllowed, SourceNAT, openflow.NAT{}))
+		b.add(in{EndpointPort, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commitAs(MarkAllowed|MarkGateway, SourceNAT, openflow.NAT{}))
 	}
 }
 
@@ -162,9 +163,7 @@ func (b *builder) endpointPorts(is4 bool) {
 func (b *builder) gatewayPorts(gateway netip.Addr) {
 	const marks = MarkAllowed | MarkGateway
 	for _, t := range portTracked {
-		proto := t.of(gateway.Is4())
-		b.compareEndpoints(prioNormal, proto, matches(Origin.Is(OriginGateway), openflow.Source(openflow.Host(gateway))), marks)
-		b.add(in{EndpointPort, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commitAs(marks, SourceNAT, openflow.NAT{}))
+		b.compareEndpoints(prioNormal, t.of(gateway.Is4()), matches(Origin.Is(OriginGateway), openflow.Source(openflow.Host(gateway))), marks)
 	}
 	b.endpointPortsOf(gateway, ownPortRanges, marks)
 }
