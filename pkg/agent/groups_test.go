@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -48,6 +49,23 @@ func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 	return sw
 }
 
+// learn makes the switch remember a client of a Service with affinity.
+func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
+	t.Helper()
+	d, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{s.Name: s}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range d.Flows {
+		if l, ok := openflow.LearnedBy(f.Actions); ok {
+			match := fmt.Sprintf("tcp,nw_src=%s,nw_dst=%s,tp_dst=80", client, s.Ports[0].ClusterIP)
+			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie, Actions: l.Actions}, l.IdleTimeout)
+			return
+		}
+	}
+	t.Fatal("the Service learns nothing: this test tests nothing")
+}
+
 func (b *bench) groups() []openflow.Group {
 	b.t.Helper()
 	c, err := b.sw.Dump(b.t.Context())
@@ -61,12 +79,12 @@ func (b *bench) groups() []openflow.Group {
 // deleted while it was away, and spares others'. Whoever uses a group never finds it gone.
 func TestRestartTouchesNoGroup(t *testing.T) {
 	web, gone := service("web", 1, 2, 3), service("gone", 2, 4)
+	web.Affinity, gone.Affinity = time.Hour, time.Hour
 	sw := withServices(t, web, gone)
 	foreign := openflow.Group{ID: 5, Text: "type=all,bucket=bucket_id:0,actions=drop"}
 	sw.PutGroup(foreign)
-	learned := openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: "tcp,nw_src=10.244.1.2,nw_dst=10.96.0.1,tp_dst=80"},
-		Cookie: flows.Cookie(model.ServiceOwner("ns/web")), Actions: "load:0x5->NXM_NX_REG4[]"}
-	sw.Put(learned)
+	learn(t, sw, "10.244.1.2", web)
+	learn(t, sw, "10.244.1.3", gone)
 	b := start(t, sw)
 	b.Submit(state.SetService{Service: web})
 	eventually(t, "the loop knows the Service", func() bool { return len(b.View().Services) == 1 && len(b.View().Nodes) == 1 })
@@ -80,20 +98,57 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 			t.Errorf("the restart sent %s again, which was right", f)
 		}
 		for _, g := range d.DeleteGroups {
-			if !strings.Contains(g.Text, "10.244.2.4") {
+			if g.ID == foreign.ID || len(d.DeleteGroups) > 1 {
 				t.Errorf("the restart deleted %s", g)
 			}
 		}
 	}
 	left := b.groups()
-	if len(left) != 2 || left[0] != foreign || !strings.Contains(left[1].Text, "10.244.2.3") {
+	if len(left) != 2 || left[0] != foreign || left[1].ID == foreign.ID {
 		t.Errorf("groups after the restart: %v; want the foreign one and the Service's", left)
 	}
 	if b.has("nw_dst=10.96.0.2") || !b.has("nw_src=10.244.1.2,nw_dst=10.96.0.1") {
-		t.Error("want the deleted Service's flows gone and the learned flow still there")
+		t.Error("want the deleted Service's flows gone, what was learned for it, too, and the other's learned flow still there")
 	}
 	if status := b.Status(); status.Groups != 1 || status.Repairs != 0 {
 		t.Errorf("status counts %d groups and %d repairs, want 1 and 0", status.Groups, status.Repairs)
+	}
+}
+
+// TestLearnedFlowsEnd: what the switch has learned for a Service ends with its affinity and with the Service, for no other, without a reading
+// of the switch, and is no repair.
+func TestLearnedFlowsEnd(t *testing.T) {
+	b := start(t, ofswitch.NewFake())
+	web, other := service("web", 1, 2, 3), service("other", 2, 4, 5)
+	web.Affinity, other.Affinity = time.Hour, time.Hour
+	b.Submit(state.SetService{Service: web})
+	b.Submit(state.SetService{Service: other})
+	b.holds("first programming")
+	for _, ending := range []state.Change{state.DeleteService{Name: web.Name}, state.SetService{Service: service("web", 1, 2, 3)}} {
+		b.Submit(state.SetService{Service: web})
+		if err := b.Settled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		learn(t, b.sw, "10.244.1.2", web)
+		learn(t, b.sw, "10.244.1.3", other)
+		b.holds("nothing is forgotten")
+		if !b.has("nw_src=10.244.1.2,") || !b.has("nw_src=10.244.1.3,") {
+			t.Fatal("learned flows are gone before their Service")
+		}
+		dumps := b.sw.Dumps()
+		b.Submit(ending)
+		if err := b.Settled(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if read := b.sw.Dumps() - dumps; read > 1 { // the audit's, at most
+			t.Errorf("%T: %d readings of the switch", ending, read)
+		}
+		if b.has("nw_src=10.244.1.2,") || !b.has("nw_src=10.244.1.3,") {
+			t.Errorf("%T: what was learned for the Service is still there, or for another is not", ending)
+		}
+	}
+	if n := b.Status().Repairs; n > 0 {
+		t.Errorf("%d repairs", n)
 	}
 }
 

@@ -118,6 +118,7 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		whole.Delete = append(whole.Delete, p.Delete...)
 		whole.SetGroups = append(whole.SetGroups, p.SetGroups...)
 		whole.DeleteGroups = append(whole.DeleteGroups, p.DeleteGroups...)
+		whole.Forget = append(whole.Forget, p.Forget...)
 	}
 	if whole.Empty() {
 		return l.sw.Apply(ctx, whole) // what the last one left undone
@@ -180,6 +181,10 @@ func byOwner(d flows.Delta) []flows.Delta {
 	for _, f := range d.Set {
 		p := part(f.Owner)
 		p.Set = append(p.Set, f)
+	}
+	for _, f := range d.Forget {
+		p := part(f.Owner)
+		p.Forget = append(p.Forget, f)
 	}
 	for _, g := range d.DeleteGroups {
 		p := part(g.Owner)
@@ -345,7 +350,7 @@ func (l *Loop) countRepairs(d, change flows.Delta) {
 	}
 }
 
-// touches goes through the keys and group numbers of a delta.
+// touches goes through the keys and group numbers of a delta, but not what the switch has learned.
 func touches(d flows.Delta) iter.Seq[any] {
 	return func(yield func(any) bool) {
 		for _, list := range [][]flows.Flow{d.Set, d.Delete} {

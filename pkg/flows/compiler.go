@@ -56,6 +56,9 @@ type Compiler struct {
 type owned struct {
 	keys   []openflow.Key
 	groups []Group // with the numbers that they want
+	// affinity is how long the switch remembers what it learns from the flows, if it learns at all.
+	affinity uint16
+	learns   bool
 }
 
 // NewCompiler gives a compiler that holds nothing.
@@ -94,6 +97,7 @@ func (c *Compiler) Desired() Desired { return c.desired }
 // keeps none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
 	t := newTouched()
+	var forget []Flow
 	for _, o := range owners {
 		delete(c.excluded, o)
 		now, err := c.compile(s, o)
@@ -104,9 +108,16 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 			now = now.closed()
 			failed = append(failed, &OwnerError{Owner: o, Err: err})
 		}
+		before := c.byOwner[o]
 		c.replace(o, now, t)
+		if after := c.byOwner[o]; before.learns && (!after.learns || after.affinity != before.affinity) {
+			forget = append(forget, allLearned(o, Cookie(o)))
+		}
 	}
-	return c.settle(t), failed
+	d = c.settle(t)
+	d.Forget = forget
+	d.sort()
+	return d, failed
 }
 
 // Exclude leaves an owner's flows, but those that isolate, and groups out until the owner is updated again, and says what is different now: where
@@ -115,7 +126,9 @@ func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
 	t := newTouched()
 	c.touch(o, t)
-	return c.settle(t)
+	d := c.settle(t)
+	d.sort()
+	return d
 }
 
 // touched is what an update may have changed.
@@ -158,6 +171,7 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
 		return
 	}
 	has := owned{groups: now.Groups, keys: make([]openflow.Key, len(now.Flows))}
+	has.affinity, has.learns = affinityOf(now.Flows)
 	for i, f := range now.Flows {
 		list := c.contributions[f.Key]
 		if len(list) > 0 {
@@ -218,7 +232,6 @@ func (c *Compiler) settle(t *touched) Delta {
 		}
 	}
 	c.settleGroups(t, &d)
-	d.sort()
 	return d
 }
 

@@ -48,24 +48,27 @@ type Delta struct {
 	SetGroups []Group
 	// DeleteGroups are groups to take away, as they were. No flow that stays uses one.
 	DeleteGroups []Group
+	// Forget are flows in table Affinity that the switch has learned and is to forget: one, or without a match all with the cookie.
+	Forget []Flow
 }
 
 // Empty says whether there is nothing to do.
 func (d Delta) Empty() bool {
-	return len(d.Set) == 0 && len(d.Delete) == 0 && len(d.SetGroups) == 0 && len(d.DeleteGroups) == 0
+	return len(d.Set) == 0 && len(d.Delete) == 0 && len(d.SetGroups) == 0 && len(d.DeleteGroups) == 0 && len(d.Forget) == 0
 }
 
 func (d Delta) sort() {
 	byKey := func(a, b Flow) int { return a.Key.Compare(b.Key) }
 	slices.SortFunc(d.Set, byKey)
 	slices.SortFunc(d.Delete, byKey)
+	slices.SortFunc(d.Forget, func(a, b Flow) int { return cmp.Or(a.Key.Compare(b.Key), cmp.Compare(a.Cookie, b.Cookie)) })
 	byID := func(a, b Group) int { return cmp.Compare(a.ID, b.ID) }
 	slices.SortFunc(d.SetGroups, byID)
 	slices.SortFunc(d.DeleteGroups, byID)
 }
 
 // Diff says how to make what a switch holds into what it shall hold. What is not ours is left alone, unless it stands in the
-// place of something of ours; so are the flows that the switch itself has learned.
+// place of something of ours; so are the flows that the switch itself has learned, as long as it would learn them.
 func Diff(actual openflow.Contents, desired Desired) Delta {
 	var d Delta
 	right := make(map[openflow.Key]bool, len(actual.Flows))
@@ -74,7 +77,8 @@ func Diff(actual openflow.Contents, desired Desired) Delta {
 		switch {
 		case ok && want.Flow == e.Flow:
 			right[e.Key] = true
-		case !ok && Ours(e.Cookie) && e.Table != Affinity:
+		case e.Table == Affinity: // see forget
+		case !ok && Ours(e.Cookie):
 			d.Delete = append(d.Delete, Flow{Flow: e.Flow})
 		}
 	}
@@ -83,6 +87,7 @@ func Diff(actual openflow.Contents, desired Desired) Delta {
 			d.Set = append(d.Set, want)
 		}
 	}
+	d.Forget = forget(actual.Flows, desired)
 	rightGroup := make(map[openflow.GroupID]bool, len(actual.Groups))
 	for _, g := range actual.Groups {
 		want, ok := desired.Groups[g.ID]

@@ -185,7 +185,7 @@ var Pipeline = []Table{
 	{
 		ID: Affinity, Name: "Affinity",
 		Doc: "Which endpoint a client had last, for Services with sessionAffinity. The switch learns these flows itself; they survive " +
-			"the agent and end by their timeout.",
+			"the agent and end by their timeout, or with the Service, its affinity or the endpoint.",
 	},
 	{
 		ID: ServiceLB, Name: "ServiceLB",

@@ -24,6 +24,7 @@ type Fake struct {
 	refuse   func(openflow.Flow) bool
 	applied  []flows.Delta
 	dumps    int
+	idle     map[openflow.Key]uint16
 
 	refuseGroup func(openflow.Group) bool
 }
@@ -35,7 +36,8 @@ type watcher struct {
 
 // NewFake gives an empty switch.
 func NewFake() *Fake {
-	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{}, watchers: map[*watcher]bool{}, refuse: func(openflow.Flow) bool { return false },
+	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{}, watchers: map[*watcher]bool{}, idle: map[openflow.Key]uint16{},
+		refuse:      func(openflow.Flow) bool { return false },
 		refuseGroup: func(openflow.Group) bool { return false }}
 }
 
@@ -51,7 +53,7 @@ func (s *Fake) Dump(context.Context) (openflow.Contents, error) {
 	s.dumps++
 	var c openflow.Contents
 	for _, f := range s.flows {
-		c.Flows = append(c.Flows, openflow.Entry{Flow: f})
+		c.Flows = append(c.Flows, openflow.Entry{Flow: f, IdleTimeout: s.idle[f.Key]})
 	}
 	slices.SortFunc(c.Flows, func(a, b openflow.Entry) int { return a.Compare(b.Key) })
 	for _, id := range slices.Sorted(maps.Keys(s.groups)) {
@@ -79,6 +81,13 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 	for _, f := range d.Delete {
 		if s.flows[f.Key].Cookie == f.Cookie {
 			s.remove(f.Key)
+		}
+	}
+	for _, forget := range d.Forget {
+		for key, f := range s.flows {
+			if f.Table == forget.Table && f.Cookie == forget.Cookie && (forget.Match == "" || key == forget.Key) {
+				s.remove(key)
+			}
 		}
 	}
 	for _, f := range d.Set {
@@ -152,6 +161,14 @@ func (s *Fake) Put(f openflow.Flow) {
 	s.put(f)
 }
 
+// Learn adds a flow as the switch itself does.
+func (s *Fake) Learn(f openflow.Flow, idleTimeout uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.idle[f.Key] = idleTimeout
+	s.put(f)
+}
+
 // Remove deletes a flow behind the back of whoever programs the switch.
 func (s *Fake) Remove(key openflow.Key) {
 	s.mu.Lock()
@@ -194,6 +211,7 @@ func (s *Fake) Stop() {
 	s.down = true
 	clear(s.flows)
 	clear(s.groups)
+	clear(s.idle)
 	for w := range s.watchers {
 		close(w.gone)
 	}
@@ -229,6 +247,7 @@ func (s *Fake) put(f openflow.Flow) {
 func (s *Fake) remove(key openflow.Key) {
 	if f, ok := s.flows[key]; ok {
 		delete(s.flows, key)
+		delete(s.idle, key)
 		s.tell(Event{Deleted: true, Table: f.Table, Match: f.Match, Actions: f.Actions})
 	}
 }

@@ -123,6 +123,13 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 		// The cookie keeps us from deleting a flow that somebody put in the place of ours.
 		fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)
 	}
+	for _, f := range d.Forget {
+		if f.Match == "" {
+			fmt.Fprintf(&b, "flow delete cookie=%#x/-1,table=%d\n", f.Cookie, f.Table)
+		} else {
+			fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)
+		}
+	}
 	for _, f := range d.Set {
 		b.WriteString("flow add ")
 		b.WriteString(f.String())
@@ -134,7 +141,7 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 		fmt.Fprintf(&b, "group delete group_id=%d\n", g.ID)
 	}
 	if err := s.bundle(ctx, b.Bytes()); err != nil {
-		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups), err)
+		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups)+len(d.Forget), err)
 	}
 	s.behind = true
 	return s.refresh(ctx)

@@ -115,6 +115,8 @@ type Stats struct {
 type Entry struct {
 	Flow
 	Stats
+	// IdleTimeout is in seconds; 0 is none.
+	IdleTimeout uint16
 }
 
 // Contents are what a switch holds.
@@ -150,7 +152,9 @@ func Parse(line string) (Entry, error) {
 			e.Packets, err = strconv.ParseUint(value, 10, 64)
 		case "n_bytes":
 			e.Bytes, err = strconv.ParseUint(value, 10, 64)
-		case "duration", "idle_age", "hard_age", "idle_timeout", "hard_timeout", "importance",
+		case "idle_timeout":
+			e.IdleTimeout = idleTimeout(value)
+		case "duration", "idle_age", "hard_age", "hard_timeout", "importance",
 			"send_flow_rem", "reset_counts", "no_packet_counts", "no_byte_counts", "check_overlap":
 		default:
 			fields = append(fields, field)

@@ -76,3 +76,41 @@ func (l Learn) Action() ovs.Action {
 	}
 	return textAction("learn(" + strings.Join(args, ",") + ")")
 }
+
+// Learned is what a learn action makes of the flows that it adds.
+type Learned struct {
+	Actions     string
+	IdleTimeout uint16
+}
+
+// LearnedBy finds what the first learn action of a flow's actions makes of flows that only load registers, in the spelling in which OVS
+// prints such a flow. OK is false when there is none.
+func LearnedBy(actions string) (l Learned, ok bool) {
+	_, args, ok := strings.Cut(actions, "learn(")
+	if !ok {
+		return l, false
+	}
+	args, _, _ = strings.Cut(args, ")")
+	var loads []string
+	for arg := range strings.SplitSeq(args, ",") {
+		if text, found := strings.CutPrefix(arg, "idle_timeout="); found {
+			l.IdleTimeout = idleTimeout(text)
+		} else if load, found := strings.CutPrefix(arg, "load:"); found {
+			loads = append(loads, "set_field:"+wholeRegister.Replace(load))
+		}
+	}
+	l.Actions = strings.Join(loads, ",")
+	return l, true
+}
+
+// wholeRegister turns a learn action's words for a register into those of set_field.
+var wholeRegister = strings.NewReplacer("NXM_NX_REG", "reg", "[]", "")
+
+// idleTimeout is 0, as without one, when the text is none.
+func idleTimeout(text string) uint16 {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint16(n)
+}

@@ -82,7 +82,7 @@ type stickyLab struct {
 	leavers []*stickyClient // they stay away for longer than the timeout
 }
 
-func upSticky(t *testing.T, endpoints ...string) *stickyLab {
+func upSticky(t *testing.T, timeout time.Duration, endpoints ...string) *stickyLab {
 	t.Helper()
 	c := &changing{now: slices.Clone(endpoints), service: tableService{name: "web"}}
 	keepers, leavers := []string{"k0", "k1", "k2"}, []string{"l0", "l1", "l2", "l3", "l4"}
@@ -100,7 +100,7 @@ spec:
   sessionAffinity: ClientIP
   sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}
   ports: [{name: tcp, port: 80, targetPort: tcp}, {name: udp, port: 80, targetPort: udp, protocol: UDP}]
-`, int(stickyTimeout.Seconds()))
+`, int(timeout.Seconds()))
 	dir := labtest.Write(t, map[string]string{"f.yaml": c.base + strings.Join(endpoints, "")})
 	c.file = filepath.Join(dir, "f.yaml")
 	c.Lab = labtest.Up(t, "svcends", "-f", c.file, "--nodes=2", "--ip-family=dual")
@@ -243,7 +243,7 @@ func (l *stickyLab) forgotten(t *testing.T) {
 // longer may meet others, by every way.
 func TestAffinityEnds(t *testing.T) {
 	endpoints := []string{web("a", "node1"), web("b", "node2"), web("c", "node2")}
-	l := upSticky(t, endpoints...)
+	l := upSticky(t, stickyTimeout, endpoints...)
 	all := slices.Concat(l.keepers, l.leavers)
 	for _, w := range l.ways(l.keepers[0]) {
 		met, err := l.burst(w, all)
@@ -306,5 +306,47 @@ func TestAffinityEnds(t *testing.T) {
 	coming.Wait()
 	for _, c := range l.keepers {
 		t.Logf("%s came back %d times", c.name, c.rounds.Load())
+	}
+}
+
+// TestAffinityForgotten: what the switch remembers of clients ends with the Service's affinity, long before its timeout, also while
+// clients ask.
+func TestAffinityForgotten(t *testing.T) {
+	endpoints := []string{web("a", "node1"), web("b", "node2")}
+	l := upSticky(t, 3*time.Hour, endpoints...)
+	learned := func() int {
+		return strings.Count(l.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35"), "cookie=")
+	}
+	ways := l.ways(l.keepers[0])
+	ask := func() {
+		t.Helper()
+		for _, w := range ways {
+			if _, err := l.burst(w, l.keepers); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask()
+	if n, want := learned(), len(ways)*len(l.keepers); n != want {
+		t.Fatalf("the switch remembers %d flows, want %d", n, want)
+	}
+	before, after, ok := strings.Cut(l.base, "  sessionAffinity: ClientIP\n")
+	_, after, ok2 := strings.Cut(after, "\n") // its timeout
+	if !ok || !ok2 {
+		t.Fatalf("no affinity in %s", l.base)
+	}
+	l.base = before + after
+	l.become(t, endpoints...)
+	labtest.Eventually(t, 10*time.Second, func() error {
+		if n := learned(); n > 0 {
+			return fmt.Errorf("the switch still remembers %d flows", n)
+		}
+		return nil
+	})
+	for _, w := range ways {
+		_, _ = l.burst(w, l.keepers) // which meet different endpoints now
+	}
+	if n := learned(); n > 0 {
+		t.Errorf("the switch remembers %d flows again", n)
 	}
 }
