@@ -135,7 +135,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.sw = ofswitch.New(a.cfg.OVSRunDir, model.BridgeName, datapath)
 	var sweeper *sweeper
-	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Sweep: func(r SweepRequest) { sweeper.request(r) }})
+	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache, Sweep: func(r SweepRequest) { sweeper.request(r) }})
 	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
 	if a.kube, err = kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log); err != nil {
 		return err
