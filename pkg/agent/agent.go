@@ -88,6 +88,9 @@ type Agent struct {
 
 	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
 	nodesSeen, servicesSeen uint64
+	// podsSeen is the revision of the pods whose host ports were last looked at; hostPorts are what the host was told.
+	podsSeen  uint64
+	hostPorts []host.HostPort
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -140,7 +143,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
-	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Sweep: func(r SweepRequest) { sweeper.request(r) }})
+	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache, Sweep: func(r SweepRequest) { sweeper.request(r) }})
 	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
 	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
 	if err != nil {
@@ -347,14 +350,16 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	}
 }
 
-// viewed is called by the loop with every new snapshot. The host's network depends on nodes and Services, not on pods.
+// viewed is called by the loop with every new snapshot. The host's network depends on nodes and Services, and on pods
+// only as far as they have host ports.
 func (a *Agent) viewed(s *model.Snapshot) {
 	a.mu.Lock()
 	nodes, services := s.NodesRevision != a.nodesSeen, s.ServicesRevision != a.servicesSeen
-	a.nodesSeen, a.servicesSeen = s.NodesRevision, s.ServicesRevision
+	pods := s.PodsRevision != a.podsSeen
+	a.nodesSeen, a.servicesSeen, a.podsSeen = s.NodesRevision, s.ServicesRevision, s.PodsRevision
 	a.mu.Unlock()
 	notify(a.pokeLog)
-	if nodes || services {
+	if nodes || services || pods && a.hostPortsChanged(s) {
 		notify(a.pokeHost)
 	}
 	if services {

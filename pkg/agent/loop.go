@@ -52,6 +52,9 @@ type LoopOptions struct {
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
+	// Costly says whether each bundle costs all traffic of the node something, so that they must not follow each other
+	// without a pause.
+	Costly func() bool
 	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see
 	// Programmed). It is called before Detach returns.
 	Sweep func(SweepRequest)
@@ -85,6 +88,7 @@ type Loop struct {
 	sweep       *SweepRequest // what the next settle asks for
 	store       *state.Store
 	compiler    *flows.Compiler
+	pacer       pacer
 	index       map[place][]openflow.Key
 	sent        *sentEvents
 	quarantined map[model.Owner]*quarantine
@@ -147,7 +151,7 @@ func NewLoop(opt LoopOptions) *Loop {
 		opt: opt, sw: opt.Switch, log: opt.Log,
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
-		store: state.New(opt.Node), compiler: flows.NewCompiler(),
+		store: state.New(opt.Node), compiler: flows.NewCompiler(), pacer: newPacer(),
 		index: map[place][]openflow.Key{}, sent: newSentEvents(),
 		quarantined: map[model.Owner]*quarantine{}, mistaken: map[model.Owner]error{}, incomplete: map[model.Owner]error{},
 	}
@@ -321,6 +325,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	defer l.due.Store(0)
 	for ctx.Err() == nil {
 		l.expect(0)
+		l.pace(ctx)
 		change := l.compile()
 		var pause time.Duration
 		if err := l.program(ctx, change); err != nil {

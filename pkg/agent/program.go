@@ -125,6 +125,7 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 	}
 	l.expectEvents(whole)
 	err := l.sw.Apply(ctx, whole)
+	l.pacer.take()
 	l.mu.Lock()
 	l.status.Bundles++
 	l.mu.Unlock()

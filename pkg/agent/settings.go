@@ -82,8 +82,10 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	for _, n := range view.Nodes {
 		desired.Nodes = append(desired.Nodes, n.Addrs...)
 	}
+	desired.HostPorts = hostPorts(view, a.kube.Pods())
 	a.mu.Lock()
 	reserved := a.reserved
+	a.hostPorts = desired.HostPorts
 	a.mu.Unlock()
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
 	a.reportLost(view)

@@ -67,6 +67,8 @@ type Desired struct {
 	ServicePorts []ServicePort
 	// NodePorts are the ports that the node offers at its addresses; they lead to the NodePort address.
 	NodePorts []NodePort
+	// HostPorts lead to pods of this node.
+	HostPorts []HostPort
 	// ExternalIPs are ports of external and LoadBalancer addresses; they count as far as the address is this node's.
 	ExternalIPs []ExternalIP
 }
@@ -225,7 +227,7 @@ func (c *changes) add(format string, args ...any) {
 func (d Desired) normal() (Desired, []error) {
 	d.PodCIDRs, d.RemotePodCIDRs = slices.Clone(d.PodCIDRs), slices.Clone(d.RemotePodCIDRs)
 	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
-	errs := d.sortServices()
+	errs := append(d.sortServices(), d.sortHostPorts()...)
 	return d, errs
 }
 

@@ -47,12 +47,20 @@ func withServices() Desired {
 		{Protocol: model.TCP, Port: 30080}, {IPv6: true, Protocol: model.TCP, Port: 30080},
 		{Protocol: model.UDP, Port: 30053}, {IPv6: true, Protocol: model.SCTP, Port: 30100},
 	}
+	to := netip.MustParseAddrPort
+	d.HostPorts = []HostPort{
+		{Protocol: model.TCP, Port: 18080, To: to("10.244.1.7:80")}, {Protocol: model.TCP, Port: 18080, To: to("[fd00:10:1::7]:80")},
+		{Protocol: model.UDP, Port: 18053, To: to("10.244.1.7:53")},
+		{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.TCP, Port: 18081, To: to("10.244.1.7:81")},
+		{Addr: netip.MustParseAddr("2001:db8::50"), Protocol: model.TCP, Port: 18081, To: to("[fd00:10:1::7]:81")},
+	}
 	d.ExternalIPs = []ExternalIP{
 		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("169.254.87.1:30080")},
 		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")},
 		{Addr: netip.MustParseAddr("2001:db8:80::1"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
 	}
 	d.sortServices() // as Sync does
+	d.sortHostPorts()
 	return d
 }
 

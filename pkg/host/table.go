@@ -72,6 +72,18 @@ var sets = []set{
 		name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
 		elements: nodePorts, gone: nothingGone,
 	},
+	{name: "host-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: hostPorts, gone: nothingGone},
+	{name: "host-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: hostPorts, gone: nothingGone},
+	{
+		name: "host-ports-at-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service",
+		elements: hostPortsAt, gone: nothingGone,
+	},
+	{
+		name: "host-ports-at-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service",
+		elements: hostPortsAt, gone: nothingGone,
+	},
+	{name: "host-port-pods-v4", is4: true, key: "ipv4_addr . ipv4_addr", elements: hostPortPods, gone: nothingGone},
+	{name: "host-port-pods-v6", key: "ipv6_addr . ipv6_addr", elements: hostPortPods, gone: nothingGone},
 	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
 	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
 }
@@ -149,6 +161,7 @@ func rules(d Desired) []*knftables.Rule {
 			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
 		add(servicesChain, "node ports: to the switch",
 			"meta nfproto", f.proto, "dnat", f.header, "to", "meta l4proto . th dport map", "@node-ports-"+f.suffix)
+		addHostPortRules(add, f, own)
 
 		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.
 		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
@@ -238,9 +251,11 @@ func toWorld(r *knftables.Rule) bool {
 // everywhere is all destinations.
 var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
-// element is an element of one of our sets: a range, a port, or a port at an address and where it leads.
+// element is an element of one of our sets: a range, an address as source and destination, a port, or a port at an
+// address and where it leads.
 type element struct {
 	prefix   netip.Prefix
+	pair     bool
 	protocol model.Protocol
 	port     uint16
 	to       netip.AddrPort
@@ -265,6 +280,9 @@ func (e element) key() []string {
 	default:
 		key = append(key, e.prefix.String())
 	}
+	if e.pair {
+		key = append(key, key...)
+	}
 	if e.protocol != "" {
 		key = append(key, strings.ToLower(string(e.protocol)), strconv.Itoa(int(e.port)))
 	}
@@ -285,6 +303,9 @@ func (s set) kind() string {
 	}
 	return "set"
 }
+
+// isPair says whether the elements are pairs of addresses.
+func (s set) isPair() bool { return strings.Count(s.key, "_addr") == 2 }
 
 func (s set) object() knftables.Object {
 	if s.value != "" {
@@ -307,6 +328,14 @@ func (s set) element(e element) *knftables.Element {
 // parse is the inverse of element. It is false for what we never write, such as ranges that are not prefixes.
 func (s set) parse(k *knftables.Element) (e element, ok bool) {
 	key, value := k.Key, k.Value
+	if s.isPair() {
+		if len(key) != 2 || key[0] != key[1] {
+			return e, false
+		}
+		e.pair = true
+		e.prefix, ok = parsePrefix(key[0])
+		return e, ok
+	}
 	if len(key) != 2 { // an address comes first
 		if e.prefix, ok = parsePrefix(key[0]); !ok {
 			return e, false

@@ -40,7 +40,10 @@ type familyTranslations struct {
 	toSwitch   ranges                  // destinations that are routed to the gateway interface, besides the node's own pods
 	services   map[netip.AddrPort]bool // UDP ports of Services at external addresses
 	nodePorts  map[uint16]bool
-	external   map[netip.AddrPort]netip.AddrPort
+	hostPorts  map[uint16]netip.AddrPort // UDP, at all addresses; at one of them they are in hostPortsAt
+	// hostPortsAt are those at one address.
+	hostPortsAt map[netip.AddrPort]netip.AddrPort
+	external    map[netip.AddrPort]netip.AddrPort
 }
 
 // goneTranslations are those of ours that the table made until a moment ago. Others may make the same, so only at
@@ -73,7 +76,8 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4),
 			nodePort: disjoint(model.NodePortPrefixes(is4)),
 			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{},
-			external: map[netip.AddrPort]netip.AddrPort{},
+			external:  map[netip.AddrPort]netip.AddrPort{},
+			hostPorts: map[uint16]netip.AddrPort{}, hostPortsAt: map[netip.AddrPort]netip.AddrPort{},
 		}
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address
@@ -93,6 +97,16 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		for _, e := range nodePorts(d, is4) {
 			if e.protocol == model.UDP {
 				f.nodePorts[e.port] = true
+			}
+		}
+		for _, e := range hostPorts(d, is4) {
+			if e.protocol == model.UDP {
+				f.hostPorts[e.port] = e.to
+			}
+		}
+		for _, e := range hostPortsAt(d, is4) {
+			if e.protocol == model.UDP {
+				f.hostPortsAt[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
 			}
 		}
 		for _, e := range externalIPs(d, is4) {
@@ -152,6 +166,10 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 		return f.external[c.destination]
 	case f.nodePorts[port]:
 		return model.NodePortAt(to.Is4(), model.UDP, port)
+	case f.hostPortsAt[c.destination].IsValid():
+		return f.hostPortsAt[c.destination]
+	default:
+		return f.hostPorts[port]
 	}
 	return netip.AddrPort{}
 }

@@ -3,6 +3,7 @@ package kube_test
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -112,7 +113,7 @@ func TestWatcher(t *testing.T) {
 		t.Errorf("change after a deletion: %+v", c)
 	}
 	want := []model.Pod{{PodRef: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, HostNetwork: true}}
-	if got := w.Pods(); !slices.Equal(got, want) {
+	if got := w.Pods(); !reflect.DeepEqual(got, want) {
 		t.Errorf("pods = %+v", got)
 	}
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -84,7 +85,7 @@ func (w *Watcher) Pods() []model.Pod {
 	pods := make([]model.Pod, 0, len(objects))
 	for _, obj := range objects {
 		if p, ok := obj.(*pod); ok {
-			pods = append(pods, model.Pod{PodRef: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.pod.UID}, HostNetwork: p.pod.HostNetwork, Phase: p.phase})
+			pods = append(pods, model.Pod{PodRef: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.pod.UID}, HostNetwork: p.pod.HostNetwork, Phase: p.phase, HostPorts: p.hostPorts})
 		}
 	}
 	return pods
@@ -93,8 +94,9 @@ func (w *Watcher) Pods() []model.Pod {
 // pod is what the informer keeps of a Pod: on a large cluster pods are most of what an agent holds.
 type pod struct {
 	metav1.ObjectMeta
-	pod   policy.Pod
-	phase string
+	pod       policy.Pod
+	phase     string
+	hostPorts []model.HostPort
 }
 
 // trimPod also makes equal strings one: pods that one template made have most of their labels in common.
@@ -103,7 +105,7 @@ func trimPod(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	out := &pod{pod: Pod(p), phase: one(string(p.Status.Phase))}
+	out := &pod{pod: Pod(p), phase: one(string(p.Status.Phase)), hostPorts: HostPorts(p)}
 	out.ObjectMeta = metav1.ObjectMeta{Namespace: out.pod.Namespace, Name: out.pod.Name, ResourceVersion: p.ResourceVersion}
 	return out, nil
 }
@@ -138,15 +140,54 @@ func Pod(object *corev1.Pod) policy.Pod {
 			p.Addrs = append(p.Addrs, addr.Unmap())
 		}
 	}
-	for _, c := range object.Spec.InitContainers {
-		if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways { // a sidecar
-			p.Ports = appendPorts(p.Ports, c)
-		}
-	}
-	for _, c := range object.Spec.Containers {
+	for c := range running(object) {
 		p.Ports = appendPorts(p.Ports, c)
 	}
 	return p
+}
+
+// running are the containers that run as long as the pod does.
+func running(object *corev1.Pod) iter.Seq[corev1.Container] {
+	return func(yield func(corev1.Container) bool) {
+		for _, c := range object.Spec.InitContainers {
+			sidecar := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+			if sidecar && !yield(c) {
+				return
+			}
+		}
+		for _, c := range object.Spec.Containers {
+			if !yield(c) {
+				return
+			}
+		}
+	}
+}
+
+// HostPorts are the ports of its node that lead to a pod. Those that no API server lets through are left out.
+func HostPorts(object *corev1.Pod) []model.HostPort {
+	if object.Spec.HostNetwork {
+		return nil
+	}
+	var list []model.HostPort
+	for c := range running(object) {
+		for _, port := range c.Ports {
+			number, ok := portNumber(port.HostPort)
+			to, valid := portNumber(port.ContainerPort)
+			protocol, known := protocolOf(port.Protocol)
+			if !ok || !valid || !known {
+				continue
+			}
+			p := model.HostPort{Protocol: protocol, Port: number, ContainerPort: to}
+			if port.HostIP != "" {
+				var err error
+				if p.Addr, err = parseAddr(port.HostIP); err != nil {
+					continue
+				}
+			}
+			list = append(list, p)
+		}
+	}
+	return list
 }
 
 // appendPorts takes a container's ports that have names.

@@ -3,6 +3,7 @@ package kube_test
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -123,6 +124,30 @@ func TestPod(t *testing.T) {
 	}
 }
 
+// TestPodHostPorts: those of containers and sidecars, as far as they can be; a pod on the host's network has none.
+func TestPodHostPorts(t *testing.T) {
+	at := func(ip string, hostPort, containerPort int32, protocol corev1.Protocol) corev1.ContainerPort {
+		return corev1.ContainerPort{HostIP: ip, HostPort: hostPort, ContainerPort: containerPort, Protocol: protocol}
+	}
+	object := &corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{at("", 1, 1, "")}},
+			{RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{at("", 9000, 90, corev1.ProtocolSCTP)}}},
+		Containers: []corev1.Container{{Ports: []corev1.ContainerPort{at("", 8080, 80, ""), at("192.0.2.1", 8053, 53, corev1.ProtocolUDP),
+			at("", 0, 81, ""), at("nonsense", 8082, 82, ""), at("", 8083, 83, "ICMP")}}},
+	}}
+	want := []model.HostPort{
+		{Protocol: model.SCTP, Port: 9000, ContainerPort: 90}, {Protocol: model.TCP, Port: 8080, ContainerPort: 80},
+		{Addr: netip.MustParseAddr("192.0.2.1"), Protocol: model.UDP, Port: 8053, ContainerPort: 53},
+	}
+	if got := kube.HostPorts(object); !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	object.Spec.HostNetwork = true
+	if got := kube.HostPorts(object); got != nil {
+		t.Errorf("on the host's network: %+v", got)
+	}
+}
+
 // TestPolicyObjects: what policies need of all objects of the cluster is handed on, and only when it is different.
 func TestPolicyObjects(t *testing.T) {
 	clusterPod := func(name, node, label string) *corev1.Pod {
@@ -153,7 +178,7 @@ func TestPolicyObjects(t *testing.T) {
 		}
 	}
 	wants("state.SetNamespace {{ns map[team:red] true}}", "state.SetPod {{ns mine u n1 map[app:a]", "state.SetPod {{ns other u n2 map[app:a]", "state.SetPolicy {{ns p")
-	if got := w.Pods(); len(got) != 1 || got[0] != (model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "mine", UID: "u"}, Phase: "Running"}) {
+	if got := w.Pods(); len(got) != 1 || !reflect.DeepEqual(got[0], model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "mine", UID: "u"}, Phase: "Running"}) {
 		t.Errorf("pods of this node: %+v", got)
 	}
 	started := clusterPod("other", "n2", "a")

@@ -236,6 +236,17 @@ type Pod struct {
 	PodRef
 	HostNetwork bool
 	Phase       string
+	// HostPorts are the ports of its node that lead to the pod.
+	HostPorts []HostPort
+}
+
+// HostPort is a port of the node that leads to a container's.
+type HostPort struct {
+	// Addr is the node's address that it is at; invalid for all, an unspecified one for all of its family.
+	Addr          netip.Addr
+	Protocol      Protocol
+	Port          uint16
+	ContainerPort uint16
 }
 
 // Done says whether the pod has ended for good: it has, or soon will have, no interface.

@@ -8,6 +8,8 @@ type Snapshot struct {
 	Revision uint64
 	// NodesRevision is the revision that last changed Self, Tunnel, Nodes or Paths.
 	NodesRevision uint64
+	// PodsRevision is the revision that last changed Attachments.
+	PodsRevision uint64
 	// Self is the node that this is the view of.
 	Self Node
 	// Tunnel is the encapsulation that this node sends with.

@@ -21,15 +21,26 @@ func (s *Switch) refresh(ctx context.Context) error {
 	}
 	// The version is asked for each time: another may run since the last bundle.
 	version, err := s.appctl(ctx, "version")
-	if err == nil && changesWrongEntry(version) {
+	purges := err == nil && changesWrongEntry(version)
+	if purges {
 		_, err = s.appctl(ctx, "revalidator/purge")
 	}
 	if err != nil {
 		return fmt.Errorf("empty the datapath's cache, which may keep what was changed: %w", err)
 	}
 	s.behind = false
+	s.purging.Store(purges)
+	if purges {
+		s.purges.Add(1)
+	}
 	return nil
 }
+
+// PurgesCache says whether the datapath's cache was emptied after the last bundle, and so is after the next.
+func (s *Switch) PurgesCache() bool { return s.purging.Load() }
+
+// Purges counts how often the datapath's cache was emptied.
+func (s *Switch) Purges() uint64 { return s.purges.Load() }
 
 // releaseText finds the version in what a daemon says of itself: "ovs-vswitchd (Open vSwitch) 3.1.0".
 var releaseText = regexp.MustCompile(`\(Open vSwitch[^)]*\) (\d+)\.(\d+)\.(\d+)`)

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -34,6 +35,10 @@ type Switch struct {
 	// Of Apply's goroutine:
 	spare  *waiting
 	behind bool // the cache may hold what the last bundle changed
+
+	// See cache.go.
+	purging atomic.Bool
+	purges  atomic.Uint64
 }
 
 // Datapath is what forwards the bridge's packets.

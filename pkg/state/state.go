@@ -78,6 +78,8 @@ func (s *Store) Apply(c Change) {
 	switch c.(type) {
 	case SetNode, DeleteNode, SetTunnel, SetClusterCIDRs:
 		s.next.NodesRevision = s.next.Revision
+	case SetAttachment, DeleteAttachment:
+		s.next.PodsRevision = s.next.Revision
 	case SetService, DeleteService, SetOtherProxy, SetServiceCIDRs:
 		s.next.ServicesRevision = s.next.Revision
 	}

@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// hostPorts are the ports of this node that lead to its attached pods, in order.
+func hostPorts(view *model.Snapshot, pods []model.Pod) []host.HostPort {
+	var list []host.HostPort
+	for _, p := range pods {
+		if len(p.HostPorts) == 0 || p.Done() {
+			continue
+		}
+		for _, a := range view.Attachments {
+			// The runtime tells portmap of host ports for the pod's first interface only, which is always eth0.
+			if a.IfName != "eth0" || a.Pod.Namespace != p.Namespace || a.Pod.Name != p.Name || a.Pod.UID != "" && a.Pod.UID != p.UID {
+				continue
+			}
+			for _, port := range p.HostPorts {
+				list = appendHostPort(list, port, a.IPs)
+			}
+		}
+	}
+	slices.SortFunc(list, host.CompareHostPorts)
+	return slices.Compact(list)
+}
+
+// appendHostPort adds a host port for each of the pod's addresses of its family. At loopback addresses there are none:
+// see host.NodePort.
+func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr) []host.HostPort {
+	if port.Addr.IsValid() && port.Addr.IsLoopback() || port.Protocol == model.UDP && isTunnelPort(port.Port) {
+		return list
+	}
+	for _, ip := range ips {
+		if port.Addr.IsValid() && port.Addr.Is4() != ip.Is4() {
+			continue
+		}
+		at := port.Addr
+		if at.IsValid() && at.IsUnspecified() {
+			at = netip.Addr{}
+		}
+		list = append(list, host.HostPort{Addr: at, Protocol: port.Protocol, Port: port.Port, To: netip.AddrPortFrom(ip, port.ContainerPort)})
+	}
+	return list
+}
+
+func isTunnelPort(port uint16) bool {
+	return slices.ContainsFunc(model.TunnelTypes, func(t model.TunnelType) bool { return t.UDPPort() == port })
+}
+
+// hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told of.
+func (a *Agent) hostPortsChanged(view *model.Snapshot) bool {
+	now := hostPorts(view, a.kube.Pods())
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return !slices.Equal(now, a.hostPorts)
+}

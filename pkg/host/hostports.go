@@ -1,0 +1,103 @@
+package host
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// HostPort is a port of the node that leads to a pod of the node. The portmap plugin writes the same translation once,
+// when the pod starts; ours comes back when somebody flushes the node's firewall. Where both are there they do the
+// same.
+type HostPort struct {
+	// Addr is the address of the node that it is at; invalid for all of the family but loopback and link-local ones.
+	Addr     netip.Addr
+	Protocol model.Protocol
+	Port     uint16
+	To       netip.AddrPort
+}
+
+func (p HostPort) check() error {
+	switch {
+	case !plain(p.To.Addr()) || p.To.Port() == 0 || p.Addr.IsValid() && (!plain(p.Addr) || p.Addr.Is4() != p.To.Addr().Is4()):
+		return fmt.Errorf("host port %d/%s at %s cannot lead to %s", p.Port, p.Protocol, p.Addr, p.To)
+	case p.Protocol.Number() == 0 || p.Port == 0:
+		return fmt.Errorf("%d/%s is no host port", p.Port, p.Protocol)
+	}
+	return nil
+}
+
+// CompareHostPorts orders by where they are, then by where they lead.
+func CompareHostPorts(a, b HostPort) int { return cmp.Or(compareHostPlaces(a, b), a.To.Compare(b.To)) }
+
+func compareHostPlaces(a, b HostPort) int {
+	return cmp.Or(compareBools(a.To.Addr().Is4(), b.To.Addr().Is4()), a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
+
+// sortHostPorts brings them into order. Of two at one place, which the scheduler does not allow, the first has it.
+func (d *Desired) sortHostPorts() []error {
+	var errs []error
+	sortAndCompact(&d.HostPorts, CompareHostPorts)
+	var last HostPort
+	d.HostPorts = slices.DeleteFunc(d.HostPorts, func(p HostPort) bool {
+		err := p.check()
+		if err == nil && last.Port != 0 && compareHostPlaces(p, last) == 0 {
+			err = fmt.Errorf("host port %d/%s leads to both %s and %s", p.Port, p.Protocol, last.To, p.To)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			return true
+		}
+		last = p
+		return false
+	})
+	return errs
+}
+
+func hostPorts(d Desired, is4 bool) []element {
+	return hostPortElements(d, is4, func(p HostPort) bool { return !p.Addr.IsValid() })
+}
+
+func hostPortsAt(d Desired, is4 bool) []element {
+	return hostPortElements(d, is4, func(p HostPort) bool { return p.Addr.IsValid() })
+}
+
+func hostPortElements(d Desired, is4 bool, wanted func(HostPort) bool) []element {
+	var list []element
+	for _, p := range d.HostPorts {
+		if p.To.Addr().Is4() != is4 || !wanted(p) {
+			continue
+		}
+		e := element{protocol: p.Protocol, port: p.Port, to: p.To}
+		if p.Addr.IsValid() {
+			e.prefix = single(p.Addr)
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// hostPortPods are the pods behind host ports, each as source and destination.
+func hostPortPods(d Desired, is4 bool) []element {
+	var list []element
+	for _, p := range d.HostPorts {
+		if addr := p.To.Addr(); addr.Is4() == is4 {
+			list = append(list, element{prefix: single(addr), pair: true})
+		}
+	}
+	slices.SortFunc(list, compareElements)
+	return slices.Compact(list)
+}
+
+// addHostPortRules translates host ports, behind Services' rules of the chain.
+func addHostPortRules(add func(chain, comment string, words ...any), f family, gateway string) {
+	add(servicesChain, "host ports at an address: to the pod",
+		"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@host-ports-at-"+f.suffix)
+	add(servicesChain, "host ports: to the pod",
+		"meta nfproto", f.proto, "dnat", f.header, "to", "meta l4proto . th dport map", "@host-ports-"+f.suffix)
+	add(postroutingChain, "a pod to its own host port: from the gateway address",
+		f.header, "saddr .", f.header, "daddr", "@host-port-pods-"+f.suffix, "snat", f.header, "to", gateway, "fully-random")
+}
