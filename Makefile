@@ -56,6 +56,10 @@ unit: ## Tests that need neither root nor Open vSwitch
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
 
+.PHONY: churn
+churn: deps ## 2,000 pods added and deleted while plugins, agents and Open vSwitch are killed; needs root
+	WEFT_CHURN=2000 go test -tags integration -v -timeout 1h -run TestChurn ./pkg/cni
+
 .PHONY: hostile
 hostile: ## Absurd, huge and malicious objects beside honest ones, in full, and what they cost: half an hour, 10 GB
 	go test ./test/hostile -v -timeout 2h -size 8 -bench . -benchtime 1x

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	cnitypes "github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/plugins/ipam/host-local/backend/allocator"
 
 	"github.com/weft-cni/weft/pkg/model"
@@ -27,9 +28,10 @@ type book struct {
 	ports   map[uint32]model.AttachmentKey
 	names   map[string]model.AttachmentKey
 	orphans map[string]struct{} // the links of orphan.go
-	// lastIP and lastPort make what was freed last come up last.
+	// lastIP and lastPort are where the rotation stands. With freed, what was freed last comes up last.
 	lastIP   map[netip.Prefix]netip.Addr
 	lastPort uint32
+	freed    freed
 	// resume are the addresses that an earlier agent gave last.
 	resume []netip.Addr
 }
@@ -149,7 +151,7 @@ func (b *book) release(key model.AttachmentKey) {
 	if !ok {
 		return
 	}
-	b.freeIPs(key)
+	b.forget(key)
 	if b.ports[e.att.OFPort] == key {
 		delete(b.ports, e.att.OFPort)
 	}
@@ -276,7 +278,8 @@ func macFor(ips []netip.Addr) model.MAC {
 	return model.MAC{0x0a, 0x58, h[0], h[1], h[2], h[3]}
 }
 
-// allocate takes the next free address of a range. The gateway, which is the first one, is never given.
+// allocate takes the next free address of a range that was not freed lately, and without one the one that was freed first.
+// The gateway, which is the first one, is never given.
 func (b *book) allocate(key model.AttachmentKey, cidr netip.Prefix) (netip.Addr, error) {
 	r := allocator.Range{Subnet: cnitypes.IPNet{
 		IP:   cidr.Masked().Addr().AsSlice(),
@@ -285,7 +288,17 @@ func (b *book) allocate(key model.AttachmentKey, cidr netip.Prefix) (netip.Addr,
 	if err := r.Canonicalize(); err != nil {
 		return netip.Addr{}, errorf(ErrPoolExhausted, "pod CIDR %s of this node: %v", cidr, err)
 	}
-	conf, err := allocator.NewIPAllocator(&allocator.RangeSet{r}, &store{b, cidr.Masked()}, 0).Get(key.ContainerID, key.IfName, nil)
+	get := func(avoid bool, ip net.IP) (*current.IPConfig, error) {
+		ips := &store{b: b, cidr: cidr.Masked(), avoid: avoid}
+		return allocator.NewIPAllocator(&allocator.RangeSet{r}, ips, 0).Get(key.ContainerID, key.IfName, ip)
+	}
+	conf, err := get(true, nil)
+	for _, ip := range b.freed.in(cidr) {
+		if err == nil {
+			break
+		}
+		conf, err = get(false, ip.AsSlice())
+	}
 	if err != nil {
 		// The store never fails and the key is new, so there is one reason left.
 		return netip.Addr{}, errorf(ErrPoolExhausted, "no address is left in pod CIDR %s of this node (%v)", cidr, err)
@@ -305,10 +318,22 @@ func (b *book) freeIPs(key model.AttachmentKey) {
 	}
 }
 
+// forget is freeIPs for addresses that a pod has had.
+func (b *book) forget(key model.AttachmentKey) {
+	for ip, owner := range b.ips {
+		if owner == key {
+			b.freed.add(ip)
+		}
+	}
+	b.freeIPs(key)
+}
+
 // store lets host-local's allocator work on the book. The book's mutex is held around every use, so Lock does nothing.
 type store struct {
 	b    *book
 	cidr netip.Prefix
+	// avoid keeps addresses back that were freed lately.
+	avoid bool
 }
 
 func (s *store) Lock() error   { return nil }
@@ -321,9 +346,10 @@ func (s *store) Reserve(id, ifname string, ip net.IP, _ string) (bool, error) {
 		return false, errors.New("not an IP address: " + ip.String())
 	}
 	addr = addr.Unmap()
-	if _, used := s.b.ips[addr]; used {
+	if _, used := s.b.ips[addr]; used || s.avoid && s.b.freed.has[addr] {
 		return false, nil
 	}
+	s.b.freed.remove(addr)
 	s.b.ips[addr] = model.AttachmentKey{ContainerID: id, IfName: ifname}
 	s.b.lastIP[s.cidr] = addr
 	return true, nil

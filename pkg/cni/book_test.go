@@ -196,3 +196,46 @@ func TestMACFor(t *testing.T) {
 		t.Error(a, b)
 	}
 }
+
+// TestBookFreedLastComesLast: an address that is freed just before the rotation reaches it is not the next one given.
+func TestBookFreedLastComesLast(t *testing.T) {
+	b := newBook()
+	ranges := cidrs("10.0.0.0/29", "fd00::/64") // five addresses for pods, and very many
+	reserve := func(i int) string {
+		t.Helper()
+		att, err := b.reserve(key(i), web, ranges, model.MAC{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return att.IPs[0].String()
+	}
+	for i := range 5 {
+		reserve(i) // 10.0.0.2 to .6, of which .6 was given last
+	}
+	for _, i := range []int{1, 3, 0} {
+		b.release(key(i))
+	}
+	// The rotation would give .2 first, which was freed last.
+	if got := strings.Join([]string{reserve(10), reserve(11), reserve(12)}, " "); got != "10.0.0.3 10.0.0.5 10.0.0.2" {
+		t.Error(got)
+	}
+	if _, err := b.reserve(key(13), web, ranges, model.MAC{}); codeOf(err) != ErrPoolExhausted {
+		t.Errorf("%v", err)
+	}
+	// Without any that was never given, the one that was freed first; with one, that.
+	b.release(key(11))
+	b.release(key(4))
+	if got := strings.Join([]string{reserve(20), reserve(21)}, " "); got != "10.0.0.5 10.0.0.6" {
+		t.Error(got)
+	}
+	// Addresses of large ranges are not remembered without end.
+	b = newBook()
+	ranges = cidrs("fd00::/64")
+	for i := range 2 * maxFreed {
+		reserve(i)
+		b.release(key(i))
+	}
+	if len(b.freed.order) != maxFreed || len(b.freed.has) != maxFreed {
+		t.Errorf("%d and %d freed addresses are remembered", len(b.freed.order), len(b.freed.has))
+	}
+}

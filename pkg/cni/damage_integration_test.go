@@ -227,10 +227,14 @@ func (stuckPorts) AddPort(ctx context.Context, _ model.Attachment) error {
 	return ctx.Err()
 }
 
-// TestAgentProcess is no test of its own: it is the agent that TestAgentKilledDuringAdd kills.
+// TestAgentProcess is no test of its own: it is the agent that TestAgentKilledDuringAdd and TestChurn kill.
 func TestAgentProcess(t *testing.T) {
 	step := os.Getenv("WEFT_CNI_TEST_AGENT")
-	if step == "" {
+	switch step {
+	case "":
+		return
+	case churnStep:
+		runChurnAgent(t, os.Getenv("WEFT_CNI_TEST_DIR"))
 		return
 	}
 	n := &node{t: t, ctx: t.Context(), dir: os.Getenv("WEFT_CNI_TEST_DIR"), flows: newFakeFlows()}

@@ -105,7 +105,13 @@ type node struct {
 
 func newNode(t *testing.T, podCIDRs ...string) *node {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	return newNodeFor(t, 2*time.Minute, podCIDRs...)
+}
+
+// newNodeFor is newNode for a test that takes longer.
+func newNodeFor(t *testing.T, timeout time.Duration, podCIDRs ...string) *node {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	t.Cleanup(cancel)
 	dir, err := os.MkdirTemp("", "wc") //nolint:usetesting // a test's own directory has too long a name for Unix sockets
 	check(t, err)

@@ -141,5 +141,5 @@ func (b *book) releaseOrphan(name string) {
 	defer b.mu.Unlock()
 	delete(b.orphans, name)
 	delete(b.names, name)
-	b.freeIPs(orphanKey(name))
+	b.forget(orphanKey(name))
 }
