@@ -69,11 +69,13 @@ type Agent struct {
 	tally  tally
 	peers  kube.Peers
 
+	unavailable atomic.Bool // this node's condition NetworkUnavailable has to be set to False
+
 	synced atomic.Bool // all objects that the API server had at the start were received
 
 	nodeHealth nodeHealth
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog, pokeCondition chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -108,7 +110,8 @@ func Run(ctx context.Context, opt Options) error {
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
 		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
-		problems: map[string]string{}, objects: map[model.Owner]string{},
+		pokeCondition: make(chan struct{}, 1),
+		problems:      map[string]string{}, objects: map[model.Owner]string{},
 	}
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	group, ctx := errgroup.WithContext(ctx)
@@ -149,7 +152,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	watcher.Problem, watcher.Draining = a.objectProblem, a.nodeHealth.setDraining
+	watcher.Problem, watcher.Draining, watcher.Unavailable = a.objectProblem, a.nodeHealth.setDraining, a.setUnavailable
 	watcher.RefuseExternalIPs(!a.config().ExternalIPs)
 	a.mu.Lock()
 	a.kube = watcher
@@ -196,7 +199,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.synced.Store(true)
 	a.setProblem(apiProblem, nil)
 	loop.Gather()
-	if err := a.retry(ctx, "node object", a.selfKnown); err != nil {
+	if err := a.retry(ctx, nodeProblem, a.selfKnown); err != nil {
 		return err
 	}
 
@@ -273,30 +276,11 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.mu.Lock()
 	a.ready = true
 	a.mu.Unlock()
+	a.checkSelf(loop.View())
 	a.log.Info("ready", "node", a.opt.Node, "version", a.opt.Version)
-	if err := a.retry(ctx, "node condition", func(ctx context.Context) error {
-		return kube.SetNetworkAvailable(ctx, a.client, a.opt.Node)
-	}); err != nil {
-		return err
-	}
+	group.Go(func() error { a.keep(ctx, "node condition", a.syncCondition, a.pokeCondition); return nil })
 	slim()
 	<-ctx.Done()
-	return nil
-}
-
-// selfKnown waits, by failing, until the API server says what this node is.
-func (a *Agent) selfKnown(context.Context) error {
-	a.loop.Gather()
-	view := a.loop.View()
-	self := view.Self
-	switch {
-	case len(self.Addrs) == 0:
-		return fmt.Errorf("node %s has no InternalIP yet; the kubelet or the cloud controller sets it", self.Name)
-	case len(self.PodCIDRs) == 0:
-		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs", self.Name)
-	case len(view.SelfPath().PodCIDRs) == 0:
-		return rejectedPodCIDRs(view, self.Name)
-	}
 	return nil
 }
 
@@ -359,6 +343,7 @@ func (a *Agent) viewed(s *model.Snapshot) {
 	a.nodesSeen, a.servicesSeen, a.podsSeen = s.NodesRevision, s.ServicesRevision, s.PodsRevision
 	a.mu.Unlock()
 	notify(a.pokeLog)
+	a.checkSelf(s)
 	if nodes || services || pods && a.hostPortsChanged(s) {
 		notify(a.pokeHost)
 	}

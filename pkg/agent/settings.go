@@ -21,11 +21,16 @@ import (
 
 // settings is what the CNI server gives pods now.
 func (a *Agent) settings() cni.Settings {
-	self := a.loop.View().SelfPath()
+	view := a.loop.View()
+	self := view.SelfPath()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	s := cni.Settings{PodCIDRs: self.PodCIDRs, MTU: a.mtu, UserspaceDatapath: a.cfg.Datapath == config.DatapathNetdev}
 	s.NotReady, s.Degraded = a.notReadyLocked(), a.degradedLocked()
+	if len(view.NewPodCIDRs) > 0 {
+		s.NoAddresses = fmt.Sprintf("the node's podCIDRs changed to %v, and pods still have addresses of %v: delete these pods (weftctl status names them)",
+			view.NewPodCIDRs, self.PodCIDRs)
+	}
 	return s
 }
 

@@ -50,6 +50,8 @@ type Settings struct {
 	// Degraded says why an ADD would have to wait now: the switch is away for the moment. STATUS tells the runtime; an ADD
 	// still waits, because the switch may be back at once.
 	Degraded string
+	// NoAddresses says why no pod may get an address of PodCIDRs; empty when pods may. An ADD fails, all else goes on.
+	NoAddresses string
 	// PodCIDRs are the ranges of the node, at most one of each family.
 	PodCIDRs []netip.Prefix
 	// MTU of the pods' interfaces.

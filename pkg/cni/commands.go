@@ -69,6 +69,9 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	if reason := set.unready(); reason != "" {
 		return nil, errorf(types.ErrTryAgainLater, "the Weft agent is not ready: %s", reason)
 	}
+	if set.NoAddresses != "" {
+		return nil, errorf(types.ErrTryAgainLater, "no pod can be attached: %s", set.NoAddresses)
+	}
 	key := model.AttachmentKey{ContainerID: req.ContainerID, IfName: req.IfName}
 	unlock, err := s.locks.lock(ctx, key)
 	if err != nil {

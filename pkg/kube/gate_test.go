@@ -219,7 +219,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		return n == 0 && err == nil && r.String() == "pod web 1 " && failing() == ""
 	})
 	later := time.Now().Add(silentAfter)
-	const silent = "no news of nodes, services, endpointslices, pods, namespaces, networkpolicies, servicecidrs for more than 2m30s, although"
+	const silent = "no news of nodes, services, services of other proxies, endpointslices, pods, namespaces, networkpolicies, servicecidrs for more than 2m30s, although"
 	if err := w.LagAt(later); err == nil || !strings.HasPrefix(err.Error(), silent) {
 		t.Errorf("after minutes of silence: %v", err)
 	}

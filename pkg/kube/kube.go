@@ -72,6 +72,9 @@ type Watcher struct {
 	// Draining is told, with each change of this node's object, whether the node is about to be deleted. It may be set
 	// before Run, and must not block.
 	Draining func(draining bool)
+	// Unavailable is told, with each change of this node's object, whether its condition NetworkUnavailable is missing or
+	// is not False. It may be set before Run, and must not block.
+	Unavailable func(unavailable bool)
 
 	client kubernetes.Interface
 	feeds  []*feed
@@ -234,6 +237,11 @@ func (w *Watcher) nodeChanged(obj any) {
 		if w.Draining != nil {
 			w.Draining(draining(object))
 		}
+		if w.Unavailable != nil {
+			w.Unavailable(!slices.ContainsFunc(object.Status.Conditions, func(c corev1.NodeCondition) bool {
+				return isNetworkUnavailable(c) && c.Status == corev1.ConditionFalse
+			}))
+		}
 	}
 }
 
@@ -285,9 +293,13 @@ func draining(n *corev1.Node) bool {
 	return !n.DeletionTimestamp.IsZero() || slices.ContainsFunc(n.Spec.Taints, toBeDeleted)
 }
 
+func isNetworkUnavailable(c corev1.NodeCondition) bool {
+	return c.Type == corev1.NodeNetworkUnavailable
+}
+
 func toBeDeleted(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
 
-// trimNode keeps what Node, draining and the zone of endpoints are read from.
+// trimNode keeps what Node, draining, the condition NetworkUnavailable and the zone of endpoints are read from.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
@@ -308,6 +320,9 @@ func trimNode(obj any) (any, error) {
 		if toBeDeleted(t) {
 			trimmed.Spec.Taints = append(trimmed.Spec.Taints, t)
 		}
+	}
+	if i := slices.IndexFunc(n.Status.Conditions, isNetworkUnavailable); i >= 0 {
+		trimmed.Status.Conditions = []corev1.NodeCondition{{Type: n.Status.Conditions[i].Type, Status: n.Status.Conditions[i].Status}}
 	}
 	return trimmed, nil
 }

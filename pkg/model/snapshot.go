@@ -12,6 +12,10 @@ type Snapshot struct {
 	PodsRevision uint64
 	// Self is the node that this is the view of.
 	Self Node
+	// SelfHeld says which values of Self are not those of its Node object now, and why; empty when all are.
+	SelfHeld string
+	// NewPodCIDRs are those of the Node object that wait until no attachment has an address of the old ones.
+	NewPodCIDRs []netip.Prefix
 	// Tunnel is the encapsulation that this node sends with.
 	Tunnel TunnelType
 	// KernelDatapath says that the switch forwards in the kernel, which has no word for a neighbour advertisement's flags.

@@ -26,7 +26,9 @@ func (s *Store) resolvePaths() {
 		return
 	}
 	s.pathsDirty = false
+	s.resolveSelf()
 	before, now := s.next.Paths, nodepath.Resolve(&s.next)
+	s.noteUsable(now[s.next.Self.Name])
 	changed := false
 	note := func(name string) {
 		changed = true

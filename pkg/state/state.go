@@ -31,8 +31,10 @@ type Store struct {
 	localAddrs   []netip.Addr            // as SetLocalAddrs said last
 	localsDirty  bool                    // LocalAddrs must be resolved again
 	pathsDirty   bool                    // paths must be resolved again
-	now          time.Time               // as SetTime said last
-	respread     int                     // what is left of respreadBudget; below 0 when a Service was larger
+	announced    announced
+	usable       model.Node // the last addresses and pod CIDRs of this node that could be used
+	now          time.Time  // as SetTime said last
+	respread     int        // what is left of respreadBudget; below 0 when a Service was larger
 }
 
 // New gives the store of the named node that knows nothing else.
@@ -108,16 +110,11 @@ type SetNode struct{ Node model.Node }
 
 func (c SetNode) apply(s *Store) bool {
 	if c.Node.Name == s.next.Self.Name {
-		if equalNodes(c.Node, s.next.Self) {
+		if s.announced.known && equalNodes(c.Node, s.announced.Node) {
 			return false
 		}
-		// Services name the node's addresses.
-		if !slices.Equal(c.Node.Addrs, s.next.Self.Addrs) {
-			s.touchServices()
-		}
-		s.next.Self, s.pathsDirty = c.Node, true
-		s.touched[model.SelfOwner] = true
-		return true
+		s.announced, s.pathsDirty = announced{c.Node, true}, true
+		return false // Take finds out what comes of it
 	}
 	if old, ok := s.next.Nodes[c.Node.Name]; ok && equalNodes(old, c.Node) {
 		return false
@@ -128,10 +125,14 @@ func (c SetNode) apply(s *Store) bool {
 }
 
 // DeleteNode says that a node is gone. This node's own object may be deleted and made again while its pods run: its
-// pods keep what they have.
+// values hold (see resolveSelf).
 type DeleteNode struct{ Name string }
 
 func (c DeleteNode) apply(s *Store) bool {
+	if c.Name == s.next.Self.Name && s.announced.known {
+		s.announced, s.pathsDirty = announced{}, true
+		return false // Take finds out what comes of it
+	}
 	if _, ok := s.next.Nodes[c.Name]; !ok {
 		return false
 	}
@@ -212,6 +213,7 @@ func (c DeleteAttachment) apply(s *Store) bool {
 		return false
 	}
 	delete(s.attachments(), c.Key)
+	s.pathsDirty = s.pathsDirty || len(s.next.NewPodCIDRs) > 0 // which may have waited for this
 	s.resolver.DeleteAttachment(c.Key)
 	s.localsChanged(old.IPs)
 	s.touched[model.PodOwner(old)] = true
