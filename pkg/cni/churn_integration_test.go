@@ -443,4 +443,3 @@ func (c *churn) left() map[string][]string {
 	}
 	return maps.Clone(left)
 }
-

@@ -60,6 +60,7 @@ func (s *Store) resolveSelf() {
 		s.touched[model.SelfOwner] = true
 	}
 	s.next.Self, s.next.SelfHeld, s.next.NewPodCIDRs = self, text, waiting
+	s.localsDirty = true
 	s.next.Revision++
 	s.next.NodesRevision = s.next.Revision
 }
