@@ -102,12 +102,13 @@ func hostileServices(o *objects, tenant string, size int) {
 			o.add(apiserver.EndpointSlices, slice(tenant, s.Name+port.Name, s.Name, endpointPort(port.Name, port.Protocol, 1), fmt.Sprintf("10.244.1.%d", 100+i%4), addr))
 		}
 	}
-	// The most ports and addresses: 1,000 ports times external addresses times endpoints, with affinity.
+	// The most ports and as many addresses as the watcher takes for them, times endpoints, with affinity: more flows than
+	// one owner may have.
 	o.add(apiserver.Services, serviceOf(tenant, "wide", fmt.Sprintf("10.96.%d.250", 1+tenantNumber(tenant)), func(s *corev1.ServiceSpec) {
 		s.SessionAffinity = corev1.ServiceAffinityClientIP
 		s.SessionAffinityConfig = &corev1.SessionAffinityConfig{ClientIP: &corev1.ClientIPConfig{TimeoutSeconds: ptr(int32(1 << 30))}}
-		for i := range 50 * size {
-			s.ExternalIPs = append(s.ExternalIPs, fmt.Sprintf("192.0.%d.%d", i/250, 1+i%250))
+		for i := range 10 {
+			s.ExternalIPs = append(s.ExternalIPs, fmt.Sprintf("192.0.0.%d", 1+i))
 		}
 		for i := range 1000 {
 			s.Ports = append(s.Ports, tcp(fmt.Sprint("p", i), int32(1+i), 0))
@@ -118,7 +119,7 @@ func hostileServices(o *objects, tenant string, size int) {
 		for j := range 999 {
 			s.Ports = append(s.Ports, endpointPort(fmt.Sprint("p", 1+j), corev1.ProtocolTCP, 80))
 		}
-		for j := range 20 {
+		for j := range 10 {
 			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.%d.%d.%d", 200+i/250, i%250, 1+j)}})
 		}
 		o.add(apiserver.EndpointSlices, s)

@@ -180,7 +180,7 @@ func isHostile(o model.Owner) bool {
 // The bounds of what all hostile objects may cost beside the honest ones. They do not depend on the machine; a size of 1
 // was measured to need about half of each.
 const (
-	mostFlows = 90_000
+	mostFlows = 150_000
 	mostBytes = 3 << 30 // allocated, those of the API server and the client's decoding among them
 	mostHeld  = 200 << 20
 )
