@@ -208,10 +208,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
-	if err := a.retry(ctx, "underlay", a.findMTU); err != nil {
+	if err := a.retry(ctx, "underlay", gathering(loop, a.findMTU)); err != nil {
 		return err
 	}
-	if err := a.retry(ctx, "bridge", a.syncBridge); err != nil {
+	if err := a.retry(ctx, "bridge", gathering(loop, a.syncBridge)); err != nil {
 		return err
 	}
 	// The end comes in layers, each when the one above it is done: the CNI server rolls back what it has begun, for which
@@ -282,6 +282,15 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	slim()
 	<-ctx.Done()
 	return nil
+}
+
+// gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch may be away for
+// long.
+func gathering(loop *Loop, do func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		loop.Gather()
+		return do(ctx)
+	}
 }
 
 // firstProgramming is how long the first bundle may take before the agent says that it waits for it.

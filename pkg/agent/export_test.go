@@ -19,7 +19,14 @@ func Eventually(t *testing.T, what string, ok func() bool) {
 func (l *Loop) Queued() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.queue)
+	return l.pending.Len() + len(l.queue)
+}
+
+// Waiting is how many callers the loop holds.
+func (l *Loop) Waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) + len(l.waiting)
 }
 
 // OwnEvents is how many events of its own the loop remembers. The loop must be idle.

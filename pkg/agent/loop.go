@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,10 +68,14 @@ type Loop struct {
 	sw  Switch
 	log *slog.Logger
 
-	mu     sync.Mutex
-	queue  []request
-	status Status
-	latest *model.Snapshot
+	mu sync.Mutex
+	// pending are the changes that were not compiled yet, queue who waits for them, and waiting who waits for what was compiled. Each
+	// of these is a caller that has not returned, so nothing here grows with the time that the switch is away.
+	pending state.Pending
+	queue   []request
+	waiting []request
+	status  Status
+	latest  *model.Snapshot
 	// settled is the snapshot that is in the switch, less the owners that are refused.
 	settled *model.Snapshot
 	refused map[model.Owner]error
@@ -99,16 +104,17 @@ type Loop struct {
 	disturbed   bool                  // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
-	waiting     []request
+	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an older one. It is not
+	// nil once Run has compiled.
+	tried *model.Snapshot
 }
 
-// request is a change and whoever waits for it.
+// request is what a caller waits for: that everything that was submitted before is in the switch.
 type request struct {
-	change state.Change
-	// done receives nil when everything up to this change is in the switch, or why the owner's flows are not.
-	done  chan<- error
+	// done receives nil then, or why the owner's flows are not in the switch. It has room for that.
+	done  chan error
 	owner model.Owner
-	// verify asks for the switch to be read back. There is no change then, nor when only the end of what came before is awaited.
+	// verify asks for the switch to be read back.
 	verify bool
 }
 
@@ -160,14 +166,18 @@ func NewLoop(opt LoopOptions) *Loop {
 }
 
 // Submit queues a change. It never blocks.
-func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
+func (l *Loop) Submit(c state.Change) {
+	l.mu.Lock()
+	l.pending.Add(c)
+	l.mu.Unlock()
+	notify(l.wake)
+}
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
 // cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
-	done := make(chan error, 1)
-	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
-	err := l.await(ctx, done, "program the flows of pod "+a.Pod.String())
+	l.Submit(state.SetAttachment{Attachment: a})
+	err := l.await(ctx, request{owner: model.PodOwner(a)}, "program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
 		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
 	}
@@ -176,14 +186,20 @@ func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 
 // Detach queues the end of a pod's interface and returns when its flows are gone.
 func (l *Loop) Detach(ctx context.Context, key model.AttachmentKey) error {
-	done := make(chan error, 1)
-	l.enqueue(request{change: state.DeleteAttachment{Key: key}, done: done})
-	return l.await(ctx, done, "remove the flows of "+key.String())
+	l.Submit(state.DeleteAttachment{Key: key})
+	return l.await(ctx, request{}, "remove the flows of "+key.String())
 }
 
-func (l *Loop) await(ctx context.Context, done <-chan error, what string) error {
+// await queues a request and returns when it is answered or given up. Nothing of it is left then.
+func (l *Loop) await(ctx context.Context, r request, what string) error {
+	r.done = make(chan error, 1)
+	l.mu.Lock()
+	l.queue = append(l.queue, r)
+	l.mu.Unlock()
+	notify(l.wake)
+	defer l.forget(r)
 	select {
-	case err := <-done:
+	case err := <-r.done:
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}
@@ -197,6 +213,15 @@ func (l *Loop) await(ctx context.Context, done <-chan error, what string) error 
 		}
 		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 	}
+}
+
+// forget takes out a request whose caller returns.
+func (l *Loop) forget(r request) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	same := func(other request) bool { return other.done == r.done }
+	l.queue = slices.DeleteFunc(l.queue, same)
+	l.waiting = slices.DeleteFunc(l.waiting, same)
 }
 
 // Realised returns nil when the flows of the attachment are in the switch, and otherwise what is wrong.
@@ -221,16 +246,12 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 
 // Sync returns when the switch was read back and holds everything that it shall.
 func (l *Loop) Sync(ctx context.Context) error {
-	done := make(chan error, 1)
-	l.enqueue(request{verify: true, done: done})
-	return l.await(ctx, done, "read the switch back")
+	return l.await(ctx, request{verify: true}, "read the switch back")
 }
 
 // Settled returns when the switch holds everything that was submitted before.
 func (l *Loop) Settled(ctx context.Context) error {
-	done := make(chan error, 1)
-	l.enqueue(request{done: done})
-	return l.await(ctx, done, "program the switch")
+	return l.await(ctx, request{}, "program the switch")
 }
 
 // expect notes that the Run goroutine comes round again within a time.
@@ -297,13 +318,6 @@ func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
 	}
 }
 
-func (l *Loop) enqueue(r request) {
-	l.mu.Lock()
-	l.queue = append(l.queue, r)
-	l.mu.Unlock()
-	notify(l.wake)
-}
-
 // notify leaves a token in a channel of capacity one: many notifications become one wake-up.
 func notify(c chan struct{}) {
 	select {
@@ -327,6 +341,9 @@ func (l *Loop) Run(ctx context.Context) error {
 		l.expect(0)
 		l.pace(ctx)
 		change := l.compile()
+		if l.tried == nil {
+			l.tried = l.latest // of an earlier agent the switch may hold what was attached then
+		}
 		var pause time.Duration
 		if err := l.program(ctx, change); err != nil {
 			if ctx.Err() != nil {

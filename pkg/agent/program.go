@@ -19,17 +19,15 @@ import (
 // compile takes everything that is queued into one new snapshot and the flows that follow from it.
 func (l *Loop) compile() flows.Delta {
 	l.mu.Lock()
-	requests := l.queue
+	changes := l.pending.Take()
+	for _, r := range l.queue {
+		l.verify = l.verify || r.verify
+	}
+	l.waiting = append(l.waiting, l.queue...)
 	l.queue = nil
 	l.mu.Unlock()
-	for _, r := range requests {
-		l.verify = l.verify || r.verify
-		if r.change != nil {
-			l.store.Apply(r.change)
-		}
-		if r.done != nil {
-			l.waiting = append(l.waiting, r)
-		}
+	for _, c := range changes {
+		l.store.Apply(c)
 	}
 	before := l.store.Snapshot()
 	snapshot, owners := l.store.Take()
@@ -124,6 +122,7 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		return l.sw.Apply(ctx, whole) // what the last one left undone
 	}
 	l.expectEvents(whole)
+	l.tried = l.latest
 	err := l.sw.Apply(ctx, whole)
 	l.pacer.take()
 	l.mu.Lock()
@@ -246,19 +245,20 @@ func (l *Loop) settle() {
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
 // until it is or is given up.
 func (l *Loop) answer(refused map[model.Owner]error) {
-	var unknown []request
-	for _, r := range l.waiting {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiting = slices.DeleteFunc(l.waiting, func(r request) bool {
 		_, attached := l.latest.Attachments[r.owner.Attachment]
 		switch {
 		case l.latest.Unknown[r.owner.Attachment]:
-			unknown = append(unknown, r)
+			return false
 		case r.owner.Kind == model.KindPod && !attached:
 			r.done <- errors.New("it was detached meanwhile")
 		default:
 			r.done <- refused[r.owner]
 		}
-	}
-	l.waiting = unknown
+		return true
+	})
 }
 
 // checkPolicies finds the policies that are invalid or over budget.

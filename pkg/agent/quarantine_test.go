@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,15 +22,15 @@ import (
 // refusals are what a switch refuses: the flows of one owner. They count how often it did.
 type refusals struct {
 	owner model.Owner
-	over  bool
-	count int
+	over  atomic.Bool
+	count atomic.Int32
 }
 
 func (r *refusals) refuse(f openflow.Flow) bool {
-	if r.over || f.Cookie != flows.Cookie(r.owner) {
+	if r.over.Load() || f.Cookie != flows.Cookie(r.owner) {
 		return false
 	}
-	r.count++
+	r.count.Add(1)
 	return true
 }
 
@@ -51,16 +52,16 @@ func TestQuarantineEnds(t *testing.T) {
 					t.Fatalf("%s is not in quarantine: %v", owner, b.Status())
 				}
 				time.Sleep(time.Hour)
-				if bad.count < 15 || bad.count > 80 { // 9 pauses from 1 s to 5 min, and 10 of 5 min, with at most 4 bundles each
-					t.Errorf("tried %d times in an hour", bad.count)
+				if n := bad.count.Load(); n < 15 || n > 80 { // 9 pauses from 1 s to 5 min, and 10 of 5 min, with at most 4 bundles each
+					t.Errorf("tried %d times in an hour", n)
 				}
 				sw.Stop()
 				b.Verify()
 				time.Sleep(5 * time.Second)
-				before := bad.count
+				before := bad.count.Load()
 				sw.Start()
 				time.Sleep(3 * time.Second)
-				if bad.count == before {
+				if bad.count.Load() == before {
 					t.Error("the switch was away, and the owner was not tried again")
 				}
 				time.Sleep(time.Hour)
@@ -70,7 +71,7 @@ func TestQuarantineEnds(t *testing.T) {
 				}
 				b.sweeps = nil
 				b.mu.Unlock()
-				bad.over = true
+				bad.over.Store(true)
 				time.Sleep(6 * time.Minute)
 				synctest.Wait()
 				if b.RefusedOwner(owner) != nil || len(b.Status().Quarantined) > 0 {
@@ -100,10 +101,11 @@ func wall() policy.Policy {
 // TestManyInQuarantine: however many owners are refused, what changes meanwhile is not held up for long.
 func TestManyInQuarantine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw, refused := ofswitch.NewFake(), 0
+		sw := ofswitch.NewFake()
+		var refused atomic.Int32
 		sw.Refuse(func(f openflow.Flow) bool {
 			if strings.Contains(f.Match, "10.96.0.") {
-				refused++
+				refused.Add(1)
 				return true
 			}
 			return false
@@ -115,13 +117,13 @@ func TestManyInQuarantine(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		for range 20 {
-			before := refused
-			b.Submit(state.SetNode{Node: node("n3", byte(refused%100+3))})
+			before := refused.Load()
+			b.Submit(state.SetNode{Node: node("n3", byte(before%100+3))})
 			if err := b.Settled(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			// A round halves the bundle of those that it tries: 64 bundles for 32 owners, and a few for the others'.
-			if n := refused - before; n > 80 {
+			if n := refused.Load() - before; n > 80 {
 				t.Errorf("a change waited for %d refused bundles", n)
 			}
 			time.Sleep(7 * time.Second)
@@ -138,11 +140,11 @@ func TestManyInQuarantine(t *testing.T) {
 // busy is a switch that sometimes takes no bundle.
 type busy struct {
 	agent.Switch
-	left int
+	left atomic.Int32
 }
 
 func (b *busy) Apply(ctx context.Context, d flows.Delta) error {
-	if b.left--; b.left >= 0 {
+	if b.left.Add(-1) >= 0 {
 		return errors.New("OFPBFC_TIMEOUT")
 	}
 	return b.Switch.Apply(ctx, d)
@@ -152,10 +154,11 @@ func (b *busy) Apply(ctx context.Context, d flows.Delta) error {
 func TestBusySwitchIsNotRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fake := ofswitch.NewFake()
-		sw := &busy{fake, 3}
+		sw := &busy{Switch: fake}
+		sw.left.Store(3)
 		loop, stop := bubble(t, sw)
 		for n := range byte(10) {
-			sw.left = 2
+			sw.left.Store(2)
 			loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), n+1, 2)})
 			time.Sleep(3 * time.Second)
 		}

@@ -49,6 +49,7 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 		!slices.Equal(before.LocalAddrs, now.LocalAddrs)
 	wider := false
 	had := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(before) })
+	tried := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(l.tried) })
 	fresh := func(addr netip.Addr) bool { return !had()[addr] }
 	for _, o := range owners {
 		switch o.Kind {
@@ -66,9 +67,12 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 		case model.KindPod:
 			has := now.Attachments[o.Attachment]
 			for _, ip := range before.Attachments[o.Attachment].IPs {
-				if !slices.Contains(has.IPs, ip) {
+				// While the switch is away pods come and go of which it never hears, in any number.
+				if !slices.Contains(has.IPs, ip) && (l.tried == nil || tried()[ip]) {
 					r := l.sweepRequest()
-					r.Gone = append(r.Gone, ip)
+					if !slices.Contains(r.Gone, ip) {
+						r.Gone = append(r.Gone, ip)
+					}
 				}
 			}
 		}
