@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -46,5 +47,22 @@ func TestHostPorts(t *testing.T) {
 	slices.SortFunc(want, host.CompareHostPorts)
 	if got := hostPorts(view, pods); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestNodePortAddrs: the word primary stands for the node's InternalIPs.
+func TestNodePortAddrs(t *testing.T) {
+	self := model.Node{Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1"), netip.MustParseAddr("fd30::1")}}
+	for _, c := range []struct {
+		setting []string
+		want    []netip.Prefix
+	}{
+		{nil, nil},
+		{[]string{config.PrimaryAddresses}, []netip.Prefix{netip.MustParsePrefix("172.30.0.1/32"), netip.MustParsePrefix("fd30::1/128")}},
+		{[]string{"192.0.2.0/24"}, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
+	} {
+		if got := nodePortAddrs(c.setting, self); !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v, want %v", c.setting, got, c.want)
+		}
 	}
 }

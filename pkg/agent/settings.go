@@ -87,6 +87,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	for _, n := range view.Nodes {
 		desired.Nodes = append(desired.Nodes, n.Addrs...)
 	}
+	desired.NodePortAddrs = nodePortAddrs(cfg.NodePortAddresses, view.Self)
 	desired.HostPorts = hostPorts(view, a.kube.Pods())
 	a.mu.Lock()
 	reserved := a.reserved
@@ -103,6 +104,21 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.setProblem("forwarding", done.Filtered)
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, rejectedPodCIDRs(view, view.Self.Name), err)
+}
+
+// nodePortAddrs are the addresses that a checked setting nodePortAddresses stands for.
+func nodePortAddrs(setting []string, self model.Node) []netip.Prefix {
+	var list []netip.Prefix
+	for _, word := range setting {
+		if word != config.PrimaryAddresses {
+			list = append(list, netip.MustParsePrefix(word))
+			continue
+		}
+		for _, a := range self.Addrs {
+			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	return list
 }
 
 // findAddresses tells the loop which addresses this node has, for policies.

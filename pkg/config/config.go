@@ -74,6 +74,11 @@ type Config struct {
 	// (`status.loadBalancer`), which controllers write, are always served.
 	ExternalIPs bool `json:"externalIPs"`
 
+	// The addresses of the node that have node ports: `["primary"]` for its InternalIPs, or ranges, for example
+	// `["192.168.0.0/16", "2001:db8::/32"]`. When empty, all addresses have them but loopback and IPv6 link-local ones. As
+	// with kube-proxy, a family of which no range is listed has them at all its addresses.
+	NodePortAddresses []string `json:"nodePortAddresses"`
+
 	// What a changed NetworkPolicy does to connections that it forbids and that exist already: `judge` stops them, `keep`
 	// lets them end by themselves.
 	EstablishedConnections Established `json:"establishedConnections"`
@@ -99,6 +104,9 @@ type Config struct {
 	// How log records are written.
 	LogFormat LogFormat `json:"logFormat"`
 }
+
+// PrimaryAddresses, alone in NodePortAddresses, stands for the node's InternalIPs.
+const PrimaryAddresses = "primary"
 
 // Default is the configuration of an empty file.
 func Default() Config {

@@ -38,6 +38,7 @@ egressMasquerade: false
 nonMasqueradeCIDRs: [10.0.0.0/8, "2001:db8::/32"]
 serviceCIDRs: [10.96.0.0/16]
 externalIPs: false
+nodePortAddresses: [192.0.2.0/24]
 establishedConnections: keep
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
@@ -55,6 +56,7 @@ logFormat: json
 		MTU:                    8950,
 		NonMasqueradeCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
 		ServiceCIDRs:           []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+		NodePortAddresses:      []string{"192.0.2.0/24"},
 		EstablishedConnections: EstablishedKeep,
 		APIServer:              "https://[2001:db8::1]:6443",
 		OVSRunDir:              "/var/run/ovs",
@@ -103,6 +105,10 @@ func TestRefusals(t *testing.T) {
 			`healthAddr: "127.0.0.1" is not allowed; allowed: an IP address and a port, as 127.0.0.1:9470 or [::1]:9470`},
 		{"port chosen by the kernel", "healthAddr: 127.0.0.1:0",
 			`healthAddr: "127.0.0.1:0" is not allowed; allowed: an IP address and a port, as 127.0.0.1:9470 or [::1]:9470`},
+		{"primary beside a range", `nodePortAddresses: [primary, 10.0.0.0/8]`,
+			`nodePortAddresses: ["primary","10.0.0.0/8"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "primary" stands alone`},
+		{"no address of node ports", `nodePortAddresses: [secondary]`,
+			`nodePortAddresses: ["secondary"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "secondary" is not a prefix`},
 		{"key twice", "mtu: 1400\nlogLevel: info\nmtu: 1500\n", `key "mtu" is there twice, again at line 3; keep one`},
 		{"two documents", "mtu: 1400\n---\nmtu: 1500\n", "more than one YAML document; put all settings into one"},
 		{"a list", "- mtu: 1400", `is [{"mtu":1400}], not a mapping of keys to values; write for example: tunnelType: geneve`},

@@ -79,6 +79,10 @@ var settings = []setting{
 		parse: func(c *Config, raw []byte) error { return json.Unmarshal(raw, &c.ExternalIPs) },
 		value: func(c Config) any { return c.ExternalIPs },
 	}, {
+		key: "nodePortAddresses", live: true, allowed: `a list of IPv4 and IPv6 prefixes, or ["primary"]`,
+		parse: parseNodePortAddresses,
+		value: func(c Config) any { return append([]string{}, c.NodePortAddresses...) },
+	}, {
 		key: "establishedConnections", live: true, allowed: oneOf(established),
 		parse: func(c *Config, raw []byte) error { return choose(&c.EstablishedConnections, raw, established) },
 		value: func(c Config) any { return c.EstablishedConnections },
@@ -178,6 +182,24 @@ func parsePrefixes(dst *[]netip.Prefix, raw []byte) error {
 		return errors.New(strings.Join(wrong, "; "))
 	}
 	*dst = prefixes
+	return nil
+}
+
+func parseNodePortAddresses(c *Config, raw []byte) error {
+	var words []string
+	if err := json.Unmarshal(raw, &words); err != nil {
+		return err
+	}
+	if slices.Contains(words, PrimaryAddresses) && len(words) > 1 {
+		return fmt.Errorf("%q stands alone", PrimaryAddresses)
+	}
+	if len(words) == 0 || words[0] != PrimaryAddresses {
+		var prefixes []netip.Prefix
+		if err := parsePrefixes(&prefixes, raw); err != nil {
+			return err
+		}
+	}
+	c.NodePortAddresses = words
 	return nil
 }
 

@@ -65,6 +65,8 @@ type Desired struct {
 	// ServicePorts are ports of external and LoadBalancer addresses; what the node sends or forwards to one goes to the
 	// switch. An address that is this node's own is not reached so, see ExternalIPs.
 	ServicePorts []ServicePort
+	// NodePortAddrs are the addresses at which there are node ports; a family without any has them at all of its addresses.
+	NodePortAddrs []netip.Prefix
 	// NodePorts are the ports that the node offers at its addresses; they lead to the NodePort address.
 	NodePorts []NodePort
 	// HostPorts lead to pods of this node.
@@ -235,7 +237,7 @@ func (d Desired) check() error {
 	if d.Gateway == "" {
 		return errors.New("the gateway interface has no name")
 	}
-	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs) {
+	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs) {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("%v is not a masked prefix", p)
 		}

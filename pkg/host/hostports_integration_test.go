@@ -84,3 +84,36 @@ func TestHostPortConflict(t *testing.T) {
 		t.Errorf("%v remain, errors %v", d.HostPorts, errs)
 	}
 }
+
+// TestNodePortAddresses: with a list, node ports are at its addresses alone, in the families that it names.
+func TestNodePortAddresses(t *testing.T) {
+	d := withServices()
+	d.NodePortAddrs = prefixes("192.0.2.1/32", "203.0.113.0/24")
+	n := newServiceNode(t, d)
+	for _, a := range []struct {
+		dest, listen string
+		served       bool
+	}{
+		{"192.0.2.1:30080", "169.254.87.1:30080", true},
+		{"192.0.2.50:30080", "169.254.87.1:30080", false},
+		{"[2001:db8::1]:30080", "[fd57:6566:7400::1]:30080", true},
+		{"192.0.2.50:18081", "10.244.1.7:81", true}, // a host port, not a node port
+	} {
+		wait := patience
+		if !a.served {
+			wait = brevity
+		}
+		try := attempt{what: a.dest, network: "tcp", from: n.out, dest: a.dest, at: n.pods, listen: a.listen}
+		if seen := try.run(n, wait); (seen != "") != a.served {
+			t.Errorf("%s: served as %q, want served %t", a.dest, seen, a.served)
+		}
+	}
+	local := prefixes("192.0.2.1/32", "192.0.2.50/32")
+	for dest, want := range map[string]bool{"192.0.2.1:30053": true, "192.0.2.50:30053": false} {
+		at := netip.MustParseAddrPort(dest)
+		c := connection{protocol: 17, source: netip.MustParseAddrPort("192.0.2.9:1"), destination: at, replySource: at, replyDestination: netip.MustParseAddrPort("192.0.2.9:1")}
+		if got := translationsOf(d, local, goneTranslations{}).outdated(c); got != want {
+			t.Errorf("a socket that sends to %s since before the node port is flushed: %t", dest, got)
+		}
+	}
+}

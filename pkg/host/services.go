@@ -9,7 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// NodePort is a port that the node offers in one address family, at all its addresses but loopback and IPv6 link-local ones.
+// NodePort is a port that the node offers in one address family, at all its addresses but loopback and IPv6 link-local
+// ones, or at those of Desired.NodePortAddrs.
 // As with kube-proxy's nftables mode 127.0.0.1 is none of them: that would need route_localnet, which opens what
 // listens on loopback only to the neighbours.
 type NodePort struct {
@@ -25,6 +26,17 @@ type ExternalIP struct {
 	Protocol model.Protocol
 	Port     uint16
 	To       netip.AddrPort
+}
+
+// nodePortAddrs are those of a family, disjoint; none stands for all.
+func (d Desired) nodePortAddrs(is4 bool) ranges {
+	var list []netip.Prefix
+	for _, p := range d.NodePortAddrs {
+		if p.Addr().Is4() == is4 {
+			list = append(list, p)
+		}
+	}
+	return disjoint(list)
 }
 
 func (p NodePort) check() error {

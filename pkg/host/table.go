@@ -159,8 +159,11 @@ func rules(d Desired) []*knftables.Rule {
 			"meta nfproto", f.proto, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "return")
 		add(servicesChain, "external addresses that are the node's: to the switch",
 			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
-		add(servicesChain, "node ports: to the switch",
-			"meta nfproto", f.proto, "dnat", f.header, "to", "meta l4proto . th dport map", "@node-ports-"+f.suffix)
+		nodePortAt := []any{"meta nfproto", f.proto}
+		if at := d.nodePortAddrs(f.is4); len(at) > 0 {
+			nodePortAt = []any{f.header, "daddr", oneOf(at)}
+		}
+		add(servicesChain, "node ports: to the switch", append(nodePortAt, "dnat", f.header, "to", "meta l4proto . th dport map", "@node-ports-"+f.suffix)...)
 		addHostPortRules(add, f, own)
 
 		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.

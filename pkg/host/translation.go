@@ -40,6 +40,7 @@ type familyTranslations struct {
 	toSwitch   ranges                  // destinations that are routed to the gateway interface, besides the node's own pods
 	services   map[netip.AddrPort]bool // UDP ports of Services at external addresses
 	nodePorts  map[uint16]bool
+	nodePortAt ranges                    // addresses with node ports; none for all
 	hostPorts  map[uint16]netip.AddrPort // UDP, at all addresses; at one of them they are in hostPortsAt
 	// hostPortsAt are those at one address.
 	hostPortsAt map[netip.AddrPort]netip.AddrPort
@@ -74,8 +75,8 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 		}
 		f := familyTranslations{
 			pods: pods, gateway: model.GatewayAddr(pods), masquerade: model.MasqueradeAddr(is4),
-			nodePort: disjoint(model.NodePortPrefixes(is4)),
-			toWorld:  d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{},
+			nodePort: disjoint(model.NodePortPrefixes(is4)), nodePortAt: d.nodePortAddrs(is4),
+			toWorld: d.Masquerade, nodePorts: map[uint16]bool{}, services: map[netip.AddrPort]bool{},
 			external:  map[netip.AddrPort]netip.AddrPort{},
 			hostPorts: map[uint16]netip.AddrPort{}, hostPortsAt: map[netip.AddrPort]netip.AddrPort{},
 		}
@@ -164,7 +165,7 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 	case port == model.Geneve.UDPPort(), port == model.VXLAN.UDPPort():
 	case f.external[c.destination].IsValid():
 		return f.external[c.destination]
-	case f.nodePorts[port]:
+	case f.nodePorts[port] && (len(f.nodePortAt) == 0 || f.nodePortAt.contain(to)):
 		return model.NodePortAt(to.Is4(), model.UDP, port)
 	case f.hostPortsAt[c.destination].IsValid():
 		return f.hostPortsAt[c.destination]

@@ -92,3 +92,11 @@ func TestOwnerOrder(t *testing.T) {
 		t.Errorf("a pod's owner reads %q", s)
 	}
 }
+
+// TestForwardedPortsAsDocumented: docs/services.md says how many connections a node forwards to one endpoint.
+func TestForwardedPortsAsDocumented(t *testing.T) {
+	count := func(r model.PortRange) int { return int(r.Last) - int(r.First) + 1 }
+	if count(model.ForwardedPorts) != 31744 || count(model.ForwardedPrivilegedPorts) != 212 {
+		t.Errorf("%d and %d ports: docs/services.md names others", count(model.ForwardedPorts), count(model.ForwardedPrivilegedPorts))
+	}
+}
