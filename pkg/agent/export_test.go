@@ -22,5 +22,12 @@ func (l *Loop) Queued() int {
 	return len(l.queue)
 }
 
+// Waiting is how many requests wait for the switch.
+func (l *Loop) Waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.waiting)
+}
+
 // OwnEvents is how many events of its own the loop remembers. The loop must be idle.
 func (l *Loop) OwnEvents() int { return l.sent.total }

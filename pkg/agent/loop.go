@@ -59,10 +59,14 @@ type Loop struct {
 	sw  Switch
 	log *slog.Logger
 
-	mu     sync.Mutex
-	queue  []request
-	status Status
-	latest *model.Snapshot
+	mu sync.Mutex
+	// queue holds one change of each object (see state.Subject), so it does not grow with the changes while the switch is
+	// being written. queued has their places.
+	queue   []request
+	queued  map[any]int
+	waiting []request // who waits for what is not in the switch yet
+	status  Status
+	latest  *model.Snapshot
 	// settled is the snapshot that is in the switch, less the owners that are refused.
 	settled *model.Snapshot
 	refused map[model.Owner]error
@@ -86,7 +90,6 @@ type Loop struct {
 	disturbed   bool                  // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
-	waiting     []request
 }
 
 // request is a change and whoever waits for it.
@@ -95,8 +98,20 @@ type request struct {
 	// done receives nil when everything up to this change is in the switch, or why the owner's flows are not.
 	done  chan<- error
 	owner model.Owner
+	// gone is closed when no one waits any more.
+	gone <-chan struct{}
 	// verify asks for the switch to be read back. There is no change then, nor when only the end of what came before is awaited.
 	verify bool
+}
+
+// abandoned tells whether no one waits for the answer any more.
+func (r request) abandoned() bool {
+	select {
+	case <-r.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // errStopped is the answer to whoever asks a loop that has ended.
@@ -137,21 +152,21 @@ func NewLoop(opt LoopOptions) *Loop {
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(),
-		index: map[place][]openflow.Key{}, sent: newSentEvents(),
+		index: map[place][]openflow.Key{}, sent: newSentEvents(), queued: map[any]int{},
 		quarantined: map[model.Owner]error{}, mistaken: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
 }
 
-// Submit queues a change. It never blocks.
+// Submit queues a change, in the place of an earlier one of the same object that is still queued. It never blocks.
 func (l *Loop) Submit(c state.Change) { l.enqueue(request{change: c}) }
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
 // cannot be before the API server has told us of the pod: its labels say which policies are about it.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	done := make(chan error, 1)
-	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a)})
+	l.enqueue(request{change: state.SetAttachment{Attachment: a}, done: done, owner: model.PodOwner(a), gone: ctx.Done()})
 	err := l.await(ctx, done, "program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
 		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod, so its policies are not known", err)
@@ -162,7 +177,7 @@ func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 // Detach queues the end of a pod's interface and returns when its flows are gone.
 func (l *Loop) Detach(ctx context.Context, key model.AttachmentKey) error {
 	done := make(chan error, 1)
-	l.enqueue(request{change: state.DeleteAttachment{Key: key}, done: done})
+	l.enqueue(request{change: state.DeleteAttachment{Key: key}, done: done, gone: ctx.Done()})
 	return l.await(ctx, done, "remove the flows of "+key.String())
 }
 
@@ -207,14 +222,14 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 // Sync returns when the switch was read back and holds everything that it shall.
 func (l *Loop) Sync(ctx context.Context) error {
 	done := make(chan error, 1)
-	l.enqueue(request{verify: true, done: done})
+	l.enqueue(request{verify: true, done: done, gone: ctx.Done()})
 	return l.await(ctx, done, "read the switch back")
 }
 
 // Settled returns when the switch holds everything that was submitted before.
 func (l *Loop) Settled(ctx context.Context) error {
 	done := make(chan error, 1)
-	l.enqueue(request{done: done})
+	l.enqueue(request{done: done, gone: ctx.Done()})
 	return l.await(ctx, done, "program the switch")
 }
 
@@ -267,7 +282,18 @@ func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
 
 func (l *Loop) enqueue(r request) {
 	l.mu.Lock()
-	l.queue = append(l.queue, r)
+	subject := any(nil)
+	if r.change != nil && r.done == nil {
+		subject = state.Subject(r.change)
+	}
+	if at, ok := l.queued[subject]; ok {
+		l.queue[at] = r
+	} else {
+		if subject != nil {
+			l.queued[subject] = len(l.queue)
+		}
+		l.queue = append(l.queue, r)
+	}
 	l.mu.Unlock()
 	notify(l.wake)
 }

@@ -20,15 +20,19 @@ import (
 func (l *Loop) compile() flows.Delta {
 	l.mu.Lock()
 	requests := l.queue
-	l.queue = nil
+	l.queue, l.queued = nil, map[any]int{}
+	// A runtime repeats what failed, for hours while the switch is away.
+	l.waiting = slices.DeleteFunc(l.waiting, request.abandoned)
+	for _, r := range requests {
+		if r.done != nil {
+			l.waiting = append(l.waiting, r)
+		}
+	}
 	l.mu.Unlock()
 	for _, r := range requests {
 		l.verify = l.verify || r.verify
 		if r.change != nil {
 			l.store.Apply(r.change)
-		}
-		if r.done != nil {
-			l.waiting = append(l.waiting, r)
 		}
 	}
 	before := l.store.Snapshot()
@@ -228,6 +232,8 @@ func (l *Loop) settle() {
 // answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
 // until it is or is given up.
 func (l *Loop) answer() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var unknown []request
 	for _, r := range l.waiting {
 		_, attached := l.latest.Attachments[r.owner.Attachment]
