@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // The names that random objects are made of are few, so that objects meet.
@@ -274,7 +275,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 	rapid.Check(t, incrementalEqualsFull)
 }
 
-func FuzzIncrementalEqualsFull(f *testing.F) { f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull)) }
+func FuzzIncrementalEqualsFull(f *testing.F) { fuzzing.Property(f, incrementalEqualsFull) }
 
 func incrementalEqualsFull(t *rapid.T) {
 	r, w := newResolver("n1", crowded), newWorld()
