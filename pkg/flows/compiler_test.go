@@ -18,13 +18,14 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // TestIncrementalEqualsFull makes random changes, among them conflicting ones, and compares after each: the table
 // reached step by step, the table compiled fresh, and a switch that only ever got the deltas.
 func TestIncrementalEqualsFull(t *testing.T) { rapid.Check(t, incrementalEqualsFull) }
 
-func FuzzIncrementalEqualsFull(f *testing.F) { f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull)) }
+func FuzzIncrementalEqualsFull(f *testing.F) { fuzzing.Property(f, incrementalEqualsFull) }
 
 func incrementalEqualsFull(t *rapid.T) {
 	c, store := flows.NewCompiler(), state.New("n1")

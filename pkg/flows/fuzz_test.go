@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // odd are the addresses that objects may claim: those of pods, nodes, Services, gateways and Weft's own. pkg/kube lets only
@@ -264,4 +265,4 @@ func failuresOf(err error) map[model.Owner]bool {
 
 func TestOddObjects(t *testing.T) { rapid.Check(t, oddObjects) }
 
-func FuzzOddObjects(f *testing.F) { f.Fuzz(rapid.MakeFuzz(oddObjects)) }
+func FuzzOddObjects(f *testing.F) { fuzzing.Property(f, oddObjects) }

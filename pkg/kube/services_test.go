@@ -29,6 +29,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 func service(name, clusterIP string, change ...func(*corev1.Service)) *corev1.Service {
@@ -113,7 +114,7 @@ func (v *view) cidrs() []netip.Prefix {
 // in the end, in another order.
 func TestHistoryDoesNotMatter(t *testing.T) { rapid.Check(t, historyDoesNotMatter) }
 
-func FuzzHistoryDoesNotMatter(f *testing.F) { f.Fuzz(rapid.MakeFuzz(historyDoesNotMatter)) }
+func FuzzHistoryDoesNotMatter(f *testing.F) { fuzzing.Property(f, historyDoesNotMatter) }
 
 func historyDoesNotMatter(t *rapid.T) {
 	names := []string{"a", "b"}

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // The names that random objects are made of are few, so that objects meet.
@@ -272,7 +273,7 @@ func crowded(key string) uint32 { return hashKey(key) % 4 }
 // what a full computation gives, byte for byte; and in the end, that nothing is left of what is gone.
 func TestIncrementalEqualsFull(t *testing.T) { rapid.Check(t, incrementalEqualsFull) }
 
-func FuzzIncrementalEqualsFull(f *testing.F) { f.Fuzz(rapid.MakeFuzz(incrementalEqualsFull)) }
+func FuzzIncrementalEqualsFull(f *testing.F) { fuzzing.Property(f, incrementalEqualsFull) }
 
 func incrementalEqualsFull(t *rapid.T) {
 	room := draw(t, []int{60, 200, maxNodeFlows}) // not enough for all, or enough

@@ -96,7 +96,9 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		s.name, s.other = c.Attachment.ContainerID, c.Attachment.IfName
 	case DeleteAttachment:
 		s.name, s.other = c.Key.ContainerID, c.Key.IfName
-	case SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished:
+	case SetOtherProxy:
+		s.name = c.Service
+	case SetLocalAddrs, SetClusterCIDRs, SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished:
 	default:
 		return s, false
 	}

@@ -68,7 +68,7 @@ func TestPendingChangesNothing(t *testing.T) {
 // facts are a snapshot without the numbers that count changes.
 func facts(s *model.Snapshot) model.Snapshot {
 	copied := *s
-	copied.Revision, copied.NodesRevision, copied.ServicesRevision = 0, 0, 0
+	copied.Revision, copied.NodesRevision, copied.ServicesRevision, copied.PodsRevision = 0, 0, 0, 0
 	return copied
 }
 

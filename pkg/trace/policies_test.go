@@ -11,6 +11,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
+	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // checks makes rapid look at a number of random cases: that of the environment's WEFT_POLICY_SETS, or the default. The nightly run
@@ -40,7 +41,7 @@ func TestRandomPolicies(t *testing.T) {
 	rapid.Check(t, randomPolicies)
 }
 
-func FuzzRandomPolicies(f *testing.F) { f.Fuzz(rapid.MakeFuzz(randomPolicies)) }
+func FuzzRandomPolicies(f *testing.F) { fuzzing.Property(f, randomPolicies) }
 
 func randomPolicies(t *rapid.T) {
 	c := tracetest.DrawCluster(t)

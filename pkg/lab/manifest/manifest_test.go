@@ -316,7 +316,13 @@ func TestPlacementIsStable(t *testing.T) {
 
 func FuzzLoad(f *testing.F) {
 	f.Add(workloads)
-	f.Add("a: &a [*a]\n")
+	f.Add(serviceObjects)
+	for _, text := range []string{
+		"a: &a [*a]\n", "--- {}\n---\nkind: List\nitems: [{kind: List, items: []}]\n", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, name: b}\n", "\xff",
+		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {replicas: 1000000000, template: {}}\n", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: -1}]}\n",
+	} {
+		f.Add(text)
+	}
 	f.Fuzz(func(t *testing.T, text string) {
 		_, _ = manifest.Load([]string{write(t, map[string]string{"f.yaml": text})}, manifest.Options{})
 	})
