@@ -49,7 +49,9 @@ func showStatus(out io.Writer, r agent.Report) error {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
 		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
 	}
-	if len(r.API) > 0 {
+	if r.FromCopy != nil {
+		fmt.Fprintf(w, "API news\t%s\n", paint(out, red, "from a copy of "+r.FromCopy.UTC().Format(time.DateTime)+" UTC"))
+	} else if len(r.API) > 0 {
 		fmt.Fprintf(w, "API news\t%s\n", news(r.API))
 	}
 	for _, p := range problems(r) {

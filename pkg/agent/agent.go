@@ -75,7 +75,7 @@ type Agent struct {
 
 	nodeHealth nodeHealth
 
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog, pokeCondition chan struct{}
+	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog, pokeCondition, pokeCopy chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -87,6 +87,7 @@ type Agent struct {
 	pending  []config.Change        // settings that wait for a restart
 	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
+	copyTime time.Time              // of the copy that the agent works from; zero when it works from the API server
 
 	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
 	nodesSeen, servicesSeen uint64
@@ -110,8 +111,8 @@ func Run(ctx context.Context, opt Options) error {
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg,
 		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
-		pokeCondition: make(chan struct{}, 1),
-		problems:      map[string]string{}, objects: map[model.Owner]string{},
+		pokeCondition: make(chan struct{}, 1), pokeCopy: make(chan struct{}, 1),
+		problems: map[string]string{}, objects: map[model.Owner]string{},
 	}
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	group, ctx := errgroup.WithContext(ctx)
@@ -193,12 +194,11 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.mu.Unlock()
 	group.Go(func() error { a.kube.Run(ctx); return nil })
 	group.Go(func() error { a.watchAPI(ctx); return nil })
-	if err := a.kube.WaitSynced(ctx); err != nil {
+	if err := a.awaitObjects(ctx, group, loop); err != nil {
 		return err
 	}
-	a.synced.Store(true)
-	a.setProblem(apiProblem, nil)
 	loop.Gather()
+	group.Go(func() error { a.keepCopy(ctx, loop); return nil })
 	if err := a.retry(ctx, nodeProblem, a.selfKnown); err != nil {
 		return err
 	}
@@ -352,6 +352,7 @@ func (a *Agent) viewed(s *model.Snapshot) {
 	a.nodesSeen, a.servicesSeen, a.podsSeen = s.NodesRevision, s.ServicesRevision, s.PodsRevision
 	a.mu.Unlock()
 	notify(a.pokeLog)
+	notify(a.pokeCopy)
 	a.checkSelf(s)
 	if nodes || services || pods && a.hostPortsChanged(s) {
 		notify(a.pokeHost)

@@ -39,7 +39,13 @@ func (a *Agent) apiError() error {
 		_, held := a.kube.Held()
 		return errors.Join(a.kube.Lag(), held)
 	}
-	const missing = "not all objects were received yet"
+	a.mu.Lock()
+	from := a.copyTime
+	a.mu.Unlock()
+	missing := "not all objects were received yet"
+	if !from.IsZero() {
+		missing += ", the agent works from a copy of " + from.UTC().Format(time.DateTime) + " UTC, and pods that are not in it stay closed"
+	}
 	for _, f := range a.kube.Feeds() {
 		if f.Err != nil {
 			return fmt.Errorf("%s: %s: %w", missing, f.Resource, f.Err)

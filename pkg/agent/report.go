@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -30,6 +31,8 @@ type Report struct {
 	PodCIDRs []netip.Prefix   `json:"podCIDRs"`
 	Flows    SwitchReport     `json:"flows"`
 	Objects  ObjectCounts     `json:"objects"`
+	// FromCopy is when the copy was made that the agent works from; absent when it works from the API server.
+	FromCopy *time.Time `json:"fromCopy,omitempty"`
 	// API says how current the API server's objects are, by resource.
 	API []FeedReport `json:"api,omitempty"`
 	// Problems are what is wrong now, in the form "part: what".
@@ -88,6 +91,9 @@ func (a *Agent) report(ctx context.Context) Report {
 	r := Report{
 		Node: a.opt.Node, Version: a.opt.Version, Ready: a.ready, NotReady: a.notReadyLocked(),
 		Tunnel: a.cfg.TunnelType, Datapath: a.cfg.Datapath, MTU: a.mtu, Underlay: a.underlay,
+	}
+	if from := a.copyTime; !from.IsZero() {
+		r.FromCopy = &from
 	}
 	if why := a.degradedLocked(); why != "" {
 		r.Problems = append(r.Problems, why)

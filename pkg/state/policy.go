@@ -59,6 +59,10 @@ func (c DeletePolicy) apply(s *Store) bool {
 
 // resolvePolicies takes over what the resolver says is different.
 func (s *Store) resolvePolicies() {
+	if s.copied != nil {
+		s.resolveCopied()
+		return
+	}
 	changes := s.resolver.Flush()
 	if outside := s.resolver.OutsideClaims(); outside != s.next.OutsideClaims {
 		s.next.OutsideClaims = outside

@@ -32,6 +32,7 @@ type Store struct {
 	localsDirty  bool                    // LocalAddrs must be resolved again
 	pathsDirty   bool                    // paths must be resolved again
 	announced    announced
+	copied       *copied    // nil unless the store works from a copy
 	usable       model.Node // the last addresses and pod CIDRs of this node that could be used
 	now          time.Time  // as SetTime said last
 	respread     int        // what is left of respreadBudget; below 0 when a Service was larger
@@ -69,6 +70,9 @@ type Change interface {
 
 // Apply makes a change. A change that says what is known already touches nothing and makes no new revision.
 func (s *Store) Apply(c Change) {
+	if s.copied != nil && s.toLive(c) {
+		return
+	}
 	if !c.apply(s) {
 		return
 	}

@@ -1,0 +1,102 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+const (
+	// apiPatience is how long a start waits for the API server's objects before it takes the copy, apiFailing how long it
+	// waits when there are errors.
+	apiPatience = 15 * time.Second
+	apiFailing  = 3 * time.Second
+	// copyDelay is how long changes are collected before a copy is written, copyEvery the least time between two.
+	copyDelay = 5 * time.Second
+	copyEvery = 30 * time.Second
+
+	copyProblem = "copy of the API server's objects"
+)
+
+// awaitObjects returns when the view has the API server's objects or, when these do not come, those of the copy. Those
+// of the API server then replace the copy as soon as they are complete.
+func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *Loop) error {
+	complete := make(chan error, 1)
+	go func() { complete <- a.kube.WaitSynced(ctx) }()
+	taken := func(err error) error {
+		if err == nil {
+			loop.Submit(state.Synced{})
+			a.mu.Lock()
+			a.copyTime = time.Time{}
+			a.mu.Unlock()
+			a.synced.Store(true)
+			a.setProblem(apiProblem, a.apiError())
+		}
+		return err
+	}
+	begun := time.Now()
+	ticker := time.NewTicker(100 * time.Millisecond)
+	defer ticker.Stop()
+	for !a.apiIsAway(time.Since(begun)) {
+		select {
+		case err := <-complete:
+			return taken(err)
+		case <-ticker.C:
+		}
+	}
+	c, err := readCopy(a.copyFile(), a.opt.Node)
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			a.setProblem(copyProblem, err)
+		}
+		return taken(<-complete)
+	}
+	a.log.Warn("the API server's objects are not there yet; working from a copy of them", "of", c.Time, "nodes", len(c.Nodes),
+		"services", len(c.Services), "policies", len(c.Policies), "pods", len(c.Attachments))
+	loop.Submit(state.Restore{Copy: c})
+	a.mu.Lock()
+	a.copyTime = c.Time
+	a.mu.Unlock()
+	group.Go(func() error { return taken(<-complete) })
+	return nil
+}
+
+// apiIsAway says whether a start has waited long enough for the API server.
+func (a *Agent) apiIsAway(waited time.Duration) bool {
+	if waited < apiFailing {
+		return false
+	}
+	for _, f := range a.kube.Feeds() {
+		if f.Err != nil {
+			return true
+		}
+	}
+	return waited >= apiPatience
+}
+
+// keepCopy writes the copy whenever the view has changed, at a bounded rate, and once more at the end.
+func (a *Agent) keepCopy(ctx context.Context, loop *Loop) {
+	var written uint64
+	write := func() {
+		if view := loop.View(); a.synced.Load() && view.Revision != written {
+			err := writeCopy(a.copyFile(), a.opt.Node, state.NewCopy(view, time.Now()))
+			a.setProblem(copyProblem, err)
+			written = view.Revision // a failure is tried again with the next change
+		}
+	}
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-a.pokeCopy:
+			sleep(ctx, copyDelay)
+			write() // also when the agent stops
+			sleep(ctx, copyEvery-copyDelay)
+		}
+	}
+	write()
+}

@@ -1,0 +1,175 @@
+package state
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Copy is what a node knew from the API server at one moment, as far as its flows and its network follow from it. A
+// node that starts without the API server can work from it.
+type Copy struct {
+	// Time is when it was made.
+	Time         time.Time
+	Self         model.Node
+	Nodes        []model.Node
+	Services     []model.Service
+	ServiceCIDRs []netip.Prefix
+	// Policies are those about pods of the node.
+	Policies []model.Policy
+	// Attachments are those whose pods, and so whose policies, were known.
+	Attachments []model.Attachment
+}
+
+// NewCopy returns the copy of a snapshot. It shares values with it.
+func NewCopy(s *model.Snapshot, now time.Time) Copy {
+	c := Copy{Time: now, Self: s.Self, ServiceCIDRs: s.ServiceCIDRs}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		c.Nodes = append(c.Nodes, s.Nodes[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		c.Services = append(c.Services, s.Services[name])
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Policies)) {
+		c.Policies = append(c.Policies, s.Policies[name])
+	}
+	for key, a := range s.Attachments {
+		if !s.Unknown[key] {
+			c.Attachments = append(c.Attachments, a)
+		}
+	}
+	slices.SortFunc(c.Attachments, func(a, b model.Attachment) int { return model.PodOwner(a).Compare(model.PodOwner(b)) })
+	return c
+}
+
+// Restore makes the store work from a copy until Synced. Attachments that are not as in the copy are unknown: their
+// policies are not in it. What the API server tells meanwhile takes effect with Synced, all at once.
+type Restore struct{ Copy Copy }
+
+// Synced says that the API server has told everything that it had at the start: that replaces the copy whole. Without a
+// copy nothing changes.
+type Synced struct{}
+
+// copied is what a store has that works from a copy.
+type copied struct {
+	// live follows the API server.
+	live *Store
+	// known are the attachments of the copy.
+	known map[model.AttachmentKey]model.Attachment
+}
+
+func (c Restore) apply(s *Store) bool {
+	if s.copied != nil {
+		return false
+	}
+	live := *s
+	next := New(live.next.Self.Name)
+	next.serviceCIDRs[true] = live.serviceCIDRs[true]
+	for _, change := range []Change{
+		SetTime{live.now}, SetTunnel{live.next.Tunnel}, SetKernelDatapath{live.next.KernelDatapath}, SetKeepEstablished{live.next.KeepEstablished},
+		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{c.Copy.Self},
+	} {
+		next.Apply(change)
+	}
+	for _, n := range c.Copy.Nodes {
+		next.Apply(SetNode{n})
+	}
+	for _, service := range c.Copy.Services {
+		next.Apply(SetService{service})
+	}
+	for _, p := range c.Copy.Policies {
+		next.next.Policies[p.Name] = p
+		next.touched[model.PolicyOwner(p.Name)] = true
+	}
+	known := map[model.AttachmentKey]model.Attachment{}
+	for _, a := range c.Copy.Attachments {
+		known[a.Key()] = a
+	}
+	for _, a := range live.next.Attachments {
+		next.Apply(SetAttachment{a})
+	}
+	next.snapshot = live.snapshot
+	next.follow(&live)
+	next.copied = &copied{live: &live, known: known}
+	*s = *next
+	return true
+}
+
+// follow makes the next snapshot of s a later one than those of another store, in every part.
+func (s *Store) follow(other *Store) {
+	s.next.Revision = max(s.next.Revision, other.next.Revision, s.snapshot.Revision) + 1
+	s.next.NodesRevision, s.next.ServicesRevision = s.next.Revision, s.next.Revision
+	s.touched[model.PipelineOwner], s.touched[model.SelfOwner] = true, true
+	for _, from := range []*model.Snapshot{&other.next, &s.next} {
+		for name := range from.Nodes {
+			s.touched[model.NodeOwner(name)] = true
+		}
+		for name := range from.Services {
+			s.touched[model.ServiceOwner(name)] = true
+		}
+		for name := range from.Policies {
+			s.touched[model.PolicyOwner(name)] = true
+		}
+		for _, a := range from.Attachments {
+			s.touched[model.PodOwner(a)] = true
+		}
+	}
+	s.pathsDirty = true
+}
+
+func (Synced) apply(s *Store) bool {
+	if s.copied == nil {
+		return false
+	}
+	s.resolvePaths() // what the copy has must count as usable before it goes
+	live := s.copied.live
+	live.snapshot = s.snapshot
+	live.follow(s)
+	// A Node object that is empty by now is not the reason for the node to lose what it has.
+	if len(live.usable.Addrs) == 0 {
+		live.usable.Addrs = s.usable.Addrs
+	}
+	if len(live.usable.PodCIDRs) == 0 {
+		live.usable.PodCIDRs = s.usable.PodCIDRs
+	}
+	live.ownNodes, live.ownAttachments, live.ownServices, live.ownPolicies = false, false, false, false
+	*s = *live
+	return true
+}
+
+// toLive hands a change to the store that follows the API server. It says whether that is all: what the API server tells
+// does not concern the copy.
+func (s *Store) toLive(c Change) bool {
+	switch c := c.(type) {
+	case Synced, Restore:
+		return false
+	case SetNode, DeleteNode, SetService, DeleteService, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
+		s.copied.live.Apply(c)
+		return true
+	case SetServiceCIDRs:
+		s.copied.live.Apply(c)
+		return !c.Configured
+	}
+	s.copied.live.Apply(c)
+	return false
+}
+
+// resolveCopied finds the attachments that are not as in the copy.
+func (s *Store) resolveCopied() {
+	unknown := map[model.AttachmentKey]bool{}
+	for key, a := range s.next.Attachments {
+		if was, ok := s.copied.known[key]; !ok || was.Pod != a.Pod || !slices.Equal(was.IPs, a.IPs) {
+			unknown[key] = true
+		}
+		if unknown[key] != s.next.Unknown[key] {
+			s.touched[model.PodOwner(a)] = true
+		}
+	}
+	if !maps.Equal(unknown, s.next.Unknown) {
+		s.next.Unknown = unknown
+		s.next.Revision++
+	}
+}
