@@ -143,7 +143,8 @@ func TestQueueDuringABundle(t *testing.T) {
 	})
 	defer func() { open(); stop(); <-ended }()
 	<-entered
-	const most = 2*burstObjects + 20 + 100 // Services and pods, policies, nodes
+	// Setting and deleting are two changes of one object; what was replaced is taken out when it is half of all.
+	const most = 2*2*(2*burstObjects+20+100) + 64 // Services and pods, policies, nodes
 	for i := range 10_000 {
 		loop.Submit(burst(i))
 		if n := loop.Queued(); n > most {
