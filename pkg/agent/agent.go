@@ -264,8 +264,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	return nil
 }
 
-// gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch may be away for
-// long.
+// gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch
+// may be away for long.
 func gathering(loop *Loop, do func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		loop.Gather()
