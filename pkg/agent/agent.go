@@ -284,15 +284,6 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	return nil
 }
 
-// gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch may be away for
-// long.
-func gathering(loop *Loop, do func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		loop.Gather()
-		return do(ctx)
-	}
-}
-
 // firstProgramming is how long the first bundle may take before the agent says that it waits for it.
 const firstProgramming = time.Second
 

@@ -29,8 +29,9 @@ func (s stuck) wait(ctx context.Context) error {
 	}
 }
 
-// TestNothingGrowsWithoutSwitch: while the switch is away, the container runtime tries again and again, and objects change. The loop keeps
-// one change for each object, only callers that still wait, and of the pods that came and went none of which the switch never heard.
+// TestNothingGrowsWithoutSwitch: while the switch is away, the container runtime tries again and again, and objects
+// change. The loop keeps one change for each object, only callers that still wait, and of the pods that came and went
+// none of which the switch never heard.
 func TestNothingGrowsWithoutSwitch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sw := ofswitch.NewFake()

@@ -52,7 +52,9 @@ func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 // learn makes the switch remember a client of a Service with affinity.
 func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
 	t.Helper()
-	d, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{s.Name: s}})
+	d, err := flows.Compile(&model.Snapshot{
+		Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{s.Name: s},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,8 +117,8 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 	}
 }
 
-// TestLearnedFlowsEnd: what the switch has learned for a Service ends with its affinity and with the Service, for no other, without a reading
-// of the switch, and is no repair.
+// TestLearnedFlowsEnd: what the switch has learned for a Service ends with its affinity and with the Service, for no
+// other, without a reading of the switch, and is no repair.
 func TestLearnedFlowsEnd(t *testing.T) {
 	b := start(t, ofswitch.NewFake())
 	web, other := service("web", 1, 2, 3), service("other", 2, 4, 5)
@@ -124,7 +126,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	b.Submit(state.SetService{Service: web})
 	b.Submit(state.SetService{Service: other})
 	b.holds("first programming")
-	for _, ending := range []state.Change{state.DeleteService{Name: web.Name}, state.SetService{Service: service("web", 1, 2, 3)}} {
+	without := state.SetService{Service: service("web", 1, 2, 3)}
+	for _, ending := range []state.Change{state.DeleteService{Name: web.Name}, without} {
 		b.Submit(state.SetService{Service: web})
 		if err := b.Settled(t.Context()); err != nil {
 			t.Fatal(err)

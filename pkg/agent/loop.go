@@ -69,8 +69,9 @@ type Loop struct {
 	log *slog.Logger
 
 	mu sync.Mutex
-	// pending are the changes that were not compiled yet, queue who waits for them, and waiting who waits for what was compiled. Each
-	// of these is a caller that has not returned, so nothing here grows with the time that the switch is away.
+	// pending are the changes that were not compiled yet, queue who waits for them, and waiting who waits for what was
+	// compiled. Each of these is a caller that has not returned, so nothing here grows with the time that the switch is
+	// away.
 	pending state.Pending
 	queue   []request
 	waiting []request
@@ -104,8 +105,8 @@ type Loop struct {
 	disturbed   bool                  // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
-	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an older one. It is not
-	// nil once Run has compiled.
+	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an
+	// older one. It is not nil once Run has compiled.
 	tried *model.Snapshot
 }
 

@@ -7,19 +7,20 @@ import (
 )
 
 const (
-	// firstRetry and maxRetry bound the pause before the flows of a quarantined owner are tried again; each pause is twice the one before.
+	// firstRetry and maxRetry bound the pause before the flows of a quarantined owner are tried again; each pause is
+	// twice the one before.
 	firstRetry = time.Second
 	maxRetry   = 5 * time.Minute
-	// maxRetried is how many owners are tried again in one round: when the switch refuses all of them, it is given twice as many
-	// bundles, and whatever else changes waits for these.
+	// maxRetried is how many owners are tried again in one round: when the switch refuses all of them, it is given
+	// twice as many bundles, and whatever else changes waits for these.
 	maxRetried = 32
 )
 
 // quarantine is an owner whose flows are not in the switch, but those that isolate.
 type quarantine struct {
 	err error
-	// pause is how long the last attempt waited; 0 when it is the compiler that refuses the flows: they will not be others before the
-	// owner changes.
+	// pause is how long the last attempt waited; 0 when it is the compiler that refuses the flows: they will not be
+	// others before the owner changes.
 	pause time.Duration
 	next  time.Time // when the flows are tried again
 	// trying says that the flows are desired again, and whether the switch takes them is not known yet.
@@ -45,7 +46,8 @@ func (l *Loop) quarantine(o model.Owner, err error) {
 	l.Verify()
 }
 
-// leaveOut records why an owner's flows are left out. It reports the first reason only: the texts of later ones differ in numbers.
+// leaveOut records why an owner's flows are left out. It reports the first reason only: the texts of later ones differ
+// in numbers.
 func (l *Loop) leaveOut(o model.Owner, q *quarantine, err error) {
 	_, known := l.quarantined[o]
 	q.err = err

@@ -17,8 +17,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestFullTable: what a real switch has no room for is quarantined, everything else is in, and the rest follows as soon as there is
-// room. A restart of the switch meanwhile is no reason to refuse anything.
+// TestFullTable: what a real switch has no room for is quarantined, everything else is in, and the rest follows as soon
+// as there is room. A restart of the switch meanwhile is no reason to refuse anything.
 func TestFullTable(t *testing.T) {
 	dir, bridge := t.TempDir(), fmt.Sprintf("weft-a%d", os.Getpid())
 	ovs, err := vswitch.Start(t.Context(), vswitch.Config{RunDir: dir + "/run", DataDir: dir + "/data"})
@@ -37,8 +37,10 @@ func TestFullTable(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow15",
-		"--", "--id=@full", "create", "Flow_Table", "flow_limit=60", "overflow_policy=refuse", "--", "set", "bridge", bridge, fmt.Sprintf("flow_tables:%d=@full", flows.Forwarding))
+	vsctl("add-br", bridge, "--", "set", "bridge", bridge, "datapath_type=netdev", "fail_mode=secure",
+		"protocols=OpenFlow10,OpenFlow13,OpenFlow15",
+		"--", "--id=@full", "create", "Flow_Table", "flow_limit=60", "overflow_policy=refuse",
+		"--", "set", "bridge", bridge, fmt.Sprintf("flow_tables:%d=@full", flows.Forwarding))
 	sw := ofswitch.New(ovs.RunDir(), bridge, ofswitch.Userspace)
 	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	for n := byte(1); n <= 40; n++ {

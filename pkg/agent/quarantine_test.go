@@ -34,11 +34,15 @@ func (r *refusals) refuse(f openflow.Flow) bool {
 	return true
 }
 
-// TestQuarantineEnds: flows that the switch refuses are tried again with growing pauses, and at once when the switch was away: the
-// reason may be over (room in a table) although the object never changes, and the pipeline's and the node's own never do.
+// TestQuarantineEnds: flows that the switch refuses are tried again with growing pauses, and at once when the switch
+// was away: the reason may be over (room in a table) although the object never changes, and the pipeline's and the
+// node's own never do.
 func TestQuarantineEnds(t *testing.T) {
 	a := pod("a", 2)
-	for _, owner := range []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"), model.ServiceOwner("ns/web"), model.PodOwner(a), model.PolicyOwner("ns/wall")} {
+	for _, owner := range []model.Owner{
+		model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"), model.ServiceOwner("ns/web"), model.PodOwner(a),
+		model.PolicyOwner("ns/wall"),
+	} {
 		t.Run(owner.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sw, bad := ofswitch.NewFake(), &refusals{owner: owner}
@@ -95,7 +99,8 @@ func TestQuarantineEnds(t *testing.T) {
 // wall is a policy that lets one range in.
 func wall() policy.Policy {
 	cidr := netip.MustParsePrefix("10.0.0.0/8")
-	return policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: cidr}}}}}}
+	from := []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: cidr}}}
+	return policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: from}}}
 }
 
 // TestManyInQuarantine: however many owners are refused, what changes meanwhile is not held up for long.

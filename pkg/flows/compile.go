@@ -267,15 +267,22 @@ func (b *builder) pipeline(kernelDatapath bool) {
 	b.add(in{Output, prioNormal, "", nil}, OutPort.Output())
 }
 
+// loopbacks are the ranges that mean the receiving host, groupAddrs those of multicast and broadcast.
+var (
+	loopbacks  = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	groupAddrs = []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"),
+		netip.MustParsePrefix("ff00::/8")}
+)
+
 // noDestination drops what can only be meant for a host on the sender's own link: the node would take it for its own.
 // Neighbor discovery has been answered before.
 func (b *builder) noDestination() {
 	b.drop(Tagged, in{SpoofGuard, prioTop, "", matches(ovs.VLANTCI(vlanPresent, vlanPresent))})
-	for _, loopback := range []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")} {
+	for _, loopback := range loopbacks {
 		b.drop(Loopback, in{SpoofGuard, prioHigher, openflow.Protocol(loopback.Addr()), matches(openflow.Destination(loopback))})
 	}
 	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
-	for _, group := range []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("ff00::/8")} {
+	for _, group := range groupAddrs {
 		b.drop(Multicast, in{SpoofGuard, prioHigh, openflow.Protocol(group.Addr()), matches(openflow.Destination(group))})
 	}
 }

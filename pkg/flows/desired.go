@@ -48,13 +48,14 @@ type Delta struct {
 	SetGroups []Group
 	// DeleteGroups are groups to take away, as they were. No flow that stays uses one.
 	DeleteGroups []Group
-	// Forget are flows in table Affinity that the switch has learned and is to forget: one, or without a match all with the cookie.
+	// Forget are flows in table Affinity that the switch has learned and is to forget: one, or without a match all with
+	// the cookie.
 	Forget []Flow
 }
 
 // Empty says whether there is nothing to do.
 func (d Delta) Empty() bool {
-	return len(d.Set) == 0 && len(d.Delete) == 0 && len(d.SetGroups) == 0 && len(d.DeleteGroups) == 0 && len(d.Forget) == 0
+	return len(d.Set)+len(d.Delete)+len(d.SetGroups)+len(d.DeleteGroups)+len(d.Forget) == 0
 }
 
 func (d Delta) sort() {

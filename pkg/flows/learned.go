@@ -5,10 +5,11 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// What the switch has learned for a Service ends with what it was learned from: with the Service, with its affinity and with
-// the endpoint. Otherwise it would stay for as long as the affinity's timeout, and count against maxClients.
+// What the switch has learned for a Service ends with what it was learned from: with the Service, with its affinity and
+// with the endpoint. Otherwise it would stay for as long as the affinity's timeout, and count against maxClients.
 
-// affinityOf is the idle timeout of what a Service's flows make the switch learn; false when they make it learn nothing.
+// affinityOf is the idle timeout of what a Service's flows make the switch learn; false when they make it learn
+// nothing.
 func affinityOf(list []Flow) (uint16, bool) {
 	for _, f := range list {
 		if f.Table != StickyEndpoint {
@@ -26,8 +27,8 @@ func allLearned(o model.Owner, cookie uint64) Flow {
 	return Flow{Owner: o, Flow: openflow.Flow{Key: openflow.Key{Table: Affinity}, Cookie: cookie}}
 }
 
-// forget finds what the switch has learned and would learn no more. What comes between the reading and the deletion is spared,
-// unless nothing more is learned with its cookie.
+// forget finds what the switch has learned and would learn no more. What comes between the reading and the deletion is
+// spared, unless nothing more is learned with its cookie.
 func forget(actual []openflow.Entry, desired Desired) (list []Flow) {
 	type learned struct {
 		cookie uint64

@@ -42,7 +42,8 @@ func learnedBy(t *testing.T, s model.Service) (list []openflow.Entry) {
 	return list
 }
 
-// learnedEnds are changes of a Service with affinity and three endpoints, and whether they end what the switch has learned.
+// learnedEnds are changes of a Service with affinity and three endpoints, and whether they end what the switch has
+// learned.
 var learnedEnds = []struct {
 	name    string
 	now     []model.Service
@@ -56,8 +57,8 @@ var learnedEnds = []struct {
 	{"another Service", []model.Service{stickyService("ns/other", time.Hour, 3)}, true},
 }
 
-// TestLearnedFlowsEnd: what the switch has learned for a Service ends with the Service and with its affinity, in the same bundle. An
-// agent that was not there finds it in what the switch holds.
+// TestLearnedFlowsEnd: what the switch has learned for a Service ends with the Service and with its affinity, in the
+// same bundle. An agent that was not there finds it in what the switch holds.
 func TestLearnedFlowsEnd(t *testing.T) {
 	before := stickyService("ns/web", time.Hour, 3)
 	cookie := flows.Cookie(model.ServiceOwner(before.Name))
@@ -106,7 +107,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	}
 }
 
-// TestLearnedEndpointEnds: a learned flow that leads to an endpoint that is gone ends when the switch is read; others stay.
+// TestLearnedEndpointEnds: a learned flow that leads to an endpoint that is gone ends when the switch is read; others
+// stay.
 func TestLearnedEndpointEnds(t *testing.T) {
 	learned := learnedBy(t, stickyService("ns/web", time.Hour, 3))
 	desired, err := flows.Compile(stickyNode(stickyService("ns/web", time.Hour, 2)))

@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ovs-ofctl commits the lines that it has read when its standard input ends, also because the agent was killed. So it is
-// given all lines of a bundle or none: through a pipe that the kernel fills at once (see fill), or as a file that was
-// complete before the program started. A program that outlives the agent then commits a whole bundle; the next agent's
-// watch on the switch tells of it, or its first reading of the switch finds it.
+// ovs-ofctl commits the lines that it has read when its standard input ends, also because the agent was killed. So it
+// is given all lines of a bundle or none: through a pipe that the kernel fills at once (see fill), or as a file that
+// was complete before the program started. A program that outlives the agent then commits a whole bundle; the next
+// agent's watch on the switch tells of it, or its first reading of the switch finds it.
 
-// waiting is a program that waits for the lines of a bundle. A pod's start waits for its bundle, which takes 2 ms, and starting
-// ovs-ofctl takes 5 ms more. The program reads its whole standard input before it connects, so one is always started in advance.
+// waiting is a program that waits for the lines of a bundle. A pod's start waits for its bundle, which takes 2 ms, and
+// starting ovs-ofctl takes 5 ms more. The program reads its whole standard input before it connects, so one is always
+// started in advance.
 type waiting struct {
 	cmd    *exec.Cmd
 	input  *os.File // a pipe
@@ -54,8 +55,8 @@ func (s *Switch) bundle(ctx context.Context, lines []byte) error {
 	return nil
 }
 
-// fill puts lines into an empty pipe that has room for them, all or none, whenever this process is killed. A write would stop
-// between two pages when memory is short; tee(2) only links pages that another pipe holds, all of them while
+// fill puts lines into an empty pipe that has room for them, all or none, whenever this process is killed. A write
+// would stop between two pages when memory is short; tee(2) only links pages that another pipe holds, all of them while
 // it has both pipes locked (link_pipe in Linux's fs/splice.c).
 func fill(pipe *os.File, lines []byte) (err error) {
 	from, to, err := os.Pipe()

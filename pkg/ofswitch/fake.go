@@ -36,7 +36,8 @@ type watcher struct {
 
 // NewFake gives an empty switch.
 func NewFake() *Fake {
-	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{}, watchers: map[*watcher]bool{}, idle: map[openflow.Key]uint16{},
+	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{},
+		watchers: map[*watcher]bool{}, idle: map[openflow.Key]uint16{},
 		refuse:      func(openflow.Flow) bool { return false },
 		refuseGroup: func(openflow.Group) bool { return false }}
 }

@@ -31,7 +31,11 @@ func numbered(t testing.TB, n int) []flows.Flow {
 }
 
 // The environment of a writer: the bridge's run directory and name, and how many flows it deletes.
-const writerRunDir, writerBridge, writerFlows = "WEFT_TEST_WRITER_RUN_DIR", "WEFT_TEST_WRITER_BRIDGE", "WEFT_TEST_WRITER_FLOWS"
+const (
+	writerRunDir = "WEFT_TEST_WRITER_RUN_DIR"
+	writerBridge = "WEFT_TEST_WRITER_BRIDGE"
+	writerFlows  = "WEFT_TEST_WRITER_FLOWS"
+)
 
 // TestWriter is the process that TestKilledWriter kills. It says when it begins.
 func TestWriter(t *testing.T) {
@@ -45,7 +49,8 @@ func TestWriter(t *testing.T) {
 	}
 	sw := ofswitch.New(runDir, os.Getenv(writerBridge), ofswitch.Kernel)
 	// With the program in waiting, as an agent that has run for a while.
-	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{flow(t, "cookie=0x5765000000000001,table=1 actions=drop")}}); err != nil {
+	nothing := flow(t, "cookie=0x5765000000000001,table=1 actions=drop")
+	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{nothing}}); err != nil {
 		t.Fatal(err)
 	}
 	delta := flows.Delta{Delete: numbered(t, n)}
@@ -56,15 +61,18 @@ func TestWriter(t *testing.T) {
 	time.Sleep(time.Minute) // until it is killed
 }
 
-// TestKilledWriter: an agent that is killed leaves a bundle that is in effect as a whole or not at all, whatever the moment and the
-// bundle's size.
+// TestKilledWriter: an agent that is killed leaves a bundle that is in effect as a whole or not at all, whatever the
+// moment and the bundle's size.
 func TestKilledWriter(t *testing.T) {
 	const tries = 30
 	for _, test := range []struct {
 		name  string
 		flows int
 		first time.Duration
-	}{{"small", 30, 5 * time.Microsecond}, {"whole pipe", 500, 10 * time.Microsecond}, {"large", 3000, 500 * time.Microsecond}} {
+	}{
+		{"small", 30, 5 * time.Microsecond}, {"whole pipe", 500, 10 * time.Microsecond},
+		{"large", 3000, 500 * time.Microsecond},
+	} {
 		t.Run(test.name, func(t *testing.T) {
 			ovs, sw := start(t)
 			left := map[int]int{}
@@ -91,13 +99,15 @@ func TestKilledWriter(t *testing.T) {
 	}
 }
 
-// killWriter starts a process that deletes flows, kills it when it has begun that long ago, and waits for what it has started.
+// killWriter starts a process that deletes flows, kills it when it has begun that long ago, and waits for what it has
+// started.
 func killWriter(t *testing.T, ovs *vswitch.Instance, n int, after time.Duration) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^TestWriter$")
-	cmd.Env = append(os.Environ(), writerRunDir+"="+ovs.RunDir(), writerBridge+"="+bridge, writerFlows+"="+strconv.Itoa(n))
+	cmd.Env = append(os.Environ(),
+		writerRunDir+"="+ovs.RunDir(), writerBridge+"="+bridge, writerFlows+"="+strconv.Itoa(n))
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -55,7 +55,8 @@ func New(runDir, bridge string, d Datapath) *Switch {
 	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt"), userspace: d == Userspace}
 }
 
-// RejectedError says that the switch refused a bundle for its content, or has no room for it: nothing of it is in effect.
+// RejectedError says that the switch refused a bundle for its content, or has no room for it: nothing of it is in
+// effect.
 type RejectedError struct {
 	// Detail is what the switch or ovs-ofctl said of the first flow at fault.
 	Detail string
@@ -104,11 +105,11 @@ func (s *Switch) dump(ctx context.Context, command, text string, each func(line 
 	return nil
 }
 
-// Apply makes a change in one atomic bundle: packets meet the old flows and groups or the new ones, never a mixture. When it
-// returns without error the switch has committed all of it. A *RejectedError means that nothing was changed because of
-// the flows and groups themselves, or because the switch has no room for them; any other error means that the switch could not be
-// reached, or did not take any bundle, and its state is unknown. Apply
-// of an empty change does what an earlier call had to leave undone.
+// Apply makes a change in one atomic bundle: packets meet the old flows and groups or the new ones, never a mixture.
+// When it returns without error the switch has committed all of it. A *RejectedError means that nothing was changed
+// because of the flows and groups themselves, or because the switch has no room for them; any other error means that
+// the switch could not be reached, or did not take any bundle, and its state is unknown. Apply of an empty change does
+// what an earlier call had to leave undone.
 func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	if d.Empty() {
 		return s.refresh(ctx)
@@ -152,11 +153,13 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	return s.refresh(ctx)
 }
 
-// rejection recognizes the two ways in which a bundle is refused because of its content: ovs-ofctl cannot parse a line of its
-// standard input, or the switch answers with an OpenFlow error about a flow (FMFC), a match (BMC), an action or instruction (BAC,
-// BIC), a group (GMFC), a meter (MMFC) or a property of these (BPC). Others are about the conversation: a bundle that
-// waited too long for a busy switch (OFPBFC_TIMEOUT), the role or permission of the connection (OFPBRC_IS_SLAVE).
-var rejection = regexp.MustCompile(`(?m)^(ovs-ofctl: -:\d+: .*|(Error|OFPT_ERROR .*:) (OFP|NX)(FMFC|BMC|BAC|BIC|GMFC|MMFC|BPC)_.*)$`)
+// rejection recognizes the two ways in which a bundle is refused because of its content: ovs-ofctl cannot parse a line
+// of its standard input, or the switch answers with an OpenFlow error about a flow (FMFC), a match (BMC), an action or
+// instruction (BAC, BIC), a group (GMFC), a meter (MMFC) or a property of these (BPC). Others are about the
+// conversation: a bundle that waited too long for a busy switch (OFPBFC_TIMEOUT), the role or permission of the
+// connection (OFPBRC_IS_SLAVE).
+var rejection = regexp.MustCompile(
+	`(?m)^(ovs-ofctl: -:\d+: .*|(Error|OFPT_ERROR .*:) (OFP|NX)(FMFC|BMC|BAC|BIC|GMFC|MMFC|BPC)_.*)$`)
 
 // ofctl is a call of ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on connections
 // of their own, each of which waits for whatever ovs-vswitchd's main thread is busy with.

@@ -358,8 +358,8 @@ func TestSpareKilled(t *testing.T) {
 	}
 }
 
-// BenchmarkApply is what a pod's start waits for: one bundle of a pod's flows, with the program that waits and without; and
-// a bundle that is too large for that program.
+// BenchmarkApply is what a pod's start waits for: one bundle of a pod's flows, with the program that waits and without;
+// and a bundle that is too large for that program.
 func BenchmarkApply(b *testing.B) {
 	s := snapshot(1)
 	desired, err := flows.Compile(s)

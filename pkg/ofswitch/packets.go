@@ -45,7 +45,8 @@ func (s *Switch) setMeter(ctx context.Context, m openflow.Meter) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &again):
-		return &RejectedError{Detail: fmt.Sprintf("meter %d, which the logging of policies needs, can neither be added (%s) nor modified (%s)", m.ID, refused.Detail, again.Detail)}
+		const text = "meter %d, which the logging of policies needs, can neither be added (%s) nor modified (%s)"
+		return &RejectedError{Detail: fmt.Sprintf(text, m.ID, refused.Detail, again.Detail)}
 	}
 	return fmt.Errorf("set meter %d: %w", m.ID, err)
 }

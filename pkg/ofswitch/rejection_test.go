@@ -51,7 +51,8 @@ func TestRejection(t *testing.T) {
 	}
 }
 
-// TestMetersOfASwitchThatWentAway: a meter that cannot be made is the fault of those who need it only when the switch says so.
+// TestMetersOfASwitchThatWentAway: a meter that cannot be made is the fault of those who need it only when the switch
+// says so.
 func TestMetersOfASwitchThatWentAway(t *testing.T) {
 	for _, test := range failures {
 		dir := t.TempDir()

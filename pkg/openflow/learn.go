@@ -83,8 +83,8 @@ type Learned struct {
 	IdleTimeout uint16
 }
 
-// LearnedBy finds what the first learn action of a flow's actions makes of flows that only load registers, in the spelling in which OVS
-// prints such a flow. OK is false when there is none.
+// LearnedBy finds what the first learn action of a flow's actions makes of flows that only load registers, in the
+// spelling in which OVS prints such a flow. OK is false when there is none.
 func LearnedBy(actions string) (l Learned, ok bool) {
 	_, args, ok := strings.Cut(actions, "learn(")
 	if !ok {

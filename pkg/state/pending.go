@@ -2,16 +2,18 @@ package state
 
 import "reflect"
 
-// Pending are changes that a Store has not been given yet. A change that a later one makes meaningless is dropped, so that the number
-// of changes is bounded by the objects that they are about, however long nobody takes them. It is not safe for concurrent use.
+// Pending are changes that a Store has not been given yet. A change that a later one makes meaningless is dropped, so
+// that the number of changes is bounded by the objects that they are about, however long nobody takes them. It is not
+// safe for concurrent use.
 type Pending struct {
 	changes []Change // nil for what was dropped
 	dropped int
 	at      map[subject]int
 }
 
-// subject is what a change says something about: the later of two changes of one type is all that matters then. Setting and deleting
-// an object are different subjects: what a Store does with a new object of an old name is its own business.
+// subject is what a change says something about: the later of two changes of one type is all that matters then. Setting
+// and deleting an object are different subjects: what a Store does with a new object of an old name is its own
+// business.
 type subject struct {
 	change      reflect.Type
 	name, other string

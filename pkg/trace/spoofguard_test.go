@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/trace"
 )
 
-// guarded are packets of a pod, with its own MAC and addresses, and why they are dropped. One without a reason leaves at a port. A
-// real switch is held to them, too.
+// guarded are packets of a pod, with its own MAC and addresses, and why they are dropped. One without a reason leaves
+// at a port. A real switch is held to them, too.
 var guarded = func() (list []guardedPacket) {
 	const from, group = "in_port=16,dl_src=0a:58:0a:00:01:02,dl_dst=", "01:00:5e:00:00:fb"
 	router := model.RouterMAC.String()
@@ -70,8 +70,8 @@ func guardedFlows(t testing.TB, kernel bool) flows.Desired {
 	return desired
 }
 
-// TestSpoofGuard: what no pod may send, whatever the MAC it is sent to: to the loopback ranges, to groups and broadcast addresses, and
-// frames with a VLAN tag.
+// TestSpoofGuard: what no pod may send, whatever the MAC it is sent to: to the loopback ranges, to groups and broadcast
+// addresses, and frames with a VLAN tag.
 func TestSpoofGuard(t *testing.T) {
 	for _, kernel := range []bool{false, true} {
 		sw, err := trace.Of(guardedFlows(t, kernel))

@@ -309,8 +309,8 @@ func TestAffinityEnds(t *testing.T) {
 	}
 }
 
-// TestAffinityForgotten: what the switch remembers of clients ends with the Service's affinity, long before its timeout, also while
-// clients ask.
+// TestAffinityForgotten: what the switch remembers of clients ends with the Service's affinity, long before its
+// timeout, also while clients ask.
 func TestAffinityForgotten(t *testing.T) {
 	endpoints := []string{web("a", "node1"), web("b", "node2")}
 	l := upSticky(t, 3*time.Hour, endpoints...)
