@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -34,6 +35,20 @@ func (a *Agent) objectProblem(o model.Owner, err error) {
 	}
 	a.log.Warn("part of an object cannot be used", "object", o, "err", err)
 	a.events.Warn(o, "PartIgnored", "Weft leaves out what it cannot use: "+err.Error())
+}
+
+// reportOwner tells Kubernetes of an object whose flows are refused.
+func (a *Agent) reportOwner(o model.Owner, err error) {
+	var incomplete *IncompleteError
+	switch {
+	case err == nil:
+	case errors.As(err, &incomplete):
+		a.events.Warn(o, "PolicyIncomplete", err.Error())
+	case o.Kind == model.KindPolicy:
+		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
+	default:
+		a.events.Warn(o, "FlowsRefused", err.Error())
+	}
 }
 
 // reportLost tells Kubernetes of Services that name external addresses which other Services have, or that are over
