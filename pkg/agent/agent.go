@@ -147,7 +147,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
-	loop := NewLoop(LoopOptions{Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache, Sweep: func(r SweepRequest) { sweeper.request(r) }})
+	loop := NewLoop(LoopOptions{
+		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache,
+		Sweep: func(r SweepRequest) { sweeper.request(r) },
+	})
 	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
 	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
 	if err != nil {
@@ -318,20 +321,6 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 	}
 	a.log.Warn("Open vSwitch was told to wait for its flows (other_config:flow-restore-wait); they are in, so it may forward")
 	return a.ovs.SetFlowRestoreWait(ctx, false)
-}
-
-// reportOwner tells Kubernetes of an object whose flows are refused.
-func (a *Agent) reportOwner(o model.Owner, err error) {
-	var incomplete *IncompleteError
-	switch {
-	case err == nil:
-	case errors.As(err, &incomplete):
-		a.events.Warn(o, "PolicyIncomplete", err.Error())
-	case o.Kind == model.KindPolicy:
-		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
-	default:
-		a.events.Warn(o, "FlowsRefused", err.Error())
-	}
 }
 
 // viewed is called by the loop with every new snapshot. The host's network depends on nodes and Services, and on pods

@@ -17,7 +17,8 @@ func hostPorts(view *model.Snapshot, pods []model.Pod) []host.HostPort {
 		}
 		for _, a := range view.Attachments {
 			// The runtime tells portmap of host ports for the pod's first interface only, which is always eth0.
-			if a.IfName != "eth0" || a.Pod.Namespace != p.Namespace || a.Pod.Name != p.Name || a.Pod.UID != "" && a.Pod.UID != p.UID {
+			named := a.Pod.Namespace == p.Namespace && a.Pod.Name == p.Name
+			if a.IfName != "eth0" || !named || a.Pod.UID != "" && a.Pod.UID != p.UID {
 				continue
 			}
 			for _, port := range p.HostPorts {
@@ -43,7 +44,8 @@ func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr)
 		if at.IsValid() && at.IsUnspecified() {
 			at = netip.Addr{}
 		}
-		list = append(list, host.HostPort{Addr: at, Protocol: port.Protocol, Port: port.Port, To: netip.AddrPortFrom(ip, port.ContainerPort)})
+		to := netip.AddrPortFrom(ip, port.ContainerPort)
+		list = append(list, host.HostPort{Addr: at, Protocol: port.Protocol, Port: port.Port, To: to})
 	}
 	return list
 }
@@ -52,7 +54,8 @@ func isTunnelPort(port uint16) bool {
 	return slices.ContainsFunc(model.TunnelTypes, func(t model.TunnelType) bool { return t.UDPPort() == port })
 }
 
-// hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told of.
+// hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told
+// of.
 func (a *Agent) hostPortsChanged(view *model.Snapshot) bool {
 	now := hostPorts(view, a.kube.Pods())
 	a.mu.Lock()

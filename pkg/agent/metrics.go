@@ -61,7 +61,8 @@ func (a *Agent) metrics() *prometheus.Registry {
 	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s Status) float64 { return float64(s.ForeignFlows) })
 	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "weft_datapath_cache_purges_total", Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
+		Name: "weft_datapath_cache_purges_total",
+		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
 	}, ofLoop(func(*Loop) float64 { return float64(a.sw.Purges()) })))
 	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -36,12 +37,30 @@ func (a *Agent) objectProblem(o model.Owner, err error) {
 	a.events.Warn(o, "PartIgnored", "Weft leaves out what it cannot use: "+err.Error())
 }
 
-// reportLost tells Kubernetes of Services that name external addresses which other Services have.
+// reportOwner tells Kubernetes of an object whose flows are refused.
+func (a *Agent) reportOwner(o model.Owner, err error) {
+	var incomplete *IncompleteError
+	switch {
+	case err == nil:
+	case errors.As(err, &incomplete):
+		a.events.Warn(o, "PolicyIncomplete", err.Error())
+	case o.Kind == model.KindPolicy:
+		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
+	default:
+		a.events.Warn(o, "FlowsRefused", err.Error())
+	}
+}
+
+// reportLost tells Kubernetes of Services that name external addresses which other Services have, or that are over
+// budget.
 func (a *Agent) reportLost(view *model.Snapshot) {
 	now := map[model.Owner]string{}
 	for name, s := range view.Services {
 		if len(s.Lost) > 0 {
 			now[model.ServiceOwner(name)] = describeLost(s.Lost)
+		}
+		if s.OverBudget != "" {
+			now[model.ServiceOwner(name)] = joinProblems(s.OverBudget, now[model.ServiceOwner(name)])
 		}
 	}
 	a.mu.Lock()
@@ -50,8 +69,12 @@ func (a *Agent) reportLost(view *model.Snapshot) {
 	a.mu.Unlock()
 	for o, what := range now {
 		if before[o] != what {
-			a.log.Warn("a Service does not get external addresses that it names", "object", o, "lost", what)
-			a.events.Warn(o, "AddressTaken", what)
+			reason := "AddressTaken"
+			if view.Services[o.Name].OverBudget != "" {
+				reason = "OverBudget"
+			}
+			a.log.Warn("a Service does not get all that it names", "object", o, "reason", reason, "why", what)
+			a.events.Warn(o, reason, what)
 		}
 	}
 }

@@ -64,7 +64,8 @@ func policyReports(view *model.Snapshot, status Status, now counts, name string)
 			continue
 		}
 		p := view.Policies[id]
-		r := PolicyReport{Policy: id, Log: p.Log, Problem: cmp.Or(status.Quarantined[model.PolicyOwner(id)], status.Incomplete[model.PolicyOwner(id)]), Rules: []RuleReport{}}
+		problem := cmp.Or(status.Quarantined[model.PolicyOwner(id)], status.Incomplete[model.PolicyOwner(id)])
+		r := PolicyReport{Policy: id, Log: p.Log, Problem: problem, Rules: []RuleReport{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := p.Side(d)
 			if side == nil {

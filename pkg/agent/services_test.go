@@ -84,6 +84,10 @@ func TestLostAddresses(t *testing.T) {
 	if text := problems[thief]; len(problems) != 1 || !strings.HasPrefix(text, "no port; ") || !strings.Contains(text, "192.0.2.4:80 TCP is Service z/web's, and 2 more (") {
 		t.Errorf("problems: %v", problems)
 	}
+	a.reportLost(&model.Snapshot{Services: map[string]model.Service{"a/thief": {Name: "a/thief", OverBudget: "too large"}}})
+	if problems := a.objectProblems(); problems[thief] != "no port; too large" {
+		t.Errorf("over budget: %v", problems)
+	}
 	a.reportLost(&model.Snapshot{})
 	if problems := a.objectProblems(); problems[thief] != "no port" {
 		t.Errorf("afterwards: %v", problems)

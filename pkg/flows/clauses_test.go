@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -144,6 +145,54 @@ func TestMostFlows(t *testing.T) {
 		}
 		if has, most := len(c.Flows), p.MostFlows(); has > most {
 			t.Fatalf("%d flows, at most %d were expected of %+v", has, most, rule)
+		}
+	})
+}
+
+// TestMostServiceFlows: a Service never takes more flows and buckets than model.Service.MostFlows says.
+func TestMostServiceFlows(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		addr := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}) }
+		endpoints := func(what string) (list []model.Endpoint) {
+			for i := range rapid.SampledFrom([]int{0, 1, 3, 33, 70, 600}).Draw(t, what) {
+				list = append(list, model.Endpoint{Addr: addr(i), Port: 80, Weight: 1})
+			}
+			return list
+		}
+		s := model.Service{Name: "ns/s", Algorithm: rapid.SampledFrom([]model.Algorithm{model.HashConnection, model.HashSource}).Draw(t, "algorithm")}
+		if rapid.Bool().Draw(t, "affinity") {
+			s.Affinity = time.Hour
+		}
+		for i := range rapid.IntRange(1, 2).Draw(t, "ports") {
+			p := model.ServicePort{Protocol: rapid.SampledFrom([]model.Protocol{model.TCP, model.UDP, model.SCTP}).Draw(t, "protocol"), Port: uint16(80 + i),
+				ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints("cluster"), Local: endpoints("local"), Elsewhere: rapid.Bool().Draw(t, "elsewhere"),
+				ExternalLocal: rapid.Bool().Draw(t, "external local"), InternalLocal: rapid.Bool().Draw(t, "internal local")}
+			for j := range rapid.IntRange(0, 3).Draw(t, "external") {
+				p.ExternalIPs = append(p.ExternalIPs, netip.AddrFrom4([4]byte{198, 51, 100, byte(j)}))
+			}
+			for j := range rapid.IntRange(0, 2).Draw(t, "balancers") {
+				p.LoadBalancerIPs = append(p.LoadBalancerIPs, netip.AddrFrom4([4]byte{203, 0, 113, byte(j)}))
+			}
+			for range rapid.IntRange(0, 2).Draw(t, "sources") {
+				p.LoadBalancerSources = append(p.LoadBalancerSources, netip.MustParsePrefix(rapid.SampledFrom([]string{"10.0.0.0/8", "172.16.0.0/12", "192.0.2.0/24"}).Draw(t, "source")))
+			}
+			if rapid.Bool().Draw(t, "node port") {
+				p.NodePort = uint16(30080 + i)
+			}
+			s.Ports = append(s.Ports, p)
+		}
+		snapshot := withPaths(&model.Snapshot{KernelDatapath: rapid.Bool().Draw(t, "kernel"), Services: map[string]model.Service{s.Name: s},
+			Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}})
+		c, err := compileOwner(snapshot, model.ServiceOwner(s.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		has := len(c.Flows)
+		for _, g := range c.Groups {
+			has += strings.Count(g.Text, "bucket=")
+		}
+		if most := s.MostFlows(); has > most {
+			t.Fatalf("%d flows and buckets, at most %d were expected", has, most)
 		}
 	})
 }

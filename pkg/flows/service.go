@@ -82,8 +82,8 @@ func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
 // otherProxy leaves the ClusterIP of a Service to another proxy: what pods send there reaches the node as it is. What the
 // node sends is rejected where that proxy does not take it, as any unserved ClusterIP is.
 func (b *builder) otherProxy(clusterIP netip.Addr) {
-	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), matches(Origin.Is(OriginPod), openflow.Destination(openflow.Host(clusterIP)))},
-		openflow.Goto(EgressPolicy))
+	match := matches(Origin.Is(OriginPod), openflow.Destination(openflow.Host(clusterIP)))
+	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), match}, openflow.Goto(EgressPolicy))
 }
 
 // notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever somebody writes into a

@@ -34,7 +34,8 @@ func (p HostPort) check() error {
 func CompareHostPorts(a, b HostPort) int { return cmp.Or(compareHostPlaces(a, b), a.To.Compare(b.To)) }
 
 func compareHostPlaces(a, b HostPort) int {
-	return cmp.Or(compareBools(a.To.Addr().Is4(), b.To.Addr().Is4()), a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	return cmp.Or(compareBools(a.To.Addr().Is4(), b.To.Addr().Is4()), a.Addr.Compare(b.Addr),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
 // sortHostPorts brings them into order. Of two at one place, which the scheduler does not allow, the first has it.

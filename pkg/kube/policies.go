@@ -85,7 +85,10 @@ func (w *Watcher) Pods() []model.Pod {
 	pods := make([]model.Pod, 0, len(objects))
 	for _, obj := range objects {
 		if p, ok := obj.(*pod); ok {
-			pods = append(pods, model.Pod{PodRef: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.pod.UID}, HostNetwork: p.pod.HostNetwork, Phase: p.phase, HostPorts: p.hostPorts})
+			pods = append(pods, model.Pod{
+				PodRef:      model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.pod.UID},
+				HostNetwork: p.pod.HostNetwork, Phase: p.phase, HostPorts: p.hostPorts,
+			})
 		}
 	}
 	return pods

@@ -61,6 +61,8 @@ type Service struct {
 	HealthCheckNodePort uint16
 	// HealthyEndpoints is the number of endpoints on this node that the answer is about.
 	HealthyEndpoints int
+	// OverBudget says why the Service has no endpoints here although it has some; empty when it has room.
+	OverBudget string
 	// Lost are external addresses that the Service names and another Service has. Ports do not hold them.
 	Lost []LostAddress
 }
@@ -71,6 +73,25 @@ type LostAddress struct {
 	At       netip.AddrPort
 	Protocol Protocol
 	Winner   string // namespace/name
+}
+
+// MostFlows is an upper bound of the flows and buckets that the Service takes.
+func (s Service) MostFlows() int {
+	most := 0
+	for _, p := range s.Ports {
+		endpoints := len(p.Cluster) + len(p.Local)
+		each := 8 + endpoints/16 // a group for each class of source ports (pkg/flows, byPort)
+		if s.Affinity > 0 {
+			each += 2 * endpoints
+		}
+		// Some addresses have flows for later fragments, too, or for each range of clients, the gateway among them.
+		frontends := 2 + len(p.ExternalIPs) + len(p.LoadBalancerIPs)*(len(p.LoadBalancerSources)+1)
+		if p.NodePort != 0 {
+			frontends += 4
+		}
+		most += frontends*each + 2*endpoints
+	}
+	return most
 }
 
 // ServicePort is one port of a Service in one address family: where packets are sent to, and where they go.

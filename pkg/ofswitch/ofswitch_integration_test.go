@@ -392,3 +392,29 @@ func BenchmarkApply(b *testing.B) {
 		})
 	}
 }
+
+// TestPurgesAreCounted: each bundle is one emptied cache with the versions of Open vSwitch that need it, and an empty
+// change is none.
+func TestPurgesAreCounted(t *testing.T) {
+	ovs, sw := start(t)
+	version, err := ovs.Run(t.Context(), "ovs-appctl", "-t", "ovs-vswitchd", "version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sw.PurgesCache() || sw.Purges() != 0 {
+		t.Errorf("before the first bundle: %t, %d", sw.PurgesCache(), sw.Purges())
+	}
+	for i := range 2 {
+		d := flows.Delta{Set: []flows.Flow{flow(t, fmt.Sprintf("cookie=0x1,table=0,priority=%d actions=drop", i+1))}}
+		if err := sw.Apply(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := sw.Apply(t.Context(), flows.Delta{}); err != nil {
+		t.Fatal(err)
+	}
+	needed := strings.Contains(version, " 3.1.0")
+	if want := map[bool]uint64{true: 2}[needed]; sw.PurgesCache() != needed || sw.Purges() != want {
+		t.Errorf("%s: emptied %d times, the next one will be: %t", version, sw.Purges(), sw.PurgesCache())
+	}
+}

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"github.com/weft-cni/weft/pkg/model"
 )
 
@@ -78,28 +76,4 @@ func TestNodeBudget(t *testing.T) {
 	if whole, over := take(); whole != 4 || over != 0 {
 		t.Errorf("when most are gone %d fit and %d do not", whole, over)
 	}
-}
-
-// TestEachNamespaceKeepsItsBudget: a namespace whose policies fit into its share has all of them, whatever others ask for.
-func TestEachNamespaceKeepsItsBudget(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		const room = 100
-		flows, totals := map[string]int{}, map[string]int{}
-		for range rapid.IntRange(0, 12).Draw(t, "policies") {
-			name := draw(t, someNamespaces) + fmt.Sprintf("/%d", len(flows))
-			flows[name] = rapid.IntRange(1, 90).Draw(t, "flows")
-			totals[name[:1]] += flows[name]
-		}
-		over, total := overBudget(flows, room), 0
-		for name, n := range flows {
-			if !over[name] {
-				total += n
-			} else if totals[name[:1]] <= room/len(totals) {
-				t.Fatalf("%s is over budget: %v", name, flows)
-			}
-		}
-		if total > room {
-			t.Fatalf("%d flows fit into %d: %v without %v", total, room, flows, over)
-		}
-	})
 }

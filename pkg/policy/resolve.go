@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/share"
 )
 
 // World is everything that a node's policies follow from.
@@ -50,7 +51,7 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 			out.Policies[m.Name], keys[m.Name], flows[m.Name] = m, k, countFlows(m)
 		}
 	}
-	over := overBudget(flows, room)
+	over := share.Overflow(flows, room)
 	for _, policy := range w.Policies {
 		if name := policy.ID(); over[name] {
 			p := newPlan(policy)

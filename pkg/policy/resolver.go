@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/share"
 )
 
 // Resolver holds what Resolve gives, and follows changes. What a change costs depends on what becomes different by it: a pod's
@@ -218,7 +219,7 @@ func (r *Resolver) budget(fresh map[*policyState]*resolution) {
 				flows[name] = s.flows
 			}
 		}
-		over = overBudget(flows, r.room)
+		over = share.Overflow(flows, r.room)
 	}
 	for name := range over {
 		if s := r.policies[name]; !r.over[name] {

@@ -53,3 +53,27 @@ func TestDivideIsFair(t *testing.T) {
 		}
 	})
 }
+
+// TestOverflow: a namespace whose claims fit into its share has all of them, whatever others ask for.
+func TestOverflow(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const room = 100
+		flows, totals := map[string]int{}, map[string]int{}
+		for range rapid.IntRange(0, 12).Draw(t, "claims") {
+			name := fmt.Sprintf("%s/%d", rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "namespace"), len(flows))
+			flows[name] = rapid.IntRange(1, 90).Draw(t, "flows")
+			totals[name[:1]] += flows[name]
+		}
+		over, total := share.Overflow(flows, room), 0
+		for name, n := range flows {
+			if !over[name] {
+				total += n
+			} else if totals[name[:1]] <= room/len(totals) {
+				t.Fatalf("%s is over budget: %v", name, flows)
+			}
+		}
+		if total > room {
+			t.Fatalf("%d flows fit into %d: %v without %v", total, room, flows, over)
+		}
+	})
+}

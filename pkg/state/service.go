@@ -30,9 +30,15 @@ func (s *Store) setService(service model.Service) bool {
 	if _, claimed := s.claims.Get(service.Name); claimed {
 		service = s.claims.Resolve(service)
 	}
-	if old, ok := s.next.Services[service.Name]; ok && reflect.DeepEqual(old, service) {
+	old, ok := s.next.Services[service.Name]
+	same := service
+	if whole, over := s.budget.over[service.Name]; over {
+		old, same.AffinityEpoch = whole, whole.AffinityEpoch // which stands still
+	}
+	if ok && reflect.DeepEqual(old, same) {
 		return false
 	}
+	s.budget.count(service.Name, service.MostFlows())
 	s.services()[service.Name] = service
 	s.touched[model.ServiceOwner(service.Name)] = true
 	return true
@@ -57,6 +63,7 @@ func (c DeleteService) apply(s *Store) bool {
 		return false
 	}
 	delete(s.services(), c.Name)
+	s.budget.count(c.Name, 0)
 	s.touched[model.ServiceOwner(c.Name)] = true
 	s.resolveClaims(s.claims.Delete(c.Name))
 	return true

@@ -26,7 +26,8 @@ type Store struct {
 	touched                                            map[model.Owner]bool
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
-	claims       *service.Claims         // who has which external address
+	claims       *service.Claims // who has which external address
+	budget       serviceBudget
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
 	localAddrs   []netip.Addr            // as SetLocalAddrs said last
 	localsDirty  bool                    // LocalAddrs must be resolved again
@@ -58,6 +59,7 @@ func New(node string) *Store {
 		next:         empty,
 		resolver:     policy.NewResolver(node),
 		claims:       service.NewClaims(),
+		budget:       newServiceBudget(),
 		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
 	}
 }
@@ -99,6 +101,7 @@ func (s *Store) Take() (*model.Snapshot, []model.Owner) {
 	s.resolvePaths()
 	s.resolveLocals()
 	s.resolvePolicies()
+	s.budgetServices()
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
 		s.snapshot = &snapshot
