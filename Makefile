@@ -50,9 +50,16 @@ image: ## Build the image as a tar, without Docker
 lint: ## gofmt, go vet and golangci-lint over everything
 	build/lint.sh
 
+# The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
+# race detector needs a C compiler; RACE= leaves it out.
+RACE       ?= -race
+CONCURRENT := agent|cni|ovsdb|ofswitch|kube|healthcheck|state|host|unixctl
+concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
+
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
-	go test ./...
+	go test $(RACE) $(concurrent)
+	go test $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
 
@@ -72,7 +79,8 @@ fuzz: ## Fuzz what is read from others, and the compiler: FUZZTIME (1m) per targ
 
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
-	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -v /pkg/lab)
+	go test $(RACE) -tags integration -timeout 20m $(concurrent)
+	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -vE '/pkg/(lab|$(CONCURRENT))(/|$$)')
 	go test -tags integration -timeout 20m -p 1 ./pkg/lab/... ./test/datapath/... # these compare the machine with before, so one at a time
 
 .PHONY: nightly

@@ -17,6 +17,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 // bench is a loop on a switch that behaves.
@@ -398,9 +399,10 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 	b.holds("first programming")
 	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535, Match: ""}, Actions: "drop"}
 	sw.Put(foreign)
-	for deadline := time.Now().Add(2 * time.Second); b.Status().ForeignFlows != 1; time.Sleep(10 * time.Millisecond) {
+	limit := testenv.Patience(2 * time.Second)
+	for deadline := time.Now().Add(limit); b.Status().ForeignFlows != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("not named within 2 seconds")
+			t.Fatalf("not named within %v", limit)
 		}
 	}
 	if s := b.Status(); !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {

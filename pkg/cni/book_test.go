@@ -225,7 +225,7 @@ func TestBookFreedLastComesLast(t *testing.T) {
 	// Without any that was never given, the one that was freed first; with one, that.
 	b.release(key(11))
 	b.release(key(4))
-	if got := strings.Join([]string{reserve(20), reserve(21)}, " "); got != "10.0.0.5 10.0.0.6" {
+	if got := reserve(20) + " " + reserve(21); got != "10.0.0.5 10.0.0.6" {
 		t.Error(got)
 	}
 	// Addresses of large ranges are not remembered without end.

@@ -35,6 +35,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
+	"github.com/weft-cni/weft/test/testenv"
 )
 
 const (
@@ -237,7 +238,7 @@ func (c *churn) killAgent() {
 // least.
 func (c *churn) chaos(stop <-chan struct{}) {
 	for i := 0; ; i++ {
-		pause := time.After(time.Duration(200+c.roll(1000)) * time.Millisecond)
+		pause := time.After(testenv.Patience(time.Duration(200+c.roll(1000)) * time.Millisecond))
 		select {
 		case <-pause:
 		case <-stop:

@@ -86,7 +86,8 @@ func (w *world) note(in map[model.Owner]string) func(model.Owner, error) {
 	return func(o model.Owner, err error) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if delete(in, o); err != nil {
+		delete(in, o)
+		if err != nil {
 			in[o] = err.Error()
 		}
 	}
@@ -279,7 +280,8 @@ func honestFlowsStay(t *testing.T, before, after flows.Desired) {
 		if ok && now.Actions == f.Actions || ok && clausesOf(now.Actions, f.Actions) {
 			continue
 		}
-		if failures++; failures <= 10 {
+		failures++
+		if failures <= 10 {
 			t.Errorf("%s of %s\n is now %s of %s", f.Flow, f.Owner, now.Flow, now.Owner)
 		}
 	}
@@ -339,10 +341,12 @@ func honestPacketsGoWhereTheyWent(t *testing.T, before, after flows.Desired) {
 				for _, port := range []uint16{53, 80, 443, 5432, 6443, 8080, 30080} {
 					p := trace.IP(src.port, netip.MustParseAddr(src.addr), netip.MustParseAddr(dst), protocol, 40000, port).WithMACs(src.mac, model.RouterMAC)
 					then, now := outcome(was, p), outcome(is, p)
-					if packets++; then == now || documented(dst, then) {
+					packets++
+					if then == now || documented(dst, then) {
 						continue
 					}
-					if failures++; failures <= 20 {
+					failures++
+					if failures <= 20 {
 						t.Errorf("%s to %s, protocol %d, port %d: %s, before %s", src.addr, dst, protocol, port, now, then)
 					}
 				}

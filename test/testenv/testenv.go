@@ -23,8 +23,9 @@ const (
 	PrebuiltVariable = "WEFT_PREBUILT"
 )
 
-// Patience stretches a time limit on a machine that is known to be slow.
+// Patience stretches a time limit on a machine that is known to be slow, and under the race detector.
 func Patience(limit time.Duration) time.Duration {
+	limit *= raceFactor
 	text := os.Getenv(SlowVariable)
 	if text == "" {
 		return limit
