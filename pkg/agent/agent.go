@@ -314,8 +314,10 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 func (a *Agent) reportOwner(o model.Owner, err error) {
 	switch {
 	case err == nil:
-	case o.Kind == model.KindPolicy:
+	case o.Kind == model.KindPolicy && errors.As(err, new(*ofswitch.RejectedError)): // other switches may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
+	case o.Kind == model.KindPolicy:
+		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())
 	default:
 		a.events.Warn(o, "FlowsRefused", err.Error())
 	}
