@@ -55,6 +55,7 @@ unit: ## Tests that need neither root nor Open vSwitch
 	go test ./...
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
+	go test -C test/components ./admission # the admission policy, judged by the API server's own code
 
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
