@@ -69,7 +69,7 @@ func TestOneSpeaker(t *testing.T) {
 	service := model.ServiceOwner("shop/web")
 	for _, n := range nodes {
 		r := kube.NewReporter(client, n)
-		defer r.Close()
+		t.Cleanup(r.Close)
 		order := append(slices.DeleteFunc(slices.Clone(nodes), func(m string) bool { return m == n }), n)
 		r.WarnIf(func() bool { return kube.Speaker(service, order) == n }, service, "PartIgnored", "what is wrong")
 		r.Warn(service, "HealthCheckFailed", "port taken on "+n) // what only this node sees
