@@ -62,6 +62,7 @@ unit: ## Tests that need neither root nor Open vSwitch
 	go test $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
+	go test -C test/components ./admission # the admission policy, judged by the API server's own code
 
 .PHONY: churn
 churn: deps ## 2,000 pods added and deleted while plugins, agents and Open vSwitch are killed; needs root

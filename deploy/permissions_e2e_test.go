@@ -3,7 +3,6 @@
 package deploy
 
 import (
-	"context"
 	"os"
 	"testing"
 	"time"
@@ -19,8 +18,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// On the running cluster, with a token like the one that the agent has: it may change the status of its own node, not of
-// another one, and read no Secret. A token that is not bound to a pod changes no node.
+// On the running cluster, with a token like the one that the agent has: it may set one condition of its own node, nothing
+// else there, nothing of another one, and read no Secret. A token that is not bound to a pod changes no node.
 func TestAgentIsConfinedToItsNode(t *testing.T) {
 	kubeconfig := os.Getenv("WEFT_KUBECONFIG")
 	if kubeconfig == "" {
@@ -60,30 +59,37 @@ func TestAgentIsConfinedToItsNode(t *testing.T) {
 		}
 		return c
 	}
-	patch := func(c *kubernetes.Clientset, node string) error {
-		// A condition of its own, and a heartbeat, so that every patch changes something.
-		p := `{"status":{"conditions":[{"type":"WeftTest","status":"False","lastHeartbeatTime":"` +
-			time.Now().UTC().Format(time.RFC3339) + `"}]}}`
+	patch := func(c *kubernetes.Clientset, node, p string) error {
 		_, err := c.CoreV1().Nodes().Patch(t.Context(), node, types.StrategicMergePatchType, []byte(p), metav1.PatchOptions{}, "status")
 		return err
 	}
-	t.Cleanup(func() {
-		ctx := context.WithoutCancel(t.Context())
-		p := []byte(`{"status":{"conditions":[{"$patch":"delete","type":"WeftTest"}]}}`)
-		_, err := client.CoreV1().Nodes().Patch(ctx, own.Spec.NodeName, types.StrategicMergePatchType, p, metav1.PatchOptions{}, "status")
-		if err != nil {
-			t.Errorf("remove the test's condition: %v", err)
-		}
-	})
+	condition := func(kind, status string) string {
+		// The agent's own, with a heartbeat of now, so that every patch changes something.
+		return `{"status":{"conditions":[{"type":"` + kind + `","status":"` + status + `","reason":"WeftReady","message":"Weft has programmed the node's flows",` +
+			`"lastHeartbeatTime":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}}`
+	}
+	available := func() string { return condition("NetworkUnavailable", "False") }
 
 	agent := token(&authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: own.Name, UID: own.UID})
-	if err := patch(agent, own.Spec.NodeName); err != nil {
-		t.Errorf("the agent cannot change its own node's status: %v", err)
+	if err := patch(agent, own.Spec.NodeName, available()); err != nil {
+		t.Errorf("the agent cannot set its own node's condition: %v", err)
 	}
-	if err := patch(agent, other.Spec.NodeName); !apierrors.IsForbidden(err) {
+	if err := patch(agent, other.Spec.NodeName, available()); !apierrors.IsForbidden(err) {
 		t.Errorf("the agent changes another node's status: got %v, want Forbidden", err)
 	}
-	if err := patch(token(nil), own.Spec.NodeName); !apierrors.IsForbidden(err) {
+	for what, p := range map[string]string{
+		"another condition":       condition("WeftTest", "False"),
+		"its network unavailable": condition("NetworkUnavailable", "True"),
+		"its Ready condition":     condition("Ready", "Unknown"),
+		"an address":              `{"status":{"addresses":[{"type":"ExternalIP","address":"192.0.2.1"}]}}`,
+		"its capacity":            `{"status":{"capacity":{"example.com/weft-test":"1"}}}`,
+		"a label":                 `{"metadata":{"labels":{"weft-test":"x"}}}`,
+	} {
+		if err := patch(agent, own.Spec.NodeName, p); !apierrors.IsForbidden(err) {
+			t.Errorf("the agent changes %s of its own node: got %v, want Forbidden", what, err)
+		}
+	}
+	if err := patch(token(nil), own.Spec.NodeName, available()); !apierrors.IsForbidden(err) {
 		t.Errorf("a token without a node changes a node's status: got %v, want Forbidden", err)
 	}
 	if _, err := agent.CoreV1().Secrets(corev1.NamespaceAll).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {

@@ -80,7 +80,8 @@ func encodeCopy(out *json.Encoder, node string, c state.Copy) error {
 	err := out.Encode(copyHead{copyVersion, node, c.Time})
 	records := 0
 	put := func(r copyRecord) {
-		if records++; err == nil {
+		records++
+		if err == nil {
 			err = out.Encode(r)
 		}
 	}

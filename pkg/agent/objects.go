@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
+	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 
 // ObjectCounts say what the node's view holds.
@@ -34,7 +37,33 @@ func (a *Agent) objectProblem(o model.Owner, err error) {
 		return
 	}
 	a.log.Warn("part of an object cannot be used", "object", o, "err", err)
-	a.events.Warn(o, "PartIgnored", "Weft leaves out what it cannot use: "+err.Error())
+	if a.synced.Load() { // before, the other nodes are not known; see reportObjects
+		a.warnPart(o, err.Error())
+	}
+}
+
+// reportObjects writes the Events about what the informers told of while the API server's objects were not complete.
+func (a *Agent) reportObjects() {
+	for o, text := range a.objectProblems() {
+		a.warnPart(o, text)
+	}
+}
+
+// warnPart tells of a part of an object that no agent can use: one of them writes.
+func (a *Agent) warnPart(o model.Owner, text string) {
+	a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PartIgnored", "Weft leaves out what it cannot use: "+text)
+}
+
+// speaks says whether this agent is the one to write an Event about an object in which all agents that the object
+// concerns see the same fault: of a policy those of the nodes whose pods it selects, of others all.
+func (a *Agent) speaks(o model.Owner) bool {
+	var nodes []string
+	if namespace, name, ok := strings.Cut(o.Name, "/"); ok && o.Kind == model.KindPolicy {
+		nodes = a.kube.PolicyNodes(namespace, name)
+	} else {
+		nodes = append(slices.Collect(maps.Keys(a.loop.View().Nodes)), a.opt.Node)
+	}
+	return len(nodes) == 0 || kube.Speaker(o, nodes) == a.opt.Node
 }
 
 // reportOwner tells Kubernetes of an object whose flows are refused.
@@ -44,8 +73,10 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	case err == nil:
 	case errors.As(err, &incomplete):
 		a.events.Warn(o, "PolicyIncomplete", err.Error())
-	case o.Kind == model.KindPolicy:
+	case o.Kind == model.KindPolicy && errors.As(err, new(*ofswitch.RejectedError)): // other switches may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
+	case o.Kind == model.KindPolicy:
+		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())
 	default:
 		a.events.Warn(o, "FlowsRefused", err.Error())
 	}

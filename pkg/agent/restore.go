@@ -36,6 +36,7 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *L
 			a.mu.Unlock()
 			a.synced.Store(true)
 			a.setProblem(apiProblem, a.apiError())
+			a.reportObjects()
 		}
 		return err
 	}

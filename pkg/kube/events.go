@@ -1,7 +1,9 @@
 package kube
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -33,6 +35,8 @@ type Reporter struct {
 type warning struct {
 	owner           model.Owner
 	reason, message string
+	// ours says whether this agent is the one to write it; nil when it is.
+	ours func() bool
 }
 
 const (
@@ -65,10 +69,34 @@ func (r *Reporter) Close() {
 // Warn writes a warning about the object that an owner of flows stands for: a pod, a Service, a policy, a node, or else this node. It
 // does not wait for the API server.
 func (r *Reporter) Warn(o model.Owner, reason, message string) {
+	r.enqueue(warning{o, reason, message, nil})
+}
+
+// WarnIf is Warn if ours says so, which is asked on the reporter's goroutine: of several agents that see the same, one
+// writes (see Speaker).
+func (r *Reporter) WarnIf(ours func() bool, o model.Owner, reason, message string) {
+	r.enqueue(warning{o, reason, message, ours})
+}
+
+// Speaker returns which of several nodes writes an Event about an object: the one with the highest hash of both, so that
+// each agent finds the same one, and objects are spread over the nodes.
+func Speaker(o model.Owner, nodes []string) string {
+	var best [sha256.Size]byte
+	speaker := ""
+	for _, n := range nodes {
+		sum := sha256.Sum256([]byte(o.String() + "\x00" + n))
+		if c := bytes.Compare(sum[:], best[:]); c > 0 || c == 0 && n < speaker || speaker == "" {
+			best, speaker = sum, n
+		}
+	}
+	return speaker
+}
+
+func (r *Reporter) enqueue(w warning) {
 	select {
-	case r.warnings <- warning{o, reason, message}:
+	case r.warnings <- w:
 	default:
-		slog.Warn("too many Events wait for the API server; this one is left out", "object", o, "reason", reason, "message", message)
+		slog.Warn("too many Events wait for the API server; this one is left out", "object", w.owner, "reason", w.reason, "message", w.message)
 	}
 }
 
@@ -79,6 +107,9 @@ func (r *Reporter) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case w := <-r.warnings:
+			if w.ours != nil && !w.ours() {
+				continue
+			}
 			ref := r.reference(w.owner)
 			if uid, err := r.uid(ctx, w.owner, ref); err != nil {
 				slog.Warn("the object of an Event cannot be looked up; kubectl describe will not show the Event", "object", w.owner, "err", err)

@@ -1,6 +1,8 @@
 package kube_test
 
 import (
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
 )
 
 // TestWarn: an Event names the object that flows exist for, with the UID by which kubectl describe looks for it.
@@ -55,5 +58,73 @@ func TestWarn(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no Event about %q, only %v", missing, got)
 		}
+	}
+}
+
+// TestOneSpeaker: of the agents that see the same fault of an object one writes the Event, whatever the order in which
+// they know the nodes; objects are spread over the nodes, and a node that goes moves no other's objects.
+func TestOneSpeaker(t *testing.T) {
+	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u"}})
+	nodes := []string{"n1", "n2", "n3", "n4"}
+	service := model.ServiceOwner("shop/web")
+	for _, n := range nodes {
+		r := kube.NewReporter(client, n)
+		t.Cleanup(r.Close)
+		order := append(slices.DeleteFunc(slices.Clone(nodes), func(m string) bool { return m == n }), n)
+		r.WarnIf(func() bool { return kube.Speaker(service, order) == n }, service, "PartIgnored", "what is wrong")
+		r.Warn(service, "HealthCheckFailed", "port taken on "+n) // what only this node sees
+	}
+	count := func(reason string) (n int) {
+		list, err := client.CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range list.Items {
+			if list.Items[i].Reason == reason {
+				n++
+			}
+		}
+		return n
+	}
+	eventually(t, "every node's own Event", func() bool { return count("HealthCheckFailed") == len(nodes) })
+	if n := count("PartIgnored"); n != 1 {
+		t.Errorf("%d Events about one fault", n)
+	}
+	share := map[string]int{}
+	for i := range 1000 {
+		o := model.ServiceOwner(fmt.Sprint("shop/", i))
+		speaker := kube.Speaker(o, nodes)
+		share[speaker]++
+		if after := kube.Speaker(o, nodes[:3]); speaker != "n4" && after != speaker {
+			t.Fatalf("without n4, %s speaks about %s instead of %s", after, o, speaker)
+		}
+	}
+	for _, n := range nodes {
+		if share[n] < 180 || share[n] > 320 {
+			t.Errorf("of 1000 objects the nodes have %v", share)
+		}
+	}
+}
+
+// TestPolicyNodes: the nodes whose agents see what is wrong with a policy.
+func TestPolicyNodes(t *testing.T) {
+	labelled := func(namespace, node, name, label string) *corev1.Pod {
+		p := podOn(node, name, "u")
+		p.Namespace, p.Labels, p.Status.Phase = namespace, map[string]string{"app": label}, corev1.PodRunning
+		return p
+	}
+	p := namedPolicy("web", "7")
+	p.Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
+	client := fake.NewClientset(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"), labelled("ns", "n3", "c", "web"),
+		labelled("ns", "n4", "d", "db"), labelled("else", "n5", "e", "web"), labelled("ns", "", "f", "web"))
+	w := watch(t, client, func(state.Change) {}, nil)
+	synced(t, w)
+	eventually(t, "the pods' nodes", func() bool {
+		got := w.PolicyNodes("ns", "web")
+		slices.Sort(got)
+		return slices.Equal(got, []string{"n1", "n3"})
+	})
+	if got := w.PolicyNodes("ns", "none"); len(got) > 0 {
+		t.Errorf("nodes of a policy that is not there: %v", got)
 	}
 }

@@ -81,6 +81,7 @@ type Watcher struct {
 	gate   *gate
 
 	pods     cache.SharedIndexInformer
+	policies cache.SharedIndexInformer
 	services *services
 	cidrs    *serviceCIDRs
 	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before

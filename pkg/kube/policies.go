@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"unique"
@@ -32,7 +34,7 @@ func (w *Watcher) followPolicies() error {
 	core, policies := w.client.CoreV1(), w.client.NetworkingV1().NetworkPolicies("")
 	w.pods = informer(w, "pods", &corev1.Pod{}, "", core.Pods("").List, core.Pods("").Watch)
 	namespaces := informer(w, "namespaces", &corev1.Namespace{}, "", core.Namespaces().List, core.Namespaces().Watch)
-	networkPolicies := informer(w, "networkpolicies", &networkingv1.NetworkPolicy{}, "", policies.List, policies.Watch)
+	w.policies = informer(w, "networkpolicies", &networkingv1.NetworkPolicy{}, "", policies.List, policies.Watch)
 	indexed := w.pods.AddIndexers(cache.Indexers{localIndex: func(obj any) ([]string, error) {
 		if p, ok := obj.(*pod); ok && p.pod.Node == w.node {
 			return []string{w.node}, nil
@@ -53,7 +55,7 @@ func (w *Watcher) followPolicies() error {
 			w.emit(state.DeleteNamespace{Name: name})
 			w.gate.setNamespace(name, false)
 		}),
-		w.follow("networkpolicies", networkPolicies, trimPolicy, w.policyChanged, func(key string) {
+		w.follow("networkpolicies", w.policies, trimPolicy, w.policyChanged, func(key string) {
 			namespace, name, _ := strings.Cut(key, "/")
 			w.emit(state.DeletePolicy{Namespace: namespace, Name: name})
 			w.gate.deletePolicy(key)
@@ -74,6 +76,23 @@ func (w *Watcher) policyChanged(obj any) {
 		w.emit(state.SetPolicy{Policy: NetworkPolicy(p)})
 		w.gate.setPolicy(p.Namespace+"/"+p.Name, p.ResourceVersion)
 	}
+}
+
+// PolicyNodes are the nodes with pods that a NetworkPolicy selects, in no order; none for one that is not known. It looks
+// at all pods of the cluster.
+func (w *Watcher) PolicyNodes(namespace, name string) []string {
+	obj, found, err := w.policies.GetStore().GetByKey(namespace + "/" + name)
+	object, ok := obj.(*networkingv1.NetworkPolicy)
+	if err != nil || !found || !ok {
+		return nil
+	}
+	selector, nodes := selectorOf(object.Spec.PodSelector), map[string]bool{}
+	for _, obj := range w.pods.GetStore().List() {
+		if p, ok := obj.(*pod); ok && p.Namespace == namespace && p.pod.Node != "" && !p.pod.HostNetwork && selector.Matches(p.pod.Labels) {
+			nodes[p.pod.Node] = true
+		}
+	}
+	return slices.Collect(maps.Keys(nodes))
 }
 
 // Pods are the pods that the API server knows on this node.

@@ -84,7 +84,11 @@ func TestSelfHolds(t *testing.T) {
 			// The pod that was in the way goes; then the object is whole again.
 			s.Apply(state.DeleteAttachment{Key: web.Key()})
 			if now, _ = s.Take(); tc.waiting {
-				check("without the pod", now, tc.addrs, strings.Trim(fmt.Sprint(tc.change.(state.SetNode).Node.PodCIDRs), "[]"), "", false)
+				set, ok := tc.change.(state.SetNode)
+				if !ok {
+					t.Fatalf("change %T", tc.change)
+				}
+				check("without the pod", now, tc.addrs, strings.Trim(fmt.Sprint(set.Node.PodCIDRs), "[]"), "", false)
 			}
 			s.Apply(state.SetNode{Node: selfNode("172.30.0.8", "10.244.8.0/24")})
 			now, _ = s.Take()
