@@ -426,8 +426,9 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
 		if l.compiler.Desired().Flows[key].Actions == e.Actions {
-			// This is what the table should hold: right when it was added, wrong when it was deleted.
-			return e.Deleted
+			// This is what the table should hold: wrong when it was deleted. When another program added it, it may be a
+			// flow of another priority, which the event does not tell.
+			return e.Deleted || !own
 		}
 	}
 	if len(keys) == 0 && e.Table != flows.Affinity && !e.Deleted && !own {
