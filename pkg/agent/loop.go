@@ -459,7 +459,8 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 	keys := l.index[place{e.Table, e.Match}]
 	for _, key := range keys {
 		if l.compiler.Desired().Flows[key].Actions == e.Actions {
-			// This is what the table should hold at that priority, which the event does not tell: right when we added it.
+			// This is what the table should hold: wrong when it was deleted. When another program added it, it may be a
+			// flow of another priority, which the event does not tell.
 			return e.Deleted || !own
 		}
 	}

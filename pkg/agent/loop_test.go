@@ -397,6 +397,11 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 	sw := ofswitch.NewFake()
 	b := start(t, sw, pod("a", 2))
 	b.holds("first programming")
+	// No reading of the switch is due that would find the flow by chance.
+	for dumps := -1; sw.Dumps() != dumps; time.Sleep(time.Second) {
+		dumps = sw.Dumps()
+	}
+	// As one of Weft's own, but for the priority, which events do not tell.
 	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535, Match: ""}, Actions: "drop"}
 	sw.Put(foreign)
 	limit := testenv.Patience(2 * time.Second)

@@ -76,7 +76,6 @@ func TestPackets(t *testing.T) {
 		send()
 		sent++
 	}
-	seconds := int(time.Since(begun).Seconds()) + 1
 	held := uint64(0)
 	for deadline := time.Now().Add(10 * time.Second); held == 0; time.Sleep(50 * time.Millisecond) {
 		all, err := sw.HeldBack(t.Context())
@@ -85,6 +84,8 @@ func TestPackets(t *testing.T) {
 		}
 		held = all[slow.ID]
 	}
+	// Until now, for on a busy machine the switch is behind with what was sent.
+	seconds := int(time.Since(begun).Seconds()) + 1
 	if came := len(packets); came > seconds+1 || int(held) > sent {
 		t.Errorf("%d copies came in %d s at one a second, %d of %d were held back", came, seconds, held, sent)
 	}
