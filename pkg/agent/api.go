@@ -44,7 +44,8 @@ func (a *Agent) apiError() error {
 	a.mu.Unlock()
 	missing := "not all objects were received yet"
 	if !from.IsZero() {
-		missing += ", the agent works from a copy of " + from.UTC().Format(time.DateTime) + " UTC, and pods that are not in it stay closed"
+		missing += ", the agent works from a copy of " + from.UTC().Format(time.DateTime) +
+			" UTC, and pods that are not in it stay closed"
 	}
 	for _, f := range a.kube.Feeds() {
 		if f.Err != nil {
@@ -70,8 +71,12 @@ func feedReports(feeds []kube.FeedStatus) []FeedReport {
 type feedAges struct{ kube func() *kube.Watcher }
 
 var (
-	feedAge  = prometheus.NewDesc("weft_api_news_age_seconds", "How long ago the API server last told anything of a resource: an event, a bookmark (about one a minute) or a list.", []string{"resource"}, nil)
-	podsHeld = prometheus.NewDesc("weft_pods_held", "Pods of this node that stay closed until all policies of their namespace are known.", nil, nil)
+	feedAge = prometheus.NewDesc("weft_api_news_age_seconds",
+		"How long ago the API server last told anything of a resource: "+
+			"an event, a bookmark (about one a minute) or a list.", []string{"resource"}, nil)
+	podsHeld = prometheus.NewDesc("weft_pods_held",
+		"Pods of this node that stay closed until all policies of their namespace are known.",
+		nil, nil)
 )
 
 // Describe implements prometheus.Collector.

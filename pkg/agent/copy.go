@@ -156,7 +156,8 @@ func decodeCopy(in *json.Decoder, node string) (c state.Copy, err error) {
 		return c, err
 	}
 	if head.Version != copyVersion || head.Node != node {
-		return c, fmt.Errorf("it has version %d and is of node %q; this is version %d, node %q", head.Version, head.Node, copyVersion, node)
+		return c, fmt.Errorf("it has version %d and is of node %q; this is version %d, node %q",
+			head.Version, head.Node, copyVersion, node)
 	}
 	c.Time = head.Time
 	for records := 0; ; records++ {

@@ -98,7 +98,11 @@ ip link add weft0 type veth peer name switch0`)
 
 	set("n1", "172.30.0.1", "172.30.0.0/16")
 	a.loop.Gather()
-	if err := a.syncHost(t.Context()); err == nil || !strings.Contains(err.Error(), "node n1: pod CIDR 172.30.0.0/16 is not used") {
-		t.Errorf("with a range of its own that cannot be: error %v", err)
+	before := run("ip route show; ip addr show dev weft0")
+	if err := a.syncHost(t.Context()); err != nil || !strings.Contains(a.loop.View().SelfHeld, "pod CIDR 172.30.0.0/16 is not used") {
+		t.Errorf("with a range of its own that cannot be: error %v, held %q", err, a.loop.View().SelfHeld)
+	}
+	if after := run("ip route show; ip addr show dev weft0"); after != before {
+		t.Errorf("with a range of its own that cannot be the network changed from\n%sto\n%s", before, after)
 	}
 }

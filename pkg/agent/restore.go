@@ -57,7 +57,8 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *L
 		}
 		return taken(<-complete)
 	}
-	a.log.Warn("the API server's objects are not there yet; working from a copy of them", "of", c.Time, "nodes", len(c.Nodes),
+	a.log.Warn("the API server's objects are not there yet; working from a copy of them",
+		"of", c.Time, "nodes", len(c.Nodes),
 		"services", len(c.Services), "policies", len(c.Policies), "pods", len(c.Attachments))
 	loop.Submit(state.Restore{Copy: c})
 	a.mu.Lock()

@@ -30,7 +30,8 @@ func (a *Agent) selfKnown(context.Context) error {
 	case len(self.Addrs) == 0:
 		return fmt.Errorf("node %s has no InternalIP yet; the kubelet or the cloud controller sets it", self.Name)
 	case len(self.PodCIDRs) == 0:
-		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs", self.Name)
+		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs",
+			self.Name)
 	case len(view.SelfPath().PodCIDRs) == 0:
 		return rejectedPodCIDRs(view, self.Name)
 	}
@@ -63,7 +64,8 @@ func selfProblem(view *model.Snapshot) error {
 		if len(view.NewPodCIDRs) > 0 {
 			cidrs, then = view.NewPodCIDRs, "; no pod can start here before"
 		}
-		errs = append(errs, fmt.Errorf("pods with addresses outside of %v do not reach pods of other nodes: delete pod %s%s", cidrs, names, then))
+		errs = append(errs, fmt.Errorf("pods with addresses outside of %v do not reach pods of other nodes: delete pod %s%s",
+			cidrs, names, then))
 	}
 	return errors.Join(errs...)
 }

@@ -89,7 +89,8 @@ func (f *feed) hear(watching bool) {
 
 // fail notes an error. Those that only ask for another list or watch are none.
 func (f *feed) fail(err error) {
-	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+	if err == nil || errors.Is(err, io.EOF) || errors.Is(err, context.Canceled) ||
+		apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
 		return
 	}
 	f.mu.Lock()

@@ -298,7 +298,8 @@ func (g *gate) heldAt(now time.Time) (count int, err error) {
 		}
 		if late != "" {
 			why := cmp.Or(h.err, errors.New("the API server has not answered"))
-			errs = append(errs, fmt.Errorf("pod %s/%s and others that start there stay closed until the policies are known: %w", namespace, late, why))
+			errs = append(errs, fmt.Errorf("pod %s/%s and others that start there stay closed until the policies are known: %w",
+				namespace, late, why))
 		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return cmp.Compare(a.Error(), b.Error()) })

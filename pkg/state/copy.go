@@ -69,7 +69,8 @@ func (c Restore) apply(s *Store) bool {
 	next := New(live.next.Self.Name)
 	next.serviceCIDRs[true] = live.serviceCIDRs[true]
 	for _, change := range []Change{
-		SetTime{live.now}, SetTunnel{live.next.Tunnel}, SetKernelDatapath{live.next.KernelDatapath}, SetKeepEstablished{live.next.KeepEstablished},
+		SetTime{live.now}, SetTunnel{live.next.Tunnel}, SetKernelDatapath{live.next.KernelDatapath},
+		SetKeepEstablished{live.next.KeepEstablished},
 		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{c.Copy.Self},
 	} {
 		next.Apply(change)
@@ -140,13 +141,14 @@ func (Synced) apply(s *Store) bool {
 	return true
 }
 
-// toLive hands a change to the store that follows the API server. It says whether that is all: what the API server tells
-// does not concern the copy.
+// toLive hands a change to the store that follows the API server. It says whether that is all: what the API server
+// tells does not concern the copy.
 func (s *Store) toLive(c Change) bool {
 	switch c := c.(type) {
 	case Synced, Restore:
 		return false
-	case SetNode, DeleteNode, SetService, DeleteService, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
+	case SetNode, DeleteNode, SetService, DeleteService, SetPod, DeletePod, SetNamespace, DeleteNamespace,
+		SetPolicy, DeletePolicy:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:
