@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/state"
@@ -49,6 +50,9 @@ ip link add weft0 type veth peer name switch0`)
 	a := &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
 		loop: NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: log}),
+	}
+	if a.kube, err = kube.NewWatcher(fake.NewClientset(), "n1", a.loop.Submit, log); err != nil {
+		t.Fatal(err)
 	}
 	set := func(name, addr, cidr string) {
 		a.loop.Submit(state.SetNode{Node: model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
