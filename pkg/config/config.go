@@ -105,7 +105,7 @@ type Config struct {
 	LogFormat LogFormat `json:"logFormat"`
 }
 
-// PrimaryAddresses, alone in NodePortAddresses, stands for the node's InternalIPs.
+// PrimaryAddresses stands, alone in NodePortAddresses, for the node's InternalIPs.
 const PrimaryAddresses = "primary"
 
 // Default is the configuration of an empty file.

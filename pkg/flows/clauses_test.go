@@ -91,7 +91,8 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 			lost := 0
 			for _, f := range w[o].Flows {
 				if has[f.Actions] {
-					kept[o.Name[:strings.Index(o.Name, "/")]]++
+					namespace, _, _ := strings.Cut(o.Name, "/")
+					kept[namespace]++
 				} else {
 					lost++
 				}
@@ -105,7 +106,8 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 				t.Fatalf("%s has %d of its %d clauses, beside %v", name, kept[name], wanted, byNamespace)
 			}
 		}
-		if full.Update(nil, owners); full.Desired().String() != c.Desired().String() {
+		full.Update(nil, owners)
+		if full.Desired().String() != c.Desired().String() {
 			t.Fatal("incremental and full differ")
 		}
 	})

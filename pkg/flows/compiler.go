@@ -319,7 +319,8 @@ func (c *Compiler) Losers() map[model.Owner]int { return maps.Clone(c.losers) }
 // dispute notes who lacks something at a key.
 func (c *Compiler) dispute(key openflow.Key, losers []model.Owner) {
 	for _, o := range c.disputed[key] {
-		if c.losers[o]--; c.losers[o] == 0 {
+		c.losers[o]--
+		if c.losers[o] == 0 {
 			delete(c.losers, o)
 		}
 	}

@@ -12,7 +12,7 @@ import (
 // HostPort is a port of the node that leads to a pod of the node. The portmap plugin writes the same translation once,
 // when the pod starts; ours comes back when somebody flushes the node's firewall. Where both are there they do the
 // same.
-type HostPort struct {
+type HostPort struct { //nolint:revive // the Kubernetes term
 	// Addr is the address of the node that it is at; invalid for all of the family but loopback and link-local ones.
 	Addr     netip.Addr
 	Protocol model.Protocol

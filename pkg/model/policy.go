@@ -44,15 +44,6 @@ func (p Policy) MostFlows() int {
 	return most
 }
 
-// mostFlows counts both families.
-func (r PolicyRule) mostFlows() int {
-	most := len(r.Pods)
-	if !r.AnyPort {
-		most = min(most*len(r.Ports), most+2*(len(r.Ports)+productSlack))
-	}
-	return most + len(r.Peers) + 4
-}
-
 // Direction is what a policy or a rule is about, as seen from the pods that the policy selects.
 type Direction string
 
@@ -85,6 +76,15 @@ type PolicyRule struct {
 	// Ports are destination ports, sorted and disjoint. AnyPort allows every port and protocol.
 	Ports   []PortMatch
 	AnyPort bool
+}
+
+// mostFlows counts both families.
+func (r PolicyRule) mostFlows() int {
+	most := len(r.Pods)
+	if !r.AnyPort {
+		most = min(most*len(r.Ports), most+2*(len(r.Ports)+productSlack))
+	}
+	return most + len(r.Peers) + 4
 }
 
 // PortMatch is a protocol and the destination ports p with p&Mask == Port; Mask 0 is every port of the protocol.

@@ -41,7 +41,8 @@ func TestNodeBudget(t *testing.T) {
 	known := map[string]model.Policy{}
 	take := func() (whole, over int) {
 		for name, p := range r.Flush().Policies {
-			if delete(known, name); p != nil {
+			delete(known, name)
+			if p != nil {
 				known[name] = *p
 			}
 		}

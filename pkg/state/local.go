@@ -14,10 +14,9 @@ const MaxLocalAddrs = 256
 type SetLocalAddrs struct{ Addrs []netip.Addr }
 
 func (c SetLocalAddrs) apply(s *Store) bool {
-	if slices.Equal(s.localAddrs, c.Addrs) {
-		return false
+	if !slices.Equal(s.localAddrs, c.Addrs) {
+		s.localAddrs, s.localsDirty = slices.Clone(c.Addrs), true
 	}
-	s.localAddrs, s.localsDirty = slices.Clone(c.Addrs), true
 	return false // see resolveLocals
 }
 

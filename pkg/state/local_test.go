@@ -32,7 +32,7 @@ func TestLocalAddrs(t *testing.T) {
 		state.SetLocalAddrs{Addrs: kernel},
 	}
 	want := addrs("169.254.20.10", "192.0.2.10", "10.96.0.10", "fd00::10")
-	for range len(changes) {
+	for range changes {
 		changes = append(changes[1:], changes[0])
 		s := state.New("n1")
 		for _, c := range changes {
