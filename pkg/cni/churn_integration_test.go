@@ -119,6 +119,8 @@ type churn struct {
 	// given counts the addresses given; freed is when one was freed, in that count, since the agent that runs was started.
 	given int
 	freed map[netip.Addr]int
+	// kills counts the agents that were killed, each before and after: it is odd while no agent listens.
+	kills int
 	stats map[string]int
 }
 
@@ -254,12 +256,16 @@ func (c *churn) chaos(stop <-chan struct{}) {
 			c.count("switches restarted")
 			continue
 		}
-		c.killAgent()
-		time.Sleep(time.Duration(c.roll(300)) * time.Millisecond) // in which no agent listens
 		c.mu.Lock()
+		c.kills++
 		clear(c.freed) // the next agent does not know what the last one freed
 		c.mu.Unlock()
+		c.killAgent()
+		time.Sleep(time.Duration(c.roll(300)) * time.Millisecond) // in which no agent listens
 		c.startAgent()
+		c.mu.Lock()
+		c.kills++
+		c.mu.Unlock()
 		c.count("agents killed")
 	}
 }
@@ -353,8 +359,12 @@ func (c *churn) take(p *pod, r *current.Result) {
 // remove is what a runtime does with a pod that ends, whatever became of its ADD: DEL until it succeeds, and then the
 // namespace goes.
 func (c *churn) remove(p *pod) {
+	c.mu.Lock()
+	begun := c.kills
+	c.mu.Unlock()
 	var err error
-	for range 60 {
+	tries := 0
+	for ; tries < 60; tries++ {
 		if err = c.libcni.DelNetworkList(c.ctx, c.list, p.rt); err == nil || c.ctx.Err() != nil {
 			break
 		}
@@ -368,7 +378,10 @@ func (c *churn) remove(p *pod) {
 	for addr, owner := range c.held {
 		if owner == p.rt.ContainerID {
 			delete(c.held, addr)
-			c.freed[addr] = c.given
+			// Otherwise another agent than the one that runs may have freed it.
+			if tries == 0 && begun%2 == 0 && begun == c.kills {
+				c.freed[addr] = c.given
+			}
 		}
 	}
 	c.mu.Unlock()
