@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
+	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"

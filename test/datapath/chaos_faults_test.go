@@ -25,9 +25,9 @@ nft add rule inet chaos out tcp dport 6443 drop`
 		{"one is killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1") }},
 		{"all are killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1", "node2") }},
 		{"one is killed while it sends a bundle", "agent", 0, func(c *chaos) {
-			for _, after := range []time.Duration{300, 600, 900} { // the lab looks at its manifests twice a second
+			for _, after := range []int{300, 600, 900} { // milliseconds; the lab looks at its manifests twice a second
 				c.write(c.t, "b.yaml", idlePolicies(40))
-				time.Sleep(after * time.Millisecond)
+				time.Sleep(time.Duration(after) * time.Millisecond)
 				agentKilled(c, "node1")
 				c.write(c.t, "b.yaml", "")
 			}

@@ -276,7 +276,7 @@ func (c *chaos) nodeStatus(name string) lab.NodeStatus {
 }
 
 // tolerate runs a command on a node whose failure is no fault of the test's, such as one that finds nothing to damage.
-func (c *chaos) tolerate(node string, script string) {
+func (c *chaos) tolerate(node, script string) {
 	c.t.Helper()
 	if out, err := labtest.Run(c.Exec("node/"+node, "sh", "-c", script)); err != nil {
 		c.t.Logf("%s on %s: %v: %s", script, node, err, strings.TrimSpace(out))
