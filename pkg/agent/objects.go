@@ -73,7 +73,7 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	case err == nil:
 	case errors.As(err, &incomplete):
 		a.events.Warn(o, "PolicyIncomplete", err.Error())
-	case o.Kind == model.KindPolicy && errors.As(err, new(*ofswitch.RejectedError)): // other switches may accept it
+	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) || errors.As(err, new(*LocalError))): // other nodes may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	case o.Kind == model.KindPolicy:
 		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())

@@ -275,12 +275,22 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			l.report(o, nil)
 		default:
 			err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", is)
+			if now.Policies[o.Name].OverBudget {
+				err = &LocalError{err}
+			}
 			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
 			l.mistaken[o] = err
 			l.report(o, err)
 		}
 	}
 }
+
+// LocalError is about an object on this node: others may be able to do what it asks for.
+type LocalError struct{ Err error }
+
+func (e *LocalError) Error() string { return e.Err.Error() }
+
+func (e *LocalError) Unwrap() error { return e.Err }
 
 // IncompleteError says that some of an owner's flows are left out, because others want the same room.
 type IncompleteError struct{ Flows int }

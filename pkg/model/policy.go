@@ -13,6 +13,8 @@ type Policy struct {
 	// Err says why the policy cannot be compiled: then its pods are isolated in the directions that it is about and none of
 	// its rules allows anything.
 	Err string
+	// OverBudget says that Err is about the room on this node. Other nodes may have enough.
+	OverBudget bool
 }
 
 // Side is the policy's part about a direction; nil when the policy is not about it.

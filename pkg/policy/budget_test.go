@@ -48,6 +48,9 @@ func TestNodeBudget(t *testing.T) {
 		}
 		total := 0
 		for name, p := range known {
+			if p.OverBudget != (p.Err != "") {
+				t.Errorf("%s is over budget %t, with the error %q", name, p.OverBudget, p.Err)
+			}
 			if p.Err != "" {
 				over++
 				if len(p.Egress.Rules) != 0 || len(p.Egress.Pods) != 1 || !strings.Contains(p.Err, "may take 2") {

@@ -55,7 +55,9 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 	for _, policy := range w.Policies {
 		if name := policy.ID(); over[name] {
 			p := newPlan(policy)
-			out.Policies[name], keys[name], _ = p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name], room))
+			m, k, _ := p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name], room))
+			m.OverBudget = true
+			out.Policies[name], keys[name] = m, k
 		}
 	}
 	ids := newIDs(hash)

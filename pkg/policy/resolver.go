@@ -235,7 +235,9 @@ func (r *Resolver) budget(fresh map[*policyState]*resolution) {
 	for s, now := range fresh {
 		switch {
 		case !s.gone && over[s.policy.ID()]:
-			fresh[s] = r.resolveWithout(s, overBudgetError(s.flows, r.room))
+			now = r.resolveWithout(s, overBudgetError(s.flows, r.room))
+			now.policy.OverBudget = true
+			fresh[s] = now
 		case now == nil:
 			fresh[s] = r.resolveWithout(s, "")
 		}
