@@ -3,8 +3,10 @@
 package ovsdb_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -23,6 +25,7 @@ import (
 
 // lab is an Open vSwitch of the test's own, in a network namespace of its own, and a client of it.
 type lab struct {
+	log   *logCounter
 	t     *testing.T
 	ctx   context.Context
 	netns string
@@ -38,7 +41,7 @@ func newLab(t *testing.T) *lab {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
-	l := &lab{t: t, ctx: ctx, netns: fmt.Sprintf("ovsdb-%d-%d", os.Getpid(), labs.Add(1))}
+	l := &lab{t: t, ctx: ctx, log: &logCounter{out: t.Output()}, netns: fmt.Sprintf("ovsdb-%d-%d", os.Getpid(), labs.Add(1))}
 	l.run("ip", "netns", "add", l.netns)
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "del", l.netns).CombinedOutput(); err != nil {
@@ -63,11 +66,27 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
+// logCounter counts the warnings that pass through it.
+type logCounter struct {
+	out   io.Writer
+	warns atomic.Int64
+}
+
+func (l *logCounter) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte("level=WARN")) {
+		l.warns.Add(1)
+	}
+	return l.out.Write(line)
+}
+
+// warnings is how often the clients have warned.
+func (l *lab) warnings() int64 { return l.log.warns.Load() }
+
 // connect makes a new client, as an agent that starts does.
 func (l *lab) connect() {
 	l.t.Helper()
 	var err error
-	l.c, err = ovsdb.Connect(l.ctx, "unix:"+l.ovs.DBSocket(), model.BridgeName, slog.New(slog.NewTextHandler(l.t.Output(), nil)))
+	l.c, err = ovsdb.Connect(l.ctx, "unix:"+l.ovs.DBSocket(), model.BridgeName, slog.New(slog.NewTextHandler(l.log, nil)))
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -44,6 +44,8 @@ const (
 type portConfig struct {
 	conn io.ReadWriter
 	log  *slog.Logger
+	// gone says that OVSDB has no port of a name any more: its link goes down because it is removed.
+	gone func(name string) bool
 }
 
 func ofMessage(kind byte, body []byte) []byte {
@@ -137,6 +139,9 @@ func (p *portConfig) repair(port []byte) error {
 			name = name[:i]
 			break
 		}
+	}
+	if number >= model.PortPodMin && p.gone(name) {
+		return nil
 	}
 	p.log.Warn("a port of the bridge was blocked (ovs-ofctl mod-port, or its link was set down); unblocking it",
 		"port", name, "number", number, "config", fmt.Sprintf("%#x", config))

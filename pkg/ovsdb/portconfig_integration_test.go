@@ -3,8 +3,13 @@
 package ovsdb_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 )
 
 // TestBlockedPorts: whatever blocks a pod's port is undone within two seconds, while the agent runs and when it starts.
@@ -29,6 +34,37 @@ func TestBlockedPorts(t *testing.T) {
 	l.within(2, "the link is up again", func() bool {
 		return config() == "0" && strings.Contains(l.run("ip", "-n", l.netns, "link", "show", "up", "dev", a.HostIfName), a.HostIfName)
 	})
+	// A port that is removed, and its link with it, is not blocked: that is no news.
+	ns, err := netns.GetFromName(l.netns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	kernel, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	for i := range 20 {
+		other := attachment(1 + i)
+		l.veth(other.HostIfName)
+		l.add(other)
+	}
+	warned := l.warnings()
+	for i := range 20 {
+		name := attachment(1 + i).HostIfName
+		link, err := kernel.LinkByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(l.c.RemovePort(t.Context(), name), kernel.LinkDel(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	if now := l.warnings(); now != warned {
+		t.Errorf("%d warnings about a port that was removed", now-warned)
+	}
 	// What stands in for a switch whose ports were blocked while no agent ran.
 	l.c.Close()
 	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "no-forward")

@@ -48,7 +48,7 @@ func (c *Client) watchSwitch(ctx context.Context, socket string) {
 func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
-	ports := &portConfig{conn: conn, log: c.log}
+	ports := &portConfig{conn: conn, log: c.log, gone: func(name string) bool { return c.hasNoPort(ctx, name) }}
 	if err := ports.begin(); err != nil {
 		return
 	}
@@ -65,4 +65,16 @@ func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
 		log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols")
 		notify(c.changes)
 	}
+}
+
+// hasNoPort says that the database is there and has no port of this name.
+func (c *Client) hasNoPort(ctx context.Context, name string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	s, err := c.session(ctx)
+	if err != nil {
+		return false
+	}
+	row, err := s.portByName(ctx, name)
+	return err == nil && row == nil
 }
