@@ -87,6 +87,7 @@ type Loop struct {
 	watch   chan ofswitch.Event
 	ask     chan chan flows.Desired
 	lost    atomic.Bool // the watch ended: it may be another switch by now
+	watched atomic.Bool // a watch has begun, and the switch was not read since
 	// due is when the Run goroutine comes round again at the latest, in nanoseconds since 1970; 0 while it does not run.
 	due atomic.Int64
 
@@ -422,7 +423,7 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 	pause := retryPause
 	for ctx.Err() == nil {
 		begun := time.Now()
-		err := l.sw.Watch(ctx, l.Verify, func(e ofswitch.Event) {
+		err := l.sw.Watch(ctx, func() { l.watched.Store(true); l.Verify() }, func(e ofswitch.Event) {
 			select {
 			case l.watch <- e:
 			default:

@@ -10,7 +10,8 @@ import (
 // maxSent bounds the events that sentEvents remembers: a larger bundle is verified by reading the switch instead.
 const maxSent = 4096
 
-// sentMemory is how long at least an event is expected. The switch reports within milliseconds unless it is very busy.
+// sentMemory is how long at least an event is expected, and half of how long at most. The switch reports within
+// milliseconds unless it is very busy.
 const sentMemory = 5 * time.Second
 
 // sentEvents are the events that the loop's own bundles cause and that the switch has not reported yet. Each counts
@@ -19,22 +20,43 @@ const sentMemory = 5 * time.Second
 // goroutine.
 type sentEvents struct {
 	seed maphash.Seed
-	// recent and older are how often each is expected. Reading the switch says that it has done what was sent before, but not
-	// that it has reported it.
+	// recent and older are how often each is expected. A change that changes nothing is never reported.
 	recent, older map[uint64]int
-	since         time.Time // of the oldest of recent, about
+	since         time.Time // when recent was begun
 	total         int
 }
 
 func newSentEvents() *sentEvents {
-	return &sentEvents{seed: maphash.MakeSeed(), recent: map[uint64]int{}, older: map[uint64]int{}}
+	s := &sentEvents{seed: maphash.MakeSeed()}
+	s.reset()
+	return s
+}
+
+// reset forgets all: too many, or of before the watch on the switch began. A cleared map would keep the size that the
+// first bundle gave it.
+func (s *sentEvents) reset() {
+	*s = sentEvents{seed: s.seed, recent: map[uint64]int{}, older: map[uint64]int{}, since: time.Now()}
+}
+
+// age forgets what has been expected for too long.
+func (s *sentEvents) age() {
+	switch passed := time.Since(s.since); {
+	case passed >= 2*sentMemory:
+		s.reset()
+	case passed >= sentMemory:
+		for _, n := range s.older {
+			s.total -= n
+		}
+		s.older, s.recent, s.since = s.recent, map[uint64]int{}, time.Now()
+	}
 }
 
 // add remembers an event to come. When there are too many it forgets all of them and returns false: the switch has to
 // be read to tell own changes from others'.
 func (s *sentEvents) add(e ofswitch.Event) bool {
+	s.age()
 	if s.total >= maxSent {
-		*s = sentEvents{seed: s.seed, recent: map[uint64]int{}, older: map[uint64]int{}}
+		s.reset()
 		return false
 	}
 	s.recent[maphash.Comparable(s.seed, e)]++
@@ -44,6 +66,7 @@ func (s *sentEvents) add(e ofswitch.Event) bool {
 
 // take returns whether the event was expected, and expects it once less.
 func (s *sentEvents) take(e ofswitch.Event) bool {
+	s.age()
 	h := maphash.Comparable(s.seed, e)
 	for _, counts := range []map[uint64]int{s.older, s.recent} {
 		switch counts[h] {
@@ -58,16 +81,4 @@ func (s *sentEvents) take(e ofswitch.Event) bool {
 		return true
 	}
 	return false
-}
-
-// verified forgets what has been expected for long: the switch was read, and what it has not reported until now it will
-// not report (it reports no change that changes nothing).
-func (s *sentEvents) verified(now time.Time) {
-	if now.Sub(s.since) < sentMemory {
-		return
-	}
-	for _, n := range s.older {
-		s.total -= n
-	}
-	s.older, s.recent, s.since = s.recent, map[uint64]int{}, now // a cleared map keeps the size that the first bundle gave it
 }
