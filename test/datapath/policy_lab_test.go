@@ -107,6 +107,12 @@ func (w *walled) host(t *testing.T, name string) *client {
 	return c
 }
 
+// forgetAddresses takes away the record of the addresses that a node gave last. Its agent, when it is started again,
+// goes on from the highest address in use then, so the next pod gets one that was freed.
+func (w *walled) forgetAddresses(node string) {
+	w.Run("node/"+node, "ovs-vsctl", "--no-wait", "remove", "Bridge", "weft", "external_ids", "weft.last-ips")
+}
+
 // serviceIPs waits for a Service's cluster IPs.
 func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 	t.Helper()

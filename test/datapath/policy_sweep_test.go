@@ -236,7 +236,7 @@ func TestAddressUsedAgain(t *testing.T) {
 	w.write(t, "pods.yaml", "# nobody\n")
 	w.gone(t, "first")
 	clean("the pod is gone", first)
-	// A restarted agent goes on from the highest address in use, so the next pod gets the one that was freed.
+	w.forgetAddresses("node1")
 	restart()
 	second := talk("second")
 	if fmt.Sprint(second.ips) != fmt.Sprint(first.ips) {
