@@ -170,6 +170,7 @@ func TestRepair(t *testing.T) {
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/disable_ipv6",
+		"ip -6 addr flush dev weft0 scope link",
 		"nft delete table inet weft",
 		"nft flush ruleset",
 		"nft flush chain inet weft postrouting",

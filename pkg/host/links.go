@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -83,7 +84,29 @@ func addresses(c *changes, link netlink.Link, d Desired) error {
 		}
 		c.add("%s: address %s added", name, p)
 	}
+	return linkLocal(c, link, have, d)
+}
+
+// linkLocal gives the gateway interface a link-local address when it has none. The kernel makes one when the link comes
+// up, and never again. Without, it cannot solicit a pod's link-layer address for what it forwards (RFC 4861, 7.2.2: the
+// source of a solicitation is an address of the interface).
+func linkLocal(c *changes, link netlink.Link, have []netlink.Addr, d Desired) error {
+	ipv6 := slices.ContainsFunc(d.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	if !ipv6 || slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() }) {
+		return nil
+	}
+	name, p := link.Attrs().Name, netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)
+	a := &netlink.Addr{IPNet: ipNet(p), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD}
+	if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) { // the kernel was faster
+		return fmt.Errorf("add address %s to %s: %w", p, name, err)
+	}
+	c.add("%s: address %s added", name, p)
 	return nil
+}
+
+// linkLocalAddr is the address that the kernel makes of a MAC address (RFC 4291, appendix A).
+func linkLocalAddr(m model.MAC) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
 // UnderlayMTU is the MTU of the link that carries the address, and the link's name.

@@ -207,7 +207,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if e.Scope == unix.RT_SCOPE_UNIVERSE {
 				s.carriers[e.LinkIndex] = true
 			}
-			concerns = e.Scope == unix.RT_SCOPE_UNIVERSE || reachable(prefix(&e.LinkAddress).Addr())
+			concerns = e.Scope == unix.RT_SCOPE_UNIVERSE || reachable(prefix(&e.LinkAddress).Addr()) || e.LinkIndex == h.gatewayIndex()
 		case e, ok := <-s.routes:
 			if !ok {
 				return

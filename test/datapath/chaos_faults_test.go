@@ -106,7 +106,8 @@ func nodeFaults() []fault {
 	for _, script := range []string{
 		"nft flush ruleset",
 		"ip link set weft0 down",
-		"ip addr flush dev weft0",
+		// Without its link-local address the node could not ask for pods' MAC addresses in the name of others.
+		"ip addr flush dev weft0; ip neigh flush dev weft0; ip -6 neigh flush dev weft0",
 		"echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"ip route flush dev weft0; ip -6 route flush dev weft0",
 		"ip rule del priority 870; ip -6 rule del priority 870",

@@ -19,7 +19,7 @@ func TestNodeRepairs(t *testing.T) {
 	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "")}), "f.yaml")
 	l := labtest.Up(t, "repairs", "-f", file, "--nodes=1", "--ip-family=dual")
 	const state = `nft list table inet weft; nft list table inet weft-cni | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
-cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip -6 addr show dev weft0 scope global; ip link show weft0 | grep -o ',UP'
+cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip -6 -o addr show dev weft0 | awk '{print $4}' | sort; ip link show weft0 | grep -o ',UP'
 ip rule; ip -6 rule`
 	look := func() string {
 		out, err := labtest.Run(l.Exec("node/node1", "sh", "-c", state))
@@ -39,6 +39,7 @@ ip rule; ip -6 rule`
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"ip link set weft0 down",
 		"ip addr flush dev weft0",
+		"ip -6 addr flush dev weft0 scope link",
 		"ip rule del priority 870; ip -6 rule del priority 870",
 	} {
 		l.Run("node/node1", "sh", "-ec", damage)
