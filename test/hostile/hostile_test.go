@@ -183,7 +183,7 @@ func isHostile(o model.Owner) bool {
 const (
 	mostFlows = 150_000
 	mostBytes = 3 << 30 // allocated, those of the API server and the client's decoding among them
-	mostHeld  = 200 << 20
+	mostHeld  = 300 << 20
 )
 
 // TestHostileObjects compares an agent with honest objects alone, one that starts with hostile ones beside them, and one to
