@@ -34,7 +34,7 @@ func TestDocumentsNameTests(t *testing.T) {
 	for _, file := range documents {
 		for _, m := range namedTest.FindAllStringSubmatch(read(t, file), -1) {
 			if !exists[m[1]] {
-				t.Errorf("%s names %s, and there is no such test", file, m[1])
+				t.Errorf("%s names %s, which does not exist", file, m[1])
 			}
 		}
 	}

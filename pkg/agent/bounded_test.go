@@ -14,7 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// stuck is a switch that takes for ever until it is told to answer.
+// stuck is a switch that does not return until it is told to answer.
 type stuck struct {
 	*ofswitch.Fake
 	answer chan struct{}

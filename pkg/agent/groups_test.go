@@ -118,7 +118,7 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 }
 
 // TestLearnedFlowsEnd: what the switch has learned for a Service ends with its affinity and with the Service, for no
-// other, without a reading of the switch, and is no repair.
+// other, without a reading of the switch, and does not count as a repair.
 func TestLearnedFlowsEnd(t *testing.T) {
 	b := start(t, ofswitch.NewFake())
 	web, other := service("web", 1, 2, 3), service("other", 2, 4, 5)

@@ -67,7 +67,7 @@ func (a *Agent) dead() string {
 }
 
 // deleted fails when a directory was deleted while it is mounted here. Its path then leads to the deleted directory
-// for the life of the mount, which is the container's. A missing directory is no failure: it may come again.
+// for the life of the mount, which is the container's. A missing directory is not a failure: it may come again.
 func deleted(dir string) error {
 	info, err := os.Stat(dir)
 	if err != nil {

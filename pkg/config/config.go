@@ -69,7 +69,7 @@ type Config struct {
 	// reported. When empty, any pod CIDR is used that takes nothing away from Services, nodes and other nodes' pods.
 	ClusterCIDRs []netip.Prefix `json:"clusterCIDRs"`
 
-	// Whether Services' `externalIPs` are served. Whoever may write a Service may name any address there and draws its
+	// Whether Services' `externalIPs` are served. Anyone who may write a Service can name any address there and draws its
 	// clients, so turn it off where not everybody who writes Services is trusted. Load balancers' addresses
 	// (`status.loadBalancer`), which controllers write, are always served.
 	ExternalIPs bool `json:"externalIPs"`
