@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/lab/datapath"
 	"github.com/weft-cni/weft/pkg/lab/labtest"
@@ -42,28 +43,40 @@ nft add rule inet chaos out tcp dport 6443 drop`
 			}
 		}},
 		{"away", "API server", 0, func(c *chaos) {
-			c.tolerate("node1", away)
+			c.damage("node1", away)
 			time.Sleep(5 * time.Second)
-			c.tolerate("node1", "nft delete table inet chaos")
+			c.damage("node1", "nft delete table inet chaos")
 		}},
 		{"away while an agent starts", "API server", 0, func(c *chaos) {
-			c.tolerate("node1", away)
+			c.damage("node1", away)
 			agentKilled(c, "node1")
 			time.Sleep(5 * time.Second)
-			c.tolerate("node1", "nft delete table inet chaos")
+			if r := new(agent.Report); c.ask("node1", "/v1/status", r) == nil && r.Ready {
+				c.t.Error("the agent is ready without the API server: it is not away")
+			}
+			c.damage("node1", "nft delete table inet chaos")
 		}},
 	}
 }
 
-// agentKilled ends the agents of nodes. The lab starts them again.
+// agentKilled ends the agents of nodes, and returns when the lab has started others.
 func agentKilled(c *chaos, nodes ...string) {
+	c.t.Helper()
+	killed := map[string]sandbox.Process{}
 	for _, node := range nodes {
-		process := c.nodeStatus(node).Agent
-		if err := process.Signal(syscall.SIGKILL); err != nil {
+		killed[node] = c.nodeStatus(node).Agent
+		if err := killed[node].Signal(syscall.SIGKILL); err != nil {
 			c.t.Error(err)
 		}
 	}
-	time.Sleep(time.Second)
+	for node, process := range killed {
+		labtest.Eventually(c.t, 10*time.Second, func() error {
+			if now := c.nodeStatus(node).Agent; now == process || !now.Alive() {
+				return fmt.Errorf("%s has no other agent yet", node)
+			}
+			return nil
+		})
+	}
 }
 
 // idlePolicies are about the servers and allow nothing that is not allowed anyway.
@@ -81,11 +94,17 @@ func idlePolicies(n int) string {
 func objectFaults() []fault {
 	change := func(name, text string) fault {
 		return fault{name, "objects", onDatapath(500*time.Millisecond, 0), func(c *chaos) {
+			before := c.objects()
 			for range 3 {
-				c.write(c.t, "b.yaml", text)
-				time.Sleep(time.Second)
-				c.write(c.t, "b.yaml", "")
-				time.Sleep(time.Second)
+				for _, there := range []bool{true, false} {
+					c.write(c.t, "b.yaml", map[bool]string{true: text}[there])
+					labtest.Eventually(c.t, 10*time.Second, func() error {
+						if now := c.objects(); (now != before) != there {
+							return fmt.Errorf("the agents have %s, before %s", now, before)
+						}
+						return nil
+					})
+				}
 			}
 		}}
 	}
@@ -112,7 +131,7 @@ func nodeFaults() []fault {
 		"ip route flush dev weft0; ip -6 route flush dev weft0",
 		"ip rule del priority 870; ip -6 rule del priority 870",
 	} {
-		list = append(list, fault{script, "node", 2500 * time.Millisecond, func(c *chaos) { c.tolerate("node1", script) }})
+		list = append(list, fault{script, "node", 2500 * time.Millisecond, func(c *chaos) { c.damage("node1", script) }})
 	}
 	return list
 }
@@ -130,10 +149,10 @@ func switchFaults() []fault {
 		"ovs-appctl dpctl/flush-conntrack",
 		"ovs-ofctl -O OpenFlow15 set-frags weft drop",
 	} {
-		list = append(list, fault{script, "switch", 2500 * time.Millisecond, func(c *chaos) { c.tolerate("node1", script) }})
+		list = append(list, fault{script, "switch", 2500 * time.Millisecond, func(c *chaos) { c.damage("node1", script) }})
 	}
 	return append(list,
-		fault{"ovs-vsctl del-br weft", "switch", 5 * time.Second, func(c *chaos) { c.tolerate("node1", "ovs-vsctl --no-wait del-br weft") }},
+		fault{"ovs-vsctl del-br weft", "switch", 5 * time.Second, func(c *chaos) { c.damage("node1", "ovs-vsctl --no-wait del-br weft") }},
 		// Without the database, ovs-vswitchd 3.1 does not poll the ports of the userspace datapath. It tries to
 		// connect after a second, and two and four seconds later.
 		fault{"ovsdb-server is killed", "Open vSwitch", onDatapath(9*time.Second, 0), func(c *chaos) {

@@ -129,7 +129,7 @@ func (c *chaos) settle(after string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.tolerate("node1", "cat /proc/net/nf_conntrack | grep -E '=9000|=30090|=90 '; nft list table inet weft; ip rule; ip -6 route; ovs-appctl dpctl/dump-conntrack | grep udp; false")
+			c.show("node1", "cat /proc/net/nf_conntrack | grep -E '=9000|=30090|=90 '; nft list table inet weft; ip rule; ip -6 route; ovs-appctl dpctl/dump-conntrack | grep udp")
 			c.t.Fatalf("%s: not as before after %s: %v", after, chaosSettle, err)
 		}
 	}
@@ -275,12 +275,28 @@ func (c *chaos) nodeStatus(name string) lab.NodeStatus {
 	return lab.NodeStatus{}
 }
 
-// tolerate runs a command on a node whose failure is no fault of the test's, such as one that finds nothing to damage.
-func (c *chaos) tolerate(node, script string) {
+// damage runs a script on a node. One that fails breaks nothing, so the fault would be none.
+func (c *chaos) damage(node, script string) {
 	c.t.Helper()
-	if out, err := labtest.Run(c.Exec("node/"+node, "sh", "-c", script)); err != nil {
-		c.t.Logf("%s on %s: %v: %s", script, node, err, strings.TrimSpace(out))
+	c.Run("node/"+node, "sh", "-ec", script)
+}
+
+// show logs what a script says on a node, for a test that failed.
+func (c *chaos) show(node, script string) {
+	c.t.Helper()
+	out, err := labtest.Run(c.Exec("node/"+node, "sh", "-c", script))
+	c.t.Logf("%s (%v):\n%s", node, err, out)
+}
+
+// objects is how many objects and pods each agent has in its view.
+func (c *chaos) objects() string {
+	var text strings.Builder
+	for _, node := range []string{"node1", "node2"} {
+		var r agent.Report
+		err := c.ask(node, "/v1/status", &r)
+		fmt.Fprintf(&text, "%s: %+v, %d pods %v; ", node, r.Objects, len(r.Pods), err)
 	}
+	return text.String()
 }
 
 // chaosPatience is how long an answer may take.
