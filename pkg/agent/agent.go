@@ -151,7 +151,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache,
 		Sweep: func(r SweepRequest) { sweeper.request(r) },
 	})
-	sweeper = newSweeper(a.sw, loop.Programmed, a.log)
+	sweeper = newSweeper(connectionTracker{a.sw}, loop.Programmed, a.log)
 	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
 	if err != nil {
 		return err

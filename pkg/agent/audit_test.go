@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/state"
@@ -34,7 +35,7 @@ func bubble(t *testing.T, sw agent.Switch) (*agent.Loop, func()) {
 // TestAuditIsNotPutOff: the switch is read back every minute, however often objects change meanwhile.
 func TestAuditIsNotPutOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw := ofswitch.NewFake()
+		sw := ofswitch.NewFake(flows.Check)
 		loop, stop := bubble(t, sw)
 		for range 12 * 60 { // an hour
 			time.Sleep(5 * time.Second)
@@ -63,7 +64,7 @@ func TestOwnEventsAreBounded(t *testing.T) {
 	for name, limit := range map[string]int{"reported": 10, "not reported": 4096} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var sw agent.Switch = ofswitch.NewFake()
+				var sw agent.Switch = ofswitch.NewFake(flows.Check)
 				if name == "not reported" {
 					sw = deaf{sw}
 				}
@@ -90,7 +91,7 @@ func TestOwnEventsAreBounded(t *testing.T) {
 // repaired at once, not at the next audit.
 func TestReplayIsDrift(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw := ofswitch.NewFake()
+		sw := ofswitch.NewFake(flows.Check)
 		loop, stop := bubble(t, sw)
 		group := func() openflow.Group {
 			c, err := sw.Dump(t.Context())

@@ -11,6 +11,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -34,7 +35,7 @@ func (s stuck) wait(ctx context.Context) error {
 // none of which the switch never heard.
 func TestNothingGrowsWithoutSwitch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw := ofswitch.NewFake()
+		sw := ofswitch.NewFake(flows.Check)
 		programmed := []model.Attachment{pod("a", 2), pod("b", 3)}
 		b := start(t, sw, programmed...)
 		time.Sleep(5 * time.Second)
@@ -82,7 +83,7 @@ func TestNothingGrowsWithoutSwitch(t *testing.T) {
 	})
 }
 
-func (s stuck) Apply(ctx context.Context, d flows.Delta) error {
+func (s stuck) Apply(ctx context.Context, d openflow.Delta) error {
 	if err := s.wait(ctx); err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func (s stuck) Apply(ctx context.Context, d flows.Delta) error {
 // TestQueueIsBounded: what changes while the switch does not answer takes one place for each object.
 func TestQueueIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw := stuck{ofswitch.NewFake(), make(chan struct{})}
+		sw := stuck{ofswitch.NewFake(flows.Check), make(chan struct{})}
 		loop, stop := bubble(t, sw)
 		for i := range 10000 {
 			loop.Submit(state.SetService{Service: service("web", 1, byte(i), byte(i>>8))})

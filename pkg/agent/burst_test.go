@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -25,7 +26,7 @@ type slowSwitch struct {
 	apply func()
 }
 
-func (s slowSwitch) Apply(ctx context.Context, d flows.Delta) error {
+func (s slowSwitch) Apply(ctx context.Context, d openflow.Delta) error {
 	s.apply()
 	return s.Fake.Apply(ctx, d)
 }
@@ -92,7 +93,7 @@ func attachInBurst(tb testing.TB, loop *agent.Loop, changes, pods int) (took []t
 // TestBurst: ten thousand changes at once hold no CNI request up for good, and neither the queue nor the memory grows with
 // them, only with the objects that they are about.
 func TestBurst(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	took, _ := attachInBurst(t, b.Loop, 10_000, 100)
 	if len(took) != 100 {
 		t.Errorf("%d of 100 requests were answered", len(took))
@@ -116,7 +117,7 @@ func TestQueueDuringABundle(t *testing.T) {
 	gate, entered := make(chan struct{}), make(chan struct{}, 1000)
 	blocking := true
 	var mu sync.Mutex
-	sw := slowSwitch{ofswitch.NewFake(), func() {
+	sw := slowSwitch{ofswitch.NewFake(flows.Check), func() {
 		mu.Lock()
 		wait := blocking
 		mu.Unlock()
@@ -188,7 +189,7 @@ func BenchmarkBurst(b *testing.B) {
 		b.Run(fmt.Sprint(changes), func(b *testing.B) {
 			var all []time.Duration
 			for b.Loop() {
-				sw := slowSwitch{ofswitch.NewFake(), func() { time.Sleep(5 * time.Millisecond) }} // as Open vSwitch
+				sw := slowSwitch{ofswitch.NewFake(flows.Check), func() { time.Sleep(5 * time.Millisecond) }} // as Open vSwitch
 				loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 				loop.Submit(state.SetNode{Node: node("n1", 1)})
 				ctx, stop := context.WithCancel(b.Context())

@@ -87,7 +87,7 @@ func settled(t *testing.T, l *Loop, sw *ofswitch.Fake, what string) *model.Snaps
 // closed, and DEL works. Then the API server tells what has changed, and that replaces the copy whole.
 func TestStartFromACopy(t *testing.T) {
 	same := func(*model.Service) {}
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	db, front := shopPod("db", 2), shopPod("front", 3)
 	first := started(t, sw, func(l *Loop) {
 		cluster(l, same, db, front)
@@ -111,7 +111,7 @@ func TestStartFromACopy(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	again, late := ofswitch.NewFake(), shopPod("late", 4)
+	again, late := ofswitch.NewFake(flows.Check), shopPod("late", 4)
 	moved := front // its sandbox was made anew: its address is not the one that the copy's policies name
 	moved.ContainerID, moved.IPs = "c-moved", []netip.Addr{addr("10.244.1.9")}
 	second := started(t, again, func(l *Loop) {
@@ -173,11 +173,11 @@ func TestStartFromACopy(t *testing.T) {
 
 // TestCopyOfAnEmptiedNode: a Node object that is empty when the API server comes takes nothing from what the copy has.
 func TestCopyOfAnEmptiedNode(t *testing.T) {
-	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: slog.New(slog.DiscardHandler)})
+	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	cluster(l, func(*model.Service) {})
 	l.Gather()
 	c := state.NewCopy(l.View(), time.Now())
-	l = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: slog.New(slog.DiscardHandler)})
+	l = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.Restore{Copy: c})
 	l.Submit(state.SetNode{Node: model.Node{Name: "n1"}})
 	l.Submit(state.Synced{})
@@ -189,7 +189,7 @@ func TestCopyOfAnEmptiedNode(t *testing.T) {
 
 // TestCopyIsWholeOrNot: what was damaged, cut off, of another node or version, or open to others is named and not read.
 func TestCopyIsWholeOrNot(t *testing.T) {
-	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: slog.New(slog.DiscardHandler)})
+	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	cluster(l, func(*model.Service) {}, shopPod("db", 2))
 	l.Submit(state.SetAttachment{Attachment: shopPod("db", 2)})
 	l.Gather()

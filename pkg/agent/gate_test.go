@@ -15,6 +15,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
@@ -52,7 +53,7 @@ func TestPodIsClosedUntilItsPoliciesAreIn(t *testing.T) {
 		}()
 		return true, late, nil
 	})
-	b := &bench{t: t, sw: ofswitch.NewFake()}
+	b := &bench{t: t, sw: ofswitch.NewFake(flows.Check)}
 	log := slog.New(slog.DiscardHandler)
 	b.Loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: b.sw, Log: log})
 	w, err := kube.NewWatcher(client, "n1", b.Submit, log)

@@ -27,7 +27,7 @@ func service(name string, n byte, endpoints ...byte) model.Service {
 // told everything first.
 func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 	t.Helper()
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
 	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}, Services: map[string]model.Service{}}
 	for _, svc := range services {
@@ -99,9 +99,9 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 		for _, f := range d.Set {
 			t.Errorf("the restart sent %s again, which was right", f)
 		}
-		for _, g := range d.DeleteGroups {
-			if g.ID == foreign.ID || len(d.DeleteGroups) > 1 {
-				t.Errorf("the restart deleted %s", g)
+		for _, id := range d.DeleteGroups {
+			if id == foreign.ID || len(d.DeleteGroups) > 1 {
+				t.Errorf("the restart deleted group %d", id)
 			}
 		}
 	}
@@ -120,7 +120,7 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 // TestLearnedFlowsEnd: what the switch has learned for a Service ends with its affinity and with the Service, for no
 // other, without a reading of the switch, and does not count as a repair.
 func TestLearnedFlowsEnd(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	web, other := service("web", 1, 2, 3), service("other", 2, 4, 5)
 	web.Affinity, other.Affinity = time.Hour, time.Hour
 	b.Submit(state.SetService{Service: web})
@@ -158,7 +158,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 // TestRepairsGroups: a group that somebody deletes takes its flows with it; both come back, as does one that somebody changes, long
 // before the switch is read back by the clock.
 func TestRepairsGroups(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
 	b.holds("first programming")
 	right := b.groups()
@@ -184,7 +184,7 @@ func TestRepairsGroups(t *testing.T) {
 
 // TestServiceChangeTouchesOnlyItsOwn counts what reaches the switch: cost follows the change.
 func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	for i := range byte(50) {
 		b.Submit(state.SetService{Service: service("s"+string('a'+rune(i%26))+string('a'+rune(i/26)), 10+i, 2, 3)})
 	}
@@ -210,7 +210,7 @@ func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 // TestChangesOfGroupsAreNoDrift: our own changes come back as events. Endpoints that come and go quickly must not make the agent read
 // the whole switch.
 func TestChangesOfGroupsAreNoDrift(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
 	b.holds("first programming")
 	reads := b.sw.Dumps()
@@ -233,7 +233,7 @@ func TestChangesOfGroupsAreNoDrift(t *testing.T) {
 
 // TestRefusedGroup: a Service whose group the switch refuses is left out with its flows; everybody else is programmed.
 func TestRefusedGroup(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.RefuseGroup(func(g openflow.Group) bool { return strings.Contains(g.Text, "10.244.2.66") })
 	b := start(t, sw)
 	for i, name := range []string{"a", "bad", "c", "d"} {

@@ -20,6 +20,7 @@ import (
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // stuckSwitch never answers a bundle, whatever its context says, until it is released.
@@ -28,7 +29,7 @@ type stuckSwitch struct {
 	release chan struct{}
 }
 
-func (s stuckSwitch) Apply(ctx context.Context, d flows.Delta) error {
+func (s stuckSwitch) Apply(ctx context.Context, d openflow.Delta) error {
 	<-s.release
 	return s.Fake.Apply(ctx, d)
 }
@@ -58,7 +59,7 @@ func TestHealthOfTheLoop(t *testing.T) {
 	}{{"idle", false, false}, {"switch away", false, true}, {"stuck", true, false}} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				fake, release := ofswitch.NewFake(), make(chan struct{})
+				fake, release := ofswitch.NewFake(flows.Check), make(chan struct{})
 				if tc.down {
 					fake.Stop()
 				}
@@ -117,7 +118,7 @@ func TestHealthOfTheRunDirectory(t *testing.T) {
 		{"by its other name", run, "/var/run/openvswitch"},
 	} {
 		name := step.name
-		a := healthAgent(ofswitch.NewFake())
+		a := healthAgent(ofswitch.NewFake(flows.Check))
 		a.opt.HostRun, a.cfg.OVSRunDir = step.hostRun, step.dir
 		if status, text := ask(a, "/healthz"); status != http.StatusOK {
 			t.Errorf("mounted is %s: %d %q", name, status, text)
@@ -147,7 +148,7 @@ func TestHealthPortTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := healthAgent(ofswitch.NewFake())
+	a := healthAgent(ofswitch.NewFake(flows.Check))
 	a.cfg.HealthAddr = netip.MustParseAddrPort(other.Addr().String())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})

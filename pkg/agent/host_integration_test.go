@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -50,7 +51,7 @@ ip link add weft0 type veth peer name switch0`)
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
-		loop: NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: log}),
+		loop: NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log}),
 	}
 	if a.kube, err = kube.NewWatcher(fake.NewClientset(), "n1", a.loop.Submit, log); err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/policy"
@@ -36,7 +37,7 @@ func TestIncompletePolicyIsNamed(t *testing.T) {
 		a.Pod.Namespace = namespace
 		attachments = append(attachments, a)
 	}
-	b := start(t, ofswitch.NewFake(), attachments...)
+	b := start(t, ofswitch.NewFake(flows.Check), attachments...)
 	b.Submit(state.SetPolicy{Policy: rulesTo("aaa", "greedy", 4010, 17)})
 	b.Submit(state.SetPolicy{Policy: rulesTo("zzz", "modest", 5, 17)})
 	greedy := model.PolicyOwner("aaa/greedy")

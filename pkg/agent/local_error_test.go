@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
@@ -15,7 +16,7 @@ func TestErrorOfThisNodeAlone(t *testing.T) {
 	for _, overBudget := range []bool{true, false} {
 		var reported error
 		l := NewLoop(LoopOptions{
-			Node: "n1", Switch: ofswitch.NewFake(), Log: slog.New(slog.DiscardHandler),
+			Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler),
 			Report: func(_ model.Owner, err error) { reported = err },
 		})
 		now := &model.Snapshot{Policies: map[string]model.Policy{"ns/p": {Name: "ns/p", Err: "why", OverBudget: overBudget}}}

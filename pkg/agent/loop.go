@@ -20,7 +20,7 @@ import (
 // Switch is the bridge's OpenFlow side, as the loop needs it (pkg/ofswitch).
 type Switch interface {
 	Dump(ctx context.Context) (openflow.Contents, error)
-	Apply(ctx context.Context, d flows.Delta) error
+	Apply(ctx context.Context, d openflow.Delta) error
 	Watch(ctx context.Context, ready func(), changed func(ofswitch.Event)) error
 }
 

@@ -125,7 +125,7 @@ func (b *bench) has(text string) bool {
 }
 
 func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	for i := byte(2); i < 30; i++ {
 		if err := b.Attach(t.Context(), pod("a", i)); err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 // TestRestartTouchesNothing: flows that are right are not sent again, so connections never notice a restart; flows whose
 // object was deleted meanwhile are removed, and others' flows stay.
 func TestRestartTouchesNothing(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	before := flowsOf(t, pod("a", 2), pod("gone", 3))
 	for _, f := range before.Flows {
 		sw.Put(f.Flow)
@@ -199,7 +199,7 @@ func flowsOf(t *testing.T, attachments ...model.Attachment) flows.Desired {
 }
 
 func TestRepairsDrift(t *testing.T) {
-	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
 	b.holds("first programming")
 	ours := flowsOf(t, pod("a", 2))
 	var toPod openflow.Flow
@@ -225,7 +225,7 @@ func TestRepairsDrift(t *testing.T) {
 }
 
 func TestSwitchRestarts(t *testing.T) {
-	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
 	b.holds("first programming")
 	b.sw.Stop()
 	attached := make(chan error, 1)
@@ -254,7 +254,7 @@ type patient struct {
 	given time.Duration
 }
 
-func (s *patient) Apply(ctx context.Context, d flows.Delta) error {
+func (s *patient) Apply(ctx context.Context, d openflow.Delta) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		s.given = max(s.given, time.Until(deadline))
 	}
@@ -263,7 +263,7 @@ func (s *patient) Apply(ctx context.Context, d flows.Delta) error {
 
 // TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be in.
 func TestManyFlowsHaveTime(t *testing.T) {
-	sw := &patient{Fake: ofswitch.NewFake()}
+	sw := &patient{Fake: ofswitch.NewFake(flows.Check)}
 	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.SetNode{Node: node("n1", 1)})
 	endpoints := make([]model.Endpoint, 5000)
@@ -284,7 +284,7 @@ func TestManyFlowsHaveTime(t *testing.T) {
 
 // TestStoppedLoopAnswers: a request that comes during or after the end must not hang: CNI's roll-backs depend on it.
 func TestStoppedLoopAnswers(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
 	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(t.Context())
@@ -307,7 +307,7 @@ func TestStoppedLoopAnswers(t *testing.T) {
 }
 
 func TestChangesCoalesce(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	b.holds("first programming")
 	before := len(b.sw.Applied())
 	for i := range byte(200) {
@@ -321,7 +321,7 @@ func TestChangesCoalesce(t *testing.T) {
 
 // TestSettled: who asks hears when what was submitted before is in the switch, and not earlier.
 func TestSettled(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
 	b := start(t, sw)
 	waiting, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -341,7 +341,7 @@ func TestSettled(t *testing.T) {
 // TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD is not
 // answered. One that is forgotten loses its flows.
 func TestAttachWaitsForThePod(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	a := pod("a", 2)
 	a.Pod.UID = "u"
 	attached := make(chan error, 1)
@@ -394,7 +394,7 @@ func TestAttachWaitsForThePod(t *testing.T) {
 // TestForeignFlowsAreNamed: a foreign flow that comes while the agent runs is named at once, without a change of what
 // Weft has, and does not count as a repair. Flows that the switch learns are no news.
 func TestForeignFlowsAreNamed(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	b := start(t, sw, pod("a", 2))
 	b.holds("first programming")
 	// No reading of the switch is due that would find the flow by chance.

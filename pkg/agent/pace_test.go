@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -18,7 +19,7 @@ func TestPace(t *testing.T) {
 	for name, costly := range map[string]bool{"costly": true, "cheap": false} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				sw := ofswitch.NewFake()
+				sw := ofswitch.NewFake(flows.Check)
 				loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Costly: func() bool { return costly }})
 				loop.Submit(state.SetNode{Node: node("n1", 1)})
 				ctx, stop := context.WithCancel(t.Context())

@@ -121,11 +121,11 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		whole.Forget = append(whole.Forget, p.Forget...)
 	}
 	if whole.Empty() {
-		return l.sw.Apply(ctx, whole) // what the last one left undone
+		return l.sw.Apply(ctx, whole.OpenFlow()) // what the last one left undone
 	}
 	l.expectEvents(whole)
 	l.tried = l.latest
-	err := l.sw.Apply(ctx, whole)
+	err := l.sw.Apply(ctx, whole.OpenFlow())
 	l.pacer.take()
 	l.mu.Lock()
 	l.status.Bundles++

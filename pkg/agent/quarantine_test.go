@@ -45,7 +45,7 @@ func TestQuarantineEnds(t *testing.T) {
 	} {
 		t.Run(owner.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				sw, bad := ofswitch.NewFake(), &refusals{owner: owner}
+				sw, bad := ofswitch.NewFake(flows.Check), &refusals{owner: owner}
 				sw.Refuse(bad.refuse)
 				b := start(t, sw, a)
 				b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
@@ -106,7 +106,7 @@ func wall() policy.Policy {
 // TestManyInQuarantine: however many owners are refused, what changes meanwhile is not held up for long.
 func TestManyInQuarantine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		sw := ofswitch.NewFake()
+		sw := ofswitch.NewFake(flows.Check)
 		var refused atomic.Int32
 		sw.Refuse(func(f openflow.Flow) bool {
 			if strings.Contains(f.Match, "10.96.0.") {
@@ -148,7 +148,7 @@ type busy struct {
 	left atomic.Int32
 }
 
-func (b *busy) Apply(ctx context.Context, d flows.Delta) error {
+func (b *busy) Apply(ctx context.Context, d openflow.Delta) error {
 	if b.left.Add(-1) >= 0 {
 		return errors.New("OFPBFC_TIMEOUT")
 	}
@@ -158,7 +158,7 @@ func (b *busy) Apply(ctx context.Context, d flows.Delta) error {
 // TestBusySwitchIsNotRefusal: a bundle that fails for no fault of its own costs no owner its flows.
 func TestBusySwitchIsNotRefusal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fake := ofswitch.NewFake()
+		fake := ofswitch.NewFake(flows.Check)
 		sw := &busy{Switch: fake}
 		sw.left.Store(3)
 		loop, stop := bubble(t, sw)

@@ -19,7 +19,7 @@ import (
 // TestOneBadObject: what the switch refuses is narrowed to its owner; everybody else is programmed, in a first
 // programming of many as in a single change, and the owner comes back when it changes.
 func TestOneBadObject(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	bad := pod("bad", 5)
 	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.244.1.5") })
 	var attachments []model.Attachment
@@ -68,7 +68,7 @@ func TestOneBadObject(t *testing.T) {
 // TestHalvesAreNeverOpen: when a bundle is halved because of somebody's flows, no half has a pod's port open before the flows of the
 // policy that isolates the pod.
 func TestHalvesAreNeverOpen(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.Refuse(func(f openflow.Flow) bool {
 		return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24")
 	})
@@ -92,8 +92,8 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	isolated, open := false, 0
 	for _, d := range sw.Applied() {
 		for _, f := range d.Set {
-			isolated = isolated || f.Reason == flows.PolicyIngress
-			if f.Table == flows.Classifier && f.Owner.Kind == model.KindPod {
+			isolated = isolated || f.Table == flows.IngressDefault && flows.KindOf(f.Cookie) == model.KindPolicy
+			if f.Table == flows.Classifier && flows.KindOf(f.Cookie) == model.KindPod {
 				open++
 			}
 		}
@@ -109,7 +109,7 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 // TestRefusedOwnerLeavesOthersTheirFlows: a node whose flows are refused costs no other node its own. A pod's new
 // sandbox is not blamed for its old one.
 func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	sw.Refuse(func(f openflow.Flow) bool {
 		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match, "in_port=18")
 	})
@@ -141,7 +141,7 @@ func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 
 // TestBadChangeClosesThePod: flows from before the refused change must not stay.
 func TestBadChangeClosesThePod(t *testing.T) {
-	b := start(t, ofswitch.NewFake())
+	b := start(t, ofswitch.NewFake(flows.Check))
 	if err := b.Attach(t.Context(), pod("a", 2)); err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestBadChangeClosesThePod(t *testing.T) {
 
 // TestMistakenPolicyIsReported: it isolates, the status and an Event say why, and both are over with the mistake.
 func TestMistakenPolicyIsReported(t *testing.T) {
-	b := start(t, ofswitch.NewFake(), pod("a", 2))
+	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad", Err: "no CIDR"}})
 	eventually(t, "the status names it", func() bool { return strings.Contains(b.Status().Quarantined[model.PolicyOwner("ns/bad")], "no CIDR") })
 	if p := b.View().Policies["ns/bad"]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {

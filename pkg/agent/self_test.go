@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
@@ -25,7 +26,7 @@ import (
 func TestPodCIDRsChange(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{log: log, cfg: config.Default(), problems: map[string]string{}}
-	a.loop = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(), Log: log})
+	a.loop = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log})
 	set := func(cidr string) {
 		a.loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // The sweep ends connections in the switch's tracker that what is programmed contradicts: policies deny them, their
@@ -86,12 +87,12 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 	}
 }
 
-// connections is the switch's connection tracker, as the sweeper needs it (pkg/ofswitch).
+// connections is the switch's connection tracker, as the sweeper needs it (connectionTracker).
 type connections interface {
-	Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error
-	Deny(ctx context.Context, denied []flows.Connection) error
-	Allow(ctx context.Context, allowed []flows.Connection) error
-	Remove(ctx context.Context, c flows.Connection) error
+	Connections(ctx context.Context, zone uint16, each func(openflow.Connection)) error
+	Deny(ctx context.Context, denied []openflow.Connection) error
+	Allow(ctx context.Context, allowed []openflow.Connection) error
+	Remove(ctx context.Context, c openflow.Connection) error
 }
 
 const (
@@ -223,7 +224,7 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 		zones = zones[:1] // only a detached pod leaves anything to remove in the others
 	}
 	var errs []error
-	var denied, allowed, gone []flows.Connection
+	var denied, allowed, gone []openflow.Connection
 	still := false // some are denied
 	causes := map[flows.Cause]int{}
 	for _, zone := range zones {
@@ -232,7 +233,7 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 			snapshot, quarantined := s.programmed()
 			return flows.NewAudit(snapshot, quarantined, now.gone)
 		})
-		errs = append(errs, s.switched.Connections(ctx, zone, func(c flows.Connection) {
+		errs = append(errs, s.switched.Connections(ctx, zone, func(c openflow.Connection) {
 			cause := audit().Check(c)
 			still = still || audit().Denied(c)
 			switch {

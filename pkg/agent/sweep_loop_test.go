@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -29,7 +30,7 @@ func (b *bench) swept(what string) []agent.SweepRequest {
 
 // TestSweepRequests: a sweep is asked for when a change may concern connections that exist, and only then.
 func TestSweepRequests(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	a := pod("a", 2)
 	b := start(t, sw, a)
 	if got := b.swept("start"); len(got) != 1 || !got[0].Start {
@@ -108,7 +109,7 @@ func TestSweepRequests(t *testing.T) {
 // TestSweepAfterQuarantineAndRestart: what a quarantined policy allowed is not allowed any more, and what changed
 // while the switch was away is made up for.
 func TestSweepAfterQuarantineAndRestart(t *testing.T) {
-	sw := ofswitch.NewFake()
+	sw := ofswitch.NewFake(flows.Check)
 	b := start(t, sw, pod("a", 2))
 	b.swept("start")
 	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.0.0.0/8") })

@@ -19,14 +19,14 @@ import (
 // tracker is a connection tracker in memory.
 type tracker struct {
 	mu      sync.Mutex
-	entries []flows.Connection
+	entries []openflow.Connection
 	err     error // of reading, after all entries
 	read    map[uint16]int
 	reading chan struct{} // when set, reading waits for it to be closed
 	begun   chan struct{} // when set, closed by the first reading that waits
 }
 
-func (k *tracker) Connections(ctx context.Context, zone uint16, each func(flows.Connection)) error {
+func (k *tracker) Connections(ctx context.Context, zone uint16, each func(openflow.Connection)) error {
 	k.mu.Lock()
 	k.read[zone]++
 	list, err, wait, begun := slices.Clone(k.entries), k.err, k.reading, k.begun
@@ -50,7 +50,7 @@ func (k *tracker) Connections(ctx context.Context, zone uint16, each func(flows.
 	return err
 }
 
-func (k *tracker) Deny(_ context.Context, denied []flows.Connection) error {
+func (k *tracker) Deny(_ context.Context, denied []openflow.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, c := range denied {
@@ -63,7 +63,7 @@ func (k *tracker) Deny(_ context.Context, denied []flows.Connection) error {
 	return nil
 }
 
-func (k *tracker) Allow(_ context.Context, allowed []flows.Connection) error {
+func (k *tracker) Allow(_ context.Context, allowed []openflow.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, c := range allowed {
@@ -76,7 +76,7 @@ func (k *tracker) Allow(_ context.Context, allowed []flows.Connection) error {
 	return nil
 }
 
-func (k *tracker) Remove(_ context.Context, c flows.Connection) error {
+func (k *tracker) Remove(_ context.Context, c openflow.Connection) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	i := slices.Index(k.entries, c)
@@ -111,12 +111,12 @@ func node1() *model.Snapshot {
 	return s
 }
 
-func udp(zone uint16, from, to string) flows.Connection {
+func udp(zone uint16, from, to string) openflow.Connection {
 	at := netip.MustParseAddrPort
-	return flows.Connection{Zone: zone, Protocol: openflow.IPProtoUDP, Source: at(from), Destination: at(to), Endpoint: at(to), Mark: uint32(flows.MarkAllowed)}
+	return openflow.Connection{Zone: zone, Protocol: openflow.IPProtoUDP, Source: at(from), Destination: at(to), Endpoint: at(to), Mark: uint32(flows.MarkAllowed)}
 }
 
-func newBench(entries ...flows.Connection) (*tracker, *sweeper) {
+func newBench(entries ...openflow.Connection) (*tracker, *sweeper) {
 	k := &tracker{entries: entries, read: map[uint16]int{}}
 	s := newSweeper(k, func() (*model.Snapshot, map[model.Owner]error) { return node1(), nil }, slog.New(slog.DiscardHandler))
 	return k, s
@@ -135,13 +135,13 @@ func TestSweep(t *testing.T) {
 		t.Errorf("without a request: %v, read %v", err, k.read)
 	}
 	s.request(SweepRequest{})
-	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
+	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
 		t.Errorf("after a policy's change: %v, %v are left, read %v", err, k.entries, k.read)
 	}
 	for _, r := range []SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
-		k.entries = []flows.Connection{gone, outgoing, goneSource, goneCopy}
+		k.entries = []openflow.Connection{gone, outgoing, goneSource, goneCopy}
 		s.request(r)
-		if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []flows.Connection{outgoing}) {
+		if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{outgoing}) {
 			t.Errorf("%+v: %v, %v are left", r, err, k.entries)
 		}
 	}
@@ -165,7 +165,7 @@ func TestSweepAllowsAgain(t *testing.T) {
 	ask("policies may deny", SweepRequest{}, 1)
 	want := again
 	want.Mark = uint32(flows.MarkAllowed)
-	if !slices.Equal(k.entries, []flows.Connection{want, denied}) {
+	if !slices.Equal(k.entries, []openflow.Connection{want, denied}) {
 		t.Errorf("left are %v", k.entries)
 	}
 	ask("one is denied", SweepRequest{Wider: true}, 1)

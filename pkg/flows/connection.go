@@ -7,25 +7,6 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Connection is an entry of the switch's connection tracker.
-type Connection struct {
-	Zone     uint16
-	Protocol uint8 // as in IP headers
-	// Source and Destination are those of the connection's first packet. Ports are 0 where the tracker knows none.
-	Source, Destination netip.AddrPort
-	// Endpoint is where that packet went: the destination, or what it was translated to.
-	Endpoint netip.AddrPort
-	// ICMP identifies the connection in the place of ports.
-	ICMP ICMP
-	Mark uint32
-}
-
-// ICMP is the identity of an ICMP connection.
-type ICMP struct {
-	ID         uint16
-	Type, Code uint8
-}
-
 // Cause is why a connection may not go on; empty for one that may.
 type Cause string
 
@@ -123,7 +104,7 @@ func serving(p model.ServicePort) []netip.AddrPort {
 // whichever end sends first; for the userspace datapath all SCTP between two addresses is one connection, of no port
 // that policies could name.) On the kernel's datapath TCP is not allowed again: it tracks no made-up segment, as its
 // sequence number is outside of the window.
-func (a *Audit) Check(c Connection) Cause {
+func (a *Audit) Check(c openflow.Connection) Cause {
 	switch {
 	case a.isGone(c.Source.Addr()) || a.isGone(c.Destination.Addr()) || a.isGone(c.Endpoint.Addr()):
 		return PodGone
@@ -141,12 +122,12 @@ func (a *Audit) Check(c Connection) Cause {
 
 // Denied says whether the policies deny a connection that they allowed before, whether or not a packet has found that
 // out. As long as there is one, a change that only allows more needs a sweep.
-func (a *Audit) Denied(c Connection) bool {
+func (a *Audit) Denied(c openflow.Connection) bool {
 	return c.Zone == Zone && c.Mark&uint32(verdict) != 0 && !a.Allows(c)
 }
 
 // Allows says whether the policies of this node's pods allow the connection's first packet.
-func (a *Audit) Allows(c Connection) bool { return a.policies == nil || a.policies.allow(c) }
+func (a *Audit) Allows(c openflow.Connection) bool { return a.policies == nil || a.policies.allow(c) }
 
 func (a *Audit) isGone(addr netip.Addr) bool {
 	if a.attached[addr] {
@@ -165,7 +146,7 @@ func (a *Audit) isGone(addr netip.Addr) bool {
 
 // isStale says whether a UDP connection would begin otherwise now. A TCP client hears that its endpoint is gone; a
 // UDP socket may go on sending to an address that no pod has.
-func (a *Audit) isStale(c Connection) bool {
+func (a *Audit) isStale(c openflow.Connection) bool {
 	frontends := a.frontends[c.Destination]
 	rejected := c.Endpoint.Addr() == model.RejectAddr(c.Endpoint.Addr().Is4())
 	if c.Endpoint == c.Destination {
@@ -183,7 +164,7 @@ func (a *Audit) isStale(c Connection) bool {
 }
 
 // begins says whether a Service would translate a connection that none has translated.
-func (a *Audit) begins(c Connection, frontends []udpFrontend) bool {
+func (a *Audit) begins(c openflow.Connection, frontends []udpFrontend) bool {
 	if c.Source.Addr() == model.MasqueradeAddr(c.Source.Addr().Is4()) { // see notTwice
 		return false
 	}

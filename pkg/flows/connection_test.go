@@ -102,7 +102,7 @@ func TestAudit(t *testing.T) {
 		if c.at == "" {
 			c.at = c.to
 		}
-		one := flows.Connection{Zone: flows.Zone, Protocol: c.protocol, Source: at(c.from), Destination: at(c.to), Endpoint: at(c.at), Mark: c.mark}
+		one := openflow.Connection{Zone: flows.Zone, Protocol: c.protocol, Source: at(c.from), Destination: at(c.to), Endpoint: at(c.at), Mark: c.mark}
 		gone := map[netip.Addr]bool{netip.MustParseAddr("10.7.0.1"): true, netip.MustParseAddr("10.244.1.2"): true} // the latter is in use again
 		if got := flows.NewAudit(audited(), nil, gone).Check(one); got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
@@ -120,7 +120,7 @@ func TestAudit(t *testing.T) {
 
 // Of what is quarantined, only what isolates is programmed; and kept connections are not compared with policies.
 func TestAuditOfWhatIsProgrammed(t *testing.T) {
-	allowed := flows.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP, Source: at("10.244.1.2:1"), Destination: at("10.244.1.3:8080"), Endpoint: at("10.244.1.3:8080"),
+	allowed := openflow.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP, Source: at("10.244.1.2:1"), Destination: at("10.244.1.3:8080"), Endpoint: at("10.244.1.3:8080"),
 		Mark: uint32(flows.MarkAllowed)}
 	denied := allowed
 	denied.Endpoint, denied.Destination = at("10.244.1.3:8081"), at("10.244.1.3:8081")
@@ -136,7 +136,7 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 	for _, c := range []struct {
 		what  string
 		audit *flows.Audit
-		of    flows.Connection
+		of    openflow.Connection
 		want  flows.Cause
 	}{
 		{"allowed by a policy", flows.NewAudit(audited(), nil, nil), allowed, ""},
@@ -245,7 +245,7 @@ func TestNarrows(t *testing.T) {
 					for _, protocol := range []uint8{openflow.IPProtoUDP, openflow.IPProtoTCP, openflow.IPProtoICMP} {
 						for _, ends := range [][2]netip.Addr{{pod, netip.MustParseAddr(other)}, {netip.MustParseAddr(other), pod}} {
 							to := netip.AddrPortFrom(ends[1], port)
-							c := flows.Connection{Zone: flows.Zone, Protocol: protocol, Source: netip.AddrPortFrom(ends[0], 1), Destination: to, Endpoint: to}
+							c := openflow.Connection{Zone: flows.Zone, Protocol: protocol, Source: netip.AddrPortFrom(ends[0], 1), Destination: to, Endpoint: to}
 							if was.Allows(c) && !is.Allows(c) {
 								t.Fatalf("%+v is denied now:\n%+v\n%+v", c, before, after)
 							}

@@ -251,3 +251,17 @@ func kept(kernelDatapath bool) []ovs.Protocol {
 
 // firstWay matches the direction in which a connection was begun.
 func firstWay() ovs.Match { return openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl) }
+
+// Verdict are the actions by which a packet of a connection's original direction changes what the switch has recorded
+// about the connection: the agent has the switch process such a packet (openflow.Connection.Packet).
+type Verdict func(openflow.Connection) []ovs.Action
+
+// Deny takes the allowed mark from a connection, as a denied packet does in table PolicyDenied.
+func Deny(c openflow.Connection) []ovs.Action {
+	return []ovs.Action{openflow.CT{Table: PolicyDenied, Zone: c.Zone}.Action()}
+}
+
+// Allow gives it back.
+func Allow(c openflow.Connection) []ovs.Action {
+	return append([]ovs.Action{AllowAgain.Set(AllowAgain.Mask)}, Deny(c)...)
+}

@@ -58,6 +58,29 @@ func (d Delta) Empty() bool {
 	return len(d.Set)+len(d.Delete)+len(d.SetGroups)+len(d.DeleteGroups)+len(d.Forget) == 0
 }
 
+// OpenFlow is the change as the switch takes it, without owners and reasons.
+func (d Delta) OpenFlow() openflow.Delta {
+	o := openflow.Delta{Set: plain(d.Set), Delete: plain(d.Delete), Forget: plain(d.Forget)}
+	for _, g := range d.SetGroups {
+		o.SetGroups = append(o.SetGroups, g.Group)
+	}
+	for _, g := range d.DeleteGroups {
+		o.DeleteGroups = append(o.DeleteGroups, g.ID)
+	}
+	if slices.ContainsFunc(d.Set, Flow.Copies) {
+		o.Meters = Meters
+	}
+	return o
+}
+
+func plain(list []Flow) []openflow.Flow {
+	of := make([]openflow.Flow, len(list))
+	for i, f := range list {
+		of[i] = f.Flow
+	}
+	return of
+}
+
 func (d Delta) sort() {
 	byKey := func(a, b Flow) int { return a.Key.Compare(b.Key) }
 	slices.SortFunc(d.Set, byKey)

@@ -122,3 +122,16 @@ func TestDecisionOf(t *testing.T) {
 		}
 	}
 }
+
+// TestMetersOfDelta: a change with flows that copy packets brings the meters that limit the copies, another one none.
+func TestMetersOfDelta(t *testing.T) {
+	for actions, want := range map[string][]openflow.Meter{
+		"controller(max_len=128,userdata=57,meter_id=22373),drop": flows.Meters,
+		"drop": nil,
+	} {
+		d := flows.Delta{Set: []flows.Flow{{Flow: openflow.Flow{Actions: actions}}}}
+		if got := d.OpenFlow().Meters; !slices.Equal(got, want) {
+			t.Errorf("%s: meters %v, want %v", actions, got, want)
+		}
+	}
+}

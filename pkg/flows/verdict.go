@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // verdicts say what the policies' flows do with the first packet of a connection, without the flows. The rules of a
@@ -90,7 +91,7 @@ func (x *ruleIndex) add(p model.Policy, quarantined bool) {
 }
 
 // allow is the policy stages of the pipeline.
-func (v *verdicts) allow(c Connection) bool {
+func (v *verdicts) allow(c openflow.Connection) bool {
 	from, to := c.Source.Addr(), c.Endpoint.Addr()
 	if from == to && v.attached[from] { // see allowSelf
 		return true

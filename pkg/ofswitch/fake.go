@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -22,10 +21,11 @@ type Fake struct {
 	watchers map[*watcher]bool
 	down     bool
 	refuse   func(openflow.Flow) bool
-	applied  []flows.Delta
+	applied  []openflow.Delta
 	dumps    int
 	idle     map[openflow.Key]uint16
 
+	contract    func(openflow.Flow) error
 	refuseGroup func(openflow.Group) bool
 }
 
@@ -34,9 +34,10 @@ type watcher struct {
 	gone   chan struct{}
 }
 
-// NewFake gives an empty switch.
-func NewFake() *Fake {
-	return &Fake{flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{},
+// NewFake returns an empty switch that rejects bundles with flows that break the contract (flows.Check). The contract of a
+// group's actions is that of the tables whose flows use the group.
+func NewFake(contract func(openflow.Flow) error) *Fake {
+	return &Fake{contract: contract, flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{},
 		watchers: map[*watcher]bool{}, idle: map[openflow.Key]uint16{},
 		refuse:      func(openflow.Flow) bool { return false },
 		refuseGroup: func(openflow.Group) bool { return false }}
@@ -64,7 +65,7 @@ func (s *Fake) Dump(context.Context) (openflow.Contents, error) {
 }
 
 // Apply makes the change, all of it or nothing.
-func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
+func (s *Fake) Apply(_ context.Context, d openflow.Delta) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.down {
@@ -77,7 +78,7 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 		return &RejectedError{Detail: err.Error()}
 	}
 	for _, g := range d.SetGroups {
-		s.putGroup(g.Group)
+		s.putGroup(g)
 	}
 	for _, f := range d.Delete {
 		if s.flows[f.Key].Cookie == f.Cookie {
@@ -92,35 +93,57 @@ func (s *Fake) Apply(_ context.Context, d flows.Delta) error {
 		}
 	}
 	for _, f := range d.Set {
-		s.put(f.Flow)
+		s.put(f)
 	}
-	for _, g := range d.DeleteGroups {
-		s.removeGroup(g.ID)
+	for _, id := range d.DeleteGroups {
+		s.removeGroup(id)
 	}
 	s.applied = append(s.applied, d)
 	return nil
 }
 
-// check says why the switch rejects a bundle. As with the real one, only flows have to lead to groups that exist, not buckets.
-func (s *Fake) check(d flows.Delta) error {
+// check says why the switch rejects a bundle. As with a real one, only groups that flows use have to exist, not those that
+// buckets use.
+func (s *Fake) check(d openflow.Delta) error {
+	set := map[openflow.GroupID]openflow.Group{}
 	for _, g := range d.SetGroups {
-		if err := flows.CheckGroup(g); err != nil {
-			return err
-		}
-		if s.refuseGroup(g.Group) {
+		if s.refuseGroup(g) {
 			return fmt.Errorf("refused: %s", g)
 		}
+		set[g.ID] = g
 	}
 	for _, f := range d.Set {
-		if err := flows.Check(f.Flow); err != nil {
+		if err := s.contract(f); err != nil {
 			return err
 		}
-		if s.refuse(f.Flow) {
+		if s.refuse(f) {
 			return fmt.Errorf("refused: %s", f)
 		}
-		for _, id := range openflow.GroupsIn(f.Actions) {
-			if _, ok := s.groups[id]; !ok && !slices.ContainsFunc(d.SetGroups, func(g flows.Group) bool { return g.ID == id }) {
-				return fmt.Errorf("OFPBAC_BAD_OUT_GROUP for: %s", f)
+		if err := s.checkGroups(f, set); err != nil {
+			return err
+		}
+	}
+	if len(set) == 0 {
+		return nil
+	}
+	for _, f := range s.flows {
+		if err := s.checkGroups(f, set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkGroups says what is wrong with the groups that the flow uses, given those that a bundle sets.
+func (s *Fake) checkGroups(f openflow.Flow, set map[openflow.GroupID]openflow.Group) error {
+	for _, id := range openflow.GroupsIn(f.Actions) {
+		g, isSet := set[id]
+		if _, exists := s.groups[id]; !exists && !isSet {
+			return fmt.Errorf("OFPBAC_BAD_OUT_GROUP for: %s", f)
+		}
+		for _, actions := range g.BucketActions() {
+			if err := s.contract(openflow.Flow{Key: openflow.Key{Table: f.Table}, Actions: actions}); err != nil {
+				return fmt.Errorf("group %d: %w", id, err)
 			}
 		}
 	}
@@ -227,7 +250,7 @@ func (s *Fake) Start() {
 }
 
 // Applied lists the bundles that were accepted so far.
-func (s *Fake) Applied() []flows.Delta {
+func (s *Fake) Applied() []openflow.Delta {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.applied)

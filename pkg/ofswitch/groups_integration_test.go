@@ -16,13 +16,13 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-func group(t testing.TB, line string) flows.Group {
+func group(t testing.TB, line string) openflow.Group {
 	t.Helper()
 	g, err := openflow.ParseGroup(line)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return flows.Group{Group: g, Table: flows.ServiceLB}
+	return g
 }
 
 // contents is what the switch has, as text: groups, then flows.
@@ -52,7 +52,7 @@ const (
 // flows move between groups that come and go.
 func TestBundleOfFlowsAndGroups(t *testing.T) {
 	_, sw := start(t)
-	apply := func(d flows.Delta, want string) {
+	apply := func(d openflow.Delta, want string) {
 		t.Helper()
 		if err := sw.Apply(t.Context(), d); err != nil {
 			t.Fatal(err)
@@ -61,23 +61,23 @@ func TestBundleOfFlowsAndGroups(t *testing.T) {
 			t.Fatalf("the switch has\n%s\nwant\n%s", got, want)
 		}
 	}
-	using := func(id string) flows.Flow {
+	using := func(id string) openflow.Flow {
 		return flow(t, "cookie=0x5765050000000001,table=40,priority=5,ip actions=group:"+id)
 	}
 	first, second := group(t, firstGroup), group(t, secondGroup)
-	apply(flows.Delta{Set: []flows.Flow{using("1073741825")}, SetGroups: []flows.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
+	apply(openflow.Delta{Set: []openflow.Flow{using("1073741825")}, SetGroups: []openflow.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
 	changed := first
 	changed.Text = strings.Replace(first.Text, "resubmit(,50)", "drop", 1)
 
 	// Refused in the middle, whatever came before it: nothing is done, and the switch lives. OVS 3.1 dies when a line behind the
 	// deletion of a group in use is refused.
 	bad := flow(t, "cookie=0x5765050000000001,table=40,priority=6,ip actions=group:77")
-	for _, d := range []flows.Delta{
-		{Set: []flows.Flow{bad}, SetGroups: []flows.Group{changed, second}},
-		{Set: []flows.Flow{using("1073741826"), bad}, SetGroups: []flows.Group{second}, DeleteGroups: []flows.Group{first}},
-		{Set: []flows.Flow{bad}, DeleteGroups: []flows.Group{first}},
-		{Set: []flows.Flow{bad}, Delete: []flows.Flow{using("1073741825")}, DeleteGroups: []flows.Group{first}},
-		{SetGroups: []flows.Group{second, group(t, "group_id=5,type=select,bucket=bucket_id:1,actions=no_such")}, DeleteGroups: []flows.Group{first}},
+	for _, d := range []openflow.Delta{
+		{Set: []openflow.Flow{bad}, SetGroups: []openflow.Group{changed, second}},
+		{Set: []openflow.Flow{using("1073741826"), bad}, SetGroups: []openflow.Group{second}, DeleteGroups: []openflow.GroupID{first.ID}},
+		{Set: []openflow.Flow{bad}, DeleteGroups: []openflow.GroupID{first.ID}},
+		{Set: []openflow.Flow{bad}, Delete: []openflow.Flow{using("1073741825")}, DeleteGroups: []openflow.GroupID{first.ID}},
+		{SetGroups: []openflow.Group{second, group(t, "group_id=5,type=select,bucket=bucket_id:1,actions=no_such")}, DeleteGroups: []openflow.GroupID{first.ID}},
 	} {
 		var rejected *ofswitch.RejectedError
 		if err := sw.Apply(t.Context(), d); !errors.As(err, &rejected) || rejected.Detail == "" {
@@ -88,12 +88,12 @@ func TestBundleOfFlowsAndGroups(t *testing.T) {
 		}
 	}
 
-	apply(flows.Delta{SetGroups: []flows.Group{changed}}, changed.String()+"\ntable=40,priority=5,ip group:1073741825")
-	apply(flows.Delta{Set: []flows.Flow{using("1073741826")}, SetGroups: []flows.Group{second}, DeleteGroups: []flows.Group{changed}}, secondGroup+"\ntable=40,priority=5,ip group:1073741826")
-	apply(flows.Delta{Set: []flows.Flow{flow(t, "cookie=0x5765050000000001,table=40,priority=5,ip actions=goto_table:50")}, DeleteGroups: []flows.Group{second}}, "table=40,priority=5,ip goto_table:50")
-	apply(flows.Delta{Set: []flows.Flow{using("1073741825")}, SetGroups: []flows.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
-	apply(flows.Delta{Delete: []flows.Flow{using("1073741825")}, DeleteGroups: []flows.Group{first}}, "")
-	apply(flows.Delta{DeleteGroups: []flows.Group{first}}, "") // gone already
+	apply(openflow.Delta{SetGroups: []openflow.Group{changed}}, changed.String()+"\ntable=40,priority=5,ip group:1073741825")
+	apply(openflow.Delta{Set: []openflow.Flow{using("1073741826")}, SetGroups: []openflow.Group{second}, DeleteGroups: []openflow.GroupID{changed.ID}}, secondGroup+"\ntable=40,priority=5,ip group:1073741826")
+	apply(openflow.Delta{Set: []openflow.Flow{flow(t, "cookie=0x5765050000000001,table=40,priority=5,ip actions=goto_table:50")}, DeleteGroups: []openflow.GroupID{second.ID}}, "table=40,priority=5,ip goto_table:50")
+	apply(openflow.Delta{Set: []openflow.Flow{using("1073741825")}, SetGroups: []openflow.Group{first}}, firstGroup+"\ntable=40,priority=5,ip group:1073741825")
+	apply(openflow.Delta{Delete: []openflow.Flow{using("1073741825")}, DeleteGroups: []openflow.GroupID{first.ID}}, "")
+	apply(openflow.Delta{DeleteGroups: []openflow.GroupID{first.ID}}, "") // gone already
 }
 
 // TestGroupSize: what NewGroup lets through is what the switch takes and gives back, and what it refuses is hardly less than what
@@ -143,7 +143,7 @@ func TestGroupSize(t *testing.T) {
 					high = middle - 1
 				}
 			}
-			if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{{Group: largest}}}); err != nil {
+			if err := sw.Apply(t.Context(), openflow.Delta{SetGroups: []openflow.Group{largest}}); err != nil {
 				t.Fatalf("%d buckets: %v", most, err)
 			}
 			if got := contents(t, sw); got != largest.String() {
@@ -154,8 +154,8 @@ func TestGroupSize(t *testing.T) {
 			for i := range most/16 + 1 {
 				b = append(b, strings.Replace(b[i+1], "bucket_id:", "bucket_id:9", 1))
 			}
-			more := flows.Group{Group: openflow.Group{ID: 1, Text: strings.Join(b, ",bucket=")}}
-			if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{more}}); err == nil && contents(t, sw) == more.String() {
+			more := openflow.Group{ID: 1, Text: strings.Join(b, ",bucket=")}
+			if err := sw.Apply(t.Context(), openflow.Delta{SetGroups: []openflow.Group{more}}); err == nil && contents(t, sw) == more.String() {
 				t.Errorf("the switch takes %d buckets, NewGroup only %d", len(b)-1, most)
 			}
 			ofctl(t, ovsd, "del-groups", bridge)

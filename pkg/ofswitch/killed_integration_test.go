@@ -16,14 +16,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/lab/vswitch"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // numbered gives flows that differ in one address. Each can be cut in its middle and still be parsed, as another flow.
-func numbered(t testing.TB, n int) []flows.Flow {
-	list := make([]flows.Flow, n)
+func numbered(t testing.TB, n int) []openflow.Flow {
+	list := make([]openflow.Flow, n)
 	for i := range list {
 		list[i] = flow(t, fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_src=10.244.%d.%d,nw_dst=10.244.100.123 actions=goto_table:90", i/256, i%256))
 	}
@@ -50,10 +50,10 @@ func TestWriter(t *testing.T) {
 	sw := ofswitch.New(runDir, os.Getenv(writerBridge), ofswitch.Kernel)
 	// With the program in waiting, as an agent that has run for a while.
 	nothing := flow(t, "cookie=0x5765000000000001,table=1 actions=drop")
-	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{nothing}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Delete: []openflow.Flow{nothing}}); err != nil {
 		t.Fatal(err)
 	}
-	delta := flows.Delta{Delete: numbered(t, n)}
+	delta := openflow.Delta{Delete: numbered(t, n)}
 	fmt.Println("begin")
 	if err := sw.Apply(t.Context(), delta); err != nil {
 		t.Error(err)
@@ -77,7 +77,7 @@ func TestKilledWriter(t *testing.T) {
 			ovs, sw := start(t)
 			left := map[int]int{}
 			for i := range tries {
-				if err := sw.Apply(t.Context(), flows.Delta{Set: numbered(t, test.flows)}); err != nil {
+				if err := sw.Apply(t.Context(), openflow.Delta{Set: numbered(t, test.flows)}); err != nil {
 					t.Fatal(err)
 				}
 				after := time.Duration(float64(test.first) * math.Pow(1.25, float64(i))) // to 650 times the first
@@ -155,7 +155,7 @@ func TestLargeBundleIsRejected(t *testing.T) {
 	for _, bad := range []string{"group:77", "no_such:77"} { // refused by the switch, and by ovs-ofctl
 		list := numbered(t, 3000)
 		list[2000].Actions = bad
-		err := sw.Apply(t.Context(), flows.Delta{Set: list})
+		err := sw.Apply(t.Context(), openflow.Delta{Set: list})
 		var rejected *ofswitch.RejectedError
 		if !errors.As(err, &rejected) || rejected.Detail == "" {
 			t.Errorf("%s: error %v, want a RejectedError with a detail", bad, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // remembered are the flows that the switch has learned for a Service.
@@ -69,15 +70,15 @@ func TestLearnedFlowsEnd(t *testing.T) {
 			if _, failed := c.Update(before, flows.Owners(before)); len(failed) > 0 {
 				t.Fatal(failed)
 			}
-			read := func() flows.Delta {
+			read := func() openflow.Delta {
 				t.Helper()
 				actual, err := sw.Dump(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				return flows.Diff(actual, c.Desired())
+				return flows.Diff(actual, c.Desired()).OpenFlow()
 			}
-			apply := func(d flows.Delta) {
+			apply := func(d openflow.Delta) {
 				t.Helper()
 				if err := sw.Apply(t.Context(), d); err != nil {
 					t.Fatal(err)
@@ -104,7 +105,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 			}
 			want := test.inReading
 			if there {
-				apply(delta)
+				apply(delta.OpenFlow())
 				want = test.inBundle
 			} else {
 				apply(read())

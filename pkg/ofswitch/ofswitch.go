@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -110,12 +109,15 @@ func (s *Switch) dump(ctx context.Context, command, text string, each func(line 
 // because of the flows and groups themselves, or because the switch has no room for them; any other error means that
 // the switch could not be reached, or did not take any bundle, and its state is unknown. Apply of an empty change does
 // what an earlier call had to leave undone.
-func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
+func (s *Switch) Apply(ctx context.Context, d openflow.Delta) error {
 	if d.Empty() {
 		return s.refresh(ctx)
 	}
-	if err := s.setMetersFor(ctx, d.Set); err != nil {
-		return fmt.Errorf("apply flows that copy packets: %w", err)
+	// First: OVS 3.1 takes flows whose meter does not exist, and limits nothing.
+	if len(d.Meters) > 0 {
+		if err := s.SetMeters(ctx, d.Meters); err != nil {
+			return fmt.Errorf("apply flows that copy packets: %w", err)
+		}
 	}
 	var b bytes.Buffer
 	// The switch looks at each line as if those before it were done, so groups come before the flows that use them.
@@ -143,8 +145,8 @@ func (s *Switch) Apply(ctx context.Context, d flows.Delta) error {
 	}
 	// Last, not only because a group takes the flows with it that use it: when OVS 3.1 refuses a line behind such a deletion,
 	// it dies while it takes the deletion back (assertion group != NULL in ofproto_rule_insert__). Deletions are never refused.
-	for _, g := range d.DeleteGroups {
-		fmt.Fprintf(&b, "group delete group_id=%d\n", g.ID)
+	for _, id := range d.DeleteGroups {
+		fmt.Fprintf(&b, "group delete group_id=%d\n", id)
 	}
 	if err := s.bundle(ctx, b.Bytes()); err != nil {
 		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups)+len(d.Forget), err)

@@ -113,7 +113,7 @@ func TestCanonicalText(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := sw.Apply(t.Context(), flows.Diff(actual, desired)); err != nil {
+		if err := sw.Apply(t.Context(), flows.Diff(actual, desired).OpenFlow()); err != nil {
 			t.Fatal(err)
 		}
 		if actual, err = sw.Dump(t.Context()); err != nil {
@@ -138,13 +138,13 @@ func TestCanonicalText(t *testing.T) {
 	}
 }
 
-func flow(t testing.TB, line string) flows.Flow {
+func flow(t testing.TB, line string) openflow.Flow {
 	t.Helper()
 	e, err := openflow.Parse(line)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return flows.Flow{Flow: e.Flow}
+	return e.Flow
 }
 
 func TestRejectedBundleChangesNothing(t *testing.T) {
@@ -155,7 +155,7 @@ func TestRejectedBundleChangesNothing(t *testing.T) {
 		"table=60,priority=6,ip actions=no_such:77",   // refused by ovs-ofctl
 		"table=60,priority=6,ip actions=goto_table:5", // backwards
 	} {
-		err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{good, flow(t, bad)}})
+		err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{good, flow(t, bad)}})
 		var rejected *ofswitch.RejectedError
 		if !errors.As(err, &rejected) || rejected.Detail == "" {
 			t.Errorf("%s: error %v, want a RejectedError with a detail", bad, err)
@@ -165,7 +165,7 @@ func TestRejectedBundleChangesNothing(t *testing.T) {
 			t.Errorf("%s: after a refused bundle the switch has %v, %v; want nothing", bad, actual, err)
 		}
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{good}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{good}}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -176,7 +176,7 @@ func TestDeleteSparesAnothersFlow(t *testing.T) {
 	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "add-flow", bridge, "cookie=0x9,table=60,priority=5,ip,actions=drop"); err != nil {
 		t.Fatal(err)
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{Delete: []flows.Flow{ours}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Delete: []openflow.Flow{ours}}); err != nil {
 		t.Fatal(err)
 	}
 	if actual, err := sw.Dump(t.Context()); err != nil || len(actual.Flows) != 1 || actual.Flows[0].Cookie != 9 {
@@ -186,10 +186,10 @@ func TestDeleteSparesAnothersFlow(t *testing.T) {
 
 func TestUnreachableSwitchIsNotARejection(t *testing.T) {
 	sw := ofswitch.New(t.TempDir(), "none", ofswitch.Kernel)
-	err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{flow(t, "table=0 actions=drop")}})
+	err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{flow(t, "table=0 actions=drop")}})
 	var rejected *ofswitch.RejectedError
 	if err == nil || errors.As(err, &rejected) {
-		t.Errorf("error = %v, want one that is no rejection", err)
+		t.Errorf("error = %v, want one that is not a rejection", err)
 	}
 	if _, err := sw.Dump(t.Context()); err == nil {
 		t.Error("Dump of a bridge that does not exist gave no error: an empty table would have been believed")
@@ -203,18 +203,18 @@ func TestCacheThatCannotBeEmptied(t *testing.T) {
 	if err := os.Rename(pid, pid+".away"); err != nil {
 		t.Fatal(err)
 	}
-	err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{flow(t, "table=0 actions=drop")}})
+	err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{flow(t, "table=0 actions=drop")}})
 	var rejected *ofswitch.RejectedError
 	if err == nil || errors.As(err, &rejected) || !strings.Contains(err.Error(), "--pidfile") {
 		t.Errorf("without a control socket: %v; want an error that says what to do and is no rejection", err)
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{}); err == nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{}); err == nil {
 		t.Error("the cache was not emptied, and nobody is told any more")
 	}
 	if err := os.Rename(pid+".away", pid); err != nil {
 		t.Fatal(err)
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -227,7 +227,7 @@ func TestWatch(t *testing.T) {
 	}()
 	wait(t, ready)
 	f := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 actions=set_field:0x3->reg1,goto_table:90")
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{f}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{f}}); err != nil {
 		t.Fatal(err)
 	}
 	want := ofswitch.Event{Table: 60, Match: "ip,nw_dst=10.0.0.0/8", Actions: f.Actions}
@@ -235,7 +235,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("event = %+v, want %+v", got, want)
 	}
 	drop := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 actions=drop")
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{drop}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{drop}}); err != nil {
 		t.Fatal(err)
 	}
 	want.Actions = "drop"
@@ -252,10 +252,10 @@ func TestWatch(t *testing.T) {
 
 	// Groups, in bundles and not, as long as some buckets and all groups at once.
 	g := group(t, firstGroup)
-	if err := sw.Apply(t.Context(), flows.Delta{SetGroups: []flows.Group{g}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{SetGroups: []openflow.Group{g}}); err != nil {
 		t.Fatal(err)
 	}
-	if got := wait(t, events); got != (ofswitch.Event{Group: g.Group}) {
+	if got := wait(t, events); got != (ofswitch.Event{Group: g}) {
 		t.Errorf("event = %+v, want the new group", got)
 	}
 	changed := openflow.Group{ID: g.ID, Text: "type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop"}
@@ -272,7 +272,7 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: event = %+v, want a change of the group", args[0], got)
 		}
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{DeleteGroups: []flows.Group{g}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{DeleteGroups: []openflow.GroupID{g.ID}}); err != nil {
 		t.Fatal(err)
 	}
 	if got := wait(t, events); got != (ofswitch.Event{Deleted: true, Group: openflow.Group{ID: g.ID}}) {
@@ -337,7 +337,7 @@ func TestSpareKilled(t *testing.T) {
 	ovs, sw := start(t)
 	first := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip actions=goto_table:90")
 	second := flow(t, "cookie=0x5765000000000001,table=60,priority=6,ip actions=goto_table:90")
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{first}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{first}}); err != nil {
 		t.Fatal(err)
 	}
 	pids := waiting(t, ovs.RunDir())
@@ -347,10 +347,10 @@ func TestSpareKilled(t *testing.T) {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{second}}); err == nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{second}}); err == nil {
 		t.Error("a bundle that nobody sent counts as applied")
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{second}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{second}}); err != nil {
 		t.Fatal(err)
 	}
 	if actual, err := sw.Dump(t.Context()); err != nil || len(actual.Flows) != 2 {
@@ -366,17 +366,17 @@ func BenchmarkApply(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	var pod flows.Delta
+	var pod openflow.Delta
 	for _, f := range desired.Flows {
 		if f.Owner.Kind == model.KindPod {
-			pod.Set = append(pod.Set, f)
+			pod.Set = append(pod.Set, f.Flow)
 		}
 	}
 	for _, test := range []struct {
 		name  string
-		delta flows.Delta
+		delta openflow.Delta
 		cold  bool
-	}{{"spare=true", pod, false}, {"spare=false", pod, true}, {"flows=3000", flows.Delta{Set: numbered(b, 3000)}, false}} {
+	}{{"spare=true", pod, false}, {"spare=false", pod, true}, {"flows=3000", openflow.Delta{Set: numbered(b, 3000)}, false}} {
 		b.Run(test.name, func(b *testing.B) {
 			_, sw := start(b)
 			for b.Loop() {
@@ -405,12 +405,12 @@ func TestPurgesAreCounted(t *testing.T) {
 		t.Errorf("before the first bundle: %t, %d", sw.PurgesCache(), sw.Purges())
 	}
 	for i := range 2 {
-		d := flows.Delta{Set: []flows.Flow{flow(t, fmt.Sprintf("cookie=0x1,table=0,priority=%d actions=drop", i+1))}}
+		d := openflow.Delta{Set: []openflow.Flow{flow(t, fmt.Sprintf("cookie=0x1,table=0,priority=%d actions=drop", i+1))}}
 		if err := sw.Apply(t.Context(), d); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{}); err != nil {
 		t.Fatal(err)
 	}
 	needed := strings.Contains(version, " 3.1.0")

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +13,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/digitalocean/go-openvswitch/ovs"
+
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -51,14 +53,6 @@ func (s *Switch) setMeter(ctx context.Context, m openflow.Meter) error {
 	return fmt.Errorf("set meter %d: %w", m.ID, err)
 }
 
-// setMetersFor makes sure of the meters before flows come that need them: OVS 3.1 would take such flows without, and limit nothing.
-func (s *Switch) setMetersFor(ctx context.Context, set []flows.Flow) error {
-	if !slices.ContainsFunc(set, flows.Flow.Copies) {
-		return nil
-	}
-	return s.SetMeters(ctx, flows.Meters)
-}
-
 // HeldBack says how many packets each meter has not let through since the meter was made.
 func (s *Switch) HeldBack(ctx context.Context) (map[openflow.MeterID]uint64, error) {
 	text, err := s.ask(ctx, "meter-stats")
@@ -66,6 +60,32 @@ func (s *Switch) HeldBack(ctx context.Context) (map[openflow.MeterID]uint64, err
 		return nil, err
 	}
 	return openflow.ParseMeterStats(text), nil
+}
+
+// PacketOut is a packet for the switch to process.
+type PacketOut struct {
+	Packet []byte // an Ethernet frame
+	// Actions are what the switch does with it, as in a flow.
+	Actions []ovs.Action
+}
+
+// Send has the switch process packets, in one bundle: all or none. It may be called from any goroutine.
+func (s *Switch) Send(ctx context.Context, packets []PacketOut) error {
+	if len(packets) == 0 {
+		return nil
+	}
+	var b bytes.Buffer
+	for _, p := range packets {
+		text, err := openflow.Text(p.Actions...)
+		if err != nil {
+			return fmt.Errorf("send a packet: %w", err)
+		}
+		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(p.Packet), text)
+	}
+	if err := s.bundleFile(ctx, b.Bytes()); err != nil {
+		return fmt.Errorf("send %d packets: %w", len(packets), err)
+	}
+	return nil
 }
 
 // ask calls ovs-ofctl and gives what it prints.

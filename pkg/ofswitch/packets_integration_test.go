@@ -16,12 +16,13 @@ import (
 // udpPacket is Ethernet, IPv4 and UDP from 10.9.0.1:4660 to 10.9.0.2:53.
 const udpPacket = "0a57656674010a580a09000108004500001c00010000401166bc0a0900010a090002" + "1234003500080000"
 
-// TestPackets: flows that copy find their meters, whoever takes these away meanwhile; copies arrive, no more than the meter lets through.
+// TestPackets: a Delta brings the meters that its flows need, also when another program has removed or changed them; copies
+// arrive, at most as many as the meter allows.
 func TestPackets(t *testing.T) {
 	ovs, sw := start(t)
 	copying := flow(t, "cookie=0x5765060000000001,table=51,priority=140,udp,nw_src=10.9.0.1 actions=controller(max_len=128,userdata=57.32.ff.ff.ff.ff,meter_id=22373)")
 	begin := flow(t, "cookie=0x5765010000000001,table=0,priority=1,ip actions=goto_table:51")
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{copying, begin}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{copying, begin}, Meters: flows.Meters}); err != nil {
 		t.Fatal(err)
 	}
 	meters := func() []openflow.Meter {
@@ -94,7 +95,7 @@ func TestPackets(t *testing.T) {
 	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "del-meters", bridge); err != nil {
 		t.Fatal(err)
 	}
-	if err := sw.Apply(t.Context(), flows.Delta{Set: []flows.Flow{copying}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{copying}, Meters: flows.Meters}); err != nil {
 		t.Fatal(err)
 	}
 	if got := meters(); !slices.Equal(got, flows.Meters) {

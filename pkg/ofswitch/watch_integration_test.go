@@ -8,15 +8,15 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind is in nobody's
 // way.
 func TestWatchFullSwitch(t *testing.T) {
 	ovs, sw := start(t)
-	var d flows.Delta
+	var d openflow.Delta
 	for i := range 20000 {
 		d.Set = append(d.Set, flow(t, fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.%d.%d actions=drop", i>>8, i&0xff)))
 	}
@@ -36,11 +36,11 @@ func TestWatchFullSwitch(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := group(t, seededGroup)
-	if err := sw.Apply(t.Context(), flows.Delta{Delete: d.Set[7:8], SetGroups: []flows.Group{g}}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Delete: d.Set[7:8], SetGroups: []openflow.Group{g}}); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if e := wait(t, events); e.Group != g.Group && (!e.Deleted || e.Match != d.Set[7].Match) {
+		if e := wait(t, events); e.Group != g && (!e.Deleted || e.Match != d.Set[7].Match) {
 			t.Errorf("event = %+v, want the deleted flow and the new group", e)
 		}
 	}

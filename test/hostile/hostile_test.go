@@ -49,7 +49,7 @@ type world struct {
 func newWorld(t testing.TB, o objects) *world {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), time.Duration(*size)*5*time.Minute)
-	w := &world{t: t, ctx: ctx, store: apiserver.NewStore(), sw: ofswitch.NewFake(), reported: map[model.Owner]string{}, problems: map[model.Owner]string{}}
+	w := &world{t: t, ctx: ctx, store: apiserver.NewStore(), sw: ofswitch.NewFake(flows.Check), reported: map[model.Owner]string{}, problems: map[model.Owner]string{}}
 	w.apply(o)
 	server := httptest.NewServer(w.store.Handler())
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})

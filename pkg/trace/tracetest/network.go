@@ -13,6 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/nodepath"
+	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace"
 )
@@ -289,7 +290,7 @@ func (n *Network) arrival(p Packet, here *node, out trace.Output) string {
 // Allows says whether the nodes' audits, which sweeps go by, allow a packet's connection.
 func (n *Network) Allows(p Packet) bool {
 	return !slices.ContainsFunc(n.nodes, func(here *node) bool {
-		return !here.audit().Allows(flows.Connection{Protocol: p.Protocol, Source: netip.AddrPortFrom(p.Src, p.SrcPort), Endpoint: netip.AddrPortFrom(p.Dst, p.DstPort)})
+		return !here.audit().Allows(openflow.Connection{Protocol: p.Protocol, Source: netip.AddrPortFrom(p.Src, p.SrcPort), Endpoint: netip.AddrPortFrom(p.Dst, p.DstPort)})
 	})
 }
 
@@ -298,7 +299,7 @@ func (n *Network) Sweep() {
 	for _, here := range n.nodes {
 		audit := here.audit()
 		here.ct.Sweep(func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool) {
-			cause := audit.Check(flows.Connection{Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark)})
+			cause := audit.Check(openflow.Connection{Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark)})
 			switch cause {
 			case flows.PolicyDenies:
 				return mark&^uint64(flows.MarkAllowed) | uint64(flows.MarkDenied), true

@@ -1,4 +1,0 @@
-package ofswitch
-
-// OriginalPacket is for tests that begin connections.
-var OriginalPacket = originalPacket
