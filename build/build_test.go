@@ -91,10 +91,10 @@ func TestLinterIsTheOneItsConfigurationIsFor(t *testing.T) {
 
 // The Dockerfile installs what the image builder looks for, and starts what it starts.
 func TestDockerfileBuildsTheSameImage(t *testing.T) {
-	dockerfile, contents := read(t, "Dockerfile"), read(t, "image/contents.go")
+	dockerfile, contents := read(t, "Dockerfile"), read(t, "../test/image/contents.go")
 	programs := regexp.MustCompile(`\{"[a-z-]+", "([a-z-]+)"\}`).FindAllStringSubmatch(contents, -1)
 	if len(programs) == 0 {
-		t.Fatal("no programs found in image/contents.go")
+		t.Fatal("no programs found in test/image/contents.go")
 	}
 	for _, program := range programs {
 		if !strings.Contains(dockerfile, " "+program[1]) {
@@ -102,7 +102,7 @@ func TestDockerfileBuildsTheSameImage(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"go run ./build/image -dir /layers ",
+		"go run -C test ./image -dir /layers ",
 		"COPY --from=build /layers/system /\n",
 		"COPY --from=build /layers/weft /\n",
 		fmt.Sprintf("ENTRYPOINT [%q]\n", BinDir+"/weft-agent"),

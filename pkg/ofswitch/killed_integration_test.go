@@ -16,8 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/flows"
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 

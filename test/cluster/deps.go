@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
 // needed are the programs that the cluster runs, and the Debian packages that bring them.

@@ -74,7 +74,7 @@ func newImage(version string, c collected) (v1.Image, error) {
 		}
 		img, err = mutate.Append(img, mutate.Addendum{
 			Layer:   l,
-			History: v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "weft build/image", Comment: part.comment},
+			History: v1.History{Created: v1.Time{Time: epoch}, CreatedBy: "weft test/image", Comment: part.comment},
 		})
 		if err != nil {
 			return nil, err

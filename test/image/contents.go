@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/weft-cni/weft/build"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // contents lists what an image is made of.
@@ -76,7 +77,7 @@ type collected struct{ system, own []file }
 
 // collect compiles and looks up everything; scratch keeps the compiled programs and must outlive the result.
 func collect(ctx context.Context, want contents, scratch, version string) (collected, error) {
-	root, err := repositoryRoot(ctx)
+	root, err := testenv.Repository()
 	if err != nil {
 		return collected{}, err
 	}
@@ -92,18 +93,6 @@ func collect(ctx context.Context, want contents, scratch, version string) (colle
 		c.own = append(c.own, files...)
 	}
 	return c, nil
-}
-
-func repositoryRoot(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the repository: go env GOMOD: %w", err)
-	}
-	mod := strings.TrimSpace(string(out))
-	if filepath.Base(mod) != "go.mod" {
-		return "", fmt.Errorf("find the repository: not inside a Go module; run this in Weft's repository")
-	}
-	return filepath.Dir(mod), nil
 }
 
 // compile builds the packages of one module so that neither the directory, the time nor the state of git shows in them.

@@ -26,7 +26,7 @@ import (
 // small is an image that every Linux machine can build: a shell with its libraries, and one Go program.
 var small = contents{
 	programs: []program{{"sh", "dash"}},
-	modules:  []module{{dir: "build/image/testdata/hello", packages: []goPackage{{"hello", build.BinDir}}}},
+	modules:  []module{{dir: "test/image/testdata/hello", packages: []goPackage{{"hello", build.BinDir}}}},
 }
 
 var testTag = must(name.NewTag("weft.io/weft:test", name.StrictValidation))

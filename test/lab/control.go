@@ -61,7 +61,7 @@ func (p *progress) done() bool {
 
 func controlSocket(dir string) string { return filepath.Join(dir, "lab.sock") }
 
-// serveControl answers weftctl, for root only: the directory is closed to others.
+// serveControl answers weft-lab, for root only: the directory is closed to others.
 func (l *Lab) serveControl(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/progress", l.serveProgress)
@@ -70,13 +70,13 @@ func (l *Lab) serveControl(ctx context.Context) error {
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "unix", controlSocket(l.dir))
 	if err != nil {
-		return fmt.Errorf("serve weftctl lab: %w", err)
+		return fmt.Errorf("serve weft-lab: %w", err)
 	}
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve weftctl lab: %w", err)
+		return fmt.Errorf("serve weft-lab: %w", err)
 	}
 	return nil
 }

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // Exec runs a command in a pod's network namespace, with the pod's host name, or in all of a node's namespaces. Where is a

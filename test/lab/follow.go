@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
 // followEvery is how often the manifests are looked at.
@@ -66,7 +66,7 @@ func (l *Lab) reload(ctx context.Context) error {
 		return err
 	}
 	if !reflect.DeepEqual(set.Nodes, l.set.Nodes) {
-		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "), Text: "the nodes changed, which a lab that stands cannot follow; use weftctl lab down and up"}}
+		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "), Text: "the nodes changed, which a lab that stands cannot follow; use weft-lab down and up"}}
 	}
 	if err := l.apply(ctx, set); err != nil {
 		return err

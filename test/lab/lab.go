@@ -5,7 +5,7 @@
 // One daemon process owns a lab: Serve. It makes the nodes, serves the API that the agents watch, follows the manifests,
 // holds the pods' namespaces, answers on their ports and sends the probes. Everything that stands lives only as long as its
 // processes, which are all in the lab's cgroup (see package sandbox), so Down needs no record of what was made. Up, Down,
-// Status and the others are called by weftctl and talk to the daemon through a Unix socket.
+// Status and the others are called by weft-lab and talk to the daemon through a Unix socket.
 //
 // In the daemon, one goroutine (Serve's) changes pods and objects; the mutex guards what others read.
 package lab
@@ -26,13 +26,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
-	"github.com/weft-cni/weft/pkg/lab/datapath"
-	"github.com/weft-cni/weft/pkg/lab/manifest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/podns"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // Options say which lab shall stand.

@@ -18,10 +18,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/podns"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 func TestMain(m *testing.M) { os.Exit(labtest.Main(m)) }
@@ -58,10 +58,10 @@ func newMachine(t *testing.T) machine {
 	return machine{ns: ns, marker: fmt.Sprintf("WEFT_LAB_TEST=%d-%d", os.Getpid(), rand.Int64())}
 }
 
-// weftctl is the command, run on the machine.
-func (m machine) weftctl(t *testing.T, args ...string) *exec.Cmd {
+// weftLab is the command, run on the machine.
+func (m machine) weftLab(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	inner := labtest.Weftctl(t, args...)
+	inner := labtest.Command(t, args...)
 	cmd := exec.Command("nsenter", append([]string{"--net=" + m.ns.Path(), "--"}, inner.Args...)...)
 	cmd.Env = append(os.Environ(), m.marker)
 	return cmd
@@ -133,7 +133,7 @@ func TestUpAndDown(t *testing.T) {
 	dir := labtest.Write(t, map[string]string{"f.yaml": deployment("web", 12, 80) + deployment("db", 8, 5432)})
 	begin := time.Now()
 	t.Cleanup(func() { labtest.Down(t, name) })
-	run(t, m.weftctl(t, "up", "--name="+name, "-f", dir, "--datapath="+string(labtest.Datapath())))
+	run(t, m.weftLab(t, "up", "--name="+name, "-f", dir, "--datapath="+string(labtest.Datapath())))
 	up := time.Since(begin)
 	if up > 10*time.Second {
 		t.Errorf("up took %s, want at most 10 s", up)
@@ -141,7 +141,7 @@ func TestUpAndDown(t *testing.T) {
 	if during := m.list(t, name); during["processes"] == "" || during["group"] == "" || during["files"] == "" {
 		t.Errorf("the list does not see a lab that stands: %v", during)
 	}
-	if _, err := labtest.Run(m.weftctl(t, "up", "--name="+name, "-f", dir)); err == nil || !strings.Contains(err.Error(), "is up already") {
+	if _, err := labtest.Run(m.weftLab(t, "up", "--name="+name, "-f", dir)); err == nil || !strings.Contains(err.Error(), "is up already") {
 		t.Errorf("a second up of the same name: %v", err)
 	}
 	begin = time.Now()
@@ -154,10 +154,10 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("%d probes, %v; want 400, all as promised", len(r.Probes), r.Counts)
 	}
 	begin = time.Now()
-	run(t, m.weftctl(t, "down", "--name="+name))
+	run(t, m.weftLab(t, "down", "--name="+name))
 	t.Logf("2 nodes, 20 pods: up %s, probe of %d pairs %s, down %s", up.Round(time.Millisecond), len(r.Probes), probe.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	m.wantNothing(t, name, before)
-	run(t, m.weftctl(t, "down", "--name="+name)) // nothing to do is fine
+	run(t, m.weftLab(t, "down", "--name="+name)) // nothing to do is fine
 }
 
 // However and whenever `lab up` is ended, nothing stays: by itself after SIGINT, after `lab down` when it was killed.
@@ -170,13 +170,13 @@ func TestInterrupted(t *testing.T) {
 	t.Cleanup(func() { labtest.Down(t, name) })
 	args := []string{"up", "--name=" + name, "-f", dir, "--datapath=" + string(labtest.Datapath())}
 	begin := time.Now()
-	run(t, m.weftctl(t, args...))
+	run(t, m.weftLab(t, args...))
 	full := time.Since(begin)
-	run(t, m.weftctl(t, "down", "--name="+name))
+	run(t, m.weftLab(t, "down", "--name="+name))
 	for i := range times {
 		signal := []syscall.Signal{syscall.SIGKILL, syscall.SIGINT}[i%2]
 		after := time.Duration(rand.Int64N(int64(full) * 3 / 4))
-		cmd := m.weftctl(t, args...)
+		cmd := m.weftLab(t, args...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -191,10 +191,10 @@ func TestInterrupted(t *testing.T) {
 		}
 		if i%5 == 4 {
 			// The next up removes what is left, too.
-			run(t, m.weftctl(t, "down", "--name="+name))
-			run(t, m.weftctl(t, args...))
+			run(t, m.weftLab(t, "down", "--name="+name))
+			run(t, m.weftLab(t, args...))
 		}
-		run(t, m.weftctl(t, "down", "--name="+name))
+		run(t, m.weftLab(t, "down", "--name="+name))
 		m.wantNothing(t, name, before)
 	}
 }
@@ -208,7 +208,7 @@ func TestUpAfterCrash(t *testing.T) {
 	labtest.Down(t, name)
 	before := m.list(t, name)
 	t.Cleanup(func() { labtest.Down(t, name) })
-	run(t, m.weftctl(t, args...))
+	run(t, m.weftLab(t, args...))
 	pids, err := sandbox.Group("l-" + name).Cgroup().Child("lab").PIDs()
 	if err != nil || len(pids) != 1 {
 		t.Fatalf("processes of the lab's daemon: %v, %v", pids, err)
@@ -216,14 +216,14 @@ func TestUpAfterCrash(t *testing.T) {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := labtest.Run(m.weftctl(t, "status", "--name="+name)); err == nil || !strings.Contains(err.Error(), "has no daemon") {
+	if _, err := labtest.Run(m.weftLab(t, "status", "--name="+name)); err == nil || !strings.Contains(err.Error(), "has no daemon") {
 		t.Errorf("status of a lab without its daemon: %v", err)
 	}
-	run(t, m.weftctl(t, args...))
+	run(t, m.weftLab(t, args...))
 	if r, err := lab.ReadProbe(t.Context(), name, lab.ProbeTimeout); err != nil || r.Counts[lab.AsPromised] != 4 {
 		t.Errorf("probe after a crash and another up: %v, %v", r.Counts, err)
 	}
-	run(t, m.weftctl(t, "down", "--name="+name))
+	run(t, m.weftLab(t, "down", "--name="+name))
 	m.wantNothing(t, name, before)
 }
 
@@ -255,7 +255,7 @@ func TestBadInput(t *testing.T) {
 		// An agent that does not start: found out late, and still nothing stays.
 		{[]string{"-f", good, "--agent=/bin/false"}, []string{"start false of node", "it ended"}},
 	} {
-		_, err := labtest.Run(m.weftctl(t, append([]string{"up", "--name=" + name}, tc.args...)...))
+		_, err := labtest.Run(m.weftLab(t, append([]string{"up", "--name=" + name}, tc.args...)...))
 		if err == nil {
 			t.Errorf("up %v succeeded", tc.args)
 			labtest.Down(t, name)
@@ -268,7 +268,7 @@ func TestBadInput(t *testing.T) {
 		}
 		m.wantNothing(t, name, before)
 	}
-	if _, err := labtest.Run(m.weftctl(t, "up", "--name=Not-A-Name", "-f", good)); err == nil || !strings.Contains(err.Error(), `name "Not-A-Name"`) {
+	if _, err := labtest.Run(m.weftLab(t, "up", "--name=Not-A-Name", "-f", good)); err == nil || !strings.Contains(err.Error(), `name "Not-A-Name"`) {
 		t.Errorf("a bad name: %v", err)
 	}
 }
@@ -286,7 +286,7 @@ func TestSideBySide(t *testing.T) {
 	if r := two.Probe(); r.Counts[lab.AsPromised] != 9 {
 		t.Errorf("lab two after lab one has gone: %v, want 9 as promised", r.Counts)
 	}
-	if _, err := labtest.Run(labtest.Weftctl(t, "status", "--name=one")); err == nil || !strings.Contains(err.Error(), `there is no lab "one"`) || !strings.Contains(err.Error(), `"two"`) {
+	if _, err := labtest.Run(labtest.Command(t, "status", "--name=one")); err == nil || !strings.Contains(err.Error(), `there is no lab "one"`) || !strings.Contains(err.Error(), `"two"`) {
 		t.Errorf("status of a lab that is gone: %v", err)
 	}
 }
@@ -335,7 +335,7 @@ func TestFollowsManifests(t *testing.T) {
 	if s := wait("a problem", func(s lab.Status) bool { return s.Problem != "" }); len(s.Pods) != 2 || !strings.Contains(s.Problem, "bad.yaml:1") {
 		t.Errorf("with a mistake in the manifests: %+v", s)
 	}
-	if _, err := labtest.Run(labtest.Weftctl(t, "probe", "--name=follow")); err == nil || !strings.Contains(err.Error(), "bad.yaml:1") {
+	if _, err := labtest.Run(labtest.Command(t, "probe", "--name=follow")); err == nil || !strings.Contains(err.Error(), "bad.yaml:1") {
 		t.Errorf("probe does not say that the manifests were not applied: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, "bad.yaml")); err != nil {
@@ -390,7 +390,7 @@ func TestExec(t *testing.T) {
 func TestExamples(t *testing.T) {
 	const shop, policies = "../../examples/shop", "../../examples/shop-policies"
 	labtest.Up(t, "shop", "-f", shop)
-	out, err := labtest.Run(labtest.Weftctl(t, "probe", "--name=shop"))
+	out, err := labtest.Run(labtest.Command(t, "probe", "--name=shop"))
 	if err != nil || !strings.Contains(out, "55 as promised") {
 		t.Errorf("probe of the shop: %v\n%s", err, out)
 	}

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
-	"github.com/weft-cni/weft/pkg/lab/datapath"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // Where things are on a node. Its /run is its own, in memory.

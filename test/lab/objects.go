@@ -9,8 +9,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
-	"github.com/weft-cni/weft/pkg/lab/manifest"
+	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
 // applyNodes gives the API the nodes, once, since from then on the agents own their status, and the ranges of cluster IPs.

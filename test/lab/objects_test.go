@@ -12,9 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-cni/weft/pkg/lab/manifest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/test/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 var equatable = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})

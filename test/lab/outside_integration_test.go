@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // external is a pod, and a Service with external addresses.

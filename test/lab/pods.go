@@ -19,9 +19,9 @@ import (
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/cni/wire"
-	"github.com/weft-cni/weft/pkg/lab/manifest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 const (

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // ProbeTimeout is how long a probe waits for an answer that is promised, if nobody says otherwise.

@@ -8,9 +8,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // A switch that is slow to answer is no difference, and silence is waited for longer then. What is not answered in the time that a
@@ -24,7 +24,7 @@ func TestProbeTakesItsTime(t *testing.T) {
 	}
 	tell := func(signal syscall.Signal) {
 		t.Helper()
-		if err := syscall.Kill(pid, signal); err != nil { // at once: weftctl would ask the agent, which asks the switch
+		if err := syscall.Kill(pid, signal); err != nil { // at once: weft-lab would ask the agent, which asks the switch
 			t.Fatal(err)
 		}
 	}

@@ -11,9 +11,9 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 
 	"github.com/weft-cni/weft/pkg/kube"
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // serviceTargets are the ports of a Service at each of its addresses: its cluster IPs, and those that are known beyond the nodes.

@@ -14,8 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weft-cni/weft/pkg/lab/manifest"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
 // maxEndpoints is how many endpoints a slice holds, as in a cluster.

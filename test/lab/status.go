@@ -16,9 +16,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab/podns"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab/podns"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // Status is how a lab is.
@@ -113,7 +113,7 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 	switch {
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF): // perhaps just now
 		if left, leftErr := group.Leftovers(); leftErr == nil && len(left) > 0 {
-			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weftctl lab down` removes what is left", name)
+			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weft-lab down` removes what is left", name)
 		}
 		return fmt.Errorf("there is no lab %q%s", name, others())
 	case err != nil:
@@ -126,7 +126,7 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 func others() string {
 	entries, err := os.ReadDir(Root)
 	if err != nil || len(entries) == 0 {
-		return "; `weftctl lab up -f FILE` brings one up"
+		return "; `weft-lab up -f FILE` brings one up"
 	}
 	var names []string
 	for _, e := range entries {
@@ -211,7 +211,7 @@ func (s Status) Find(name string) (PodStatus, error) {
 	}
 	switch len(found) {
 	case 0:
-		return PodStatus{}, fmt.Errorf("lab %q has no pod %q; `weftctl lab status` lists them", s.Name, name)
+		return PodStatus{}, fmt.Errorf("lab %q has no pod %q; `weft-lab status` lists them", s.Name, name)
 	case 1:
 		return found[0], nil
 	}

@@ -9,10 +9,10 @@ import (
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/flows"
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/unixctl"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // traceSource is the source port of traced packets, which stands for any.

@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/manifest"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 const (
@@ -40,7 +40,7 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 	}
 	defer unlock()
 	if s, err := ReadStatus(ctx, opt.Name); err == nil && s.Up {
-		return fmt.Errorf("the lab %q is up already, since %s; `weftctl lab down` takes it down", opt.Name, s.Since.Format(time.DateTime))
+		return fmt.Errorf("the lab %q is up already, since %s; `weft-lab down` takes it down", opt.Name, s.Since.Format(time.DateTime))
 	}
 	left, err := group.Leftovers()
 	if err != nil {
@@ -60,7 +60,7 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 		err = errors.New("interrupted")
 	}
 	if undo := remove(context.WithoutCancel(ctx), group, dir); undo != nil {
-		return fmt.Errorf("%w; and removing what had been started failed, `weftctl lab down` tries again: %w", err, undo)
+		return fmt.Errorf("%w; and removing what had been started failed, `weft-lab down` tries again: %w", err, undo)
 	}
 	return err
 }

@@ -1,3 +1,5 @@
+// Command weft-lab brings Kubernetes manifests up on real switches, without Kubernetes, and sends packets between their
+// pods: package lab, for the terminal. The lab's daemon is this program, too.
 package main
 
 import (
@@ -8,35 +10,58 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab"
 )
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newRoot().ExecuteContext(ctx)
+	stop()
+	if code := exitCode(0); errors.As(err, &code) {
+		os.Exit(int(code))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "weft-lab:", err)
+		os.Exit(1)
+	}
+}
 
 // serveName is the command that the lab's daemon runs; people do not type it.
 const serveName = "serve"
 
-func labCommand(c *client) *cobra.Command {
+func newRoot() *cobra.Command {
 	var name string
+	var p printer
 	cmd := &cobra.Command{
-		Use:   "lab",
+		Use:   "weft-lab",
 		Short: "Bring Kubernetes manifests up on real switches, without Kubernetes",
 		Long: "A lab gives every node of your manifests a network namespace with an Open vSwitch and a real weft-agent of its own,\n" +
-			"connects every pod through the real CNI code, and answers on every container port. Then `lab probe` shows what your\n" +
+			"connects every pod through the real CNI code, and answers on every container port. Then `weft-lab probe` shows what your\n" +
 			"NetworkPolicies promise beside what real packets do. It needs root, and leaves nothing behind when it is taken down.",
-		Example: "  weftctl lab up -f examples/shop\n" +
-			"  weftctl lab probe\n" +
-			"  weftctl lab down",
+		Example: "  weft-lab up -f examples/shop\n" +
+			"  weft-lab probe\n" +
+			"  weft-lab down",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
 	}
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
-	cmd.AddCommand(labUpCommand(c, &name), labProbeCommand(c, &name), labExecCommand(&name), labStatusCommand(c, &name), labDownCommand(&name), labServeCommand(&name))
+	cmd.PersistentFlags().StringVarP(&p.output, "output", "o", "table", "table or json")
+	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name), downCommand(&name), serveCommand(&name))
 	return cmd
 }
 
@@ -83,7 +108,7 @@ func finish(opt *lab.Options, name string) (err error) {
 	return err
 }
 
-func labUpCommand(_ *client, name *string) *cobra.Command {
+func upCommand(name *string) *cobra.Command {
 	var opt lab.Options
 	cmd := &cobra.Command{
 		Use:   "up -f FILE|DIR…",
@@ -91,8 +116,8 @@ func labUpCommand(_ *client, name *string) *cobra.Command {
 		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services, EndpointSlices and NetworkPolicies,\n" +
 			"and brings up what they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
 		Args: cobra.NoArgs,
-		Example: "  weftctl lab up -f examples/shop -f examples/shop-policies\n" +
-			"  weftctl lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",
+		Example: "  weft-lab up -f examples/shop -f examples/shop-policies\n" +
+			"  weft-lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := finish(&opt, *name); err != nil {
 				return err
@@ -103,7 +128,7 @@ func labUpCommand(_ *client, name *string) *cobra.Command {
 			}
 			begin, out := time.Now(), cmd.OutOrStdout()
 			say := func(text string) { fmt.Fprintf(out, "%5.1f s  %s\n", time.Since(begin).Seconds(), text) }
-			if err := lab.Up(cmd.Context(), opt, []string{self, "lab", serveName}, say); err != nil {
+			if err := lab.Up(cmd.Context(), opt, []string{self, serveName}, say); err != nil {
 				return err
 			}
 			s, err := lab.ReadStatus(context.WithoutCancel(cmd.Context()), *name) // it is up: an interrupt comes too late
@@ -118,11 +143,11 @@ func labUpCommand(_ *client, name *string) *cobra.Command {
 	return cmd
 }
 
-func labServeCommand(name *string) *cobra.Command {
+func serveCommand(name *string) *cobra.Command {
 	var opt lab.Options
 	cmd := &cobra.Command{
 		Use:    serveName,
-		Short:  "Run the daemon of a lab; `lab up` does this",
+		Short:  "Run the daemon of a lab; `weft-lab up` does this",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -136,19 +161,19 @@ func labServeCommand(name *string) *cobra.Command {
 	return cmd
 }
 
-func labDownCommand(name *string) *cobra.Command {
+func downCommand(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "down",
 		Short:   "Take a lab down, in whatever state it is",
 		Args:    cobra.NoArgs,
-		Example: "  weftctl lab down\n  weftctl lab down --name mine",
+		Example: "  weft-lab down\n  weft-lab down --name mine",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return lab.Down(context.WithoutCancel(cmd.Context()), *name)
 		},
 	}
 }
 
-func labExecCommand(name *string) *cobra.Command {
+func execCommand(name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:   "exec POD|node/NODE|outside -- COMMAND [ARGUMENT…]",
 		Short: "Run a command in a pod's network, on a node, or on a host outside",
@@ -156,9 +181,9 @@ func labExecCommand(name *string) *cobra.Command {
 			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent. The host outside is no node: its\n" +
 			"routes lead LoadBalancer and external addresses to the first one.",
 		Args: cobra.MinimumNArgs(2),
-		Example: "  weftctl lab exec shop/frontend-0 -- ip addr\n" +
-			"  weftctl lab exec node/node1 -- weftctl flows\n" +
-			"  weftctl lab exec outside -- curl http://192.0.2.1",
+		Example: "  weft-lab exec shop/frontend-0 -- ip addr\n" +
+			"  weft-lab exec node/node1 -- weftctl flows\n" +
+			"  weft-lab exec outside -- curl http://192.0.2.1",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
 			var exit *exec.ExitError
@@ -170,26 +195,26 @@ func labExecCommand(name *string) *cobra.Command {
 	}
 }
 
-// exitCode ends weftctl the way the command that it ran ended, which has said why.
+// exitCode ends this program the way the command that it ran ended, which has said why.
 type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
-func labStatusCommand(c *client, name *string) *cobra.Command {
+func statusCommand(p *printer, name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "status",
 		Short:   "Show a lab's nodes, pods and services",
 		Args:    cobra.NoArgs,
-		Example: "  weftctl lab status\n  weftctl lab status -o json | jq '.pods[].ips'",
+		Example: "  weft-lab status\n  weft-lab status -o json | jq '.pods[].ips'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.check(); err != nil {
+			if err := p.check(); err != nil {
 				return err
 			}
 			s, err := lab.ReadStatus(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			return c.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
+			return p.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
 		},
 	}
 }
@@ -212,7 +237,7 @@ func showLab(out io.Writer, s lab.Status) error {
 	}
 	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem, "ready"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem))
 	}
 	fmt.Fprint(w, "\nPOD\tNODE\tIPS\tPORTS\n")
 	for _, p := range s.Pods {

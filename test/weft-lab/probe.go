@@ -10,11 +10,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-func labProbeCommand(c *client, name *string) *cobra.Command {
+func probeCommand(pr *printer, name *string) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "probe",
@@ -23,9 +23,9 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 			"promise and what the packets did, silence and refusal apart; where they differ, the packet's way through the pipeline follows,\n" +
 			"and the exit status is 1.",
 		Args:    cobra.NoArgs,
-		Example: "  weftctl lab probe\n  weftctl lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
+		Example: "  weft-lab probe\n  weft-lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.check(); err != nil {
+			if err := pr.check(); err != nil {
 				return err
 			}
 			if timeout <= 0 {
@@ -35,7 +35,7 @@ func labProbeCommand(c *client, name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showMatrix(w, r) }); err != nil {
+			if err := pr.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showMatrix(w, r) }); err != nil {
 				return err
 			}
 			return verdict(r)

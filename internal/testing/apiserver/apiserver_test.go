@@ -20,8 +20,8 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/kube"
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )

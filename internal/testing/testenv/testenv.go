@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"time"
 )
@@ -37,7 +38,28 @@ func Patience(limit time.Duration) time.Duration {
 	return time.Duration(float64(limit) * factor)
 }
 
-// Program returns the program of a package of this module: the prebuilt one, or one that it builds into dir, without cgo.
+// Repository is the root of the clone that the working directory is in: where the product's go.mod is. The modules of
+// the workshop and of single tests lie below it.
+func Repository() (string, error) {
+	start, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("find the repository: %w", err)
+	}
+	for dir := start; ; dir = filepath.Dir(dir) {
+		mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if err == nil && productModule.Match(mod) {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("find the repository: %s is not in a clone of Weft; run this inside one", start)
+		}
+	}
+}
+
+var productModule = regexp.MustCompile(`(?m)^module github\.com/weft-cni/weft$`)
+
+// Program returns the program of a package: the prebuilt one, or one that it builds into dir, without cgo. The package is
+// named by its directory in the repository, which also says whose module's dependencies it is built with.
 func Program(ctx context.Context, repo, pkg, dir string) (string, error) {
 	name := path.Base(pkg)
 	if prebuilt := os.Getenv(PrebuiltVariable); prebuilt != "" {
@@ -47,8 +69,8 @@ func Program(ctx context.Context, repo, pkg, dir string) (string, error) {
 		}
 	}
 	program := filepath.Join(dir, name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, pkg)
-	cmd.Dir = repo
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, ".")
+	cmd.Dir = filepath.Join(repo, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build %s: %w\n%s", pkg, err, out)

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 )
 
 func TestStartStop(t *testing.T) {

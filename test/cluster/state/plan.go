@@ -11,7 +11,7 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
 // IPFamily says which addresses nodes, pods and Services have.

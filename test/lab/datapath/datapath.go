@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 const (

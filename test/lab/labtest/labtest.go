@@ -1,4 +1,4 @@
-// Package labtest runs labs in tests, as a person would: through weftctl. Tests that use it run on either datapath, which
+// Package labtest runs labs in tests, as a person would: through weft-lab. Tests that use it run on either datapath, which
 // the environment variable WEFT_DATAPATH chooses, and take the programs from WEFT_BIN where there is no Go toolchain.
 //
 // A Lab belongs to the test that brought it up and is taken down with it.
@@ -18,9 +18,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/test/lab"
 )
 
 // Datapath is the datapath that the tests run on.
@@ -31,8 +31,8 @@ func Datapath() config.Datapath {
 	return config.DatapathNetdev
 }
 
-// programs are what the tests need, with the packages that they are built from.
-var programs = map[string]string{"weftctl": "./cmd/weftctl", "weft-agent": "./cmd/weft-agent", "probe": "./test/e2e/probe"}
+// programs are the packages of the programs that the tests need.
+var programs = []string{"./test/weft-lab", "./cmd/weft-agent", "./cmd/weftctl", "./test/e2e/probe"}
 
 // built is where Main has the programs built.
 var built string
@@ -57,24 +57,19 @@ var bin = sync.OnceValues(func() (string, error) {
 	if built == "" {
 		return "", errors.New("the package's TestMain does not call labtest.Main")
 	}
-	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	repo, err := testenv.Repository()
 	if err != nil {
-		return "", fmt.Errorf("find the repository: %w", err)
+		return "", err
 	}
-	args := []string{"build", "-o", built + "/"}
 	for _, pkg := range programs {
-		args = append(args, pkg)
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir = strings.TrimSpace(string(root))
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
+		if _, err := testenv.Program(context.Background(), repo, pkg, built); err != nil {
+			return "", err
+		}
 	}
 	return built, nil
 })
 
-// Program is the path of one of the programs: weftctl, weft-agent or probe.
+// Program is the path of one of the programs: weft-lab, weft-agent, weftctl or probe.
 func Program(t testing.TB, name string) string {
 	t.Helper()
 	dir, err := bin()
@@ -96,10 +91,10 @@ func Write(t testing.TB, files map[string]string) string {
 	return dir
 }
 
-// Weftctl makes the command `weftctl lab ARGS`.
-func Weftctl(t testing.TB, args ...string) *exec.Cmd {
+// Command makes the command `weft-lab ARGS`.
+func Command(t testing.TB, args ...string) *exec.Cmd {
 	t.Helper()
-	return exec.Command(Program(t, "weftctl"), append([]string{"lab"}, args...)...)
+	return exec.Command(Program(t, "weft-lab"), args...)
 }
 
 // Run runs a command and returns its standard output; the error has its standard error.
@@ -118,7 +113,7 @@ type Lab struct {
 	t    testing.TB
 }
 
-// Up brings a lab up, on the datapath of the tests. The arguments are those of `weftctl lab up`.
+// Up brings a lab up, on the datapath of the tests. The arguments are those of `weft-lab up`.
 func Up(t testing.TB, name string, args ...string) *Lab {
 	t.Helper()
 	l := &Lab{Name: name, t: t}
@@ -129,7 +124,7 @@ func Up(t testing.TB, name string, args ...string) *Lab {
 		}
 		Down(t, name)
 	})
-	if _, err := Run(Weftctl(t, append([]string{"up", "--name=" + name, "--datapath=" + string(Datapath())}, args...)...)); err != nil {
+	if _, err := Run(Command(t, append([]string{"up", "--name=" + name, "--datapath=" + string(Datapath())}, args...)...)); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -138,7 +133,7 @@ func Up(t testing.TB, name string, args ...string) *Lab {
 // Down takes a lab down, if there is one.
 func Down(t testing.TB, name string) {
 	t.Helper()
-	if _, err := Run(Weftctl(t, "down", "--name="+name)); err != nil {
+	if _, err := Run(Command(t, "down", "--name="+name)); err != nil {
 		t.Error(err)
 	}
 }
@@ -189,7 +184,7 @@ func (l *Lab) Probe() lab.Report {
 // Exec makes the command that runs another in a pod or on node/NAME.
 func (l *Lab) Exec(where string, args ...string) *exec.Cmd {
 	l.t.Helper()
-	return Weftctl(l.t, append([]string{"exec", "--name=" + l.Name, where, "--"}, args...)...)
+	return Command(l.t, append([]string{"exec", "--name=" + l.Name, where, "--"}, args...)...)
 }
 
 // Run runs a command in a pod or on node/NAME and returns its standard output.

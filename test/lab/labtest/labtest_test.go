@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // recorder is a test that only notes that it failed.

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weft-cni/weft/pkg/lab/manifest"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
 // write puts files into a directory of their own.

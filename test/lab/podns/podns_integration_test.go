@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 func newNS(t *testing.T) podns.Namespace {
