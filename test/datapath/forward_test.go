@@ -139,7 +139,7 @@ func (m mesh) bulk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		_ = server.Process.Kill() // weftctl; its child ends with it
+		_ = server.Process.Kill() // weft-lab; its child ends with it
 		_ = server.Wait()
 	}()
 	for _, from := range []string{"b-node1", "a-node2"} {

@@ -1,6 +1,6 @@
 // Command image builds Weft's container image as a tar, without Docker, a registry or root:
 //
-//	go run ./build/image -o dist/weft-image.tar -tag weft.io/weft:dev
+//	go run -C test ./image -o ../dist/weft-image.tar -tag weft.io/weft:dev
 //
 // The image has two layers: the programs of Open vSwitch and nftables with their libraries, taken from the packages of the
 // machine that builds, and Weft's own programs, compiled here. The same sources and packages give the same bytes. The

@@ -160,7 +160,7 @@ func TestUpAndDown(t *testing.T) {
 	run(t, m.weftLab(t, "down", "--name="+name)) // nothing to do is fine
 }
 
-// However and whenever `lab up` is ended, nothing stays: by itself after SIGINT, after `lab down` when it was killed.
+// However and whenever `weft-lab up` is ended, nothing stays: by itself after SIGINT, after `weft-lab down` when it was killed.
 func TestInterrupted(t *testing.T) {
 	const name, times = "interrup", 20
 	m := newMachine(t)

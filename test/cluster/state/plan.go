@@ -1,6 +1,6 @@
 // Package state describes a test cluster: its address plan, and the record of a running one in its state directory.
 //
-// `go run ./test/cluster up` writes the record; the tool's other commands and the end-to-end tests read it. The values
+// `cluster up` writes the record; the tool's other commands and the end-to-end tests read it. The values
 // are plain data.
 package state
 
