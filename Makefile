@@ -12,7 +12,7 @@ IP_FAMILY ?= ipv4
 FOCUS     ?= services
 NAME      ?= weft
 DIR       ?= .cluster
-CLUSTER   := go run ./test/cluster --dir $(DIR)
+CLUSTER   := bin/cluster --dir $(DIR)
 
 .PHONY: help
 help: ## Show this list
@@ -20,31 +20,38 @@ help: ## Show this list
 
 .PHONY: run
 run: deps build ## A small shop with policies on real switches, without Kubernetes, and who reaches whom: seconds
-	@bin/weftctl lab down --name shop >/dev/null
-	bin/weftctl lab up --name shop -f examples/shop -f examples/shop-policies
-	bin/weftctl lab probe --name shop
-	@printf '\nNext:  edit examples/shop-policies/policies.yaml and probe again;  bin/weftctl lab --help;  bin/weftctl lab down --name shop\n'
+	@bin/weft-lab down --name shop >/dev/null
+	bin/weft-lab up --name shop -f examples/shop -f examples/shop-policies
+	bin/weft-lab probe --name shop
+	@printf '\nNext:  edit examples/shop-policies/policies.yaml and probe again;  bin/weft-lab --help;  bin/weft-lab down --name shop\n'
 
 .PHONY: demo
-demo: deps image ## From nothing to a two-node cluster with Weft and an application, and a tour of it
+demo: deps image bin/demo ## From nothing to a two-node cluster with Weft and an application, and a tour of it
 	$(CLUSTER) up --name $(NAME) --nodes 2 --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
-	go run ./test/demo --dir $(DIR)
+	bin/demo --dir $(DIR)
 
 .PHONY: test
 test: deps unit integration e2e kernel-test ## Every test, from nothing: unit, Open vSwitch, clusters, the kernel's datapath
 
 .PHONY: deps
-deps: ## Install the Debian packages that clusters and tests need
-	@go run ./test/cluster deps
+deps: bin/cluster ## Install the Debian packages that clusters and tests need
+	@bin/cluster deps
 
 .PHONY: build
-build: ## Build the programs into bin/
+build: ## Build Weft's programs and the lab into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -C test -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o ../bin/ ./weft-lab
+
+# The workshop's tools are built from its own module, and run from here.
+TOOLS := bin/cluster bin/cnibench bin/demo bin/image bin/kernel bin/scale
+.PHONY: $(TOOLS)
+$(TOOLS): bin/%:
+	@go build -C test -o ../$@ ./$*
 
 .PHONY: image
-image: ## Build the image as a tar, without Docker
+image: bin/image ## Build the image as a tar, without Docker
 	@mkdir -p $(dir $(IMAGE))
-	go run ./build/image -o $(IMAGE) -version $(VERSION)
+	bin/image -o $(IMAGE) -version $(VERSION)
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint over everything
@@ -60,6 +67,7 @@ concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
 unit: ## Tests that need neither root nor Open vSwitch
 	go test $(RACE) $(concurrent)
 	go test $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
+	go test -C test ./...
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
 	go test -C test/components ./admission # the admission policy, judged by the API server's own code
@@ -70,8 +78,8 @@ churn: deps ## 2,000 pods added and deleted while plugins, agents and Open vSwit
 
 .PHONY: hostile
 hostile: ## Absurd, huge and malicious objects beside honest ones, in full, and what they cost: half an hour, 10 GB
-	go test ./test/hostile -v -timeout 2h -size 8 -bench . -benchtime 1x
-	go test ./test/hostile -v -timeout 2h -size 32 -bench . -benchtime 1x
+	go test -C test ./hostile -v -timeout 2h -size 8 -bench . -benchtime 1x
+	go test -C test ./hostile -v -timeout 2h -size 32 -bench . -benchtime 1x
 
 FUZZTIME ?= 1m
 .PHONY: fuzz
@@ -81,8 +89,9 @@ fuzz: ## Fuzz what is read from others, and the compiler: FUZZTIME (1m) per targ
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m $(concurrent)
-	go test -tags integration -timeout 20m $$(go list ./pkg/... ./build/... ./cmd/... | grep -vE '/pkg/(lab|$(CONCURRENT))(/|$$)')
-	go test -tags integration -timeout 20m -p 1 ./pkg/lab/... ./test/datapath/... # these compare the machine with before, so one at a time
+	go test -tags integration -timeout 20m $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
+	go test -C test -tags integration -timeout 20m ./image
+	go test -C test -tags integration -timeout 20m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
 
 .PHONY: nightly
 nightly: ## 100,000 sets of random policies through the compiled flows; half an hour
@@ -91,42 +100,42 @@ nightly: ## 100,000 sets of random policies through the compiled flows; half an 
 CHAOS ?= 30m
 .PHONY: chaos
 chaos: deps ## Faults of every kind in a random order while traffic goes every way: CHAOS=30m; needs root
-	WEFT_CHAOS=$(CHAOS) go test -tags integration -count=1 -timeout 3h -v -run TestChaos ./test/datapath
+	WEFT_CHAOS=$(CHAOS) go test -C test -tags integration -count=1 -timeout 3h -v -run TestChaos ./datapath
 
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
 	test/e2e/run.sh
 
 .PHONY: kernel-test
-kernel-test: deps ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
-	go run ./test/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
+kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
+	bin/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
 
 .PHONY: kernel-test-all
-kernel-test-all: deps image ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
-	go test -tags kernel ./test/kernel/machine
-	go run ./test/kernel test --timeout 40m datapath
-	go run ./test/kernel test --timeout 60m cluster
+kernel-test-all: deps image bin/kernel ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
+	go test -C test -tags kernel ./kernel/machine
+	bin/kernel test --timeout 40m datapath
+	bin/kernel test --timeout 60m cluster
 
 .PHONY: bench
 bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch
 	go test -tags integration -run '^$$' -bench . -benchmem ./pkg/flows ./pkg/ofswitch
 
 .PHONY: bench-cni
-bench-cni: ## CNI ADD and DEL through Weft beside bridge and host-local
-	go run ./test/cnibench
+bench-cni: bin/cnibench ## CNI ADD and DEL through Weft beside bridge and host-local
+	bin/cnibench
 
 .PHONY: bench-scale
-bench-scale: ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods; needs root
-	go run ./test/scale
+bench-scale: bin/scale ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods; needs root
+	bin/scale
 
 AGAINST ?=
 .PHONY: bench-connections
-bench-connections: deps ## Connections per second and ovs-vswitchd's CPU, on both datapaths; AGAINST=COMMIT for another agent beside it; needs root
+bench-connections: deps bin/kernel ## Connections per second and ovs-vswitchd's CPU, on both datapaths; AGAINST=COMMIT for another agent beside it; needs root
 	@mkdir -p dist
-	go build -o dist/connrate/ ./test/connrate
+	go build -C test -o ../dist/connrate/ ./connrate
 	dist/connrate/connrate --build dist/connrate --against "$(AGAINST)"
 	dist/connrate/connrate --programs dist/connrate --json dist/connrate-netdev.json
-	go run ./test/kernel run --timeout 30m --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
+	bin/kernel run --timeout 30m --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
 
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
@@ -137,19 +146,19 @@ conformance: cluster ## Kubernetes' own specs against it: FOCUS=services|netpol|
 	$(CLUSTER) conformance --name $(NAME) --focus '$(FOCUS)'
 
 .PHONY: cluster-down
-cluster-down: ## Remove the cluster, in whatever state it is
+cluster-down: bin/cluster ## Remove the cluster, in whatever state it is
 	$(CLUSTER) down --name $(NAME)
 
 .PHONY: cluster-load
-cluster-load: ## Put an image on every node: IMAGE=FILE.tar
+cluster-load: bin/cluster ## Put an image on every node: IMAGE=FILE.tar
 	$(CLUSTER) load --name $(NAME) $(IMAGE)
 
 .PHONY: cluster-exec
-cluster-exec: ## Run a command on a node: NODE=NAME CMD='…'
+cluster-exec: bin/cluster ## Run a command on a node: NODE=NAME CMD='…'
 	$(CLUSTER) exec --name $(NAME) --node $(NODE) -- sh -c '$(CMD)'
 
 .PHONY: cluster-status
-cluster-status: ## Show what of the cluster stands and whether it is well
+cluster-status: bin/cluster ## Show what of the cluster stands and whether it is well
 	$(CLUSTER) status --name $(NAME)
 
 .PHONY: clean

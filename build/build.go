@@ -2,7 +2,7 @@
 package build
 
 const (
-	// Image is the name of the image that build/image makes and deploy/weft.yaml runs.
+	// Image is the name of the image that test/image makes and deploy/weft.yaml runs.
 	Image = "weft.io/weft:dev"
 	// BinDir is the directory of weft-agent and weftctl in the image.
 	BinDir = "/usr/local/bin"

@@ -52,25 +52,43 @@ func read(t *testing.T, file string) string {
 	return string(data)
 }
 
-// docs/dependencies.md names every direct dependency, says why, and names no other.
+// docs/dependencies.md names every direct dependency of the product and, of the workshop, those that the product does not
+// have; it says why, and names no other.
 func TestDependenciesAreExplained(t *testing.T) {
-	_, rest, _ := strings.Cut(read(t, "../docs/dependencies.md"), "## The main module")
-	table, _, ok := strings.Cut(rest, "\n## ")
-	if !ok {
-		t.Fatal("docs/dependencies.md has lost its headings")
-	}
-	var explained, required []string
-	for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| .+ \\|$").FindAllStringSubmatch(table, -1) {
-		explained = append(explained, row[1])
-	}
-	for _, r := range requirements(t, "../go.mod") {
-		if !r.Indirect {
-			required = append(required, r.Path)
+	known := map[string]bool{"github.com/weft-cni/weft": true}
+	for _, tc := range []struct{ heading, file string }{{"## The main module", "../go.mod"}, {"## The workshop", "../test/go.mod"}} {
+		_, rest, _ := strings.Cut(read(t, "../docs/dependencies.md"), tc.heading)
+		table, _, ok := strings.Cut(rest, "\n## ")
+		if !ok {
+			t.Fatalf("docs/dependencies.md has lost the heading %q or the one after it", tc.heading)
+		}
+		var explained, required []string
+		for _, row := range regexp.MustCompile("(?m)^\\| `([^`]+)` \\| .+ \\|$").FindAllStringSubmatch(table, -1) {
+			explained = append(explained, row[1])
+		}
+		for _, r := range requirements(t, tc.file) {
+			if !r.Indirect && !known[r.Path] {
+				required = append(required, r.Path)
+				known[r.Path] = true
+			}
+		}
+		slices.Sort(required)
+		if d := cmp.Diff(required, explained); d != "" {
+			t.Errorf("docs/dependencies.md is not what %s requires directly, sorted (-go.mod +docs):\n%s", tc.file, d)
 		}
 	}
-	slices.Sort(required)
-	if d := cmp.Diff(required, explained); d != "" {
-		t.Errorf("docs/dependencies.md is not what go.mod requires directly, sorted (-go.mod +docs):\n%s", d)
+}
+
+// The workshop tests the product as it is built: with the same versions of everything.
+func TestWorkshopHasTheProductsVersions(t *testing.T) {
+	product := map[string]string{}
+	for _, r := range requirements(t, "../go.mod") {
+		product[r.Path] = r.Version
+	}
+	for _, r := range requirements(t, "../test/go.mod") {
+		if want := product[r.Path]; want != "" && r.Version != want {
+			t.Errorf("test/go.mod requires %s %s, go.mod %s", r.Path, r.Version, want)
+		}
 	}
 }
 
@@ -91,10 +109,10 @@ func TestLinterIsTheOneItsConfigurationIsFor(t *testing.T) {
 
 // The Dockerfile installs what the image builder looks for, and starts what it starts.
 func TestDockerfileBuildsTheSameImage(t *testing.T) {
-	dockerfile, contents := read(t, "Dockerfile"), read(t, "image/contents.go")
+	dockerfile, contents := read(t, "Dockerfile"), read(t, "../test/image/contents.go")
 	programs := regexp.MustCompile(`\{"[a-z-]+", "([a-z-]+)"\}`).FindAllStringSubmatch(contents, -1)
 	if len(programs) == 0 {
-		t.Fatal("no programs found in image/contents.go")
+		t.Fatal("no programs found in test/image/contents.go")
 	}
 	for _, program := range programs {
 		if !strings.Contains(dockerfile, " "+program[1]) {
@@ -102,7 +120,7 @@ func TestDockerfileBuildsTheSameImage(t *testing.T) {
 		}
 	}
 	for _, want := range []string{
-		"go run ./build/image -dir /layers ",
+		"go run -C test ./image -dir /layers ",
 		"COPY --from=build /layers/system /\n",
 		"COPY --from=build /layers/weft /\n",
 		fmt.Sprintf("ENTRYPOINT [%q]\n", BinDir+"/weft-agent"),

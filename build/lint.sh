@@ -1,9 +1,10 @@
 #!/bin/sh
-# Checks the main module: gofmt, go vet and golangci-lint, whose version and dependencies build/tools/go.mod pins. The first
-# run builds the linter into the cache. Arguments are the packages to check; without any, all of them.
+# Checks the product's module and the workshop's (test): gofmt, go vet and golangci-lint, whose version and dependencies
+# build/tools/go.mod pins. The first run builds the linter into the cache. Arguments are the packages to check, as seen from
+# the root of the repository; without any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
-[ $# -gt 0 ] || set -- ./...
+[ $# -gt 0 ] || set -- ./... ./test/...
 
 files=$(git ls-files --cached --others --exclude-standard -- '*.go') # apart, so that git's failure is one
 unformatted=$(printf '%s\n' "$files" | xargs -r gofmt -l)
@@ -11,7 +12,6 @@ if [ -n "$unformatted" ]; then
 	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
 	exit 1
 fi
-go vet "$@"
 
 # Another Go or another pin is another linter.
 pin=$({ go version; cat build/tools/go.mod build/tools/go.sum; } | sha256sum | cut -c1-16)
@@ -23,4 +23,20 @@ if [ ! -x "$linter" ]; then
 		github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 	mv "$linter.$$" "$linter"
 fi
-exec "$linter" run "$@"
+
+check() { # MODULE PACKAGE…
+	module=$1
+	shift
+	[ $# -eq 0 ] || (cd "$module" && go vet "$@" && "$linter" run "$@")
+}
+product='' workshop=''
+for package; do
+	case $package in
+	./test/*) workshop="$workshop ./${package#./test/}" ;;
+	*) product="$product $package" ;;
+	esac
+done
+# shellcheck disable=SC2086 # they are lists
+check . $product
+# shellcheck disable=SC2086
+check test $workshop

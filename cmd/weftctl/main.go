@@ -3,7 +3,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,9 +20,6 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRoot().ExecuteContext(ctx)
 	stop()
-	if code := exitCode(0); errors.As(err, &code) {
-		os.Exit(int(code))
-	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "weftctl:", err)
 		os.Exit(1)
@@ -44,6 +40,6 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.socket, "socket", agent.DefaultOperatorSocket, "the agent's Unix socket")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table or json")
-	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), labCommand(c))
+	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c))
 	return root
 }

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/state"
 )

@@ -26,10 +26,10 @@ import (
 	k8stesting "k8s.io/client-go/testing"
 	"pgregory.net/rapid"
 
+	"github.com/weft-cni/weft/internal/testing/fuzzing"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
-	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 func service(name, clusterIP string, change ...func(*corev1.Service)) *corev1.Service {

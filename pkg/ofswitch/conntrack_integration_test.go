@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/flows"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -199,10 +199,13 @@ func TestManyConnections(t *testing.T) {
 		}
 		return nil
 	})
-	labtest.Eventually(t, time.Second, func() error {
-		if left := tracked(t, sw, flows.Zone); len(left) > 0 {
-			return fmt.Errorf("%d are left", len(left))
+	for deadline := time.Now().Add(testenv.Patience(time.Second)); ; time.Sleep(50 * time.Millisecond) {
+		left := tracked(t, sw, flows.Zone)
+		if len(left) == 0 {
+			return
 		}
-		return nil
-	})
+		if time.Now().After(deadline) {
+			t.Fatalf("%d are left", len(left))
+		}
+	}
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/digitalocean/go-openvswitch/ovs"
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/test/testenv"
 )
 
 // TestManyPodPorts: looking at a bridge where all is right takes time in proportion to its ports. 30,000 took 12 seconds

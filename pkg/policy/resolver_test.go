@@ -10,8 +10,8 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/weft-cni/weft/internal/testing/fuzzing"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // The names that random objects are made of are few, so that objects meet.

@@ -8,10 +8,10 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/weft-cni/weft/internal/testing/fuzzing"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
-	"github.com/weft-cni/weft/test/fuzzing"
 )
 
 // checks makes rapid look at a number of random cases: that of the environment's WEFT_POLICY_SETS, or the default. The nightly run

@@ -18,9 +18,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // These tests start clusters of their own and look for what they leave with no help from the code that removes it: by an

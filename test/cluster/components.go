@@ -42,19 +42,6 @@ var (
 	}
 )
 
-// repository is the root of the clone that the tool runs in.
-func repository(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Path}} {{.Dir}}").Output()
-	if err != nil {
-		return "", fmt.Errorf("find the repository (run this from Weft's clone): %w", err)
-	}
-	module, dir, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
-	if module != "github.com/weft-cni/weft" {
-		return "", fmt.Errorf("find the repository: this is module %s; run this from Weft's clone", module)
-	}
-	return dir, nil
-}
-
 // cacheDir is where built programs survive a fresh clone.
 func cacheDir() (string, error) {
 	if dir := os.Getenv("WEFT_CACHE"); dir != "" {

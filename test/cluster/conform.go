@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/conformance"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
@@ -60,7 +61,7 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 	if err != nil {
 		return err
 	}
-	repo, err := repository(ctx)
+	repo, err := testenv.Repository()
 	if err != nil {
 		return err
 	}

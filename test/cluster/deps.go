@@ -10,7 +10,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
 // needed are the programs that the cluster runs, and the Debian packages that bring them.
@@ -55,7 +55,7 @@ func checkMachine(d datapath.Datapath) error {
 		return errors.New("a cluster needs root: it makes namespaces, cgroups and network devices")
 	}
 	if missing := missingPackages(exec.LookPath); len(missing) > 0 {
-		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `go run ./test/cluster deps`", strings.Join(missing, " "))
+		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `make deps`", strings.Join(missing, " "))
 	}
 	return d.Available()
 }

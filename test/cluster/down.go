@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // contents are all the names that the tool makes in a state directory; state.json goes last, so that an interrupted removal

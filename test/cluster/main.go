@@ -1,5 +1,5 @@
 // Command cluster runs a real Kubernetes cluster of several nodes on one Linux machine, without Docker, images from a
-// registry or a virtual machine: in sandboxes (see pkg/lab/sandbox), one with etcd and the control plane, and per
+// registry or a virtual machine: in sandboxes (see test/lab/sandbox), one with etcd and the control plane, and per
 // node one with Open vSwitch, containerd, runc and kubelet.
 //
 // What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no record
@@ -18,9 +18,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 func main() {
@@ -59,7 +60,7 @@ func command() *cobra.Command {
 		&cobra.Command{
 			Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside other work", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				repo, err := repository(cmd.Context())
+				repo, err := testenv.Repository()
 				if err != nil {
 					return err
 				}

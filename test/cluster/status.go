@@ -11,8 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/cluster/state"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // status prints what stands and whether it is well.

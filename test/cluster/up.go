@@ -13,11 +13,11 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/test/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // upOptions are what `up` was asked for.
@@ -43,7 +43,7 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 			return fmt.Errorf("cannot deploy Weft (build it with `make image`, or use --no-weft): %w", err)
 		}
 	}
-	repo, err := repository(ctx)
+	repo, err := testenv.Repository()
 	if err != nil {
 		return err
 	}

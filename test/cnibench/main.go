@@ -21,7 +21,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/testutils"
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 func main() {
@@ -109,11 +109,10 @@ func run(ctx context.Context, rounds, pods int, datapath string) (err error) {
 }
 
 func build(ctx context.Context, bin string) error {
-	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	dir, err := testenv.Repository()
 	if err != nil {
-		return fmt.Errorf("find the repository (run this inside it): %w", err)
+		return err
 	}
-	dir := filepath.Clean(string(root[:len(root)-1]))
 	for _, b := range []struct {
 		dir, what string
 	}{

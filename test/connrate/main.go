@@ -19,6 +19,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 func main() {
@@ -28,7 +30,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measurements of each build, of which the median counts")
 	flag.IntVar(&o.workers, "workers", 16, "connections that are under way at once")
 	flag.StringVar(&o.against, "against", "", "commit whose agent is built and measured, too")
-	flag.StringVar(&o.programs, "programs", "", "directory with weftctl and weft-agent, and weft-agent.against of another build, instead of building them")
+	flag.StringVar(&o.programs, "programs", "", "directory with weft-lab and weft-agent, and weft-agent.against of another build, instead of building them")
 	flag.StringVar(&o.buildOnly, "build", "", "build the programs into this directory, for --programs, and end")
 	flag.StringVar(&o.json, "json", "", "file for the figures")
 	flag.Parse()
@@ -48,7 +50,7 @@ type options struct {
 	against            string
 	programs           string
 	buildOnly, json    string
-	weftctl, agentPath string
+	weftLab, agentPath string
 }
 
 // build is one build of the agent with what was measured of it.
@@ -82,7 +84,7 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	}
-	o.weftctl = filepath.Join(dir, "weftctl")
+	o.weftLab = filepath.Join(dir, "weft-lab")
 	builds := []*build{{Name: "this", agent: filepath.Join(dir, "weft-agent")}}
 	if other := filepath.Join(dir, againstName); exists(other) {
 		builds = append(builds, &build{Name: "against", agent: other})
@@ -116,7 +118,7 @@ func exists(file string) bool {
 	return err == nil
 }
 
-// buildPrograms builds weftctl and the agent from the working tree, and another agent from a commit, in a worktree
+// buildPrograms builds weft-lab and the agent from the working tree, and another agent from a commit, in a worktree
 // that is removed again.
 func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
@@ -125,13 +127,17 @@ func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	root, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}").Output()
+	repo, err := testenv.Repository()
 	if err != nil {
-		return fmt.Errorf("find the repository (run this inside it): %w", err)
-	}
-	repo := strings.TrimSpace(string(root))
-	if err := goBuild(ctx, repo, dir+"/", "./cmd/weftctl", "./cmd/weft-agent"); err != nil || against == "" {
 		return err
+	}
+	for _, pkg := range []string{"./test/weft-lab", "./cmd/weft-agent"} {
+		if _, err := testenv.Program(ctx, repo, pkg, dir); err != nil {
+			return err
+		}
+	}
+	if against == "" {
+		return nil
 	}
 	tree, err := os.MkdirTemp("", "weft-connrate-tree-")
 	if err != nil {
@@ -145,11 +151,7 @@ func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	if err := command(ctx, repo, "git", "worktree", "add", "--detach", "--force", tree, against); err != nil {
 		return err
 	}
-	return goBuild(ctx, tree, filepath.Join(dir, againstName), "./cmd/weft-agent")
-}
-
-func goBuild(ctx context.Context, repo, out string, pkgs ...string) error {
-	return command(ctx, repo, "env", append([]string{"CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", out}, pkgs...)...)
+	return command(ctx, tree, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, againstName), "./cmd/weft-agent")
 }
 
 // command runs a command in a directory.

@@ -14,10 +14,10 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/datapath/burst"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 const (
@@ -60,10 +60,10 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		return err
 	}
 	defer func() {
-		down := command(context.WithoutCancel(ctx), "", o.weftctl, "lab", "down", "--name="+labName)
+		down := command(context.WithoutCancel(ctx), "", o.weftLab, "down", "--name="+labName)
 		err = errors.Join(err, down)
 	}()
-	if err := command(ctx, "", o.weftctl, "lab", "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath, "--agent="+o.agentPath, "-f", file); err != nil {
+	if err := command(ctx, "", o.weftLab, "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath, "--agent="+o.agentPath, "-f", file); err != nil {
 		return err
 	}
 	s, err := lab.ReadStatus(ctx, labName)

@@ -11,9 +11,9 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/agent"
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // wrong is what is not as it was promised after a repair: traffic, or the agent's own report.

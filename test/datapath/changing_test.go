@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // changing is a lab whose endpoints come and go.

@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
+	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // A Service claims the address of a host outside of the cluster, as its load balancer's and as an external address. It

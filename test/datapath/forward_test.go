@@ -10,11 +10,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // Every pod reaches every pod on every protocol that the kernel has, in every family, through both tunnels, with packets
@@ -139,7 +139,7 @@ func (m mesh) bulk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() {
-		_ = server.Process.Kill() // weftctl; its child ends with it
+		_ = server.Process.Kill() // weft-lab; its child ends with it
 		_ = server.Wait()
 	}()
 	for _, from := range []string{"b-node1", "a-node2"} {

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // extended is a way to put extension headers between IPv6 and UDP (RFC 8200, section 4).

@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // Another program flushes the node's nftables, disables our table or turns forwarding off: the agent repairs it

@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // fieldPolicies has every field of the API. Namespace x is judged by most of them, y and z are other teams.

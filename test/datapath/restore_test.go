@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab"
-	"github.com/weft-cni/weft/pkg/lab/labtest"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // TestStartWithoutTheAPI: a node loses the API server, Open vSwitch its bridge, ports and flows, and the agent ends. The

@@ -15,10 +15,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/datapath/burst"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 const (

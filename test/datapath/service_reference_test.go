@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/weft-cni/weft/pkg/lab/podns"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // targetKind is a kind of address that a Service has.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 const (

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/labtest"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // keptSocket is a UDP client's socket, and the endpoint that it had at first.

@@ -18,9 +18,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/e2e/internal/probeimage"
-	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Where Weft is installed.
@@ -107,7 +107,7 @@ func fail(err error) int {
 
 // connect finds the cluster, waits for its nodes, and prepares what every test needs.
 func connect(ctx context.Context, dir string) (*environment, error) {
-	root, err := repositoryRoot()
+	root, err := testenv.Repository()
 	if err != nil {
 		return nil, err
 	}
@@ -225,22 +225,6 @@ func (e *environment) deleteNamespace() error {
 		}
 		return ignoreNotFound(err)
 	})
-}
-
-// repositoryRoot is the nearest directory with a go.mod, from here upwards.
-func repositoryRoot() (string, error) {
-	start, err := os.Getwd()
-	if err != nil {
-		return "", fmt.Errorf("find the repository: %w", err)
-	}
-	for dir := start; ; dir = filepath.Dir(dir) {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("find the repository: no go.mod in %s or above it", start)
-		}
-	}
 }
 
 func envOr(name, otherwise string) string {

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
 // What one attempt may take, and how many there are. The machine is small and busy; a repeated attempt is logged.

@@ -14,8 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-	"github.com/weft-cni/weft/test/testenv"
 )
 
 // Ports of the probe's servers: in pods, and in the host's network, where nobody else may have them.

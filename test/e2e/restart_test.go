@@ -11,9 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
 	"github.com/weft-cni/weft/test/e2e/internal/dump"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // The agent of a node is deleted and comes back, under pings in all directions and open TCP connections: nothing is lost,

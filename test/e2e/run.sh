@@ -16,10 +16,10 @@ LOGS=$PWD/dist/e2e-logs
 ON_THE_WIRE='TestMesh|TestControlPlane|TestLarge|TestHosts|TestPods|TestMTU|TestSpoofing|TestTunnelSpoofing|TestWeftctl|TestExec|TestKubelet|TestHostPort|TestDNS|TestClusterIP|TestNodePort|TestExternalTrafficPolicy|TestServiceWithout|TestNetworkPolicy'
 
 mkdir -p bin "$LOGS"
-go build -o bin/cluster ./test/cluster
-go test -c -tags e2e -o bin/e2e.test ./test/e2e
+go build -C test -o ../bin/cluster ./cluster
+go test -C test -c -tags e2e -o ../bin/e2e.test ./e2e
 go test -c -tags e2e -o bin/deploy.test ./deploy
-go test -c -tags e2e -o bin/demo.test ./test/demo
+go test -C test -c -tags e2e -o ../bin/demo.test ./demo
 
 clean() {
 	if [ "$1" -ne 0 ] && [ -d "$DIR" ]; then
@@ -51,7 +51,7 @@ if [ $# -gt 0 ]; then
 	for combination; do run "$combination"; done
 	exit
 fi
-go test -tags e2e -count=1 -timeout 20m ./test/cluster ./test/cluster/routes
+go test -C test -tags e2e -count=1 -timeout 20m ./cluster ./cluster/routes
 run ipv4/geneve
 run dual/vxlan "$ON_THE_WIRE|TestTunnelChange|TestSwitchRestart"
 run dual/geneve "$ON_THE_WIRE" ci

@@ -14,8 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/test/testenv"
 )
 
 // tunnelPorts are the switch ports of the tunnel types.

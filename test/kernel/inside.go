@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/kernel/machine/plan"
 )
 
@@ -26,7 +27,7 @@ func insideCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if in.repo, err = os.Getwd(); err != nil {
+			if in.repo, err = testenv.Repository(); err != nil {
 				return err
 			}
 			if in.image, err = filepath.Abs(in.image); err != nil {

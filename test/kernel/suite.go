@@ -13,12 +13,12 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // built is a program or test binary that the guest runs; nothing is compiled there.
 type built struct {
-	name, pkg string
+	name, pkg string // the package is a directory of the repository
 	tags      string // of a test binary; programs have none
 }
 
@@ -33,8 +33,8 @@ type suite struct {
 var suites = []suite{
 	{
 		name: "datapath", doc: "what the switch does with packets, on labs",
-		needs: []built{{name: "weftctl", pkg: "./cmd/weftctl"}, {name: "weft-agent", pkg: "./cmd/weft-agent"},
-			{name: "probe", pkg: "./test/e2e/probe"}, {name: "datapath.test", pkg: "./test/datapath", tags: "integration"}},
+		needs: []built{{name: "weft-lab", pkg: "./test/weft-lab"}, {name: "weft-agent", pkg: "./cmd/weft-agent"},
+			{name: "weftctl", pkg: "./cmd/weftctl"}, {name: "probe", pkg: "./test/e2e/probe"}, {name: "datapath.test", pkg: "./test/datapath", tags: "integration"}},
 		run: func(ctx context.Context, in inside) error {
 			return in.test(ctx, "test/datapath", "datapath.test", in.tests)
 		},
@@ -117,6 +117,10 @@ func testCommand() *cobra.Command {
 
 // prepare builds what the suites need.
 func prepare(ctx context.Context, in inside, chosen []suite) error {
+	repo, err := testenv.Repository()
+	if err != nil {
+		return err
+	}
 	done := map[string]bool{}
 	for _, s := range chosen {
 		for _, b := range s.needs {
@@ -128,10 +132,11 @@ func prepare(ctx context.Context, in inside, chosen []suite) error {
 			if b.tags != "" {
 				args = []string{"test", "-c", "-tags=" + b.tags}
 			}
-			cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(in.bin, b.name), b.pkg)...)
+			cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(in.bin, b.name), ".")...)
+			cmd.Dir = filepath.Join(repo, b.pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("build %s (run this from the root of Weft's clone): %w\n%s", b.pkg, err, out)
+				return fmt.Errorf("build %s: %w\n%s", b.pkg, err, out)
 			}
 		}
 		if s.name != "cluster" {

@@ -20,7 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/test/testenv"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // options are what the command line says.
@@ -82,8 +82,12 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	if opt.agent == "" {
-		if opt.agent, err = testenv.Program(ctx, "", "github.com/weft-cni/weft/cmd/weft-agent", dir); err != nil {
-			return fmt.Errorf("%w (run this inside the repository)", err)
+		repo, err := testenv.Repository()
+		if err != nil {
+			return err
+		}
+		if opt.agent, err = testenv.Program(ctx, repo, "./cmd/weft-agent", dir); err != nil {
+			return err
 		}
 	}
 	for i, name := range names {

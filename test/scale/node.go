@@ -16,8 +16,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
-	"github.com/weft-cni/weft/pkg/lab/vswitch"
+	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/model"
 )
 

@@ -12,9 +12,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/cni/wire"
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // pod is a pod of this node, with a namespace that the agent's CNI code connected.

@@ -10,7 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
+	"github.com/weft-cni/weft/internal/testing/apiserver"
 )
 
 // The cluster with policies: 100 namespaces, each with pods of 20 applications, each namespace one of 50 teams'.

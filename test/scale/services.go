@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weft-cni/weft/pkg/lab/apiserver"
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 const (

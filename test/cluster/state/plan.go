@@ -1,6 +1,6 @@
 // Package state describes a test cluster: its address plan, and the record of a running one in its state directory.
 //
-// `go run ./test/cluster up` writes the record; the tool's other commands and the end-to-end tests read it. The values
+// `cluster up` writes the record; the tool's other commands and the end-to-end tests read it. The values
 // are plain data.
 package state
 
@@ -11,7 +11,7 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
 // IPFamily says which addresses nodes, pods and Services have.

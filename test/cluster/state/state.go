@@ -10,8 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/lab/datapath"
-	"github.com/weft-cni/weft/pkg/lab/sandbox"
+	"github.com/weft-cni/weft/test/lab/datapath"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // file is the record's name in the state directory.

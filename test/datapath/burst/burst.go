@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/pkg/lab/podns"
+	"github.com/weft-cni/weft/test/lab/podns"
 )
 
 // Burst is a number of connections, each from a port of its own.

@@ -5,10 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/kernel/machine/plan"
 )
 
@@ -16,15 +16,17 @@ import (
 var rootModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
 // initPackage is the guest's first process.
-const initPackage = "github.com/weft-cni/weft/test/kernel/machine/init"
+const initPackage = "./test/kernel/machine/init"
 
 // writeInitrd makes the initial RAM disk: the first process, the modules that it loads, and its plan.
 func writeInitrd(ctx context.Context, to string, k Kernel, p plan.Plan) error {
-	program := to + ".init"
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, initPackage)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the guest's first process (run this from Weft's clone): %w\n%s", err, out)
+	repo, err := testenv.Repository()
+	if err != nil {
+		return err
+	}
+	program, err := testenv.Program(ctx, repo, initPackage, filepath.Dir(to))
+	if err != nil {
+		return err
 	}
 	content, err := os.ReadFile(program)
 	if err != nil {

@@ -1,0 +1,89 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/weft-cni/weft/test/lab/manifest"
+)
+
+// followEvery is how often the manifests are looked at.
+const followEvery = 200 * time.Millisecond
+
+// look tells one state of the manifests from another without reading them.
+func look(paths []string) (string, error) {
+	files, err := manifest.Files(paths)
+	if err != nil {
+		return "", err
+	}
+	var seen string
+	for _, file := range files {
+		info, err := os.Stat(file)
+		if err != nil {
+			return "", err
+		}
+		seen += fmt.Sprintln(file, info.Size(), info.ModTime().UnixNano())
+	}
+	return seen, nil
+}
+
+// follow applies every change of the manifests until the context ends. Manifests with mistakes change nothing; what is
+// wrong with them is shown by Status until they are right.
+func (l *Lab) follow(ctx context.Context) error {
+	ticker := time.NewTicker(followEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		seen, err := look(l.opt.Manifests)
+		if err != nil {
+			l.setProblem(err)
+			continue
+		}
+		if seen == l.seen {
+			continue
+		}
+		err = l.reload(ctx)
+		l.setProblem(err)
+		// What could not be applied is tried again; what is wrong in the files waits for the next edit.
+		if err == nil || errors.As(err, &manifest.Problems{}) {
+			l.seen = seen
+		}
+	}
+}
+
+func (l *Lab) reload(ctx context.Context) error {
+	set, err := l.opt.load()
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(set.Nodes, l.set.Nodes) {
+		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "), Text: "the nodes changed, which a lab that stands cannot follow; use weft-lab down and up"}}
+	}
+	if err := l.apply(ctx, set); err != nil {
+		return err
+	}
+	l.log.Info("applied the manifests", "pods", len(set.Pods), "services", len(set.Services), "policies", len(set.Policies))
+	return nil
+}
+
+func (l *Lab) setProblem(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	problem := ""
+	if err != nil {
+		problem = err.Error()
+	}
+	if problem != l.problem && problem != "" {
+		l.log.Error("the manifests cannot be applied", "err", problem)
+	}
+	l.problem = problem
+}

@@ -1,0 +1,125 @@
+package lab
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/test/lab/manifest"
+)
+
+// applyNodes gives the API the nodes, once, since from then on the agents own their status, and the ranges of cluster IPs.
+func (l *Lab) applyNodes(set manifest.Set) error {
+	var objects []apiserver.Object
+	for i, object := range set.Nodes {
+		o, n := object.DeepCopy(), l.nodes[i]
+		for _, cidr := range n.podCIDRs {
+			o.Spec.PodCIDRs = append(o.Spec.PodCIDRs, cidr.String())
+		}
+		o.Spec.PodCIDR = o.Spec.PodCIDRs[0]
+		for _, addr := range addrsOf(n.underlay) {
+			o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr.String()})
+		}
+		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.name})
+		objects = append(objects, o)
+	}
+	if err := l.api.Apply(apiserver.Nodes, objects); err != nil {
+		return err
+	}
+	ranges := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
+	for _, cidr := range l.opt.Family.serviceCIDRs() {
+		ranges.Spec.CIDRs = append(ranges.Spec.CIDRs, cidr.String())
+	}
+	return l.api.Apply(apiserver.ServiceCIDRs, []apiserver.Object{ranges})
+}
+
+// applyObjects gives the API everything else: the pods that stand, those that are about to, and what follows from both.
+func (l *Lab) applyObjects(pending []*pod) error {
+	var pods, endpoints, services, policies, namespaces []apiserver.Object
+	running := l.sortedPods()
+	for _, p := range running {
+		pods = append(pods, p.running())
+	}
+	for _, p := range pending {
+		o := p.object.DeepCopy()
+		o.Status.Phase = corev1.PodPending
+		pods = append(pods, o)
+	}
+	for _, s := range l.services() {
+		services = append(services, s)
+		for _, slice := range endpointSlices(s, running) {
+			endpoints = append(endpoints, slice)
+		}
+	}
+	for _, slice := range l.set.Slices {
+		endpoints = append(endpoints, slice)
+	}
+	for _, p := range l.set.Policies {
+		policies = append(policies, p)
+	}
+	for _, n := range l.set.Namespaces {
+		namespaces = append(namespaces, n)
+	}
+	for _, step := range []struct {
+		resource string
+		objects  []apiserver.Object
+	}{
+		{apiserver.Namespaces, namespaces}, {apiserver.NetworkPolicies, policies}, {apiserver.Pods, pods},
+		{apiserver.Services, services}, {apiserver.EndpointSlices, endpoints},
+	} {
+		if err := l.api.Apply(step.resource, step.objects); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Lab) sortedPods() []*pod {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sortedPodsLocked()
+}
+
+func (l *Lab) sortedPodsLocked() []*pod {
+	return slices.SortedFunc(maps.Values(l.pods), func(a, b *pod) int { return cmp.Compare(a.key, b.key) })
+}
+
+// running is the pod as a kubelet would report it.
+func (p *pod) running() *corev1.Pod {
+	o := p.object.DeepCopy()
+	if p.leaving != nil {
+		o.DeletionTimestamp = p.leaving
+	}
+	if o.Status.Phase == "" { // or what the manifest says, of a pod that has ended
+		o.Status.Phase = corev1.PodRunning
+	}
+	o.Status.HostIP = p.node.underlay[0].Addr().String()
+	for _, ip := range p.ips {
+		o.Status.PodIPs = append(o.Status.PodIPs, corev1.PodIP{IP: ip.String()})
+	}
+	o.Status.PodIP = p.ips[0].String()
+	ready := corev1.ConditionTrue
+	if !p.ready() {
+		ready = corev1.ConditionFalse
+	}
+	o.Status.Conditions = []corev1.PodCondition{
+		{Type: corev1.PodReady, Status: ready}, {Type: corev1.ContainersReady, Status: ready},
+		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodInitialized, Status: corev1.ConditionTrue},
+	}
+	return o
+}
+
+// ready is what a kubelet's probe would find: yes, unless the manifest says otherwise.
+func (p *pod) ready() bool {
+	return !slices.ContainsFunc(p.object.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue
+	})
+}
+
+// terminating is set on pods that the manifest or the lab is about to remove.
+func (p *pod) terminating() bool { return p.leaving != nil || p.object.DeletionTimestamp != nil }

@@ -1,0 +1,256 @@
+// Command weft-lab brings Kubernetes manifests up on real switches, without Kubernetes, and sends packets between their
+// pods: package lab, for the terminal. The lab's daemon is this program, too.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/test/lab"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newRoot().ExecuteContext(ctx)
+	stop()
+	if code := exitCode(0); errors.As(err, &code) {
+		os.Exit(int(code))
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "weft-lab:", err)
+		os.Exit(1)
+	}
+}
+
+// serveName is the command that the lab's daemon runs; people do not type it.
+const serveName = "serve"
+
+func newRoot() *cobra.Command {
+	var name string
+	var p printer
+	cmd := &cobra.Command{
+		Use:   "weft-lab",
+		Short: "Bring Kubernetes manifests up on real switches, without Kubernetes",
+		Long: "A lab gives every node of your manifests a network namespace with an Open vSwitch and a real weft-agent of its own,\n" +
+			"connects every pod through the real CNI code, and answers on every container port. Then `weft-lab probe` shows what your\n" +
+			"NetworkPolicies promise beside what real packets do. It needs root, and leaves nothing behind when it is taken down.",
+		Example: "  weft-lab up -f examples/shop\n" +
+			"  weft-lab probe\n" +
+			"  weft-lab down",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
+	cmd.PersistentFlags().StringVarP(&p.output, "output", "o", "table", "table or json")
+	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name), downCommand(&name), serveCommand(&name))
+	return cmd
+}
+
+// labFlags are the flags that say what a lab shall be.
+func labFlags(cmd *cobra.Command, opt *lab.Options) {
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil, "file or directory of Kubernetes manifests, also several times; changes are followed")
+	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
+	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), "geneve or vxlan")
+	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev), "netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")
+	flags.StringVar((*string)(&opt.Family), "ip-family", string(lab.IPv4), "ipv4, ipv6 or dual")
+	flags.StringVar(&opt.Agent, "agent", defaultAgent(), "the weft-agent program that the nodes run")
+}
+
+// defaultAgent is the agent beside this program, or else on the PATH.
+func defaultAgent() string {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "weft-agent")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	if path, err := exec.LookPath("weft-agent"); err == nil {
+		return path
+	}
+	return "weft-agent"
+}
+
+// finish checks and completes what was typed.
+func finish(opt *lab.Options, name string) (err error) {
+	opt.Name = name
+	if len(opt.Manifests) == 0 {
+		return fmt.Errorf("-f must name a file or a directory of Kubernetes manifests, for example -f examples/shop")
+	}
+	if opt.Tunnel != model.Geneve && opt.Tunnel != model.VXLAN {
+		return fmt.Errorf("--tunnel %q: want geneve or vxlan", opt.Tunnel)
+	}
+	for i := range opt.Manifests {
+		if opt.Manifests[i], err = filepath.Abs(opt.Manifests[i]); err != nil {
+			return err
+		}
+	}
+	opt.Agent, err = filepath.Abs(opt.Agent)
+	return err
+}
+
+func upCommand(name *string) *cobra.Command {
+	var opt lab.Options
+	cmd := &cobra.Command{
+		Use:   "up -f FILE|DIR…",
+		Short: "Bring a lab up",
+		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services, EndpointSlices and NetworkPolicies,\n" +
+			"and brings up what they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
+		Args: cobra.NoArgs,
+		Example: "  weft-lab up -f examples/shop -f examples/shop-policies\n" +
+			"  weft-lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := finish(&opt, *name); err != nil {
+				return err
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return fmt.Errorf("find this program: %w", err)
+			}
+			begin, out := time.Now(), cmd.OutOrStdout()
+			say := func(text string) { fmt.Fprintf(out, "%5.1f s  %s\n", time.Since(begin).Seconds(), text) }
+			if err := lab.Up(cmd.Context(), opt, []string{self, serveName}, say); err != nil {
+				return err
+			}
+			s, err := lab.ReadStatus(context.WithoutCancel(cmd.Context()), *name) // it is up: an interrupt comes too late
+			if err != nil {
+				return err
+			}
+			say(fmt.Sprintf("lab %q is up: %d nodes, %d pods, %d services", *name, len(s.Nodes), len(s.Pods), len(s.Services)))
+			return nil
+		},
+	}
+	labFlags(cmd, &opt)
+	return cmd
+}
+
+func serveCommand(name *string) *cobra.Command {
+	var opt lab.Options
+	cmd := &cobra.Command{
+		Use:    serveName,
+		Short:  "Run the daemon of a lab; `weft-lab up` does this",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := finish(&opt, *name); err != nil {
+				return err
+			}
+			return lab.Serve(cmd.Context(), opt, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		},
+	}
+	labFlags(cmd, &opt)
+	return cmd
+}
+
+func downCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "down",
+		Short:   "Take a lab down, in whatever state it is",
+		Args:    cobra.NoArgs,
+		Example: "  weft-lab down\n  weft-lab down --name mine",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return lab.Down(context.WithoutCancel(cmd.Context()), *name)
+		},
+	}
+}
+
+func execCommand(name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:   "exec POD|node/NODE|outside -- COMMAND [ARGUMENT…]",
+		Short: "Run a command in a pod's network, on a node, or on a host outside",
+		Long: "Runs a program of this machine in the network namespace of a pod (NAME or NAMESPACE/NAME), or in all namespaces of a\n" +
+			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent. The host outside is no node: its\n" +
+			"routes lead LoadBalancer and external addresses to the first one.",
+		Args: cobra.MinimumNArgs(2),
+		Example: "  weft-lab exec shop/frontend-0 -- ip addr\n" +
+			"  weft-lab exec node/node1 -- weftctl flows\n" +
+			"  weft-lab exec outside -- curl http://192.0.2.1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
+			var exit *exec.ExitError
+			if errors.As(err, &exit) {
+				return exitCode(max(exit.ExitCode(), 1)) // -1 when a signal ended it
+			}
+			return err
+		},
+	}
+}
+
+// exitCode ends this program the way the command that it ran ended, which has said why.
+type exitCode int
+
+func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
+
+func statusCommand(p *printer, name *string) *cobra.Command {
+	return &cobra.Command{
+		Use:     "status",
+		Short:   "Show a lab's nodes, pods and services",
+		Args:    cobra.NoArgs,
+		Example: "  weft-lab status\n  weft-lab status -o json | jq '.pods[].ips'",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := p.check(); err != nil {
+				return err
+			}
+			s, err := lab.ReadStatus(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			return p.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
+		},
+	}
+}
+
+func showLab(out io.Writer, s lab.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	up := paint(out, green, "up since "+s.Since.Format(time.DateTime))
+	if !s.Up {
+		up = paint(out, red, "coming up")
+	}
+	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up, strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
+	if len(s.Ignored) > 0 {
+		fmt.Fprintf(w, "Ignored\t%s, which mean nothing to a network\n", strings.Join(s.Ignored, ", "))
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, "the manifests as they are now were not applied: "+s.Problem))
+	}
+	if len(s.Outside.Addrs) > 0 {
+		fmt.Fprintf(w, "Outside\ta host at %s, which is no node\n", join(s.Outside.Addrs))
+	}
+	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
+	for _, n := range s.Nodes {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem))
+	}
+	fmt.Fprint(w, "\nPOD\tNODE\tIPS\tPORTS\n")
+	for _, p := range s.Pods {
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Node, join(p.IPs), join(p.Ports))
+	}
+	if len(s.Services) > 0 {
+		fmt.Fprint(w, "\nSERVICE\tTYPE\tIPS\tEXTERNAL\tPORTS\tENDPOINTS\n")
+	}
+	for _, one := range s.Services {
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","), join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
+	}
+	for _, e := range s.Events {
+		fmt.Fprintf(w, "\nEvent\t%s", e)
+	}
+	return w.Flush()
+}
