@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// wrong is what is not as it was promised after a repair: traffic, or the agent's own report.
+// wrong is what is not as it was expected after a repair: traffic, or the agent's own report.
 func (m mesh) wrong(t *testing.T, before agent.Report) error {
 	t.Helper()
 	now := m.report(t, "node1")

@@ -47,7 +47,7 @@ func (m mesh) transport(t *testing.T) {
 		if p.State == lab.NoProtocol && target.Proto == podns.SCTP {
 			continue // this kernel has none; the responder could not listen
 		}
-		if p.State != lab.AsPromised || p.Promise != lab.Allow || p.Reached != target.Name {
+		if p.State != lab.AsExpected || p.Expected != lab.Allow || p.Reached != target.Name {
 			t.Errorf("%s to %s at %s: %s, reached %q, %s\n%s", p.From, target, target.Addr, p.State, p.Reached, p.Detail, p.Trace)
 		}
 	}

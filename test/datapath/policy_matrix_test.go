@@ -100,7 +100,7 @@ spec:
 }
 
 // Every field of the API, from every pod to every port of every pod and Service, over every protocol that the kernel has, in both
-// families: packets do what policy.Eval promises. Services are judged by the pod's own address and port.
+// families: packets do what policy.Eval says. Services are judged by the pod's own address and port.
 func TestPolicyMatrix(t *testing.T) {
 	text := namespaceManifest("x", "team: green") + namespaceManifest("y", "team: red") + namespaceManifest("z", "") +
 		fieldPod("x", "web-1", "node1", "app: web", 8080, 5353) + fieldPod("x", "web-2", "node2", "app: web", 8081, 5354) +
@@ -118,18 +118,18 @@ func TestPolicyMatrix(t *testing.T) {
 	for _, p := range r.Probes {
 		to := r.Targets[p.To]
 		if p.State == lab.Differs {
-			t.Errorf("%s to %s at %s: promised %s, %s %s (%s): %s\n%s", p.From, to, to.Addr, p.Promise, p.Outcome, p.Reached, p.Detail, p.Why, p.Trace)
+			t.Errorf("%s to %s at %s: expected %s, %s %s (%s): %s\n%s", p.From, to, to.Addr, p.Expected, p.Outcome, p.Reached, p.Detail, p.Why, p.Trace)
 		}
 		if p.State == lab.NoProtocol && to.Proto != podns.SCTP {
 			t.Errorf("%s to %s: not probed", p.From, to)
 		}
-		count[fmt.Sprintf("%s %s %s", to.Kind, to.Proto, p.Promise)]++
+		count[fmt.Sprintf("%s %s %s", to.Kind, to.Proto, p.Expected)]++
 	}
 	// The matrix says something: of each kind there is enough of both.
 	for _, kind := range []string{"pod TCP", "pod UDP", "pod SCTP", "service TCP", "service UDP"} {
-		for _, promise := range []lab.Promise{lab.Allow, lab.Deny} {
-			if n := count[kind+" "+string(promise)]; n < 20 {
-				t.Errorf("%d of %s are promised: %s, want at least 20", n, kind, promise)
+		for _, expected := range []lab.Expectation{lab.Allow, lab.Deny} {
+			if n := count[kind+" "+string(expected)]; n < 20 {
+				t.Errorf("%d of %s are expected: %s, want at least 20", n, kind, expected)
 			}
 		}
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 // TestStartWithoutTheAPI: a node loses the API server, Open vSwitch its bridge, ports and flows, and the agent ends. The
-// agent that starts works from the copy: the bridge is repaired, and traffic within and between nodes is as promised.
+// agent that starts works from the copy: the bridge is repaired, and traffic within and between nodes is as expected.
 // When the API server is back it replaces the copy.
 func TestStartWithoutTheAPI(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)

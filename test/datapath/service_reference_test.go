@@ -47,7 +47,7 @@ type endpoint struct {
 	onHost     bool
 }
 
-// expectation is what Kubernetes promises about connections.
+// expectation is what Kubernetes specifies for connections.
 type expectation struct {
 	// outcome is Answered, Refused or Silent.
 	outcome podns.Outcome

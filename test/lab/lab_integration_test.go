@@ -150,8 +150,8 @@ func TestUpAndDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	probe := time.Since(begin)
-	if len(r.Probes) != 400 || r.Counts[lab.AsPromised] != 400 {
-		t.Errorf("%d probes, %v; want 400, all as promised", len(r.Probes), r.Counts)
+	if len(r.Probes) != 400 || r.Counts[lab.AsExpected] != 400 {
+		t.Errorf("%d probes, %v; want 400, all as expected", len(r.Probes), r.Counts)
 	}
 	begin = time.Now()
 	run(t, m.weftLab(t, "down", "--name="+name))
@@ -220,7 +220,7 @@ func TestUpAfterCrash(t *testing.T) {
 		t.Errorf("status of a lab without its daemon: %v", err)
 	}
 	run(t, m.weftLab(t, args...))
-	if r, err := lab.ReadProbe(t.Context(), name, lab.ProbeTimeout); err != nil || r.Counts[lab.AsPromised] != 4 {
+	if r, err := lab.ReadProbe(t.Context(), name, lab.ProbeTimeout); err != nil || r.Counts[lab.AsExpected] != 4 {
 		t.Errorf("probe after a crash and another up: %v, %v", r.Counts, err)
 	}
 	run(t, m.weftLab(t, "down", "--name="+name))
@@ -278,20 +278,20 @@ func TestSideBySide(t *testing.T) {
 	dir := labtest.Write(t, map[string]string{"f.yaml": deployment("web", 3, 80)})
 	one, two := labtest.Up(t, "one", "-f", dir), labtest.Up(t, "two", "-f", dir, "--nodes=3", "--tunnel=vxlan")
 	for _, l := range []*labtest.Lab{one, two} {
-		if r := l.Probe(); r.Counts[lab.AsPromised] != 9 {
-			t.Errorf("lab %s: %v, want 9 as promised", l.Name, r.Counts)
+		if r := l.Probe(); r.Counts[lab.AsExpected] != 9 {
+			t.Errorf("lab %s: %v, want 9 as expected", l.Name, r.Counts)
 		}
 	}
 	labtest.Down(t, "one")
-	if r := two.Probe(); r.Counts[lab.AsPromised] != 9 {
-		t.Errorf("lab two after lab one has gone: %v, want 9 as promised", r.Counts)
+	if r := two.Probe(); r.Counts[lab.AsExpected] != 9 {
+		t.Errorf("lab two after lab one has gone: %v, want 9 as expected", r.Counts)
 	}
 	if _, err := labtest.Run(labtest.Command(t, "status", "--name=one")); err == nil || !strings.Contains(err.Error(), `there is no lab "one"`) || !strings.Contains(err.Error(), `"two"`) {
 		t.Errorf("status of a lab that is gone: %v", err)
 	}
 }
 
-// An edit of the manifests changes pods, ports, Services and promises of a lab that stands; a mistake changes nothing.
+// An edit of the manifests changes pods, ports, Services and expected results of a lab that stands; a mistake changes nothing.
 func TestFollowsManifests(t *testing.T) {
 	dir := labtest.Write(t, map[string]string{"web.yaml": deployment("web", 2, 80)})
 	l := labtest.Up(t, "follow", "-f", dir)
@@ -318,7 +318,7 @@ func TestFollowsManifests(t *testing.T) {
 	if diff := cmp.Diff(kept, l.Pod("web-0"), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("a pod that did not change did (-before +after):\n%s", diff)
 	}
-	if r := l.Probe(); r.Counts[lab.AsPromised] != 16 {
+	if r := l.Probe(); r.Counts[lab.AsExpected] != 16 {
 		t.Errorf("after two pods more: %v", r.Counts)
 	}
 	write("svc.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 8080, targetPort: main}]}\n")
@@ -327,7 +327,7 @@ func TestFollowsManifests(t *testing.T) {
 	wait("port 81", func(s lab.Status) bool { return len(s.Pods) == 2 && s.Pods[0].Ports[0].Number == 81 })
 	r := l.Probe()
 	for _, p := range r.Probes {
-		if target := r.Targets[p.To]; target.Kind == "pod" && (target.Number != 81 || p.State != lab.AsPromised) {
+		if target := r.Targets[p.To]; target.Kind == "pod" && (target.Number != 81 || p.State != lab.AsExpected) {
 			t.Errorf("after the port changed: %+v at %+v", p, target)
 		}
 	}
@@ -345,11 +345,11 @@ func TestFollowsManifests(t *testing.T) {
 	write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {}}\n")
 	labtest.Eventually(t, 20*time.Second, func() error {
 		for _, p := range l.Probe().Probes {
-			if p.Promise == lab.Deny {
+			if p.Expected == lab.Deny {
 				return nil
 			}
 		}
-		return errors.New("the new policy changes no promise")
+		return errors.New("the new policy changes no expected result")
 	})
 	if err := os.WriteFile(filepath.Join(dir, "node.yaml"), []byte("apiVersion: v1\nkind: Node\nmetadata: {name: other}\n"), 0o644); err != nil {
 		t.Fatal(err)
@@ -386,19 +386,19 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// The examples do what README says: the shop's packets do what is promised, and its policies promise what they say.
+// The examples do what README says: the shop's packets do what is expected, and its policies allow what they say.
 func TestExamples(t *testing.T) {
 	const shop, policies = "../../examples/shop", "../../examples/shop-policies"
 	labtest.Up(t, "shop", "-f", shop)
 	out, err := labtest.Run(labtest.Command(t, "probe", "--name=shop"))
-	if err != nil || !strings.Contains(out, "55 as promised") {
+	if err != nil || !strings.Contains(out, "55 as expected") {
 		t.Errorf("probe of the shop: %v\n%s", err, out)
 	}
 	labtest.Down(t, "shop")
 	l := labtest.Up(t, "shop", "-f", shop, "-f", policies)
 	r := l.Probe()
-	if r.Counts[lab.AsPromised] != len(r.Probes) || len(r.Probes) != 55 {
-		t.Errorf("with policies: %v of %d, want 55 as promised", r.Counts, len(r.Probes))
+	if r.Counts[lab.AsExpected] != len(r.Probes) || len(r.Probes) != 55 {
+		t.Errorf("with policies: %v of %d, want 55 as expected", r.Counts, len(r.Probes))
 	}
 	for _, p := range r.Probes {
 		target := r.Targets[p.To]
@@ -411,21 +411,21 @@ func TestExamples(t *testing.T) {
 		case to == "shop/frontend", from == "shop/frontend" && to == "shop/backend" && target.Proto == podns.TCP, from == "shop/backend" && to == "shop/database":
 			want = lab.Allow
 		}
-		if p.Promise != want {
-			t.Errorf("%s to %s: promised %s (%s), want %s", p.From, target, p.Promise, p.Why, want)
+		if p.Expected != want {
+			t.Errorf("%s to %s: expected %s (%s), want %s", p.From, target, p.Expected, p.Why, want)
 		}
 	}
 }
 
 // A difference comes with the packet's way through the pipeline, on both nodes. To have one whatever Weft enforces, a
-// foreign flow, which the agents leave alone, drops what is promised.
+// foreign flow, which the agents leave alone, drops what is allowed.
 func TestTraces(t *testing.T) {
 	for _, family := range []lab.Family{lab.IPv4, lab.IPv6} {
 		t.Run(string(family), func(t *testing.T) {
 			text := "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: p}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n" +
 				"    spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 80, protocol: UDP}]}]}\n"
 			l := labtest.Up(t, "trace", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--ip-family="+string(family))
-			if r := l.Probe(); r.Counts[lab.AsPromised] != 8 {
+			if r := l.Probe(); r.Counts[lab.AsExpected] != 8 {
 				t.Fatalf("before: %v", r.Counts)
 			}
 			for _, protocol := range []string{"tcp", "udp"} {

@@ -225,8 +225,8 @@ func TestPoliciesAreConverted(t *testing.T) {
 	}
 }
 
-// What is promised about a port, and whether packets kept it.
-func TestPromises(t *testing.T) {
+// What is expected about a port, and whether packets kept it.
+func TestExpectations(t *testing.T) {
 	l := standing(t, IPv4, webAndDB+`
 ---
 apiVersion: networking.k8s.io/v1
@@ -239,32 +239,32 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 		t.Fatal(err)
 	}
 	from := l.pods["x/other"]
-	got := map[string]Promise{}
+	got := map[string]Expectation{}
 	for _, target := range v.targets {
-		got[target.String()], _ = v.promise(from, target)
+		got[target.String()], _ = v.expected(from, target)
 	}
-	want := map[string]Promise{
+	want := map[string]Expectation{
 		"pod default/one 8080/TCP": Allow, "pod default/one 9/TCP": Deny, "pod default/two 8081/TCP": Deny,
 		"pod x/other 8081/TCP": Allow, "pod x/other 5/UDP": Allow,
 		// One endpoint listens on 8080, the other on 8081; nobody is behind the third.
 		"service default/web 80/TCP": Either, "service default/web 9/TCP": Deny, "service default/none 80/TCP": Reject,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("promises (-want +got):\n%s", diff)
+		t.Errorf("expected results (-want +got):\n%s", diff)
 	}
 	for _, target := range v.targets {
-		promise, _ := v.promise(from, target)
+		expected, _ := v.expected(from, target)
 		for _, tc := range []struct {
 			outcome podns.Outcome
 			reached string
 			want    bool
 		}{
-			{podns.Silent, "", promise != Allow && promise != Reject}, {podns.Refused, "", promise != Allow}, {podns.Answered, "somebody/else", false},
+			{podns.Silent, "", expected != Allow && expected != Reject}, {podns.Refused, "", expected != Allow}, {podns.Answered, "somebody/else", false},
 			{podns.Answered, "default/two", false},
 			{podns.Answered, "default/one", strings.HasSuffix(target.String(), "default/one 8080/TCP") || target.String() == "service default/web 80/TCP"},
 		} {
-			if got := v.kept(from, target, Probe{Promise: promise, Outcome: tc.outcome, Reached: tc.reached}); got != tc.want {
-				t.Errorf("%s, promised %s, %s by %q: kept %t, want %t", target, promise, tc.outcome, tc.reached, got, tc.want)
+			if got := v.kept(from, target, Probe{Expected: expected, Outcome: tc.outcome, Reached: tc.reached}); got != tc.want {
+				t.Errorf("%s, expected %s, %s by %q: kept %t, want %t", target, expected, tc.outcome, tc.reached, got, tc.want)
 			}
 		}
 	}

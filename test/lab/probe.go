@@ -18,7 +18,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// ProbeTimeout is how long a probe waits for an answer that is promised, if nobody says otherwise.
+// ProbeTimeout is how long a probe waits for an expected answer by default.
 const ProbeTimeout = 5 * time.Second
 
 const (
@@ -35,15 +35,16 @@ const (
 	maxTraces = 20
 )
 
-// Promise is what shall happen to packets.
-type Promise string
+// Expectation is the result that packets should have.
+type Expectation string
 
-// The promises. Either is a Service's some of whose endpoints may be reached; Reject, one's without endpoints, which says so at once.
+// The expectations. Either is for a Service of which only some endpoints may be reached; Reject is for one without
+// endpoints, whose clients are told at once.
 const (
-	Allow  Promise = "allow"
-	Deny   Promise = "deny"
-	Either Promise = "either"
-	Reject Promise = "reject"
+	Allow  Expectation = "allow"
+	Deny   Expectation = "deny"
+	Either Expectation = "either"
+	Reject Expectation = "reject"
 )
 
 // State is what a probe says in the end.
@@ -51,7 +52,7 @@ type State string
 
 // The states.
 const (
-	AsPromised State = "as-promised"
+	AsExpected State = "as-expected"
 	Differs    State = "differs"
 	// NoProtocol marks ports of a protocol that this machine's kernel does not have.
 	NoProtocol State = "no-protocol"
@@ -81,14 +82,14 @@ type backend struct {
 
 func (t Target) String() string { return fmt.Sprintf("%s %s %s", t.Kind, t.Name, t.Port) }
 
-// Probe is one cell: what was promised beside what real packets did.
+// Probe is one cell: the expected and the observed result.
 type Probe struct {
 	From string `json:"from"` // namespace/name of a pod
 	// To is the number of the target in the report's list.
-	To      int     `json:"to"`
-	Promise Promise `json:"promise"`
-	Why     string  `json:"why"`
-	State   State   `json:"state"`
+	To       int         `json:"to"`
+	Expected Expectation `json:"expected"`
+	Why      string      `json:"why"`
+	State    State       `json:"state"`
 	// Outcome is what the packets did; empty when none were sent.
 	Outcome podns.Outcome `json:"outcome,omitempty"`
 	// Reached is the pod that answered.
@@ -116,7 +117,7 @@ type Report struct {
 	Problem string `json:"problem,omitempty"`
 }
 
-// ReadProbe has a lab's daemon probe everything. It waits for an answer that is promised until the timeout.
+// ReadProbe has a lab's daemon probe everything. It waits for an expected answer until the timeout.
 func ReadProbe(ctx context.Context, name string, timeout time.Duration) (Report, error) {
 	var r Report
 	err := ask(ctx, name, http.MethodPost, "/v1/probe?timeout="+timeout.String(), &r)
@@ -162,17 +163,17 @@ func (l *Lab) probe(ctx context.Context, timeout time.Duration) (Report, error) 
 	for _, p := range v.pods {
 		r.From = append(r.From, p.key)
 		for j, t := range v.targets {
-			promise, why := v.promise(p, t)
-			r.Probes = append(r.Probes, Probe{From: p.key, To: j, Promise: promise, Why: why})
+			expected, why := v.expected(p, t)
+			r.Probes = append(r.Probes, Probe{From: p.key, To: j, Expected: expected, Why: why})
 		}
 	}
-	should := func(p Promise) bool { return p == Allow || p == Reject }
+	should := func(p Expectation) bool { return p == Allow || p == Reject }
 	slowest, err := v.send(ctx, r.Probes, should, timeout, askedAtOnce*runtime.GOMAXPROCS(0))
 	if err != nil {
 		return Report{}, err
 	}
 	r.Slowest = slowest.Seconds()
-	needNot := func(p Promise) bool { return !should(p) }
+	needNot := func(p Expectation) bool { return !should(p) }
 	if _, err := v.send(ctx, r.Probes, needNot, min(timeout, max(silence, 2*slowest)), attemptsAtOnce); err != nil {
 		return Report{}, err
 	}
@@ -214,16 +215,16 @@ func (l *Lab) view() (view, error) {
 	return v, err
 }
 
-// send makes the probes of some promises, no more than so many at once of those that are not held up, and says how long the slowest
+// send makes the probes of some expectations, no more than so many at once of those that are not held up, and says how long the slowest
 // answer took.
-func (v view) send(ctx context.Context, probes []Probe, some func(Promise) bool, timeout time.Duration, atOnce int) (time.Duration, error) {
+func (v view) send(ctx context.Context, probes []Probe, some func(Expectation) bool, timeout time.Duration, atOnce int) (time.Duration, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(attemptsAtOnce)
 	slots := make(chan struct{}, atOnce)
 	took := make([]time.Duration, len(probes))
 	for i := range probes {
 		p := &probes[i]
-		if !some(p.Promise) {
+		if !some(p.Expected) {
 			continue
 		}
 		slots <- struct{}{}
@@ -266,7 +267,7 @@ func (v view) probe(from *pod, t Target, p *Probe, timeout time.Duration) error 
 	}
 	p.State = Differs
 	if v.kept(from, t, *p) {
-		p.State = AsPromised
+		p.State = AsExpected
 	}
 	return nil
 }

@@ -42,8 +42,8 @@ func TestProbeTakesItsTime(t *testing.T) {
 	if err := <-failed; err != nil {
 		t.Fatal(err)
 	}
-	if r.Counts[lab.AsPromised] != 9 {
-		t.Errorf("of a switch that paused: %v, want 9 as promised: %+v", r.Counts, r.Probes)
+	if r.Counts[lab.AsExpected] != 9 {
+		t.Errorf("of a switch that paused: %v, want 9 as expected: %+v", r.Counts, r.Probes)
 	}
 	if want := 3 * r.Slowest; r.Slowest < 1 || r.Seconds < want {
 		t.Errorf("the slowest answer took %.2f s, want at least 1; all took %.2f s, want at least %.2f", r.Slowest, r.Seconds, want)

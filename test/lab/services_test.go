@@ -124,7 +124,7 @@ func TestServicesAreCompleted(t *testing.T) {
 }
 
 // Who may answer for a Service depends on the endpoints' state and on where the question comes from.
-func TestServicePromises(t *testing.T) {
+func TestServiceExpectations(t *testing.T) {
 	l := standing(t, IPv4, states)
 	l.pods["default/host"].ips = addrsOf(l.nodes[1].underlay)
 	v, err := l.view()
@@ -142,8 +142,8 @@ func TestServicePromises(t *testing.T) {
 				names = append(names, b.name)
 			}
 			slices.Sort(names)
-			promise, _ := v.promise(l.pods[from], target)
-			got[fmt.Sprintf("%s %s:%d from %s", target.Name, target.Addr, target.Number, from[len("default/"):])] = fmt.Sprint(promise, names)
+			expected, _ := v.expected(l.pods[from], target)
+			got[fmt.Sprintf("%s %s:%d from %s", target.Name, target.Addr, target.Number, from[len("default/"):])] = fmt.Sprint(expected, names)
 		}
 	}
 	ip := func(name string) netip.Addr {
@@ -165,7 +165,7 @@ func TestServicePromises(t *testing.T) {
 	want[fmt.Sprintf("default/all %s:80 from good", ip("all"))] = "allow[default/good default/sick]"
 	want[fmt.Sprintf("default/all %s:80 from leaving", ip("all"))] = "allow[default/host default/leaving]"
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("promises (-want +got):\n%s", diff)
+		t.Errorf("expected results (-want +got):\n%s", diff)
 	}
 }
 

@@ -51,7 +51,7 @@ func newRoot() *cobra.Command {
 		Short: "Bring Kubernetes manifests up on real switches, without Kubernetes",
 		Long: "A lab gives every node of your manifests a network namespace with an Open vSwitch and a real weft-agent of its own,\n" +
 			"connects every pod through the real CNI code, and answers on every container port. Then `weft-lab probe` shows what your\n" +
-			"NetworkPolicies promise beside what real packets do. It needs root, and leaves nothing behind when it is taken down.",
+			"NetworkPolicies allow beside what real packets do. It needs root, and leaves nothing behind when it is taken down.",
 		Example: "  weft-lab up -f examples/shop\n" +
 			"  weft-lab probe\n" +
 			"  weft-lab down",

@@ -18,9 +18,9 @@ func probeCommand(pr *printer, name *string) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "probe",
-		Short: "Send real packets from every pod to every port, and show what came of it beside what the policies promise",
+		Short: "Send real packets from every pod to every port, and show the observed beside the expected results",
 		Long: "Every pod tries to reach every port of every pod and Service. The matrix shows for each pair what the NetworkPolicies\n" +
-			"promise and what the packets did, silence and refusal apart; where they differ, the packet's way through the pipeline follows,\n" +
+			"expected and observed result, silence and refusal apart; where they differ, the packet's way through the pipeline follows,\n" +
 			"and the exit status is 1.",
 		Args:    cobra.NoArgs,
 		Example: "  weft-lab probe\n  weft-lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
@@ -41,7 +41,7 @@ func probeCommand(pr *printer, name *string) *cobra.Command {
 			return verdict(r)
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", lab.ProbeTimeout, "how long to wait for an answer that is promised")
+	cmd.Flags().DurationVar(&timeout, "timeout", lab.ProbeTimeout, "how long to wait for an expected answer")
 	return cmd
 }
 
@@ -49,7 +49,7 @@ func probeCommand(pr *printer, name *string) *cobra.Command {
 func verdict(r lab.Report) error {
 	var errs []error
 	if n := r.Counts[lab.Differs]; n > 0 {
-		errs = append(errs, fmt.Errorf("in %d of %d pairs, packets did not do what the policies promise", n, len(r.Probes)))
+		errs = append(errs, fmt.Errorf("in %d of %d pairs, the observed result differs from the expected one", n, len(r.Probes)))
 	}
 	if r.Problem != "" {
 		errs = append(errs, fmt.Errorf("the manifests as they are now were not applied: %s", r.Problem))
@@ -58,8 +58,8 @@ func verdict(r lab.Report) error {
 }
 
 // mark is half of a cell.
-func promised(p lab.Promise) string {
-	return map[lab.Promise]string{lab.Allow: "✓", lab.Deny: "✗", lab.Either: "?", lab.Reject: "⊘"}[p]
+func symbol(p lab.Expectation) string {
+	return map[lab.Expectation]string{lab.Allow: "✓", lab.Deny: "✗", lab.Either: "?", lab.Reject: "⊘"}[p]
 }
 
 func did(p lab.Probe) string {
@@ -98,11 +98,11 @@ func showMatrix(out io.Writer, r lab.Report) error {
 	for i, from := range r.From {
 		fmt.Fprintf(&b, "%-*s", rowWidth, from)
 		for _, p := range r.Probes[i*len(r.Targets) : (i+1)*len(r.Targets)] {
-			b.WriteString(strings.Repeat(" ", cellWidth) + paint(out, colour(p), promised(p.Promise)+did(p)))
+			b.WriteString(strings.Repeat(" ", cellWidth) + paint(out, colour(p), symbol(p.Expected)+did(p)))
 		}
 		b.WriteByte('\n')
 	}
-	fmt.Fprintf(&b, "\nFirst what the policies promise, then what packets did: ✓ reached, ✗ not reached%s.\n", legend(r))
+	fmt.Fprintf(&b, "\nFirst the expected result, then the observed one: ✓ reached, ✗ not reached%s.\n", legend(r))
 	showDifferences(&b, out, r)
 	showCounts(&b, out, r)
 	_, err := io.WriteString(out, b.String())
@@ -113,7 +113,7 @@ func colour(p lab.Probe) string {
 	switch {
 	case p.State == lab.Differs:
 		return red
-	case p.State != lab.AsPromised || p.Promise == lab.Deny || p.Promise == lab.Reject:
+	case p.State != lab.AsExpected || p.Expected == lab.Deny || p.Expected == lab.Reject:
 		return faint
 	}
 	return green
@@ -124,8 +124,8 @@ func legend(r lab.Report) string {
 	var text string
 	refused, either := false, false
 	for _, p := range r.Probes {
-		refused = refused || p.Promise == lab.Reject || p.Outcome == podns.Refused
-		either = either || p.Promise == lab.Either
+		refused = refused || p.Expected == lab.Reject || p.Outcome == podns.Refused
+		either = either || p.Expected == lab.Either
 	}
 	if refused {
 		text += ", ⊘ refused at once"
@@ -151,7 +151,7 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 		if p.Detail != "" {
 			got += ": " + p.Detail
 		}
-		fmt.Fprintf(b, "\n%s\n", paint(out, red, fmt.Sprintf("%s to %s: promised %s, %s", p.From, r.Targets[p.To], p.Promise, got)))
+		fmt.Fprintf(b, "\n%s\n", paint(out, red, fmt.Sprintf("%s to %s: expected %s, %s", p.From, r.Targets[p.To], p.Expected, got)))
 		fmt.Fprintf(b, "  %s\n", p.Why)
 		for line := range strings.Lines(p.Trace) {
 			b.WriteString("    " + strings.TrimRight(line, "\n") + "\n")
@@ -160,7 +160,7 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 }
 
 func showCounts(b *strings.Builder, out io.Writer, r lab.Report) {
-	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, paint(out, green, fmt.Sprintf("%d as promised", r.Counts[lab.AsPromised])))
+	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, paint(out, green, fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
 	if n := r.Counts[lab.Differs]; n > 0 {
 		b.WriteString(", " + paint(out, red, fmt.Sprintf("%d differ", n)))
 	}

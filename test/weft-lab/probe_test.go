@@ -22,14 +22,14 @@ func matrix() lab.Report {
 		Lab: "lab", Seconds: 0.25, From: []string{"shop/a-0", "shop/b-0"},
 		Targets: []lab.Target{target("pod", "shop/a-0", podns.TCP, 80, "10.244.0.2"), target("pod", "shop/b-0", podns.SCTP, 5432, "10.244.0.3"), target("service", "shop/a", podns.TCP, 80, "10.96.0.10")},
 		Probes: []lab.Probe{
-			{From: "shop/a-0", To: 0, Promise: lab.Allow, State: lab.AsPromised, Outcome: podns.Answered, Reached: "shop/a-0"},
-			{From: "shop/a-0", To: 1, Promise: lab.Allow, State: lab.NoProtocol},
-			{From: "shop/a-0", To: 2, Promise: lab.Either, State: lab.AsPromised, Outcome: podns.Silent},
-			{From: "shop/b-0", To: 0, Promise: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0", Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
-			{From: "shop/b-0", To: 1, Promise: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer", Why: "Ingress: no policy"},
-			{From: "shop/b-0", To: 2, Promise: lab.Reject, State: lab.AsPromised, Outcome: podns.Refused, Detail: "connection refused"},
+			{From: "shop/a-0", To: 0, Expected: lab.Allow, State: lab.AsExpected, Outcome: podns.Answered, Reached: "shop/a-0"},
+			{From: "shop/a-0", To: 1, Expected: lab.Allow, State: lab.NoProtocol},
+			{From: "shop/a-0", To: 2, Expected: lab.Either, State: lab.AsExpected, Outcome: podns.Silent},
+			{From: "shop/b-0", To: 0, Expected: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0", Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
+			{From: "shop/b-0", To: 1, Expected: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer", Why: "Ingress: no policy"},
+			{From: "shop/b-0", To: 2, Expected: lab.Reject, State: lab.AsExpected, Outcome: podns.Refused, Detail: "connection refused"},
 		},
-		Counts: map[lab.State]int{lab.AsPromised: 3, lab.Differs: 2, lab.NoProtocol: 1},
+		Counts: map[lab.State]int{lab.AsExpected: 3, lab.Differs: 2, lab.NoProtocol: 1},
 	}
 }
 
@@ -59,17 +59,17 @@ FROM \ TO   1   2   3
 shop/a-0   ✓✓  ✓k  ?✗
 shop/b-0   ✗✓  ✓✗  ⊘⊘
 
-First what the policies promise, then what packets did: ✓ reached, ✗ not reached, ⊘ refused at once, ? depends on the endpoint, k this kernel has no such protocol.
+First the expected result, then the observed one: ✓ reached, ✗ not reached, ⊘ refused at once, ? depends on the endpoint, k this kernel has no such protocol.
 
-shop/b-0 to pod shop/a-0 80/TCP: promised deny, answered by shop/a-0
+shop/b-0 to pod shop/a-0 80/TCP: expected deny, answered by shop/a-0
   Ingress: closed by shop/wall
     on node1:
      0 Classifier: in_port=16
 
-shop/b-0 to pod shop/b-0 5432/SCTP: promised allow, silent: no answer
+shop/b-0 to pod shop/b-0 5432/SCTP: expected allow, silent: no answer
   Ingress: no policy
 
-6 pairs in 0.2 s: 3 as promised, 2 differ, 1 of a protocol that this kernel does not have
+6 pairs in 0.2 s: 3 as expected, 2 differ, 1 of a protocol that this kernel does not have
 `)
 	if strings.Contains(out.String(), "\x1b") {
 		t.Error("colours where there is no terminal")

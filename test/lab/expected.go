@@ -108,11 +108,11 @@ func (t Target) usable(node string) []backend {
 	return leaving
 }
 
-// promise says what the policies promise about a target.
-func (v view) promise(from *pod, t Target) (Promise, string) {
+// expected is what the policies say about packets to a target, and why.
+func (v view) expected(from *pod, t Target) (Expectation, string) {
 	usable := t.usable(from.node.name)
 	if len(usable) == 0 {
-		return promiseOfNobody(t)
+		return expectedOfNone(t)
 	}
 	allowed, why := 0, []string{}
 	for _, b := range usable {
@@ -134,8 +134,8 @@ func (v view) promise(from *pod, t Target) (Promise, string) {
 	return Either, fmt.Sprintf("%d of %d endpoints are allowed: %s", allowed, len(usable), text)
 }
 
-// promiseOfNobody is about a Service without usable endpoints. Policies are about endpoints, so they have no part in it.
-func promiseOfNobody(t Target) (Promise, string) {
+// expectedOfNone is about a Service without usable endpoints. Policies are about endpoints, so they have no part in it.
+func expectedOfNone(t Target) (Expectation, string) {
 	elsewhere := t
 	elsewhere.local = false
 	if t.local && len(elsewhere.usable("")) > 0 {
@@ -149,13 +149,13 @@ func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
 	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto), Port: b.addr.Port()})
 }
 
-// kept tells whether packets did what was promised: who answered must be one who may, and somebody must answer who has to.
+// kept tells whether packets did what was expected: who answered must be one who may, and somebody must answer who has to.
 func (v view) kept(from *pod, t Target, p Probe) bool {
 	switch {
-	case p.Promise == Reject:
+	case p.Expected == Reject:
 		return p.Outcome == podns.Refused
 	case p.Outcome != podns.Answered:
-		return p.Promise != Allow
+		return p.Expected != Allow
 	}
 	return slices.ContainsFunc(t.usable(from.node.name), func(b backend) bool { return b.name == p.Reached && v.verdict(from, b, t).Allowed })
 }
