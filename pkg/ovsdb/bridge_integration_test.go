@@ -183,7 +183,7 @@ func TestForeignPortsSurvive(t *testing.T) {
 		[]string{"mine", "weft-geneve", "weft-vxlan", "weft0"}) {
 		t.Errorf("ports after a repair: %q", ports)
 	}
-	if err := l.c.RemovePort(l.ctx, "mine"); err == nil || !strings.Contains(err.Error(), "left alone") {
+	if err := l.c.RemovePort(l.ctx, "mine"); err == nil || !strings.Contains(err.Error(), "it stays") {
 		t.Errorf("RemovePort of a foreign port: error %v, want a refusal", err)
 	}
 	if err := l.c.RemovePort(l.ctx, model.GatewayName); err == nil {
