@@ -228,8 +228,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return nil
 	})
 	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
-	guardChanged := a.host.WatchTable(cni.GuardTable)
-	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.Guard, guardChanged); return nil })
+	guardChanged := a.host.WatchTable(cni.HostFilterTable)
+	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.SyncHostFilter, guardChanged); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
 	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
 	defer health.Close()

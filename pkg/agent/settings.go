@@ -179,7 +179,7 @@ func (a *Agent) resolveNeighbours(context.Context) error {
 			addrs = append(addrs, path.Remote)
 		}
 	}
-	return host.ResolveNeighbours(addrs)
+	return host.ResolveNeighbors(addrs)
 }
 
 // findMTU follows the underlay's MTU.

@@ -16,11 +16,12 @@ import (
 
 func TestOnlyRootMayAsk(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
-	// Open what the server closed, so that only its own check of the caller is left.
+	// Open the directory that the server restricted, so that only its check of the caller is left.
 	for _, path := range []string{n.dir, n.dir + "/s", n.socket, binDir, binDir + "/weft-cni"} {
 		check(t, os.Chmod(path, 0o777))
 	}
-	cmd := n.command("STATUS", fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket))
+	cmd := n.command("STATUS",
+		fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.Output()
 	var exit *exec.ExitError
@@ -29,7 +30,7 @@ func TestOnlyRootMayAsk(t *testing.T) {
 	}
 }
 
-// TestAddWaitsForTheSwitch: a switch that is away for the moment may be back at once, so an ADD is not refused for it.
+// TestAddWaitsForTheSwitch: an ADD is not rejected while ovs-vswitchd restarts, because it may be back at any moment.
 func TestAddWaitsForTheSwitch(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	n.set(func(s *cni.Settings) { s.Degraded = "the switch is away" })

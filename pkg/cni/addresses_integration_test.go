@@ -8,8 +8,8 @@ import (
 	"github.com/weft-cni/weft/pkg/cni"
 )
 
-// TestAddressesGoOn: an agent that starts goes on after the address that the one before gave last, although that is free
-// again and the highest in use is lower. When all others are in use, it is given.
+// TestAddressesGoOn: a new agent continues after the last address of the previous one, although that address is free
+// and the highest one in use is lower. When all others are in use, that address is allocated.
 func TestAddressesGoOn(t *testing.T) {
 	n := newNode(t, "10.20.0.0/29") // .2 to .6 for pods
 	list := n.conf("1.0.0", "")

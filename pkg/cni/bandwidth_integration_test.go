@@ -20,8 +20,9 @@ func TestEgressBandwidth(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.list(string(must2(cni.ConfList(n.socket))))
 	limited, free := n.pod("limited"), n.pod("free")
-	// The burst is what containerd asks for.
-	limited.rt.CapabilityArgs = map[string]any{"bandwidth": map[string]any{"egressRate": 4_000_000, "egressBurst": uint32(1<<32 - 1)}}
+	// containerd's burst.
+	limited.rt.CapabilityArgs = map[string]any{"bandwidth": map[string]any{"egressRate": 4_000_000,
+		"egressBurst": uint32(1<<32 - 1)}}
 	addr := map[*pod]string{}
 	for _, p := range []*pod{limited, free} {
 		addr[p] = net.JoinHostPort(n.mustAdd(list, p).IPs[0].Address.IP.String(), "7")
@@ -35,7 +36,10 @@ func TestEgressBandwidth(t *testing.T) {
 		check(t, to.netns.Do(func(ns.NetNS) (err error) { l, err = net.Listen("tcp", addr[to]); return err }))
 		defer l.Close()
 		var c net.Conn
-		check(t, from.netns.Do(func(ns.NetNS) (err error) { c, err = net.DialTimeout("tcp", addr[to], 10*time.Second); return err }))
+		check(t, from.netns.Do(func(ns.NetNS) (err error) {
+			c, err = net.DialTimeout("tcp", addr[to], 10*time.Second)
+			return err
+		}))
 		start := time.Now()
 		go func() { _, _ = c.Write(make([]byte, size)); c.Close() }()
 		in, err := l.Accept()
@@ -53,7 +57,7 @@ func TestEgressBandwidth(t *testing.T) {
 	if took := send(free, limited); took > time.Second {
 		t.Errorf("without a limit 1 MB took %v", took)
 	}
-	// With the kernel's datapath it is the bandwidth plugin's alone.
+	// With the kernel datapath only the bandwidth plugin limits.
 	n.set(func(s *cni.Settings) { s.UserspaceDatapath = false })
 	kernel := n.pod("kernel")
 	kernel.rt.CapabilityArgs = limited.rt.CapabilityArgs

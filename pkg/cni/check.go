@@ -21,7 +21,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// check compares what ADD reported with what there is, and names every difference. What chained plugins added is theirs.
+// check compares the attachment with the node's state and names every difference. The parts of chained plugins are not
+// checked.
 func (s *Server) check(ctx context.Context, req wire.Request, netns *os.File) error {
 	conf, err := parseConf(req.Config)
 	if err != nil {
@@ -40,7 +41,7 @@ func (s *Server) check(ctx context.Context, req wire.Request, netns *os.File) er
 		return err
 	}
 	defer unlock()
-	att, ok := s.book.get(key)
+	att, ok := s.allocations.get(key)
 	if !ok {
 		return errorf(types.ErrUnknownContainer, "container %s interface %s is not attached", key.ContainerID, key.IfName)
 	}
@@ -118,7 +119,8 @@ func checkHostEnd(name string) (index int, diffs []string, err error) {
 		return 0, nil, fmt.Errorf("find link %s: %w", name, err)
 	}
 	if !isOurs(link) {
-		diffs = append(diffs, fmt.Sprintf("the node's link %s is not Weft's (%s in group %d)", name, link.Type(), link.Attrs().Group))
+		diffs = append(diffs, fmt.Sprintf("the node's link %s is not Weft's (%s in group %d)",
+			name, link.Type(), link.Attrs().Group))
 	}
 	if link.Attrs().Flags&net.FlagUp == 0 {
 		diffs = append(diffs, fmt.Sprintf("the node's link %s is down", name))
@@ -145,7 +147,8 @@ func checkPodEnd(att model.Attachment, addrs []podAddr, hostIndex int) (diffs []
 		diffs = append(diffs, fmt.Sprintf("the pod's link %s is not the other end of %s", att.IfName, att.HostIfName))
 	}
 	if attrs.HardwareAddr.String() != att.MAC.String() {
-		diffs = append(diffs, fmt.Sprintf("the pod's link %s has MAC %s instead of %s", att.IfName, attrs.HardwareAddr, att.MAC))
+		diffs = append(diffs, fmt.Sprintf("the pod's link %s has MAC %s instead of %s",
+			att.IfName, attrs.HardwareAddr, att.MAC))
 	}
 	if attrs.Flags&net.FlagUp == 0 {
 		diffs = append(diffs, fmt.Sprintf("the pod's link %s is down", att.IfName))
@@ -159,7 +162,8 @@ func checkPodEnd(att model.Attachment, addrs []podAddr, hostIndex int) (diffs []
 		return diffs, fmt.Errorf("list the routes of the pod's %s: %w", att.IfName, err)
 	}
 	for _, a := range addrs {
-		if !slices.ContainsFunc(present, func(p netlink.Addr) bool { return p.IPNet.String() == a.prefix.String() }) {
+		prefix := a.prefix.String()
+		if !slices.ContainsFunc(present, func(p netlink.Addr) bool { return p.IPNet.String() == prefix }) {
 			diffs = append(diffs, fmt.Sprintf("the pod's link %s lacks address %s", att.IfName, a.prefix))
 		}
 		if !slices.ContainsFunc(routes, func(r netlink.Route) bool { return isDefaultVia(r, a.gateway) }) {
@@ -183,7 +187,8 @@ func checkPort(recorded []model.Attachment, att model.Attachment) []string {
 		if r.Key() != att.Key() {
 			continue
 		}
-		if r.HostIfName != att.HostIfName || r.OFPort != att.OFPort || r.MAC != att.MAC || r.Pod != att.Pod || !slices.Equal(r.IPs, att.IPs) {
+		if r.HostIfName != att.HostIfName || r.OFPort != att.OFPort || r.MAC != att.MAC || r.Pod != att.Pod ||
+			!slices.Equal(r.IPs, att.IPs) {
 			return []string{fmt.Sprintf("the bridge records %+v instead of %+v", r, att)}
 		}
 		return nil

@@ -47,18 +47,19 @@ const (
 	churnHold = 3
 )
 
-// runChurnAgent is an agent whose API server knows every pod: CNI server, flow loop and repair of the bridge, on the real
-// switch. It runs until it is killed.
+// runChurnAgent is an agent whose API server reports every pod: CNI server, flow loop and repair of the bridge, on a
+// real switch. It runs until the test kills it.
 func runChurnAgent(t *testing.T, dir string) {
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1) // the test has ended
+		os.Exit(1) // the test process has ended
 	}()
 	n := &node{t: t, ctx: t.Context(), dir: dir, socket: filepath.Join(dir, "s", "cni.sock")}
 	n.connect()
 	sw := ofswitch.New(filepath.Join(dir, "run"), model.BridgeName, ofswitch.Userspace)
 	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: n.log()})
-	loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: prefixes(churnCIDR)}})
+	loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")},
+		PodCIDRs: prefixes(churnCIDR)}})
 	server := cni.NewServer(cni.Config{
 		Socket: n.socket, Ports: n.db, Flows: knownPods{loop}, Log: n.log(),
 		Settings: func() cni.Settings {
@@ -95,7 +96,7 @@ func runChurnAgent(t *testing.T, dir string) {
 	check(t, server.Serve(n.ctx))
 }
 
-// knownPods is a loop that the API server has told of each pod.
+// knownPods is a loop to which the API server has reported each pod.
 type knownPods struct{ *agent.Loop }
 
 func (k knownPods) submit(a model.Attachment) {
@@ -107,7 +108,7 @@ func (k knownPods) Attach(ctx context.Context, a model.Attachment) error {
 	return k.Loop.Attach(ctx, a)
 }
 
-// churn is a runtime that adds and deletes pods, and what it knows of their addresses.
+// churn is a runtime that adds and deletes pods, and records their addresses.
 type churn struct {
 	*node
 	list  *libcni.NetworkConfigList
@@ -115,18 +116,18 @@ type churn struct {
 
 	mu     sync.Mutex
 	random *rand.Rand
-	held   map[netip.Addr]string // by whom
-	// given counts the addresses given; freed is when one was freed, in that count, since the agent that runs was started.
+	held   map[netip.Addr]string // container ID by address
+	// given counts allocated addresses; freed has the count at which the running agent freed an address.
 	given int
 	freed map[netip.Addr]int
-	// kills counts the agents that were killed, each before and after: it is odd while no agent listens.
+	// kills is incremented before and after each kill of the agent: it is odd while no agent listens.
 	kills int
 	stats map[string]int
 }
 
-// TestChurn adds and deletes pods, as many as WEFT_CHURN says (a hundred and fifty by default), on a real switch while
-// plugins, agents and ovs-vswitchd are killed. No address is ever two pods', or given again at once; in the end nothing is
-// left, and every address can be given.
+// TestChurn adds and deletes WEFT_CHURN pods (150 by default) on a real switch while plugins, agents and ovs-vswitchd
+// are killed. No address belongs to two pods at a time or is reused at once; in the end nothing is left, and every
+// address can be allocated.
 func TestChurn(t *testing.T) {
 	operations := 150
 	if text := os.Getenv("WEFT_CHURN"); text != "" {
@@ -166,7 +167,7 @@ func TestChurn(t *testing.T) {
 	}
 	c.wantNothingLeft()
 
-	// Whatever was leaked would be missing now: each address is given once, and after the last one the pool is exhausted.
+	// A leaked address would be missing: each address is allocated once, and then the pool is exhausted.
 	var pods []*pod
 	for range churnRoom {
 		p := c.newPod()
@@ -186,7 +187,7 @@ func TestChurn(t *testing.T) {
 	r, err := c.add(c.list, freed)
 	check(t, err)
 	c.mu.Lock()
-	clear(c.freed) // there is only one to be given
+	clear(c.freed) // only one address is left to allocate
 	c.mu.Unlock()
 	c.take(freed, r)
 	for _, p := range append(pods[1:], freed) {
@@ -210,7 +211,7 @@ func (c *churn) count(what string) {
 func (c *churn) startAgent() {
 	a := exec.Command("/proc/self/exe", "-test.run=^TestAgentProcess$", "-test.timeout=0", "-test.v")
 	a.Env = append(os.Environ(), "WEFT_CNI_TEST_AGENT="+churnStep, "WEFT_CNI_TEST_DIR="+c.dir)
-	_, err := a.StdinPipe() // whose end is the end of this process
+	_, err := a.StdinPipe() // the pipe closes when this process ends
 	check(c.t, err)
 	log, err := os.OpenFile(filepath.Join(c.dir, "agent.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	check(c.t, err)
@@ -236,8 +237,8 @@ func (c *churn) killAgent() {
 	_ = c.agent.Wait() // it was killed
 }
 
-// chaos kills the agent and restarts ovs-vswitchd, at random, until stop is closed. In the end both run. Each is done once at
-// least.
+// chaos kills the agent and restarts ovs-vswitchd at random, at least once each, until stop is closed. Both run when it
+// returns.
 func (c *churn) chaos(stop <-chan struct{}) {
 	for i := 0; ; i++ {
 		pause := time.After(testenv.Patience(time.Duration(200+c.roll(1000)) * time.Millisecond))
@@ -258,10 +259,10 @@ func (c *churn) chaos(stop <-chan struct{}) {
 		}
 		c.mu.Lock()
 		c.kills++
-		clear(c.freed) // the next agent does not know what the last one freed
+		clear(c.freed) // the next agent does not know the addresses that this one freed
 		c.mu.Unlock()
 		c.killAgent()
-		time.Sleep(time.Duration(c.roll(300)) * time.Millisecond) // in which no agent listens
+		time.Sleep(time.Duration(c.roll(300)) * time.Millisecond) // no agent listens meanwhile
 		c.startAgent()
 		c.mu.Lock()
 		c.kills++
@@ -270,8 +271,8 @@ func (c *churn) chaos(stop <-chan struct{}) {
 	}
 }
 
-// work adds and deletes pods as a runtime does: what failed is deleted until that succeeds, and never used again. An ADD
-// that failed because the agent or the switch was away is no operation.
+// work adds and deletes pods as a runtime does: it deletes a failed pod until that succeeds, and never reuses it. An
+// ADD that failed because agent or switch were not available does not count.
 func (c *churn) work(operations int) {
 	var pods []*pod
 	for done := 0; done < operations; {
@@ -299,7 +300,8 @@ func (c *churn) work(operations int) {
 			if killed {
 				done++
 				c.count("ADDs killed")
-			} else if e := (*types.Error)(nil); !errors.As(err, &e) || e.Code != types.ErrTryAgainLater && e.Code != types.ErrIOFailure {
+			} else if e := (*types.Error)(nil); !errors.As(err, &e) || e.Code != types.ErrTryAgainLater &&
+				e.Code != types.ErrIOFailure {
 				c.t.Errorf("ADD: %v", err)
 			}
 			c.remove(p)
@@ -329,14 +331,15 @@ func (c *churn) newPod() *pod {
 	id := fmt.Sprintf("c%d", containers.Add(1))
 	return &pod{netns, &libcni.RuntimeConf{
 		ContainerID: id, NetNS: netns.Path(), IfName: "eth0",
-		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "pod-" + id}, {"K8S_POD_UID", "uid-" + id}},
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", "pod-" + id},
+			{"K8S_POD_UID", "uid-" + id}},
 	}}
 }
 
-// take notes whose addresses these are now.
+// take records the owner of the addresses.
 func (c *churn) take(p *pod, r *current.Result) {
-	// An address that was freed comes up again only when all others have been given that pods do not hold and that ADDs
-	// have not reserved meanwhile.
+	// A freed address is reused only when all others have been allocated that neither pods hold nor running ADDs have
+	// reserved.
 	const soonest = churnRoom - churnWorkers*(churnHold+2)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -356,8 +359,8 @@ func (c *churn) take(p *pod, r *current.Result) {
 	}
 }
 
-// remove is what a runtime does with a pod that ends, whatever became of its ADD: DEL until it succeeds, and then the
-// namespace goes.
+// remove is a runtime's handling of a pod that ends, whatever the result of its ADD: DEL until it succeeds, then delete
+// the namespace.
 func (c *churn) remove(p *pod) {
 	c.mu.Lock()
 	begun := c.kills
@@ -378,7 +381,7 @@ func (c *churn) remove(p *pod) {
 	for addr, owner := range c.held {
 		if owner == p.rt.ContainerID {
 			delete(c.held, addr)
-			// Otherwise another agent than the one that runs may have freed it.
+			// Otherwise an earlier agent may have freed it.
 			if tries == 0 && begun%2 == 0 && begun == c.kills {
 				c.freed[addr] = c.given
 			}
@@ -389,8 +392,8 @@ func (c *churn) remove(p *pod) {
 	if err := p.netns.Close(); err != nil {
 		c.t.Error(err)
 	}
-	// This process's children have all its files between fork and exec, so the namespace may be busy for a moment. So it is
-	// while the agent works in it for an ADD whose plugin was killed.
+	// Children of this process share its files between fork and exec, and the agent may work in the namespace for an
+	// ADD whose plugin was killed, so the namespace may be busy for a moment.
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if err = unix.Unmount(p.netns.Path(), 0); !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
 			break
@@ -401,7 +404,8 @@ func (c *churn) remove(p *pod) {
 	}
 }
 
-// wantNothingLeft waits until nothing of any pod is left, for what was deleted while no agent ran is removed by the next.
+// wantNothingLeft waits until no trace of any pod is left: the next agent removes pods that were deleted while no agent
+// ran.
 func (c *churn) wantNothingLeft() {
 	c.t.Helper()
 	var left map[string][]string
@@ -417,7 +421,7 @@ func (c *churn) wantNothingLeft() {
 	}
 }
 
-// left lists all that pods have: ports and their records, links, namespaces, files, flows.
+// left lists the traces of all pods: ports and their records, links, namespaces, files, flows.
 func (c *churn) left() map[string][]string {
 	left := map[string][]string{}
 	note := func(what string, names ...string) {
@@ -436,7 +440,8 @@ func (c *churn) left() map[string][]string {
 		left["ports"] = append(left["ports"], b.Name)
 	}
 	note("links", c.links()...)
-	for _, dir := range []string{"/run/netns", filepath.Join(c.dir, "s", "attachments"), filepath.Join(c.dir, "s", "deleted")} {
+	for _, dir := range []string{"/run/netns", filepath.Join(c.dir, "s", "attachments"),
+		filepath.Join(c.dir, "s", "deleted")} {
 		files, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			note(dir, err.Error())

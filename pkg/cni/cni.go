@@ -1,11 +1,13 @@
-// Package cni is the agent's side of CNI: it answers what weft-cni forwards from the container runtime. It gives a pod
-// its addresses and its switch port, makes its veth, and has the bridge's port and the pod's flows realised before it
-// says so.
+// Package cni is the agent's side of CNI: it serves the requests that weft-cni forwards from the container runtime. An
+// ADD allocates the pod's addresses and switch port, creates its veth, and succeeds once the port is on the bridge and
+// the pod's flows are programmed.
 //
-// State: the external_ids that Ports keeps are the lasting record of an attachment; copies of them are
-// below /run (copies.go). The Server's book is filled from them by Recover, owned by the Server, and guarded by one mutex that is never held over a call into the kernel,
-// OVSDB or the flow loop. Every request runs on its own goroutine; requests for one attachment exclude each other, all
-// others run in parallel. Threads that enter a pod's network namespace serve nothing else meanwhile.
+// State: the external_ids of the bridge's ports (see Ports) are the persistent record of the attachments; copies of
+// them are in files below /run (copies.go). Recover fills the Server's allocations from these records. The Server owns
+// the allocations and guards them with a mutex that is never held across calls into the kernel, OVSDB or the flow loop.
+//
+// Each request runs on its own goroutine. Requests for the same attachment are serialized; all others run in parallel.
+// A thread that enters a pod's network namespace does no other work until it has returned.
 package cni
 
 import (
@@ -19,44 +21,44 @@ import (
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// Ports is the bridge, as the CNI server needs it: an *ovsdb.Client.
+// Ports gives the CNI server access to the bridge's ports. *ovsdb.Client implements it.
 type Ports interface {
 	// AddPort adds the attachment's port and records the whole attachment in its external_ids, in one transaction. It
-	// returns when the switch has the port under the OpenFlow number that the attachment asks for.
+	// blocks until the switch has the port under the attachment's OpenFlow number.
 	AddPort(ctx context.Context, att model.Attachment) error
-	// RemovePort removes the port; one that does not exist is no error.
+	// RemovePort removes the port. Idempotent.
 	RemovePort(ctx context.Context, hostIfName string) error
-	// SetLastIPs records the addresses that were given last, LastIPs reads them.
+	// SetLastIPs records the most recently allocated addresses; LastIPs reads them.
 	SetLastIPs(ctx context.Context, ips []netip.Addr) error
 	LastIPs(ctx context.Context) ([]netip.Addr, error)
-	// Attachments reads back what AddPort recorded, and names the pods' ports whose record cannot be read.
+	// Attachments returns the attachments that AddPort recorded, and the pods' ports whose record is invalid.
 	Attachments(ctx context.Context) ([]model.Attachment, []ovsdb.BadPort, error)
 }
 
-// Flows is the loop that compiles and programs.
+// Flows is the loop that compiles flows and programs the switch.
 type Flows interface {
-	// Attach returns when the pod's flows are realised in the switch.
+	// Attach blocks until the pod's flows are programmed.
 	Attach(ctx context.Context, att model.Attachment) error
-	// Detach returns when the pod's flows are gone. One that was never attached is no error.
+	// Detach blocks until the pod's flows are deleted. Idempotent.
 	Detach(ctx context.Context, key model.AttachmentKey) error
-	// Realised returns nil when the pod's flows are in the switch, and otherwise what is wrong.
+	// Realised returns nil when the pod's flows are programmed, and otherwise the reason why not.
 	Realised(ctx context.Context, key model.AttachmentKey) error
 }
 
-// Settings is what the node currently gives its pods.
+// Settings are the node's current settings for its pods.
 type Settings struct {
-	// NotReady says why the node cannot connect pods now; empty when it can.
+	// NotReady is the reason why the node cannot attach pods; empty when it can.
 	NotReady string
-	// Degraded says why an ADD would have to wait now: the switch is away for the moment. STATUS tells the runtime; an ADD
-	// still waits, because the switch may be back at once.
+	// Degraded is the reason why an ADD would have to wait, for example that ovs-vswitchd restarts. STATUS reports it
+	// to the runtime; an ADD still waits, because the switch may be back at any moment.
 	Degraded string
-	// NoAddresses says why no pod may get an address of PodCIDRs; empty when pods may. An ADD fails, all else goes on.
+	// NoAddresses is the reason why no pod may get an address of PodCIDRs; empty when pods may. Only ADD fails then.
 	NoAddresses string
-	// PodCIDRs are the ranges of the node, at most one of each family.
+	// PodCIDRs are the node's ranges, at most one of each family.
 	PodCIDRs []netip.Prefix
-	// MTU of the pods' interfaces.
+	// MTU of the pods' interfaces, in bytes.
 	MTU int
-	// UserspaceDatapath is set for datapath_type=netdev, which needs complete checksums from the pods.
+	// UserspaceDatapath is set with datapath_type=netdev, which needs complete checksums from the pods.
 	UserspaceDatapath bool
 }
 
@@ -67,23 +69,23 @@ func (s Settings) unready() string {
 	return s.NotReady
 }
 
-// The link groups (IFLA_GROUP) that mark the node's ends of our veths: they are set in the message that makes the link,
-// so there is no moment in which a link of ours could not be recognised. A link in GroupAdding belongs to an ADD that has
-// not finished; after a restart of the agent that means: never will.
-// The packet filter knows the links by their group, too; see Guard.
+// The link groups (IFLA_GROUP) that mark the node's ends of Weft's veths. The message that creates a link sets its
+// group, so a link is recognizable at every moment. A link in GroupAdding belongs to an ADD that has not finished;
+// after a restart of the agent, to one that never will. The host filter matches links by group, too; see
+// SyncHostFilter.
 const (
 	GroupAttached uint32 = 0x77656674 // "weft"
 	GroupAdding   uint32 = GroupAttached + 1
 )
 
-// Error codes of our own; docs/cni.md explains them to operators. CNI reserves those below 100.
+// Weft's own error codes; docs/cni.md explains them to operators. CNI reserves codes below 100.
 const (
 	ErrAlreadyAttached uint = 100
 	ErrPoolExhausted   uint = 101
 	ErrDamaged         uint = 102
 )
 
-// errNotAvailable is STATUS's code for "cannot service ADD requests" (CNI 1.1.0).
+// errNotAvailable is the code of STATUS for "cannot service ADD requests" (CNI 1.1.0).
 const errNotAvailable uint = 50
 
 func errorf(code uint, format string, args ...any) *types.Error {

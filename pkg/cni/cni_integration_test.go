@@ -13,7 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
@@ -50,23 +49,28 @@ func TestAddCheckDel(t *testing.T) {
 	if got := n.flows.present[att.Key()]; fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("flows for %+v", got)
 	}
-	text := fmt.Sprint(r.Interfaces[0].Name, r.Interfaces[0].Sandbox, r.Interfaces[1].Name, r.Interfaces[1].Mac, r.Interfaces[1].Sandbox, r.DNS.Nameservers)
+	text := fmt.Sprint(r.Interfaces[0].Name, r.Interfaces[0].Sandbox, r.Interfaces[1].Name, r.Interfaces[1].Mac,
+		r.Interfaces[1].Sandbox, r.DNS.Nameservers)
 	if wantText := fmt.Sprint(att.HostIfName, "", "eth0", att.MAC, p.rt.NetNS, []string{"10.96.0.10"}); text != wantText {
 		t.Errorf("result %s, want %s", text, wantText)
 	}
-	for i, wantIP := range []string{"{Interface:1 Address:10.20.0.2/24 Gateway:10.20.0.1} 0.0.0.0/0 10.20.0.1", "{Interface:1 Address:fd20::2/64 Gateway:fd20::1} ::/0 fd20::1"} {
+	for i, wantIP := range []string{"{Interface:1 Address:10.20.0.2/24 Gateway:10.20.0.1} 0.0.0.0/0 10.20.0.1",
+		"{Interface:1 Address:fd20::2/64 Gateway:fd20::1} ::/0 fd20::1"} {
 		ip, route := r.IPs[i], r.Routes[i]
-		if got := fmt.Sprintf("{Interface:%d Address:%s Gateway:%s} %s %s", *ip.Interface, ip.Address.String(), ip.Gateway, route.Dst.String(), route.GW); got != wantIP {
+		if got := fmt.Sprintf("{Interface:%d Address:%s Gateway:%s} %s %s", *ip.Interface, ip.Address.String(), ip.Gateway,
+			route.Dst.String(), route.GW); got != wantIP {
 			t.Errorf("result has %s, want %s", got, wantIP)
 		}
 	}
 	wantPodInterface(t, p, att)
 	host, err := netlink.LinkByName(att.HostIfName)
 	check(t, err)
-	if a := host.Attrs(); a.Group != cni.GroupAttached || a.MTU != 1400 || a.RawFlags&syscall.IFF_NOARP == 0 || a.HardwareAddr.String() != r.Interfaces[0].Mac {
+	if a := host.Attrs(); a.Group != cni.GroupAttached || a.MTU != 1400 || a.RawFlags&syscall.IFF_NOARP == 0 ||
+		a.HardwareAddr.String() != r.Interfaces[0].Mac {
 		t.Errorf("the node's end: %+v", a)
 	}
-	if v6, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + att.HostIfName + "/disable_ipv6"); err != nil || string(v6) != "1\n" {
+	if v6, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + att.HostIfName + "/disable_ipv6"); err != nil ||
+		string(v6) != "1\n" {
 		t.Errorf("IPv6 on the node's end: %q, %v", v6, err)
 	}
 
@@ -78,7 +82,7 @@ func TestAddCheckDel(t *testing.T) {
 	n.mustDel(list, p)
 	n.wantNothing()
 	n.mustDel(list, p)
-	// What was freed last comes up last.
+	// The address that was freed last is reused last.
 	if r := n.mustAdd(list, p); r.IPs[0].Address.IP.String() != "10.20.0.3" || r.IPs[1].Address.IP.String() != "fd20::3" {
 		t.Errorf("addresses %v were reused at once", r.IPs)
 	}
@@ -179,7 +183,9 @@ func TestEveryVersion(t *testing.T) {
 		n.mustDel(list, p)
 	}
 	n.wantNothing()
-	_, err := n.run("ADD", fmt.Sprintf(`{"cniVersion": "9.9.9", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket), "CNI_CONTAINERID=x", "CNI_NETNS=/proc/self/ns/net", "CNI_IFNAME=eth0")
+	_, err := n.run("ADD",
+		fmt.Sprintf(`{"cniVersion": "9.9.9", "name": "weft", "type": "weft-cni", "socket": %q}`,
+			n.socket), "CNI_CONTAINERID=x", "CNI_NETNS=/proc/self/ns/net", "CNI_IFNAME=eth0")
 	wantCode(t, err, types.ErrIncompatibleCNIVersion, "")
 	info, err := n.libcni.GetVersionInfo(n.ctx, "weft-cni")
 	check(t, err)
@@ -200,17 +206,31 @@ func TestMalformedConfiguration(t *testing.T) {
 	}{
 		{"not JSON", `{`, env, types.ErrDecodingFailure, ""},
 		{"no name", `{"cniVersion": "1.0.0", "type": "weft-cni"}`, env, types.ErrInvalidNetworkConfig, "name"},
-		{"another name", `{"cniVersion": "1.0.0", "name": "other", "type": "weft-cni", SOCKET}`, env, types.ErrInvalidNetworkConfig, `must be called "weft"`},
-		{"unknown key", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "mtuu": 9, SOCKET}`, env, types.ErrUnsupportedField, `"mtuu" (value 9)`},
-		{"ipam", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "ipam": {"type": "host-local"}, SOCKET}`, env, types.ErrUnsupportedField, "host-local"},
-		{"unknown capability", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "runtimeConfig": {"ips": ["10.20.0.9"]}, SOCKET}`, env, types.ErrUnsupportedField, "runtimeConfig.ips"},
-		{"wrong type", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "dns": 3, SOCKET}`, env, types.ErrInvalidNetworkConfig, "dns"},
-		{"bad socket", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "socket": 3}`, env, types.ErrInvalidNetworkConfig, "socket"},
-		{"prevResult", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "prevResult": {"cniVersion": "1.0.0"}, SOCKET}`, env, types.ErrInvalidNetworkConfig, "first plugin"},
-		{"multicast MAC", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "runtimeConfig": {"mac": "01:00:00:00:00:01"}, SOCKET}`, env, types.ErrInvalidNetworkConfig, "multicast"},
-		{"no interface name", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`, []string{"CNI_CONTAINERID=c", "CNI_NETNS=x"}, types.ErrInvalidEnvironmentVariables, "CNI_IFNAME"},
-		{"bad CNI_ARGS", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`, append(env, "CNI_ARGS=X=1"), types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
-		{"pod without namespace", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`, append(env, "CNI_ARGS=K8S_POD_NAME=x"), types.ErrInvalidEnvironmentVariables, "K8S_POD_NAMESPACE"},
+		{"another name", `{"cniVersion": "1.0.0", "name": "other", "type": "weft-cni", SOCKET}`, env,
+			types.ErrInvalidNetworkConfig, `must be called "weft"`},
+		{"unknown key", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "mtuu": 9, SOCKET}`, env,
+			types.ErrUnsupportedField, `"mtuu" (value 9)`},
+		{"ipam", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "ipam": {"type": "host-local"}, SOCKET}`, env,
+			types.ErrUnsupportedField, "host-local"},
+		{"unknown capability",
+			`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "runtimeConfig": {"ips": ["10.20.0.9"]}, SOCKET}`,
+			env, types.ErrUnsupportedField, "runtimeConfig.ips"},
+		{"wrong type", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "dns": 3, SOCKET}`, env,
+			types.ErrInvalidNetworkConfig, "dns"},
+		{"bad socket", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "socket": 3}`, env,
+			types.ErrInvalidNetworkConfig, "socket"},
+		{"prevResult",
+			`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "prevResult": {"cniVersion": "1.0.0"}, SOCKET}`,
+			env, types.ErrInvalidNetworkConfig, "first plugin"},
+		{"multicast MAC",
+			`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "runtimeConfig": {"mac": "01:00:00:00:00:01"}, SOCKET}`,
+			env, types.ErrInvalidNetworkConfig, "multicast"},
+		{"no interface name", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`,
+			[]string{"CNI_CONTAINERID=c", "CNI_NETNS=x"}, types.ErrInvalidEnvironmentVariables, "CNI_IFNAME"},
+		{"bad CNI_ARGS", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`, append(env, "CNI_ARGS=X=1"),
+			types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
+		{"pod without namespace", `{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", SOCKET}`,
+			append(env, "CNI_ARGS=K8S_POD_NAME=x"), types.ErrInvalidEnvironmentVariables, "K8S_POD_NAMESPACE"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			_, err := n.run("ADD", strings.ReplaceAll(tc.conf, "SOCKET", fmt.Sprintf(`"socket": %q`, n.socket)), tc.env...)
@@ -243,7 +263,7 @@ func TestNetns(t *testing.T) {
 	}
 	n.wantNothing()
 
-	// DEL succeeds before any ADD, without a namespace, and for a namespace that is gone.
+	// DEL succeeds before any ADD, without a namespace, and for a deleted namespace.
 	check(t, n.libcni.DelNetworkList(n.ctx, list, &libcni.RuntimeConf{ContainerID: "never", IfName: "eth0"}))
 	n.mustAdd(list, p)
 	rt := *p.rt
@@ -254,7 +274,7 @@ func TestNetns(t *testing.T) {
 	rt.NetNS = "/var/run/netns/does-not-exist"
 	check(t, n.libcni.DelNetworkList(n.ctx, list, &rt))
 	n.wantNothing()
-	// The interface exists already, and is not ours to replace.
+	// The interface exists already and must not be replaced.
 	check(t, p.netns.Do(func(ns.NetNS) error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "other"})
 	}))
@@ -279,7 +299,7 @@ func TestAgentNotRunningOrNotReady(t *testing.T) {
 	wantCode(t, err, types.ErrTryAgainLater, "does not answer")
 	n.mustDel(list, p)
 	wantCode(t, n.libcni.GetStatusNetworkList(n.ctx, list), 50, "does not answer")
-	// A socket file that nobody listens on, as a killed agent leaves it.
+	// The socket file of a killed agent.
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: n.socket, Net: "unix"})
 	check(t, err)
 	l.SetUnlinkOnClose(false)
@@ -294,7 +314,7 @@ func TestAgentNotRunningOrNotReady(t *testing.T) {
 }
 
 func TestPoolExhausted(t *testing.T) {
-	// Six addresses, of which the gateway has one.
+	// Six addresses, one of them the gateway's.
 	n := newNode(t, "10.20.0.0/29", "fd20::/64")
 	list := n.conf("1.1.0", "")
 	var pods []*pod
@@ -324,7 +344,8 @@ func TestPoolExhausted(t *testing.T) {
 
 func TestMACOnRequest(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
-	for i, extra := range []string{`, "capabilities": {"mac": true}`, `, "args": {"cni": {"mac": "02:00:00:00:00:01"}}`, ""} {
+	for i, extra := range []string{`, "capabilities": {"mac": true}`, `, "args": {"cni": {"mac": "02:00:00:00:00:01"}}`,
+		""} {
 		p := n.pod("web")
 		mac := fmt.Sprintf("02:00:00:00:00:0%d", i)
 		switch i {
@@ -339,7 +360,7 @@ func TestMACOnRequest(t *testing.T) {
 	}
 }
 
-// TestWithoutKubernetes: a container that is no pod is refused at once, not after all the time that an ADD may take.
+// TestWithoutKubernetes: a container that is not a pod is rejected at once, without waiting for the ADD's timeout.
 func TestWithoutKubernetes(t *testing.T) {
 	n := newNode(t, "fd20::/64")
 	p := n.pod("")
@@ -396,7 +417,7 @@ func TestOneKeyAtATime(t *testing.T) {
 	<-n.flows.entered
 	deleted := make(chan error, 1)
 	go func() { deleted <- n.libcni.DelNetworkList(n.ctx, list, p.rt) }()
-	// Another attachment is not held up.
+	// Another attachment is not delayed.
 	free := n.pod("web")
 	other := make(chan error, 1)
 	go func() { _, err := n.add(list, free); other <- err }()
@@ -422,7 +443,7 @@ func TestFailureRollsBack(t *testing.T) {
 	n.wantNothing()
 	n.flows.fail(nil)
 
-	// When even the roll-back fails, the error says so and the address stays reserved until DEL has succeeded.
+	// When the rollback fails too, the error names it and the address stays reserved until DEL has succeeded.
 	check(t, n.stop())
 	broken := &brokenPorts{Client: n.db, err: errors.New("OVSDB is away")}
 	n.startWith(broken)
@@ -468,27 +489,4 @@ func (b *brokenPorts) RemovePort(ctx context.Context, name string) error {
 		return err
 	}
 	return b.Client.RemovePort(ctx, name)
-}
-
-// TestAddHasOneDeadline: what waits for the bridge ends when the ADD ends, however late in the ADD it began.
-func TestAddHasOneDeadline(t *testing.T) {
-	n := newNode(t, "10.20.0.0/24")
-	check(t, n.stop())
-	ports := &timedPorts{Client: n.db}
-	n.startWith(ports)
-	n.mustAdd(n.conf("1.0.0", ""), n.pod("web"))
-	if ports.deadline.IsZero() || !ports.deadline.Equal(n.flows.deadline) {
-		t.Errorf("AddPort may take until %v, Attach until %v", ports.deadline, n.flows.deadline)
-	}
-}
-
-// timedPorts remembers until when the last AddPort may take.
-type timedPorts struct {
-	*ovsdb.Client
-	deadline time.Time
-}
-
-func (p *timedPorts) AddPort(ctx context.Context, a model.Attachment) error {
-	p.deadline, _ = ctx.Deadline()
-	return p.Client.AddPort(ctx, a)
 }

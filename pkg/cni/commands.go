@@ -20,7 +20,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// do runs one command. Only ADD and CHECK end early when the plugin goes away; a DEL is better finished than repeated.
+// do runs one command. Only ADD and CHECK end early when the plugin exits; a DEL is finished, so that it need not be
+// repeated.
 func (s *Server) do(ctx context.Context, req wire.Request, netns *os.File) (json.RawMessage, error) {
 	if slices.Contains([]string{"ADD", "CHECK", "DEL"}, req.Command) {
 		if err := validKey(req.ContainerID, req.IfName); err != nil {
@@ -37,7 +38,8 @@ func (s *Server) do(ctx context.Context, req wire.Request, netns *os.File) (json
 		defer cancel()
 		return nil, s.check(ctx, req, netns)
 	case "DEL":
-		return nil, s.del(context.WithoutCancel(ctx), model.AttachmentKey{ContainerID: req.ContainerID, IfName: req.IfName})
+		key := model.AttachmentKey{ContainerID: req.ContainerID, IfName: req.IfName}
+		return nil, s.del(context.WithoutCancel(ctx), key)
 	case "GC":
 		return nil, s.gc(context.WithoutCancel(ctx), req)
 	case "STATUS":
@@ -53,10 +55,12 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 		return nil, err
 	}
 	if conf.Name != NetworkName {
-		return nil, errorf(types.ErrInvalidNetworkConfig, "network name %q: the network of weft-cni must be called %q", conf.Name, NetworkName)
+		return nil, errorf(types.ErrInvalidNetworkConfig, "network name %q: the network of weft-cni must be called %q",
+			conf.Name, NetworkName)
 	}
 	if conf.PrevResult != nil {
-		return nil, errorf(types.ErrInvalidNetworkConfig, "prevResult: weft-cni makes the interface, so it must be the first plugin of the list")
+		return nil, errorf(types.ErrInvalidNetworkConfig,
+			"prevResult: weft-cni creates the interface, so it must be the first plugin of the list")
 	}
 	pod, mac, err := identity(req.Args, conf)
 	if err != nil {
@@ -80,7 +84,7 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 	defer unlock()
 
 	s.releaseOrphans()
-	att, err := s.book.reserve(key, pod, set.PodCIDRs, mac)
+	att, err := s.allocations.reserve(key, pod, set.PodCIDRs, mac)
 	if err != nil {
 		return nil, err
 	}
@@ -95,32 +99,36 @@ func (s *Server) add(ctx context.Context, req wire.Request, netns *os.File) (jso
 			err = fmt.Errorf("%w (%w)", context.Cause(ctx), err)
 		}
 		if undo := s.remove(context.WithoutCancel(ctx), "ADD", att); undo != nil {
-			err = fmt.Errorf("%w; and rolling it back failed, so its address stays reserved until DEL: %w", err, undo)
+			err = fmt.Errorf("%w; and the rollback failed, so its address stays reserved until DEL: %w", err, undo)
 		}
 		return nil, fmt.Errorf("attach pod %s: %w", pod, err)
 	}
 	if err := s.copies.write(att, hostMAC); err != nil {
-		s.cfg.Log.Error("an attachment has no copy: if OVSDB is lost while no agent runs, its pod must be deleted", "err", err)
+		s.cfg.Log.Error("no copy of the attachment; if OVSDB is lost while no agent runs, its pod must be deleted",
+			"err", err)
 	}
-	s.book.complete(att)
+	s.allocations.markComplete(att)
 	return result, nil
 }
 
-// connect makes and realises everything that an attachment consists of. What does not depend on each other runs in
-// parallel: the flows are compiled and programmed while the kernel makes the veth and OVS adds the port, which forwards
-// nothing until its flows are there. On failure something of it may exist.
-func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings, limit egressLimit, netns *os.File) (net.HardwareAddr, error) {
+// connect creates and programs all parts of an attachment. Independent parts run in parallel: the agent compiles and
+// programs the flows while the kernel creates the veth and OVS adds the port, which forwards nothing until its flows
+// exist. After a failure some parts may exist.
+func (s *Server) connect(
+	ctx context.Context, att model.Attachment, set Settings, limit egressLimit, netns *os.File,
+) (net.HardwareAddr, error) {
 	var veth *netlink.Veth
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(s.timed("flows", func() error {
 		if err := s.cfg.Flows.Attach(gctx, att); err != nil {
-			return transient("realise the pod's flows", err)
+			return transient("program the pod's flows", err)
 		}
 		return nil
 	}))
 	g.Go(func() error {
-		if err := s.cfg.Ports.SetLastIPs(gctx, s.book.last()); err != nil {
-			s.cfg.Log.Warn("after a restart of the agent, addresses go on after the highest in use", "err", err)
+		if err := s.cfg.Ports.SetLastIPs(gctx, s.allocations.lastIPs()); err != nil {
+			s.cfg.Log.Warn("last allocated addresses are not recorded; after a restart of the agent, "+
+				"allocation continues after the highest address in use", "err", err)
 		}
 		return nil
 	})
@@ -133,14 +141,15 @@ func (s *Server) connect(ctx context.Context, att model.Attachment, set Settings
 			return err
 		}
 		g.Go(s.timed("pod", func() error {
-			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, limit, sysctls(s.cfg.ProcSys))
+			return configurePod(netns, att.IfName, podAddrs(att, set.PodCIDRs), set.UserspaceDatapath, limit,
+				sysctls(s.cfg.ProcSys))
 		}))
 		if err := raiseHostEnd(veth, sysctls(s.cfg.ProcSys)); err != nil {
 			return err
 		}
 		return s.timed("port", func() error {
-			// Not ended early when something else fails: an interrupted transaction may still take effect, and the
-			// roll-back could come before it. But do's deadline holds, or the answer would come too late.
+			// A failure elsewhere does not cancel AddPort: an interrupted transaction may still take effect, after the
+			// rollback. The deadline of the ADD holds, so that the response is in time.
 			deadline, _ := ctx.Deadline()
 			ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 			defer cancel()
@@ -170,12 +179,12 @@ func (s *Server) timed(phase string, fn func() error) func() error {
 	}
 }
 
-// transient marks a failure of the bridge or the flow loop, which reconnect and retry by themselves.
+// transient marks an error of the bridge or the flow loop, which reconnect and retry by themselves.
 func transient(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, types.NewError(types.ErrTryAgainLater, err.Error(), ""))
 }
 
-// del removes an attachment. What is unknown was never made, is gone, or is an orphan.
+// del removes an attachment. An unknown key is an orphan, or there is nothing to remove. Idempotent.
 func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	lockCtx, cancel := context.WithTimeout(ctx, doTimeout)
 	defer cancel()
@@ -184,7 +193,7 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 		return err
 	}
 	defer unlock()
-	att, ok := s.book.get(key)
+	att, ok := s.allocations.get(key)
 	if !ok {
 		err = s.deleteOrphan(key)
 	} else if err = s.remove(ctx, "DEL", att); err != nil {
@@ -200,9 +209,9 @@ func (s *Server) del(ctx context.Context, key model.AttachmentKey) error {
 	return nil
 }
 
-// remove takes an attachment apart, whatever of it exists, and frees its addresses when port, flows and link are gone.
+// remove deletes all parts of an attachment that exist, and frees its addresses once port, flows and link are deleted.
 func (s *Server) remove(ctx context.Context, command string, att model.Attachment) error {
-	s.book.dissolve(att.Key()) // so that RestorePorts does not bring its port back, should this fail half-way
+	s.allocations.markRemoving(att.Key()) // so that RestorePorts does not restore the port if this fails half-way
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	timed := func(phase string, fn func() error) func() error {
@@ -226,27 +235,29 @@ func (s *Server) remove(ctx context.Context, command string, att model.Attachmen
 		}
 		return nil
 	})()
-	// After the port, so that OVS need not find out by itself; but in any case: a pod that shall be detached must not go on
-	// sending because OVSDB is away. The kernel takes its time (20 ms), so it does not wait for the flows.
+	// Delete the link after the port, so that ovs-vswitchd does not report a missing device; but delete it even if
+	// OVSDB cannot be reached, because a detached pod must not go on sending. The kernel needs 20 ms for it, so do not
+	// wait for the flows.
 	linkErr := timed("link", func() error { return deleteLink(att.HostIfName) })()
 	err := errors.Join(portErr, linkErr, g.Wait())
 	if err == nil {
 		err = s.copies.remove(att.HostIfName)
 	}
 	if err == nil {
-		s.book.release(att.Key())
+		s.allocations.release(att.Key())
 	}
 	return err
 }
 
-// gc removes what the runtime does not list. An attachment that another request is just working on is that request's.
+// gc removes the attachments that the runtime does not list, except those that another request is working on.
 func (s *Server) gc(ctx context.Context, req wire.Request) error {
 	conf, err := parseConf(req.Config)
 	if err != nil {
 		return err
 	}
 	if conf.Name != NetworkName {
-		return errorf(types.ErrInvalidNetworkConfig, "network name %q: the network of weft-cni must be called %q", conf.Name, NetworkName)
+		return errorf(types.ErrInvalidNetworkConfig, "network name %q: the network of weft-cni must be called %q",
+			conf.Name, NetworkName)
 	}
 	if conf.Valid == nil {
 		return errorf(types.ErrInvalidNetworkConfig, "GC needs the key cni.dev/valid-attachments; nothing was removed")
@@ -256,12 +267,13 @@ func (s *Server) gc(ctx context.Context, req wire.Request) error {
 		valid[model.AttachmentKey{ContainerID: a.ContainerID, IfName: a.IfName}] = true
 	}
 	var errs []error
-	for _, key := range s.book.keys() {
+	for _, key := range s.allocations.keys() {
 		if valid[key] || s.locks.busy(key) {
 			continue
 		}
-		att, _ := s.book.get(key)
-		// A warning with names: with two container runtimes on one network directory, each one's GC removes the other's pods.
+		att, _ := s.allocations.get(key)
+		// Warn with names: when two container runtimes share one network directory, the GC of each removes the other's
+		// pods.
 		s.cfg.Log.Warn("removing an attachment that the runtime's GC does not list",
 			"pod", att.Pod, "attachment", key, "addresses", att.IPs, "netns", att.NetNS)
 		errs = append(errs, s.del(ctx, key))
@@ -278,17 +290,19 @@ func (s *Server) status(req wire.Request) error {
 		return errorf(errNotAvailable, "the Weft agent is not ready: %s", reason)
 	}
 	if set.Degraded != "" {
-		return errorf(errNotAvailable, "pods cannot be attached for the moment: %s", set.Degraded)
+		return errorf(errNotAvailable, "pods cannot be attached now: %s", set.Degraded)
 	}
 	s.releaseOrphans()
-	if cidr, full := s.book.exhausted(set.PodCIDRs); full {
+	if cidr, full := s.allocations.exhausted(set.PodCIDRs); full {
 		return errorf(errNotAvailable, "no address is left in pod CIDR %s of this node", cidr)
 	}
 	return nil
 }
 
-// newResult describes the attachment: the node's interface first, the pod's second.
-func newResult(att model.Attachment, hostMAC net.HardwareAddr, set Settings, req wire.Request, dns types.DNS) *current.Result {
+// newResult returns the CNI result: the node's interface first, the pod's second.
+func newResult(
+	att model.Attachment, hostMAC net.HardwareAddr, set Settings, req wire.Request, dns types.DNS,
+) *current.Result {
 	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
@@ -299,8 +313,12 @@ func newResult(att model.Attachment, hostMAC net.HardwareAddr, set Settings, req
 	}
 	for _, a := range podAddrs(att, set.PodCIDRs) {
 		bits := a.prefix.Addr().BitLen()
-		r.IPs = append(r.IPs, &current.IPConfig{Interface: current.Int(1), Address: *ipNet(a.prefix), Gateway: a.gateway.AsSlice()})
-		r.Routes = append(r.Routes, &types.Route{Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: a.gateway.AsSlice()})
+		r.IPs = append(r.IPs, &current.IPConfig{
+			Interface: current.Int(1), Address: *ipNet(a.prefix), Gateway: a.gateway.AsSlice(),
+		})
+		r.Routes = append(r.Routes, &types.Route{
+			Dst: net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)}, GW: a.gateway.AsSlice(),
+		})
 	}
 	return r
 }

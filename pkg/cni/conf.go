@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// netConf is our part of the network configuration. Everything a pod gets comes from the node, so there is little to say.
+// netConf is Weft's part of the network configuration. Most settings of a pod come from the node, so it has few keys.
 type netConf struct {
 	CNIVersion    string          `json:"cniVersion"`
 	Name          string          `json:"name"`
@@ -31,21 +31,23 @@ type netConf struct {
 			MAC string `json:"mac"`
 		} `json:"cni"`
 	} `json:"args"`
-	// Valid is a pointer because a GC without the list and a GC with an empty one are very different requests.
+	// Valid is a pointer to distinguish a GC without the list from a GC with an empty list.
 	Valid *[]types.GCAttachment `json:"-"`
 }
 
-// egressLimit is our part of the bandwidth capability; the bandwidth plugin has the rest.
+// egressLimit is Weft's part of the bandwidth capability; the bandwidth plugin implements ingress.
 type egressLimit struct {
-	Rate  uint64 `json:"egressRate"`  // bits a second; 0 is no limit
+	Rate  uint64 `json:"egressRate"`  // bits per second; 0 is no limit
 	Burst uint64 `json:"egressBurst"` // bits
 }
 
-// knownKeys are the keys of a plugin's configuration that we use or that are none of our business. cni.dev/… is the
-// specification's own and always allowed.
-var knownKeys = []string{"cniVersion", "name", "type", "capabilities", "dns", "prevResult", "runtimeConfig", "args", "socket"}
+// knownKeys are the keys of a plugin configuration that Weft uses, or that the runtime owns. Keys cni.dev/… belong
+// to the CNI specification and are always allowed.
+var knownKeys = []string{
+	"cniVersion", "name", "type", "capabilities", "dns", "prevResult", "runtimeConfig", "args", "socket",
+}
 
-// parseConf reads a network configuration for every command that may fail because of it.
+// parseConf parses a network configuration, for all commands that may fail because of it.
 func parseConf(raw []byte) (netConf, error) {
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &keys); err != nil {
@@ -53,7 +55,8 @@ func parseConf(raw []byte) (netConf, error) {
 	}
 	for key, value := range keys {
 		if !slices.Contains(knownKeys, key) && !strings.HasPrefix(key, "cni.dev/") {
-			return netConf{}, errorf(types.ErrUnsupportedField, "network configuration has the key %q (value %s), which weft-cni does not know; it knows %s", key, value, strings.Join(knownKeys, ", "))
+			return netConf{}, errorf(types.ErrUnsupportedField, "unknown key %q (value %s) in the network configuration; "+
+				"weft-cni supports %s", key, value, strings.Join(knownKeys, ", "))
 		}
 	}
 	if err := rejectUnknown(keys["runtimeConfig"], "runtimeConfig", "mac", "bandwidth"); err != nil {
@@ -64,10 +67,11 @@ func parseConf(raw []byte) (netConf, error) {
 		return netConf{}, errorf(types.ErrInvalidNetworkConfig, "network configuration: %v", err)
 	}
 	if conf.CNIVersion == "" {
-		conf.CNIVersion = "0.1.0" // what a configuration without a version means
+		conf.CNIVersion = "0.1.0" // the meaning of a missing version (CNI specification)
 	}
 	if versions := version.All.SupportedVersions(); !slices.Contains(versions, conf.CNIVersion) {
-		return netConf{}, errorf(types.ErrIncompatibleCNIVersion, "network configuration: cniVersion %q is not supported; supported are %s", conf.CNIVersion, strings.Join(versions, ", "))
+		return netConf{}, errorf(types.ErrIncompatibleCNIVersion, "network configuration: cniVersion %q is not "+
+			"supported; supported are %s", conf.CNIVersion, strings.Join(versions, ", "))
 	}
 	if string(conf.PrevResult) == "null" {
 		conf.PrevResult = nil
@@ -77,7 +81,7 @@ func parseConf(raw []byte) (netConf, error) {
 	return conf, err
 }
 
-// rejectUnknown refuses what the user asked for and would not get, for example a capability that we do not have.
+// rejectUnknown returns an error for a setting that the user wrote and Weft does not implement, such as a capability.
 func rejectUnknown(object json.RawMessage, name string, known ...string) error {
 	if object == nil {
 		return nil
@@ -88,13 +92,15 @@ func rejectUnknown(object json.RawMessage, name string, known ...string) error {
 	}
 	for key, value := range keys {
 		if !slices.Contains(known, key) {
-			return errorf(types.ErrUnsupportedField, "network configuration has %s.%s (value %s), which weft-cni does not support; it supports %s", name, key, value, strings.Join(known, ", "))
+			return errorf(types.ErrUnsupportedField, "network configuration has %s.%s (value %s), which weft-cni "+
+				"does not support; it supports %s", name, key, value, strings.Join(known, ", "))
 		}
 	}
 	return nil
 }
 
-// validAttachments reads what GC must keep. libcni writes the list under both names, and an empty one as null.
+// validAttachments returns the attachments that GC must keep. libcni writes the list under both keys, and an empty one
+// as null.
 func validAttachments(keys map[string]json.RawMessage) (*[]types.GCAttachment, error) {
 	for _, key := range []string{"cni.dev/valid-attachments", "cni.dev/attachments"} {
 		raw, ok := keys[key]
@@ -110,7 +116,7 @@ func validAttachments(keys map[string]json.RawMessage) (*[]types.GCAttachment, e
 	return nil, nil
 }
 
-// podArgs is what the runtime says about the pod in CNI_ARGS. The field names are the keys.
+// podArgs are the pod's fields in CNI_ARGS. The field names are the keys.
 type podArgs struct {
 	types.CommonArgs
 	MAC                        types.UnmarshallableString
@@ -120,8 +126,8 @@ type podArgs struct {
 	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
-// identity says whose interface it is and which MAC was asked for, if any. A container that is not a pod of Kubernetes is
-// refused: the API server never tells of it, so its policies would never be known and its port never opened.
+// identity returns the pod of the request and the requested MAC, if any. It rejects containers that are not Kubernetes
+// pods: the API server never reports them, so their policies would never be known and their ports never opened.
 func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 	var a podArgs
 	if err := types.LoadArgs(args, &a); err != nil {
@@ -135,7 +141,7 @@ func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 	if err := validPod(pod); err != nil {
 		return model.PodRef{}, model.MAC{}, errorf(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: %v", err)
 	}
-	// The runtime's capability argument is the most specific, CNI_ARGS the oldest way to ask.
+	// The runtime's capability argument is the most specific, CNI_ARGS the oldest form.
 	for _, asked := range []struct{ where, value string }{
 		{"runtimeConfig.mac", conf.RuntimeConfig.MAC},
 		{"args.cni.mac", conf.Args.CNI.MAC},
@@ -153,10 +159,10 @@ func identity(args string, conf netConf) (model.PodRef, model.MAC, error) {
 	return pod, model.MAC{}, nil
 }
 
-// validPod rejects what cannot be a pod's name. The names are recorded in OVSDB and make link names, so they must be what
-// the API server would accept.
+// validPod rejects invalid pod names. The names are recorded in OVSDB and are part of link names, so they must follow
+// the rules of the API server.
 func validPod(pod model.PodRef) error {
-	// As long as any name may be. Kubernetes' UIDs have 36 characters; those of static pods are hashes.
+	// The length of any name. Kubernetes' UIDs have 36 characters; those of static pods are hashes.
 	const maxUID = validation.DNS1123SubdomainMaxLength
 	notText := func(r rune) bool { return r <= ' ' || r > '~' }
 	if why := validation.IsDNS1123Label(pod.Namespace); len(why) > 0 {
@@ -171,14 +177,15 @@ func validPod(pod model.PodRef) error {
 	return nil
 }
 
-// validKey rejects what CNI does not allow as an attachment's key. weft-cni's library checks it, too; but the key names a
-// file, so the server does not rely on its caller.
+// validKey rejects an attachment's key that CNI does not allow. weft-cni's library checks it, too; but the key becomes
+// a file name, so the server does not rely on its caller.
 func validKey(containerID, ifName string) error {
 	if err := utils.ValidateContainerID(containerID); err != nil {
 		return err
 	}
 	if len(containerID) > maxContainerID {
-		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID has %d characters, more than %d", len(containerID), maxContainerID)
+		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID has %d characters, more than %d",
+			len(containerID), maxContainerID)
 	}
 	if err := utils.ValidateInterfaceName(ifName); err != nil {
 		return err
@@ -189,7 +196,7 @@ func validKey(containerID, ifName string) error {
 	return nil
 }
 
-// maxContainerID leaves room for the interface's name in a file's name (255 bytes, NAME_MAX). Runtimes use 64.
+// maxContainerID leaves room for the interface's name in a file name (255 bytes, NAME_MAX). Runtimes use 64 characters.
 const maxContainerID = 200
 
 func podMAC(s string) (model.MAC, error) {
@@ -198,7 +205,7 @@ func podMAC(s string) (model.MAC, error) {
 	case err != nil:
 		return model.MAC{}, err
 	case mac == model.MAC{}:
-		return model.MAC{}, fmt.Errorf("%s is no interface's address", mac)
+		return model.MAC{}, fmt.Errorf("invalid interface address %s", mac)
 	case mac[0]&1 != 0:
 		return model.MAC{}, fmt.Errorf("%s is a multicast address", mac)
 	case mac == model.RouterMAC || mac == model.GatewayMAC:

@@ -15,16 +15,19 @@ func TestParseConf(t *testing.T) {
 		code       uint
 		contains   string
 	}{
-		{"what libcni makes of ours", `{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "capabilities": {"mac": true}, "runtimeConfig": {"mac": "02:00:00:00:00:01"}, "cni.dev/valid-attachments": null, "cni.dev/future": 1, "args": {"cni": {}, "other": {}}, "dns": {"domain": "x"}, "prevResult": null, "socket": "/s"}`, 0, ""},
+		{"what libcni makes of ours",
+			`{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "capabilities": {"mac": true}, "runtimeConfig": {"mac": "02:00:00:00:00:01"}, "cni.dev/valid-attachments": null, "cni.dev/future": 1, "args": {"cni": {}, "other": {}}, "dns": {"domain": "x"}, "prevResult": null, "socket": "/s"}`, 0, ""},
 		{"no version", `{"name": "weft"}`, 0, ""},
 		{"not an object", `[]`, types.ErrDecodingFailure, "JSON object"},
 		{"a version of the future", `{"cniVersion": "2.0.0"}`, types.ErrIncompatibleCNIVersion, "2.0.0"},
 		{"a typo", `{"sockett": "/s"}`, types.ErrUnsupportedField, `"sockett" (value "/s")`},
 		{"another case", `{"Socket": "/s"}`, types.ErrUnsupportedField, `"Socket"`},
 		{"ipMasq", `{"ipMasq": true}`, types.ErrUnsupportedField, `"ipMasq" (value true)`},
-		{"a capability we lack", `{"runtimeConfig": {"portMappings": []}}`, types.ErrUnsupportedField, `runtimeConfig.portMappings (value [])`},
+		{"a capability we lack", `{"runtimeConfig": {"portMappings": []}}`, types.ErrUnsupportedField,
+			`runtimeConfig.portMappings (value [])`},
 		{"runtimeConfig is no object", `{"runtimeConfig": 1}`, types.ErrInvalidNetworkConfig, "runtimeConfig"},
-		{"bad attachments", `{"cni.dev/valid-attachments": "all"}`, types.ErrInvalidNetworkConfig, "cni.dev/valid-attachments"},
+		{"bad attachments", `{"cni.dev/valid-attachments": "all"}`, types.ErrInvalidNetworkConfig,
+			"cni.dev/valid-attachments"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			conf, err := parseConf([]byte(tc.conf))
@@ -79,20 +82,29 @@ func TestIdentity(t *testing.T) {
 		{k8s, mac("02:00:00:00:00:01", "02:00:00:00:00:02"), pod, "02:00:00:00:00:01", 0, ""},
 		{k8s + ";MAC=02:00:00:00:00:03", mac("", "02:00:00:00:00:02"), pod, "02:00:00:00:00:02", 0, ""},
 		{k8s + ";MAC=02:00:00:00:00:03", netConf{}, pod, "02:00:00:00:00:03", 0, ""},
-		{k8s + ";MAC=nonsense", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "MAC in CNI_ARGS"},
-		{k8s, mac(model.RouterMAC.String(), ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "belongs to the node"},
-		{k8s, mac("00:00:00:00:00:00", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "no interface's"},
+		{k8s + ";MAC=nonsense", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig,
+			"MAC in CNI_ARGS"},
+		{k8s, mac(model.RouterMAC.String(), ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig,
+			"belongs to the node"},
+		{k8s, mac("00:00:00:00:00:00", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig,
+			"invalid interface address"},
 		{k8s, mac("33:33:00:00:00:01", ""), model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidNetworkConfig, "multicast"},
 		{"", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "Kubernetes only"},
-		{"K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAMESPACE"},
+		{"K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables,
+			"K8S_POD_NAMESPACE"},
 		{"X=y", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "CNI_ARGS"},
-		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a/b", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, `invalid K8S_POD_NAME "a/b"`},
-		{"K8S_POD_NAMESPACE=n s;K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "invalid K8S_POD_NAMESPACE"},
-		{k8s + ";K8S_POD_UID=a\nb", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "invalid K8S_POD_UID"},
-		{"K8S_POD_NAMESPACE=ns", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables, "K8S_POD_NAME"},
+		{"K8S_POD_NAMESPACE=ns;K8S_POD_NAME=a/b", netConf{}, model.PodRef{}, "00:00:00:00:00:00",
+			types.ErrInvalidEnvironmentVariables, `invalid K8S_POD_NAME "a/b"`},
+		{"K8S_POD_NAMESPACE=n s;K8S_POD_NAME=p", netConf{}, model.PodRef{}, "00:00:00:00:00:00",
+			types.ErrInvalidEnvironmentVariables, "invalid K8S_POD_NAMESPACE"},
+		{k8s + ";K8S_POD_UID=a\nb", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables,
+			"invalid K8S_POD_UID"},
+		{"K8S_POD_NAMESPACE=ns", netConf{}, model.PodRef{}, "00:00:00:00:00:00", types.ErrInvalidEnvironmentVariables,
+			"K8S_POD_NAME"},
 	} {
 		pod, mac, err := identity(tc.args, tc.conf)
-		if pod != tc.pod || mac.String() != tc.mac || codeOf(err) != tc.code || err != nil && !strings.Contains(err.Error(), tc.mention) {
+		if pod != tc.pod || mac.String() != tc.mac || codeOf(err) != tc.code || err != nil &&
+			!strings.Contains(err.Error(), tc.mention) {
 			t.Errorf("%q: %v %v %v", tc.args, pod, mac, err)
 		}
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// copies are the attachments once more, outside of OVSDB: a file each, for root only, under /run, so that they end with
-// the boot like the links. OVSDB's record is the one that counts while it is there; the copies bring it back when OVSDB
-// comes back empty or with a changed record while no agent runs. A copy is used only when the node proves it, see prove.
+// copies are files with the attachments, outside OVSDB: one each, readable only by root, under /run, so that they are
+// deleted at boot like the links. OVSDB's record takes precedence while it is intact. A copy restores it when OVSDB is
+// empty or the record was changed while no agent ran, and only after the node's links confirm it, see verify.
 type copies string
 
 // copiesDir is the directory of the copies, beside the CNI socket.
@@ -27,7 +27,7 @@ const copiesDir = "attachments"
 const (
 	copyVersion = 1
 	copySuffix  = ".json"
-	// maxCopy bounds what is read of a file.
+	// maxCopy bounds the bytes read of a file.
 	maxCopy = 16 << 10
 )
 
@@ -35,7 +35,8 @@ const (
 type attachmentCopy struct {
 	Version    int              `json:"version"`
 	Attachment model.Attachment `json:"attachment"`
-	// HostMAC is the address of the node's end. It is random (46 bits), so it tells that link from one of the same name.
+	// HostMAC is the MAC of the node's end. It is random (46 bits), so it distinguishes the link from another of the
+	// same name.
 	HostMAC string `json:"hostMAC"`
 }
 
@@ -43,7 +44,7 @@ func (c copies) path(hostIfName string) string {
 	return filepath.Join(string(c), hostIfName+copySuffix)
 }
 
-// write adds or replaces the copy of an attachment, atomically. One that is right is left untouched.
+// write adds or replaces the copy of an attachment, atomically. It does not write a file that is up to date.
 func (c copies) write(att model.Attachment, hostMAC net.HardwareAddr) error {
 	if err := os.MkdirAll(string(c), 0o700); err != nil {
 		return fmt.Errorf("copy the attachment of pod %s: %w", att.Pod, err)
@@ -58,7 +59,7 @@ func (c copies) write(att model.Attachment, hostMAC net.HardwareAddr) error {
 	return nil
 }
 
-// remove removes the copy; one that does not exist is no error.
+// remove removes the copy. Idempotent.
 func (c copies) remove(hostIfName string) error {
 	if err := os.Remove(c.path(hostIfName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the copy of attachment %s: %w", hostIfName, err)
@@ -66,7 +67,7 @@ func (c copies) remove(hostIfName string) error {
 	return nil
 }
 
-// read returns the copy for a link; errors wrap fs.ErrNotExist when there is none.
+// read returns the copy for a link; the error wraps fs.ErrNotExist when there is none.
 func (c copies) read(hostIfName string) (cp attachmentCopy, err error) {
 	f, err := os.Open(c.path(hostIfName))
 	if err != nil {
@@ -91,9 +92,9 @@ func (c copies) read(hostIfName string) (cp attachmentCopy, err error) {
 	return cp, nil
 }
 
-// prove returns what the copy says of our link when the node agrees: the link has the random MAC that the copy names, and
-// its other end is in a pod's network namespace.
-func (c copies) prove(hostIfName string) (model.Attachment, error) {
+// verify returns the copy's attachment for a link of Weft's if the node confirms it: the link has the random MAC of the
+// copy, and its peer is in a pod's network namespace.
+func (c copies) verify(hostIfName string) (model.Attachment, error) {
 	cp, err := c.read(hostIfName)
 	if err != nil {
 		return model.Attachment{}, fmt.Errorf("read the copy of attachment %s: %w", hostIfName, err)
@@ -111,12 +112,14 @@ func (c copies) prove(hostIfName string) (model.Attachment, error) {
 	if _, path, err := orphanAddrs(hostIfName); err != nil {
 		return model.Attachment{}, err
 	} else if path == "" {
-		return model.Attachment{}, fmt.Errorf("copy of attachment %s: no pod's network namespace has the other end of the link", hostIfName)
+		return model.Attachment{}, fmt.Errorf("copy of attachment %s: no pod's network namespace has the other end of the "+
+			"link",
+			hostIfName)
 	}
 	return cp.Attachment, nil
 }
 
-// leadsTo tells whether the link's other end is in the network namespace of that path.
+// leadsTo reports whether the link's peer is in the network namespace at that path.
 func leadsTo(link netlink.Link, path string) bool {
 	if path == "" {
 		return false
@@ -133,7 +136,7 @@ func leadsTo(link netlink.Link, path string) bool {
 	return found
 }
 
-// clean removes the copies of links that are not kept, among them what an interrupted write left.
+// clean removes the copies of all other links, and the remains of interrupted writes.
 func (c copies) clean(keep map[string]bool) error {
 	files, err := os.ReadDir(string(c))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

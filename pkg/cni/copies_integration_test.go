@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// emptyDatabase is OVS that comes back with an empty conf.db.
+// emptyDatabase replaces OVS' conf.db with an empty one.
 func (n *node) emptyDatabase() {
 	n.t.Helper()
 	n.vsctl("del-br", model.BridgeName)
@@ -26,8 +26,8 @@ func (n *node) emptyDatabase() {
 	})
 }
 
-// TestCopiesRestore: what OVSDB has lost or got wrong while no agent ran comes back from the agent's copies, with the
-// same ports and addresses, and addresses are given once.
+// TestCopiesRestore: records that OVSDB lost or that were changed while no agent ran are restored from the agent's
+// copies, with the same ports and addresses, and no address is allocated twice.
 func TestCopiesRestore(t *testing.T) {
 	n := newNode(t, "10.20.0.0/29", "fd20::/64")
 	list := n.conf("1.1.0", "")
@@ -85,7 +85,7 @@ func TestCopiesRestore(t *testing.T) {
 	}
 }
 
-// TestCopiesAreProven: a copy counts for its own link only, and a foreign port of a pod's name is never taken over.
+// TestCopiesAreProven: a copy counts only for its own link, and a foreign port of a pod's name is never taken over.
 func TestCopiesAreProven(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.conf("1.1.0", "")
@@ -117,7 +117,8 @@ func TestCopiesAreProven(t *testing.T) {
 	n.wantNothing()
 }
 
-// TestWatchLinks: the loss of a node's end is noticed within two seconds and named; the agent's own work is not news.
+// TestWatchLinks: the loss of a node's end is reported within two seconds, with the pod's name; the agent's own changes
+// are not reported.
 func TestWatchLinks(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.conf("1.1.0", "")
@@ -141,7 +142,8 @@ func TestWatchLinks(t *testing.T) {
 	case <-time.After(2 * time.Second):
 		t.Fatal("not noticed within 2 seconds")
 	}
-	if _, err := n.server.RestorePorts(n.ctx); err == nil || !strings.Contains(err.Error(), "default/web") || !strings.Contains(err.Error(), "delete the pod") {
+	if _, err := n.server.RestorePorts(n.ctx); err == nil || !strings.Contains(err.Error(), "default/web") ||
+		!strings.Contains(err.Error(), "delete the pod") {
 		t.Errorf("error %v, want one that names the pod and says what to do", err)
 	}
 	if known, err := n.server.Known(); err != nil || len(known) != 0 {

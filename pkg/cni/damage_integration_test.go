@@ -54,7 +54,8 @@ func TestCheckNamesTheDamage(t *testing.T) {
 		}, "lacks address 10.20.0."},
 		{"route removed", func(p *pod, _ model.Attachment) {
 			inPod(p, func(netlink.Link) error {
-				return netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: net.ParseIP("fd20::1")})
+				return netlink.RouteDel(&netlink.Route{Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+					Gw: net.ParseIP("fd20::1")})
 			})
 		}, "lacks its default route via fd20::1"},
 		{"pod link down", func(p *pod, _ model.Attachment) { inPod(p, netlink.LinkSetDown) }, "pod's link eth0 is down"},
@@ -78,8 +79,10 @@ func TestCheckNamesTheDamage(t *testing.T) {
 			check(t, err)
 			check(t, netlink.LinkDel(l))
 		}, "is missing; the pod's link eth0 is missing"},
-		{"port gone", func(_ *pod, att model.Attachment) { check(t, n.db.RemovePort(n.ctx, att.HostIfName)) }, "the bridge has no port web-"},
-		{"flows gone", func(_ *pod, att model.Attachment) { check(t, n.flows.Detach(n.ctx, att.Key())) }, "flows: not in the switch"},
+		{"port gone", func(_ *pod, att model.Attachment) { check(t, n.db.RemovePort(n.ctx, att.HostIfName)) },
+			"the bridge has no port web-"},
+		{"flows gone", func(_ *pod, att model.Attachment) { check(t, n.flows.Detach(n.ctx, att.Key())) },
+			"flows: not in the switch"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := n.pod("web")
@@ -108,20 +111,22 @@ func TestGC(t *testing.T) {
 	n.mustAdd(list, forget)
 	kept := types.GCAttachment{ContainerID: keep.rt.ContainerID, IfName: "eth0"}
 
-	// Without a list, nothing may be taken for stale.
-	_, err := n.run("GC", fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket))
+	// Without a list, no attachment is stale.
+	_, err := n.run("GC",
+		fmt.Sprintf(`{"cniVersion": "1.1.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket))
 	wantCode(t, err, types.ErrInvalidNetworkConfig, "cni.dev/valid-attachments")
 	if len(n.attached()) != 2 {
 		t.Errorf("a GC without a list left %v", n.attached())
 	}
-	// The runtime lost its cache: only the plugin can know.
+	// The runtime lost its cache, so only the plugin has the attachments.
 	check(t, os.RemoveAll(n.dir+"/cache"))
 	check(t, os.MkdirAll(n.dir+"/cache/results", 0o700))
 	check(t, n.libcni.GCNetworkList(n.ctx, list, &libcni.GCArgs{ValidAttachments: []types.GCAttachment{kept}}))
-	if got := n.attached(); len(got) != 1 || got[0].ContainerID != keep.rt.ContainerID || len(n.links()) != 1 || len(n.flows.keys()) != 1 {
+	if got := n.attached(); len(got) != 1 || got[0].ContainerID != keep.rt.ContainerID || len(n.links()) != 1 ||
+		len(n.flows.keys()) != 1 {
 		t.Errorf("GC left %v, %v, %v", got, n.links(), n.flows.keys())
 	}
-	// An ADD under way is not stale, whatever the list says.
+	// An ADD that is running is not stale, whether the list has it or not.
 	release := n.flows.block()
 	for len(n.flows.entered) > 0 {
 		<-n.flows.entered
@@ -145,7 +150,8 @@ func TestPluginKilledDuringAdd(t *testing.T) {
 	p := n.pod("web")
 	release := n.flows.block()
 	defer release()
-	cmd := n.command("ADD", fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket),
+	cmd := n.command("ADD",
+		fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni", "socket": %q}`, n.socket),
 		"CNI_CONTAINERID="+p.rt.ContainerID, "CNI_IFNAME=eth0", "CNI_NETNS="+p.rt.NetNS)
 	check(t, cmd.Start())
 	<-n.flows.entered
@@ -157,7 +163,7 @@ func TestPluginKilledDuringAdd(t *testing.T) {
 	n.eventually("everything is rolled back", func() bool {
 		return len(n.attached())+len(n.links())+len(n.flows.keys()) == 0
 	})
-	// Only when the request has ended, the server has let go of the pod's namespace.
+	// The server closes the pod's namespace only at the end of the request.
 	check(t, n.stop())
 }
 
@@ -177,14 +183,14 @@ func TestAgentStoppedDuringAdd(t *testing.T) {
 	n.mustAdd(list, p)
 }
 
-// TestAgentKilledDuringAdd kills a process that runs the server, at every step of an ADD that it can be held in.
+// TestAgentKilledDuringAdd kills a process that runs the server, at every step of an ADD at which it can be stopped.
 func TestAgentKilledDuringAdd(t *testing.T) {
 	for _, step := range []string{"before-port", "flows"} {
 		t.Run(step, func(t *testing.T) {
 			n := newNode(t, "10.20.0.0/24")
 			list := n.conf("1.0.0", "")
-			whole := n.pod("whole")
-			n.mustAdd(list, whole)
+			complete := n.pod("complete")
+			n.mustAdd(list, complete)
 			check(t, n.stop())
 			agent := exec.Command("/proc/self/exe", "-test.run=^TestAgentProcess$")
 			agent.Env = append(os.Environ(), "WEFT_CNI_TEST_AGENT="+step, "WEFT_CNI_TEST_DIR="+n.dir)
@@ -203,23 +209,25 @@ func TestAgentKilledDuringAdd(t *testing.T) {
 			_ = agent.Wait() // it was killed
 			wantCode(t, <-added, types.ErrTryAgainLater, "does not answer")
 			n.start()
-			if len(n.kept) != 1 || n.kept[0].ContainerID != whole.rt.ContainerID || len(n.links()) != 1 || len(n.attached()) != 1 {
+			if len(n.kept) != 1 || n.kept[0].ContainerID != complete.rt.ContainerID || len(n.links()) != 1 ||
+				len(n.attached()) != 1 {
 				t.Errorf("kept %v, links %v, ports %v", n.kept, n.links(), n.attached())
 			}
-			check(t, n.libcni.CheckNetworkList(n.ctx, list, whole.rt))
+			check(t, n.libcni.CheckNetworkList(n.ctx, list, complete.rt))
 			check(t, n.libcni.DelNetworkList(n.ctx, list, p.rt))
-			// The address after the broken ADD's, unless the agent was killed before it had recorded that.
-			if ip := n.mustAdd(list, p).IPs[0].Address.IP.String(); ip != "10.20.0.4" && (step != "before-port" || ip != "10.20.0.3") {
+			// The address after that of the interrupted ADD, unless the agent was killed before it had recorded that.
+			if ip := n.mustAdd(list, p).IPs[0].Address.IP.String(); ip != "10.20.0.4" &&
+				(step != "before-port" || ip != "10.20.0.3") {
 				t.Errorf("address %s", ip)
 			}
 			n.mustDel(list, p)
-			n.mustDel(list, whole)
+			n.mustDel(list, complete)
 			n.wantNothing()
 		})
 	}
 }
 
-// stuckPorts never gets as far as the bridge.
+// stuckPorts blocks before it reaches the bridge.
 type stuckPorts struct{ cni.Ports }
 
 func (stuckPorts) AddPort(ctx context.Context, _ model.Attachment) error {
@@ -227,7 +235,7 @@ func (stuckPorts) AddPort(ctx context.Context, _ model.Attachment) error {
 	return ctx.Err()
 }
 
-// TestAgentProcess is no test of its own: it is the agent that TestAgentKilledDuringAdd and TestChurn kill.
+// TestAgentProcess is not a test: it is the agent that TestAgentKilledDuringAdd and TestChurn kill.
 func TestAgentProcess(t *testing.T) {
 	step := os.Getenv("WEFT_CNI_TEST_AGENT")
 	switch step {
@@ -253,8 +261,8 @@ func TestAgentProcess(t *testing.T) {
 func TestRecoverWhatIsGone(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.conf("1.0.0", "")
-	whole, rebooted := n.pod("whole"), n.pod("rebooted")
-	n.mustAdd(list, whole)
+	complete, rebooted := n.pod("complete"), n.pod("rebooted")
+	n.mustAdd(list, complete)
 	n.mustAdd(list, rebooted)
 	check(t, n.stop())
 	for _, a := range n.attached() {
@@ -264,24 +272,26 @@ func TestRecoverWhatIsGone(t *testing.T) {
 			check(t, netlink.LinkDel(l))
 		}
 	}
-	// A link of ours that no port knows, and one that is not ours.
-	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "stray-1", Group: cni.GroupAttached}, PeerName: "stray-1p"}))
+	// A link of Weft's without a port, and a foreign link.
+	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "stray-1", Group: cni.GroupAttached},
+		PeerName: "stray-1p"}))
 	check(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "foreign-1"}, PeerName: "foreign-1p"}))
 	n.start()
 	links := n.links()
 	slices.Sort(links)
-	if len(n.attached()) != 1 || len(n.kept) != 1 || len(links) != 3 || links[0] != "foreign-1" || links[1] != "foreign-1p" || !strings.HasPrefix(links[2], "whole-") {
+	if len(n.attached()) != 1 || len(n.kept) != 1 || len(links) != 3 || links[0] != "foreign-1" ||
+		links[1] != "foreign-1p" || !strings.HasPrefix(links[2], "complete-") {
 		t.Errorf("ports %v, links %v", n.attached(), links)
 	}
 	foreign, err := netlink.LinkByName("foreign-1")
 	check(t, err)
 	check(t, netlink.LinkDel(foreign))
 	n.mustDel(list, rebooted)
-	n.mustDel(list, whole)
+	n.mustDel(list, complete)
 	n.wantNothing()
 }
 
-// unreadable is a bridge whose ports' records cannot be read.
+// unreadable is a bridge whose ports have invalid records.
 type unreadable struct{ *ovsdb.Client }
 
 func (u unreadable) Attachments(ctx context.Context) ([]model.Attachment, []ovsdb.BadPort, error) {
@@ -300,7 +310,8 @@ func TestRecoverRemovesUnreadablePorts(t *testing.T) {
 	n.loseCopies()
 	n.startWith(unreadable{n.db})
 	if len(n.kept) != 0 || len(n.attached()) != 0 || len(n.links()) != 1 {
-		t.Errorf("kept %v, ports %v, links %v; want only the link, which holds the pod's address", n.kept, n.attached(), n.links())
+		t.Errorf("kept %v, ports %v, links %v; want only the link, which holds the pod's address", n.kept, n.attached(),
+			n.links())
 	}
 	n.mustDel(list, p)
 	n.wantNothing()
@@ -312,8 +323,8 @@ func (n *node) loseCopies() {
 	check(n.t, os.RemoveAll(filepath.Join(filepath.Dir(n.socket), "attachments")))
 }
 
-// TestLostDatabase: OVS came back with an empty database while the agent was down, and the copies are gone, too. The
-// pods cannot be connected again, but until they are gone nobody else gets their addresses.
+// TestLostDatabase: OVS came back with an empty database while the agent was down, and the copies are lost, too. The
+// pods cannot be connected again, but their addresses stay reserved until they are deleted.
 func TestLostDatabase(t *testing.T) {
 	n := newNode(t, "10.20.0.0/30", "fd20::/64") // one IPv4 address for pods
 	list := n.conf("1.1.0", "")

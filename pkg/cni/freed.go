@@ -5,18 +5,18 @@ import (
 	"slices"
 )
 
-// maxFreed is how many freed addresses are remembered: more than a node of the default size (a /24) has. In a larger range
-// rotation alone keeps a freed address from coming up soon.
+// maxFreed bounds the remembered addresses: more than a node of the default size (a /24) has. In a larger range the
+// rotation alone keeps a freed address from being reused soon.
 const maxFreed = 1024
 
-// freed remembers the addresses that were freed, in that order. Rotation is not enough: it gives an address again at once
-// that is freed just before its turn. It belongs to the book's mutex.
+// freed holds the recently freed addresses in the order of their release. The rotation alone is not enough: it would
+// reuse an address at once that is freed just before the rotation reaches it. Guarded by the mutex of allocations.
 type freed struct {
 	order []netip.Addr
 	has   map[netip.Addr]bool
 }
 
-// add notes that an address was freed last.
+// add records that an address was freed last.
 func (f *freed) add(ip netip.Addr) {
 	if f.has == nil {
 		f.has = map[netip.Addr]bool{}
@@ -29,7 +29,7 @@ func (f *freed) add(ip netip.Addr) {
 	}
 }
 
-// remove forgets an address, which is in use again.
+// remove drops an address, because it is in use again.
 func (f *freed) remove(ip netip.Addr) {
 	if f.has[ip] {
 		delete(f.has, ip)
@@ -37,7 +37,7 @@ func (f *freed) remove(ip netip.Addr) {
 	}
 }
 
-// in lists the remembered addresses of a range, the one that was freed first first.
+// in lists the addresses of a range, the one that was freed first first.
 func (f *freed) in(cidr netip.Prefix) []netip.Addr {
 	var list []netip.Addr
 	for _, ip := range f.order {

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// FuzzRequest: whatever a request says, the answer is a CNI error with a code and a text, or what was understood is fit to
-// be recorded, to name a link and to name a file.
+// FuzzRequest: for any request, the response is a CNI error with a code and a text, or the parsed values are safe to
+// record, to name a link and to name a file.
 func FuzzRequest(f *testing.F) {
 	const k8s = "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID=1-2"
 	for _, conf := range []string{
@@ -29,11 +29,13 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte(`{}`), "K8S_POD_NAMESPACE=default;K8S_POD_NAME=a/b", "c1", "eth0")
 	f.Add([]byte(`{}`), "K8S_POD_NAMESPACE=default;K8S_POD_NAME=caf\u00e9caf\u00e9", "c1", "eth0")
 	f.Add([]byte(`{}`), k8s+";MAC=nonsense", "../../etc", "eth0/..")
-	s := NewServer(Config{Settings: func() Settings { return Settings{NotReady: "test"} }, Socket: f.TempDir() + "/s/cni.sock"})
+	s := NewServer(Config{Settings: func() Settings { return Settings{NotReady: "test"} },
+		Socket: f.TempDir() + "/s/cni.sock"})
 	f.Fuzz(func(t *testing.T, raw []byte, args, container, ifName string) {
-		// Every command gets as far as it gets without a node.
+		// Run every command as far as it gets without a node.
 		for _, command := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS", ifName} {
-			req := wire.Request{Command: command, ContainerID: container, IfName: ifName, Args: args, Config: raw, Netns: container}
+			req := wire.Request{Command: command, ContainerID: container, IfName: ifName, Args: args, Config: raw,
+				Netns: container}
 			_, err := s.do(t.Context(), req, nil)
 			if e := toCNI(err); err != nil && (e.Code == 0 || e.Msg == "") {
 				t.Errorf("%s: error %+v", command, e)
@@ -41,7 +43,8 @@ func FuzzRequest(f *testing.F) {
 		}
 		if err := validKey(container, ifName); err == nil {
 			path := wire.Pending{ContainerID: container, IfName: ifName}
-			if err := path.Write(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrPermission) && len(container)+len(ifName) < 200 {
+			if err := path.Write(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrPermission) &&
+				len(container)+len(ifName) < 200 {
 				t.Errorf("record the deletion of %q %q: %v", container, ifName, err)
 			}
 			if err := path.Remove(s.cfg.Socket); err != nil && len(container)+len(ifName) < 200 {
@@ -66,11 +69,13 @@ func FuzzRequest(f *testing.F) {
 		if validation.IsDNS1123Subdomain(pod.Name) != nil || validation.IsDNS1123Label(pod.Namespace) != nil {
 			t.Errorf("pod %q", pod)
 		}
-		if back, err := model.ParsePodRef(pod.String()); err != nil || back.Name != pod.Name || back.Namespace != pod.Namespace {
+		if back, err := model.ParsePodRef(pod.String()); err != nil || back.Name != pod.Name ||
+			back.Namespace != pod.Namespace {
 			t.Errorf("pod %q reads back as %q, %v", pod, back, err)
 		}
 		var e *types.Error
-		if _, err := encodeResult(newResult(model.Attachment{MAC: mac}, nil, Settings{}, wire.Request{}, conf.DNS), conf.CNIVersion); err != nil && !errors.As(err, &e) {
+		if _, err := encodeResult(newResult(model.Attachment{MAC: mac}, nil, Settings{}, wire.Request{}, conf.DNS),
+			conf.CNIVersion); err != nil && !errors.As(err, &e) {
 			t.Errorf("result: %v", err)
 		}
 	})

@@ -15,19 +15,19 @@ import (
 	"github.com/weft-cni/weft/pkg/cni/wire"
 )
 
-// ConfListName is the file that the runtime finds in its configuration directory; the runtime takes the first by name.
+// ConfListName is the file in the runtime's configuration directory; the runtime uses the first file by name.
 const ConfListName = "10-weft.conflist"
 
-// ConfList renders the network configuration list. It is written in CNI 1.0.0, the newest that containerd 1.6 knows;
-// runtimes that read cniVersions use 1.1.0 and with it STATUS and GC. socket is mentioned only when it is not the default.
+// ConfList renders the network configuration list in CNI 1.0.0, the newest version that containerd 1.6 supports.
+// Runtimes that read cniVersions use 1.1.0 with STATUS and GC. The socket is left out when it is the default.
 func ConfList(socket string) ([]byte, error) { return confList(socket, foreignConf{}) }
 
 type object = map[string]any
 
-// ourPlugins are the types of the plugins that are the agent's in the list.
+// ourPlugins are the plugin types in the list that the agent owns.
 var ourPlugins = []string{"weft-cni", "portmap", "bandwidth"}
 
-// foreignConf is what others wrote into our list.
+// foreignConf holds the plugins and keys of the list that other programs wrote.
 type foreignConf struct {
 	plugins []object
 	keys    object // of the list
@@ -57,9 +57,10 @@ func confList(socket string, foreign foreignConf) ([]byte, error) {
 	return append(b, '\n'), nil
 }
 
-// WriteConfList puts the configuration in place: from then on the runtime sends pods to us. The agent calls it when it
-// is ready to serve. The file appears complete or not at all, and is left untouched when it is in sync. What others
-// appended is kept (see docs/cni.md); a file that cannot be read as our list is replaced, and the log says so.
+// WriteConfList installs the network configuration: from then on the runtime sends pods to Weft. The agent calls it
+// when it is ready to serve. The write is atomic, and skipped when the file is up to date. Plugins and keys that other
+// programs added are kept (see docs/cni.md). A file that is not a valid list of Weft is replaced, with a warning in the
+// log.
 func WriteConfList(dir, socket string, log *slog.Logger) error {
 	path := filepath.Join(dir, ConfListName)
 	foreign, err := readForeign(path)
@@ -76,7 +77,7 @@ func WriteConfList(dir, socket string, log *slog.Logger) error {
 	return nil
 }
 
-// readForeign returns what others wrote into the list of that path.
+// readForeign returns the plugins and keys that other programs wrote into the list.
 func readForeign(path string) (foreign foreignConf, err error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,8 +101,8 @@ func readForeign(path string) (foreign foreignConf, err error) {
 	}
 	for i, p := range plugins {
 		plugin, ok := p.(object)
-		kind, named := plugin["type"].(string)
-		if !ok || !named || kind == "" {
+		kind, typed := plugin["type"].(string)
+		if !ok || !typed || kind == "" {
 			return foreignConf{}, fmt.Errorf("plugin %d has no type", i)
 		}
 		if !slices.Contains(ourPlugins, kind) {
@@ -113,8 +114,8 @@ func readForeign(path string) (foreign foreignConf, err error) {
 	return foreign, nil
 }
 
-// InstallBinaries copies every file of a directory into the node's directory of CNI plugins and returns the names of
-// those that it had to write. A binary that is the same already is left untouched; one that runs meanwhile keeps running.
+// InstallBinaries copies all files of a directory into the node's directory of CNI plugins and returns the names of
+// those that it wrote. It does not write a binary that is up to date; a running binary is replaced and keeps running.
 func InstallBinaries(from, to string) (written []string, err error) {
 	entries, err := os.ReadDir(from)
 	if err != nil {
@@ -139,7 +140,8 @@ func InstallBinaries(from, to string) (written []string, err error) {
 	return written, nil
 }
 
-// replaceFile makes a file have this content and mode, atomically, and tells whether it had to.
+// replaceFile writes content and mode atomically, and reports whether it had to. It does not write a file that is up to
+// date.
 func replaceFile(path string, content []byte, mode fs.FileMode) (changed bool, err error) {
 	if info, err := os.Stat(path); err == nil && info.Mode().Perm() == mode && info.Size() == int64(len(content)) {
 		if have, err := os.ReadFile(path); err == nil && bytes.Equal(have, content) {
@@ -164,7 +166,7 @@ func replaceFile(path string, content []byte, mode fs.FileMode) (changed bool, e
 		err = tmp.Chmod(mode)
 	}
 	if err == nil {
-		// The node may lose power; a half-written plugin would be there for ever.
+		// Sync: after a power loss, a half-written plugin would never be replaced.
 		err = tmp.Sync()
 	}
 	if err := errors.Join(err, tmp.Close()); err != nil {

@@ -103,7 +103,7 @@ func TestInstallBinaries(t *testing.T) {
 	}
 	install("portmap", "weft-cni")
 	install()
-	// A program that runs cannot be written to, but it can be replaced.
+	// A running program cannot be written to, but it can be replaced.
 	running, err := os.Open(filepath.Join(to, "weft-cni"))
 	if err != nil {
 		t.Fatal(err)
@@ -125,11 +125,12 @@ func TestInstallBinaries(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	if _, err := InstallBinaries(filepath.Join(from, "missing"), to); err == nil {
-		t.Error("a missing directory is no error")
+		t.Error("a missing directory is accepted")
 	}
 }
 
-// TestForeignPlugins: what others put into the list survives the agent's writing; ours is ours; what is broken is replaced.
+// TestForeignPlugins: plugins that other programs added are kept, Weft's own are reset, and an invalid list is
+// replaced.
 func TestForeignPlugins(t *testing.T) {
 	const mesh = `{"type": "mesh-cni", "id": 12345678901234567890, "nested": {"a": [1]}}`
 	for what, tc := range map[string]struct {
@@ -137,9 +138,12 @@ func TestForeignPlugins(t *testing.T) {
 		want   []string
 		broken bool
 	}{
-		"none":     {"", []string{"weft-cni", "portmap", "bandwidth"}, false},
-		"appended": {`{"name": "weft", "disableGC": true, "plugins": [{"type": "weft-cni"}, {"type": "portmap"}, {"type": "bandwidth"}, ` + mesh + `, {"type": "tuning"}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
-		"between":  {`{"name": "weft", "plugins": [` + mesh + `, {"type": "weft-cni", "old": 1}, {"type": "tuning"}, {"type": "portmap", "snat": false}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
+		"none": {"", []string{"weft-cni", "portmap", "bandwidth"}, false},
+		"appended": {`{"name": "weft", "disableGC": true, "plugins": [{"type": "weft-cni"}, {"type": "portmap"}, {"type": "bandwidth"}, ` +
+			mesh + `, {"type": "tuning"}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
+		"between": {`{"name": "weft", "plugins": [` + mesh +
+			`, {"type": "weft-cni", "old": 1}, {"type": "tuning"}, {"type": "portmap", "snat": false}]}`, []string{"weft-cni",
+			"portmap", "bandwidth", "mesh-cni", "tuning"}, false},
 		"not JSON": {`{"name": "weft", `, []string{"weft-cni", "portmap", "bandwidth"}, true},
 		"no type":  {`{"name": "weft", "plugins": [{"kind": "x"}]}`, []string{"weft-cni", "portmap", "bandwidth"}, true},
 		"other":    {`{"name": "cbr0", "plugins": [` + mesh + `]}`, []string{"weft-cni", "portmap", "bandwidth"}, true},
@@ -181,7 +185,8 @@ func TestForeignPlugins(t *testing.T) {
 			if !slices.Equal(got, tc.want) || list.DisableGC != strings.Contains(tc.before, "disableGC") {
 				t.Errorf("wrote\n%s", first)
 			}
-			if slices.Contains(tc.want, "mesh-cni") && !bytes.Contains(first, []byte("12345678901234567890")) || bytes.Contains(first, []byte(`"old"`)) {
+			if slices.Contains(tc.want, "mesh-cni") && !bytes.Contains(first, []byte("12345678901234567890")) ||
+				bytes.Contains(first, []byte(`"old"`)) {
 				t.Errorf("wrote\n%s", first)
 			}
 			if broken := strings.Contains(logged.String(), "invalid"); broken != tc.broken {

@@ -12,25 +12,25 @@ import (
 	"github.com/weft-cni/weft/pkg/cni/wire"
 )
 
-// The most that callers can make the agent hold at once, several times a node's pods (the kubelet's default is 110). A
-// request holds a goroutine, two file descriptors and, while it works in a pod's namespace, a thread.
+// Limits on the requests and connections that callers can open at once, several times a node's pods (the kubelet's
+// default is 110). A request holds a goroutine, two file descriptors and, while it works in a pod's namespace, a
+// thread.
 const (
 	// maxAttach bounds ADD and CHECK, which may wait for the API server and the switch.
 	maxAttach = 512
-	// maxDetach bounds the other commands. It is apart, so that pods that cannot be attached do not keep others from
-	// being removed.
+	// maxDetach bounds the other commands separately, so that waiting ADDs never block a removal.
 	maxDetach = 512
-	// maxReading is how many connections more there may be, whose request is being read or refused.
+	// maxReading bounds the additional connections whose request is being read or rejected.
 	maxReading = 128
 )
 
-// acceptPause and maxAcceptPause are how long the server waits after an error of accept.
+// acceptPause and maxAcceptPause bound the backoff after an error of accept.
 const (
 	acceptPause    = 20 * time.Millisecond
 	maxAcceptPause = time.Second
 )
 
-// limits are counting semaphores: a token in the channel is one in use.
+// limits are counting semaphores: each token in a channel is in use.
 type limits struct{ attach, detach, connections chan struct{} }
 
 func newLimits(attach, detach, reading int) limits {
@@ -40,7 +40,7 @@ func newLimits(attach, detach, reading int) limits {
 	}
 }
 
-// doLimited runs the request, or refuses it at once when too many are running.
+// doLimited runs the request, or rejects it at once when too many are running.
 func (s *Server) doLimited(ctx context.Context, req wire.Request, netns *os.File) (json.RawMessage, error) {
 	limit := s.limits.detach
 	if req.Command == "ADD" || req.Command == "CHECK" {
@@ -59,7 +59,8 @@ func (s *Server) doLimited(ctx context.Context, req wire.Request, netns *os.File
 	return s.do(ctx, req, netns)
 }
 
-// unreadable is the answer to a request that could not be read. What passes is told from what is wrong with the request.
+// unreadable is the response to a request that could not be read. The code distinguishes transient errors from invalid
+// requests.
 func unreadable(err error) *types.Error {
 	code := types.ErrDecodingFailure
 	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, wire.ErrNoDescriptor) {

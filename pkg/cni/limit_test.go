@@ -20,7 +20,7 @@ import (
 	"github.com/weft-cni/weft/pkg/cni/wire"
 )
 
-// served is a server of a node that is ready, whose Problems come by the channel. It needs neither root nor a switch.
+// served is a server of a ready node that sends its Problems to the channel. It needs neither root nor a switch.
 func served(t *testing.T, l limits, settings func() Settings) (s *Server, problems <-chan error) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "wc") //nolint:usetesting // a test's own directory has too long a name for Unix sockets
@@ -58,7 +58,8 @@ func served(t *testing.T, l limits, settings func() Settings) (s *Server, proble
 
 // call returns the error that the plugin would print.
 func call(s *Server, command string) error {
-	resp, err := wire.Call(s.cfg.Socket, wire.Request{Command: command, ContainerID: "c", IfName: "eth0", Config: []byte(`{}`)}, nil)
+	resp, err := wire.Call(s.cfg.Socket,
+		wire.Request{Command: command, ContainerID: "c", IfName: "eth0", Config: []byte(`{}`)}, nil)
 	if err == nil && resp.Error != nil {
 		err = resp.Error
 	}
@@ -74,13 +75,13 @@ func waitFor(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// TestAcceptErrorPasses: an agent without a file descriptor left says so, and answers when it has one again.
+// TestAcceptErrorPasses: an agent without free file descriptors reports that, and answers once it has one again.
 func TestAcceptErrorPasses(t *testing.T) {
 	s, problems := served(t, newLimits(4, 4, 4), nil)
 	if err := call(s, "STATUS"); err != nil {
 		t.Fatal(err)
 	}
-	release := exhaustFiles(t, 1) // one for the caller's end
+	release := exhaustFiles(t, 1) // for the caller's end
 	answer := make(chan error, 1)
 	go func() { answer <- call(s, "STATUS") }()
 	for deadline := time.After(10 * time.Second); ; {
@@ -114,7 +115,7 @@ func TestAcceptErrorPasses(t *testing.T) {
 	}
 }
 
-// exhaustFiles leaves the process as many file descriptors until release is called.
+// exhaustFiles uses up all but that many file descriptors of the process until release is called.
 func exhaustFiles(t *testing.T, left int) (release func()) {
 	t.Helper()
 	var old unix.Rlimit
@@ -152,14 +153,15 @@ func exhaustFiles(t *testing.T, left int) (release func()) {
 	return release
 }
 
-// TestBusy: one request too many is refused at once; requests that free something are not held up by those that wait.
+// TestBusy: one request too many is rejected at once; waiting ADDs do not delay requests that free resources.
 func TestBusy(t *testing.T) {
 	gate := make(chan struct{})
 	s, _ := served(t, newLimits(2, 1, 4), func() Settings { <-gate; return Settings{PodCIDRs: cidrs("10.0.0.0/24")} })
 	s.limits.attach <- struct{}{}
 	s.limits.attach <- struct{}{}
 	for _, command := range []string{"ADD", "CHECK"} {
-		if err := call(s, command); codeOf(err) != types.ErrTryAgainLater || !strings.Contains(err.Error(), "busy with 2 requests") {
+		if err := call(s, command); codeOf(err) != types.ErrTryAgainLater ||
+			!strings.Contains(err.Error(), "busy with 2 requests") {
 			t.Errorf("%s: %v", command, err)
 		}
 	}
@@ -185,8 +187,8 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// TestHalfOpenClients: those that connect and say nothing, or half of something, hold a bounded number of places for a
-// bounded time, and all other callers are answered afterwards.
+// TestHalfOpenClients: clients that connect and send nothing, or an incomplete request, hold a bounded number of
+// connections for a bounded time, and all other callers are answered afterwards.
 func TestHalfOpenClients(t *testing.T) {
 	s, _ := served(t, newLimits(1, 1, 1), nil)
 	const clients = 9 // three times the connections that the server takes
@@ -219,7 +221,7 @@ func TestHalfOpenClients(t *testing.T) {
 	if took := time.Since(start); took > readTimeout+4*time.Second {
 		t.Errorf("took %v", took)
 	}
-	// A caller that sent a part is told that the rest did not come.
+	// A caller that sent a part is told that the rest is missing.
 	var resp wire.Response
 	head := make([]byte, 4)
 	if _, err := conns[1].Read(head); err != nil {

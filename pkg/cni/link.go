@@ -17,14 +17,14 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// podAddr is an address as the pod has it: with the length of the pod CIDR, and the gateway of that CIDR.
+// podAddr is a pod's address with the prefix length of the pod CIDR, and the gateway of that CIDR.
 type podAddr struct {
 	prefix  netip.Prefix
 	gateway netip.Addr
 }
 
-// podAddrs pairs the attachment's addresses with the node's pod CIDRs. The prefix length is the CIDR's although the
-// switch would route a /32 just as well: portmap masquerades hairpin connections by it, see docs/cni.md.
+// podAddrs pairs the attachment's addresses with the node's pod CIDRs. The prefix length is that of the CIDR, although
+// the switch would route a /32 as well: portmap masquerades hairpin connections by it, see docs/cni.md.
 func podAddrs(att model.Attachment, cidrs []netip.Prefix) []podAddr {
 	var addrs []podAddr
 	for _, ip := range att.IPs {
@@ -37,14 +37,14 @@ func podAddrs(att model.Attachment, cidrs []netip.Prefix) []podAddr {
 	return addrs
 }
 
-// addVeth makes the veth pair, the pod's end directly in the pod's namespace and under its final name. It returns the
-// node's end, which is still down.
+// addVeth creates the veth pair, with the pod's end in the pod's namespace and under its final name from the start. It
+// returns the node's end, which is down.
 func addVeth(att model.Attachment, mtu int, netns *os.File) (*netlink.Veth, error) {
 	veth := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{
 			Name: att.HostIfName,
 			MTU:  mtu,
-			// An address that was set is one that udev and NetworkManager leave alone.
+			// udev and NetworkManager leave a link alone whose address was set explicitly.
 			HardwareAddr: randomMAC(),
 			Group:        GroupAdding,
 			TxQLen:       -1,
@@ -58,11 +58,12 @@ func addVeth(att model.Attachment, mtu int, netns *os.File) (*netlink.Veth, erro
 	if err := netlink.LinkAdd(veth); err != nil {
 		if errors.Is(err, unix.EEXIST) {
 			if _, missing := netlink.LinkByName(att.HostIfName); missing == nil {
-				return nil, fmt.Errorf("make veth %s: the node already has a link of that name", att.HostIfName)
+				return nil, fmt.Errorf("create veth %s: the node already has a link of that name", att.HostIfName)
 			}
-			return nil, errorf(types.ErrInvalidEnvironmentVariables, "CNI_IFNAME: the container already has an interface %s", att.IfName)
+			return nil, errorf(types.ErrInvalidEnvironmentVariables,
+				"CNI_IFNAME: the container already has an interface %s", att.IfName)
 		}
-		return nil, fmt.Errorf("make veth %s with peer %s: %w", att.HostIfName, att.IfName, err)
+		return nil, fmt.Errorf("create veth %s with peer %s: %w", att.HostIfName, att.IfName, err)
 	}
 	return veth, nil
 }
@@ -74,9 +75,9 @@ func randomMAC() net.HardwareAddr {
 	return mac
 }
 
-// raiseHostEnd brings the node's end up as nothing but a wire: the node's kernel must not speak IP or answer ARP on it.
+// raiseHostEnd brings the node's end up. The node's kernel must not speak IP or answer ARP on it.
 func raiseHostEnd(veth *netlink.Veth, sys sysctls) error {
-	// A kernel without IPv6 has no such setting.
+	// A kernel without IPv6 lacks this sysctl.
 	if err := sys.set("ipv6/conf/"+veth.Name+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("disable IPv6 on link %s: %w", veth.Name, err)
 	}
@@ -89,8 +90,11 @@ func raiseHostEnd(veth *netlink.Veth, sys sysctls) error {
 	return nil
 }
 
-// configurePod gives the pod's end its addresses and the default route.
-func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool, limit egressLimit, sys sysctls) error {
+// configurePod configures the pod's end: sysctls, addresses, default routes and, with the userspace datapath, checksums
+// and the egress limit.
+func configurePod(
+	netns *os.File, ifName string, addrs []podAddr, userspaceDatapath bool, limit egressLimit, sys sysctls,
+) error {
 	return inNetns(netns, func() error {
 		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -134,7 +138,7 @@ func configurePod(netns *os.File, ifName string, addrs []podAddr, userspaceDatap
 func netlinkAddr(a podAddr) *netlink.Addr {
 	addr := &netlink.Addr{IPNet: ipNet(a.prefix)}
 	if a.prefix.Addr().Is6() {
-		// We gave the address, so nobody else has it: usable at once.
+		// Weft allocated the address, so skip duplicate address detection: it is usable at once.
 		addr.Flags = unix.IFA_F_NODAD
 	}
 	return addr
@@ -153,7 +157,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// allowIPv6 undoes a runtime's disable_ipv6 and ignores router advertisements: the route is the one that we set.
+// allowIPv6 reverts a runtime's disable_ipv6 and disables router advertisements, which would add other routes.
 func allowIPv6(ifName string, sys sysctls) error {
 	for _, s := range []struct{ name, value string }{{"disable_ipv6", "0"}, {"accept_ra", "0"}} {
 		if err := sys.set("ipv6/conf/"+ifName+"/"+s.name, s.value); err != nil {
@@ -163,8 +167,8 @@ func allowIPv6(ifName string, sys sysctls) error {
 	return nil
 }
 
-// disableChecksumOffload makes the pod's kernel fill in complete checksums: the userspace datapath forwards packets as
-// they are, and TCP with a partial checksum never completes a handshake.
+// disableChecksumOffload makes the pod's kernel compute complete checksums: the userspace datapath does not complete
+// partial ones, so TCP handshakes would fail.
 func disableChecksumOffload(ifName string) error {
 	e, err := ethtool.NewEthtool()
 	if err != nil {
@@ -177,8 +181,8 @@ func disableChecksumOffload(ifName string) error {
 	return nil
 }
 
-// deleteLink removes the node's end, and with it the pod's. One that is gone already is no error; one that is not ours
-// is left alone.
+// deleteLink deletes the node's end of the veth, and with it the pod's. It does nothing when the link does not exist or
+// is not Weft's.
 func deleteLink(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -190,7 +194,7 @@ func deleteLink(name string) error {
 	if !isOurs(link) {
 		return nil
 	}
-	// The pod's namespace may be going away at the same time.
+	// The pod's namespace may be deleted at the same time.
 	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %s: %w", name, err)
 	}

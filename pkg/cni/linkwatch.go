@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WatchLinks receives, coalesced, when the node's end of a pod's veth was deleted, renamed or moved to another network
-// namespace by somebody else, and when the watch on the links began. The receiver calls RestorePorts, which finds out.
+// WatchLinks returns a channel that receives, coalesced, when another program has deleted, renamed or moved the node's
+// end of a pod's veth, and whenever a watch begins. The receiver calls RestorePorts, which finds the damage.
 func (s *Server) WatchLinks(ctx context.Context) <-chan struct{} {
 	hints := make(chan struct{}, 1)
 	go func() {
@@ -19,7 +19,7 @@ func (s *Server) WatchLinks(ctx context.Context) <-chan struct{} {
 			}
 			select {
 			case <-ctx.Done():
-			case <-time.After(time.Second): // what happens meanwhile is found when the next watch begins
+			case <-time.After(time.Second): // the next watch begins with a hint, so no change is missed
 			}
 		}
 	}()
@@ -42,12 +42,13 @@ func (s *Server) watchLinks(ctx context.Context, hints chan<- struct{}) error {
 		if u.Link == nil || !isOurs(u.Link) || u.Attrs().Group != GroupAttached {
 			continue
 		}
-		known, complete := s.book.hasName(u.Attrs().Name)
+		known, complete := s.allocations.hasName(u.Attrs().Name)
 		if u.Header.Type == unix.RTM_DELLINK && complete {
 			hint()
 		}
 		if u.Header.Type == unix.RTM_NEWLINK && !known {
-			if _, err := netlink.LinkByName(u.Attrs().Name); err == nil { // renamed, not the last news of one that is gone
+			// renamed, not the last message about a deleted link
+			if _, err := netlink.LinkByName(u.Attrs().Name); err == nil {
 				hint()
 			}
 		}
@@ -55,10 +56,10 @@ func (s *Server) watchLinks(ctx context.Context, hints chan<- struct{}) error {
 	return nil
 }
 
-// hasName tells whether a link of that name belongs to an attachment or an orphan, and whether that is complete.
-func (b *book) hasName(name string) (known, complete bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	key, known := b.names[name]
-	return known, b.entries[key].complete
+// hasName reports whether the link belongs to an attachment or an orphan, and whether that is complete.
+func (al *allocations) hasName(name string) (known, complete bool) {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	key, known := al.names[name]
+	return known, al.entries[key].complete
 }

@@ -13,11 +13,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// SetMTU gives the interfaces of the pods that are attached another MTU. It goes on after a pod that fails and returns
-// what failed; called again, it does what is missing.
+// SetMTU sets the MTU of all attached pods' interfaces. It continues after a pod that fails and returns all errors; a
+// later call repeats only the missing ones.
 func (s *Server) SetMTU(ctx context.Context, mtu int) error {
 	var errs []error
-	for _, key := range s.book.keys() {
+	for _, key := range s.allocations.keys() {
 		if err := s.setPodMTU(ctx, key, mtu); err != nil {
 			errs = append(errs, err)
 		}
@@ -26,12 +26,12 @@ func (s *Server) SetMTU(ctx context.Context, mtu int) error {
 }
 
 func (s *Server) setPodMTU(ctx context.Context, key model.AttachmentKey, mtu int) error {
-	unlock, err := s.locks.lock(ctx, key) // not while it is being attached or detached
+	unlock, err := s.locks.lock(ctx, key) // serializes with ADD and DEL
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	att, ok := s.book.get(key)
+	att, ok := s.allocations.get(key)
 	if !ok {
 		return nil
 	}
@@ -39,12 +39,13 @@ func (s *Server) setPodMTU(ctx context.Context, key model.AttachmentKey, mtu int
 	if err != nil {
 		return fmt.Errorf("set the MTU of pod %s: find link %s: %w", att.Pod, att.HostIfName, err)
 	}
-	// The node's end is changed last, so it tells whether there is anything to do.
+	// The node's end is changed last, so an equal MTU there means there is nothing to do.
 	if host.Attrs().MTU == mtu {
 		return nil
 	}
 	if err := setMTUInPod(att, host, mtu); err != nil {
-		return fmt.Errorf("set the MTU of pod %s to %d (it keeps %d until it is made anew): %w", att.Pod, mtu, host.Attrs().MTU, err)
+		return fmt.Errorf("set the MTU of pod %s to %d (it keeps %d until the pod is recreated): %w",
+			att.Pod, mtu, host.Attrs().MTU, err)
 	}
 	if err := netlink.LinkSetMTU(host, mtu); err != nil {
 		return fmt.Errorf("set the MTU of link %s to %d: %w", att.HostIfName, mtu, err)
@@ -82,8 +83,8 @@ func setMTUInPod(att model.Attachment, host netlink.Link, mtu int) error {
 	})
 }
 
-// agentPath is where the agent finds a network namespace that the runtime names: the agent's container has the node's
-// /run where hosts have it, and no /var/run.
+// agentPath translates the path of a network namespace from the runtime's view to the agent's: the agent's container
+// mounts the node's /run at /run, and has no /var/run.
 func agentPath(path string) string {
 	if rest, ok := strings.CutPrefix(path, "/var/run/"); ok {
 		return "/run/" + rest

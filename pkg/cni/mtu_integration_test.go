@@ -10,8 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestMTUOfRunningPods: a new MTU reaches pods that run already, also after a restart of the agent, and one pod that
-// cannot be changed does not keep the others from it.
+// TestMTUOfRunningPods: a new MTU reaches running pods, also after a restart of the agent, and a pod that cannot be
+// changed does not keep others from it.
 func TestMTUOfRunningPods(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.conf("1.1.0", "")
@@ -52,7 +52,7 @@ func TestMTUOfRunningPods(t *testing.T) {
 		wantMTU(mtu, a, b)
 	}
 
-	// Another interface in the place of a's eth0: nothing of ours.
+	// Another interface in the place of a's eth0, which Weft must not change.
 	check(t, a.netns.Do(func(ns.NetNS) error {
 		link, err := netlink.LinkByName("eth0")
 		check(t, err)
@@ -60,7 +60,8 @@ func TestMTUOfRunningPods(t *testing.T) {
 		check(t, netlink.LinkSetName(link, "old0"))
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0", MTU: 1234}, PeerName: "other0"})
 	}))
-	if err := n.server.SetMTU(t.Context(), 1200); err == nil || !strings.Contains(err.Error(), "pod default/a") || strings.Contains(err.Error(), "default/b") {
+	if err := n.server.SetMTU(t.Context(), 1200); err == nil || !strings.Contains(err.Error(), "pod default/a") ||
+		strings.Contains(err.Error(), "default/b") {
 		t.Errorf("error %v, want one that names default/a alone", err)
 	}
 	wantMTU(1200, b)

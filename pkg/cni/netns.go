@@ -11,12 +11,12 @@ import (
 	"github.com/weft-cni/weft/pkg/netthread"
 )
 
-// checkNetns makes sure that the descriptor which the plugin passed is a network namespace other than the node's.
+// checkNetns rejects a descriptor that is not a network namespace, or is the node's own.
 func checkNetns(f *os.File, path string) error {
 	if f == nil {
 		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q: the plugin passed no network namespace", path)
 	}
-	// Only a namespace file knows this request; NS_GET_NSTYPE says which kind it is of.
+	// Only namespace files support this ioctl; NS_GET_NSTYPE returns the type.
 	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
 	if err != nil || kind != unix.CLONE_NEWNET {
 		return errorf(types.ErrInvalidEnvironmentVariables, "CNI_NETNS %q is not a network namespace", path)
@@ -34,16 +34,19 @@ func checkNetns(f *os.File, path string) error {
 	return nil
 }
 
-// inNetns runs fn on a thread that is in the pod's network namespace.
+// inNetns runs fn on a thread in the pod's network namespace.
 func inNetns(netns *os.File, fn func() error) error {
-	return netthread.Do(func() error { return os.NewSyscallError("setns", unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)) }, fn)
+	enter := func() error {
+		return os.NewSyscallError("setns", unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET))
+	}
+	return netthread.Do(enter, fn)
 }
 
-// sysctls is where /proc/sys can be written. In the agent's container that is a mount of the node's; whoever's it is,
-// below net/ a thread finds the settings of its own network namespace.
+// sysctls is a writable mount of /proc/sys. In the agent's container it is the node's; below net/, every thread sees
+// the sysctls of its own network namespace in any mount.
 type sysctls string
 
-// set writes a setting of the calling thread's network namespace.
+// set writes a sysctl of the calling thread's network namespace.
 func (root sysctls) set(path, value string) error {
 	return os.WriteFile(filepath.Join(string(root), "net", path), []byte(value), 0o644)
 }

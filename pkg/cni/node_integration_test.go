@@ -39,12 +39,12 @@ import (
 // binDir holds the plugins that TestMain built.
 var binDir string
 
-// TestMain moves the whole test process into network and mount namespaces of its own: the node's ends of the veths and
-// the mounts of the pods' namespaces disappear with it, whatever happens.
+// TestMain moves the test process into its own network and mount namespaces, so that the node's ends of the veths and
+// the mounts of the pods' namespaces are always deleted with it.
 func TestMain(m *testing.M) {
 	const inside = "WEFT_CNI_TEST_PLUGINS"
 	if os.Getenv(inside) == "" {
-		// Before there is no network from which modules could be downloaded.
+		// While there is still a network to download modules from.
 		dir, err := os.MkdirTemp("", "weft-cni-bin")
 		must(err)
 		build("../..", "-o", dir, "./cmd/weft-cni")
@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 		must(unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), inside+"="+dir)))
 	}
 	if os.Getenv("WEFT_CNI_TEST_AGENT") != "" {
-		os.Exit(m.Run()) // the agent that another test kills: it needs no plugins, and could not clean up
+		os.Exit(m.Run()) // the agent that another test kills: it needs no plugins and could not clean up
 	}
 	lo, err := netlink.LinkByName("lo")
 	must(err)
@@ -96,11 +96,11 @@ type node struct {
 
 	mu       sync.Mutex
 	settings cni.Settings
-	// stop ends the server that runs and returns what Serve returned.
+	// stop ends the running server and returns the result of Serve.
 	stop func() error
-	// kept is what the last Recover returned.
+	// kept is the result of the last Recover.
 	kept   []model.Attachment
-	server *cni.Server // the one that runs
+	server *cni.Server // the running server
 }
 
 func newNode(t *testing.T, podCIDRs ...string) *node {
@@ -108,7 +108,7 @@ func newNode(t *testing.T, podCIDRs ...string) *node {
 	return newNodeFor(t, 2*time.Minute, podCIDRs...)
 }
 
-// newNodeFor is newNode for a test that takes longer.
+// newNodeFor is newNode with a longer timeout.
 func newNodeFor(t *testing.T, timeout time.Duration, podCIDRs ...string) *node {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
@@ -124,7 +124,7 @@ func newNodeFor(t *testing.T, timeout time.Duration, podCIDRs ...string) *node {
 	_, err = n.db.EnsureBridge(ctx, bridge)
 	check(t, err)
 	n.settings = cni.Settings{MTU: 1400, UserspaceDatapath: true, PodCIDRs: prefixes(podCIDRs...)}
-	// Left to itself, libcni makes this at the first call, whichever of several concurrent ones that is.
+	// libcni creates this directory at the first call, and concurrent first calls would race.
 	exec := &invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}
 	n.libcni = libcni.NewCNIConfigWithCacheDir([]string{binDir}, filepath.Join(dir, "cache"), exec)
 	n.start()
@@ -136,17 +136,17 @@ func newNodeFor(t *testing.T, timeout time.Duration, podCIDRs ...string) *node {
 	return n
 }
 
-// bridge is what the agent asks for.
+// bridge is the agent's configuration of the bridge.
 var bridge = ovsdb.Bridge{Datapath: "netdev"}
 
-// vsctl is somebody else who changes the database. It does not wait for ovs-vswitchd.
+// vsctl changes the database as another program. It does not wait for ovs-vswitchd.
 func (n *node) vsctl(args ...string) {
 	n.t.Helper()
 	_, err := n.ovs.Run(n.ctx, "ovs-vsctl", append([]string{"--timeout=10", "--no-wait"}, args...)...)
 	check(n.t, err)
 }
 
-// connect is how an agent gets to the node's OVSDB.
+// connect connects to the node's OVSDB as an agent does.
 func (n *node) connect() {
 	n.t.Helper()
 	var err error
@@ -162,7 +162,7 @@ func prefixes(cidrs ...string) (parsed []netip.Prefix) {
 	return parsed
 }
 
-// log writes to the test's output until the test is over: a plugin that was killed may be noticed later.
+// log writes to the test's output until the test ends: the server may notice later that a plugin was killed.
 func (n *node) log() *slog.Logger {
 	return slog.New(slog.NewTextHandler(n.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
@@ -173,7 +173,7 @@ func (n *node) set(change func(*cni.Settings)) {
 	change(&n.settings)
 }
 
-// start runs a new server: an agent that was started (again).
+// start runs a new server, as a start of the agent does.
 func (n *node) start() {
 	n.t.Helper()
 	n.startWith(n.db)
@@ -196,7 +196,7 @@ func (n *node) startWith(ports cni.Ports) {
 	var err error
 	n.kept, err = s.Recover(n.ctx)
 	check(n.t, err)
-	// A flow loop that starts with the agent knows what Recover returned, and removes all other flows.
+	// The flow loop of a new agent has the attachments that Recover returned, and deletes all other flows.
 	n.flows.restart(n.kept)
 	ctx, cancel := context.WithCancel(n.ctx)
 	done := make(chan error, 1)
@@ -225,7 +225,8 @@ func (n *node) eventually(what string, ok func() bool) {
 // conf is a configuration list with weft-cni alone, in the given version; extra are further keys of it.
 func (n *node) conf(version, extra string) *libcni.NetworkConfigList {
 	n.t.Helper()
-	return n.list(fmt.Sprintf(`{"cniVersion": %q, "name": "weft", "plugins": [{"type": "weft-cni", "socket": %q%s}]}`, version, n.socket, extra))
+	return n.list(fmt.Sprintf(`{"cniVersion": %q, "name": "weft", "plugins": [{"type": "weft-cni", "socket": %q%s}]}`,
+		version, n.socket, extra))
 }
 
 func (n *node) list(text string) *libcni.NetworkConfigList {
@@ -235,7 +236,7 @@ func (n *node) list(text string) *libcni.NetworkConfigList {
 	return list
 }
 
-// pod is a container: a network namespace and what the runtime calls it.
+// pod is a container: a network namespace and the runtime's arguments for it.
 type pod struct {
 	netns ns.NetNS
 	rt    *libcni.RuntimeConf
@@ -254,7 +255,8 @@ func (n *node) pod(name string) *pod {
 	id := fmt.Sprintf("c%d", containers.Add(1))
 	return &pod{netns, &libcni.RuntimeConf{
 		ContainerID: id, NetNS: netns.Path(), IfName: "eth0",
-		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", name}, {"K8S_POD_UID", "uid-" + id}, {"K8S_POD_INFRA_CONTAINER_ID", id}},
+		Args: [][2]string{{"IgnoreUnknown", "1"}, {"K8S_POD_NAMESPACE", "default"}, {"K8S_POD_NAME", name},
+			{"K8S_POD_UID", "uid-" + id}, {"K8S_POD_INFRA_CONTAINER_ID", id}},
 	}}
 }
 
@@ -278,7 +280,7 @@ func (n *node) mustDel(list *libcni.NetworkConfigList, p *pod) {
 	check(n.t, n.libcni.DelNetworkList(n.ctx, list, p.rt))
 }
 
-// run runs the plugin without libcni, for what libcni would not let through.
+// run runs the plugin without libcni, for requests that libcni would reject.
 func (n *node) run(command, stdin string, env ...string) (stdout []byte, err error) {
 	cmd := n.command(command, stdin, env...)
 	stdout, err = cmd.Output()
@@ -301,7 +303,7 @@ func (n *node) command(command, stdin string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// attached lists what OVSDB records.
+// attached lists the attachments recorded in OVSDB.
 func (n *node) attached() []model.Attachment {
 	n.t.Helper()
 	atts, bad, err := n.db.Attachments(n.ctx)
@@ -329,7 +331,7 @@ func (n *node) links() []string {
 	return names
 }
 
-// wantNothing fails when anything of any attachment is left.
+// wantNothing fails when a trace of any attachment is left.
 func (n *node) wantNothing() {
 	n.t.Helper()
 	if atts, links, flows := n.attached(), n.links(), n.flows.keys(); len(atts)+len(links)+len(flows) > 0 {
@@ -358,14 +360,15 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// fakeFlows is a flow loop that remembers whom it would have compiled flows for. gate, when set, is waited for.
+// fakeFlows is a flow loop that records the attachments it would have compiled flows for. gate, when set, blocks
+// Attach.
 type fakeFlows struct {
 	mu      sync.Mutex
 	present map[model.AttachmentKey]model.Attachment
 	err     error
 	gate    chan struct{}
 	entered chan model.AttachmentKey
-	// deadline is until when the last Attach may take.
+	// deadline is the deadline of the last Attach.
 	deadline time.Time
 }
 

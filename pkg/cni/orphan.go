@@ -13,14 +13,15 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// An orphan is a pod's link whose record and copy are lost. Nobody knows which pod it is, so it cannot be connected again. But the pod runs and everybody believes that
-// it has its addresses. So its link is kept, and its addresses are given to nobody else, until the link is gone.
+// An orphan is a pod's link whose record and copy are lost. The agent cannot tell which pod it belongs to, so it cannot
+// connect it again. But the pod runs, and the rest of the cluster expects it at its addresses. So the agent keeps the
+// link and reserves its addresses until the link is deleted.
 
-// netnsDir is where container runtimes keep the network namespaces of pods.
+// netnsDir is the directory of the pods' network namespaces (containerd, CRI-O).
 const netnsDir = "/run/netns"
 
-// orphanAddrs finds the addresses of the pod at the other end of our link. There are none when the other end is not in
-// a pod's namespace.
+// orphanAddrs finds the addresses of the pod at the other end of the link, and the path of its namespace; none when the
+// other end is not in a pod's namespace.
 func orphanAddrs(name string) (ips []netip.Addr, path string, err error) {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -34,7 +35,7 @@ func orphanAddrs(name string) (ips []netip.Addr, path string, err error) {
 		path := filepath.Join(netnsDir, f.Name())
 		netns, err := os.Open(path)
 		if err != nil {
-			continue // it is just going away
+			continue // deleted meanwhile
 		}
 		ips, found := addrsAtOtherEnd(netns, link)
 		netns.Close()
@@ -45,7 +46,7 @@ func orphanAddrs(name string) (ips []netip.Addr, path string, err error) {
 	return nil, "", nil
 }
 
-// addrsAtOtherEnd tells whether the link's other end is in that namespace.
+// addrsAtOtherEnd returns the addresses of the link's peer if it is in that namespace.
 func addrsAtOtherEnd(netns *os.File, link netlink.Link) (ips []netip.Addr, found bool) {
 	id, err := netlink.GetNetNsIdByFd(int(netns.Fd()))
 	if err != nil || id < 0 || id != link.Attrs().NetNsID {
@@ -72,74 +73,75 @@ func addrsAtOtherEnd(netns *os.File, link netlink.Link) (ips []netip.Addr, found
 	return ips, err == nil
 }
 
-// adopt keeps the link of a pod whose record is lost, or removes it when there is no pod.
+// adopt reserves the addresses of a pod whose record is lost, or deletes the link when it has no pod.
 func (s *Server) adopt(name string) error {
 	ips, path, err := orphanAddrs(name)
 	if err != nil {
 		return err
 	}
 	if len(ips) == 0 {
-		s.cfg.Log.Warn("removing a link that no pod has", "link", name)
+		s.cfg.Log.Warn("deleting a link without a pod", "link", name)
 		return deleteLink(name)
 	}
-	s.cfg.Log.Error("a pod is cut off because its record in OVSDB is lost; delete the pod, so that it is made again. Its addresses stay reserved until then",
+	s.cfg.Log.Error("pod disconnected because its record in OVSDB is lost; delete the pod, so that it is recreated. "+
+		"Its addresses stay reserved until then",
 		"link", name, "addresses", ips, "netns", path)
-	s.book.reserveOrphan(name, ips)
+	s.allocations.reserveOrphan(name, ips)
 	return nil
 }
 
-// releaseOrphans frees the addresses of the orphans whose links are gone.
+// releaseOrphans frees the addresses of orphans whose links no longer exist.
 func (s *Server) releaseOrphans() {
-	for _, name := range s.book.orphanNames() {
+	for _, name := range s.allocations.orphanNames() {
 		if _, err := netlink.LinkByName(name); errors.As(err, &netlink.LinkNotFoundError{}) {
-			s.book.releaseOrphan(name)
+			s.allocations.releaseOrphan(name)
 		}
 	}
 }
 
-// deleteOrphan removes the attachment's link if it is an orphan.
+// deleteOrphan deletes the attachment's link if it is an orphan.
 func (s *Server) deleteOrphan(key model.AttachmentKey) error {
-	for _, name := range s.book.orphanNames() {
+	for _, name := range s.allocations.orphanNames() {
 		if !mayBeNameOf(name, key) {
 			continue
 		}
 		if err := deleteLink(name); err != nil {
 			return err
 		}
-		s.book.releaseOrphan(name)
+		s.allocations.releaseOrphan(name)
 	}
 	return nil
 }
 
-// orphanKey is under which the book has an orphan's addresses. No request can ask for it: it has no container.
+// orphanKey is the owner of an orphan's addresses in allocations. No request can name it: it has no container ID.
 func orphanKey(name string) model.AttachmentKey { return model.AttachmentKey{IfName: name} }
 
-func (b *book) reserveOrphan(name string, ips []netip.Addr) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.orphans[name] = struct{}{}
-	b.names[name] = orphanKey(name)
+func (al *allocations) reserveOrphan(name string, ips []netip.Addr) {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	al.orphans[name] = struct{}{}
+	al.names[name] = orphanKey(name)
 	for _, ip := range ips {
-		if _, used := b.ips[ip]; !used {
-			b.ips[ip] = orphanKey(name)
+		if _, used := al.ips[ip]; !used {
+			al.ips[ip] = orphanKey(name)
 		}
 	}
 }
 
-func (b *book) orphanNames() []string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (al *allocations) orphanNames() []string {
+	al.mu.Lock()
+	defer al.mu.Unlock()
 	var names []string
-	for name := range b.orphans {
+	for name := range al.orphans {
 		names = append(names, name)
 	}
 	return names
 }
 
-func (b *book) releaseOrphan(name string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.orphans, name)
-	delete(b.names, name)
-	b.forget(orphanKey(name))
+func (al *allocations) releaseOrphan(name string) {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	delete(al.orphans, name)
+	delete(al.names, name)
+	al.retireIPs(orphanKey(name))
 }

@@ -9,11 +9,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// pendingPause is how long the server waits before it tries again what failed of the deletions that weft-cni recorded.
+// pendingPause is the interval between attempts to finish recorded deletions.
 const pendingPause = 10 * time.Second
 
-// deletePending removes what was deleted while no agent listened. It ends when nothing is left, or with the context:
-// from when the server listens on, every DEL comes to it.
+// deletePending removes the attachments whose DEL came while no agent listened. It returns when none is left or the
+// context ends. New DELs come to the listening server.
 func (s *Server) deletePending(ctx context.Context) {
 	for ctx.Err() == nil {
 		list, err := wire.ReadPending(s.cfg.Socket)
@@ -26,7 +26,7 @@ func (s *Server) deletePending(ctx context.Context) {
 		if err = errors.Join(errs...); err == nil {
 			return
 		}
-		s.cfg.Log.Error("remove what was deleted while no agent ran", "err", err)
+		s.cfg.Log.Error("remove attachments that were deleted while no agent ran; retrying", "err", err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(pendingPause):

@@ -10,8 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/cni"
 )
 
-// TestDelWithoutAgent: a DEL that comes while no agent listens succeeds and is made up for when one does, also when the
-// bridge cannot be written at first. The address is given to nobody in between.
+// TestDelWithoutAgent: a DEL while no agent listens succeeds, and the next agent carries it out, also when the bridge
+// cannot be written at first. The address is not allocated in between.
 func TestDelWithoutAgent(t *testing.T) {
 	n := newNode(t, "10.20.0.0/30") // one address for pods
 	list := n.conf("1.1.0", "")
@@ -19,7 +19,7 @@ func TestDelWithoutAgent(t *testing.T) {
 	n.mustAdd(list, p)
 	check(t, n.stop())
 	n.mustDel(list, p)
-	n.mustDel(list, p) // runtimes repeat it
+	n.mustDel(list, p) // runtimes repeat a DEL
 	records := filepath.Join(filepath.Dir(n.socket), "deleted")
 	files, err := os.ReadDir(records)
 	check(t, err)
@@ -31,7 +31,8 @@ func TestDelWithoutAgent(t *testing.T) {
 	}
 	n.start()
 	n.eventually("the DEL is made up for", func() bool { return len(n.attached()) == 0 && len(n.links()) == 0 })
-	n.eventually("the record is gone", func() bool { files, err := os.ReadDir(records); return err == nil && len(files) == 0 })
+	n.eventually("the record is gone",
+		func() bool { files, err := os.ReadDir(records); return err == nil && len(files) == 0 })
 	n.wantNothing()
 	n.mustAdd(list, stays)
 	_, err = n.add(list, p)

@@ -13,19 +13,19 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// restoreAtOnce bounds how many ports are put back in parallel; the bridge's transactions are shared.
+// restoreAtOnce bounds the ports that are restored in parallel; the bridge's transactions are batched.
 const restoreAtOnce = 32
 
 // Known returns the attachments whose ports belong on the bridge, by port name, for EnsureBridge. A name counts only
-// while the link of that name is ours, so a foreign port of the same name is never taken over.
+// while the link of that name is Weft's, so a foreign port of the same name is never taken over.
 func (s *Server) Known() (map[string]model.Attachment, error) {
-	whole := s.book.whole()
+	attached := s.allocations.listComplete()
 	links, err := ourLinks()
 	if err != nil {
 		return nil, err
 	}
-	known := make(map[string]model.Attachment, len(whole))
-	for _, att := range whole {
+	known := make(map[string]model.Attachment, len(attached))
+	for _, att := range attached {
 		if links[att.HostIfName] == GroupAttached {
 			known[att.HostIfName] = att
 		}
@@ -33,13 +33,14 @@ func (s *Server) Known() (map[string]model.Attachment, error) {
 	return known, nil
 }
 
-// RestorePorts puts back the ports of whole attachments that somebody removed from the bridge, or whose record somebody
-// damaged, and returns their names in order. It goes on after a port that fails and returns what failed, and names the
-// pods whose link is gone; called again, it does what is missing. The bridge must exist. When nothing is missing it only
-// compares the book with Ports.Attachments and the node's links.
+// RestorePorts restores the ports of complete attachments that another program removed from the bridge, or whose record
+// it changed, and returns their names in order. It continues after a port that fails, returns all errors, and names the
+// pods whose link is missing. Idempotent; the bridge must exist. Without damage it only compares allocations with
+// Ports.Attachments and the node's links.
 func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
-	// The book first: what is whole there was on the bridge before, so an ADD that ends now is not taken for damage.
-	whole := s.book.whole()
+	// Read allocations first: a complete attachment was on the bridge before, so an ADD that ends now does not look
+	// like damage.
+	attached := s.allocations.listComplete()
 	recorded, bad, err := s.cfg.Ports.Attachments(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("restore ports: %w", err)
@@ -61,16 +62,16 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	var errs []error
 	var g errgroup.Group
 	g.SetLimit(restoreAtOnce)
-	for _, att := range whole {
+	for _, att := range attached {
 		record, there := present[att.HostIfName]
 		switch {
 		case !there:
 		case !record.Equal(att):
 			damaged[att.HostIfName] = true
-		case links[att.HostIfName] == 0 && s.book.isWhole(att):
+		case links[att.HostIfName] == 0 && s.allocations.isComplete(att):
 			mu.Lock()
-			errs = append(errs, fmt.Errorf("link %s of pod %s is gone from the node (deleted, renamed or moved to another "+
-				"network namespace); delete the pod, so that it is made again", att.HostIfName, att.Pod))
+			errs = append(errs, fmt.Errorf("link %s of pod %s is missing on the node (deleted, renamed or moved to another "+
+				"network namespace); delete the pod, so that it is recreated", att.HostIfName, att.Pod))
 			mu.Unlock()
 			continue
 		default:
@@ -90,30 +91,30 @@ func (s *Server) RestorePorts(ctx context.Context) ([]string, error) {
 	}
 	_ = g.Wait() // errs has the errors
 	slices.Sort(restored)
-	if last := s.book.last(); len(restored) > 0 && len(last) > 0 { // the bridge may be a new one
+	if last := s.allocations.lastIPs(); len(restored) > 0 && len(last) > 0 { // the bridge may be a new one
 		errs = append(errs, s.cfg.Ports.SetLastIPs(ctx, last))
 	}
 	return restored, errors.Join(errs...)
 }
 
-// restorePort tells whether it put the port back: it does not when the attachment has been removed meanwhile.
+// restorePort reports whether it restored the port; false when the attachment was removed meanwhile.
 func (s *Server) restorePort(ctx context.Context, att model.Attachment, damaged bool) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, doTimeout)
 	defer cancel()
-	unlock, err := s.locks.lock(ctx, att.Key()) // not while it is being detached
+	unlock, err := s.locks.lock(ctx, att.Key()) // serializes with DEL
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
-	if !s.book.isWhole(att) {
+	if !s.allocations.isComplete(att) {
 		return false, nil
 	}
 	link, err := netlink.LinkByName(att.HostIfName)
 	if err != nil {
-		return false, fmt.Errorf("find its link (without it the pod must be deleted and made again): %w", err)
+		return false, fmt.Errorf("find its link (if it is missing, delete the pod, so that it is recreated): %w", err)
 	}
 	if !isOurs(link) {
-		return false, errors.New("the link of that name is not ours; the pod must be deleted and made again")
+		return false, errors.New("the link of that name is not Weft's; delete the pod, so that it is recreated")
 	}
 	if damaged {
 		if err := s.cfg.Ports.RemovePort(ctx, att.HostIfName); err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// wantRestored waits until the server restores exactly these ports, and checks that then nothing is left to do.
+// wantRestored waits until the server has restored exactly these ports, and checks that nothing is left to do.
 func (n *node) wantRestored(atts ...model.Attachment) {
 	n.t.Helper()
 	var want []string
@@ -35,7 +35,7 @@ func (n *node) wantRestored(atts ...model.Attachment) {
 	}
 }
 
-// TestRestorePorts takes whole attachments' ports away in every way that people and accidents have.
+// TestRestorePorts removes the ports of complete attachments in every way that users and accidents have.
 func TestRestorePorts(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24", "fd20::/64")
 	list := n.conf("1.1.0", "")
@@ -73,7 +73,8 @@ func TestRestorePorts(t *testing.T) {
 				return err == nil && len(right) == len(before)-len(tc.want)
 			})
 			n.wantRestored(tc.want...)
-			if now := n.attached(); cmp.Diff(before, now, cmp.Comparer(func(x, y model.Attachment) bool { return x.Key() == y.Key() && x.OFPort == y.OFPort })) != "" {
+			if now := n.attached(); cmp.Diff(before, now,
+				cmp.Comparer(func(x, y model.Attachment) bool { return x.Key() == y.Key() && x.OFPort == y.OFPort })) != "" {
 				t.Errorf("ports %v, want %v", now, before)
 			}
 			check(t, n.libcni.CheckNetworkList(n.ctx, list, a.rt))
@@ -81,7 +82,7 @@ func TestRestorePorts(t *testing.T) {
 		})
 	}
 
-	// Without its link, a port is of no use; the other one comes back all the same.
+	// A port without its link is useless; the other port is still restored.
 	link, err := netlink.LinkByName(att.HostIfName)
 	check(t, err)
 	check(t, netlink.LinkDel(link))
@@ -89,7 +90,8 @@ func TestRestorePorts(t *testing.T) {
 		check(t, n.db.RemovePort(n.ctx, x.HostIfName))
 	}
 	got, err := n.server.RestorePorts(n.ctx)
-	if err == nil || !strings.Contains(err.Error(), att.HostIfName) || !strings.Contains(err.Error(), "default/a") || len(got) != 1 || got[0] == att.HostIfName {
+	if err == nil || !strings.Contains(err.Error(), att.HostIfName) || !strings.Contains(err.Error(), "default/a") ||
+		len(got) != 1 || got[0] == att.HostIfName {
 		t.Errorf("restored %v, error %v; want one port, and an error that names the other", got, err)
 	}
 	n.mustDel(list, a)
@@ -98,7 +100,7 @@ func TestRestorePorts(t *testing.T) {
 	n.wantNothing()
 }
 
-// TestRestoreLeavesRequestsAlone: what is being added or removed is its request's.
+// TestRestoreLeavesRequestsAlone: an attachment that a request adds or removes belongs to that request.
 func TestRestoreLeavesRequestsAlone(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	list := n.conf("1.0.0", "")
@@ -109,7 +111,8 @@ func TestRestoreLeavesRequestsAlone(t *testing.T) {
 	<-n.flows.entered
 	n.eventually("the port is there", func() bool { return len(n.attached()) == 1 })
 	att := n.attached()[0]
-	// ADD waits for the port's number beside the flows, and fails for good reason when the port goes before it has one.
+	// ADD waits for the port's number in parallel with the flows, and fails correctly when the port is removed before
+	// that.
 	n.eventually("the port has its number", func() bool {
 		out, err := n.ovs.Run(n.ctx, "ovs-vsctl", "--timeout=10", "get", "Interface", att.HostIfName, "ofport")
 		return err == nil && strings.TrimSpace(out) == strconv.Itoa(int(att.OFPort))
@@ -120,7 +123,7 @@ func TestRestoreLeavesRequestsAlone(t *testing.T) {
 	check(t, <-added)
 	n.wantRestored(att)
 
-	// A DEL that comes while the ports are compared, and one that failed half-way.
+	// A DEL while the ports are compared, and one that failed half-way.
 	check(t, n.stop())
 	broken := &brokenPorts{Client: n.db}
 	late := &latePorts{brokenPorts: broken}

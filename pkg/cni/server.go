@@ -20,47 +20,49 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The times a request may take. Together they stay below wire.Deadline, so the runtime gets an answer, not a timeout.
+// Timeouts of a request. Their sum is below wire.Deadline, so that the runtime gets a response and not a timeout.
 const (
 	readTimeout = 5 * time.Second
-	// doTimeout is for all that an ADD waits for: its turn, the port and the flows.
+	// doTimeout covers all waits of an ADD: the attachment's lock, the port and the flows.
 	doTimeout     = 25 * time.Second
 	removeTimeout = 12 * time.Second
 )
 
-// NetworkName is what our network is called in the configuration: attachments do not record a network, so there is
-// exactly one whose GC may speak about them.
+// NetworkName is the name of Weft's network. Attachments do not record a network, so only this network's GC may list
+// them.
 const NetworkName = "weft"
 
-// Config is what a Server needs.
+// Config configures a Server.
 type Config struct {
-	// Socket is where to listen; wire.DefaultSocket when empty. Its directory becomes accessible to root only.
+	// Socket is the path of the socket; wire.DefaultSocket when empty. Serve makes its directory accessible to root
+	// only.
 	Socket string
-	// ProcSys is where the node's /proc/sys can be written; /proc/sys when empty.
+	// ProcSys is a writable mount of the node's /proc/sys; /proc/sys when empty.
 	ProcSys  string
 	Settings func() Settings
 	Ports    Ports
 	Flows    Flows
-	// NFT is the node's packet filter, see Guard. Without it, Recover uses nft(8) on the table GuardTable.
+	// NFT is the node's nftables, see SyncHostFilter. When nil, Recover uses nft(8) with the table HostFilterTable.
 	NFT knftables.Interface
 	Log *slog.Logger
-	// Observe, when set, is told how long each phase of a command took. It is called from many goroutines.
+	// Observe, when set, receives the duration of each phase of a command. It is called from many goroutines.
 	Observe func(command, phase string, d time.Duration)
-	// Problem, when set, is told why the socket takes no connections, and nil when it does. Serve's goroutine calls it.
+	// Problem, when set, receives the reason why the socket accepts no connections, and nil once it does. Serve's
+	// goroutine calls it.
 	Problem func(error)
 }
 
-// Server answers the node's CNI requests.
+// Server serves the node's CNI requests.
 type Server struct {
-	cfg       Config
-	book      *book
-	locks     keyLocks
-	copies    copies
-	limits    limits
-	recovered bool
+	cfg         Config
+	allocations *allocations
+	locks       keyLocks
+	copies      copies
+	limits      limits
+	recovered   bool
 }
 
-// NewServer makes a server that does nothing yet: Recover, then Serve.
+// NewServer returns a server that does nothing yet: call Recover, then Serve.
 func NewServer(cfg Config) *Server {
 	if cfg.Socket == "" {
 		cfg.Socket = wire.DefaultSocket
@@ -75,15 +77,15 @@ func NewServer(cfg Config) *Server {
 		cfg.Problem = func(error) {}
 	}
 	return &Server{
-		cfg: cfg, book: newBook(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}},
+		cfg: cfg, allocations: newAllocations(), locks: keyLocks{held: map[model.AttachmentKey]*keyLock{}},
 		copies: copies(filepath.Join(filepath.Dir(cfg.Socket), copiesDir)),
 		limits: newLimits(maxAttach, maxDetach, maxReading),
 	}
 }
 
-// Serve listens until the context ends, then lets every request come to an end: an ADD that is under way is rolled back,
-// everything else is finished. Recover must have succeeded. An error of accept, such as too many open files, is a
-// Problem and passes: the kernel keeps the connections that come meanwhile. Connections beyond the limits wait there, too.
+// Serve listens until the context ends, then waits for all running requests: an ADD is rolled back, the others are
+// finished. Recover must have succeeded. An error of accept, such as too many open files, is reported as a Problem and
+// retried; the kernel queues new connections meanwhile, as it does with connections beyond the limits.
 func (s *Server) Serve(ctx context.Context) error {
 	if !s.recovered {
 		return errors.New("serve CNI: Recover must succeed first")
@@ -95,14 +97,14 @@ func (s *Server) Serve(ctx context.Context) error {
 	var requests sync.WaitGroup
 	defer requests.Wait()
 	defer l.Close()
-	// Closing also removes the socket, so that weft-cni knows at once that nobody is there.
+	// Close also removes the socket, so that weft-cni fails at once while no agent runs.
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	requests.Go(func() { s.deletePending(ctx) })
 	s.accept(ctx, l, &requests)
 	return nil
 }
 
-// accept gives each connection a goroutine of its own, until the context ends.
+// accept starts a goroutine for each connection until the context ends.
 func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync.WaitGroup) {
 	pause := acceptPause
 	for {
@@ -120,7 +122,8 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync
 			return
 		case err != nil:
 			<-s.limits.connections
-			s.cfg.Problem(fmt.Errorf("accept on CNI socket %s: %w; pods are attached and removed once that has passed", s.cfg.Socket, err))
+			s.cfg.Problem(fmt.Errorf("accept on CNI socket %s: %w; retrying, pods cannot be attached or removed until then",
+				s.cfg.Socket, err))
 			select {
 			case <-time.After(pause):
 			case <-ctx.Done():
@@ -138,15 +141,15 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync
 	}
 }
 
-// listen makes the socket, for root only. The socket of an agent that was killed is replaced; that of one that still
-// answers is not.
+// listen creates the socket, for root only. It replaces the socket of an agent that was killed, and fails when an agent
+// still answers on it.
 func listen(path string) (*net.UnixListener, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of the CNI socket: %w", err)
+		return nil, fmt.Errorf("create the directory of the CNI socket: %w", err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("close the directory of the CNI socket to others: %w", err)
+		return nil, fmt.Errorf("restrict the directory of the CNI socket to root: %w", err)
 	}
 	if conn, err := net.Dial("unix", path); err == nil {
 		conn.Close()
@@ -161,7 +164,7 @@ func listen(path string) (*net.UnixListener, error) {
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("close the CNI socket to others: %w", err)
+		return nil, fmt.Errorf("restrict the CNI socket to root: %w", err)
 	}
 	return l, nil
 }
@@ -169,7 +172,7 @@ func listen(path string) (*net.UnixListener, error) {
 func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
 	if err := checkPeer(conn); err != nil {
-		s.cfg.Log.Warn("refused a CNI request", "err", err)
+		s.cfg.Log.Warn("rejected a CNI request", "err", err)
 		return
 	}
 	if err := conn.SetReadDeadline(time.Now().Add(readTimeout)); err != nil {
@@ -178,7 +181,7 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	}
 	req, netns, err := wire.ReadRequest(conn)
 	if errors.Is(err, io.EOF) {
-		return // somebody looked whether we listen
+		return // the client only checked whether the agent listens
 	}
 	if err != nil {
 		s.cfg.Log.Warn("invalid CNI request", "err", err)
@@ -192,7 +195,8 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	start := time.Now()
 	log := s.cfg.Log.With("command", req.Command, "container", req.ContainerID, "interface", req.IfName)
 	result, err := s.doLimited(ctx, req, netns)
-	// Before the answer: the runtime may unmount the namespace as soon as it has it, which an open file prevents.
+	// Close before the response: the runtime may unmount the namespace once it has the response, which fails while the
+	// file is open.
 	if netns != nil {
 		netns.Close()
 	}
@@ -208,14 +212,15 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	if s.respond(conn, wire.Response{Result: result, Error: toCNI(err)}) || req.Command != "ADD" || err != nil {
 		return
 	}
-	// Nobody learned that the ADD succeeded, so nobody will use or delete what it made.
-	log.Warn("the plugin went away before it had its answer; undoing the ADD")
-	if _, err := s.do(context.WithoutCancel(ctx), wire.Request{Command: "DEL", ContainerID: req.ContainerID, IfName: req.IfName}, nil); err != nil {
+	// The runtime did not learn that the ADD succeeded, so it will neither use nor delete the attachment.
+	log.Warn("the plugin exited before the response; undoing the ADD")
+	undo := wire.Request{Command: "DEL", ContainerID: req.ContainerID, IfName: req.IfName}
+	if _, err := s.do(context.WithoutCancel(ctx), undo, nil); err != nil {
 		log.Error("undo an unanswered ADD", "err", err)
 	}
 }
 
-// respond tells whether the response could be sent.
+// respond reports whether the response was sent.
 func (s *Server) respond(conn *net.UnixConn, resp wire.Response) bool {
 	err := conn.SetWriteDeadline(time.Now().Add(readTimeout))
 	if err == nil {
@@ -227,10 +232,10 @@ func (s *Server) respond(conn *net.UnixConn, resp wire.Response) bool {
 	return err == nil
 }
 
-var errPeerGone = errors.New("weft-cni was ended by the runtime")
+var errPeerGone = errors.New("the runtime ended weft-cni")
 
-// watchPeer cancels the request when the plugin goes away: it says nothing after its request, so a read returns then, or
-// when the request's connection is closed.
+// watchPeer cancels the request when the plugin exits. The plugin sends nothing after its request, so Read returns only
+// then, or when the request's connection is closed.
 func watchPeer(conn *net.UnixConn, cancel context.CancelCauseFunc) {
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
 		return
@@ -260,12 +265,12 @@ func checkPeer(conn *net.UnixConn) error {
 
 func checkUser(cred *unix.Ucred) error {
 	if cred.Uid != 0 {
-		return fmt.Errorf("the caller (process %d) has user id %d, only root may ask for a network", cred.Pid, cred.Uid)
+		return fmt.Errorf("the caller (process %d) has user id %d, only root may send CNI requests", cred.Pid, cred.Uid)
 	}
 	return nil
 }
 
-// toCNI gives every error a code. One that has none is a failed operation on the kernel, unless time ran out.
+// toCNI gives every error a CNI code: its own, "try again later" for a timeout, and I/O failure for all others.
 func toCNI(err error) *types.Error {
 	if err == nil {
 		return nil
@@ -281,14 +286,14 @@ func toCNI(err error) *types.Error {
 	}
 }
 
-// keyLocks serialises the requests for one attachment.
+// keyLocks serializes the requests for one attachment.
 type keyLocks struct {
 	mu   sync.Mutex
 	held map[model.AttachmentKey]*keyLock
 }
 
 type keyLock struct {
-	// token is in the channel while nobody holds the lock.
+	// token is in the channel while the lock is free.
 	token chan struct{}
 	users int
 }
@@ -320,7 +325,7 @@ func (k *keyLocks) lock(ctx context.Context, key model.AttachmentKey) (unlock fu
 	}
 }
 
-// busy tells whether a request for the attachment is running.
+// busy reports whether a request for the attachment is running.
 func (k *keyLocks) busy(key model.AttachmentKey) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()

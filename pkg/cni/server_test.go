@@ -48,12 +48,12 @@ func TestListen(t *testing.T) {
 	l.Close()
 }
 
-// TestTimes: weft-cni waits longer for the answer than the slowest request takes, with all that can go wrong in it.
+// TestTimes: weft-cni waits longer for the response than the slowest request takes, including all failures on its way.
 func TestTimes(t *testing.T) {
 	const (
-		// What an ovsdb.Client may take longer than it was given, until it knows what became of an open transaction.
+		// The time by which ovsdb.Client may exceed its context, until it knows the outcome of an open transaction.
 		portOverrun = 5 * time.Second
-		// What its failed AddPort takes to clean up.
+		// The cleanup after its failed AddPort.
 		portCleanup = 5 * time.Second
 	)
 	for command, longest := range map[string]time.Duration{
@@ -100,7 +100,8 @@ func TestStatus(t *testing.T) {
 	if err := status(`{"typo": 1}`); codeOf(err) != types.ErrUnsupportedField {
 		t.Errorf("%v", err)
 	}
-	if _, err := s.do(t.Context(), wire.Request{Command: "DANCE"}, nil); codeOf(err) != types.ErrInvalidEnvironmentVariables {
+	if _, err := s.do(t.Context(), wire.Request{Command: "DANCE"}, nil); codeOf(err) !=
+		types.ErrInvalidEnvironmentVariables {
 		t.Errorf("%v", err)
 	}
 }

@@ -90,7 +90,7 @@ func TestRefusals(t *testing.T) {
 		{"mtu with a fraction", `mtu: 1400.5`, `mtu: 1400.5 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
 		{"prefixes", `nonMasqueradeCIDRs: [10.0.0.1/8, foo, "::ffff:10.0.0.0/104"]`,
 			`nonMasqueradeCIDRs: ["10.0.0.1/8","foo","::ffff:10.0.0.0/104"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes; ` +
-				`"10.0.0.1/8" is an address inside "10.0.0.0/8"; "foo" is not a prefix; "::ffff:10.0.0.0/104" is IPv4 written as IPv6`},
+				`"10.0.0.1/8" has host bits set; write "10.0.0.0/8"; invalid CIDR "foo"; "::ffff:10.0.0.0/104" is IPv4 written as IPv6`},
 		{"one prefix instead of a list", `nonMasqueradeCIDRs: 10.0.0.0/8`,
 			`nonMasqueradeCIDRs: "10.0.0.0/8" is not allowed; allowed: a list of IPv4 and IPv6 prefixes`},
 		{"token in clear text", "apiServer: http://10.0.0.1:6443",
@@ -106,14 +106,14 @@ func TestRefusals(t *testing.T) {
 		{"port chosen by the kernel", "healthAddr: 127.0.0.1:0",
 			`healthAddr: "127.0.0.1:0" is not allowed; allowed: an IP address and a port, as 127.0.0.1:9470 or [::1]:9470`},
 		{"primary beside a range", `nodePortAddresses: [primary, 10.0.0.0/8]`,
-			`nodePortAddresses: ["primary","10.0.0.0/8"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "primary" stands alone`},
+			`nodePortAddresses: ["primary","10.0.0.0/8"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "primary" must be the only entry`},
 		{"no address of node ports", `nodePortAddresses: [secondary]`,
-			`nodePortAddresses: ["secondary"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "secondary" is not a prefix`},
-		{"key twice", "mtu: 1400\nlogLevel: info\nmtu: 1500\n", `key "mtu" is there twice, again at line 3; keep one`},
+			`nodePortAddresses: ["secondary"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; invalid CIDR "secondary"`},
+		{"key twice", "mtu: 1400\nlogLevel: info\nmtu: 1500\n", `duplicate key "mtu", second one at line 3; keep one`},
 		{"two documents", "mtu: 1400\n---\nmtu: 1500\n", "more than one YAML document; put all settings into one"},
-		{"a list", "- mtu: 1400", `is [{"mtu":1400}], not a mapping of keys to values; write for example: tunnelType: geneve`},
+		{"a list", "- mtu: 1400", `[{"mtu":1400}] is not a mapping of keys to values; write for example: tunnelType: geneve`},
 		{"all at once", "mtu: 1\nmtu: 1400\nMTU: 2\ndatapath: kernel\n",
-			"3 problems:\n  key \"mtu\" is there twice, again at line 2; keep one\n" +
+			"3 problems:\n  duplicate key \"mtu\", second one at line 2; keep one\n" +
 				"  unknown key \"MTU\" (with value 2); allowed: " + strings.Join(keys(), ", ") + "; did you mean \"mtu\"?\n" +
 				"  datapath: \"kernel\" is not allowed; allowed: system, netdev"},
 	} {
@@ -183,7 +183,7 @@ func TestDiff(t *testing.T) {
 	}
 }
 
-// Every field is a key, every key a field, and what a key prints it also reads.
+// TestKeys: every field has a key, every key has a field, and the text of a value parses to the same value.
 func TestSettingsCoverTheStruct(t *testing.T) {
 	fields := reflect.TypeFor[Config]()
 	if fields.NumField() != len(settings) {
@@ -203,7 +203,7 @@ func TestSettingsCoverTheStruct(t *testing.T) {
 	}
 }
 
-// TestNodeHealthAddr: empty is nowhere.
+// TestNodeHealthAddr: an empty address turns the server off.
 func TestNodeHealthAddr(t *testing.T) {
 	for text, want := range map[string]netip.AddrPort{"": netip.MustParseAddrPort("[::]:10256"), `nodeHealthAddr: ""`: {}, "nodeHealthAddr: 127.0.0.1:1": netip.MustParseAddrPort("127.0.0.1:1")} {
 		if got, err := Parse([]byte(text)); err != nil || got.NodeHealthAddr != want {

@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "write docs/configuration.md")
 
 const docFile = "../../docs/configuration.md"
 
-// docs/configuration.md says what the code says: it is made from the comments of Config's fields and the table of keys.
+// TestDocumentation: docs/configuration.md is generated from the comments of Config's fields and the table of keys.
 func TestDocumentation(t *testing.T) {
 	want := document(t)
 	if *update {
@@ -48,7 +48,7 @@ Weft's settings are the key ` + "`config.yaml`" + ` of the ConfigMap ` + "`weft-
         tunnelType: vxlan
         mtu: 1400
 
-A key that is left out has its default. An unknown key, a key that is there twice or a value that is not allowed stops the
+A key that is left out has its default. An unknown key, a duplicate key or a value that is not allowed stops the
 agent at its start, with a message that names the key, the value and what is allowed; nothing of such a file is used.
 Keys whose changes are *live* take effect in running agents when the kubelet has refreshed the mounted file, which takes
 up to a minute or two. Other changes need ` + "`kubectl -n weft-system rollout restart daemonset/weft-agent`" + `, which
@@ -74,7 +74,7 @@ func document(t *testing.T) []byte {
 	return b.Bytes()
 }
 
-// fieldComments reads the comments of Config's fields, in order.
+// fieldComments returns the comments of Config's fields, in order.
 func fieldComments(t *testing.T) []string {
 	t.Helper()
 	file, err := parser.ParseFile(token.NewFileSet(), "config.go", nil, parser.ParseComments)

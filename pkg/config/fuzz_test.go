@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// FuzzParse: whatever the ConfigMap holds, the answer is an error of bounded length, or a configuration whose settings read
-// back as they are, one by one and as a file.
+// FuzzParse: any content of the ConfigMap gives an error of bounded length, or a configuration whose settings parse to
+// the same values, one by one and as a file.
 func FuzzParse(f *testing.F) {
 	if page, err := os.ReadFile("../../docs/configuration.md"); err == nil {
 		for _, block := range strings.Split(string(page), "```") {

@@ -13,8 +13,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// Load reads the file. Keys that it does not have get their default. When anything in it is wrong, nothing of it is used:
-// the error lists every problem with key, value and what is allowed.
+// Load reads and parses the file. A missing key has its default. An invalid file gives no configuration, only an error
+// that lists every problem with key, value and allowed values.
 func Load(path string) (Config, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -27,7 +27,7 @@ func Load(path string) (Config, error) {
 	return c, nil
 }
 
-// Parse is Load for the content of the file.
+// Parse parses the content of the file, as Load does.
 func Parse(data []byte) (Config, error) {
 	if secondDocument(data) {
 		return Config{}, errors.New("more than one YAML document; put all settings into one")
@@ -35,7 +35,7 @@ func Parse(data []byte) (Config, error) {
 	var errs []error
 	doc, err := yaml.YAMLToJSONStrict(data)
 	if err != nil {
-		// A key that is there twice leaves the rest readable, so the other problems can be told at the same time.
+		// A duplicate key leaves the rest readable, so report the other problems in the same error.
 		duplicates := err
 		if doc, err = yaml.YAMLToJSON(data); err != nil {
 			return Config{}, fmt.Errorf("not YAML: %w", err)
@@ -44,7 +44,7 @@ func Parse(data []byte) (Config, error) {
 	}
 	var values map[string]json.RawMessage
 	if err := json.Unmarshal(doc, &values); err != nil {
-		return Config{}, fmt.Errorf("is %s, not a mapping of keys to values; write for example: tunnelType: geneve", abbreviate(doc))
+		return Config{}, fmt.Errorf("%s is not a mapping of keys to values; write for example: tunnelType: geneve", abbreviate(doc))
 	}
 	c := Default()
 	for _, key := range slices.Sorted(maps.Keys(values)) {
@@ -58,7 +58,7 @@ func Parse(data []byte) (Config, error) {
 	return c, nil
 }
 
-// set stores the value of one key.
+// set parses and stores the value of one key.
 func (c *Config) set(key string, raw json.RawMessage) error {
 	i := slices.IndexFunc(settings, func(s setting) bool { return s.key == key })
 	if i < 0 {
@@ -75,12 +75,12 @@ func (c *Config) set(key string, raw json.RawMessage) error {
 	}
 	refused := fmt.Errorf("%s: %s is not allowed; allowed: %s", key, abbreviate(raw), s.allowed)
 	if errors.As(err, new(*json.UnmarshalTypeError)) {
-		return refused // what is allowed says it better than the name of a Go type
+		return refused // the list of allowed values says more than the name of a Go type
 	}
 	return withDetail(refused, err)
 }
 
-// withDetail adds what is known beyond the refusal itself.
+// withDetail appends the detail unless it says no more than "not allowed".
 func withDetail(refused, detail error) error {
 	if detail == nil || errors.Is(detail, errNotAllowed) {
 		return refused
@@ -96,7 +96,7 @@ func keys() []string {
 	return out
 }
 
-// list is several problems as one error: one on a line of its own each, unless there is only one.
+// list is several problems as one error, one on each line.
 type list []error
 
 func (l list) Error() string {
@@ -119,7 +119,7 @@ func duplicateKeys(err error) []error {
 	for line := range strings.Lines(err.Error()) {
 		if at, rest, ok := strings.Cut(strings.TrimSpace(line), ": key "); ok {
 			key, _, _ := strings.Cut(rest, " already set")
-			errs = append(errs, fmt.Errorf("key %s is there twice, again at %s; keep one", key, at))
+			errs = append(errs, fmt.Errorf("duplicate key %s, second one at %s; keep one", key, at))
 		}
 	}
 	if len(errs) == 0 {
@@ -128,7 +128,7 @@ func duplicateKeys(err error) []error {
 	return errs
 }
 
-// secondDocument tells whether a document follows the first; the YAML package would ignore it silently.
+// secondDocument reports whether another document follows the first; the YAML package would ignore it silently.
 func secondDocument(data []byte) bool {
 	content := false
 	for line := range bytes.Lines(data) {
@@ -146,7 +146,7 @@ func secondDocument(data []byte) bool {
 	return false
 }
 
-// abbreviate keeps a message readable when somebody pasted a file into a value.
+// abbreviate bounds the length of a value in a message, for example when a whole file was pasted into it.
 func abbreviate(raw []byte) string {
 	const most = 120
 	if s := []rune(string(raw)); len(s) > most {
@@ -155,7 +155,7 @@ func abbreviate(raw []byte) string {
 	return string(raw)
 }
 
-// didYouMean names the word that a typing mistake probably stands for; it is nil when none is near.
+// didYouMean suggests the word of the list that is nearest to a misspelled one; nil when none is near.
 func didYouMean[T ~string](word T, words []T) error {
 	best, least := "", 1+max(1, len(word)/4)
 	for _, w := range words {
@@ -170,7 +170,7 @@ func didYouMean[T ~string](word T, words []T) error {
 	return fmt.Errorf("did you mean %q?", best)
 }
 
-// distance is the number of letters to insert, remove or replace (Levenshtein).
+// distance is the Levenshtein distance: the number of letters to insert, remove or replace.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -15,25 +15,25 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Bounds of a pod's MTU: what RFC 791 and RFC 8200 ask every IPv4 and IPv6 link to carry, and the largest IP packet.
+// Bounds of a pod's MTU: the minimum link MTU of RFC 791 and of RFC 8200, and the largest IP packet.
 const (
 	minMTU     = 576
 	minIPv6MTU = 1280
 	maxMTU     = 65535
 )
 
-// setting is one key of the file. The table below is all that the parser, Diff and the documentation know about keys.
+// setting is one key of the file. Parser, Diff and documentation all use the table below and nothing else.
 type setting struct {
 	key     string
 	allowed string
 	live    bool
-	// parse stores a JSON value. Its error says only what is wrong beyond "not allowed", and may be errNotAllowed.
+	// parse stores a JSON value. Its error holds details beyond "not allowed", or is errNotAllowed.
 	parse func(c *Config, raw []byte) error
-	// value is what parse would accept.
+	// value returns the setting in a form that parse accepts.
 	value func(c Config) any
 }
 
-// text is the setting's value as it is written in the file.
+// text is the setting's value as written in the file.
 func (s setting) text(c Config) string {
 	b, err := json.Marshal(s.value(c))
 	if err != nil {
@@ -133,7 +133,7 @@ func oneOf[T ~string](values []T) string {
 	return strings.Join(words, ", ")
 }
 
-// choose stores one of the values of a closed set.
+// choose stores one of the allowed values.
 func choose[T ~string](dst *T, raw []byte, values []T) error {
 	var v T
 	if err := json.Unmarshal(raw, &v); err != nil {
@@ -169,11 +169,11 @@ func parsePrefixes(dst *[]netip.Prefix, raw []byte) error {
 		p, err := netip.ParsePrefix(word)
 		switch {
 		case err != nil:
-			wrong = append(wrong, fmt.Sprintf("%q is not a prefix", word))
+			wrong = append(wrong, fmt.Sprintf("invalid CIDR %q", word))
 		case p.Addr().Is4In6():
 			wrong = append(wrong, fmt.Sprintf("%q is IPv4 written as IPv6", word))
 		case p != p.Masked():
-			wrong = append(wrong, fmt.Sprintf("%q is an address inside %q", word, p.Masked().String()))
+			wrong = append(wrong, fmt.Sprintf("%q has host bits set; write %q", word, p.Masked().String()))
 		default:
 			prefixes = append(prefixes, p)
 		}
@@ -191,7 +191,7 @@ func parseNodePortAddresses(c *Config, raw []byte) error {
 		return err
 	}
 	if slices.Contains(words, PrimaryAddresses) && len(words) > 1 {
-		return fmt.Errorf("%q stands alone", PrimaryAddresses)
+		return fmt.Errorf("%q must be the only entry", PrimaryAddresses)
 	}
 	if len(words) == 0 || words[0] != PrimaryAddresses {
 		var prefixes []netip.Prefix

@@ -11,8 +11,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// manyServices is a node of a cluster with 10,000 node ports and 10,000 load balancers' addresses; every tenth of these also in
-// the map, as the agent lists them.
+// manyServices is a node of a cluster with 10,000 node ports and 10,000 load balancer addresses; the map has every
+// tenth of these, too, as the agent lists them.
 func manyServices() Desired {
 	const count = 10_000
 	d := dualStack()
@@ -23,14 +23,15 @@ func manyServices() Desired {
 		d.NodePorts = append(d.NodePorts, NodePort{Protocol: model.TCP, Port: port})
 		d.ServicePorts = append(d.ServicePorts, ServicePort{addr, model.TCP, 80})
 		if i%10 == 0 {
-			d.ExternalIPs = append(d.ExternalIPs, ExternalIP{Addr: addr, Protocol: model.TCP, Port: 80, To: netip.AddrPortFrom(model.NodePortAddr(true), port)})
+			d.ExternalIPs = append(d.ExternalIPs,
+				ExternalIP{Addr: addr, Protocol: model.TCP, Port: 80, To: netip.AddrPortFrom(model.NodePortAddr(true), port)})
 		}
 		addr = addr.Next()
 	}
 	return d
 }
 
-// cpu reports the processor's time, nft's included: unlike the clock's it says something on a busy machine.
+// cpu reports CPU time including nft's, which is meaningful on a busy machine, unlike wall-clock time.
 func cpu(b *testing.B) func() {
 	used := func() (sum int64) {
 		for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
@@ -78,7 +79,7 @@ func BenchmarkSyncOneServicePort(b *testing.B) {
 	})
 }
 
-// BenchmarkSyncNothing is what an event costs that does not concern the node's network.
+// BenchmarkSyncNothing is the cost of an event that does not concern the node's network.
 func BenchmarkSyncNothing(b *testing.B) {
 	n, d := newNode(b), manyServices()
 	n.write(d)
@@ -90,7 +91,7 @@ func BenchmarkSyncNothing(b *testing.B) {
 	}
 }
 
-// BenchmarkSyncCompare looks at everything in the kernel.
+// BenchmarkSyncCompare compares everything with the kernel.
 func BenchmarkSyncCompare(b *testing.B) {
 	n, d := newNode(b), manyServices()
 	n.write(d)

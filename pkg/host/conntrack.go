@@ -17,44 +17,43 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// flushShare bounds the part of the time that passes over the kernel's connections take when there is always a reason
-// for another: one in so many. A pass over 100,000 takes 0.8 s on a busy machine (BenchmarkFlush).
+// flushShare bounds the share of time that passes over the kernel's connections take: one in so many. A pass over
+// 100,000 connections takes 0.8 s on a busy machine (BenchmarkFlush).
 const flushShare = 10
 
-// flushing is what FlushConnections needs to know of what Sync did.
+// flushing is the state that Sync hands to FlushConnections.
 type flushing struct {
 	mu      sync.Mutex
 	desired Desired
-	gone    goneTranslations
+	removed removedTranslations
 	due     bool // something has changed since the last pass
 
-	// Of FlushConnections only.
-	local ranges // what was the node's own at the last pass
+	// Used by FlushConnections only.
+	local ranges // the node's local ranges at the last pass
 	took  time.Duration
 	ended time.Time
 }
 
-// written takes note of a table that is in the kernel, and of what it does not do any more.
-func (f *flushing) written(d Desired, changed bool, gone goneTranslations) {
+// tableWritten records the table that is in the kernel now, and the translations that it no longer makes.
+func (f *flushing) tableWritten(d Desired, changed bool, removed removedTranslations) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.due = f.due || changed || !slices.Equal(d.ServiceCIDRs, f.desired.ServiceCIDRs)
-	f.gone.add(gone)
+	f.removed.add(removed)
 	f.desired = d
 }
 
-// FlushConnections removes UDP connections from the kernel's conntrack table, and others without a handshake, that
-// lack a translation which the nftables table makes now, or have one that it does not make any more: translation is
-// decided with the first packet, and the sender may never pause for long enough that the kernel forgets by itself. It
-// returns how many these were.
+// FlushConnections removes from the kernel's conntrack table the UDP connections, and others without a handshake, that
+// lack a translation of the current nftables table or have one that the table no longer makes. NAT is decided by the
+// first packet, and a sender may never pause long enough for the entry to expire. It returns the number of removed
+// connections.
 //
-// It looks at all connections when a Sync has changed the table or the ways to Services, when the node's addresses
-// have changed, and the first time; otherwise it does nothing. It may block for as long as several passes take. One
-// goroutine calls it, which need not be Sync's. After a failure the next call looks again.
+// It looks at all connections the first time, after a Sync that changed the table or the routes to Services, and after
+// a change of the node's addresses; otherwise it does nothing. It may block for as long as several passes take. It is
+// called from one goroutine, which need not be Sync's. After an error the next call looks again.
 func (h *Host) FlushConnections(ctx context.Context) (int, error) {
 	f := &h.flushing
-	// Not the list of addresses: an IPv6 address is there some time before the kernel takes packets to it for the
-	// node's own.
+	// Not the list of addresses: the kernel lists an IPv6 address before it accepts packets for it as local.
 	local, err := localRanges()
 	if err != nil {
 		return 0, err
@@ -72,18 +71,18 @@ func (h *Host) FlushConnections(ctx context.Context) (int, error) {
 	}
 
 	f.mu.Lock()
-	desired, gone := f.desired, f.gone
-	f.due, f.gone = false, goneTranslations{}
+	desired, removed := f.desired, f.removed
+	f.due, f.removed = false, removedTranslations{}
 	f.mu.Unlock()
 	began := time.Now()
-	n, err := flush(desired, local, gone)
+	n, err := flush(desired, local, removed)
 	f.ended = time.Now()
 	f.took = f.ended.Sub(began)
 	if err != nil {
 		f.mu.Lock()
 		f.due = true
-		gone.add(f.gone)
-		f.gone = gone
+		removed.add(f.removed)
+		f.removed = removed
 		f.mu.Unlock()
 		return n, fmt.Errorf("flush connections without their translation: %w", err)
 	}
@@ -91,8 +90,8 @@ func (h *Host) FlushConnections(ctx context.Context) (int, error) {
 	return n, nil
 }
 
-// localRanges are what nftables takes for the node's own (fib type local): its addresses, and whatever else is routed
-// to it.
+// localRanges are the destinations that nftables takes for the node's own (fib type local): its addresses, and
+// everything else that is routed to it.
 func localRanges() (ranges, error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
 	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
@@ -108,9 +107,10 @@ func localRanges() (ranges, error) {
 	return disjoint(local), nil
 }
 
-// flush goes through all of the kernel's connections and removes those that are outdated.
-func flush(d Desired, local ranges, gone goneTranslations) (int, error) {
-	t := translationsOf(d, local, gone)
+// flush checks all of the kernel's connections and removes the outdated ones. It returns the number of removed
+// connections.
+func flush(d Desired, local ranges, removed removedTranslations) (int, error) {
+	t := translationsOf(d, local, removed)
 	var outdated [][]byte
 	dump := conntrackRequest(unix.AF_UNSPEC, nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
 	err := dump.ExecuteIter(unix.NETLINK_NETFILTER, 0, func(entry []byte) bool {
@@ -125,7 +125,8 @@ func flush(d Desired, local ranges, gone goneTranslations) (int, error) {
 	n := 0
 	var errs []error
 	for _, entry := range outdated {
-		// With all that it was listed with, its number too: another one of the same addresses and ports is not meant.
+		// Send the entry back with all listed attributes, including its id: a newer connection with the same addresses
+		// and ports must stay.
 		remove := conntrackRequest(entry[0], nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
 		remove.AddRawData(entry[nl.SizeofNfgenmsg:])
 		_, err := remove.Execute(unix.NETLINK_NETFILTER, 0)
@@ -145,7 +146,7 @@ func conntrackRequest(family uint8, operation, flags int) *nl.NetlinkRequest {
 	return r
 }
 
-// parseConnection reads a message of ctnetlink (linux/netfilter/nfnetlink_conntrack.h). It is false for what is no
+// parseConnection parses a message of ctnetlink (linux/netfilter/nfnetlink_conntrack.h); false unless it is a
 // connection over IP.
 func parseConnection(message []byte) (connection, bool) {
 	var c connection
@@ -165,7 +166,7 @@ func parseConnection(message []byte) (connection, bool) {
 	return c, c.source.IsValid() && c.destination.IsValid() && c.replySource.IsValid() && c.replyDestination.IsValid()
 }
 
-// parseTuple reads one direction of a connection.
+// parseTuple parses one direction of a connection.
 func (c *connection) parseTuple(tuple []byte, source, destination *netip.AddrPort) {
 	var from, to netip.Addr
 	var fromPort, toPort uint16
@@ -199,7 +200,7 @@ func (c *connection) parseTuple(tuple []byte, source, destination *netip.AddrPor
 	*source, *destination = netip.AddrPortFrom(from, fromPort), netip.AddrPortFrom(to, toPort)
 }
 
-// tupleZone is CTA_TUPLE_ZONE: a zone may be that of one direction only.
+// tupleZone is CTA_TUPLE_ZONE: a zone may belong to one direction only.
 const tupleZone = 3
 
 func number(value []byte) uint16 {
@@ -209,7 +210,7 @@ func number(value []byte) uint16 {
 	return binary.BigEndian.Uint16(value)
 }
 
-// attributes goes through netlink attributes without copying them, and stops where they are cut off.
+// attributes iterates over netlink attributes without copying them, and stops at a truncated one.
 func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for len(b) >= unix.SizeofNlAttr {

@@ -35,7 +35,8 @@ func (n *node) udp(ns netns.NsHandle, address string) *net.UDPConn {
 	return socket
 }
 
-// hears says from where a socket hears what another one says to an address; invalid when it hears nothing.
+// hears returns the source address of a datagram that one socket sends to an address and the other receives; invalid
+// when none arrives.
 func (n *node) hears(listener, speaker *net.UDPConn, to string, within time.Duration) netip.AddrPort {
 	n.t.Helper()
 	if _, err := speaker.WriteToUDPAddrPort([]byte("x"), netip.MustParseAddrPort(to)); err != nil {
@@ -60,7 +61,7 @@ func (n *node) flush() int {
 	return count
 }
 
-// newTrackingNode is a node on which somebody else's table has every connection tracked, whatever there is of ours.
+// newTrackingNode is a node on which a foreign table makes the kernel track all connections, whatever Weft's table has.
 func newTrackingNode(t *testing.T, d Desired) *node {
 	n := newServiceNode(t, d)
 	n.run(`nft add table inet foreign
@@ -71,14 +72,15 @@ nft add rule inet foreign c ct state established accept`)
 	return n
 }
 
-// TestFlushNodePorts: sockets that began before the node port, or the node's external address, are served by it from
-// their next datagram on; when it goes, they reach the node again.
+// TestFlushNodePorts: sockets that are older than the node port, or the node's external address, reach it from their
+// next datagram on, and the node again after it is deleted.
 func TestFlushNodePorts(t *testing.T) {
 	before := withServices()
 	before.NodePorts, before.ExternalIPs = nil, nil
 	after := before
 	after.NodePorts = []NodePort{{Protocol: model.UDP, Port: 30053}, {IPv6: true, Protocol: model.UDP, Port: 30053}}
-	after.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")}}
+	after.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.UDP, Port: 53,
+		To: netip.MustParseAddrPort("10.96.0.10:53")}}
 	n := newTrackingNode(t, before)
 	here := n.here()
 	for _, tt := range []struct {
@@ -93,7 +95,7 @@ func TestFlushNodePorts(t *testing.T) {
 		{"to an external address", n.out, "192.0.2.2:40001", "192.0.2.50:53", "10.96.0.10:53"},
 	} {
 		speaker, node, ours := n.udp(tt.from, tt.source), n.udp(here, tt.dest), n.udp(n.pods, tt.ours)
-		for round := range 2 { // the node port comes back, too
+		for round := range 2 { // the node port is added a second time
 			if !n.hears(node, speaker, tt.dest, patience).IsValid() {
 				t.Fatalf("%s, round %d: without a node port, the node does not hear it: the test sees nothing", tt.what, round)
 			}
@@ -119,11 +121,12 @@ func TestFlushNodePorts(t *testing.T) {
 	}
 }
 
-// TestFlushOwnNewAddress: an external address that comes to the node and leaves it.
+// TestFlushOwnNewAddress: an external address is added to the node and removed.
 func TestFlushOwnNewAddress(t *testing.T) {
 	d := withServices()
 	d.ServicePorts = ports("198.51.100.80:53/UDP")
-	d.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")}}
+	d.ExternalIPs = []ExternalIP{{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53,
+		To: netip.MustParseAddrPort("10.96.0.10:53")}}
 	n := newTrackingNode(t, d)
 	here := n.here()
 	speaker := n.udp(here, "192.0.2.1:40001")
@@ -142,8 +145,8 @@ func TestFlushOwnNewAddress(t *testing.T) {
 	}
 }
 
-// TestFlushAfterFlush: a pod's socket, and its ping, that began while our table was away are masqueraded once it is
-// back, by this agent or a new one. What is established over TCP, what others translate and other zones stay.
+// TestFlushAfterFlush: a pod's socket, and its ping, from a time without Weft's table are masqueraded once an agent,
+// the same or a new one, has restored it. Established TCP connections, foreign translations and other zones stay.
 func TestFlushAfterFlush(t *testing.T) {
 	d := withServices()
 	d.ServicePorts = nil
@@ -170,7 +173,8 @@ nft add rule inet foreign raw udp dport 9997 ct zone set 7`)
 		var client net.Conn
 		n.in(n.pods, func() {
 			var err error
-			if client, err = (&net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.244.1.7")}}).Dial("tcp", "192.0.2.2:9990"); err != nil {
+			if client, err = (&net.Dialer{Timeout: patience, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.244.1.7")}}).Dial("tcp",
+				"192.0.2.2:9990"); err != nil {
 				t.Fatal(err)
 			}
 		})
@@ -212,7 +216,7 @@ nft add rule inet foreign raw udp dport 9997 ct zone set 7`)
 	}
 }
 
-// TestFlushMasquerade: destinations that become exceptions from the masquerade, or cease to be.
+// TestFlushMasquerade: destinations become exceptions from masquerading, and cease to be.
 func TestFlushMasquerade(t *testing.T) {
 	d := withServices()
 	d.ServicePorts = nil
@@ -241,7 +245,7 @@ func TestFlushMasquerade(t *testing.T) {
 	hear("masquerade again", "192.0.2.1")
 }
 
-// TestFlushServiceRoutes: a socket of the node to an address that a Service has, and then has not.
+// TestFlushServiceRoutes: a socket of the node sends to an address that a Service gets and loses.
 func TestFlushServiceRoutes(t *testing.T) {
 	d := withServices()
 	without := d

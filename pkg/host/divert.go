@@ -14,27 +14,28 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// An external address is a Service's at the Service's ports alone: behind its other ports is whatever host has it. So
-// no route leads there. nftables marks what the node sends, or forwards from elsewhere, to a Service's protocol and
-// port; a rule for routing takes what is marked to a table whose default route is the switch.
+// A Service has an external address only at its own ports; the address's other ports belong to the host that has the
+// address. So there is no route to it. nftables marks packets that the node sends, or forwards from other hosts, to a
+// Service's protocol and port; a routing rule sends marked packets to a table whose default route leads to the switch.
 const (
-	// serviceMark is one bit, so that it gets along with what others mark. portmap and kube-proxy have the bits above.
+	// serviceMark is a single bit, so that it coexists with the marks of other programs. portmap and kube-proxy use the
+	// bits above.
 	serviceMark = 0x1000
-	// serviceTable is the routing table. The number is that of our zone for connections.
+	// serviceTable is the routing table; its number is also that of Weft's conntrack zone.
 	serviceTable = 22373
-	// serviceRulePriority is behind the table of the node's own addresses and before everything else that is usual.
+	// serviceRulePriority comes after the local table and before all other usual rules.
 	serviceRulePriority = 870
-	// fallbackTable has the addresses themselves. It is asked last: where the node knows no route to an address, not
-	// even a default one, no program could begin to send there, and nftables would have nothing to mark.
+	// fallbackTable has routes to the addresses themselves and is looked up last. Without any route to an address, not
+	// even a default one, a program's connect fails and nftables has no packet to mark.
 	fallbackTable    = 22374
 	fallbackPriority = 32900
 )
 
-// Chains that mark. Later than connection tracking, which knows answers, and before translation and routing.
+// Chains that mark packets: after conntrack, which identifies replies, and before NAT and routing.
 const (
 	divertChain       = "to-services"
-	divertInputChain  = "to-services-entered" // every packet from elsewhere
-	divertOutputChain = "to-services-sent"    // every packet that the node makes
+	divertInputChain  = "to-services-entered" // every packet from another host or a pod
+	divertOutputChain = "to-services-sent"    // every packet of the node's own processes
 	unmarkChain       = "unmarked"            // every packet that leaves
 )
 
@@ -44,7 +45,8 @@ var divertChains = []knftables.Chain{
 	hooked(unmarkChain, knftables.FilterType, knftables.PostroutingHook, knftables.ManglePriority),
 }
 
-// addDivertRules marks packets to Services' external addresses and ports. What pods send has been through the switch.
+// addDivertRules marks packets to Services' external addresses and ports. Packets that pods send have passed the switch
+// before.
 func addDivertRules(add func(chain, comment string, words ...any), gateway string) {
 	add(divertChain, "answers: not to a Service", "ct direction reply return")
 	for _, f := range families {
@@ -54,12 +56,12 @@ func addDivertRules(add func(chain, comment string, words ...any), gateway strin
 	}
 	add(divertInputChain, "from elsewhere: perhaps to a Service", "iifname !=", gateway, "jump", divertChain)
 	add(divertOutputChain, "of the node: perhaps to a Service", "jump", divertChain)
-	// A tunnel routes by the mark of the packet inside.
+	// A tunnel routes the outer packet by the mark of the inner one.
 	add(unmarkChain, "not needed any more", "oifname", gateway, "meta mark and", fmt.Sprintf("%#x", serviceMark), "!= 0",
 		"meta mark set mark and", fmt.Sprintf("%#x", ^uint32(serviceMark)))
 }
 
-// ServicePort is a port of an external or LoadBalancer address.
+// ServicePort is a port of an external IP or a load balancer's address.
 type ServicePort struct {
 	Addr     netip.Addr
 	Protocol model.Protocol
@@ -67,8 +69,8 @@ type ServicePort struct {
 }
 
 func (p ServicePort) check() error {
-	if !plain(p.Addr) || p.Protocol.Number() == 0 || p.Port == 0 {
-		return fmt.Errorf("invalid port of a Service: %d/%s at %s", p.Port, p.Protocol, p.Addr)
+	if !routable(p.Addr) || p.Protocol.Number() == 0 || p.Port == 0 {
+		return fmt.Errorf("invalid Service port %d/%s at %s", p.Port, p.Protocol, p.Addr)
 	}
 	return nil
 }
@@ -91,18 +93,18 @@ func servicePorts(d Desired, is4 bool) []element {
 	return list
 }
 
-// nothingGone is for sets whose elements stand for no translation of ours, or for one that only we make.
-func nothingGone(_, _ []element) goneTranslations { return goneTranslations{} }
+// noTranslationsRemoved is for sets whose elements cause no NAT, or NAT that is recognizable as Weft's without memory.
+func noTranslationsRemoved(_, _ []element) removedTranslations { return removedTranslations{} }
 
-// diverted is a destination in one of our routing tables.
+// diverted identifies a route in one of Weft's routing tables.
 type diverted struct {
 	table int
 	dst   netip.Prefix
 }
 
-// divert keeps the routing tables for Services' external addresses and the rules that lead there. With compare it
-// looks at the kernel; otherwise it trusts what it remembers.
-func (h *Host) divert(c *changes, link netlink.Link, d Desired, compare bool) error {
+// syncDivert writes the routing tables and rules for Services' external addresses. With compare it reads them from the
+// kernel first; otherwise it relies on the routes that it remembers.
+func (h *Host) syncDivert(c *changes, link netlink.Link, d Desired, compare bool) error {
 	compare = compare || h.diverted == nil
 	want := divertRoutes(d, link.Attrs().Index)
 	if !compare && maps.Equal(want, h.diverted) {
@@ -115,7 +117,7 @@ func (h *Host) divert(c *changes, link netlink.Link, d Desired, compare bool) er
 		if have, err = haveDiverted(); err != nil {
 			return err
 		}
-		errs = append(errs, divertRules(c, d))
+		errs = append(errs, syncDivertRules(c, d))
 	}
 	for at, r := range want {
 		old, replace := have[at]
@@ -153,7 +155,7 @@ func remove(r route) error {
 	return nil
 }
 
-// divertRoutes are the routes of our tables.
+// divertRoutes are the desired routes of these tables.
 func divertRoutes(d Desired, link int) map[diverted]route {
 	want := make(map[diverted]route, len(d.ServicePorts)+2)
 	add := func(table int, dst netip.Prefix) {
@@ -177,7 +179,8 @@ func divertRoutes(d Desired, link int) map[diverted]route {
 	return want
 }
 
-// haveDiverted are the kernel's. Of two routes to one destination one is in the result, and then replaced or removed.
+// haveDiverted are the kernel's routes of these tables. Of two routes to one destination it returns one, which is then
+// replaced or removed.
 func haveDiverted() (map[diverted]route, error) {
 	have := map[diverted]route{}
 	for _, table := range []int{serviceTable, fallbackTable} {
@@ -194,7 +197,7 @@ func haveDiverted() (map[diverted]route, error) {
 	return have, nil
 }
 
-func divertRules(c *changes, d Desired) error {
+func syncDivertRules(c *changes, d Desired) error {
 	mask := uint32(serviceMark)
 	var errs []error
 	for family, is4 := range map[int]bool{netlink.FAMILY_V4: true, netlink.FAMILY_V6: false} {
@@ -238,7 +241,7 @@ func divertRules(c *changes, d Desired) error {
 	return errors.Join(errs...)
 }
 
-// sameRoutingRule compares a rule of ours with one of the kernel's.
+// sameRoutingRule compares a desired rule with one of the kernel.
 func sameRoutingRule(want, have netlink.Rule) bool {
 	mask := func(r netlink.Rule) uint32 {
 		if r.Mask == nil {
@@ -246,6 +249,7 @@ func sameRoutingRule(want, have netlink.Rule) bool {
 		}
 		return *r.Mask
 	}
-	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" &&
-		!have.Invert && have.IPProto == 0 && have.Priority == want.Priority && have.Table == want.Table && have.Mark == want.Mark && mask(have) == mask(want)
+	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" && !have.Invert &&
+		have.IPProto == 0 && have.Priority == want.Priority && have.Table == want.Table &&
+		have.Mark == want.Mark && mask(have) == mask(want)
 }

@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// eventBuffer holds the events of a transaction of many elements.
+// eventBuffer holds the events of a transaction with many elements, in bytes.
 const eventBuffer = 4 << 20
 
-// receive hands on what a socket for events receives until that is closed or fails.
+// receive forwards the messages of an event socket until that is closed or fails.
 func receive(s *nl.NetlinkSocket, out chan<- syscall.NetlinkMessage, fail func(error)) {
 	defer close(out)
 	for {
@@ -32,21 +32,21 @@ func subscribeTo(protocol int, groups ...uint) (*nl.NetlinkSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The kernel grants what it likes; events that do not fit end the subscription.
+	// Best effort: the kernel may limit the size. Events that do not fit end the subscription.
 	_ = s.SetReceiveBufferSize(eventBuffer, true)
 	return s, nil
 }
 
-// Of linux/netconf.h and linux/fib_rules.h.
+// From linux/netconf.h and linux/fib_rules.h.
 const (
-	netconfHeader = 4 // a byte, and the alignment of what follows
+	netconfHeader = 4 // one byte, padded
 	netconfIndex  = 1 // NETCONFA_IFINDEX
 	netconfAll    = -1
 )
 
-// settingConcerns says whether an event is about settings that hold for all links or for the gateway's, or about a rule
-// for routing that is ours.
-func settingConcerns(m syscall.NetlinkMessage, gateway int) bool {
+// settingRelevant reports whether an event is about sysctls of all links or of the gateway interface, or about one of
+// Weft's routing rules.
+func settingRelevant(m syscall.NetlinkMessage, gateway int) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWNETCONF:
 		if len(m.Data) < netconfHeader {
@@ -59,7 +59,7 @@ func settingConcerns(m syscall.NetlinkMessage, gateway int) bool {
 			}
 		}
 	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
-		if len(m.Data) < unix.SizeofRtMsg { // of the size of fib_rule_hdr
+		if len(m.Data) < unix.SizeofRtMsg { // fib_rule_hdr has the same size
 			return false
 		}
 		for kind, value := range attributes(m.Data[unix.SizeofRtMsg:]) {

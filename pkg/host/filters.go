@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A packet passes when every table lets it pass, so no rule of ours helps against another's chain that drops what it
-// does not know. Docker and ufw make such a chain of iptables' FORWARD. It is not ours to change: its owner writes it
-// anew at any time, and may drop on purpose. So it is named.
+// A packet passes only when every table accepts it, so no rule of Weft's helps against another program's chain that
+// drops packets by default. Docker and ufw make such a chain of iptables' FORWARD. Weft does not change it: its owner
+// may rewrite it at any time, and may drop on purpose. Sync reports it instead.
 
 // filteringChain is a chain that drops forwarded packets by policy.
 type filteringChain struct {
@@ -25,40 +25,43 @@ func (c filteringChain) String() string {
 	return fmt.Sprintf("%s %s %s", family, c.table, c.name)
 }
 
-// filteredForwarding says which tables of others drop forwarded packets by policy without naming the gateway interface
-// in any rule. What iptables-legacy has is not in nftables, and not seen.
+// filteredForwarding returns an error for each chain of another program that drops forwarded packets by policy and
+// whose table does not mention the gateway interface in any rule. Rules of iptables-legacy are not in nftables and are
+// not found.
 func filteredForwarding(d Desired) error {
 	var chains []filteringChain
-	err := askNFT(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP, func(m nftMessage) {
-		if policy := m.attribute(unix.NFTA_CHAIN_POLICY); policy == nil || m.number(unix.NFTA_CHAIN_POLICY) != nfDrop {
-			return
-		}
-		_, has4 := d.local(true)
-		_, has6 := d.local(false)
-		switch m.family {
-		case unix.NFPROTO_INET:
-		case unix.NFPROTO_IPV4:
-			if !has4 {
+	err := queryNFT(unix.NFT_MSG_GETCHAIN, unix.NFT_MSG_NEWCHAIN, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP,
+		func(m nftMessage) {
+			if policy := m.attribute(unix.NFTA_CHAIN_POLICY); policy == nil || m.number(unix.NFTA_CHAIN_POLICY) != nfDrop {
 				return
 			}
-		case unix.NFPROTO_IPV6:
-			if !has6 {
+			_, has4 := d.local(true)
+			_, has6 := d.local(false)
+			switch m.family {
+			case unix.NFPROTO_INET:
+			case unix.NFPROTO_IPV4:
+				if !has4 {
+					return
+				}
+			case unix.NFPROTO_IPV6:
+				if !has6 {
+					return
+				}
+			default:
 				return
 			}
-		default:
-			return
-		}
-		for kind, value := range attributes(m.attribute(unix.NFTA_CHAIN_HOOK)) {
-			if kind == unix.NFTA_HOOK_HOOKNUM && len(value) == 4 && binary.BigEndian.Uint32(value) == unix.NF_INET_FORWARD {
-				chains = append(chains, filteringChain{m.family, m.tableOf(), m.text(unix.NFTA_CHAIN_NAME)})
+			for kind, value := range attributes(m.attribute(unix.NFTA_CHAIN_HOOK)) {
+				if kind == unix.NFTA_HOOK_HOOKNUM && len(value) == 4 &&
+					binary.BigEndian.Uint32(value) == unix.NF_INET_FORWARD {
+					chains = append(chains, filteringChain{m.family, m.tableOf(), m.text(unix.NFTA_CHAIN_NAME)})
+				}
 			}
-		}
-	})
+		})
 	if err != nil || len(chains) == 0 {
 		return err
 	}
 	name := append([]byte(d.Gateway), 0)
-	err = askNFT(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP, func(m nftMessage) {
+	err = queryNFT(unix.NFT_MSG_GETRULE, unix.NFT_MSG_NEWRULE, unix.NFPROTO_UNSPEC, unix.NLM_F_DUMP, func(m nftMessage) {
 		if bytes.Contains(m.attribute(unix.NFTA_RULE_EXPRESSIONS), name) {
 			chains = slices.DeleteFunc(chains, func(c filteringChain) bool {
 				return c.family == m.family && c.table == m.tableOf()
@@ -69,7 +72,7 @@ func filteredForwarding(d Desired) error {
 	for _, c := range chains {
 		errs = append(errs, fmt.Errorf("nftables chain %s drops forwarded packets by policy, and no rule of its table names "+
 			"%[2]s: pods reach nothing outside and clients outside reach no node port, unless another rule accepts them; "+
-			"accept what comes from and goes to %[2]s there", c, d.Gateway))
+			"accept packets from and to %[2]s there", c, d.Gateway))
 	}
 	return errors.Join(errs...)
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What somebody else routes to exactly a pod CIDR is neither replaced nor, later, missed.
+// A foreign route to exactly a pod CIDR is neither replaced nor, later, missed.
 func TestForeignRouteToPodCIDRStays(t *testing.T) {
 	for _, tc := range []struct{ add, show, cidr string }{
 		{"ip route add 10.244.2.0/24 via 192.0.2.2", "ip route show 10.244.2.0/24", "10.244.2.0/24"},
@@ -36,7 +36,9 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if done.Unrouted == nil || !strings.Contains(done.Unrouted.Error(), "add route to "+tc.cidr+" through weft0: there is one that is not Weft's") {
+				if done.Unrouted == nil ||
+					!strings.Contains(done.Unrouted.Error(),
+						"add route to "+tc.cidr+" through weft0: a route that is not Weft's exists") {
 					t.Errorf("unrouted: %v", done.Unrouted)
 				}
 				if got := n.run(tc.show); got != want {
@@ -57,7 +59,7 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 	}
 }
 
-// The node's own range can have a foreign route, too; without its own the node cannot work, so that is a failure.
+// A foreign route to the node's own range is an error: without its own route the node cannot work.
 func TestForeignRouteToOwnPodCIDR(t *testing.T) {
 	for _, foreign := range []string{
 		"10.244.1.0/24 via 192.0.2.2",
@@ -68,7 +70,8 @@ func TestForeignRouteToOwnPodCIDR(t *testing.T) {
 		n.run("ip link set weft0 up; ip route add " + foreign)
 		want := n.run("ip route show 10.244.1.0/24")
 		done, err := n.h.Sync(t.Context(), dualStack())
-		if err == nil || !strings.Contains(err.Error(), "add route to 10.244.1.0/24 through weft0: there is one that is not Weft's") {
+		if err == nil ||
+			!strings.Contains(err.Error(), "add route to 10.244.1.0/24 through weft0: a route that is not Weft's exists") {
 			t.Errorf("%s: error %v", foreign, err)
 		}
 		if got := n.run("ip route show 10.244.1.0/24"); got != want {
@@ -82,18 +85,20 @@ func TestForeignRouteToOwnPodCIDR(t *testing.T) {
 	}
 }
 
-// One route that the kernel refuses keeps no other from being made, or removed.
+// A route that the kernel rejects does not keep others from being added or removed.
 func TestOneBadRoute(t *testing.T) {
 	n := newNode(t)
 	d := dualStack()
 	d.RemotePodCIDRs = append(d.RemotePodCIDRs, prefixes("10.244.4.0/24")...)
 	n.sync(d)
-	d.RemotePodCIDRs = prefixes("224.0.9.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.244.5.0/24", "224.0.8.0/24", "fd00:10:2::/64", "fd00:10:3::/64")
+	d.RemotePodCIDRs = prefixes("224.0.9.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.244.5.0/24", "224.0.8.0/24",
+		"fd00:10:2::/64", "fd00:10:3::/64")
 	done, err := n.h.Sync(t.Context(), d)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "add route to 224.0.9.0/24 through weft0: invalid argument\nadd route to 224.0.8.0/24 through weft0: invalid argument"
+	want := "add route to 224.0.9.0/24 through weft0: invalid argument\nadd route to 224.0.8.0/24 through weft0: " +
+		"invalid argument"
 	if done.Unrouted == nil || done.Unrouted.Error() != want {
 		t.Errorf("unrouted: %v, want %s", done.Unrouted, want)
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// arrives says whether a packet with this source, a datagram or a TCP SYN, sent by a host in one namespace, arrives in
-// another one.
+// arrives reports whether a packet with this source, a datagram or a TCP SYN, sent by a host in one namespace, arrives
+// in another.
 func (n *node) arrives(network string, from netns.NsHandle, source string, at netns.NsHandle, dest string) bool {
 	n.t.Helper()
 	family := "ip6"
@@ -33,7 +33,7 @@ type filter hook prerouting priority -310; %s saddr %s %s dport 7777 counter; };
 		}
 		c, err := d.DialContext(n.t.Context(), network, net.JoinHostPort(dest, "7777"))
 		if err != nil {
-			return // a SYN needs no answer to be seen
+			return // a SYN needs no reply to be seen
 		}
 		defer c.Close()
 		_, _ = c.Write([]byte("x"))
@@ -47,8 +47,8 @@ type filter hook prerouting priority -310; %s saddr %s %s dport 7777 counter; };
 	}
 }
 
-// TestForgedByHostOutside: a packet that enters by an uplink must not carry a source that only pods, gateways or this
-// node have, whatever rp_filter says; Linux has none for IPv6.
+// TestForgedByHostOutside: a packet that arrives on an uplink must not have a source address of pods, gateways or this
+// node, with any rp_filter; IPv6 has none.
 func TestForgedByHostOutside(t *testing.T) {
 	d := withServices()
 	n := newServiceNode(t, d)
@@ -60,7 +60,7 @@ for a in fd00:10:2::5/128 fd00:10:1::8/128 fd00:10:1::1/128 fd00:10:2::1/128 200
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.in(n.out, func() { // a host with the node's addresses does not ask where they are
+	n.in(n.out, func() { // a host with the node's addresses, which does not resolve them
 		n.run(fmt.Sprintf(`ip neigh replace 192.0.2.9 lladdr %[1]s dev out0; ip -6 neigh replace 2001:db8::9 lladdr %[1]s dev out0
 ip route add 10.244.1.7/32 via 192.0.2.9; ip -6 route add fd00:10:1::7/128 via 2001:db8::9`, eth0.HardwareAddr))
 	})
@@ -82,7 +82,8 @@ ip route add 10.244.1.7/32 via 192.0.2.9; ip -6 route add fd00:10:1::7/128 via 2
 				{"this node's other address", "2001:db8::50", "fd00:10:1::7"},
 			} {
 				if n.arrives(network, n.out, tt.source, n.pods, tt.dest) {
-					t.Errorf("rp_filter %d, %s: the pod receives a packet from outside in the name of %s, %s", filter, network, tt.what, tt.source)
+					t.Errorf("rp_filter %d, %s: the pod receives a packet from outside in the name of %s, %s", filter, network,
+						tt.what, tt.source)
 				}
 			}
 			for _, tt := range []struct{ what, source, dest string }{
@@ -98,11 +99,12 @@ ip route add 10.244.1.7/32 via 192.0.2.9; ip -6 route add fd00:10:1::7/128 via 2
 	}
 }
 
-// TestOwnTraffic: packets that the node sends to itself, by any of its addresses, and multicast that comes back to it.
+// TestOwnTraffic: packets that the node sends to itself at any of its addresses, and multicast that is looped back.
 func TestOwnTraffic(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	here := n.here()
-	for _, a := range []string{"127.0.0.1", "10.244.1.1", "192.0.2.1", "192.0.2.50", "::1", "fd00:10:1::1", "2001:db8::1"} {
+	for _, a := range []string{"127.0.0.1", "10.244.1.1", "192.0.2.1", "192.0.2.50", "::1", "fd00:10:1::1",
+		"2001:db8::1"} {
 		at := net.JoinHostPort(a, "8080")
 		if got := (attempt{"", "tcp", here, a, at, here, at, false}).run(n, patience); got != a {
 			t.Errorf("the node to itself at %s: the listener sees %q", a, got)
@@ -121,7 +123,7 @@ func TestOwnTraffic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// As mDNS responders ask for: their own host hears them, too.
+		// mDNS responders use this: their own host receives them, too.
 		n.run(fmt.Sprintf(`python3 -c 'import socket as s
 v6 = ":" in "%[1]s"
 c = s.socket(s.AF_INET6 if v6 else s.AF_INET, s.SOCK_DGRAM)

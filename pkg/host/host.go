@@ -1,25 +1,24 @@
-// Package host keeps the node's own network right for the pods on it: the gateway interface and its addresses, the routes
-// to all pods and Services, forwarding, the source addresses of what leaves the pods' network, and node ports (nftables).
+// Package host configures the host's network for the pods on it: the gateway interface and its addresses, routes to all
+// pods and Services, forwarding, the source addresses of packets that leave the pod network, and node ports (nftables).
 //
-// The kernel owns the state. What is ours there is recognised without memory, and nothing else is changed or deleted:
-// routes by their protocol number, nftables by its table, addresses by being the first of their subnet on the gateway
-// interface. Somebody else's route to exactly a pod CIDR or a Service's address stays, and ours is not made; that is reported.
-// The caller validates pod CIDRs (nodepath.Resolve). A Host remembers what it wrote,
-// but only to be quick: it looks at the kernel when it starts, from time to time, and at routes when Watch saw a change.
+// The kernel holds the state. Weft's part of it is recognizable without memory, and nothing else is changed or deleted:
+// routes by their protocol number, nftables by the table, addresses by being the first of their subnet on the gateway
+// interface. A foreign route to exactly a pod CIDR or a Service's address stays, Weft's route is not added, and the
+// conflict is reported. The caller validates pod CIDRs (nodepath.Resolve). A Host remembers what it wrote only to save
+// time: it compares with the kernel when it starts, periodically, and after changes that Watch sees.
 //
-// Services cost the node's kernel an element of an nftables set each, never a rule or a route. All they need there is
-// to lead packets to the switch, which balances them. As in kube-proxy's nftables mode there are no node ports at
-// 127.0.0.1.
+// Each Service costs the kernel elements of nftables sets, never a rule or a route. They lead packets to the switch,
+// which balances them. As in kube-proxy's nftables mode, there are no node ports at 127.0.0.1.
 //
-// The kernel decides about translation with a connection's first packet. FlushConnections makes it decide again where
-// that has to be.
+// The kernel decides about NAT with a connection's first packet. FlushConnections removes connections whose decision is
+// outdated.
 //
-// A Host has one user, who calls Sync from one goroutine; Watch and FlushConnections may be called from others, and
-// Watch runs one of its own.
+// One goroutine calls Sync. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
+// own.
 //
-// Not done here: a firewall of the host that drops forwarded packets by policy (Docker sets iptables' FORWARD to
-// DROP) has to accept those in and out of the gateway interface itself, for no table can overrule another one's drop.
-// Sync reports it. rp_filter may be strict on other links; on the gateway interface a strict one is made loose.
+// Out of scope: a host firewall that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) must
+// accept those from and to the gateway interface itself, because no table can overrule another table's drop. Sync
+// reports it. rp_filter may be strict on other links; on the gateway interface Sync changes strict to loose.
 package host
 
 import (
@@ -38,51 +37,53 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// RouteProtocol marks our routes. The number is one that /etc/iproute2/rt_protos leaves free.
+// RouteProtocol marks Weft's routes. /etc/iproute2/rt_protos does not use the number.
 const RouteProtocol netlink.RouteProtocol = 87
 
-// Desired is what the node's network shall be. Prefixes are masked.
+// Desired is the desired network configuration of the node. Prefixes are masked.
 type Desired struct {
 	// Gateway is the name of the node's interface on the bridge.
 	Gateway string
-	// MTU of the gateway interface; 0 leaves it as it is.
+	// MTU of the gateway interface in bytes; 0 leaves it unchanged.
 	MTU int
-	// Address is the address of the node that its tunnel packets come from; invalid as long as it has none.
+	// Address is the source address of the node's tunnel packets; invalid while the node has none.
 	Address netip.Addr
-	// PodCIDRs are this node's ranges, at most one of each family. The first address of each is the gateway's.
+	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
-	// RemotePodCIDRs are the other nodes' ranges. Those of a family in which this node has none are not routed.
+	// RemotePodCIDRs are the other nodes' ranges. Those of a family without a local range get no routes.
 	RemotePodCIDRs []netip.Prefix
-	// Nodes are the other nodes' addresses: only they may send tunnel packets, and pods' packets to them have the
-	// source address of this node.
+	// Nodes are the other nodes' addresses: only these may send tunnel packets, and pods' packets to them are
+	// masqueraded.
 	Nodes []netip.Addr
-	// Masquerade gives what local pods send to anywhere but pods the source address of the node.
+	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
 	Masquerade bool
-	// NoMasquerade are destinations, besides pods, that see the pods' own addresses.
+	// NoMasquerade are destinations, in addition to pods, that see pods' own addresses.
 	NoMasquerade []netip.Prefix
-	// ServiceCIDRs are the ranges of ClusterIPs. The node's way to all of them is the switch.
+	// ServiceCIDRs are the ranges of ClusterIPs. The node routes all of them to the switch.
 	ServiceCIDRs []netip.Prefix
-	// ServicePorts are ports of external and LoadBalancer addresses; what the node sends or forwards to one goes to the
-	// switch. An address that is this node's own is not reached so, see ExternalIPs.
+	// ServicePorts are ports of external IPs and load balancers' addresses; packets that the node sends or forwards to
+	// them go to the switch. Addresses of this node need ExternalIPs instead.
 	ServicePorts []ServicePort
-	// NodePortAddrs are the addresses at which there are node ports; a family without any has them at all of its addresses.
+	// NodePortAddrs are the addresses that serve node ports; a family without any serves them at all its addresses.
 	NodePortAddrs []netip.Prefix
-	// NodePorts are the ports that the node offers at its addresses; they lead to the NodePort address.
+	// NodePorts are the node ports; they lead to the NodePort address.
 	NodePorts []NodePort
 	// HostPorts lead to pods of this node.
 	HostPorts []HostPort
-	// ExternalIPs are ports of external and LoadBalancer addresses; they count as far as the address is this node's.
+	// ExternalIPs are ports of external IPs and load balancers' addresses; they apply only while the address is this
+	// node's own.
 	ExternalIPs []ExternalIP
 }
 
-// compareEvery is how often Sync looks at what it has written, unless Watch saw a change. While there is much to write, it does
-// so less often: at 10,000 Services a look takes longer than a Service's client should have to wait.
+// compareEvery is the interval at which Sync compares with the kernel, unless Watch saw a change. While Sync has
+// changes to write, the interval is compareEveryBusy: with 10,000 Services a comparison takes longer than a client of a
+// new Service should wait.
 const (
 	compareEvery     = 30 * time.Second
 	compareEveryBusy = 5 * time.Minute
 )
 
-// Host applies it.
+// Host applies a Desired to the kernel.
 type Host struct {
 	sysctl  sysctl
 	routing routing
@@ -91,25 +92,24 @@ type Host struct {
 	flushing flushing
 	log      *slog.Logger
 
-	// diverted are the routes of divert that are in the kernel; nil when that is not known.
+	// diverted are the installed routes of syncDivert; nil when not known.
 	diverted map[diverted]route
 
 	now      func() time.Time
-	compared time.Time // when the last comparison was
-	filtered error     // what that found of others' tables
+	compared time.Time // time of the last comparison
+	filtered error     // its result about other programs' tables
 
 	mu    sync.Mutex
-	name  string // of the gateway interface, for Watch
+	name  string // the gateway interface, for Watch
 	index int
-	stale bool // Watch saw a change of what it looks at
-	// staleTable: it saw one of our nftables table that was not a Sync's.
-	staleTable bool
+	dirty bool // Watch saw a change of links, addresses or routes
+	// dirtyTable: Watch saw a change of Weft's nftables table by another program.
+	dirtyTable bool
 
 	otherTables map[string]chan struct{} // see WatchTable
 }
 
-// New returns a Host that writes kernel settings below sysctlRoot (/proc/sys, or wherever it is mounted writable) and
-// translates addresses through nft.
+// New returns a Host that writes sysctls below sysctlRoot (a writable mount of /proc/sys) and NAT rules through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
 		sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft, layout: tableLayout},
@@ -117,87 +117,89 @@ func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	}
 }
 
-// NFTables opens our nftables table. It needs the nft program.
+// NFTables opens Weft's nftables table. It needs the nft program.
 func NFTables() (knftables.Interface, error) {
 	nft, err := knftables.New(knftables.InetFamily, tableName)
 	if err != nil {
-		return nil, fmt.Errorf("open nftables table %s (is nft installed and are we root?): %w", tableName, err)
+		return nil, fmt.Errorf("open nftables table %s (is nft installed, and does the agent run as root?): %w", tableName,
+			err)
 	}
 	return nft, nil
 }
 
-// Sync makes everything what it shall be. It is idempotent, writes nothing that is right already, and goes on after a
-// failure with what does not depend on it. Routes and elements of nftables sets may be many: what was written is remembered, and
-// Sync writes what differs from that first. Then, when it is time, it compares with the kernel; routes also when Watch saw something.
+// Sync applies the desired configuration. It is idempotent and does not rewrite what is in sync. After an error it
+// continues with the independent parts, and returns all errors; the next call retries. Routes and set elements may be
+// many, so Sync first writes the difference to what it remembers. Then, when due, it compares with the kernel:
+// everything at an interval, the table or the routes also after a change that Watch saw.
 func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	c := &changes{}
-	d, unusable := d.normal()
+	d, invalid := d.normalized()
 	if err := d.check(); err != nil {
 		return Result{}, fmt.Errorf("sync host network: %w", err)
 	}
 	h.mu.Lock()
 	h.name = d.Gateway
-	stale, staleTable := h.stale, h.staleTable
-	h.stale, h.staleTable = false, false
+	dirty, dirtyTable := h.dirty, h.dirtyTable
+	h.dirty, h.dirtyTable = false, false
 	h.mu.Unlock()
 	started, first := h.now(), h.compared.IsZero() // at first nothing is known
 	err := h.apply(ctx, c, d, first, first)
 	age := started.Sub(h.compared)
 	due := age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0
-	if !first && (stale || staleTable || due) {
-		err = h.apply(ctx, c, d, true, due || staleTable)
+	if !first && (dirty || dirtyTable || due) {
+		err = h.apply(ctx, c, d, true, due || dirtyTable)
 	}
-	if err != nil && staleTable {
+	if err != nil && dirtyTable {
 		h.mu.Lock()
-		h.staleTable = true
+		h.dirtyTable = true
 		h.mu.Unlock()
 	}
 	if first || due {
 		h.compared = started
 	}
-	if first || due || staleTable {
+	if first || due || dirtyTable {
 		h.filtered = filteredForwarding(d)
 	}
-	result := Result{Changed: c.list, Filtered: h.filtered, Unrouted: errors.Join(append(c.unrouted, unusable...)...)}
+	result := Result{Changed: c.list, Filtered: h.filtered, Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
 	}
 	return result, nil
 }
 
-// Result is what a Sync did.
+// Result is the outcome of a Sync.
 type Result struct {
-	// Changed is what it had to change, in words.
+	// Changed describes each change.
 	Changed []string
-	// Unrouted says which remote pod CIDRs and addresses of Services could not be routed, and which ports of Services cannot be
-	// offered, and why. The rest of the node's network does not suffer, so it is no failure of Sync.
+	// Unrouted names the remote pod CIDRs, Service addresses and Service ports that could not be configured, and the
+	// reasons. The rest of the configuration is applied, so this is not an error of Sync.
 	Unrouted error
-	// Filtered names tables of others that may drop what the node forwards, as of the last comparison.
+	// Filtered names other programs' tables that may drop packets that the node forwards, as of the last comparison.
 	Filtered error
 }
 
 func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, compareTable bool) error {
 	c.unrouted = nil
 	return errors.Join(
-		h.forwarding(c, d),
-		h.gateway(c, d, compareRoutes),
-		h.table(ctx, c, d, compareTable),
+		h.syncForwarding(c, d),
+		h.syncGateway(c, d, compareRoutes),
+		h.syncTable(ctx, c, d, compareTable),
 	)
 }
 
-func (h *Host) table(ctx context.Context, c *changes, d Desired, compare bool) error {
+func (h *Host) syncTable(ctx context.Context, c *changes, d Desired, compare bool) error {
 	before, first := len(c.list), h.nft.rules == nil
 	err := h.nft.sync(ctx, c, d, compare)
 	if err == nil {
-		h.flushing.written(d, first || len(c.list) > before, h.nft.gone)
-		h.nft.gone = goneTranslations{}
+		h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
+		h.nft.removed = removedTranslations{}
 	}
 	return err
 }
 
-func (h *Host) gateway(c *changes, d Desired, compare bool) error {
+func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 	before := len(c.list)
-	link, err := h.link(c, d)
+	link, err := h.syncLink(c, d)
 	if err != nil {
 		return err
 	}
@@ -207,15 +209,15 @@ func (h *Host) gateway(c *changes, d Desired, compare bool) error {
 	if err := h.linkSysctls(c, d); err != nil {
 		return err
 	}
-	if err := addresses(c, link, d); err != nil {
+	if err := syncAddresses(c, link, d); err != nil {
 		return err
 	}
-	// Routes come and go with the link and its addresses.
+	// Routes are deleted with the link and its addresses.
 	compare = compare || len(c.list) > before
-	return errors.Join(h.routing.sync(c, link, d, compare), h.divert(c, link, d, compare))
+	return errors.Join(h.routing.sync(c, link, d, compare), h.syncDivert(c, link, d, compare))
 }
 
-// changes collects what was changed, and the remote routes that could not be made.
+// changes collects the changes, and the errors about remote routes that could not be added.
 type changes struct {
 	list     []string
 	unrouted []error
@@ -225,8 +227,9 @@ func (c *changes) add(format string, args ...any) {
 	c.list = append(c.list, fmt.Sprintf(format, args...))
 }
 
-// normal is a copy, as far as it is remembered, with what is for Services in order. It says what of that was left out.
-func (d Desired) normal() (Desired, []error) {
+// normalized returns a copy of the remembered fields, with the Service fields sorted, and an error for each invalid
+// entry, which it removes.
+func (d Desired) normalized() (Desired, []error) {
 	d.PodCIDRs, d.RemotePodCIDRs = slices.Clone(d.PodCIDRs), slices.Clone(d.RemotePodCIDRs)
 	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
 	errs := append(d.sortServices(), d.sortHostPorts()...)
@@ -239,7 +242,7 @@ func (d Desired) check() error {
 	}
 	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs) {
 		if !p.IsValid() || p != p.Masked() {
-			return fmt.Errorf("%v is not a masked prefix", p)
+			return fmt.Errorf("invalid CIDR %v: not a masked prefix", p)
 		}
 	}
 	for i, p := range d.PodCIDRs {
@@ -252,7 +255,7 @@ func (d Desired) check() error {
 	return nil
 }
 
-// local is this node's range of a family, and whether it has one.
+// local is this node's range of a family; false when it has none.
 func (d Desired) local(is4 bool) (netip.Prefix, bool) {
 	for _, p := range d.PodCIDRs {
 		if p.Addr().Is4() == is4 {
@@ -262,7 +265,7 @@ func (d Desired) local(is4 bool) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// gatewayPrefix is the gateway's address with the length of its pod CIDR.
+// gatewayPrefix is the gateway's address with the prefix length of the pod CIDR.
 func gatewayPrefix(podCIDR netip.Prefix) netip.Prefix {
 	return netip.PrefixFrom(model.GatewayAddr(podCIDR), podCIDR.Bits())
 }

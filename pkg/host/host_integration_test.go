@@ -66,7 +66,8 @@ func TestFromNothing(t *testing.T) {
 	}
 }
 
-// No route, address, link or nftables write happens when nothing differs; also not in the first Sync after a restart.
+// When nothing differs, Sync writes no route, address, link or nftables element; not even the first Sync after a
+// restart.
 func TestSecondSyncIsSilent(t *testing.T) {
 	n := newNode(t)
 	n.sync(withServices())
@@ -90,7 +91,7 @@ func TestSecondSyncIsSilent(t *testing.T) {
 			case e := <-sub.addrs:
 				seen = append(seen, "address "+e.LinkAddress.String())
 			case m := <-sub.settings:
-				if settingConcerns(m, n.h.gatewayIndex()) {
+				if settingRelevant(m, n.h.gatewayIndex()) {
 					seen = append(seen, fmt.Sprintf("setting %#x", m.Header.Type))
 				}
 			case m := <-sub.tables:
@@ -104,14 +105,15 @@ func TestSecondSyncIsSilent(t *testing.T) {
 		t.Errorf("second Sync changed %q", changed)
 	}
 	restarted := New(n.nft, "/proc/sys", slog.New(slog.DiscardHandler))
-	if done, err := restarted.Sync(t.Context(), withServices()); err != nil || done.Unrouted != nil || len(done.Changed) > 0 {
+	if done, err := restarted.Sync(t.Context(), withServices()); err != nil || done.Unrouted != nil ||
+		len(done.Changed) > 0 {
 		t.Errorf("Sync of a restarted agent changed %q, %v, %v", done.Changed, done.Unrouted, err)
 	}
 	n.run("ip link add marker type veth peer name marker1")
 	if seen := <-events; len(seen) > 0 {
 		t.Errorf("Sync caused netlink events: %q", seen)
 	}
-	_ = sub.end() // always an error: the sockets are closed
+	_ = sub.end() // always an error, because the sockets are closed
 	if n.nft.runs > 0 {
 		t.Errorf("Sync ran %d nftables transactions", n.nft.runs)
 	}
@@ -125,8 +127,9 @@ func TestRepair(t *testing.T) {
 	n.sync(withServices())
 	right := n.state()
 	rule := `nft -a list chain inet weft postrouting | sed -n 's/.*pods to the world.*# handle //p' | head -1`
-	// A rule that does something else under its old comment.
-	sameComment := `nft replace rule inet weft postrouting handle $(` + rule + `) counter comment "$(nft list chain inet weft postrouting | sed -n 's/.*comment \("pods to the world: .*\)/\1/p' | head -1)"`
+	// Another rule with the comment of Weft's.
+	sameComment := `nft replace rule inet weft postrouting handle $(` + rule +
+		`) counter comment "$(nft list chain inet weft postrouting | sed -n 's/.*comment \("pods to the world: .*\)/\1/p' | head -1)"`
 	for _, damage := range []string{
 		"ip link set weft0 down",
 		"ip link set weft0 mtu 1300",
@@ -136,7 +139,7 @@ func TestRepair(t *testing.T) {
 		"ip addr flush dev weft0",
 		"ip addr del 10.244.1.1/24 dev weft0 && ip addr add 10.244.1.1/24 dev weft0", // with the kernel's own route
 		"ip addr del 10.244.1.1/24 dev weft0 && ip addr add 10.244.1.1/16 dev weft0",
-		"ip addr add 10.88.0.1/24 dev weft0", // of a pod CIDR that the node had
+		"ip addr add 10.88.0.1/24 dev weft0", // of an earlier pod CIDR of the node
 		"ip route del 10.244.1.0/24",
 		"ip route del 10.244.2.0/24",
 		"ip -6 route del fd00:10:2::/64",
@@ -144,7 +147,7 @@ func TestRepair(t *testing.T) {
 		"ip route replace 10.244.1.0/24 dev weft0 proto kernel scope link src 10.244.1.1",
 		"ip route replace 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
 		"ip route change 10.244.2.0/24 via 10.244.2.1 dev weft0 onlink proto 87",
-		"ip route add 10.99.0.0/24 dev weft0 proto 87", // of a node that is gone
+		"ip route add 10.99.0.0/24 dev weft0 proto 87", // of a deleted node
 		"ip route add 10.244.2.0/24 dev weft0 proto 87 metric 50",
 		"ip route add unreachable 10.98.0.0/24 proto 87",
 		"ip -6 route add fd00:99::/64 dev weft0 proto 87",
@@ -164,8 +167,9 @@ func TestRepair(t *testing.T) {
 		"ip -6 route del unreachable fd57:6566:7400::3",
 		"ip route replace 169.254.87.3 dev weft0 proto 87",
 		"ip route del 10.96.0.0/16",
-		"ip route add 198.51.100.81 via 169.254.87.1 dev weft0 onlink proto 87", // of a Service that is gone
-		"ip route add 198.51.100.80 via 169.254.87.1 dev weft0 onlink proto 87", // as agents before November 2026 did
+		"ip route add 198.51.100.81 via 169.254.87.1 dev weft0 onlink proto 87", // of a deleted Service
+		// as agents before November 2026 added them
+		"ip route add 198.51.100.80 via 169.254.87.1 dev weft0 onlink proto 87",
 		"echo 0 > /proc/sys/net/ipv4/ip_forward",
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
@@ -186,7 +190,8 @@ func TestRepair(t *testing.T) {
 		"nft add element inet weft node-ports-v4 '{ tcp . 22 : 169.254.87.1 . 22 }'",
 		"nft add element inet weft node-ports-v4 '{ icmp . 8 : 169.254.87.1 . 8 }'",
 		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }'",
-		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }' && nft add element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 : 10.96.0.10 . 80 }'",
+		"nft delete element inet weft external-v4 '{ 198.51.100.80 . tcp . 80 }' && nft add element inet weft external-v4 " +
+			"'{ 198.51.100.80 . tcp . 80 : 10.96.0.10 . 80 }'",
 		"nft add element inet weft external-v6 '{ 2001:db8::7 . udp . 53 : fd57:6566:7400::1 . 53 }'",
 		`nft replace rule inet weft postrouting handle $(` + rule + `) counter comment '"pods to the world"'`,
 		"nft flush set inet weft direct-v4",
@@ -209,13 +214,14 @@ func TestRepair(t *testing.T) {
 	}
 
 	n.run("ip link del weft0")
-	if _, err := n.h.Sync(t.Context(), withServices()); err == nil || !strings.Contains(err.Error(), "gateway interface weft0 does not exist") {
+	if _, err := n.h.Sync(t.Context(), withServices()); err == nil ||
+		!strings.Contains(err.Error(), "gateway interface weft0 does not exist") {
 		t.Errorf("without a gateway interface: error %v", err)
 	}
-	n.gateway() // as ovs-vswitchd does when it restarts
+	n.gateway() // ovs-vswitchd recreates it when it restarts
 	n.sync(withServices())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
-		t.Errorf("gateway interface made anew: not repaired (-want +got):\n%s", diff)
+		t.Errorf("recreated gateway interface: not repaired (-want +got):\n%s", diff)
 	}
 }
 
@@ -271,14 +277,15 @@ func TestPodCIDRChanges(t *testing.T) {
 	d := dualStack()
 	n.sync(d)
 	d.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")
-	// Ranges that contain others, and are contained, take their turn in one set.
+	// Ranges that contain each other replace each other in one set.
 	d.NoMasquerade = prefixes("10.244.0.0/16", "fd00:10::/32")
 	n.sync(d)
 	all := strings.Join(n.state(), "\n")
 	if strings.Contains(all, "10.244.1.") || strings.Contains(all, "fd00:10:1:") {
 		t.Errorf("the old pod CIDRs are still there:\n%s", all)
 	}
-	for _, want := range []string{"inet 10.244.9.1/24", "10.244.2.0/24 via 10.244.2.1 dev weft0 proto 87 src 10.244.9.1", "elements = { 10.244.0.0/16 }", "elements = { fd00:10::/32 }"} {
+	for _, want := range []string{"inet 10.244.9.1/24", "10.244.2.0/24 via 10.244.2.1 dev weft0 proto 87 src 10.244.9.1",
+		"elements = { 10.244.0.0/16 }", "elements = { fd00:10::/32 }"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("lacks %q:\n%s", want, all)
 		}
@@ -305,16 +312,18 @@ func TestUnderlayMTU(t *testing.T) {
 			t.Errorf("UnderlayMTU(%s) = %d, %s, %v; want 1400, eth0", addr, mtu, link, err)
 		}
 	}
-	if _, _, err := UnderlayMTU(netip.MustParseAddr("192.0.2.9")); err == nil || !strings.Contains(err.Error(), "no link of this host has address 192.0.2.9") {
-		t.Errorf("an address of nobody: error %v", err)
+	if _, _, err := UnderlayMTU(netip.MustParseAddr("192.0.2.9")); err == nil ||
+		!strings.Contains(err.Error(), "no link of this host has address 192.0.2.9") {
+		t.Errorf("an address that no link has: error %v", err)
 	}
 }
 
 func TestSysctlRoot(t *testing.T) {
 	n := newNode(t)
-	n.run("echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace has what the machine's has
+	n.run("echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace inherits the machine's value
 	root := t.TempDir()
-	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/weft0/rp_filter"} {
+	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad",
+		"net/ipv6/conf/weft0/disable_ipv6", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/weft0/rp_filter"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}

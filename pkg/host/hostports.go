@@ -9,11 +9,10 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// HostPort is a port of the node that leads to a pod of the node. The portmap plugin writes the same translation once,
-// when the pod starts; ours comes back when somebody flushes the node's firewall. Where both are there they do the
-// same.
+// HostPort is a port of the node that leads to a local pod. The portmap plugin adds the same translation once, when the
+// pod starts; Weft restores it after the host's firewall was flushed. Where both exist, they do the same.
 type HostPort struct { //nolint:revive // the Kubernetes term
-	// Addr is the address of the node that it is at; invalid for all of the family but loopback and link-local ones.
+	// Addr is the node's address; invalid for all addresses of the family except loopback and link-local ones.
 	Addr     netip.Addr
 	Protocol model.Protocol
 	Port     uint16
@@ -22,30 +21,34 @@ type HostPort struct { //nolint:revive // the Kubernetes term
 
 func (p HostPort) check() error {
 	switch {
-	case !plain(p.To.Addr()) || p.To.Port() == 0 || p.Addr.IsValid() && (!plain(p.Addr) || p.Addr.Is4() != p.To.Addr().Is4()):
+	case !routable(p.To.Addr()) || p.To.Port() == 0,
+		p.Addr.IsValid() && (!routable(p.Addr) || p.Addr.Is4() != p.To.Addr().Is4()):
 		return fmt.Errorf("host port %d/%s at %s cannot lead to %s", p.Port, p.Protocol, p.Addr, p.To)
 	case p.Protocol.Number() == 0 || p.Port == 0:
-		return fmt.Errorf("%d/%s is no host port", p.Port, p.Protocol)
+		return fmt.Errorf("invalid host port %d/%s", p.Port, p.Protocol)
 	}
 	return nil
 }
 
-// CompareHostPorts orders by where they are, then by where they lead.
-func CompareHostPorts(a, b HostPort) int { return cmp.Or(compareHostPlaces(a, b), a.To.Compare(b.To)) }
+// CompareHostPorts orders host ports by address and port, then by target.
+func CompareHostPorts(a, b HostPort) int {
+	return cmp.Or(compareHostPortKeys(a, b), a.To.Compare(b.To))
+}
 
-func compareHostPlaces(a, b HostPort) int {
+func compareHostPortKeys(a, b HostPort) int {
 	return cmp.Or(compareBools(a.To.Addr().Is4(), b.To.Addr().Is4()), a.Addr.Compare(b.Addr),
 		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// sortHostPorts brings them into order. Of two at one place, which the scheduler does not allow, the first has it.
+// sortHostPorts sorts the host ports and removes invalid ones. Of two with the same address and port, which the
+// scheduler prevents, the first is kept.
 func (d *Desired) sortHostPorts() []error {
 	var errs []error
 	sortAndCompact(&d.HostPorts, CompareHostPorts)
 	var last HostPort
 	d.HostPorts = slices.DeleteFunc(d.HostPorts, func(p HostPort) bool {
 		err := p.check()
-		if err == nil && last.Port != 0 && compareHostPlaces(p, last) == 0 {
+		if err == nil && last.Port != 0 && compareHostPortKeys(p, last) == 0 {
 			err = fmt.Errorf("host port %d/%s leads to both %s and %s", p.Port, p.Protocol, last.To, p.To)
 		}
 		if err != nil {
@@ -81,7 +84,7 @@ func hostPortElements(d Desired, is4 bool, wanted func(HostPort) bool) []element
 	return list
 }
 
-// hostPortPods are the pods behind host ports, each as source and destination.
+// hostPortPods are the pods with host ports, each as source and destination.
 func hostPortPods(d Desired, is4 bool) []element {
 	var list []element
 	for _, p := range d.HostPorts {
@@ -93,7 +96,7 @@ func hostPortPods(d Desired, is4 bool) []element {
 	return slices.Compact(list)
 }
 
-// addHostPortRules translates host ports, behind Services' rules of the chain.
+// addHostPortRules translates host ports, after the rules for Services.
 func addHostPortRules(add func(chain, comment string, words ...any), f family, gateway string) {
 	add(servicesChain, "host ports at an address: to the pod",
 		"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@host-ports-at-"+f.suffix)

@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestHostPorts: a host port leads to its pod from everywhere, is back after a flush of the node's firewall, and is gone
-// with its pod. A UDP socket that began in the gap is served, too.
+// TestHostPorts: a host port leads to its pod from all sources, is restored after a flush of the host's firewall, and
+// is deleted with its pod. A UDP socket that was opened in between is served, too.
 func TestHostPorts(t *testing.T) {
 	d := withServices()
 	n := newServiceNode(t, d)
@@ -19,11 +19,14 @@ func TestHostPorts(t *testing.T) {
 		t.Helper()
 		for _, a := range []attempt{
 			{what: "from outside", network: "tcp", from: n.out, dest: "192.0.2.1:18080", at: n.pods, listen: "10.244.1.7:80"},
-			{what: "from outside, IPv6", network: "tcp", from: n.out, dest: "[2001:db8::1]:18080", at: n.pods, listen: "[fd00:10:1::7]:80"},
-			{what: "from outside, UDP", network: "udp", from: n.out, dest: "192.0.2.1:18053", at: n.pods, listen: "10.244.1.7:53"},
+			{what: "from outside, IPv6", network: "tcp", from: n.out, dest: "[2001:db8::1]:18080", at: n.pods,
+				listen: "[fd00:10:1::7]:80"},
+			{what: "from outside, UDP", network: "udp", from: n.out, dest: "192.0.2.1:18053", at: n.pods,
+				listen: "10.244.1.7:53"},
 			{what: "from the node", network: "tcp", from: here, dest: "192.0.2.1:18080", at: n.pods, listen: "10.244.1.7:80"},
 			{what: "at one address", network: "tcp", from: n.out, dest: "192.0.2.50:18081", at: n.pods, listen: "10.244.1.7:81"},
-			{what: "at one address, IPv6", network: "tcp", from: n.out, dest: "[2001:db8::50]:18081", at: n.pods, listen: "[fd00:10:1::7]:81"},
+			{what: "at one address, IPv6", network: "tcp", from: n.out, dest: "[2001:db8::50]:18081", at: n.pods,
+				listen: "[fd00:10:1::7]:81"},
 		} {
 			wait := patience
 			if !works {
@@ -33,13 +36,15 @@ func TestHostPorts(t *testing.T) {
 				t.Errorf("%s, %s: the pod sees %q", when, a.what, seen)
 			}
 		}
-		elsewhere := attempt{what: "at another address", network: "tcp", from: n.out, dest: "192.0.2.1:18081", at: n.pods, listen: "10.244.1.7:81"}
+		elsewhere := attempt{what: "at another address", network: "tcp", from: n.out, dest: "192.0.2.1:18081", at: n.pods,
+			listen: "10.244.1.7:81"}
 		if seen := elsewhere.run(n, brevity); seen != "" {
 			t.Errorf("%s: a host port at 192.0.2.50 is at 192.0.2.1, too", when)
 		}
 	}
 	tries("at first", true)
-	n.run("nft flush ruleset; nft 'table inet foreign { chain c { type filter hook input priority 10; ct state established accept; }; }'")
+	n.run("nft flush ruleset; nft 'table inet foreign { chain c { type filter hook input priority 10; ct state " +
+		"established accept; }; }'")
 	speaker, node, pod := n.udp(n.out, "192.0.2.2:40001"), n.udp(here, "192.0.2.1:18053"), n.udp(n.pods, "10.244.1.7:53")
 	if !n.hears(node, speaker, "192.0.2.1:18053", patience).IsValid() {
 		t.Fatal("without the table the node does not hear a datagram to its port: the test sees nothing")
@@ -62,7 +67,8 @@ func TestPodAtItsOwnHostPort(t *testing.T) {
 	d := withServices()
 	n := newServiceNode(t, d)
 	n.in(n.pods, func() { n.run("ip addr add 10.244.1.8/24 dev switch0") })
-	try := attempt{what: "to itself", network: "udp", from: n.pods, source: "10.244.1.7", dest: "192.0.2.1:18053", at: n.pods, listen: "10.244.1.7:53", oneWay: true}
+	try := attempt{what: "to itself", network: "udp", from: n.pods, source: "10.244.1.7", dest: "192.0.2.1:18053",
+		at: n.pods, listen: "10.244.1.7:53", oneWay: true}
 	if seen := try.run(n, patience); seen != "10.244.1.1" {
 		t.Errorf("the pod sees %q, want the gateway", seen)
 	}
@@ -72,7 +78,8 @@ func TestPodAtItsOwnHostPort(t *testing.T) {
 	}
 }
 
-// TestHostPortConflict: what cannot be, and the second of two at one place, is named and takes nothing from others.
+// TestHostPortConflict: an invalid host port, and the second of two with one address and port, is reported and does not
+// affect others.
 func TestHostPortConflict(t *testing.T) {
 	to := netip.MustParseAddrPort
 	d := Desired{HostPorts: []HostPort{
@@ -85,7 +92,7 @@ func TestHostPortConflict(t *testing.T) {
 	}
 }
 
-// TestNodePortAddresses: with a list, node ports are at its addresses alone, in the families that it names.
+// TestNodePortAddresses: with a list, only its addresses serve node ports, in the families that it names.
 func TestNodePortAddresses(t *testing.T) {
 	d := withServices()
 	d.NodePortAddrs = prefixes("192.0.2.1/32", "203.0.113.0/24")
@@ -111,8 +118,9 @@ func TestNodePortAddresses(t *testing.T) {
 	local := prefixes("192.0.2.1/32", "192.0.2.50/32")
 	for dest, want := range map[string]bool{"192.0.2.1:30053": true, "192.0.2.50:30053": false} {
 		at := netip.MustParseAddrPort(dest)
-		c := connection{protocol: 17, source: netip.MustParseAddrPort("192.0.2.9:1"), destination: at, replySource: at, replyDestination: netip.MustParseAddrPort("192.0.2.9:1")}
-		if got := translationsOf(d, local, goneTranslations{}).outdated(c); got != want {
+		c := connection{protocol: 17, source: netip.MustParseAddrPort("192.0.2.9:1"), destination: at, replySource: at,
+			replyDestination: netip.MustParseAddrPort("192.0.2.9:1")}
+		if got := translationsOf(d, local, removedTranslations{}).outdated(c); got != want {
 			t.Errorf("a socket that sends to %s since before the node port is flushed: %t", dest, got)
 		}
 	}

@@ -14,11 +14,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// link readies the gateway interface, which OVS makes.
-func (h *Host) link(c *changes, d Desired) (netlink.Link, error) {
+// syncLink configures the gateway interface, which OVS creates. It fails while the interface does not exist.
+func (h *Host) syncLink(c *changes, d Desired) (netlink.Link, error) {
 	link, err := netlink.LinkByName(d.Gateway)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil, fmt.Errorf("gateway interface %s does not exist; it comes with the bridge", d.Gateway)
+		return nil, fmt.Errorf("gateway interface %s does not exist; ovs-vswitchd creates it with the bridge", d.Gateway)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find gateway interface %s: %w", d.Gateway, err)
@@ -45,8 +45,8 @@ func (h *Host) link(c *changes, d Desired) (netlink.Link, error) {
 	return link, nil
 }
 
-// addresses gives the gateway interface its addresses, and takes those away that it had for other pod CIDRs.
-func addresses(c *changes, link netlink.Link, d Desired) error {
+// syncAddresses adds the gateway interface's addresses, and removes those of other pod CIDRs.
+func syncAddresses(c *changes, link netlink.Link, d Desired) error {
 	name := link.Attrs().Name
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -74,7 +74,7 @@ func addresses(c *changes, link netlink.Link, d Desired) error {
 		if !want[p] {
 			continue
 		}
-		// The route to the local pods is one of ours, not a side effect of the address.
+		// Weft adds the route to the local pods itself, instead of the kernel with the address.
 		a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NOPREFIXROUTE}
 		if p.Addr().Is6() {
 			a.Flags |= unix.IFA_F_NODAD
@@ -84,15 +84,17 @@ func addresses(c *changes, link netlink.Link, d Desired) error {
 		}
 		c.add("%s: address %s added", name, p)
 	}
-	return linkLocal(c, link, have, d)
+	return syncLinkLocal(c, link, have, d)
 }
 
-// linkLocal gives the gateway interface a link-local address when it has none. The kernel makes one when the link comes
-// up, and never again. Without, it cannot solicit a pod's link-layer address for what it forwards (RFC 4861, 7.2.2: the
-// source of a solicitation is an address of the interface).
-func linkLocal(c *changes, link netlink.Link, have []netlink.Addr, d Desired) error {
+// syncLinkLocal gives the gateway interface a link-local address when it has none. The kernel adds one when the link
+// comes up, and never again. Without it the kernel cannot solicit a pod's link-layer address for forwarded packets (RFC
+// 4861 section 7.2.2: the source of a solicitation is an address of the interface).
+func syncLinkLocal(c *changes, link netlink.Link, have []netlink.Addr, d Desired) error {
 	ipv6 := slices.ContainsFunc(d.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
-	if !ipv6 || slices.ContainsFunc(have, func(a netlink.Addr) bool { return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() }) {
+	if !ipv6 || slices.ContainsFunc(have, func(a netlink.Addr) bool {
+		return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast()
+	}) {
 		return nil
 	}
 	name, p := link.Attrs().Name, netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)
@@ -104,12 +106,12 @@ func linkLocal(c *changes, link netlink.Link, have []netlink.Addr, d Desired) er
 	return nil
 }
 
-// linkLocalAddr is the address that the kernel makes of a MAC address (RFC 4291, appendix A).
+// linkLocalAddr is the address that the kernel derives from a MAC address (RFC 4291 appendix A).
 func linkLocalAddr(m model.MAC) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
-// UnderlayMTU is the MTU of the link that carries the address, and the link's name.
+// UnderlayMTU returns MTU (in bytes) and name of the link with the address. It fails when no link has it.
 func UnderlayMTU(addr netip.Addr) (mtu int, link string, err error) {
 	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -125,7 +127,8 @@ func UnderlayMTU(addr netip.Addr) (mtu int, link string, err error) {
 		}
 		return l.Attrs().MTU, l.Attrs().Name, nil
 	}
-	return 0, "", fmt.Errorf("no link of this host has address %s; is it the node's InternalIP, and does the agent run in the host's network?", addr)
+	return 0, "", fmt.Errorf("no link of this host has address %s; is it the node's InternalIP, and does the agent run "+
+		"in the host's network?", addr)
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {

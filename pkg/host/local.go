@@ -8,8 +8,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// LocalAddrs lists the addresses that the links of this host have, sorted: those at which its processes are reached
-// from outside of it. Loopback and IPv6 link-local addresses are left out.
+// LocalAddrs lists the addresses of the host's links, sorted, at which other hosts reach its processes: without
+// loopback and IPv6 link-local addresses.
 func LocalAddrs() ([]netip.Addr, error) {
 	all, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -25,8 +25,8 @@ func LocalAddrs() ([]netip.Addr, error) {
 	return slices.Compact(list), nil
 }
 
-// reachable says whether others can send to an address. IPv4 has no addresses of one link alone for Linux: NodeLocal
-// DNSCache has 169.254.20.10.
+// reachable reports whether other hosts can send to the address. IPv4 link-local addresses count, because Linux does
+// not limit them to one link: NodeLocal DNSCache uses 169.254.20.10.
 func reachable(a netip.Addr) bool {
 	return a.IsValid() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && (a.Is4() || !a.IsLinkLocalUnicast())
 }

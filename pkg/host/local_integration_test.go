@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestLocalAddrs: the addresses of all links count, link-local ones of IPv4 among them, as they come and go.
+// TestLocalAddrs: the addresses of all links count, including IPv4 link-local ones, as they are added and removed.
 func TestLocalAddrs(t *testing.T) {
 	n := newNode(t)
 	addrs := func(list ...string) (out []netip.Addr) {
@@ -27,9 +27,10 @@ func TestLocalAddrs(t *testing.T) {
 	own := []string{"192.0.2.1", "2001:db8::1"}
 	expect(addrs(own...))
 	changes := n.h.Watch(t.Context())
-	for _, add := range []string{"169.254.20.10/32 dev lo scope link", "198.51.100.1/32 dev lo", "fd00:53::10/128 dev lo"} {
+	for _, add := range []string{"169.254.20.10/32 dev lo scope link", "198.51.100.1/32 dev lo",
+		"fd00:53::10/128 dev lo"} {
 		n.run("ip addr add " + add)
-		<-changes // the test's own deadline ends the wait
+		<-changes // the test's deadline ends the wait
 	}
 	n.run("ip addr add fe80::53/64 dev eth0; ip addr add 127.0.0.2/8 dev lo")
 	expect(addrs(append(own, "169.254.20.10", "198.51.100.1", "fd00:53::10")...))

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestSyncTrustsItsMemory: between comparisons only differences are written, and nothing is read; damage is found when it is
-// time, or when Watch saw something.
+// TestSyncTrustsItsMemory: between comparisons Sync writes only differences and reads nothing; it finds damage when a
+// comparison is due or after Watch saw a change.
 func TestSyncTrustsItsMemory(t *testing.T) {
 	n := newNode(t)
 	now := time.Now()
@@ -22,12 +22,13 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	d := withRoutes()
 	n.write(d)
 	n.nft.lists = 0
-	// The second damage is in the way of what is written first, and so found at once.
+	// The second damage conflicts with a difference to be written, and so is found at once.
 	n.run("nft delete element inet weft node-ports-v4 '{ udp . 30053 }'; ip route del 198.51.100.80")
 
 	d.NodePorts = append(slices.Clone(d.NodePorts), NodePort{Protocol: model.TCP, Port: 31000})
 	d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32")...)
-	want := []string{"route to 198.51.100.90/32 added", "nftables map node-ports-v4: tcp . 31000 : 169.254.87.1:31000 added"}
+	want := []string{"route to 198.51.100.90/32 added",
+		"nftables map node-ports-v4: tcp . 31000 : 169.254.87.1:31000 added"}
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
 		t.Errorf("one more Service: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
 	}
@@ -35,9 +36,11 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	d.ServiceCIDRs = d.ServiceCIDRs[:len(d.ServiceCIDRs)-1]
 	want = []string{"route to 198.51.100.90/32 removed"}
 	if diff := cmp.Diff(want, n.write(d)); diff != "" || n.nft.lists > 0 {
-		t.Errorf("one less, when it is time but there is something to write: %d lists read, changed (-want +got):\n%s", n.nft.lists, diff)
+		t.Errorf("one less, when it is time but there is something to write: %d lists read, changed (-want +got):\n%s",
+			n.nft.lists, diff)
 	}
-	repaired := []string{"route to 198.51.100.80/32 added", "nftables map node-ports-v4: udp . 30053 : 240.87.117.101:30053 added"}
+	repaired := []string{"route to 198.51.100.80/32 added",
+		"nftables map node-ports-v4: udp . 30053 : 240.87.117.101:30053 added"}
 	if diff := cmp.Diff(repaired, n.write(d)); diff != "" {
 		t.Errorf("when it is time: changed (-want +got):\n%s", diff)
 	}
@@ -62,7 +65,8 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	}
 	n.nft.lists = 0
 	if changed := n.write(d); !slices.Equal(changed, repaired[:1]) || n.nft.lists > 0 {
-		t.Errorf("after an event: changed %q, want %q; %d lists read of what Watch does not see", changed, repaired[:1], n.nft.lists)
+		t.Errorf("after an event: changed %q, want %q; %d lists read of what Watch does not see", changed, repaired[:1],
+			n.nft.lists)
 	}
 
 	n.run("nft delete table inet weft")
@@ -72,7 +76,7 @@ func TestSyncTrustsItsMemory(t *testing.T) {
 	}
 }
 
-// A link that is made anew has none of the routes that are remembered.
+// A recreated link has none of the remembered routes.
 func TestMemoryOfAnotherLink(t *testing.T) {
 	n := newNode(t)
 	n.write(withRoutes())
@@ -81,7 +85,7 @@ func TestMemoryOfAnotherLink(t *testing.T) {
 	n.gateway()
 	n.write(withRoutes())
 	if diff := cmp.Diff(right, n.state()); diff != "" {
-		t.Errorf("the gateway interface made anew (-want +got):\n%s", diff)
+		t.Errorf("the recreated gateway interface (-want +got):\n%s", diff)
 	}
 	n.run("ip addr del 10.244.1.1/24 dev weft0")
 	n.write(withRoutes())
@@ -95,7 +99,8 @@ func TestFailureIsTriedAgain(t *testing.T) {
 	n := newNode(t)
 	n.run("ip link set weft0 up; ip route add 169.254.87.1 via 192.0.2.2")
 	for range 2 {
-		if _, err := n.h.Sync(t.Context(), withRoutes()); err == nil || !strings.Contains(err.Error(), "add route to 169.254.87.1/32 through weft0: there is one that is not Weft's") {
+		if _, err := n.h.Sync(t.Context(), withRoutes()); err == nil ||
+			!strings.Contains(err.Error(), "add route to 169.254.87.1/32 through weft0: a route that is not Weft's exists") {
 			t.Fatalf("error %v", err)
 		}
 	}
@@ -123,7 +128,7 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 	d.RemotePodCIDRs = append(prefixes("10.244.77.0/24"), d.RemotePodCIDRs...)
 	n.write(d)
 	n.write(withRoutes())
-	n.sync(d) // comparing makes no difference
+	n.sync(d) // a comparison makes no difference
 	select {
 	case <-events:
 		t.Error("what Sync wrote was reported")
@@ -144,11 +149,12 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 	}
 }
 
-// TestForeignRouteToService: whoever else routes a Service's address keeps it, and keeps no other Service from its route.
+// TestForeignRouteToService: a foreign route to a Service's address stays, and does not keep other Services from their
+// routes.
 func TestForeignRouteToService(t *testing.T) {
 	for _, tc := range []struct {
 		foreign string
-		beside  bool // the kernel takes it although ours is there: the metric is another
+		beside  bool // the kernel accepts it beside Weft's because the metric differs
 	}{
 		{"198.51.100.90 via 192.0.2.2", false},
 		{"198.51.100.90 via 192.0.2.2 metric 50", true},
@@ -166,13 +172,14 @@ func TestForeignRouteToService(t *testing.T) {
 			const others = "ip route show proto boot; ip -6 route show proto boot"
 			want := n.run(others)
 			d := withRoutes()
-			d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32", "198.51.100.91/32", "2001:db8:80::90/128", "2001:db8:80::91/128")...)
+			d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs),
+				prefixes("198.51.100.90/32", "198.51.100.91/32", "2001:db8:80::90/128", "2001:db8:80::91/128")...)
 			for range 2 {
 				done, err := n.h.Sync(t.Context(), d)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if done.Unrouted == nil || strings.Count(done.Unrouted.Error(), "there is one that is not Weft's") != 1 {
+				if done.Unrouted == nil || strings.Count(done.Unrouted.Error(), "a route that is not Weft's exists") != 1 {
 					t.Errorf("unrouted: %v", done.Unrouted)
 				}
 			}
@@ -185,7 +192,7 @@ func TestForeignRouteToService(t *testing.T) {
 			}
 			n.run("ip route del " + foreign)
 			n.sync(d)
-			// Now ours was there first. Whether the other is taken beside it or not, ours goes, and ours alone.
+			// Now Weft's route was first. Whether the kernel accepts the other one or not, only Weft's is removed.
 			said := n.run("ip route add " + foreign + " 2>&1 || test $? = 2")
 			if tc.beside && said != "" || !tc.beside && said != "RTNETLINK answers: File exists\n" {
 				t.Errorf("ip route add %s, beside ours: %q; want it taken: %t", foreign, said, tc.beside)
@@ -195,14 +202,15 @@ func TestForeignRouteToService(t *testing.T) {
 			if got := n.run(others); got != want {
 				t.Errorf("with ours removed, others' routes are %q, were %q", got, want)
 			}
-			if all := n.run("ip route show proto 87; ip -6 route show proto 87"); strings.Contains(all, "198.51.100.9") || strings.Contains(all, "2001:db8:80::9") {
+			if all := n.run("ip route show proto 87; ip -6 route show proto 87"); strings.Contains(all, "198.51.100.9") ||
+				strings.Contains(all, "2001:db8:80::9") {
 				t.Errorf("routes are left:\n%s", all)
 			}
 		})
 	}
 }
 
-// withRoutes is withServices with ranges of Services of one address each.
+// withRoutes is withServices with Service ranges of one address each.
 func withRoutes() Desired {
 	d := withServices()
 	d.ServiceCIDRs = append(d.ServiceCIDRs, prefixes("198.51.100.80/32", "2001:db8:80::1/128")...)

@@ -11,26 +11,26 @@ import (
 
 const tableName = "weft"
 
-// nat keeps the nftables table right. nft does not give a rule back as it was written, so rules are compared by their
-// comments, which hold a hash of the rule, and the kernel's own form of them by a hash that the table holds (see
-// layout).
+// nat writes the nftables table. nft prints a rule in another form than it was written, so rules are compared by their
+// comments, which hold a hash of the rule, and the kernel's form of the table by a hash that is stored in the table
+// (see layout).
 //
-// It remembers what it wrote: to list 10,000 elements takes nft a hundred times longer than to write one.
+// It remembers what it wrote: listing 10,000 elements takes nft a hundred times longer than writing one.
 type nat struct {
 	nft         knftables.Interface
 	generations generations
 	// layout reads the kernel's form of the table; nil with knftables' fake, which has none.
 	layout func() (layout, error)
-	// rules and elements (of each set, in order) are in the kernel by our hand; known is false when that is not sure.
+	// rules and elements (of each set, sorted) are installed; known is false when that is uncertain.
 	known    bool
 	rules    []*knftables.Rule
 	elements [][]element
-	// gone are translations that the table made until the last write.
-	gone goneTranslations
+	// removed are the translations that writes have removed since the last Sync took them.
+	removed removedTranslations
 }
 
-// sync changes elements or, when anything else differs, makes the table anew. Both are one transaction; connections
-// keep the translation that they have. With compare, or when it has to, it looks at the kernel first.
+// sync writes elements or, when anything else differs, the whole table. Either is one transaction; connections keep
+// their NAT. With compare, or when its memory is not reliable, it reads the kernel's state first.
 func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) error {
 	wantRules, want := rules(d), make([][]element, len(sets))
 	for i, s := range sets {
@@ -40,25 +40,25 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 		if err := n.writeDifference(ctx, c, want); err == nil {
 			return nil
 		}
-		// Somebody else was at our table. A look at it tells what is to do.
+		// Another program changed the table, so compare with the kernel.
 	}
 	n.known = false
-	have, err := n.haveRules(ctx)
+	have, err := n.listRules(ctx)
 	if err != nil {
 		return err
 	}
-	right := slices.EqualFunc(have, byChain(wantRules), sameRule)
-	if right {
-		if right, err = n.untouched(); err != nil {
+	inSync := slices.EqualFunc(have, byChain(wantRules), sameRule)
+	if inSync {
+		if inSync, err = n.layoutUnchanged(); err != nil {
 			return err
 		}
 	}
-	if right {
-		if right, err = n.look(ctx); err != nil {
+	if inSync {
+		if inSync, err = n.readElements(ctx); err != nil {
 			return err
 		}
 	}
-	if right {
+	if inSync {
 		err = n.writeDifference(ctx, c, want)
 	} else {
 		err = n.writeTable(ctx, c, have, wantRules, want)
@@ -70,7 +70,7 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 	return nil
 }
 
-// run runs a transaction.
+// run runs a transaction and records its generation.
 func (n *nat) run(ctx context.Context, tx *knftables.Transaction) error {
 	if n.layout == nil {
 		return n.nft.Run(ctx, tx)
@@ -78,8 +78,8 @@ func (n *nat) run(ctx context.Context, tx *knftables.Transaction) error {
 	return n.generations.run(func() error { return n.nft.Run(ctx, tx) })
 }
 
-// untouched says whether chains, sets and rules are what was written, by this agent or one before it.
-func (n *nat) untouched() (bool, error) {
+// layoutUnchanged reports whether chains, sets and rules are as written by this agent or an earlier one.
+func (n *nat) layoutUnchanged() (bool, error) {
 	if n.layout == nil {
 		return true, nil
 	}
@@ -87,8 +87,8 @@ func (n *nat) untouched() (bool, error) {
 	return err == nil && !now.disabled && now.sum == now.written, err
 }
 
-// noteLayout leaves the hash of what has just been written in the table.
-func (n *nat) noteLayout(ctx context.Context) error {
+// recordLayout stores the hash of the written table in the table.
+func (n *nat) recordLayout(ctx context.Context) error {
 	if n.layout == nil {
 		return nil
 	}
@@ -99,13 +99,13 @@ func (n *nat) noteLayout(ctx context.Context) error {
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Chain{Name: writtenPrefix + now.sum})
 	if err := n.run(ctx, tx); err != nil {
-		return fmt.Errorf("note what nftables table %s holds: %w", tableName, err)
+		return fmt.Errorf("record the hash of nftables table %s: %w", tableName, err)
 	}
 	return nil
 }
 
-// haveRules are the table's, by chain; none when there is no table.
-func (n *nat) haveRules(ctx context.Context) ([]*knftables.Rule, error) {
+// listRules are the table's rules, by chain; none when the table does not exist.
+func (n *nat) listRules(ctx context.Context) ([]*knftables.Rule, error) {
 	have, err := n.nft.ListRules(ctx, "")
 	if err != nil && !knftables.IsNotFound(err) {
 		return nil, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
@@ -113,17 +113,19 @@ func (n *nat) haveRules(ctx context.Context) ([]*knftables.Rule, error) {
 	return byChain(have), nil
 }
 
-// byChain sorts rules as nft does not: it lists whole chains in any order.
+// byChain sorts rules by chain, because nft lists chains in any order.
 func byChain(rules []*knftables.Rule) []*knftables.Rule {
-	return slices.SortedStableFunc(slices.Values(rules), func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) })
+	return slices.SortedStableFunc(slices.Values(rules),
+		func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) })
 }
 
 func sameRule(a, b *knftables.Rule) bool {
 	return a.Chain == b.Chain && a.Comment != nil && b.Comment != nil && *a.Comment == *b.Comment
 }
 
-// look reads the elements. It reports false when a set is missing or holds what we never put there.
-func (n *nat) look(ctx context.Context) (bool, error) {
+// readElements reads the elements of all sets. It returns false when a set is missing or has elements that Weft never
+// writes.
+func (n *nat) readElements(ctx context.Context) (bool, error) {
 	n.elements = make([][]element, len(sets))
 	for i, s := range sets {
 		have, err := n.nft.ListElements(ctx, s.kind(), s.name)
@@ -146,13 +148,13 @@ func (n *nat) look(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
-// writeDifference adds and removes single elements, so that the sets are what they shall be if they were what n says.
+// writeDifference adds and deletes single elements, from the remembered elements to the desired ones.
 func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element) error {
 	tx := n.nft.NewTransaction()
 	var done changes
 	for i, s := range sets {
 		stale, missing := difference(n.elements[i], want[i])
-		// A range may take the place of others, and a key may get another value.
+		// Delete first: a range may replace others, and a key may get another value.
 		for _, e := range stale {
 			tx.Delete(s.element(e))
 			done.add("nftables %s %s: %s removed", s.kind(), s.name, e)
@@ -168,22 +170,22 @@ func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element)
 		}
 	}
 	c.list = append(c.list, done.list...)
-	n.replace(want)
+	n.setElements(want)
 	return nil
 }
 
-// replace takes note of what the sets hold now, and of translations that are gone with what they held. What that was
-// is not known when an agent that has just started finds rules that are not its own.
-func (n *nat) replace(elements [][]element) {
+// setElements records the elements of the sets, and the translations that the deleted elements made. These are unknown
+// when a new agent finds another version's rules.
+func (n *nat) setElements(elements [][]element) {
 	if n.elements != nil {
 		for i, s := range sets {
-			n.gone.add(s.gone(difference(n.elements[i], elements[i])))
+			n.removed.add(s.removed(difference(n.elements[i], elements[i])))
 		}
 	}
 	n.elements = elements
 }
 
-// difference compares two lists that are in order.
+// difference compares two sorted lists.
 func difference(have, want []element) (stale, missing []element) {
 	for len(have) > 0 && len(want) > 0 {
 		switch order := compareElements(have[0], want[0]); {
@@ -202,7 +204,7 @@ func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftabl
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
-	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Weft pod network; made anew when changed")})
+	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Weft pod network; rewritten when changed")})
 	for i, s := range sets {
 		tx.Add(s.object())
 		for _, e := range want[i] {
@@ -219,9 +221,9 @@ func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftabl
 		return fmt.Errorf("write nftables table %s: %w", tableName, err)
 	}
 	c.add("nftables table %s written", tableName)
-	n.replace(want)
+	n.setElements(want)
 	if slices.ContainsFunc(have, toWorld) && !slices.ContainsFunc(rules, toWorld) {
-		n.gone.direct = append(n.gone.direct, everywhere...)
+		n.removed.direct = append(n.removed.direct, everywhere...)
 	}
-	return n.noteLayout(ctx)
+	return n.recordLayout(ctx)
 }

@@ -38,7 +38,7 @@ func dualStack() Desired {
 	}
 }
 
-// withServices is dualStack with something of everything that Services need.
+// withServices is dualStack with an example of each input for Services.
 func withServices() Desired {
 	d := dualStack()
 	d.ServiceCIDRs = prefixes("10.96.0.0/16", "fd00:96::/112")
@@ -49,22 +49,26 @@ func withServices() Desired {
 	}
 	to := netip.MustParseAddrPort
 	d.HostPorts = []HostPort{
-		{Protocol: model.TCP, Port: 18080, To: to("10.244.1.7:80")}, {Protocol: model.TCP, Port: 18080, To: to("[fd00:10:1::7]:80")},
+		{Protocol: model.TCP, Port: 18080, To: to("10.244.1.7:80")}, {Protocol: model.TCP, Port: 18080,
+			To: to("[fd00:10:1::7]:80")},
 		{Protocol: model.UDP, Port: 18053, To: to("10.244.1.7:53")},
 		{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.TCP, Port: 18081, To: to("10.244.1.7:81")},
 		{Addr: netip.MustParseAddr("2001:db8::50"), Protocol: model.TCP, Port: 18081, To: to("[fd00:10:1::7]:81")},
 	}
 	d.ExternalIPs = []ExternalIP{
-		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("169.254.87.1:30080")},
-		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53, To: netip.MustParseAddrPort("10.96.0.10:53")},
-		{Addr: netip.MustParseAddr("2001:db8:80::1"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
+		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.TCP, Port: 80,
+			To: netip.MustParseAddrPort("169.254.87.1:30080")},
+		{Addr: netip.MustParseAddr("198.51.100.80"), Protocol: model.UDP, Port: 53,
+			To: netip.MustParseAddrPort("10.96.0.10:53")},
+		{Addr: netip.MustParseAddr("2001:db8:80::1"), Protocol: model.TCP, Port: 80,
+			To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
 	}
 	d.sortServices() // as Sync does
 	d.sortHostPorts()
 	return d
 }
 
-// ports are TCP ports, but those that say otherwise.
+// ports are TCP ports unless they name another protocol.
 func ports(list ...string) []ServicePort {
 	var out []ServicePort
 	for _, s := range list {
@@ -87,7 +91,7 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// counting counts the transactions that are run, and the questions that are asked.
+// counting counts transactions and list requests.
 type counting struct {
 	knftables.Interface
 	runs, lists int
@@ -138,7 +142,7 @@ func TestNATTable(t *testing.T) {
 	for i, f := range archive.Files {
 		d, ok := cases[f.Name]
 		if !ok {
-			t.Fatalf("%s has %q, which is no case", file, f.Name)
+			t.Fatalf("%s has %q, which is not a case", file, f.Name)
 		}
 		delete(cases, f.Name)
 		fake := knftables.NewFake(knftables.InetFamily, tableName)
@@ -180,7 +184,7 @@ func TestNATIsSilentWhenRight(t *testing.T) {
 	}
 }
 
-// A node that comes or goes costs its elements, and no rule is touched.
+// A node that joins or leaves changes its elements, and no rule.
 func TestNATElementWise(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
 	n := &nat{nft: nft}
@@ -203,15 +207,17 @@ add element inet weft direct-v6 { fd00:10:4::/64 }
 	}
 }
 
-// The fake does not replace or delete a chain that is in use, so damage is done the ways it allows; the integration test
-// does the rest to the kernel.
+// The fake does not replace or delete a chain in use, so damage is limited to what it allows; the integration test
+// damages the kernel's table in the other ways.
 func TestNATRepair(t *testing.T) {
 	ctx := t.Context()
 	for what, damage := range map[string]func(*knftables.Transaction){
 		"table deleted": func(tx *knftables.Transaction) { tx.Delete(&knftables.Table{}) },
 		"chain flushed": func(tx *knftables.Transaction) { tx.Flush(&knftables.Chain{Name: postroutingChain}) },
 		"set flushed":   func(tx *knftables.Transaction) { tx.Flush(&knftables.Set{Name: "direct-v4"}) },
-		"rule added":    func(tx *knftables.Transaction) { tx.Insert(&knftables.Rule{Chain: postroutingChain, Rule: "accept"}) },
+		"rule added": func(tx *knftables.Transaction) {
+			tx.Insert(&knftables.Rule{Chain: postroutingChain, Rule: "accept"})
+		},
 		"element added": func(tx *knftables.Transaction) {
 			tx.Add(&knftables.Element{Set: "direct-v4", Key: []string{"8.8.8.8"}})
 		},
@@ -219,15 +225,16 @@ func TestNATRepair(t *testing.T) {
 			tx.Delete(&knftables.Element{Set: "direct-v6", Key: []string{"fd00:10:2::/64"}})
 		},
 		"element led elsewhere": func(tx *knftables.Transaction) {
-			tx.Add(&knftables.Element{Map: "external-v4", Key: []string{"198.51.100.80", "tcp", "80"}, Value: []string{"10.96.0.10", "80"}})
+			tx.Add(&knftables.Element{Map: "external-v4", Key: []string{"198.51.100.80", "tcp", "80"},
+				Value: []string{"10.96.0.10", "80"}})
 		},
 		"node port lost": func(tx *knftables.Transaction) {
 			tx.Delete(&knftables.Element{Map: "node-ports-v6", Key: []string{"sctp", "30100"}})
 		},
-		"element that is no port": func(tx *knftables.Transaction) {
+		"invalid port in an element": func(tx *knftables.Transaction) {
 			tx.Add(&knftables.Element{Map: "node-ports-v4", Key: []string{"icmp", "8"}, Value: []string{"169.254.87.1", "8"}})
 		},
-		"chain of somebody else": func(tx *knftables.Transaction) {
+		"foreign chain": func(tx *knftables.Transaction) {
 			tx.Add(&knftables.Chain{Name: "theirs"})
 			tx.Add(&knftables.Rule{Chain: "theirs", Rule: "accept"})
 		},
@@ -263,7 +270,8 @@ func TestNATRulesFollowPodCIDR(t *testing.T) {
 	d := dualStack()
 	d.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")
 	syncNAT(t, n, d)
-	if got := fake.Dump(); strings.Contains(got, "10.244.1.") || strings.Contains(got, "fd00:10:1:") || !strings.Contains(got, "snat ip to 10.244.9.1") {
+	if got := fake.Dump(); strings.Contains(got, "10.244.1.") || strings.Contains(got, "fd00:10:1:") ||
+		!strings.Contains(got, "snat ip to 10.244.9.1") {
 		t.Errorf("the table still knows the old pod CIDRs:\n%s", got)
 	}
 }
@@ -274,9 +282,10 @@ func TestCheck(t *testing.T) {
 		want   string
 	}{
 		{func(d *Desired) { d.Gateway = "" }, "the gateway interface has no name"},
-		{func(d *Desired) { d.PodCIDRs = prefixes("10.244.1.5/24") }, "10.244.1.5/24 is not a masked prefix"},
-		{func(d *Desired) { d.PodCIDRs = prefixes("10.244.1.0/24", "10.244.2.0/24") }, "two pod CIDRs of one family, 10.244.1.0/24 and 10.244.2.0/24"},
-		{func(d *Desired) { d.NoMasquerade = []netip.Prefix{{}} }, "is not a masked prefix"},
+		{func(d *Desired) { d.PodCIDRs = prefixes("10.244.1.5/24") }, "invalid CIDR 10.244.1.5/24: not a masked prefix"},
+		{func(d *Desired) { d.PodCIDRs = prefixes("10.244.1.0/24", "10.244.2.0/24") },
+			"two pod CIDRs of one family, 10.244.1.0/24 and 10.244.2.0/24"},
+		{func(d *Desired) { d.NoMasquerade = []netip.Prefix{{}} }, "not a masked prefix"},
 	} {
 		d := dualStack()
 		tt.change(&d)

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What of nftables the nft program does not tell, or tells too late: this file asks the kernel
-// (linux/netfilter/nf_tables.h).
+// This file reads from the kernel (linux/netfilter/nf_tables.h) the state of nftables that the nft program does not
+// print, or prints too late.
 
-// nftMessage is a message of nftables without its header.
+// nftMessage is an nftables message without its header.
 type nftMessage struct {
 	kind   uint16 // NFT_MSG_...
 	family uint8
@@ -33,7 +33,7 @@ func parseNFTMessage(kind uint16, data []byte) (nftMessage, bool) {
 	return nftMessage{kind: kind & 0xff, family: data[0], body: data[nl.SizeofNfgenmsg:]}, true
 }
 
-// attribute is the value of an attribute; nil when there is none.
+// attribute is the value of an attribute; nil without one.
 func (m nftMessage) attribute(kind uint16) []byte {
 	for k, value := range attributes(m.body) {
 		if k == kind {
@@ -54,7 +54,7 @@ func (m nftMessage) number(kind uint16) (n uint64) {
 	return n
 }
 
-// tableOf is the table that a message is about: the first attribute of all of them but those about generations.
+// tableOf is the name of the message's table: the first attribute of all messages except those about generations.
 func (m nftMessage) tableOf() string {
 	if m.kind == unix.NFT_MSG_NEWGEN {
 		return ""
@@ -62,8 +62,8 @@ func (m nftMessage) tableOf() string {
 	return m.text(unix.NFTA_TABLE_NAME)
 }
 
-// askNFT calls f with each answer to a question about all families' objects of one kind.
-func askNFT(question, answer uint16, family uint8, flags int, f func(nftMessage)) error {
+// queryNFT calls f with each reply to a request for one kind of object.
+func queryNFT(question, answer uint16, family uint8, flags int, f func(nftMessage)) error {
 	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|int(question), flags)
 	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	kind := unix.NFNL_SUBSYS_NFTABLES<<8 | answer
@@ -74,68 +74,67 @@ func askNFT(question, answer uint16, family uint8, flags int, f func(nftMessage)
 		return true
 	})
 	if err != nil {
-		return fmt.Errorf("ask the kernel about nftables: %w", err)
+		return fmt.Errorf("query the kernel's nftables: %w", err)
 	}
 	return nil
 }
 
-// generation is the number of nftables' last transaction, by any program.
+// generation is the number of the last nftables transaction of any program.
 func generation() (id uint32, err error) {
-	err = askNFT(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0, func(m nftMessage) {
+	err = queryNFT(unix.NFT_MSG_GETGEN, unix.NFT_MSG_NEWGEN, unix.AF_UNSPEC, 0, func(m nftMessage) {
 		id = uint32(m.number(unix.NFTA_GEN_ID)) //nolint:gosec // the attribute has four bytes
 	})
 	return id, err
 }
 
-// generations knows which transactions were ours. The zero value knows none.
+// generations identifies Weft's own transactions. The zero value has none.
 type generations struct {
 	mu   sync.Mutex // held during a transaction
-	last [32]uint32 // our last ones, and 0
+	last [32]uint32 // Weft's last ones, and 0
 	next int
 }
 
-// run runs a transaction. It fails with what the transaction fails with.
+// run runs a transaction and returns its error.
 func (g *generations) run(transaction func() error) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	before, beforeErr := generation()
 	err := transaction()
 	after, afterErr := generation()
-	if beforeErr == nil && afterErr == nil && after == before+1 { // else another program's may be among ours
+	if beforeErr == nil && afterErr == nil && after == before+1 { // otherwise the number may be another program's
 		g.last[g.next] = after
 		g.next = (g.next + 1) % len(g.last)
 	}
 	return err
 }
 
-// ours says whether a transaction was one of our last. It waits for one that is on its way.
+// ours reports whether a transaction was one of Weft's last. It waits for a running one.
 func (g *generations) ours(id uint32) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return id != 0 && slices.Contains(g.last[:], id)
 }
 
-// layout is what our table is made of, besides the elements of its sets, as the kernel has it. nft tells the rules,
-// but not as they were written: one that was replaced under its old comment looks right.
+// layout is the kernel's form of Weft's table without the elements of its sets. nft prints the rules in another form
+// than they were written, so a rule that was replaced under the same comment looks unchanged there.
 type layout struct {
-	// disabled says that the table does not do what its rules say: it is dormant, or a chain drops by policy.
+	// disabled: the table's rules have no effect because the table is dormant, or a chain drops by policy.
 	disabled bool
 	// sum is a hash of chains, sets and rules.
 	sum string
-	// written is the sum that the table's last writer noted in it, as the name of an empty chain; empty when there is
-	// none.
+	// written is the sum that the last writer stored in the table, as the name of an empty chain; empty without one.
 	written string
 }
 
-// writtenPrefix begins the name of the chain that notes the sum.
+// writtenPrefix begins the name of the chain that stores the sum.
 const writtenPrefix = "written-"
 
-// tableLayout is that of our table.
+// tableLayout reads the layout of Weft's table.
 func tableLayout() (layout, error) {
 	var l layout
-	parts := map[string]hash.Hash64{} // by chain, for nft and the kernel list whole chains in any order
+	parts := map[string]hash.Hash64{} // by chain, because nft and the kernel list chains in any order
 	collect := func(question, answer, name uint16, kinds []uint16, also func(nftMessage)) error {
-		return askNFT(question, answer, unix.NFPROTO_INET, unix.NLM_F_DUMP, func(m nftMessage) {
+		return queryNFT(question, answer, unix.NFPROTO_INET, unix.NLM_F_DUMP, func(m nftMessage) {
 			if m.family != unix.NFPROTO_INET || m.tableOf() != tableName {
 				return
 			}
@@ -147,7 +146,7 @@ func tableLayout() (layout, error) {
 			}
 			for _, kind := range kinds {
 				value := m.attribute(kind)
-				_, _ = fmt.Fprintf(part, "%d %d ", kind, len(value)) // a hash takes everything
+				_, _ = fmt.Fprintf(part, "%d %d ", kind, len(value)) // a hash never fails
 				_, _ = part.Write(value)
 			}
 			also(m)
@@ -188,13 +187,13 @@ const (
 	nftablesGroup   = 7 // NFNLGRP_NFTABLES
 )
 
-// tableEvents turns messages of nftables into the names of the tables that other programs' transactions changed.
+// tableEvents returns the names of the tables that other programs' transactions changed.
 type tableEvents struct {
 	ours    *generations
-	touched map[string]bool
+	changed map[string]bool
 }
 
-// add takes a message. When it ends a transaction, add returns the tables.
+// add processes a message. At the end of a transaction it returns the tables.
 func (e *tableEvents) add(m syscall.NetlinkMessage) []string {
 	n, ok := parseNFTMessage(m.Header.Type, m.Data)
 	if !ok {
@@ -202,17 +201,17 @@ func (e *tableEvents) add(m syscall.NetlinkMessage) []string {
 	}
 	if n.kind != unix.NFT_MSG_NEWGEN {
 		if n.family == unix.NFPROTO_INET {
-			e.touched[n.tableOf()] = true
+			e.changed[n.tableOf()] = true
 		}
 		return nil
 	}
 	var list []string
 	id := binary.BigEndian.Uint32(append(n.attribute(unix.NFTA_GEN_ID), 0, 0, 0, 0))
-	for name := range e.touched {
+	for name := range e.changed {
 		if name != tableName || !e.ours.ours(id) {
 			list = append(list, name)
 		}
 	}
-	clear(e.touched)
+	clear(e.changed)
 	return list
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// node is a network namespace with a gateway interface whose other end stands for the switch.
+// node is a network namespace with a gateway interface whose other end is in place of the switch.
 type node struct {
 	t    testing.TB
 	h    *Host
@@ -24,8 +24,8 @@ type node struct {
 	out  netns.NsHandle // a host beyond the node's eth0
 }
 
-// newNode moves the test's thread into a network namespace of its own. The thread is never unlocked, so it ends with the
-// test, and with it the namespace.
+// newNode moves the test's thread into a new network namespace. The thread is never unlocked, so it ends with the test,
+// and the namespace with it.
 func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{t: t}
@@ -99,14 +99,14 @@ func (n *node) in(ns netns.NsHandle, f func()) {
 	f()
 }
 
-// sync compares with the kernel, as when it is time.
+// sync compares with the kernel, as a periodic Sync does.
 func (n *node) sync(d Desired) []string {
 	n.t.Helper()
 	n.h.compared = time.Now().Add(-time.Hour)
 	return n.write(d)
 }
 
-// write is a Sync that may trust what it remembers.
+// write is a Sync that may trust its memory.
 func (n *node) write(d Desired) []string {
 	n.t.Helper()
 	done, err := n.h.Sync(n.t.Context(), d)
@@ -116,7 +116,7 @@ func (n *node) write(d Desired) []string {
 	return done.Changed
 }
 
-// state is all that Sync looks after, as text.
+// state is the state that Sync maintains, as text.
 func (n *node) state() []string {
 	n.t.Helper()
 	text := n.run(`ip -o link show weft0 | grep -oE 'mtu [0-9]+|[<,]UP[,>]|link/ether [0-9a-f:]+'

@@ -9,11 +9,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Chains that see packets before connection tracking and before any translation: addresses and ports are those on
-// the wire, and what is dropped here costs no entry of a connection.
+// Chains before conntrack and NAT: addresses and ports are those on the wire, and a packet that is dropped here takes
+// no conntrack entry.
 const (
-	enteredChain = "entered"       // every packet from elsewhere
-	leavingChain = "raw-from-node" // every packet that the node makes
+	enteredChain = "entered"       // every packet from another host or a pod
+	leavingChain = "raw-from-node" // every packet of the node's own processes
 )
 
 var rawChains = []knftables.Chain{
@@ -23,20 +23,20 @@ var rawChains = []knftables.Chain{
 
 var tunnelPorts = []any{"udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}"}
 
-// addForgedRules drops packets with a forged source, and loopback addresses on a link. Policies are evaluated on the
-// source address and allow the node's own, so no other host may send with the address of a pod or of the node.
-// rp_filter is no substitute: a loose one asks for any route back, and IPv6 has none.
+// addForgedRules drops packets with a forged source, and packets with loopback addresses on a link. Policies match the
+// source address and always allow the node's own, so no other host may send with the address of a pod or of the node.
+// rp_filter does not replace these rules: loose mode accepts any source with a route, and IPv6 has no rp_filter.
 func addForgedRules(add func(chain, comment string, words ...any), gateway string, f family) {
 	others := []any{"iifname !=", "{", `"lo"`, ",", gateway, "}"}
-	// portmap turns route_localnet on for weft0, and with it Linux would take these for the node's own. (The answers
-	// to a hostPort's client at 127.0.0.1 have another destination as long as they are not translated back.)
+	// portmap enables route_localnet on weft0, and Linux would then accept these packets as the node's own. (Replies to
+	// a hostPort client at 127.0.0.1 have another destination until conntrack has translated them back.)
 	add(enteredChain, "loopback addresses: from the node alone",
 		`iifname != "lo"`, f.header, "saddr", f.loopback, "drop")
 	add(enteredChain, "loopback addresses: for the node alone",
 		`iifname != "lo"`, f.header, "daddr", f.loopback, "drop")
 	add(enteredChain, "forged: pods' packets come by tunnel or from this node",
 		append(others, f.header, "saddr", "@pods-"+f.suffix, "drop")...)
-	// Linux delivers the node's own multicasts to it as if its link had received them. Another host may have the same
+	// Linux loops the node's own multicasts back as if the link had received them. Another host may have the same
 	// link-local address on another link, and no router forwards it.
 	words := slices.Concat(others, []any{
 		f.header, "saddr !=", f.linkLocal, "fib saddr type local", "fib daddr type != { multicast, broadcast }", "drop",
@@ -44,9 +44,8 @@ func addForgedRules(add func(chain, comment string, words ...any), gateway strin
 	add(enteredChain, "forged: the node's own addresses", words...)
 }
 
-// addTunnelRules keeps tunnel packets out of connection tracking: each outer source port would take an entry there,
-// and a rule that translates a port of the node, as for a hostPort, would take the tunnels with it. Only nodes may
-// send them.
+// addTunnelRules keeps tunnel packets out of conntrack: each outer source port would take an entry, and a NAT rule for
+// a port of the node, such as a hostPort, would also translate the tunnels. Only nodes may send tunnel packets.
 func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 	local := append([]any{"meta nfproto", f.proto, "fib daddr type local"}, tunnelPorts...)
 	add(enteredChain, "tunnels of nodes: not tracked, not translated",
@@ -56,7 +55,7 @@ func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 		slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, tunnelPorts, []any{"notrack"})...)
 }
 
-// pods are the ranges of all pods and gateways. Ranges inside others are left out, as in direct.
+// pods are the ranges of all pods and gateways. Ranges inside others are removed, as in direct.
 func pods(d Desired, is4 bool) []element {
 	return prefixElements(append(d.PodCIDRs[:len(d.PodCIDRs):len(d.PodCIDRs)], d.RemotePodCIDRs...), is4)
 }
@@ -70,10 +69,11 @@ func nodes(d Desired, is4 bool) []element {
 	return prefixElements(list, is4)
 }
 
-// nodesGone: pods' packets get the node's address on their way to another node, even when those to elsewhere do not.
-func nodesGone(went, _ []element) goneTranslations {
-	var g goneTranslations
-	for _, e := range went {
+// nodeTranslationsRemoved: pods' packets to another node get the node's address, even when those to other destinations
+// do not.
+func nodeTranslationsRemoved(deleted, _ []element) removedTranslations {
+	var g removedTranslations
+	for _, e := range deleted {
 		g.direct = append(g.direct, e.prefix)
 	}
 	return g

@@ -12,13 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTunnelPackets: tunnel packets between nodes bypass the node's connection tracking, and so any rule that
-// translates their port. Other hosts' are dropped, until a Node object has their address.
+// TestTunnelPackets: tunnel packets between nodes bypass conntrack, and so all rules that translate their port. Other
+// hosts' are dropped until a Node object has their address.
 func TestTunnelPackets(t *testing.T) {
 	d := withServices()
 	d.Nodes = addrs("192.0.2.2", "2001:db8::2")
 	n := newServiceNode(t, d)
-	// As the plugin portmap does for a hostPort, and a rule that makes the kernel track everything.
+	// A hostPort rule of the portmap plugin, and a rule that makes the kernel track everything.
 	n.run(`nft 'table inet hostports { chain c { type nat hook prerouting priority dstnat - 10;
 fib daddr type local udp dport { 4789, 6081 } dnat ip to 10.244.1.7; fib daddr type local udp dport { 4789, 6081 } dnat ip6 to fd00:10:1::7; }
 chain o { type nat hook output priority -110; udp dport { 4789, 6081 } dnat ip to 10.244.1.7; }
@@ -29,10 +29,12 @@ chain t { type filter hook input priority 0; ct state established accept; }; }'`
 		n.run(`ip addr add 192.0.2.3/24 dev out0; ip -6 addr add 2001:db8::3/64 dev out0 nodad
 ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; ip addr add 10.7.4.2/24 dev vx4; ip link set vx4 up`)
 	})
-	if got := (attempt{"", "udp", here, "", "10.7.4.2:9999", n.out, "10.7.4.2:9999", false}).run(n, patience); got != "10.7.4.1" {
+	if got := (attempt{"", "udp", here, "", "10.7.4.2:9999", n.out, "10.7.4.2:9999", false}).run(n, patience); got !=
+		"10.7.4.1" {
 		t.Errorf("through a tunnel to a node beside a hostPort: the listener sees %q", got)
 	}
-	if got := (attempt{"", "udp", n.out, "", "10.7.4.1:9999", here, "10.7.4.1:9999", false}).run(n, patience); got != "10.7.4.2" {
+	if got := (attempt{"", "udp", n.out, "", "10.7.4.1:9999", here, "10.7.4.1:9999", false}).run(n, patience); got !=
+		"10.7.4.2" {
 		t.Errorf("through a tunnel from a node beside a hostPort: the listener sees %q", got)
 	}
 	known, unknown := "192.0.2.2", "192.0.2.3"
@@ -47,7 +49,7 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 				{"the pod with the hostPort", "udp", n.out, unknown, at, n.pods, ":6081", true},
 			} {
 				if got := where.run(n, brevity); got != "" {
-					t.Errorf("%s receives a tunnel packet from %s, which is no node", where.what, got)
+					t.Errorf("%s receives a tunnel packet from %s, which is not a node", where.what, got)
 				}
 			}
 			known, unknown = "2001:db8::2", "2001:db8::3"
@@ -81,8 +83,8 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 	}
 }
 
-// TestLoopbackIsClosed: portmap sets route_localnet on weft0. Pods reach nothing at the node's loopback addresses
-// nevertheless, and a client at 127.0.0.1 of a hostPort has its answer.
+// TestLoopbackIsClosed: portmap sets route_localnet on weft0. Pods must still reach nothing at the node's loopback
+// addresses, and a hostPort client at 127.0.0.1 must get its replies.
 func TestLoopbackIsClosed(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	n.run(`for f in all weft0 eth0; do echo 1 > /proc/sys/net/ipv4/conf/$f/route_localnet; done
@@ -99,7 +101,8 @@ chain p { type nat hook postrouting priority 90; ip saddr 127.0.0.1 oifname "wef
 		at, via string
 	}{{n.pods, "switch0", "10.244.1.1"}, {n.out, "out0", "192.0.2.1"}} {
 		n.in(ns.from, func() {
-			n.run("ip route flush table local type local match 127.0.0.1; ip route add 127.0.0.0/8 via " + ns.via + " dev " + ns.at)
+			n.run("ip route flush table local type local match 127.0.0.1; ip route add 127.0.0.0/8 via " + ns.via + " dev " +
+				ns.at)
 		})
 	}
 	for source, from := range map[string]netns.NsHandle{pod: n.pods, host: n.out} {
@@ -111,7 +114,7 @@ chain p { type nat hook postrouting priority 90; ip saddr 127.0.0.1 oifname "wef
 	if got := a.run(n, patience); got != "10.244.1.1" {
 		t.Errorf("a hostPort at 127.0.0.1 from the node: the listener sees %q, want the gateway", got)
 	}
-	n.run("nft flush chain inet weft entered") // proves that the packets above were sent
+	n.run("nft flush chain inet weft entered") // shows that the packets above were sent
 	for source, from := range map[string]netns.NsHandle{pod: n.pods, host: n.out} {
 		if got := toLoopback(from, source, patience); got != source {
 			t.Errorf("without the rules the socket at 127.0.0.1 sees %q from %s: the test sees nothing", got, source)

@@ -15,57 +15,59 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// ipv6DefaultMetric is what the kernel gives IPv6 routes that ask for none.
+// ipv6DefaultMetric is the kernel's metric for IPv6 routes that set none.
 const ipv6DefaultMetric = 1024
 
-// fewRoutes is up to how many new routes the kernel is asked one by one whether somebody else has them.
-const fewRoutes = 16
+// maxRouteLookups is the maximum number of new routes that the kernel is queried for one by one.
+const maxRouteLookups = 16
 
-// routing keeps the routes right. There is one for each node, so it remembers which of ours the kernel
-// has and, between two comparisons with the kernel, writes differences only.
+// routing writes the routes. There is one for each node, so it remembers which routes the kernel has and, between two
+// comparisons with the kernel, writes differences only.
 type routing struct {
-	mu sync.Mutex // Watch reads want and made
+	mu sync.Mutex // Watch reads want and installed
 	// want are the routes of the last sync.
 	want map[netip.Prefix]route
-	// made are the routes that are in the kernel by our hand; nil when that is not known.
-	made map[netip.Prefix]route
-	// refused are those that could not be made. They are tried again with the next change or comparison.
-	refused map[netip.Prefix]refusal
-	// from is what want was made of.
-	from ways
+	// installed are Weft's routes in the kernel; nil when not known.
+	installed map[netip.Prefix]route
+	// failed are the routes that could not be added. They are retried with the next change or comparison.
+	failed map[netip.Prefix]failedRoute
+	// inputs are the values that want was computed from.
+	inputs routeInputs
 }
 
-// ways is what routes depend on.
-type ways struct {
+// routeInputs are the values that the routes depend on.
+type routeInputs struct {
 	link                                   int
 	podCIDRs, remotePodCIDRs, serviceCIDRs []netip.Prefix
 }
 
-func (w ways) equal(o ways) bool {
+func (w routeInputs) equal(o routeInputs) bool {
 	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.remotePodCIDRs, o.remotePodCIDRs) &&
 		slices.Equal(w.serviceCIDRs, o.serviceCIDRs)
 }
 
-type refusal struct {
+type failedRoute struct {
 	route route
 	err   error
 	order int
 }
 
-// route is what of a route is ours to decide.
+// route holds the attributes of a route that Weft sets.
 type route struct {
 	dst     netip.Prefix
-	gateway netip.Addr // none for what is on the link
+	gateway netip.Addr // invalid for on-link destinations
 	source  netip.Addr
-	link    int // 0 for a route that leads nowhere
+	link    int // 0 for an unreachable route
 	metric  int
 	table   int // 0 for the main one
 }
 
-// essential routes are those without which the node cannot work: to its own pods and to the switch's own addresses.
+// essential routes are those to the node's own pods and to the switch's own addresses: without them the node cannot
+// work.
 func (r route) essential() bool { return !r.gateway.IsValid() }
 
-// desiredRoutes are the routes to all pods and cluster IPs, one to each destination, in the order of Desired.
+// desiredRoutes are the routes to all pods and cluster IPs, in the order of Desired. It may return several for one
+// destination, of which the first counts.
 func desiredRoutes(d Desired, link int) []route {
 	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+8)
 	var source [2]netip.Addr // by family
@@ -89,11 +91,11 @@ func desiredRoutes(d Desired, link int) []route {
 		add(p, netip.Addr{}, link)
 	}
 	for _, is4 := range []bool{true, false} {
-		// Replies to the Masquerade address have to reach the switch; and rp_filter asks for the way back.
+		// Replies to the Masquerade address must reach the switch; and rp_filter needs the reverse route.
 		add(single(model.NodePortAddr(is4)), netip.Addr{}, link)
 		add(model.UDPNodePorts(is4), model.NodePortAddr(is4), link)
 		add(single(model.MasqueradeAddr(is4)), netip.Addr{}, link)
-		// Never used as long as nftables rejects what comes for it. Without, nothing may follow the default route.
+		// Not used while nftables rejects packets to this address. Otherwise it keeps them from the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)
 	}
 	for _, p := range d.RemotePodCIDRs {
@@ -114,19 +116,20 @@ func index(is4 bool) int {
 	return 1
 }
 
-// sync makes the routes first and removes the stale ones then, so that a change of one leaves no gap. One that cannot be
-// made does not keep the others from it. With compare, or when it has to, it looks at the kernel first.
+// sync adds the missing routes first and then removes the stale ones, so that a changed route leaves no gap. A route
+// that cannot be added does not keep others from it. With compare, or when its memory is not reliable, it reads the
+// kernel's routes first.
 func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) error {
 	err := t.write(c, link, d, compare)
 	if err != nil {
-		t.forget() // so that the next one tries again
+		t.invalidate() // the next sync compares with the kernel
 	}
 	return err
 }
 
 func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
-	from := ways{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs}
-	if !compare && t.made != nil && t.from.equal(from) {
+	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs}
+	if !compare && t.installed != nil && t.inputs.equal(inputs) {
 		return t.report(c)
 	}
 	want := make(map[netip.Prefix]route, len(d.RemotePodCIDRs))
@@ -140,21 +143,21 @@ func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) 
 	t.mu.Lock()
 	t.want = want
 	t.mu.Unlock()
-	t.from = from
+	t.inputs = inputs
 	var have []netlink.Route
-	ours := map[netip.Prefix]bool{} // whatever we have to these
-	if compare || t.made == nil {
+	ours := map[netip.Prefix]bool{} // destinations with any route of Weft's
+	if compare || t.installed == nil {
 		var err error
 		if have, err = ourRoutes(); err != nil {
 			return err
 		}
-		ours = t.learn(have, want)
+		ours = t.syncFromKernel(have, want)
 		compare = true
 	}
-	t.refused = map[netip.Prefix]refusal{}
+	t.failed = map[netip.Prefix]failedRoute{}
 	var missing []route
 	for _, r := range order {
-		if t.made[r.dst] != r {
+		if t.installed[r.dst] != r {
 			missing = append(missing, r)
 		}
 	}
@@ -163,14 +166,14 @@ func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) 
 		return err
 	}
 	for _, r := range missing {
-		old, replace := t.made[r.dst]
-		t.note(r, true)
+		old, replace := t.installed[r.dst]
+		t.setInstalled(r, true)
 		if err := r.write(foreign[r.dst], replace || ours[r.dst]); err != nil {
-			t.note(old, replace)
+			t.setInstalled(old, replace)
 			if !replace {
-				t.note(r, false)
+				t.setInstalled(r, false)
 			}
-			t.refused[r.dst] = refusal{r, fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err), len(t.refused)}
+			t.failed[r.dst] = failedRoute{r, fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err), len(t.failed)}
 			continue
 		}
 		c.add("route to %s added", r.dst)
@@ -178,9 +181,9 @@ func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) 
 	var stale []netlink.Route
 	switch {
 	case !compare:
-		stale = t.unwanted(want)
+		stale = t.staleInstalled(want)
 	case len(missing) > 0:
-		// Asked anew: what a new route replaced is gone, and deleting it nevertheless might hit the new one.
+		// List again: a replaced route no longer exists, and deleting it could match its replacement.
 		if have, err = ourRoutes(); err != nil {
 			return err
 		}
@@ -191,10 +194,10 @@ func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) 
 	return errors.Join(t.remove(c, stale, compare), t.report(c))
 }
 
-// report says which routes could not be made.
+// report returns the errors of essential routes, and adds those of the others to c.unrouted.
 func (t *routing) report(c *changes) error {
 	var errs []error
-	for _, r := range slices.SortedFunc(maps.Values(t.refused), func(a, b refusal) int {
+	for _, r := range slices.SortedFunc(maps.Values(t.failed), func(a, b failedRoute) int {
 		return cmp.Or(cmp.Compare(a.order, b.order), comparePrefixes(a.route.dst, b.route.dst))
 	}) {
 		if r.route.essential() {
@@ -206,63 +209,65 @@ func (t *routing) report(c *changes) error {
 	return errors.Join(errs...)
 }
 
-// learn remembers which of the routes the kernel has. It returns all destinations to which there is one of ours, right or not.
-func (t *routing) learn(have []netlink.Route, want map[netip.Prefix]route) map[netip.Prefix]bool {
-	made, ours := make(map[netip.Prefix]route, len(have)), make(map[netip.Prefix]bool, len(have))
+// syncFromKernel sets installed to the desired routes that the kernel has. It returns all destinations with a route of
+// Weft's, correct or not.
+func (t *routing) syncFromKernel(have []netlink.Route, want map[netip.Prefix]route) map[netip.Prefix]bool {
+	installed, ours := make(map[netip.Prefix]route, len(have)), make(map[netip.Prefix]bool, len(have))
 	for _, k := range have {
 		r := fromKernel(k)
 		ours[r.dst] = true
 		if want[r.dst] == r {
-			made[r.dst] = r
+			installed[r.dst] = r
 		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.made = made
+	t.installed = installed
 	return ours
 }
 
-// note says what of us is in the kernel, before it is done: Watch shall know the event that it causes.
-func (t *routing) note(r route, made bool) {
+// setInstalled records a route before it is written or deleted, so that Watch recognizes the resulting event as Weft's
+// own.
+func (t *routing) setInstalled(r route, installed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if made {
-		t.made[r.dst] = r
+	if installed {
+		t.installed[r.dst] = r
 	} else {
-		delete(t.made, r.dst)
+		delete(t.installed, r.dst)
 	}
 }
 
-// forget makes the next sync look at the kernel.
-func (t *routing) forget() {
+// invalidate makes the next sync compare with the kernel.
+func (t *routing) invalidate() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.made = nil
+	t.installed = nil
 }
 
-// unwanted are those that we made and that are not wanted any more.
-func (t *routing) unwanted(want map[netip.Prefix]route) []netlink.Route {
-	if len(t.made) <= len(want)-len(t.refused) {
+// staleInstalled are the installed routes that are not desired.
+func (t *routing) staleInstalled(want map[netip.Prefix]route) []netlink.Route {
+	if len(t.installed) <= len(want)-len(t.failed) {
 		return nil
 	}
 	var list []netlink.Route
-	for _, dst := range slices.SortedFunc(maps.Keys(t.made), comparePrefixes) {
+	for _, dst := range slices.SortedFunc(maps.Keys(t.installed), comparePrefixes) {
 		if _, ok := want[dst]; !ok {
-			list = append(list, *t.made[dst].toKernel())
+			list = append(list, *t.installed[dst].toKernel())
 		}
 	}
 	return list
 }
 
-// remove removes routes of ours. They were seen in the kernel, or are remembered only.
+// remove deletes routes of Weft's, which were read from the kernel (seen) or are only remembered.
 func (t *routing) remove(c *changes, stale []netlink.Route, seen bool) error {
 	var errs []error
 	for _, k := range stale {
 		dst := fromKernel(k).dst
 		if _, wanted := t.want[dst]; !wanted {
-			t.note(route{dst: dst}, false)
+			t.setInstalled(route{dst: dst}, false)
 		}
-		// What is gone already was removed by somebody else, or went with its link.
+		// A remembered route may have been deleted by another program, or with its link.
 		if err := netlink.RouteDel(&k); err != nil && (seen || !errors.Is(err, unix.ESRCH)) {
 			errs = append(errs, fmt.Errorf("remove route to %s: %w", dst, err))
 			continue
@@ -272,13 +277,14 @@ func (t *routing) remove(c *changes, stale []netlink.Route, seen bool) error {
 	return errors.Join(errs...)
 }
 
-// write makes the route. It replaces one of ours, or the one that the kernel makes of the gateway's address, but nobody
-// else's.
+// write adds the route. It replaces Weft's own route, or the one that the kernel adds with the gateway's address, but
+// never a foreign one.
 func (r route) write(foreign []netlink.Route, ours bool) error {
 	replace := ours
 	for _, k := range foreign {
 		if r.gateway.IsValid() || k.Protocol != unix.RTPROT_KERNEL || k.LinkIndex != r.link {
-			return fmt.Errorf("there is one that is not Weft's, which stays: %s; remove it, or the object that claims its range", k)
+			return fmt.Errorf("a route that is not Weft's exists and stays: %s; remove it, or the object that claims its range",
+				k)
 		}
 		replace = true
 	}
@@ -288,10 +294,10 @@ func (r route) write(foreign []netlink.Route, ours bool) error {
 	return netlink.RouteAdd(r.toKernel())
 }
 
-// foreignRoutes are the routes to exactly these destinations, at any metric, that are not ours.
+// foreignRoutes are the routes of other programs to exactly these destinations, at any metric.
 func foreignRoutes(to []route) (map[netip.Prefix][]netlink.Route, error) {
 	found := map[netip.Prefix][]netlink.Route{}
-	if allFree(to) {
+	if noneExists(to) {
 		return found, nil
 	}
 	sought := make(map[netip.Prefix]bool, len(to))
@@ -310,10 +316,11 @@ func foreignRoutes(to []route) (map[netip.Prefix][]netlink.Route, error) {
 	return found, nil
 }
 
-// allFree spares the list of all routes where it can: when there are few destinations, each a single address, and the kernel
-// finds no route that is to just one of them. It may be false for no reason.
-func allFree(to []route) bool {
-	if len(to) > fewRoutes {
+// noneExists reports, where that is cheap, that no route exists to exactly these destinations: there are few, each is a
+// single address, and the kernel's lookup finds a route to a larger range. It saves a dump of all routes. It may return
+// false although none exists.
+func noneExists(to []route) bool {
+	if len(to) > maxRouteLookups {
 		return false
 	}
 	for _, r := range to {
@@ -324,8 +331,9 @@ func allFree(to []route) bool {
 		if errors.Is(err, unix.ENETUNREACH) {
 			continue // not even a default route
 		}
-		// Other errors may come of a route that is there to refuse.
-		if err != nil || len(found) != 1 || found[0].Table != unix.RT_TABLE_MAIN || found[0].Dst != nil && prefix(found[0].Dst) == r.dst {
+		// Other errors may come from an unreachable or prohibit route.
+		if err != nil || len(found) != 1 || found[0].Table != unix.RT_TABLE_MAIN ||
+			found[0].Dst != nil && prefix(found[0].Dst) == r.dst {
 			return false
 		}
 	}
@@ -333,7 +341,8 @@ func allFree(to []route) bool {
 }
 
 func ourRoutes() ([]netlink.Route, error) {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: RouteProtocol},
+		netlink.RT_FILTER_PROTOCOL)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -361,7 +370,8 @@ func (r route) toKernel() *netlink.Route {
 	return k
 }
 
-// fromKernel gives a route that is not as we make them a link that there is not, so that it equals none of ours.
+// fromKernel converts a route. One with attributes that Weft never sets gets an invalid link, so that it equals no
+// desired route.
 func fromKernel(k netlink.Route) route {
 	r := route{link: k.LinkIndex, metric: k.Priority}
 	if k.Table == serviceTable || k.Table == fallbackTable {
@@ -381,18 +391,18 @@ func fromKernel(k netlink.Route) route {
 	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable && k.Table != fallbackTable:
 		r.link = -1
 	case k.Type == unix.RTN_UNREACHABLE:
-		r.link = 0 // the kernel says loopback for IPv6
+		r.link = 0 // the kernel reports loopback for IPv6
 	case k.Type != unix.RTN_UNICAST, onlink != r.gateway.IsValid():
 		r.link = -1
 	}
 	return r
 }
 
-// concerns is true for a change of our routes that is not our own doing, and for other routes to where ours lead, which may have
-// replaced one.
-func (t *routing) concerns(e netlink.RouteUpdate) bool {
+// relevant reports whether the event is a change of Weft's routes by another program, or a foreign route to a desired
+// destination, which may have replaced Weft's.
+func (t *routing) relevant(e netlink.RouteUpdate) bool {
 	if e.Table == fallbackTable {
-		return false // one changes with each Service's address, and where it matters at all a comparison is soon enough
+		return false // one changes with each Service's address, and the periodic comparison is soon enough
 	}
 	if e.Dst == nil || e.Table == serviceTable {
 		return e.Protocol == RouteProtocol
@@ -400,14 +410,14 @@ func (t *routing) concerns(e netlink.RouteUpdate) bool {
 	dst := prefix(e.Dst)
 	t.mu.Lock()
 	_, wanted := t.want[dst]
-	made, ok := t.made[dst]
+	installed, ok := t.installed[dst]
 	t.mu.Unlock()
 	switch {
 	case e.Protocol != RouteProtocol:
 		return wanted && e.Table == unix.RT_TABLE_MAIN
 	case e.Type == unix.RTM_NEWROUTE:
-		return !ok || made != fromKernel(e.Route)
+		return !ok || installed != fromKernel(e.Route)
 	default:
-		return ok && made == fromKernel(e.Route)
+		return ok && installed == fromKernel(e.Route)
 	}
 }

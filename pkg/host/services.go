@@ -9,18 +9,17 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// NodePort is a port that the node offers in one address family, at all its addresses but loopback and IPv6 link-local
-// ones, or at those of Desired.NodePortAddrs.
-// As with kube-proxy's nftables mode 127.0.0.1 is none of them: that would need route_localnet, which opens what
-// listens on loopback only to the neighbours.
+// NodePort is a port that the node serves in one address family, at all its addresses except loopback and IPv6
+// link-local ones, or at those of Desired.NodePortAddrs. As with kube-proxy's nftables mode, 127.0.0.1 is excluded: it
+// would need route_localnet, which exposes loopback listeners to the neighbors.
 type NodePort struct {
 	IPv6     bool
 	Protocol model.Protocol
 	Port     uint16
 }
 
-// ExternalIP is a port of an external or LoadBalancer address. Where the address is one of this node's own, packets for it
-// would never reach the switch; they are sent to To instead, an address of the same family that the switch serves.
+// ExternalIP is a port of an external IP or a load balancer's address. When the address is the node's own, packets to
+// it would never reach the switch, so they are sent to To, an address of the same family that the switch serves.
 type ExternalIP struct {
 	Addr     netip.Addr
 	Protocol model.Protocol
@@ -28,7 +27,7 @@ type ExternalIP struct {
 	To       netip.AddrPort
 }
 
-// nodePortAddrs are those of a family, disjoint; none stands for all.
+// nodePortAddrs are the ranges of a family, disjoint; empty stands for all addresses.
 func (d Desired) nodePortAddrs(is4 bool) ranges {
 	var list []netip.Prefix
 	for _, p := range d.NodePortAddrs {
@@ -41,30 +40,32 @@ func (d Desired) nodePortAddrs(is4 bool) ranges {
 
 func (p NodePort) check() error {
 	if p.Protocol.Number() == 0 || p.Port == 0 {
-		return fmt.Errorf("%d/%s is no node port", p.Port, p.Protocol)
+		return fmt.Errorf("invalid node port %d/%s", p.Port, p.Protocol)
 	}
 	return nil
 }
 
 func (e ExternalIP) check() error {
 	switch {
-	case !plain(e.Addr) || !plain(e.To.Addr()) || e.Addr.Is4() != e.To.Addr().Is4():
+	case !routable(e.Addr) || !routable(e.To.Addr()) || e.Addr.Is4() != e.To.Addr().Is4():
 		return fmt.Errorf("external address %s cannot lead to %s", e.Addr, e.To)
 	case e.Protocol.Number() == 0 || e.Port == 0 || e.To.Port() == 0:
-		return fmt.Errorf("%d/%s at external address %s cannot lead to port %d", e.Port, e.Protocol, e.Addr, e.To.Port())
+		return fmt.Errorf("%d/%s at external address %s cannot lead to port %d",
+			e.Port, e.Protocol, e.Addr, e.To.Port())
 	}
 	return nil
 }
 
-// plain is false for addresses that neither routes nor nftables take.
-func plain(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
+// routable is false for addresses that neither routes nor nftables accept.
+func routable(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
 func compareNodePorts(a, b NodePort) int {
 	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), compareBools(a.IPv6, b.IPv6))
 }
 
 func compareExternalIPs(a, b ExternalIP) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), a.To.Compare(b.To))
+	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port),
+		a.To.Compare(b.To))
 }
 
 func compareBools(a, b bool) int {
@@ -77,13 +78,13 @@ func compareBools(a, b bool) int {
 	return 1
 }
 
-// sortServices brings what Services need into order, once each, and leaves out what cannot be: one object at fault shall
-// not keep the others from their due. Lists that are in order already cost little.
+// sortServices sorts the lists for Services, removes duplicates, and returns an error for each invalid entry, which it
+// removes: one invalid object must not block the others. Sorted lists cost little.
 func (d *Desired) sortServices() []error {
 	var errs []error
 	sortAndCompact(&d.ServicePorts, compareServicePorts)
 	sortAndCompact(&d.Nodes, netip.Addr.Compare)
-	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !plain(a) })
+	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !routable(a) })
 	sortAndCompact(&d.NodePorts, compareNodePorts)
 	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
 	d.ServicePorts = slices.DeleteFunc(d.ServicePorts, func(p ServicePort) bool {
@@ -104,7 +105,8 @@ func (d *Desired) sortServices() []error {
 	d.ExternalIPs = slices.DeleteFunc(d.ExternalIPs, func(e ExternalIP) bool {
 		err := e.check()
 		if err == nil && e.Addr == last.Addr && e.Protocol == last.Protocol && e.Port == last.Port {
-			err = fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s", e.Port, e.Protocol, e.Addr, last.To, e.To)
+			err = fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s",
+				e.Port, e.Protocol, e.Addr, last.To, e.To)
 		}
 		if err != nil {
 			errs = append(errs, err)

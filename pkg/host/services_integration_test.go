@@ -23,19 +23,20 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// patience bounds what a test waits for something that shall come, and brevity for something that shall not.
+// patience bounds the wait for something that must arrive, brevity for something that must not.
 const (
 	patience = 5 * time.Second
 	brevity  = 300 * time.Millisecond
 )
 
-// newServiceNode is a node whose other end of the gateway interface answers as the switch would: it has the addresses that
-// Services lead to, and those that it sends from. Everywhere the way back is insisted on (rp_filter), but where one
-// namespace stands for the switch and the pods.
+// newServiceNode is a node whose gateway interface's other end answers as the switch would: it has the target addresses
+// of Services, and their source addresses. rp_filter is strict everywhere, except where one namespace is in place of
+// both the switch and the pods.
 func newServiceNode(t *testing.T, d Desired) *node {
 	t.Helper()
 	n := newNode(t)
-	n.run("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/weft0/rp_filter; ip -6 route add default via 2001:db8::2")
+	n.run("echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/weft0/rp_filter; ip -6 " +
+		"route add default via 2001:db8::2")
 	n.run("ip addr add 192.0.2.50/32 dev eth0; ip -6 addr add 2001:db8::50/128 dev eth0 nodad preferred_lft 0")
 	n.sync(d)
 	n.in(n.out, func() {
@@ -64,7 +65,7 @@ func (n *node) here() netns.NsHandle {
 	return h
 }
 
-// attempt is a client that sends "x" to a destination, and where somebody listens.
+// attempt is a client that sends "x" to a destination, and the listener's address.
 type attempt struct {
 	what    string
 	network string // "tcp", "udp"
@@ -73,10 +74,11 @@ type attempt struct {
 	dest    string
 	at      netns.NsHandle
 	listen  string
-	oneWay  bool // the answer has no way back in this set-up
+	oneWay  bool // replies have no route back in this setup
 }
 
-// run returns whom the listener sees, or "" when nothing arrives. The client must get its answer, too.
+// run returns the client's address as the listener sees it, or "" when nothing arrives. The client must get its reply,
+// too.
 func (a attempt) run(n *node, wait time.Duration) string {
 	n.t.Helper()
 	seen, stop := a.serve(n)
@@ -130,7 +132,7 @@ func (a attempt) run(n *node, wait time.Duration) string {
 	}
 }
 
-// serve answers what arrives.
+// serve answers packets.
 func (a attempt) serve(n *node) (chan string, func()) {
 	n.t.Helper()
 	seen := make(chan string, 4)
@@ -153,7 +155,7 @@ func (a attempt) serve(n *node) (chan string, func()) {
 						return
 					}
 					seen <- host(from)
-					_, _ = l.WriteTo(buf, from) // a lost answer is seen by the client
+					_, _ = l.WriteTo(buf, from) // the client notices a lost reply
 				}
 			}()
 			return
@@ -178,16 +180,19 @@ func (a attempt) serve(n *node) (chan string, func()) {
 	return seen, func() { closer.Close() }
 }
 
-// TestWayToServices: what comes for a Service leaves by the gateway interface, with a destination that the switch serves and a
-// source that it can judge.
+// TestWayToServices: packets to a Service leave by the gateway interface, with a destination that the switch serves and
+// a source address that policies can match.
 func TestWayToServices(t *testing.T) {
 	d := withServices()
 	d.NodePorts = append(d.NodePorts, NodePort{IPv6: true, Protocol: model.UDP, Port: 30053})
 	d.ExternalIPs = append(d.ExternalIPs,
-		ExternalIP{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("169.254.87.1:30080")},
-		// Before the node port of that number.
-		ExternalIP{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.UDP, Port: 30053, To: netip.MustParseAddrPort("10.96.0.10:53")},
-		ExternalIP{Addr: netip.MustParseAddr("2001:db8::50"), Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")})
+		ExternalIP{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.TCP, Port: 80,
+			To: netip.MustParseAddrPort("169.254.87.1:30080")},
+		// Has precedence over the node port of that number.
+		ExternalIP{Addr: netip.MustParseAddr("192.0.2.50"), Protocol: model.UDP, Port: 30053,
+			To: netip.MustParseAddrPort("10.96.0.10:53")},
+		ExternalIP{Addr: netip.MustParseAddr("2001:db8::50"), Protocol: model.TCP, Port: 80,
+			To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")})
 	n := newServiceNode(t, d)
 	here := n.here()
 	const np4, np6, udp4, udp6 = "169.254.87.1", "[fd57:6566:7400::1]", "240.87.117.101", "[fd57:6566:7400:1::7565]"
@@ -195,45 +200,79 @@ func TestWayToServices(t *testing.T) {
 		attempt
 		want string
 	}{
-		{attempt{"client outside to a node port", "tcp", n.out, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "192.0.2.2"},
-		{attempt{"client outside to a node port", "udp", n.out, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false}, "192.0.2.2"},
-		{attempt{"client outside to a node port", "tcp", n.out, "", "[2001:db8::1]:30080", n.pods, np6 + ":30080", false}, "2001:db8::2"},
-		{attempt{"client outside to a node port", "udp", n.out, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false}, "2001:db8::2"},
+		{attempt{"client outside to a node port", "tcp", n.out, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false},
+			"192.0.2.2"},
+		{attempt{"client outside to a node port", "udp", n.out, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false},
+			"192.0.2.2"},
+		{attempt{"client outside to a node port", "tcp", n.out, "", "[2001:db8::1]:30080", n.pods, np6 + ":30080", false},
+			"2001:db8::2"},
+		{attempt{"client outside to a node port", "udp", n.out, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false},
+			"2001:db8::2"},
 		{attempt{"another protocol", "udp", n.out, "", "192.0.2.1:30080", here, "192.0.2.1:30080", false}, "192.0.2.2"},
 		{attempt{"another port", "tcp", n.out, "", "192.0.2.1:30081", here, "192.0.2.1:30081", false}, "192.0.2.2"},
-		{attempt{"the node to its own node port", "tcp", here, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "192.0.2.1"},
-		{attempt{"the node to its own node port", "udp", here, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false}, "192.0.2.1"},
-		{attempt{"the node's other address to its own node port", "tcp", here, "192.0.2.50", "192.0.2.1:30080", n.pods, np4 + ":30080", false}, "10.244.1.1"},
-		{attempt{"the node to its own node port", "udp", here, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false}, "fd00:10:1::1"},
-		{attempt{"the node to the node port at its gateway address", "tcp", here, "", "10.244.1.1:30080", n.pods, np4 + ":30080", false}, "10.244.1.1"},
-		{attempt{"the node to a node port at loopback", "tcp", here, "", "127.0.0.1:30080", here, "127.0.0.1:30080", false}, "127.0.0.1"},
+		{attempt{"the node to its own node port", "tcp", here, "", "192.0.2.1:30080", n.pods, np4 + ":30080", false},
+			"192.0.2.1"},
+		{attempt{"the node to its own node port", "udp", here, "", "192.0.2.1:30053", n.pods, udp4 + ":30053", false},
+			"192.0.2.1"},
+		{attempt{"the node's other address to its own node port", "tcp", here, "192.0.2.50", "192.0.2.1:30080", n.pods,
+			np4 + ":30080", false}, "10.244.1.1"},
+		{attempt{"the node to its own node port", "udp", here, "", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", false},
+			"fd00:10:1::1"},
+		{attempt{"the node to the node port at its gateway address", "tcp", here, "", "10.244.1.1:30080", n.pods,
+			np4 + ":30080", false}, "10.244.1.1"},
+		{attempt{"the node to a node port at loopback", "tcp", here, "", "127.0.0.1:30080", here, "127.0.0.1:30080", false},
+			"127.0.0.1"},
 		{attempt{"the node to a node port at loopback", "tcp", here, "", "[::1]:30080", here, "[::1]:30080", false}, "::1"},
-		{attempt{"pod to its node's node port", "udp", n.pods, "10.244.1.7", "192.0.2.1:30053", n.pods, udp4 + ":30053", true}, "10.244.1.7"},
-		{attempt{"pod to the node port at the gateway address", "udp", n.pods, "10.244.1.7", "10.244.1.1:30053", n.pods, udp4 + ":30053", true}, "10.244.1.7"},
-		{attempt{"pod to its node's node port", "udp", n.pods, "fd00:10:1::7", "[2001:db8::1]:30053", n.pods, udp6 + ":30053", true}, "fd00:10:1::7"},
-		{attempt{"pod to a node port of another node", "udp", n.pods, "10.244.1.7", "192.0.2.2:30053", n.out, "192.0.2.2:30053", false}, "192.0.2.1"},
+		{attempt{"pod to its node's node port", "udp", n.pods, "10.244.1.7", "192.0.2.1:30053", n.pods, udp4 + ":30053",
+			true}, "10.244.1.7"},
+		{attempt{"pod to the node port at the gateway address", "udp", n.pods, "10.244.1.7", "10.244.1.1:30053", n.pods,
+			udp4 + ":30053", true}, "10.244.1.7"},
+		{attempt{"pod to its node's node port", "udp", n.pods, "fd00:10:1::7", "[2001:db8::1]:30053", n.pods, udp6 + ":30053",
+			true}, "fd00:10:1::7"},
+		{attempt{"pod to a node port of another node", "udp", n.pods, "10.244.1.7", "192.0.2.2:30053", n.out,
+			"192.0.2.2:30053", false}, "192.0.2.1"},
 
-		{attempt{"client outside to an external address of the node", "tcp", n.out, "", "192.0.2.50:80", n.pods, np4 + ":30080", false}, "192.0.2.2"},
-		{attempt{"client outside to an external address of the node", "tcp", n.out, "", "[2001:db8::50]:80", n.pods, np6 + ":30080", false}, "2001:db8::2"},
-		{attempt{"another port at an external address of the node", "tcp", n.out, "", "192.0.2.50:81", here, "192.0.2.50:81", false}, "192.0.2.2"},
-		{attempt{"an external address before a node port", "udp", n.out, "", "192.0.2.50:30053", n.pods, "10.96.0.10:53", false}, "192.0.2.2"},
-		{attempt{"the node to an external address of its own", "tcp", here, "", "192.0.2.50:80", n.pods, np4 + ":30080", false}, "10.244.1.1"},
-		{attempt{"client outside to a load balancer's address", "tcp", n.out, "", "198.51.100.80:80", n.pods, "198.51.100.80:80", false}, "192.0.2.2"},
-		{attempt{"client outside to a load balancer's address", "tcp", n.out, "", "[2001:db8:80::1]:80", n.pods, "[2001:db8:80::1]:80", false}, "2001:db8::2"},
-		{attempt{"the node to a load balancer's address", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80", false}, "10.244.1.1"},
-		{attempt{"the node to a ClusterIP", "tcp", here, "", "10.96.0.10:443", n.pods, "10.96.0.10:443", false}, "10.244.1.1"},
-		{attempt{"the node to a ClusterIP", "udp", here, "", "[fd00:96::10]:53", n.pods, "[fd00:96::10]:53", false}, "fd00:10:1::1"},
-		{attempt{"the node's other address to a ClusterIP", "tcp", here, "192.0.2.1", "10.96.0.10:443", n.pods, "10.96.0.10:443", false}, "10.244.1.1"},
-		{attempt{"client outside to a ClusterIP", "tcp", n.out, "", "10.96.0.10:443", n.pods, "10.96.0.10:443", false}, "192.0.2.2"},
+		{attempt{"client outside to an external address of the node", "tcp", n.out, "", "192.0.2.50:80", n.pods,
+			np4 + ":30080", false}, "192.0.2.2"},
+		{attempt{"client outside to an external address of the node", "tcp", n.out, "", "[2001:db8::50]:80", n.pods,
+			np6 + ":30080", false}, "2001:db8::2"},
+		{attempt{"another port at an external address of the node", "tcp", n.out, "", "192.0.2.50:81", here, "192.0.2.50:81",
+			false}, "192.0.2.2"},
+		{attempt{"an external address before a node port", "udp", n.out, "", "192.0.2.50:30053", n.pods, "10.96.0.10:53",
+			false}, "192.0.2.2"},
+		{attempt{"the node to an external address of its own", "tcp", here, "", "192.0.2.50:80", n.pods, np4 + ":30080",
+			false}, "10.244.1.1"},
+		{attempt{"client outside to a load balancer's address", "tcp", n.out, "", "198.51.100.80:80", n.pods,
+			"198.51.100.80:80", false}, "192.0.2.2"},
+		{attempt{"client outside to a load balancer's address", "tcp", n.out, "", "[2001:db8:80::1]:80", n.pods,
+			"[2001:db8:80::1]:80", false}, "2001:db8::2"},
+		{attempt{"the node to a load balancer's address", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80",
+			false}, "10.244.1.1"},
+		{attempt{"the node to a ClusterIP", "tcp", here, "", "10.96.0.10:443", n.pods, "10.96.0.10:443", false},
+			"10.244.1.1"},
+		{attempt{"the node to a ClusterIP", "udp", here, "", "[fd00:96::10]:53", n.pods, "[fd00:96::10]:53", false},
+			"fd00:10:1::1"},
+		{attempt{"the node's other address to a ClusterIP", "tcp", here, "192.0.2.1", "10.96.0.10:443", n.pods,
+			"10.96.0.10:443", false}, "10.244.1.1"},
+		{attempt{"client outside to a ClusterIP", "tcp", n.out, "", "10.96.0.10:443", n.pods, "10.96.0.10:443", false},
+			"192.0.2.2"},
 
-		{attempt{"out of a Service to this node", "tcp", n.pods, "169.254.87.2", "192.0.2.1:8080", here, "192.0.2.1:8080", false}, "169.254.87.2"},
-		{attempt{"out of a Service to this node", "udp", n.pods, "fd57:6566:7400::2", "[2001:db8::1]:8080", here, "[2001:db8::1]:8080", false}, "fd57:6566:7400::2"},
-		{attempt{"out of a Service to a hostNetwork pod at its node port", "tcp", n.pods, "169.254.87.2", "192.0.2.1:30080", here, "192.0.2.1:30080", false}, "169.254.87.2"},
-		{attempt{"out of a Service to a hostNetwork pod at its node port", "tcp", n.pods, "fd57:6566:7400::2", "[2001:db8::1]:30080", here, "[2001:db8::1]:30080", false}, "fd57:6566:7400::2"},
-		{attempt{"out of a Service to a hostNetwork pod at its external address", "tcp", n.pods, "169.254.87.2", "192.0.2.50:80", here, "192.0.2.50:80", false}, "169.254.87.2"},
-		{attempt{"out of a Service to another node", "tcp", n.pods, "169.254.87.2", "192.0.2.2:8080", n.out, "192.0.2.2:8080", false}, "192.0.2.1"},
-		{attempt{"out of a Service to another node", "udp", n.pods, "169.254.87.2", "192.0.2.2:8080", n.out, "192.0.2.2:8080", false}, "192.0.2.1"},
-		{attempt{"out of a Service to another node", "tcp", n.pods, "fd57:6566:7400::2", "[2001:db8::2]:8080", n.out, "[2001:db8::2]:8080", false}, "2001:db8::1"},
+		{attempt{"out of a Service to this node", "tcp", n.pods, "169.254.87.2", "192.0.2.1:8080", here, "192.0.2.1:8080",
+			false}, "169.254.87.2"},
+		{attempt{"out of a Service to this node", "udp", n.pods, "fd57:6566:7400::2", "[2001:db8::1]:8080", here,
+			"[2001:db8::1]:8080", false}, "fd57:6566:7400::2"},
+		{attempt{"out of a Service to a hostNetwork pod at its node port", "tcp", n.pods, "169.254.87.2", "192.0.2.1:30080",
+			here, "192.0.2.1:30080", false}, "169.254.87.2"},
+		{attempt{"out of a Service to a hostNetwork pod at its node port", "tcp", n.pods, "fd57:6566:7400::2",
+			"[2001:db8::1]:30080", here, "[2001:db8::1]:30080", false}, "fd57:6566:7400::2"},
+		{attempt{"out of a Service to a hostNetwork pod at its external address", "tcp", n.pods, "169.254.87.2",
+			"192.0.2.50:80", here, "192.0.2.50:80", false}, "169.254.87.2"},
+		{attempt{"out of a Service to another node", "tcp", n.pods, "169.254.87.2", "192.0.2.2:8080", n.out, "192.0.2.2:8080",
+			false}, "192.0.2.1"},
+		{attempt{"out of a Service to another node", "udp", n.pods, "169.254.87.2", "192.0.2.2:8080", n.out, "192.0.2.2:8080",
+			false}, "192.0.2.1"},
+		{attempt{"out of a Service to another node", "tcp", n.pods, "fd57:6566:7400::2", "[2001:db8::2]:8080", n.out,
+			"[2001:db8::2]:8080", false}, "2001:db8::1"},
 	} {
 		if got := tt.run(n, patience); got != tt.want {
 			t.Errorf("%s, %s, %s: the listener sees %q, want %q", tt.what, tt.network, tt.dest, got, tt.want)
@@ -241,13 +280,14 @@ func TestWayToServices(t *testing.T) {
 	}
 	for _, tt := range []attempt{
 		{"out of a Service to a tunnel port", "udp", n.pods, "169.254.87.2", "192.0.2.2:6081", n.out, "192.0.2.2:6081", true},
-		{"out of a Service to a tunnel port", "udp", n.pods, "fd57:6566:7400::2", "[2001:db8::2]:4789", n.out, "[2001:db8::2]:4789", true},
+		{"out of a Service to a tunnel port", "udp", n.pods, "fd57:6566:7400::2", "[2001:db8::2]:4789", n.out,
+			"[2001:db8::2]:4789", true},
 	} {
 		if got := tt.run(n, brevity); got != "" {
 			t.Errorf("%s: arrived from %s", tt.what, got)
 		}
 	}
-	// With the pods' own addresses outside, the Masquerade address must not be seen there nevertheless.
+	// Even when pods keep their own addresses outside, the Masquerade address must not appear there.
 	d.Masquerade, d.NoMasquerade = false, prefixes("0.0.0.0/0", "::/0")
 	n.sync(d)
 	for _, tt := range []struct{ source, dest, want string }{
@@ -265,7 +305,7 @@ func TestWayToServices(t *testing.T) {
 	})
 }
 
-// received is the sum of the namespace's counters of ICMP messages, of both families, with a name such as InRedirects.
+// received is the sum of the namespace's counters of ICMP messages of both families with a name such as InRedirects.
 func received(t *testing.T, name string) (sum int) {
 	t.Helper()
 	add := func(value string) {
@@ -300,7 +340,8 @@ func received(t *testing.T, name string) (sum int) {
 	return sum
 }
 
-// TestReject: what arrives for the Reject address is refused at once, also where a process of the node listens everywhere.
+// TestReject: packets to the Reject address are rejected at once, also while a process of the node listens at all
+// addresses.
 func TestReject(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	_, stop := attempt{network: "tcp", at: n.here(), listen: ":80"}.serve(n)
@@ -336,14 +377,15 @@ func TestReject(t *testing.T) {
 				_, err = c.Read(make([]byte, 1))
 			}
 			if !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Errorf("%s from %s to %s: error %v after %s, want connection refused", tt.network, tt.source, tt.dest, err, time.Since(began))
+				t.Errorf("%s from %s to %s: error %v after %s, want connection refused", tt.network, tt.source, tt.dest, err,
+					time.Since(began))
 			}
 			if unreachable := received(t, "InDestUnreachs") > before; unreachable != (tt.network == "udp") {
 				t.Errorf("%s from %s to %s: ICMP unreachable: %t; TCP wants a reset", tt.network, tt.source, tt.dest, unreachable)
 			}
 		})
 	}
-	// Without nftables nothing follows the default route.
+	// Without nftables, nothing follows the default route.
 	n.run("nft flush ruleset")
 	for _, addr := range []string{"169.254.87.3", "fd57:6566:7400::3"} {
 		dest := net.JoinHostPort(addr, "80")
@@ -353,7 +395,7 @@ func TestReject(t *testing.T) {
 	}
 }
 
-// TestForgottenAnswer: what answers a Service keeps its address when the kernel has lost track of the connection.
+// TestForgottenAnswer: a Service's reply is not sent with a virtual address when the kernel has lost the connection.
 func TestForgottenAnswer(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	for _, tt := range []struct {
@@ -384,7 +426,8 @@ func TestForgottenAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if flushed, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, tt.family, everyFlow{}); err != nil || flushed == 0 {
+		if flushed, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, tt.family, everyFlow{}); err != nil ||
+			flushed == 0 {
 			t.Fatalf("%d connections forgotten, %v", flushed, err)
 		}
 		if _, err := server.WriteTo([]byte("y"), from); err != nil {
@@ -401,7 +444,7 @@ type everyFlow struct{}
 
 func (everyFlow) MatchConntrackFlow(*netlink.ConntrackFlow) bool { return true }
 
-// TestForgedSource: nobody outside passes for the switch.
+// TestForgedSource: no host outside can send as the switch.
 func TestForgedSource(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	n.run("echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter; echo 0 > /proc/sys/net/ipv4/conf/eth0/rp_filter")
@@ -409,7 +452,8 @@ func TestForgedSource(t *testing.T) {
 		n.run("ip addr add 169.254.87.2/32 dev out0; ip -6 addr add fd57:6566:7400::2/128 dev out0 nodad")
 	})
 	here := n.here()
-	for _, tt := range []struct{ source, dest string }{{"169.254.87.2", "192.0.2.1:8080"}, {"fd57:6566:7400::2", "[2001:db8::1]:8080"}} {
+	for _, tt := range []struct{ source, dest string }{{"169.254.87.2", "192.0.2.1:8080"},
+		{"fd57:6566:7400::2", "[2001:db8::1]:8080"}} {
 		if got := (attempt{"", "udp", n.out, tt.source, tt.dest, here, tt.dest, true}).run(n, brevity); got != "" {
 			t.Errorf("a packet from outside arrived from %s", got)
 		}
@@ -419,8 +463,8 @@ func TestForgedSource(t *testing.T) {
 	}
 }
 
-// TestHostBehindExternalAddress: a host has the address that a Service claims. The Service has the node's packets to
-// its own protocol and port, and that host has the rest: pods and the node reach it, and it reaches the node and node
+// TestHostBehindExternalAddress: a host has the address that a Service claims. The Service receives the node's packets
+// to its own protocol and port, and the host all others: pods and the node reach it, and it reaches the node and node
 // ports.
 func TestHostBehindExternalAddress(t *testing.T) {
 	n := newServiceNode(t, withServices())
@@ -429,7 +473,7 @@ func TestHostBehindExternalAddress(t *testing.T) {
 		n.run("ip addr add 198.51.100.80/32 dev out0; ip -6 addr add 2001:db8:80::1/128 dev out0 nodad")
 	})
 	const np4, udp4 = "169.254.87.1", "240.87.117.101"
-	// What has lost its mark on the way to the switch.
+	// A packet that has lost its mark on the way to the switch.
 	n.run(`nft 'table inet seen { chain c { type filter hook postrouting priority 300; oifname "weft0" meta mark & 0x1000 != 0 counter; }; }'`)
 	check := func(attempts map[attempt]string) {
 		t.Helper()
@@ -440,19 +484,29 @@ func TestHostBehindExternalAddress(t *testing.T) {
 		}
 	}
 	check(map[attempt]string{
-		{"the node to the Service", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80", false}:               "10.244.1.1",
-		{"the node to the Service", "udp", here, "", "198.51.100.80:53", n.pods, "198.51.100.80:53", false}:               "10.244.1.1",
-		{"the node to the Service", "tcp", here, "", "[2001:db8:80::1]:80", n.pods, "[2001:db8:80::1]:80", false}:         "fd00:10:1::1",
-		{"the node to another port", "tcp", here, "", "198.51.100.80:81", n.out, "198.51.100.80:81", false}:               "192.0.2.1",
-		{"the node to another protocol", "udp", here, "", "198.51.100.80:80", n.out, "198.51.100.80:80", false}:           "192.0.2.1",
-		{"the node to another port", "udp", here, "", "[2001:db8:80::1]:81", n.out, "[2001:db8:80::1]:81", false}:         "2001:db8::1",
-		{"the host to the node", "tcp", n.out, "198.51.100.80", "192.0.2.1:8080", here, "192.0.2.1:8080", false}:          "198.51.100.80",
-		{"the host to a node port", "udp", n.out, "198.51.100.80", "192.0.2.1:30053", n.pods, udp4 + ":30053", true}:      "198.51.100.80",
-		{"the host to the node", "tcp", n.out, "2001:db8:80::1", "[2001:db8::1]:8080", here, "[2001:db8::1]:8080", false}: "2001:db8:80::1",
+		{"the node to the Service", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80",
+			false}: "10.244.1.1",
+		{"the node to the Service", "udp", here, "", "198.51.100.80:53", n.pods, "198.51.100.80:53",
+			false}: "10.244.1.1",
+		{"the node to the Service", "tcp", here, "", "[2001:db8:80::1]:80", n.pods, "[2001:db8:80::1]:80",
+			false}: "fd00:10:1::1",
+		{"the node to another port", "tcp", here, "", "198.51.100.80:81", n.out, "198.51.100.80:81",
+			false}: "192.0.2.1",
+		{"the node to another protocol", "udp", here, "", "198.51.100.80:80", n.out, "198.51.100.80:80",
+			false}: "192.0.2.1",
+		{"the node to another port", "udp", here, "", "[2001:db8:80::1]:81", n.out, "[2001:db8:80::1]:81",
+			false}: "2001:db8::1",
+		{"the host to the node", "tcp", n.out, "198.51.100.80", "192.0.2.1:8080", here, "192.0.2.1:8080",
+			false}: "198.51.100.80",
+		{"the host to a node port", "udp", n.out, "198.51.100.80", "192.0.2.1:30053", n.pods, udp4 + ":30053",
+			true}: "198.51.100.80",
+		{"the host to the node", "tcp", n.out, "2001:db8:80::1", "[2001:db8::1]:8080", here, "[2001:db8::1]:8080",
+			false}: "2001:db8:80::1",
 	})
 	// From the Service's own port.
 	server, client := n.udp(here, "192.0.2.1:8081"), n.udp(n.out, "198.51.100.80:53")
-	if from := n.hears(server, client, "192.0.2.1:8081", patience); !from.IsValid() || !n.hears(client, server, from.String(), patience).IsValid() {
+	if from := n.hears(server, client, "192.0.2.1:8081", patience); !from.IsValid() ||
+		!n.hears(client, server, from.String(), patience).IsValid() {
 		t.Error("the host, from the Service's port, to the node: no answer")
 	}
 	if seen := n.run("nft list table inet seen"); !strings.Contains(seen, "counter packets 0 ") {
@@ -460,14 +514,19 @@ func TestHostBehindExternalAddress(t *testing.T) {
 	}
 	n.run("ip route del default; ip -6 route del default")
 	check(map[attempt]string{
-		{"the node without default route to the Service", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80", false}:       "10.244.1.1",
-		{"the node without default route to the Service", "tcp", here, "", "[2001:db8:80::1]:80", n.pods, "[2001:db8:80::1]:80", false}: "fd00:10:1::1",
+		{"the node without default route to the Service", "tcp", here, "", "198.51.100.80:80", n.pods, "198.51.100.80:80",
+			false}: "10.244.1.1",
+		{"the node without default route to the Service", "tcp", here, "", "[2001:db8:80::1]:80", n.pods,
+			"[2001:db8:80::1]:80", false}: "fd00:10:1::1",
 	})
 	n.run("ip route add default via 192.0.2.2; ip -6 route add default via 2001:db8::2")
 	n.in(n.pods, func() { n.run("ip addr del 198.51.100.80/32 dev switch0; ip addr del 2001:db8:80::1/128 dev switch0") })
 	check(map[attempt]string{
-		{"a pod to another port", "tcp", n.pods, "10.244.1.7", "198.51.100.80:81", n.out, "198.51.100.80:81", false}:         "192.0.2.1",
-		{"a pod to another port", "udp", n.pods, "fd00:10:1::7", "[2001:db8:80::1]:81", n.out, "[2001:db8:80::1]:81", false}: "2001:db8::1",
-		{"the host to a node port", "tcp", n.out, "198.51.100.80", "192.0.2.1:30080", n.pods, np4 + ":30080", false}:         "198.51.100.80",
+		{"a pod to another port", "tcp", n.pods, "10.244.1.7", "198.51.100.80:81", n.out, "198.51.100.80:81",
+			false}: "192.0.2.1",
+		{"a pod to another port", "udp", n.pods, "fd00:10:1::7", "[2001:db8:80::1]:81", n.out, "[2001:db8:80::1]:81",
+			false}: "2001:db8::1",
+		{"the host to a node port", "tcp", n.out, "198.51.100.80", "192.0.2.1:30080", n.pods, np4 + ":30080",
+			false}: "198.51.100.80",
 	})
 }

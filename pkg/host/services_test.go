@@ -13,14 +13,15 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestServiceCostsItsElements: what a Service changes is written without a look at what there is.
+// TestServiceCostsItsElements: a change of a Service is written without reading the table.
 func TestServiceCostsItsElements(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
 	n := &nat{nft: nft}
 	syncNAT(t, n, withServices())
 	nft.lists = 0
 	d := withServices()
-	d.NodePorts = slices.DeleteFunc(d.NodePorts, func(p NodePort) bool { return p == NodePort{Protocol: model.TCP, Port: 30080} })
+	d.NodePorts = slices.DeleteFunc(d.NodePorts,
+		func(p NodePort) bool { return p == NodePort{Protocol: model.TCP, Port: 30080} })
 	d.NodePorts = append(d.NodePorts, NodePort{Protocol: model.SCTP, Port: 30081})
 	d.ExternalIPs[0].To = netip.MustParseAddrPort("169.254.87.1:30099")
 	d.ExternalIPs = d.ExternalIPs[:2]
@@ -42,12 +43,13 @@ delete element inet weft external-v6 { 2001:db8:80::1 . tcp . 80 }
 	if nft.lists > 0 {
 		t.Errorf("%d lists were read from the kernel", nft.lists)
 	}
-	if want := "nftables map external-v4: 198.51.100.80 . tcp . 80 : 169.254.87.1:30099 added"; !slices.Contains(c.list, want) {
+	if want := "nftables map external-v4: 198.51.100.80 . tcp . 80 : 169.254.87.1:30099 added"; !slices.Contains(c.list,
+		want) {
 		t.Errorf("changes %q lack %q", c.list, want)
 	}
 }
 
-// TestRememberedTableIsGone: what is remembered turns out wrong with the first difference that is written.
+// TestRememberedTableIsGone: the next write finds that the remembered table was deleted.
 func TestRememberedTableIsGone(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, tableName)
 	n := &nat{nft: fake}
@@ -104,7 +106,7 @@ func TestUnusableServices(t *testing.T) {
 		ExternalIP{Addr: vip, Protocol: model.TCP, Port: 80, To: netip.MustParseAddrPort("169.254.87.1:30081")},
 	)
 	before := slices.Clone(d.NodePorts)
-	got, errs := d.normal()
+	got, errs := d.normalized()
 	if diff := cmp.Diff(good, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("what is left (-want +got):\n%s", diff)
 	}
@@ -116,11 +118,11 @@ func TestUnusableServices(t *testing.T) {
 		text = append(text, err.Error())
 	}
 	want := []string{
-		"invalid port of a Service: 80/TCP at invalid IP",
-		"invalid port of a Service: 80/TCP at ::ffff:192.0.2.1",
-		"invalid port of a Service: 0/TCP at 192.0.2.1",
-		"8/ICMP is no node port",
-		"0/TCP is no node port",
+		"invalid Service port 80/TCP at invalid IP",
+		"invalid Service port 80/TCP at ::ffff:192.0.2.1",
+		"invalid Service port 0/TCP at 192.0.2.1",
+		"invalid node port 8/ICMP",
+		"invalid node port 0/TCP",
 		"81/ICMP at external address 198.51.100.80 cannot lead to port 30080",
 		"80/TCP at external address 198.51.100.80 cannot lead to both 169.254.87.1:30080 and 169.254.87.1:30081",
 		"external address 198.51.100.80 cannot lead to invalid AddrPort",

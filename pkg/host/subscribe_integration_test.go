@@ -21,7 +21,7 @@ func openFiles(t *testing.T) int {
 	return len(files) - 1 // without the one that reads
 }
 
-// TestSubscribeLeavesNothing: whichever subscription cannot be made, the sockets and readers of the others end.
+// TestSubscribeLeavesNothing: when one subscription fails, the sockets and readers of the others end.
 func TestSubscribeLeavesNothing(t *testing.T) {
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
@@ -35,7 +35,7 @@ func TestSubscribeLeavesNothing(t *testing.T) {
 		}
 		return false
 	}
-	if sub, err := subscribe(); err != nil { // what the first call opens for good
+	if sub, err := subscribe(); err != nil { // opens files that stay open
 		t.Fatal(err)
 	} else {
 		_ = sub.end()
@@ -58,7 +58,8 @@ func TestSubscribeLeavesNothing(t *testing.T) {
 			failed++
 		}
 		if !settled(files, goroutines) {
-			t.Fatalf("with room for %d files (%v): %d files and %d goroutines, before %d and %d", room, err, openFiles(t), runtime.NumGoroutine(), files, goroutines)
+			t.Fatalf("with room for %d files (%v): %d files and %d goroutines, before %d and %d", room, err, openFiles(t),
+				runtime.NumGoroutine(), files, goroutines)
 		}
 	}
 	if failed < 5 || failed == 12 {

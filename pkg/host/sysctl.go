@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sysctl reads and writes kernel settings.
+// sysctl reads and writes kernel settings below root.
 type sysctl struct{ root string }
 
 func (s sysctl) get(name string) (string, error) {
@@ -22,7 +22,7 @@ func (s sysctl) get(name string) (string, error) {
 	return strings.TrimSpace(string(value)), nil
 }
 
-// set writes the value if the setting has another one.
+// set writes the value if it differs.
 func (s sysctl) set(c *changes, name, value string) error {
 	have, err := s.get(name)
 	if err != nil {
@@ -37,8 +37,8 @@ func (s sysctl) set(c *changes, name, value string) error {
 	return nil
 }
 
-// forwarding lets the node route between its pods and the rest.
-func (h *Host) forwarding(c *changes, d Desired) error {
+// syncForwarding enables forwarding, and keeps router advertisements working.
+func (h *Host) syncForwarding(c *changes, d Desired) error {
 	if err := h.sysctl.set(c, "net/ipv4/ip_forward", "1"); err != nil {
 		return err
 	}
@@ -51,9 +51,9 @@ func (h *Host) forwarding(c *changes, d Desired) error {
 	return h.sysctl.set(c, "net/ipv6/conf/all/forwarding", "1")
 }
 
-// keepRouterAdvertisements lets links whose router advertisements gave the node its default route go on to accept
-// them. A kernel that forwards does so only with accept_ra=2, and forgets these routes at the moment when it begins
-// to forward (ip-sysctl). Links with 0 are left alone: there another program reads the advertisements.
+// keepRouterAdvertisements sets accept_ra=2 on links whose router advertisements gave the node its default route. A
+// kernel that forwards accepts advertisements only with 2, and deletes these routes at the moment when forwarding is
+// enabled (ip-sysctl). Links with 0 stay: another program handles their advertisements.
 func (h *Host) keepRouterAdvertisements(c *changes) error {
 	const forwarding = "net/ipv6/conf/all/forwarding"
 	if on, err := h.sysctl.get(forwarding); err != nil || on == "1" {
@@ -75,7 +75,7 @@ func (h *Host) keepRouterAdvertisements(c *changes) error {
 		for _, index := range links {
 			link, err := netlink.LinkByIndex(index)
 			if err != nil {
-				continue // it has just gone, and its routes with it
+				continue // deleted meanwhile, with its routes
 			}
 			name := "net/ipv6/conf/" + link.Attrs().Name + "/accept_ra"
 			if value, err := h.sysctl.get(name); err != nil {
@@ -91,7 +91,8 @@ func (h *Host) keepRouterAdvertisements(c *changes) error {
 	return nil
 }
 
-// linkSysctls readies the gateway interface for IPv6 addresses that are usable at once: nobody else can have them.
+// linkSysctls enables IPv6 on the gateway interface without duplicate address detection: its addresses are unique, and
+// usable at once.
 func (h *Host) linkSysctls(c *changes, d Desired) error {
 	if err := h.looseReversePath(c, d.Gateway); err != nil {
 		return err
@@ -107,9 +108,9 @@ func (h *Host) linkSysctls(c *changes, d Desired) error {
 	return nil
 }
 
-// looseReversePath has the kernel accept a Service's answers from its external address: by the routes of unmarked
-// packets that address is elsewhere. The switch has checked every source on this link. 2 is above the 1 of "all"
-// (ip-sysctl).
+// looseReversePath makes the kernel accept a Service's replies from its external address: the routes for unmarked
+// packets to that address lead elsewhere. The switch has checked every source address on this link. 2 (loose) takes
+// precedence over the 1 of "all" (ip-sysctl).
 func (h *Host) looseReversePath(c *changes, gateway string) error {
 	const strict = "1"
 	name := func(link string) string { return "net/ipv4/conf/" + link + "/rp_filter" }
@@ -124,8 +125,9 @@ func (h *Host) looseReversePath(c *changes, gateway string) error {
 	return h.sysctl.set(c, name(gateway), "2")
 }
 
-// Connections is how many connections the node's kernel tracks, the switch's among them with the kernel's datapath,
-// and how many it takes before it drops what would begin another. They are read below sysctlRoot (see New).
+// Connections returns the number of connections in the kernel's conntrack table, including the switch's with the kernel
+// datapath, and the maximum, above which the kernel drops packets of new connections. It reads below sysctlRoot (see
+// New).
 func Connections(sysctlRoot string) (count, limit uint64, err error) {
 	for _, setting := range []struct {
 		name  string

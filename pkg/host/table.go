@@ -14,90 +14,111 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// What our nftables table is made of: chains, rules that do not grow with the cluster, and sets and maps that do.
+// The parts of Weft's nftables table: chains and rules of fixed size, and sets and maps that grow with the cluster.
 
-// Our chains. Those with a hook see the packets that the comment says.
+// The chains. Base chains see the packets of the comment.
 const (
-	preroutingChain  = "prerouting"   // first packets of connections from elsewhere, before routing
+	preroutingChain  = "prerouting"   // first packets of connections from other hosts and pods, before routing
 	outputChain      = "output"       // first packets of connections of the node's own processes
 	servicesChain    = "services"     // both, when they are for an address of the node
 	postroutingChain = "postrouting"  // first packets of connections that leave the node
-	arrivedChain     = "arrived"      // every packet from elsewhere, after translation of its destination
-	sentChain        = "sent-by-node" // every packet that the node makes
+	arrivedChain     = "arrived"      // every packet from other hosts and pods, after DNAT
+	sentChain        = "sent-by-node" // every packet of the node's own processes
 )
 
-// Chains that are jumped to come first.
+// Chains must be defined before a rule jumps to them.
 var chains = slices.Concat([]knftables.Chain{
 	{Name: servicesChain},
 	{Name: divertChain},
 	hooked(preroutingChain, knftables.NATType, knftables.PreroutingHook, knftables.DNATPriority),
 	hooked(outputChain, knftables.NATType, knftables.OutputHook, knftables.DNATPriority),
 	hooked(postroutingChain, knftables.NATType, knftables.PostroutingHook, knftables.SNATPriority),
-	// Before the host's own filters, which are in the hooks input and forward. Connection tracking comes earlier: what we answer
-	// to a connection that it knows is part of that connection.
+	// Before the host's own filters, which use the hooks input and forward. Conntrack comes earlier, so the reply of a
+	// reject is part of the rejected connection.
 	hooked(arrivedChain, knftables.FilterType, knftables.PreroutingHook, knftables.FilterPriority),
 	hooked(sentChain, knftables.FilterType, knftables.OutputHook, knftables.FilterPriority),
 }, rawChains, divertChains)
 
-func hooked(name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority) knftables.Chain {
+func hooked(
+	name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority,
+) knftables.Chain {
 	return knftables.Chain{Name: name, Type: &kind, Hook: &hook, Priority: &priority}
 }
 
-// set is one of our sets or, when it has values, maps.
+// set is a set or, with a value type, a map of the table.
 type set struct {
 	name       string
 	is4        bool
 	key, value string // types
 	interval   bool
 	elements   func(d Desired, is4 bool) []element
-	// gone are the translations that are not made any more when these elements went and those came.
-	gone func(went, came []element) goneTranslations
+	// removed are the translations that end when elements are deleted and added.
+	removed func(deleted, added []element) removedTranslations
 }
 
-// sets are in the order in which they are written. A hash set finds an element among 10,000 as fast as among ten.
+// sets are in the order in which they are written. A hash set finds one of 10,000 elements as fast as one of ten.
 var sets = []set{
-	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, gone: nothingGone},
-	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, gone: nothingGone},
-	{name: "service-ports-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", elements: servicePorts, gone: nothingGone},
-	{name: "service-ports-v6", key: "ipv6_addr . inet_proto . inet_service", elements: servicePorts, gone: nothingGone},
-	{name: "nodes-v4", is4: true, key: "ipv4_addr", elements: nodes, gone: nodesGone},
-	{name: "nodes-v6", key: "ipv6_addr", elements: nodes, gone: nodesGone},
-	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, gone: directGone},
-	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, gone: directGone},
+	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, removed: noTranslationsRemoved},
+	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, removed: noTranslationsRemoved},
+	{
+		name: "service-ports-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service",
+		elements: servicePorts, removed: noTranslationsRemoved,
+	},
+	{
+		name: "service-ports-v6", key: "ipv6_addr . inet_proto . inet_service",
+		elements: servicePorts, removed: noTranslationsRemoved,
+	},
+	{name: "nodes-v4", is4: true, key: "ipv4_addr", elements: nodes, removed: nodeTranslationsRemoved},
+	{name: "nodes-v6", key: "ipv6_addr", elements: nodes, removed: nodeTranslationsRemoved},
+	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, removed: directTranslationsRemoved},
+	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, removed: directTranslationsRemoved},
 	{
 		name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: nodePorts, gone: nothingGone,
+		elements: nodePorts, removed: noTranslationsRemoved,
 	},
 	{
 		name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: nodePorts, gone: nothingGone,
+		elements: nodePorts, removed: noTranslationsRemoved,
 	},
-	{name: "host-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: hostPorts, gone: nothingGone},
-	{name: "host-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: hostPorts, gone: nothingGone},
+	{
+		name: "host-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
+		elements: hostPorts, removed: noTranslationsRemoved,
+	},
+	{
+		name: "host-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
+		elements: hostPorts, removed: noTranslationsRemoved,
+	},
 	{
 		name: "host-ports-at-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: hostPortsAt, gone: nothingGone,
+		elements: hostPortsAt, removed: noTranslationsRemoved,
 	},
 	{
 		name: "host-ports-at-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: hostPortsAt, gone: nothingGone,
+		elements: hostPortsAt, removed: noTranslationsRemoved,
 	},
-	{name: "host-port-pods-v4", is4: true, key: "ipv4_addr . ipv4_addr", elements: hostPortPods, gone: nothingGone},
-	{name: "host-port-pods-v6", key: "ipv6_addr . ipv6_addr", elements: hostPortPods, gone: nothingGone},
-	{name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service", elements: externalIPs, gone: externalGone},
-	{name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service", elements: externalIPs, gone: externalGone},
+	{name: "host-port-pods-v4", is4: true, key: "ipv4_addr . ipv4_addr", elements: hostPortPods,
+		removed: noTranslationsRemoved},
+	{name: "host-port-pods-v6", key: "ipv6_addr . ipv6_addr", elements: hostPortPods, removed: noTranslationsRemoved},
+	{
+		name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service",
+		elements: externalIPs, removed: externalTranslationsRemoved,
+	},
+	{
+		name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service",
+		elements: externalIPs, removed: externalTranslationsRemoved,
+	},
 }
 
-// family is one address family's part of the rules.
+// family holds the parts of the rules that differ by address family.
 type family struct {
 	is4    bool
 	header string // as rules match it: "ip saddr"
 	proto  string // as meta nfproto has it
 	suffix string // of the family's sets
-	// notOffered are addresses of the node at which there are no node ports.
+	// notOffered are addresses of the node that never serve node ports.
 	notOffered string
 	redirect   string // matches an ICMP redirect
-	loopback   string // addresses that no link has but lo
+	loopback   string // addresses that only lo has
 	linkLocal  string
 }
 
@@ -107,12 +128,12 @@ var families = []family{
 		loopback: "127.0.0.0/8", linkLocal: "169.254.0.0/16",
 	},
 	{
-		is4: false, header: "ip6", proto: "ipv6", suffix: "v6", notOffered: "{ ::1 , fe80::/10 }", redirect: "icmpv6 type nd-redirect",
-		loopback: "::1", linkLocal: "fe80::/10",
+		is4: false, header: "ip6", proto: "ipv6", suffix: "v6", notOffered: "{ ::1 , fe80::/10 }",
+		redirect: "icmpv6 type nd-redirect", loopback: "::1", linkLocal: "fe80::/10",
 	},
 }
 
-// rules are all chains'. They depend on the node and the configuration, not on pods or Services.
+// rules are the rules of all chains. They depend on the node and the configuration, never on pods or Services.
 func rules(d Desired) []*knftables.Rule {
 	var list []*knftables.Rule
 	add := func(chain, comment string, words ...any) {
@@ -126,11 +147,13 @@ func rules(d Desired) []*knftables.Rule {
 		})
 	}
 	privileged := fmt.Sprintf("< %d", model.FirstUnprivilegedPort)
-	// Open vSwitch's userspace datapath takes whatever comes to a tunnel's UDP port, an answer to a masqueraded
-	// packet, too. Without a range, the kernel keeps a privileged port privileged.
+	// OVS' userspace datapath takes every packet to a tunnel's UDP port, including a reply to a masqueraded packet, so
+	// masquerade to ports above. Without a range, the kernel keeps a privileged port privileged.
 	masqueraded := func(comment string, words ...any) {
 		ports := fmt.Sprintf(":%d-65535", max(model.Geneve.UDPPort(), model.VXLAN.UDPPort())+1)
-		add(postroutingChain, comment+", UDP beside the tunnels' ports", append(slices.Clone(words), "udp sport >=", model.FirstUnprivilegedPort, "masquerade to", ports, "fully-random")...)
+		unprivileged := append(slices.Clone(words), "udp sport >=", model.FirstUnprivilegedPort)
+		add(postroutingChain, comment+", UDP beside the tunnels' ports",
+			append(unprivileged, "masquerade to", ports, "fully-random")...)
 		add(postroutingChain, comment, append(slices.Clone(words), "masquerade fully-random")...)
 	}
 	for _, chain := range []string{preroutingChain, outputChain} {
@@ -146,60 +169,72 @@ func rules(d Desired) []*knftables.Rule {
 		}
 		addForgedRules(add, gateway, f)
 		own, masquerade := model.GatewayAddr(local).String(), model.MasqueradeAddr(f.is4).String()
-		// Node ports are offered at all other addresses of the node, to whoever comes: by an uplink, as a process of the node, or
-		// as a pod through the gateway, whose packets go back there with their source and another destination. No rule here
-		// looks at the source except the first: what a Service has led to an address of the node must arrive there, also when
-		// a hostNetwork pod listens at its Service's own node port or external address.
+		// All other addresses of the node serve node ports, for clients that arrive on an uplink, for the node's
+		// processes, and for pods through the gateway, whose packets return there with the same source and another
+		// destination. Only the first rule matches the source: a packet that a Service has sent to an address of the
+		// node must be delivered there, also when a hostNetwork pod listens at its Service's own node port or external
+		// address.
 		add(servicesChain, "out of a Service: not into another",
 			f.header, "saddr", masquerade, "return")
 		add(servicesChain, "not offered at loopback and link-local addresses",
 			f.header, "daddr", f.notOffered, "return")
-		// Anybody may write an address of the node and a tunnel's port into externalIPs, and would have all nodes' packets.
+		// Without this rule, anyone who may write externalIPs with a node's address and a tunnel's port would receive
+		// all nodes' packets.
 		add(servicesChain, "tunnels: not a Service",
-			"meta nfproto", f.proto, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "return")
+			append(append([]any{"meta nfproto", f.proto}, tunnelPorts...), "return")...)
 		add(servicesChain, "external addresses that are the node's: to the switch",
 			"dnat", f.header, "to", f.header, "daddr . meta l4proto . th dport map", "@external-"+f.suffix)
 		nodePortAt := []any{"meta nfproto", f.proto}
 		if at := d.nodePortAddrs(f.is4); len(at) > 0 {
-			nodePortAt = []any{f.header, "daddr", oneOf(at)}
+			nodePortAt = []any{f.header, "daddr", nftSet(at)}
 		}
-		add(servicesChain, "node ports: to the switch", append(nodePortAt, "dnat", f.header, "to", "meta l4proto . th dport map", "@node-ports-"+f.suffix)...)
+		add(servicesChain, "node ports: to the switch", append(nodePortAt, "dnat", f.header, "to",
+			"meta l4proto . th dport map", "@node-ports-"+f.suffix)...)
 		addHostPortRules(add, f, own)
 
-		// Other nodes accept from our tunnel only what this node owns, so the node's other addresses must not appear there.
-		// For the same reason the switch sees the node's own use of Services come from the gateway address. The sources of
-		// others stay, for the switch to decide about. Answers to the Masquerade address are no connections of
-		// the node's, even when the kernel has forgotten them.
+		// Other nodes accept from this node's tunnel only addresses that it owns on the pod network, so its other
+		// addresses must not appear there. For the same reason the switch sees the node's own use of Services from the
+		// gateway address. The switch decides about other clients' addresses, so they stay. Replies to the Masquerade
+		// address are not the node's own connections, even when the kernel has no entry for them.
 		from := func(r model.PortRange) string {
 			return fmt.Sprintf("%s-%d", netip.AddrPortFrom(model.GatewayAddr(local), r.First), r.Last)
 		}
 		between := func(r model.PortRange) string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
-		// A node port's client of the node itself keeps the one address that others do accept.
+		// A client on the node itself keeps the one address that other nodes accept from node ports.
 		if d.Address.IsValid() && d.Address.Is4() == f.is4 {
 			add(postroutingChain, "node to its own node ports: from its own address",
-				f.header, "saddr", d.Address.String(), f.header, "daddr", oneOf(model.NodePortPrefixes(f.is4)), "return")
+				f.header, "saddr", d.Address.String(), f.header, "daddr", nftSet(model.NodePortPrefixes(f.is4)), "return")
 		}
-		away := []any{"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local"}
+		away := []any{
+			"oifname", gateway, f.header, "daddr !=", local.String(), f.header, "daddr !=", masquerade, "fib saddr type local",
+		}
+		snat := func(to string) []any { return []any{"snat", f.header, "to", to, "fully-random"} }
 		transports := "meta l4proto { tcp, udp, sctp }"
+		notOwn := slices.Concat(away, []any{f.header, "saddr !=", own})
 		add(postroutingChain, "node to remote pods and Services, from a privileged port: from the gateway address",
-			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "th sport", privileged, "snat", f.header, "to", from(model.OwnPrivilegedPorts), "fully-random"})...)
+			slices.Concat(notOwn, []any{transports, "th sport", privileged}, snat(from(model.OwnPrivilegedPorts)))...)
 		add(postroutingChain, "node to remote pods and Services: from the gateway address",
-			slices.Concat(away, []any{f.header, "saddr !=", own, transports, "snat", f.header, "to", from(model.OwnPorts), "fully-random"})...)
+			slices.Concat(notOwn, []any{transports}, snat(from(model.OwnPorts)))...)
 		add(postroutingChain, "node to remote pods and Services, without ports: from the gateway address",
-			slices.Concat(away, []any{f.header, "saddr !=", own, "snat", f.header, "to", own, "fully-random"})...)
-		// A program may have chosen a port that the switch gives to others' connections (see model.OwnPorts).
+			slices.Concat(notOwn, snat(own))...)
+		// A program may have bound a port that the switch uses for other clients' connections (see model.OwnPorts).
+		fromPorts := func(r model.PortRange) []any {
+			return slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport", between(r)})
+		}
 		add(postroutingChain, "node to remote pods and Services: from a port of the node's own",
-			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport", between(model.ForwardedPorts), "snat", f.header, "to", from(model.OwnPorts), "fully-random"})...)
+			slices.Concat(fromPorts(model.ForwardedPorts), snat(from(model.OwnPorts)))...)
 		add(postroutingChain, "node to remote pods and Services: from a privileged port of the node's own",
-			slices.Concat(away, []any{f.header, "saddr", own, transports, "th sport", between(model.ForwardedPrivilegedPorts), "snat", f.header, "to", from(model.OwnPrivilegedPorts), "fully-random"})...)
-		// The switch does not let pods write to tunnel ports outside, but a Service's address may be translated to one after
-		// it, and a Service may have one as its endpoint. In the node's name it would pass for the node's own tunnel packet.
+			slices.Concat(fromPorts(model.ForwardedPrivilegedPorts), snat(from(model.OwnPrivilegedPorts)))...)
+		// The switch does not let pods send to tunnel ports outside, but another Service proxy may translate a
+		// destination to one after the switch, and a Service may have one as its endpoint. Masqueraded, such a packet
+		// would look like the node's own tunnel packet.
 		add(postroutingChain, "pods to tunnel ports: never",
-			f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway, "udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}", "drop")
-		// The endpoint is a hostNetwork pod of another node. That one knows no way to the Masquerade address.
+			slices.Concat([]any{f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway},
+				tunnelPorts, []any{"drop"})...)
+		// The endpoint is a hostNetwork pod of another node, which has no route to the Masquerade address.
 		masqueraded("out of a Service to another node: from the node's address",
 			f.header, "saddr", masquerade, "oifname !=", gateway)
-		// Other nodes take no packet with a pod's source from an uplink.
+		// Other nodes drop packets with a pod's source address that arrive on an uplink.
 		masqueraded("pods to other nodes: from the node's address",
 			f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr", "@nodes-"+f.suffix)
 		if d.Masquerade {
@@ -207,36 +242,40 @@ func rules(d Desired) []*knftables.Rule {
 				f.header, "saddr", local.String(), "oifname !=", gateway, f.header, "daddr !=", "@direct-"+f.suffix)
 		}
 
-		// Rejected before it is routed: the Reject address is not the node's, so no process can listen there. The answer's
-		// source is not an address of the node either, and so passes the rules above as it is.
+		// Reject before routing: the Reject address is not local, so no process can listen there. The source of the
+		// response is not a local address either, and so passes the rules above unchanged.
 		reject := model.RejectAddr(f.is4).String()
 		add(arrivedChain, "Services without endpoints, TCP",
 			f.header, "daddr", reject, "meta l4proto tcp reject with tcp reset")
 		add(arrivedChain, "Services without endpoints",
 			f.header, "daddr", reject, "reject with icmpx port-unreachable")
 		add(arrivedChain, "forged: these addresses never leave a node",
-			"iifname !=", gateway, f.header, "saddr", oneOf(model.VirtualPrefixes(f.is4)), "drop")
-		// What connection tracking has no connection for, it does not translate: without these rules an answer would leave with an
-		// address of ours, and a pod's packet with the pod's. (Neighbour discovery is untracked, and stays on the link.)
+			"iifname !=", gateway, f.header, "saddr", nftSet(model.VirtualPrefixes(f.is4)), "drop")
+		// The kernel does not translate packets without a conntrack entry: without these rules a reply would leave with
+		// a virtual address, and a pod's packet with the pod's address. (Neighbor discovery is untracked and stays on
+		// the link.)
 		add(arrivedChain, "answers from node ports: of known connections only",
-			"iifname", gateway, f.header, "saddr", oneOf(model.NodePortPrefixes(f.is4)), "ct state { invalid, new } drop")
+			"iifname", gateway, f.header, "saddr", nftSet(model.NodePortPrefixes(f.is4)), "ct state { invalid, new } drop")
 		add(arrivedChain, "out of a Service to another node: not untranslated",
 			"iifname", gateway, f.header, "saddr", masquerade, "ct state invalid drop")
 		add(arrivedChain, "pods to other nodes: not untranslated",
-			"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr", "@nodes-"+f.suffix, "ct state invalid drop")
+			"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr", "@nodes-"+f.suffix,
+			"ct state invalid drop")
 		if d.Masquerade {
 			add(arrivedChain, "pods to the world: not untranslated",
-				"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr !=", "@direct-"+f.suffix, "fib daddr type != local", "ct state invalid drop")
+				"iifname", gateway, f.header, "saddr", local.String(), f.header, "daddr !=", "@direct-"+f.suffix,
+				"fib daddr type != local", "ct state invalid drop")
 		}
-		// A pod's packet to a node port leaves by where it came from, which is right, so the pod shall not be told of a shorter way.
+		// A pod's packet to a node port leaves by the interface that it came from, on purpose, so the kernel must not
+		// send redirects.
 		add(sentChain, "no redirects to pods",
 			"oifname", gateway, f.redirect, "drop")
 	}
 	return list
 }
 
-// oneOf is a set of ranges as nft lists it.
-func oneOf(ranges []netip.Prefix) string {
+// nftSet formats ranges as an anonymous set, as nft lists it.
+func nftSet(ranges []netip.Prefix) string {
 	var list []string
 	for _, p := range ranges {
 		list = append(list, element{prefix: p}.key()...)
@@ -246,16 +285,17 @@ func oneOf(ranges []netip.Prefix) string {
 
 const toWorldComment = "pods to the world: from the node's address"
 
-// toWorld tells whether a rule of ours gives pods' packets an address of the node.
+// toWorld reports whether the rule masquerades pods' packets to destinations outside.
 func toWorld(r *knftables.Rule) bool {
 	return r.Comment != nil && strings.HasPrefix(*r.Comment, toWorldComment)
 }
 
-// everywhere is all destinations.
-var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+// everywhere are the ranges of all destinations.
+var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+	netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
-// element is an element of one of our sets: a range, an address as source and destination, a port, or a port at an
-// address and where it leads.
+// element is an element of a set: a range, an address as source and destination, a port, or an address and port with
+// its target.
 type element struct {
 	prefix   netip.Prefix
 	pair     bool
@@ -265,15 +305,16 @@ type element struct {
 }
 
 func compareElements(a, b element) int {
-	return cmp.Or(comparePrefixes(a.prefix, b.prefix), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.port, b.port), a.to.Compare(b.to))
+	return cmp.Or(comparePrefixes(a.prefix, b.prefix), cmp.Compare(a.protocol, b.protocol),
+		cmp.Compare(a.port, b.port), a.to.Compare(b.to))
 }
 
-// comparePrefixes orders like netip.Prefix.Compare, which allocates for those that are not valid.
+// comparePrefixes orders like netip.Prefix.Compare, which allocates for invalid prefixes.
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// key writes the element as nft lists it: a range of one address is that address.
+// key is the element as nft lists it: a range of one address is that address.
 func (e element) key() []string {
 	var key []string
 	switch {
@@ -307,7 +348,7 @@ func (s set) kind() string {
 	return "set"
 }
 
-// isPair says whether the elements are pairs of addresses.
+// isPair reports whether the elements are pairs of addresses.
 func (s set) isPair() bool { return strings.Count(s.key, "_addr") == 2 }
 
 func (s set) object() knftables.Object {
@@ -325,10 +366,12 @@ func (s set) element(e element) *knftables.Element {
 	if s.value == "" {
 		return &knftables.Element{Set: s.name, Key: e.key()}
 	}
-	return &knftables.Element{Map: s.name, Key: e.key(), Value: []string{e.to.Addr().String(), strconv.Itoa(int(e.to.Port()))}}
+	value := []string{e.to.Addr().String(), strconv.Itoa(int(e.to.Port()))}
+	return &knftables.Element{Map: s.name, Key: e.key(), Value: value}
 }
 
-// parse is the inverse of element. It is false for what we never write, such as ranges that are not prefixes.
+// parse is the inverse of element. It is false for elements that Weft never writes, such as ranges that are not
+// prefixes.
 func (s set) parse(k *knftables.Element) (e element, ok bool) {
 	key, value := k.Key, k.Value
 	if s.isPair() {
@@ -349,7 +392,7 @@ func (s set) parse(k *knftables.Element) (e element, ok bool) {
 		if len(key) != 2 {
 			return e, false
 		}
-		// nft knows the protocols' names from /etc/protocols, if there is one.
+		// nft takes the protocols' names from /etc/protocols, if that exists, and otherwise prints numbers.
 		for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
 			if strings.EqualFold(key[0], string(p)) || key[0] == strconv.Itoa(int(p.Number())) {
 				e.protocol = p
@@ -389,15 +432,15 @@ func parsePort(s string) (uint16, bool) {
 	return uint16(n), err == nil
 }
 
-// direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside others
-// are left out, because an interval set takes no overlap.
+// direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside
+// others are removed, because an interval set rejects overlaps.
 func direct(d Desired, is4 bool) []element {
 	return prefixElements(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), is4)
 }
 
-func directGone(_, came []element) goneTranslations {
-	var g goneTranslations
-	for _, e := range came {
+func directTranslationsRemoved(_, added []element) removedTranslations {
+	var g removedTranslations
+	for _, e := range added {
 		g.direct = append(g.direct, e.prefix)
 	}
 	return g
@@ -423,9 +466,9 @@ func externalIPs(d Desired, is4 bool) []element {
 	return list
 }
 
-func externalGone(went, _ []element) goneTranslations {
-	g := goneTranslations{external: map[netip.AddrPort]netip.AddrPort{}}
-	for _, e := range went {
+func externalTranslationsRemoved(deleted, _ []element) removedTranslations {
+	g := removedTranslations{external: map[netip.AddrPort]netip.AddrPort{}}
+	for _, e := range deleted {
 		if e.protocol == model.UDP {
 			g.external[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
 		}

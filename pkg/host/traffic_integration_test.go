@@ -14,7 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// What a listener sees as the source of a datagram.
+// The source address of a datagram as a listener sees it.
 func TestSourceAddresses(t *testing.T) {
 	for _, masquerade := range []bool{true, false} {
 		n := newNode(t)
@@ -28,14 +28,16 @@ ip addr add 192.0.2.2/24 dev out0; ip addr add 192.0.2.3/32 dev out0
 ip -6 addr add 2001:db8::2/64 dev out0 nodad; ip -6 addr add 2001:db8::3/128 dev out0 nodad
 ip route add 10.244.0.0/16 via 192.0.2.1; ip -6 route add fd00:10::/32 via 2001:db8::1`)
 		})
-		// The namespace of the other end has a local pod's addresses and a remote pod's, and answers for the routers.
+		// The other end's namespace has the addresses of a local and a remote pod, and answers in place of the routers.
 		n.in(n.pods, func() {
 			n.run(fmt.Sprintf(`ip link set lo up; ip link set switch0 address %s up
 ip addr add 10.244.1.7/24 dev switch0; ip addr add 10.244.2.9/32 dev switch0
 ip -6 addr add fd00:10:1::7/64 dev switch0 nodad; ip -6 addr add fd00:10:2::9/128 dev switch0 nodad
 ip route add default via 10.244.1.1; ip -6 route add default via fd00:10:1::1`, model.RouterMAC))
 		})
-		n.run(fmt.Sprintf("ip neigh replace 10.244.2.1 lladdr %[1]s dev weft0; ip neigh replace fd00:10:2::1 lladdr %[1]s dev weft0", model.RouterMAC))
+		n.run(fmt.Sprintf("ip neigh replace 10.244.2.1 lladdr %[1]s dev weft0; ip neigh replace fd00:10:2::1 lladdr %[1]s "+
+			"dev weft0",
+			model.RouterMAC))
 		here, err := netns.Get()
 		if err != nil {
 			t.Fatal(err)
@@ -69,8 +71,8 @@ ip route add default via 10.244.1.1; ip -6 route add default via fd00:10:1::1`, 
 	}
 }
 
-// TestPodsDoNotReachTunnelPorts: an address that a Service proxy translates to a node's tunnel port after the switch has
-// let the packet pass. Masqueraded, it would be taken for the node's own.
+// TestPodsDoNotReachTunnelPorts: a Service proxy translates an address to a node's tunnel port after the switch has
+// allowed the packet. Masqueraded, the packet would look like the node's own.
 func TestPodsDoNotReachTunnelPorts(t *testing.T) {
 	n := newNode(t)
 	d := dualStack()
@@ -78,13 +80,15 @@ func TestPodsDoNotReachTunnelPorts(t *testing.T) {
 	n.sync(d)
 	n.in(n.out, func() { n.run("ip link set lo up; ip link set out0 up; ip addr add 192.0.2.2/24 dev out0") })
 	n.in(n.pods, func() {
-		n.run(fmt.Sprintf("ip link set lo up; ip link set switch0 address %s up; ip addr add 10.244.1.7/24 dev switch0; ip route add default via 10.244.1.1", model.RouterMAC))
+		n.run(fmt.Sprintf("ip link set lo up; ip link set switch0 address %s up; ip addr add 10.244.1.7/24 dev switch0; "+
+			"ip route add default via 10.244.1.1",
+			model.RouterMAC))
 	})
 	n.run(`nft add table ip proxy
 nft 'add chain ip proxy prerouting { type nat hook prerouting priority dstnat; }'
 nft add rule ip proxy prerouting ip daddr 10.96.0.9 udp dport 1000-9999 dnat to 192.0.2.2`)
 	listeners := map[int]*net.UDPConn{}
-	for _, port := range []int{4789, 6081, 6082} { // the last is any other
+	for _, port := range []int{4789, 6081, 6082} { // the last is an ordinary port
 		n.in(n.out, func() {
 			c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP("192.0.2.2"), Port: port})
 			if err != nil {
@@ -122,7 +126,7 @@ nft add rule ip proxy prerouting ip daddr 10.96.0.9 udp dport 1000-9999 dnat to 
 	}
 }
 
-// source sends a datagram from one namespace to another and returns whom it seems to come from.
+// source sends a datagram from one namespace to another and returns its source address there.
 func (n *node) source(from, to netns.NsHandle, source, dest string) string {
 	n.t.Helper()
 	var listener, sender *net.UDPConn

@@ -9,9 +9,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// connection is an entry of the kernel's connection tracking. Source and destination are those of the first packet as
-// it was sent. Answers go from replySource to replyDestination; where these are not destination and source, the
-// connection is translated. Ports are 0 where the protocol has none.
+// connection is an entry of the kernel's conntrack table. Source and destination are those of the first packet as sent.
+// Replies go from replySource to replyDestination; the connection is translated when these differ from destination and
+// source. Ports are 0 for protocols without ports.
 type connection struct {
 	zone                          uint16
 	protocol                      uint8
@@ -19,42 +19,42 @@ type connection struct {
 	replySource, replyDestination netip.AddrPort
 }
 
-// translations are what our nftables table does to the first packet of a connection, as far as a connection's entry
-// shows it. They are made for one pass over all entries, and do not change.
+// translations are the effects of Weft's nftables table on the first packet of a connection, as far as a conntrack
+// entry shows them. They are built for one pass over all entries, and immutable.
 type translations struct {
-	v4, v6 familyTranslations
-	local  ranges // addresses of the node
-	gone   goneTranslations
+	v4, v6  familyTranslations
+	local   ranges // addresses of the node
+	removed removedTranslations
 }
 
-// familyTranslations are those of one address family; without pod CIDR there are none.
+// familyTranslations are the translations of one address family; empty without a pod CIDR.
 type familyTranslations struct {
 	pods       netip.Prefix
 	node       netip.Addr // invalid when the node's address is of the other family
 	gateway    netip.Addr
-	masquerade netip.Addr // as the source: of what a Service turned back to the node
-	nodePort   ranges     // where the table sends what came for node ports
-	toWorld    bool       // pods' packets get an address of the node, except those to direct
+	masquerade netip.Addr // the source of connections that a Service sends back to the node
+	nodePort   ranges     // the targets of node ports
+	toWorld    bool       // pods' packets are masqueraded, except those to direct
 	direct     ranges
-	nodes      ranges                  // other nodes, to which pods' packets get an address of this one
-	toSwitch   ranges                  // destinations that are routed to the gateway interface, besides the node's own pods
+	nodes      ranges                  // other nodes, to which pods' packets are masqueraded
+	toSwitch   ranges                  // destinations that are routed to the gateway interface, except the node's own pods
 	services   map[netip.AddrPort]bool // UDP ports of Services at external addresses
 	nodePorts  map[uint16]bool
-	nodePortAt ranges                    // addresses with node ports; none for all
-	hostPorts  map[uint16]netip.AddrPort // UDP, at all addresses; at one of them they are in hostPortsAt
-	// hostPortsAt are those at one address.
+	nodePortAt ranges                    // addresses that serve node ports; empty for all
+	hostPorts  map[uint16]netip.AddrPort // UDP, at all addresses
+	// hostPortsAt are the UDP host ports at one address.
 	hostPortsAt map[netip.AddrPort]netip.AddrPort
 	external    map[netip.AddrPort]netip.AddrPort
 }
 
-// goneTranslations are those of ours that the table made until a moment ago. Others may make the same, so only at
-// that moment they are ours.
-type goneTranslations struct {
+// removedTranslations are translations that the table has just stopped making. Other programs may make the same ones,
+// so only at that moment they are certainly Weft's.
+type removedTranslations struct {
 	external map[netip.AddrPort]netip.AddrPort
-	direct   ranges // destinations that pods' packets now reach untranslated
+	direct   ranges // destinations to which pods' packets are no longer masqueraded
 }
 
-func (g *goneTranslations) add(more goneTranslations) {
+func (g *removedTranslations) add(more removedTranslations) {
 	for from, to := range more.external {
 		if g.external == nil {
 			g.external = map[netip.AddrPort]netip.AddrPort{}
@@ -64,10 +64,10 @@ func (g *goneTranslations) add(more goneTranslations) {
 	g.direct = append(g.direct, more.direct...)
 }
 
-// translationsOf are those of the table that d describes, on a node with these local addresses.
-func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *translations {
-	t := &translations{local: disjoint(local), gone: gone}
-	t.gone.direct = disjoint(gone.direct)
+// translationsOf are the translations of the table for d, on a node with these local ranges.
+func translationsOf(d Desired, local []netip.Prefix, removed removedTranslations) *translations {
+	t := &translations{local: disjoint(local), removed: removed}
+	t.removed.direct = disjoint(removed.direct)
 	for _, is4 := range []bool{true, false} {
 		pods, ok := d.local(is4)
 		if !ok {
@@ -124,10 +124,10 @@ func translationsOf(d Desired, local []netip.Prefix, gone goneTranslations) *tra
 	return t
 }
 
-// outdated tells whether a connection is to be removed from the kernel's table, so that its next packet meets the
-// table: when it lacks a translation that the table makes now, or has one of ours that the table does not make any
-// more. It never says so of connections that cannot begin anew in their middle (TCP, SCTP, DCCP), of other zones,
-// where Open vSwitch keeps its own, and of other people's translations.
+// outdated reports whether a connection must be removed from the kernel's table, so that its next packet passes the NAT
+// rules again: it lacks a translation that the table makes, or has one of Weft's that the table no longer makes. It is
+// false for protocols that cannot be picked up in the middle of a connection (TCP, SCTP, DCCP), for other zones, where
+// Open vSwitch keeps its own connections, and for translations of other programs.
 func (t *translations) outdated(c connection) bool {
 	switch c.protocol {
 	case unix.IPPROTO_TCP, unix.IPPROTO_SCTP, unix.IPPROTO_DCCP:
@@ -140,7 +140,7 @@ func (t *translations) outdated(c connection) bool {
 	return c.zone == 0 && f.pods.IsValid() && (t.destinationOutdated(f, c) || t.sourceOutdated(f, c))
 }
 
-// destinationOutdated follows the chain services (see rules).
+// destinationOutdated mirrors the chain services (see rules).
 func (t *translations) destinationOutdated(f *familyTranslations, c connection) bool {
 	if c.protocol != unix.IPPROTO_UDP {
 		return false
@@ -152,12 +152,12 @@ func (t *translations) destinationOutdated(f *familyTranslations, c connection) 
 	case c.destination:
 		return want.IsValid()
 	default:
-		return f.nodePort.contain(got.Addr()) || got == f.external[c.destination] || got == t.gone.external[c.destination]
+		return f.nodePort.contain(got.Addr()) || got == f.external[c.destination] || got == t.removed.external[c.destination]
 	}
 }
 
-// toService is where the table sends a UDP connection for an address of the node; invalid when it leaves the
-// connection alone.
+// toService is the target of the table for a UDP connection to an address of the node; invalid when the table does not
+// translate it.
 func (t *translations) toService(f *familyTranslations, c connection) netip.AddrPort {
 	to := c.destination.Addr()
 	switch port := c.destination.Port(); {
@@ -175,37 +175,37 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 	return netip.AddrPort{}
 }
 
-// sourceOutdated follows the chain postrouting. The interface that a packet leaves by follows from its destination:
-// our routes.
+// sourceOutdated mirrors the chain postrouting. Weft's routes determine the outgoing interface from the destination.
 func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool {
 	from, to, as := c.source.Addr(), c.replySource.Addr(), c.replyDestination.Addr()
 	if t.local.contain(to) || to == f.masquerade {
-		return false // it stays on the node, or answers what a Service turned back to it
+		return false // stays on the node, or is a reply to a connection that a Service sent back
 	}
-	// What pods send to a Service has been through the switch before.
-	toSwitch := f.toSwitch.contain(to) || c.protocol == unix.IPPROTO_UDP && !f.pods.Contains(from) && f.services[c.destination]
+	// Pods' packets to a Service have passed the switch before.
+	toSwitch := f.toSwitch.contain(to) ||
+		c.protocol == unix.IPPROTO_UDP && !f.pods.Contains(from) && f.services[c.destination]
 	switch {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
-		return false // to a pod of the node, or from others to the switch: no translation of ours
+		return false // to a local pod, or from another host to the switch: not translated by Weft
 	case f.nodePort.contain(to) && from == f.node:
 		return as != from
 	case toSwitch:
-		// Of the node itself: from the gateway address, and not from a port that the switch gives to others'
+		// The node's own: from the gateway address, and not from a port that the switch uses for other clients'
 		// connections.
 		return as != f.gateway || c.protocol == unix.IPPROTO_UDP && model.ForwardedPort(c.replyDestination.Port())
 	case f.pods.Contains(from) && (f.nodes.contain(to) || f.toWorld && !f.direct.contain(to)), from == f.masquerade:
 		return as == from
 	case f.pods.Contains(from):
-		return as != from && t.local.contain(as) && t.gone.direct.contain(to)
+		return as != from && t.local.contain(as) && t.removed.direct.contain(to)
 	default:
-		return as == f.gateway && from != f.gateway // it was on its way to the switch, before the route was gone
+		return as == f.gateway && from != f.gateway // it was routed to the switch before the route was removed
 	}
 }
 
-// ranges are address ranges of which none contains another, in order.
+// ranges are disjoint address ranges in order.
 type ranges []netip.Prefix
 
-// disjoint leaves out the ranges that lie in others. It does not change its argument.
+// disjoint returns the ranges without those inside others, sorted. It does not change its argument.
 func disjoint(all []netip.Prefix) ranges {
 	all = slices.SortedFunc(slices.Values(all), comparePrefixes)
 	var last netip.Prefix

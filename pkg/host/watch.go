@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// resubscribePause bounds how often a lost subscription is renewed.
+// resubscribePause is the minimum interval between attempts to renew a lost subscription.
 const resubscribePause = time.Second
 
-// Watch receives, coalesced, when something may have changed that Sync looks after, or that UnderlayMTU depends on:
-// the gateway interface, addresses of the node and the links that carry them, routes of ours and to where ours lead,
-// settings for forwarding, and our nftables table. What a Sync does to routes and nftables itself is not reported.
-// The channel is closed when ctx is done.
+// Watch receives, coalesced, when state may have changed that Sync maintains or UnderlayMTU depends on: the gateway
+// interface, addresses of the node and the links that carry them, Weft's routes and foreign routes to their
+// destinations, forwarding sysctls, and Weft's nftables table. Changes of routes and nftables by Sync itself are not
+// reported. It does not block; the channel is closed when ctx is done. After lost events the next Sync compares
+// everything.
 func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	sub, err := subscribe()
@@ -32,24 +33,24 @@ func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 			if ctx.Err() != nil {
 				return
 			}
-			// What happened in between is lost, so say that something may have.
-			h.log.Warn("network events lost, subscribing again", "err", err)
-			h.lost(out)
+			// Events in between are lost, so report a change.
+			h.log.Warn("network events lost; subscribing again", "err", err)
+			h.markAllDirty(out)
 			select {
 			case <-ctx.Done():
 				return
 			case <-time.After(resubscribePause):
 			}
 			if sub, err = subscribe(); err == nil {
-				h.lost(out)
+				h.markAllDirty(out)
 			}
 		}
 	}()
 	return out
 }
 
-// WatchTable receives, coalesced, when somebody changes another nftables table of the family inet, its caller included.
-// It may be called before Watch only, and is silent until then.
+// WatchTable receives, coalesced, when any program, including the caller, changes another nftables table of family
+// inet. It must be called before Watch, and is silent until then.
 func (h *Host) WatchTable(name string) <-chan struct{} {
 	out := make(chan struct{}, 1)
 	h.otherTables[name] = out
@@ -68,12 +69,12 @@ type subscription struct {
 	links  chan netlink.LinkUpdate
 	addrs  chan netlink.AddrUpdate
 	routes chan netlink.RouteUpdate
-	// settings are events of settings and routing rules, tables those of nftables.
+	// settings are events of sysctls and routing rules, tables those of nftables.
 	settings, tables             chan syscall.NetlinkMessage
 	settingsSocket, tablesSocket *nl.NetlinkSocket
 	stop                         chan struct{}
 	failed                       chan error
-	// carriers are the links that have, or had, a global address, by index.
+	// carriers are the indexes of links that have, or had, a global address.
 	carriers map[int]bool
 }
 
@@ -123,7 +124,7 @@ func subscribe() (*subscription, error) {
 	return s, nil
 }
 
-// subscribeRoutes subscribes to links, addresses and routes. On failure, channels without a sender are closed.
+// subscribeRoutes subscribes to links, addresses and routes. On failure it closes the channels without a sender.
 func (s *subscription) subscribeRoutes(fail func(error)) error {
 	addrErr := netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})
 	if addrErr != nil {
@@ -143,12 +144,12 @@ func (s *subscription) subscribeRoutes(fail func(error)) error {
 	return errors.Join(addrErr, linkErr, routeErr)
 }
 
-// end closes the sockets and returns what the subscription failed with, if it did.
+// end closes the sockets, waits for the readers and returns the error of the subscription.
 func (s *subscription) end() error {
 	close(s.stop)
 	s.settingsSocket.Close()
 	s.tablesSocket.Close()
-	// The senders stop at the closed socket, but may have something to deliver first.
+	// The readers stop at the closed socket, but may have messages to deliver first.
 	for range s.links {
 	}
 	for range s.addrs {
@@ -167,11 +168,11 @@ func (s *subscription) end() error {
 	}
 }
 
-// forward notifies of the events that concern us, until ctx is done or the subscription fails.
+// forward reports relevant events until ctx is done or the subscription fails.
 func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) {
-	events := tableEvents{ours: &h.nft.generations, touched: map[string]bool{}}
+	events := tableEvents{ours: &h.nft.generations, changed: map[string]bool{}}
 	for {
-		var concerns bool
+		var relevant bool
 		select {
 		case <-ctx.Done():
 			return
@@ -179,7 +180,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			concerns = settingConcerns(e, h.gatewayIndex())
+			relevant = settingRelevant(e, h.gatewayIndex())
 		case e, ok := <-s.tables:
 			if !ok {
 				return
@@ -188,18 +189,18 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 				if other := h.otherTables[name]; other != nil {
 					notify(other)
 				}
-				concerns = concerns || name == tableName
+				relevant = relevant || name == tableName
 			}
-			if concerns {
+			if relevant {
 				h.mu.Lock()
-				h.staleTable = true
+				h.dirtyTable = true
 				h.mu.Unlock()
 			}
 		case e, ok := <-s.links:
 			if !ok {
 				return
 			}
-			concerns = s.carriers[e.Attrs().Index] || e.Attrs().Name == h.gatewayName()
+			relevant = s.carriers[e.Attrs().Index] || e.Attrs().Name == h.gatewayName()
 		case e, ok := <-s.addrs:
 			if !ok {
 				return
@@ -207,15 +208,16 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if e.Scope == unix.RT_SCOPE_UNIVERSE {
 				s.carriers[e.LinkIndex] = true
 			}
-			concerns = e.Scope == unix.RT_SCOPE_UNIVERSE || reachable(prefix(&e.LinkAddress).Addr()) || e.LinkIndex == h.gatewayIndex()
+			relevant = e.Scope == unix.RT_SCOPE_UNIVERSE || reachable(prefix(&e.LinkAddress).Addr()) ||
+				e.LinkIndex == h.gatewayIndex()
 		case e, ok := <-s.routes:
 			if !ok {
 				return
 			}
-			concerns = h.routing.concerns(e)
+			relevant = h.routing.relevant(e)
 		}
-		if concerns {
-			h.changed(out)
+		if relevant {
+			h.markDirty(out)
 		}
 	}
 }
@@ -232,18 +234,18 @@ func (h *Host) gatewayIndex() int {
 	return h.index
 }
 
-// changed has the next Sync compare links, addresses and routes with the kernel, and whoever calls it know.
-func (h *Host) changed(out chan struct{}) {
+// markDirty makes the next Sync compare links, addresses and routes with the kernel, and notifies the receiver.
+func (h *Host) markDirty(out chan struct{}) {
 	h.mu.Lock()
-	h.stale = true
+	h.dirty = true
 	h.mu.Unlock()
 	notify(out)
 }
 
-// lost has the next Sync compare everything.
-func (h *Host) lost(out chan struct{}) {
+// markAllDirty makes the next Sync compare everything, and notifies the receiver.
+func (h *Host) markAllDirty(out chan struct{}) {
 	h.mu.Lock()
-	h.staleTable = true
+	h.dirtyTable = true
 	h.mu.Unlock()
-	h.changed(out)
+	h.markDirty(out)
 }

@@ -49,8 +49,9 @@ func TestWatch(t *testing.T) {
 		}
 	}
 	quiet()
-	// A pod's interface, and a route of somebody else, do not concern us.
-	n.run("ip link add pod1 type veth peer name pod1p && ip link set pod1 up && ip link set pod1p up && ip link del pod1 && ip route add 10.77.0.0/16 via 192.0.2.2; nft add table inet theirs; nft add table ip weft")
+	// A pod's interface and a foreign route are not relevant.
+	n.run("ip link add pod1 type veth peer name pod1p && ip link set pod1 up && ip link set pod1p up && ip link del " +
+		"pod1 && ip route add 10.77.0.0/16 via 192.0.2.2; nft add table inet theirs; nft add table ip weft")
 	select {
 	case <-events:
 		t.Error("a pod's interface was reported")
@@ -73,9 +74,8 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestWatchTable: another program's change of our nftables table is reported at once and repaired within two seconds,
-// by a Sync that would trust its memory otherwise. A Sync's own writes are not reported, so that it repairs nothing
-// in a loop.
+// TestWatchTable: another program's change of Weft's nftables table is reported at once and repaired within two seconds
+// by a Sync that would trust its memory otherwise. A Sync's own writes are not reported, so repairs cause no loop.
 func TestWatchTable(t *testing.T) {
 	n := newNode(t)
 	d := withServices()
@@ -102,7 +102,7 @@ func TestWatchTable(t *testing.T) {
 	more.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")
 	n.sync(more)
 	n.sync(d)
-	for range 2 { // addresses and routes came and went; of the table nothing is told
+	for range 2 { // addresses and routes changed; there are no events of the table
 		select {
 		case <-events:
 			n.write(d)
@@ -116,7 +116,8 @@ func TestWatchTable(t *testing.T) {
 		"nft flush ruleset",
 		"nft delete table inet weft",
 		"nft 'add table inet weft { flags dormant; }'",
-		"nft replace rule inet weft arrived handle " + rule + ` counter comment "$(nft list chain inet weft arrived | sed -n 's/.*comment \("forged: .*\)/\1/p' | head -1)"`,
+		"nft replace rule inet weft arrived handle " + rule +
+			` counter comment "$(nft list chain inet weft arrived | sed -n 's/.*comment \("forged: .*\)/\1/p' | head -1)"`,
 		"nft 'chain inet weft arrived { policy drop; }'",
 		"nft delete element inet weft node-ports-v4 '{ tcp . 30080 }'",
 		"nft add element inet weft pods-v4 '{ 203.0.113.0/24 }'",
@@ -144,7 +145,8 @@ func TestWatchTable(t *testing.T) {
 		none(damage + ", then our own repair")
 	}
 	restarted := New(n.nft, "/proc/sys", n.h.log)
-	n.run("nft replace rule inet weft arrived handle " + rule + ` counter comment "$(nft list chain inet weft arrived | sed -n 's/.*comment \("forged: .*\)/\1/p' | head -1)"`)
+	n.run("nft replace rule inet weft arrived handle " + rule +
+		` counter comment "$(nft list chain inet weft arrived | sed -n 's/.*comment \("forged: .*\)/\1/p' | head -1)"`)
 	if done, err := restarted.Sync(t.Context(), d); err != nil || len(done.Changed) == 0 {
 		t.Errorf("a rule replaced under its comment while no agent runs: changed %q, %v", done.Changed, err)
 	}

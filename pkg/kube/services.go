@@ -88,7 +88,7 @@ type services struct {
 	problem func(model.Owner, error)
 
 	mu     sync.Mutex
-	at     service.Place
+	at     service.Locality
 	refuse bool // external IPs
 	byName map[string]*tracked
 	slices map[string]*sliceObject
@@ -104,7 +104,7 @@ type tracked struct {
 
 func newServices(node string, emit func(state.Change), problem func(model.Owner, error)) *services {
 	return &services{
-		emit: emit, problem: problem, at: service.Place{Node: node},
+		emit: emit, problem: problem, at: service.Locality{Node: node},
 		byName: map[string]*tracked{}, slices: map[string]*sliceObject{},
 	}
 }

@@ -5,22 +5,22 @@ import (
 	"fmt"
 )
 
-// Kind says what sort of object flows exist for.
+// Kind is the kind of object that owns flows.
 type Kind uint8
 
-// The kinds. Their numbers are in every flow's cookie and never change.
+// The kinds. Every flow's cookie holds the number, so a number never changes.
 const (
-	// KindPipeline owns what every node has, whatever the cluster holds.
+	// KindPipeline owns the flows that every node has, in every cluster.
 	KindPipeline Kind = 1
-	// KindSelf owns what follows from the node's own addresses and pod CIDRs.
+	// KindSelf owns the flows of the node's own addresses and pod CIDRs.
 	KindSelf Kind = 2
-	// KindNode owns the way to and from another node.
+	// KindNode owns the path to and from another node.
 	KindNode Kind = 3
 	// KindPod owns the flows of a local pod's interface.
 	KindPod Kind = 4
-	// KindService owns what a Service's packets meet.
+	// KindService owns the flows and groups of a Service.
 	KindService Kind = 5
-	// KindPolicy owns what follows from a NetworkPolicy.
+	// KindPolicy owns the flows of a NetworkPolicy.
 	KindPolicy Kind = 6
 )
 
@@ -42,12 +42,12 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind%d", uint8(k))
 }
 
-// Owner is what flows exist for: the unit of compilation and of blame.
+// Owner is the object that flows belong to: the unit of compilation and of quarantine.
 type Owner struct {
 	Kind Kind
-	// Name is the object's name: a node's, or a pod's namespace/name.
+	// Name is the node's name, or namespace/name of the other kinds; empty for the pipeline and for self.
 	Name string
-	// Attachment tells a pod's interfaces apart; for other kinds it is empty.
+	// Attachment distinguishes a pod's interfaces; empty for the other kinds.
 	Attachment AttachmentKey
 }
 
@@ -59,7 +59,7 @@ func (o Owner) String() string {
 	return o.Kind.String() + "/" + o.Name
 }
 
-// Compare gives owners an order, for folds that must not depend on history.
+// Compare orders owners: a total order, for folds that must not depend on history.
 func (o Owner) Compare(p Owner) int {
 	return cmp.Or(cmp.Compare(o.Kind, p.Kind), cmp.Compare(o.Name, p.Name),
 		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName, p.Attachment.IfName))
@@ -79,7 +79,7 @@ func ServiceOwner(name string) Owner { return Owner{Kind: KindService, Name: nam
 // PolicyOwner is the owner of a NetworkPolicy's flows; the name is namespace/name.
 func PolicyOwner(name string) Owner { return Owner{Kind: KindPolicy, Name: name} }
 
-// SelfOwner and PipelineOwner own what every node has.
+// SelfOwner and PipelineOwner exist on every node.
 var (
 	SelfOwner     = Owner{Kind: KindSelf}
 	PipelineOwner = Owner{Kind: KindPipeline}

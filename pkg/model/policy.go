@@ -2,22 +2,22 @@ package model
 
 import "net/netip"
 
-// Policy is a NetworkPolicy as it concerns the pods of this node: selectors are resolved to addresses and named ports to
-// numbers. A policy that selects none of this node's pods is not in a Snapshot.
+// Policy is a NetworkPolicy resolved for this node: selectors are addresses and named ports are numbers. A Snapshot
+// holds only policies that select pods of this node.
 type Policy struct {
 	Name string // namespace/name
-	// Ingress and Egress are nil when the policy is not about that direction.
+	// Ingress and Egress are nil when the policy does not apply to that direction.
 	Ingress, Egress *PolicySide
-	// Log asks for a sample of the packets that the policy decides about to be logged.
+	// Log asks for log records of a sample of the packets that the policy allows or denies.
 	Log bool
-	// Err says why the policy cannot be compiled: then its pods are isolated in the directions that it is about and none of
-	// its rules allows anything.
+	// Err is the reason why the policy is invalid or over budget; empty otherwise. Its pods are then isolated in the
+	// policy's directions, and no rule allows anything.
 	Err string
-	// OverBudget says that Err is about the room on this node. Other nodes may have enough.
+	// OverBudget reports that Err is about this node's flow budget. Other nodes may have room.
 	OverBudget bool
 }
 
-// Side is the policy's part about a direction; nil when the policy is not about it.
+// Side is the policy's part for one direction; nil when the policy does not apply to that direction.
 func (p Policy) Side(d Direction) *PolicySide {
 	if d == Egress {
 		return p.Egress
@@ -25,10 +25,10 @@ func (p Policy) Side(d Direction) *PolicySide {
 	return p.Ingress
 }
 
-// productSlack is how many more flows than the sum of pods and ports their product may take (see pkg/flows).
+// productSlack is the number of flows by which the product of pods and ports may exceed their sum (see pkg/flows).
 const productSlack = 16
 
-// MostFlows is an upper bound of the flows that the policy takes, before those that it shares with others are merged.
+// MostFlows is an upper bound of the policy's flows, before flows that it shares with other policies are merged.
 func (p Policy) MostFlows() int {
 	most := 0
 	for _, side := range []*PolicySide{p.Ingress, p.Egress} {
@@ -40,16 +40,16 @@ func (p Policy) MostFlows() int {
 			most += r.mostFlows()
 		}
 	}
-	if p.Log { // each flow that decides has a copy that logs
+	if p.Log { // every flow with a verdict has a copy that logs
 		most *= 2
 	}
 	return most
 }
 
-// Direction is what a policy or a rule is about, as seen from the pods that the policy selects.
+// Direction is a direction of traffic, as seen from the pods that the policy selects.
 type Direction string
 
-// The directions, in the words of policyTypes.
+// The directions, as in policyTypes.
 const (
 	Ingress Direction = "Ingress"
 	Egress  Direction = "Egress"
@@ -57,22 +57,22 @@ const (
 
 // PolicySide is one direction of a policy.
 type PolicySide struct {
-	// Pods are the addresses of this node's pods that are isolated, sorted.
+	// Pods are the addresses of this node's pods that the policy isolates, sorted.
 	Pods []netip.Addr
-	// Rules allow.
+	// Rules each allow traffic; traffic that no rule allows is denied.
 	Rules []PolicyRule
 }
 
-// PolicyRule allows what is in all three of its dimensions.
+// PolicyRule allows packets that match in all three dimensions: pods, peers and ports.
 type PolicyRule struct {
-	// Index is the rule's place in the policy's list. A rule whose named ports mean different numbers for different pods
-	// becomes several with one Index.
+	// Index is the rule's position in the policy's list. A rule whose named ports stand for different numbers in
+	// different pods becomes several with the same Index.
 	Index int
-	// ID is the rule's conjunction id: unique on the node, from 1, a function of the snapshot alone.
+	// ID is the rule's conjunction id: from 1, unique on the node, a function of the snapshot alone.
 	ID uint32
-	// Pods are the side's pods that the rule is about; a subset of PolicySide.Pods where named ports differ.
+	// Pods are the pods that the rule applies to: those of the side, or some of them where named ports differ.
 	Pods []netip.Addr
-	// Peers are the ranges at the other end, sorted, disjoint and of both families. AnyPeer allows every peer.
+	// Peers are the ranges of the other end, sorted, disjoint and of both families. AnyPeer allows every peer.
 	Peers   []netip.Prefix
 	AnyPeer bool
 	// Ports are destination ports, sorted and disjoint. AnyPort allows every port and protocol.
@@ -80,7 +80,7 @@ type PolicyRule struct {
 	AnyPort bool
 }
 
-// mostFlows counts both families.
+// mostFlows is the rule's part of Policy.MostFlows, for both families.
 func (r PolicyRule) mostFlows() int {
 	most := len(r.Pods)
 	if !r.AnyPort {
@@ -89,7 +89,7 @@ func (r PolicyRule) mostFlows() int {
 	return most + len(r.Peers) + 4
 }
 
-// PortMatch is a protocol and the destination ports p with p&Mask == Port; Mask 0 is every port of the protocol.
+// PortMatch is a protocol and the destination ports p with p&Mask == Port. Mask 0 is every port of the protocol.
 type PortMatch struct {
 	Protocol   Protocol
 	Port, Mask uint16

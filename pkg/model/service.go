@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Protocol is a transport protocol, in Kubernetes' words.
+// Protocol is a transport protocol, as Kubernetes spells it.
 type Protocol string
 
 // The protocols of Services and policies.
@@ -16,7 +16,7 @@ const (
 	SCTP Protocol = "SCTP"
 )
 
-// Number is the protocol's number in IP headers; 0 for a word that is none.
+// Number is the protocol's number in IP headers; 0 for an unknown protocol.
 func (p Protocol) Number() uint8 {
 	switch p {
 	case TCP:
@@ -29,41 +29,42 @@ func (p Protocol) Number() uint8 {
 	return 0
 }
 
-// Algorithm says how a Service's connections are spread over its endpoints.
+// Algorithm selects the endpoint of a Service's new connections.
 type Algorithm string
 
-// The algorithms, in the words of the Service's annotation.
+// The algorithms, as values of the Service's annotation.
 const (
-	// HashConnection spreads connections by addresses and ports.
+	// HashConnection hashes addresses and ports.
 	HashConnection Algorithm = "connection"
-	// HashSource sends all connections of one client address to one endpoint, as long as the endpoints stay.
+	// HashSource hashes the client's address: all its connections go to one endpoint while the endpoints stay the same.
 	HashSource Algorithm = "source"
 )
 
-// MaxRemembered is the longest time that a switch remembers a client after its last connection: an OpenFlow timeout
-// has 16 bits.
+// MaxRemembered is the longest time that the switch remembers a client after its last connection: an OpenFlow idle
+// timeout has 16 bits.
 const MaxRemembered = 65535 * time.Second
 
 // Service is a Service as this node serves it.
 type Service struct {
 	Name string // namespace/name
-	// Created is in seconds since 1970. Of two Services that claim one address and port the older one has it.
+	// Created is in seconds since 1970. When two Services claim one address and port, the older one has it.
 	Created int64
-	// Affinity is how long a client that comes back is sent to the endpoint that it had, in whole seconds; 0 is no affinity.
+	// Affinity is the timeout of ClientIP session affinity, in whole seconds; 0 is no affinity.
 	Affinity time.Duration
-	// AffinityEpoch changes when a timeout of Affinity has passed: clients that the switch does not remember are then
-	// spread anew. 0 is a Service whose clients are never spread anew. The store counts it (state.SetTime).
+	// AffinityEpoch changes after each timeout of Affinity. Clients that the switch does not remember are then hashed
+	// with a new seed. 0 is a Service whose seed never changes. The store counts it (state.SetTime).
 	AffinityEpoch uint64
 	Algorithm     Algorithm
 	// Ports are in the order of the Service's ports, IPv4 before IPv6.
 	Ports []ServicePort
-	// HealthCheckNodePort is where load balancers ask whether this node has endpoints; 0 is nowhere.
+	// HealthCheckNodePort is the port at which load balancers ask whether this node has endpoints; 0 is none.
 	HealthCheckNodePort uint16
-	// HealthyEndpoints is the number of endpoints on this node that the answer is about.
+	// HealthyEndpoints is the number of this node's endpoints in the answer to that question.
 	HealthyEndpoints int
-	// OverBudget says why the Service has no endpoints here although it has some; empty when it has room.
+	// OverBudget is the reason why the Service's endpoints are not programmed; empty when the Service is within its
+	// budget.
 	OverBudget string
-	// Lost are external addresses that the Service names and another Service has. Ports do not hold them.
+	// Lost are external addresses that the Service claims and another Service has. Ports do not hold them.
 	Lost []LostAddress
 }
 
@@ -75,7 +76,7 @@ type LostAddress struct {
 	Winner   string // namespace/name
 }
 
-// MostFlows is an upper bound of the flows and buckets that the Service takes.
+// MostFlows is an upper bound of the Service's flows and buckets.
 func (s Service) MostFlows() int {
 	most := 0
 	for _, p := range s.Ports {
@@ -84,7 +85,7 @@ func (s Service) MostFlows() int {
 		if s.Affinity > 0 {
 			each += 2 * endpoints
 		}
-		// Some addresses have flows for later fragments, too, or for each range of clients, the gateway among them.
+		// Some addresses also have flows for later fragments, or for each range of clients, including the gateway.
 		frontends := 2 + len(p.ExternalIPs) + len(p.LoadBalancerIPs)*(len(p.LoadBalancerSources)+1)
 		if p.NodePort != 0 {
 			frontends += 4
@@ -94,35 +95,36 @@ func (s Service) MostFlows() int {
 	return most
 }
 
-// ServicePort is one port of a Service in one address family: where packets are sent to, and where they go.
+// ServicePort is one port of a Service in one address family: its frontends and its endpoints.
 type ServicePort struct {
 	// Name is the port's name; empty when the Service has only one port.
 	Name     string
 	Protocol Protocol
 	Port     uint16
-	// ClusterIP decides the family of everything here.
+	// ClusterIP sets the family of all addresses of the value.
 	ClusterIP netip.Addr
 	// ExternalIPs and LoadBalancerIPs (those with ipMode VIP) are of the same family.
 	ExternalIPs     []netip.Addr
 	LoadBalancerIPs []netip.Addr
-	// LoadBalancerSources are the only clients that LoadBalancerIPs accept; empty is everybody.
+	// LoadBalancerSources are the only clients that LoadBalancerIPs accept; empty accepts all.
 	LoadBalancerSources []netip.Prefix
 	// NodePort is a port at this node's addresses; 0 is none.
 	NodePort uint16
 	// InternalLocal and ExternalLocal are the traffic policies Local: only endpoints on this node.
 	InternalLocal, ExternalLocal bool
-	// Cluster and Local are the usable endpoints under either traffic policy, sorted. Local is filled when a policy asks.
+	// Cluster and Local are the usable endpoints for each traffic policy, sorted. Local is filled only when a policy is
+	// Local.
 	Cluster, Local []Endpoint
-	// Retained are the serving endpoints of a UDP port in neither list, sorted: terminating ones, those hinted to
-	// other nodes or zones, those that the traffic policy leaves out. New connections do not go there, but existing
-	// ones stay until the endpoint stops serving. Other protocols need none: their connections end with the endpoint.
+	// Retained are the serving endpoints of a UDP port in neither list, sorted: terminating endpoints, those with hints
+	// for other nodes or zones, those that the traffic policy excludes. New connections do not go there; existing ones
+	// stay until the endpoint stops serving. Other protocols need none: their connections end with the endpoint.
 	Retained []netip.AddrPort
-	// Elsewhere says that there are usable endpoints, perhaps on other nodes only. Where Local is empty then, packets are dropped
-	// and not rejected.
+	// Elsewhere reports that the port has usable endpoints, on this node or another. Where Local is empty, packets are
+	// then dropped instead of rejected.
 	Elsewhere bool
 }
 
-// FrontendKind says what sort of address a frontend has, in Kubernetes' words.
+// FrontendKind is the kind of a frontend's address, in Kubernetes' terms.
 type FrontendKind string
 
 // The kinds of frontends.
@@ -133,19 +135,20 @@ const (
 	NodePort     FrontendKind = "NodePort"
 )
 
-// Frontend is one of the places that clients send to.
+// Frontend is one address and port that clients send to.
 type Frontend struct {
 	Kind FrontendKind
-	// At is where the switch meets the packets. Those for a node port have an address of NodePortAt by then.
+	// At is the address and port that the switch matches. The host has translated packets for a node port to NodePortAt
+	// by then.
 	At netip.AddrPort
-	// Local says that only endpoints on this node serve it.
+	// Local limits the frontend to endpoints on this node.
 	Local bool
-	// Sources are the only clients that it accepts; empty is everybody.
+	// Sources are the only clients that the frontend accepts; empty accepts all.
 	Sources []netip.Prefix
 }
 
-// Frontends lists where the port can be reached, in the order of how far away that is. An external address that is a load
-// balancer's, too, is the load balancer's, which limits its clients.
+// Frontends lists the port's frontends: ClusterIP, external IPs, load balancer addresses, node port. An external IP
+// that is also a load balancer's address counts only as the latter, which limits its clients.
 func (p ServicePort) Frontends() []Frontend {
 	list := []Frontend{{Kind: ClusterIP, At: netip.AddrPortFrom(p.ClusterIP, p.Port), Local: p.InternalLocal}}
 	for _, ip := range p.ExternalIPs {
@@ -163,7 +166,7 @@ func (p ServicePort) Frontends() []Frontend {
 	return list
 }
 
-// Endpoints are the usable ones under a traffic policy, Local or Cluster.
+// Endpoints are the usable endpoints of a traffic policy, Local or Cluster.
 func (p ServicePort) Endpoints(local bool) []Endpoint {
 	if local {
 		return p.Local
@@ -171,10 +174,10 @@ func (p ServicePort) Endpoints(local bool) []Endpoint {
 	return p.Cluster
 }
 
-// Endpoint is where a Service's packets may end.
+// Endpoint is an address and port to which a Service's packets are translated.
 type Endpoint struct {
 	Addr netip.Addr
 	Port uint16
-	// Weight is the share of connections relative to the other endpoints, from 1.
+	// Weight is the endpoint's share of connections relative to the other endpoints, from 1.
 	Weight uint16
 }

@@ -2,7 +2,8 @@ package model
 
 import "net/netip"
 
-// Snapshot is everything a node knows at one moment. It is immutable: a newer one shares what did not change.
+// Snapshot is the desired state of one node at one revision. It is immutable; a newer Snapshot shares the unchanged
+// parts.
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
@@ -10,52 +11,53 @@ type Snapshot struct {
 	NodesRevision uint64
 	// PodsRevision is the revision that last changed Attachments.
 	PodsRevision uint64
-	// Self is the node that this is the view of.
+	// Self is the node that the snapshot is for.
 	Self Node
-	// SelfHeld says which values of Self are not those of its Node object now, and why; empty when all are.
+	// SelfHeld names the values of Self that differ from its Node object, and the reason; empty when none differ.
 	SelfHeld string
-	// NewPodCIDRs are those of the Node object that wait until no attachment has an address of the old ones.
+	// NewPodCIDRs are pod CIDRs of the Node object that take effect once no attachment has an address of the old ones.
 	NewPodCIDRs []netip.Prefix
-	// Tunnel is the encapsulation that this node sends with.
+	// Tunnel is the encapsulation with which this node sends.
 	Tunnel TunnelType
-	// KernelDatapath says that the switch forwards in the kernel, which has no word for a neighbour advertisement's flags.
+	// KernelDatapath selects OVS' kernel datapath, which cannot set the flags of a neighbor advertisement.
 	KernelDatapath bool
-	// LocalAddrs are the node's other addresses, as its kernel has them, sorted. To policies they are the node, as those of
-	// Self and the gateway's are. They are not addresses of pods, other nodes, or Services that this node serves.
+	// LocalAddrs are the host's other addresses, as its kernel reports them, sorted. Policies treat them as the node,
+	// as they do the addresses of Self and the gateway. Addresses of pods, of other nodes and of Services that this
+	// node serves are not among them.
 	LocalAddrs []netip.Addr
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
-	// Paths are by node, this one included. They follow from Self, Nodes, ServiceCIDRs and ClusterCIDRs
-	// (nodepath.Resolve).
+	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, ServiceCIDRs and
+	// ClusterCIDRs.
 	Paths map[string]Path
-	// ClusterCIDRs are ranges that all pod CIDRs must be in; none means no limit.
+	// ClusterCIDRs are ranges that every pod CIDR must be in; empty sets no limit.
 	ClusterCIDRs []netip.Prefix
 	// Attachments are this node's pod interfaces.
 	Attachments map[AttachmentKey]Attachment
-	// Unknown are those of them whose pod the API server has not told us of, or another of that name: which policies are about
-	// it nobody can say, so it stays closed.
+	// Unknown are the attachments whose pod the API server has not reported, or has reported with another UID. Their
+	// policies are unknown, so they stay at default deny.
 	Unknown map[AttachmentKey]bool
-	// OutsideClaims are the pod addresses that policies ignore.
+	// OutsideClaims counts the pod addresses that policies ignore.
 	OutsideClaims OutsideClaims
-	// Services are those with an address, by namespace/name.
+	// Services are the Services with an address, by namespace/name.
 	Services map[string]Service
-	// OtherProxies are the ClusterIPs of Services that another proxy serves, by namespace/name. What pods send there goes to
-	// the node, where that proxy is.
+	// OtherProxies are the ClusterIPs of Services that another proxy serves, by namespace/name. Pods' packets to them
+	// go to the host, where that proxy runs.
 	OtherProxies map[string][]netip.Addr
-	// Policies are those that select pods of this node, by namespace/name.
+	// Policies are the policies that select pods of this node, by namespace/name.
 	Policies map[string]Policy
 	// ServicesRevision is the revision that last changed Services, OtherProxies or ServiceCIDRs.
 	ServicesRevision uint64
-	// ServiceCIDRs are the ranges of ClusterIPs, as far as the API server and the configuration tell them.
+	// ServiceCIDRs are the ranges of ClusterIPs that the API server and the configuration name.
 	ServiceCIDRs []netip.Prefix
-	// KeepEstablished leaves connections alone that were allowed when they began.
+	// KeepEstablished lets connections that a policy once allowed continue when it denies them now.
 	KeepEstablished bool
 }
 
-// OutsideClaims counts the pods with addresses outside the pod CIDRs of their nodes.
+// OutsideClaims counts the pods with addresses outside their nodes' pod CIDRs.
 type OutsideClaims struct {
 	Pods    int
-	Example string // one of them with its node and addresses
+	Example string // one of them, with its node and addresses
 }
 
 // SelfPath is this node's own entry in Paths.

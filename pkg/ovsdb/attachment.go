@@ -10,7 +10,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The external_ids of a pod's Interface row. They are the only record of the attachment, so they say everything.
+// The external_ids of a pod's Interface row. They are the only record of the attachment, so they are complete.
 const (
 	idPrefix      = "weft."
 	idPod         = idPrefix + "pod"
@@ -23,10 +23,10 @@ const (
 	idIPs         = idPrefix + "ips"
 )
 
-// idLastIPs is the key of the Bridge row's external_ids that holds the addresses given last.
+// idLastIPs is the key of the Bridge row's external_ids with the last allocated addresses.
 const idLastIPs = idPrefix + "last-ips"
 
-// encodeAttachment writes what decodeAttachment reads.
+// encodeAttachment is the inverse of decodeAttachment.
 func encodeAttachment(a model.Attachment) map[string]string {
 	ips := make([]string, len(a.IPs))
 	for i, ip := range a.IPs {
@@ -49,7 +49,7 @@ func encodeAttachment(a model.Attachment) map[string]string {
 	return ids
 }
 
-// isOurs tells whether a row of a port on our bridge was made by AddPort, be it readable or not.
+// isOurs reports whether AddPort made this row of a port on Weft's bridge, with a valid record or not.
 func isOurs(externalIDs map[string]string) bool {
 	for k := range externalIDs {
 		if strings.HasPrefix(k, idPrefix) {
@@ -73,7 +73,9 @@ func decodeAttachment(ifName string, ids map[string]string) (model.Attachment, e
 			errs = append(errs, fmt.Errorf("external_ids:%s: %w", key, err))
 		}
 	}
-	a := model.Attachment{HostIfName: ifName, ContainerID: need(idContainerID), IfName: need(idIfName), NetNS: ids[idNetNS]}
+	a := model.Attachment{
+		HostIfName: ifName, ContainerID: need(idContainerID), IfName: need(idIfName), NetNS: ids[idNetNS],
+	}
 	var err error
 	a.Pod, err = model.ParsePodRef(need(idPod))
 	bad(idPod, err)
@@ -104,7 +106,7 @@ func parseOFPort(s string) (uint32, error) {
 	return uint32(n), nil
 }
 
-// checkAttachment refuses what could not be read back, before it is written.
+// checkAttachment rejects an attachment whose record would be invalid.
 func checkAttachment(a model.Attachment) error {
 	if a.HostIfName == "" {
 		return errors.New("the attachment has no host interface name")

@@ -24,7 +24,7 @@ var dual = model.Attachment{
 
 func TestAttachmentRoundTrip(t *testing.T) {
 	static := dual
-	static.Pod.UID = "" // a pod that the runtime named without a UID
+	static.Pod.UID = "" // the runtime named the pod without a UID
 	static.IPs = dual.IPs[1:]
 	for _, a := range []model.Attachment{dual, static} {
 		got, err := decodeAttachment(a.HostIfName, encodeAttachment(a))
@@ -81,10 +81,12 @@ func TestDamagedAttachment(t *testing.T) {
 }
 
 func TestManagementSocket(t *testing.T) {
-	if got, err := managementSocket("unix:/run/openvswitch/db.sock", "weft"); err != nil || got != "/run/openvswitch/weft.mgmt" {
+	if got, err := managementSocket("unix:/run/openvswitch/db.sock", "weft"); err != nil ||
+		got != "/run/openvswitch/weft.mgmt" {
 		t.Errorf("managementSocket = %q, %v", got, err)
 	}
-	if _, err := managementSocket("tcp:127.0.0.1:6640", "weft"); err == nil || !strings.Contains(err.Error(), "not a Unix socket") {
+	if _, err := managementSocket("tcp:127.0.0.1:6640", "weft"); err == nil ||
+		!strings.Contains(err.Error(), "not a Unix socket") {
 		t.Errorf("managementSocket of a TCP endpoint: error %v", err)
 	}
 }

@@ -14,33 +14,34 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Zone is a connection tracking zone.
+// Zone is a conntrack zone.
 type Zone struct {
 	Number uint16
-	// Keep is how long a connection stays after its last packet, whatever its state; with 0, as long as Linux keeps it.
+	// Keep is the timeout of connections in every state, after their last packet; 0 uses Linux' timeouts.
 	Keep time.Duration
 }
 
-// Bridge is what the bridge shall be. Its name is the one given to Connect.
+// Bridge is the desired configuration of the bridge. Connect has its name.
 type Bridge struct {
 	// Datapath is "system" (the kernel's) or "netdev" (userspace).
 	Datapath string
-	// GatewayMTU is the MTU of the gateway port; 0 leaves it to OVS.
+	// GatewayMTU is the MTU of the gateway port in bytes; 0 leaves it to OVS.
 	GatewayMTU int
 	// Tables names the flow tables.
 	Tables map[uint8]string
-	// Zones are the connection tracking zones whose timeouts the userspace datapath gets from us.
+	// Zones are the conntrack zones whose timeouts Weft sets on the userspace datapath.
 	Zones []Zone
-	// Tunnel is the type that the node sends with, whose port must work. A port of another type that does not work is an
-	// OptionalPortError. Empty, all must work.
+	// Tunnel is the type with which the node sends, whose port must work. A broken port of another type is an
+	// OptionalPortError. When empty, the ports of all types must work.
 	Tunnel model.TunnelType
-	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath and
-	// gains nothing on kernels since 5.12; over IPv6, where there is no other checksum over the outer addresses, set it.
+	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath,
+	// and has no advantage on kernels since 5.12. Set it over IPv6, whose header has no checksum of the outer
+	// addresses.
 	TunnelChecksum bool
-	// Version of the writer, for people who look at the bridge. Empty leaves it as it is.
+	// Version of the writer, for administrators. Empty leaves the recorded version unchanged.
 	Version string
-	// Pods are the pods' ports that the caller knows, by name. A port of that name on the bridge gets this record,
-	// number and policing, whatever its external_ids say. Other pods' ports get what their own record says.
+	// Pods are the pods' ports that the caller knows, by name. A port of that name gets this record, number and
+	// policing, regardless of its external_ids. Other pods' ports are repaired from their own record.
 	Pods map[string]model.Attachment
 }
 
@@ -50,15 +51,16 @@ const (
 	idBridge     = "weft"
 	idVersion    = idPrefix + "version"
 	vxlanPort    = "4789"
-	// bridgeMAC is the address of the bridge's LOCAL port, which carries nothing. It is fixed because OVS otherwise takes
-	// the lowest address of all ports, and every change of it changes the datapath id and drops OpenFlow connections.
+	// bridgeMAC is the address of the bridge's LOCAL port, which carries no traffic. It is fixed because OVS otherwise
+	// takes the lowest address of all ports, and each change of it changes the datapath id and drops OpenFlow
+	// connections.
 	bridgeMAC = "0a:57:65:66:74:00"
-	// applyTimeout bounds the wait for ovs-vswitchd when the caller's context does not.
+	// applyTimeout bounds the wait for ovs-vswitchd, in addition to the caller's context.
 	applyTimeout = 30 * time.Second
 )
 
-// OptionalPortError says that a port does not work without which the node can connect its pods: that of a tunnel type
-// with which only other nodes may send, such as in the middle of a change of type. All else was ensured.
+// OptionalPortError reports a broken port that the node does not need for its own pods: that of a tunnel type with
+// which only other nodes send, such as during a change of type. The rest of the bridge is in sync.
 type OptionalPortError struct {
 	Port string
 	Err  error
@@ -70,7 +72,7 @@ func (e *OptionalPortError) Error() string {
 
 func (e *OptionalPortError) Unwrap() error { return e.Err }
 
-// protocols lets every version of ovs-ofctl talk to the bridge without options.
+// protocols let all versions of ovs-ofctl connect without options.
 var protocols = []string{"OpenFlow10", "OpenFlow11", "OpenFlow12", "OpenFlow13", "OpenFlow14", "OpenFlow15"}
 
 var bridgeConfig = map[string]string{
@@ -78,7 +80,7 @@ var bridgeConfig = map[string]string{
 	"hwaddr":          bridgeMAC,
 }
 
-// ports are the ports that every node's bridge has.
+// ports are the ports that every bridge has.
 func (b Bridge) ports(bridge string) []interfaceRow {
 	gateway := interfaceRow{
 		Name:          model.GatewayName,
@@ -90,14 +92,14 @@ func (b Bridge) ports(bridge string) []interfaceRow {
 		gateway.MTURequest = ptr(b.GatewayMTU)
 	}
 	return []interfaceRow{
-		{Name: bridge, Type: typeInternal}, // the LOCAL port, as ovs-vsctl add-br makes it
+		{Name: bridge, Type: typeInternal}, // the LOCAL port, as ovs-vsctl add-br creates it
 		gateway,
 		b.tunnel(model.GenevePortName, model.Geneve),
 		b.tunnel(model.VXLANPortName, model.VXLAN),
 	}
 }
 
-// tunnel is the one port of a type: flows choose the remote address and the key of each packet.
+// tunnel is the only port of a type: flows set the remote address and the key of each packet.
 func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 	options := map[string]string{"remote_ip": "flow", "key": "flow"}
 	if t == model.VXLAN {
@@ -109,12 +111,12 @@ func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
 	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
 }
 
-// EnsureBridge makes the bridge match want: its settings, its table names, the timeouts of its zones, and the ports that
-// every node has. It writes one transaction (two when there is no bridge), and returns when ovs-vswitchd has applied it
-// and every port has its number. It also restores the port numbers that pods' ports request. It returns its changes, in
-// words; none when the bridge was in sync. Other settings of the bridge stay, except controllers, spanning tree and
-// limits on flow tables, which break forwarding. An *OptionalPortError means that everything the node needs is in sync;
-// the changes are valid. Idempotent.
+// EnsureBridge makes the bridge match want: its settings, its table names, the timeouts of its zones, and the ports
+// that every bridge has. It writes one transaction (two when it creates the bridge), and returns when ovs-vswitchd has
+// applied it and every port has its number, or after 30 seconds with an error. It also restores the port numbers that
+// pods' ports request. It returns a description of each change; none when the bridge was in sync. Other settings of the
+// bridge stay, except controllers, spanning tree and limits of flow tables, which break forwarding. An
+// *OptionalPortError means that all required parts are in sync; the changes are valid. Idempotent.
 func (c *Client) EnsureBridge(ctx context.Context, want Bridge) (changed []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
@@ -139,10 +141,10 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	if err != nil {
 		return changed, err
 	}
-	needed, optional := want.numbered(c.bridge)
+	needed, optional := want.fixedPorts(c.bridge)
 	for _, port := range needed {
 		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return changed, fmt.Errorf("port %s: %w", port.Name, s.nameRival(port, err))
+			return changed, fmt.Errorf("port %s: %w", port.Name, s.withConflictingPorts(port, err))
 		}
 	}
 	for _, port := range optional {
@@ -151,16 +153,16 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return changed, &OptionalPortError{Port: port.Name, Err: s.nameRival(port, err)}
+			return changed, &OptionalPortError{Port: port.Name, Err: s.withConflictingPorts(port, err)}
 		}
 	}
 	return changed, nil
 }
 
-// repair changes what differs in the database, in one transaction. created says that it made the bridge, which leaves
-// the timeouts to a second call.
+// repair writes the differences in one transaction. created reports that it created the bridge; the timeouts then need
+// a second call.
 func (c *Client) repair(ctx context.Context, s *session, want Bridge) (changed []string, created bool, err error) {
-	v, err := s.view(c.bridge)
+	v, err := s.snapshot(c.bridge)
 	if err != nil {
 		return nil, false, err
 	}
@@ -168,8 +170,8 @@ func (c *Client) repair(ctx context.Context, s *session, want Bridge) (changed [
 	if err != nil {
 		return nil, false, err
 	}
-	p := &plan{session: s, root: root, view: v}
-	if err := p.make(want); err != nil {
+	p := &changeSet{session: s, root: root, snap: v}
+	if err := p.build(want); err != nil {
 		return nil, false, err
 	}
 	if len(p.ops) > 0 {
@@ -180,8 +182,9 @@ func (c *Client) repair(ctx context.Context, s *session, want Bridge) (changed [
 	return p.changed, v.bridge == nil, nil
 }
 
-// numbered are the ports with a fixed number. The node can do without those of tunnel types that it does not send with.
-func (b Bridge) numbered(bridge string) (needed, optional []interfaceRow) {
+// fixedPorts are the ports with a fixed number. The node does not need those of tunnel types with which it does not
+// send.
+func (b Bridge) fixedPorts(bridge string) (needed, optional []interfaceRow) {
 	for _, port := range b.ports(bridge) {
 		switch {
 		case port.OFPortRequest == nil:
@@ -194,8 +197,7 @@ func (b Bridge) numbered(bridge string) (needed, optional []interfaceRow) {
 	return needed, optional
 }
 
-// apply commits the operations and waits until ovs-vswitchd has acted on them: it copies next_cfg to cur_cfg after it
-// has taken over a configuration.
+// apply commits the operations and waits until ovs-vswitchd has applied them: it then copies next_cfg to cur_cfg.
 func (c *Client) apply(ctx context.Context, s *session, ops []ovsdb.Operation) error {
 	root, err := s.root()
 	if err != nil {
@@ -211,7 +213,7 @@ func (c *Client) apply(ctx context.Context, s *session, ops []ovsdb.Operation) e
 	}
 	rows := results[len(results)-1].Rows
 	if len(rows) != 1 {
-		return errors.New("the Open_vSwitch row was replaced meanwhile, try again")
+		return errors.New("the Open_vSwitch row was replaced meanwhile; retry")
 	}
 	next, ok := rows[0]["next_cfg"].(float64)
 	if !ok {
@@ -227,35 +229,35 @@ func (c *Client) apply(ctx context.Context, s *session, ops []ovsdb.Operation) e
 	return err
 }
 
-// plan collects what has to change.
-type plan struct {
+// changeSet collects the operations of a repair.
+type changeSet struct {
 	session *session
 	root    *rootRow
-	view    *view
+	snap    *dbSnapshot
 	ops     []ovsdb.Operation
 	changed []string
 }
 
-func (p *plan) change(ops []ovsdb.Operation, format string, args ...any) {
+func (p *changeSet) change(ops []ovsdb.Operation, format string, args ...any) {
 	p.ops = append(p.ops, ops...)
 	p.changed = append(p.changed, fmt.Sprintf(format, args...))
 }
 
-func (p *plan) make(want Bridge) error {
+func (p *changeSet) build(want Bridge) error {
 	if want.Datapath != "system" && want.Datapath != datapathUserspace {
-		return fmt.Errorf("datapath %q is neither \"system\" nor \"netdev\"", want.Datapath)
+		return fmt.Errorf("invalid datapath %q; allowed: \"system\", \"netdev\"", want.Datapath)
 	}
 	if want.Tunnel != "" && !slices.Contains(model.TunnelTypes, want.Tunnel) {
-		return fmt.Errorf("tunnel type %q is none of %v", want.Tunnel, model.TunnelTypes)
+		return fmt.Errorf("invalid tunnel type %q; allowed: %v", want.Tunnel, model.TunnelTypes)
 	}
-	for _, port := range want.ports(p.view.name) {
-		if on := p.view.named[port.Name].bridge; on != nil && on.Name != p.view.name {
+	for _, port := range want.ports(p.snap.name) {
+		if on := p.snap.portsByName[port.Name].bridge; on != nil && on.Name != p.snap.name {
 			return fmt.Errorf("a port named %s is on bridge %s; remove it there", port.Name, on.Name)
 		}
 	}
-	if p.view.bridge == nil {
-		p.forgetTimeouts(want)
-		return p.create(want)
+	if p.snap.bridge == nil {
+		p.removeTimeouts(want)
+		return p.createBridge(want)
 	}
 	if err := p.bridgeSettings(want); err != nil {
 		return err
@@ -263,7 +265,7 @@ func (p *plan) make(want Bridge) error {
 	if err := p.tables(want.Tables); err != nil {
 		return err
 	}
-	for _, port := range want.ports(p.view.name) {
+	for _, port := range want.ports(p.snap.name) {
 		if err := p.port(port); err != nil {
 			return err
 		}
@@ -274,11 +276,11 @@ func (p *plan) make(want Bridge) error {
 	return p.podPorts(want.Pods)
 }
 
-// create makes the bridge from nothing.
-func (p *plan) create(want Bridge) error {
+// createBridge adds the operations that create the bridge with its ports and tables.
+func (p *changeSet) createBridge(want Bridge) error {
 	b := bridgeRow{
 		UUID:         rowName(),
-		Name:         p.view.name,
+		Name:         p.snap.name,
 		DatapathType: want.Datapath,
 		FailMode:     ptr(failSecure),
 		Protocols:    protocols,
@@ -300,7 +302,7 @@ func (p *plan) create(want Bridge) error {
 		}
 		b.FlowTables[int(id)] = row.UUID
 	}
-	for _, iface := range want.ports(p.view.name) {
+	for _, iface := range want.ports(p.snap.name) {
 		iface.UUID = rowName()
 		port := portRow{UUID: rowName(), Name: iface.Name, Interfaces: []string{iface.UUID}}
 		if err := insert(&iface); err != nil {
@@ -314,7 +316,8 @@ func (p *plan) create(want Bridge) error {
 	if err := insert(&b); err != nil {
 		return fmt.Errorf("describe bridge: %w", err)
 	}
-	ops = append(ops, mutate(tableRoot, p.root.where(), *ovsdb.NewMutation("bridges", ovsdb.MutateOperationInsert, uuidSet(b.UUID))))
+	ops = append(ops, mutate(tableRoot, p.root.where(),
+		*ovsdb.NewMutation("bridges", ovsdb.MutateOperationInsert, uuidSet(b.UUID))))
 	p.change(ops, "bridge created")
 	return nil
 }
@@ -327,8 +330,8 @@ func bridgeIDs(want Bridge) map[string]string {
 	return ids
 }
 
-func (p *plan) bridgeSettings(want Bridge) error {
-	b := p.view.bridge
+func (p *changeSet) bridgeSettings(want Bridge) error {
+	b := p.snap.bridge
 	var fields []any
 	set := func(field any, format string, args ...any) {
 		fields = append(fields, field)
@@ -377,7 +380,7 @@ func (p *plan) bridgeSettings(want Bridge) error {
 	return nil
 }
 
-// missing lists the keys of want that have does not have with that value.
+// missing describes the keys of want that have lacks or has with another value.
 func missing(have, want map[string]string) []string {
 	var diff []string
 	for _, k := range slices.Sorted(maps.Keys(want)) {

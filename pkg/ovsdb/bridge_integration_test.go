@@ -16,7 +16,8 @@ import (
 
 func TestBridgeFromNothing(t *testing.T) {
 	l := newLab(t)
-	if changed := l.ensure(); len(changed) != 2 || changed[0] != "bridge created" || !strings.Contains(changed[1], "timeouts of conntrack zones [22373 22374 22375]") {
+	if changed := l.ensure(); len(changed) != 2 || changed[0] != "bridge created" ||
+		!strings.Contains(changed[1], "timeouts of conntrack zones [22373 22374 22375]") {
 		t.Errorf("first EnsureBridge changed %q, want only the bridge's creation and the zones' timeouts", changed)
 	}
 	before := l.vsctl("get", "Open_vSwitch", ".", "next_cfg")
@@ -36,7 +37,8 @@ func TestBridgeFromNothing(t *testing.T) {
 		t.Errorf("a fresh bridge forwards before we say so:\n%s", flows)
 	}
 	l.ofctl("add-flow", model.BridgeName, "table=60,priority=7,actions=resubmit(,90)")
-	if flows := l.ofctl("--names", "dump-flows", model.BridgeName); !strings.Contains(flows, "table=Forwarding") || !strings.Contains(flows, "resubmit(,Output)") {
+	if flows := l.ofctl("--names", "dump-flows", model.BridgeName); !strings.Contains(flows, "table=Forwarding") ||
+		!strings.Contains(flows, "resubmit(,Output)") {
 		t.Errorf("dump-flows does not show the tables' names:\n%s", flows)
 	}
 	link := l.run("ip", "-n", l.netns, "link", "show", model.GatewayName)
@@ -52,7 +54,7 @@ func TestRepair(t *testing.T) {
 	if err := l.c.AddPort(l.ctx, attachment(0)); err != nil {
 		t.Fatal(err)
 	}
-	l.vsctl("set", "Bridge", model.BridgeName, "external_ids:owner=somebody", "other_config:mac-table-size=99")
+	l.vsctl("set", "Bridge", model.BridgeName, "external_ids:owner=admin", "other_config:mac-table-size=99")
 	l.ensure()
 	right := l.config()
 	damage := map[string]string{
@@ -93,11 +95,12 @@ func TestRepair(t *testing.T) {
 		"timeout removed":             "remove CT_Timeout_Policy {policy} timeouts udp_multiple",
 		"zone without timeouts":       "clear CT_Zone {zone} timeout_policy",
 		"zone removed":                "del-zone-tp netdev zone=22374",
-		"zone of somebody else":       "--id=@p create CT_Timeout_Policy timeouts=tcp_close=1 -- --id=@z create CT_Zone timeout_policy=@p -- set Datapath {datapath} ct_zones:22373=@z",
-		"datapath removed":            "remove Open_vSwitch . datapaths netdev",
-		"pod's port number":           "clear Interface p0 ofport_request",
-		"pod's port number wrong":     "set Interface p0 ofport_request=99",
-		"pod's interface type":        "set Interface p0 type=internal",
+		"foreign zone": "--id=@p create CT_Timeout_Policy timeouts=tcp_close=1 -- --id=@z create CT_Zone " +
+			"timeout_policy=@p -- set Datapath {datapath} ct_zones:22373=@z",
+		"datapath removed":        "remove Open_vSwitch . datapaths netdev",
+		"pod's port number":       "clear Interface p0 ofport_request",
+		"pod's port number wrong": "set Interface p0 ofport_request=99",
+		"pod's interface type":    "set Interface p0 type=internal",
 	}
 	for what, command := range damage {
 		t.Run(what, func(t *testing.T) {
@@ -110,11 +113,11 @@ func TestRepair(t *testing.T) {
 				"{zone}", l.zone(22373),
 				"{policy}", l.vsctl("get", "CT_Zone", l.zone(22373), "timeout_policy"),
 			).Replace(command)
-			// --no-wait: some of the damage keeps ovs-vswitchd from ever being content.
+			// --no-wait: with some of the damage, ovs-vswitchd never applies the configuration.
 			l.vsctl(append([]string{"--no-wait"}, strings.Fields(command)...)...)
 			var changed []string
 			l.eventually("the damage is seen", func() bool {
-				// An error is fine meanwhile: what ovs-vswitchd says of the damage may arrive after we looked.
+				// An error is accepted meanwhile: ovs-vswitchd may report the damage after the repair read the rows.
 				var err error
 				changed, err = l.c.EnsureBridge(l.ctx, want)
 				return err == nil && len(changed) > 0
@@ -143,12 +146,13 @@ func TestBridgeDeleted(t *testing.T) {
 	}
 }
 
-// Settings that change while everything stands: MTU and checksums follow the underlay, names follow the version.
+// Settings that change while the bridge exists: MTU and checksums follow the underlay, names follow the version.
 func TestBridgeSettingsChange(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
 	b := want
-	b.GatewayMTU, b.TunnelChecksum, b.Version, b.Tables = 1400, true, "next", map[uint8]string{0: "Classifier", 20: "Conntrack"}
+	b.GatewayMTU, b.TunnelChecksum, b.Version, b.Tables = 1400, true, "next", map[uint8]string{0: "Classifier",
+		20: "Conntrack"}
 	changed, err := l.c.EnsureBridge(l.ctx, b)
 	if err != nil {
 		t.Fatal(err)
@@ -170,14 +174,16 @@ func TestBridgeSettingsChange(t *testing.T) {
 func TestForeignPortsSurvive(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
-	l.vsctl("add-port", model.BridgeName, "mine", "--", "set", "Interface", "mine", "type=internal", "external_ids:owner=me")
+	l.vsctl("add-port", model.BridgeName, "mine", "--", "set", "Interface", "mine", "type=internal",
+		"external_ids:owner=me")
 	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev")
 	l.vsctl("del-port", model.BridgeName, model.VXLANPortName)
 	l.eventually("the VXLAN port is made again", func() bool { return len(l.ensure()) > 0 })
-	if ports := strings.Fields(l.vsctl("list-ports", model.BridgeName)); !slices.Equal(ports, []string{"mine", "weft-geneve", "weft-vxlan", "weft0"}) {
+	if ports := strings.Fields(l.vsctl("list-ports", model.BridgeName)); !slices.Equal(ports,
+		[]string{"mine", "weft-geneve", "weft-vxlan", "weft0"}) {
 		t.Errorf("ports after a repair: %q", ports)
 	}
-	if err := l.c.RemovePort(l.ctx, "mine"); err == nil || !strings.Contains(err.Error(), "left alone") {
+	if err := l.c.RemovePort(l.ctx, "mine"); err == nil || !strings.Contains(err.Error(), "it stays") {
 		t.Errorf("RemovePort of a foreign port: error %v, want a refusal", err)
 	}
 	if err := l.c.RemovePort(l.ctx, model.GatewayName); err == nil {
@@ -194,17 +200,19 @@ func TestForeignPortsSurvive(t *testing.T) {
 
 func TestPortOnAnotherBridge(t *testing.T) {
 	l := newLab(t)
-	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev", "--", "add-port", "br-other", model.GatewayName, "--", "set", "Interface", model.GatewayName, "type=internal")
+	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev", "--", "add-port", "br-other",
+		model.GatewayName, "--", "set", "Interface", model.GatewayName, "type=internal")
 	l.eventually("the error names the other bridge", func() bool {
 		_, err := l.c.EnsureBridge(l.ctx, want)
 		return err != nil && strings.Contains(err.Error(), "a port named weft0 is on bridge br-other; remove it there")
 	})
-	if _, err := l.c.EnsureBridge(l.ctx, ovsdb.Bridge{Datapath: "kernel"}); err == nil || !strings.Contains(err.Error(), `datapath "kernel"`) {
+	if _, err := l.c.EnsureBridge(l.ctx, ovsdb.Bridge{Datapath: "kernel"}); err == nil ||
+		!strings.Contains(err.Error(), `datapath "kernel"`) {
 		t.Errorf("unknown datapath: error %v", err)
 	}
 }
 
-// A node that forwarded nothing because nobody cleared flow-restore-wait is a fault that others had.
+// A node does not forward while flow-restore-wait is set; other networks have failed to clear it.
 func TestFlowRestoreWait(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -224,11 +232,11 @@ func TestFlowRestoreWait(t *testing.T) {
 	}
 }
 
-// TestOptionalTunnelPort: a node that sends with Geneve does not need its VXLAN port, which something else on the node may
-// keep from working; but it needs to be told.
+// TestOptionalTunnelPort: a node that sends with Geneve does not need its VXLAN port, which another program may keep
+// from working; but the failure is reported.
 func TestOptionalTunnelPort(t *testing.T) {
 	l := newLab(t)
-	// ovs-vswitchd refuses a second port with the same tunnel key and addresses.
+	// ovs-vswitchd rejects a second port with the same tunnel key and addresses.
 	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev",
 		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow", "options:key=flow")
 	l.eventually("the other port is there", func() bool { return l.vsctl("get", "Interface", "taken", "ofport") != "[]" })
@@ -244,7 +252,8 @@ func TestOptionalTunnelPort(t *testing.T) {
 	}
 	for _, tunnel := range []model.TunnelType{model.VXLAN, ""} {
 		b.Tunnel = tunnel
-		if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || errors.As(err, &optional) || !strings.Contains(err.Error(), model.VXLANPortName) {
+		if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || errors.As(err, &optional) ||
+			!strings.Contains(err.Error(), model.VXLANPortName) {
 			t.Errorf("with tunnel type %q: error %v, want one that is not optional", tunnel, err)
 		}
 	}

@@ -7,9 +7,9 @@ import (
 	dbmodel "github.com/ovn-org/libovsdb/model"
 )
 
-// changed runs on libovsdb's event goroutine, after its copy was updated. old is nil when the row is new, and row is nil
-// when it is gone.
-func (c *Client) changed(old, row dbmodel.Model) {
+// onRowChange runs on libovsdb's event goroutine after its copy was updated. old is nil for a new row, and row is nil
+// for a deleted one.
+func (c *Client) onRowChange(old, row dbmodel.Model) {
 	some := row
 	if some == nil {
 		some = old
@@ -17,25 +17,26 @@ func (c *Client) changed(old, row dbmodel.Model) {
 	if key, ok := waitKey(some); ok {
 		c.waiters.wake(key)
 	}
-	if c.concernsUs(old, row) {
+	if c.needsRepair(old, row) {
 		notify(c.changes)
 	}
 }
 
-// concernsUs leaves out what changes with every transaction of anybody, what comes with every pod, and other bridges.
-// Ports and interfaces do not say which bridge they are on, so those of all bridges count.
-func (c *Client) concernsUs(old, row dbmodel.Model) bool {
+// needsRepair filters out the changes of every transaction, those of Weft's own AddPort and RemovePort, and other
+// bridges. Ports and interfaces do not name their bridge, so those of all bridges count.
+func (c *Client) needsRepair(old, row dbmodel.Model) bool {
 	switch r := row.(type) {
 	case nil:
-		return !c.removedByUs(old)
+		return !c.ownRemoval(old)
 	case *rootRow:
 		o, ok := old.(*rootRow)
-		return !ok || o.OtherConfig[flowRestoreWait] != r.OtherConfig[flowRestoreWait] || !maps.Equal(o.Datapaths, r.Datapaths)
+		return !ok || o.OtherConfig[flowRestoreWait] != r.OtherConfig[flowRestoreWait] ||
+			!maps.Equal(o.Datapaths, r.Datapaths)
 	case *bridgeRow:
 		o, ok := old.(*bridgeRow)
 		return r.Name == c.bridge && (!ok || !sameButPorts(*o, *r))
 	case *portRow:
-		return old != nil // an additional port breaks nothing; when it is one of ours, its interface counts
+		return old != nil // an additional port breaks nothing; if it is one of Weft's, its interface counts
 	case *interfaceRow:
 		if !isOurs(r.ExternalIDs) {
 			return true
@@ -46,8 +47,8 @@ func (c *Client) concernsUs(old, row dbmodel.Model) bool {
 	return true
 }
 
-// removedByUs tells whether RemovePort removed the row.
-func (c *Client) removedByUs(old dbmodel.Model) bool {
+// ownRemoval reports whether RemovePort deleted the row, or the row is another bridge.
+func (c *Client) ownRemoval(old dbmodel.Model) bool {
 	var uuid string
 	switch o := old.(type) {
 	case *bridgeRow:
@@ -61,29 +62,29 @@ func (c *Client) removedByUs(old dbmodel.Model) bool {
 	return ours
 }
 
-func (c *Client) ownRemoval(portUUID string, iface *interfaceRow) {
+func (c *Client) markOwnRemoval(portUUID string, iface *interfaceRow) {
 	c.removing.Store(portUUID, nil)
 	if iface != nil {
 		c.removing.Store(iface.UUID, nil)
 	}
 }
 
-func (c *Client) forgetRemoval(portUUID string, iface *interfaceRow) {
+func (c *Client) unmarkOwnRemoval(portUUID string, iface *interfaceRow) {
 	c.removing.Delete(portUUID)
 	if iface != nil {
 		c.removing.Delete(iface.UUID)
 	}
 }
 
-// sameButPorts ignores the ports: one that was removed is a row that is gone, which counts by itself. It also ignores
-// what SetLastIPs writes.
+// sameButPorts ignores the ports, because a removed port is a deleted row, which counts by itself, and the addresses
+// that SetLastIPs writes.
 func sameButPorts(a, b bridgeRow) bool {
 	a.Ports, b.Ports = nil, nil
 	a.ExternalIDs, b.ExternalIDs = withoutLastIPs(a.ExternalIDs), withoutLastIPs(b.ExternalIDs)
 	return reflect.DeepEqual(a, b)
 }
 
-// sameSettings ignores what ovs-vswitchd says of the interface.
+// sameSettings ignores the columns that ovs-vswitchd writes.
 func sameSettings(a, b interfaceRow) bool {
 	a.OFPort, b.OFPort, a.Error, b.Error = nil, nil, nil, nil
 	return reflect.DeepEqual(a, b)

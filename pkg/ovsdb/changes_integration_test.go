@@ -8,7 +8,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestOwnPortsAreNoChange: pods that come and go do not have the whole bridge looked at; ports that others remove do.
+// TestOwnPortsAreNoChange: pods that are added and removed cause no repair of the bridge; ports that other programs
+// remove do.
 func TestOwnPortsAreNoChange(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -23,7 +24,7 @@ func TestOwnPortsAreNoChange(t *testing.T) {
 	if err := l.c.RemovePort(l.ctx, b.HostIfName); err != nil {
 		t.Fatal(err)
 	}
-	l.add(c) // when we heard of this one, we heard of the others
+	l.add(c) // events are ordered, so the others have been handled
 	select {
 	case <-l.c.Changes():
 		t.Error("our own ports were reported as a change")

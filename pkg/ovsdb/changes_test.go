@@ -9,7 +9,7 @@ import (
 func TestConcernsUs(t *testing.T) {
 	pod := map[string]string{idPod: "default/web"}
 	c := &Client{bridge: "weft"}
-	c.ownRemoval("port-1", &interfaceRow{UUID: "iface-1"})
+	c.markOwnRemoval("port-1", &interfaceRow{UUID: "iface-1"})
 	for _, tc := range []struct {
 		name     string
 		old, row dbmodel.Model
@@ -17,16 +17,19 @@ func TestConcernsUs(t *testing.T) {
 	}{
 		{"pod's interface added", nil, &interfaceRow{Name: "p0", ExternalIDs: pod}, false},
 		{"its number given", &interfaceRow{ExternalIDs: pod}, &interfaceRow{OFPort: ptr(7), ExternalIDs: pod}, false},
-		{"its requested number changed", &interfaceRow{ExternalIDs: pod}, &interfaceRow{OFPortRequest: ptr(7), ExternalIDs: pod}, true},
-		{"its record damaged", &interfaceRow{ExternalIDs: map[string]string{idPod: "default/web", idMAC: "x"}}, &interfaceRow{ExternalIDs: pod}, true},
+		{"its requested number changed", &interfaceRow{ExternalIDs: pod},
+			&interfaceRow{OFPortRequest: ptr(7), ExternalIDs: pod}, true},
+		{"its record damaged", &interfaceRow{ExternalIDs: map[string]string{idPod: "default/web", idMAC: "x"}},
+			&interfaceRow{ExternalIDs: pod}, true},
 		{"its record lost", &interfaceRow{ExternalIDs: pod}, &interfaceRow{}, true},
-		{"its interface removed by somebody", &interfaceRow{UUID: "iface-2", ExternalIDs: pod}, nil, true},
+		{"its interface removed by another program", &interfaceRow{UUID: "iface-2", ExternalIDs: pod}, nil, true},
 		{"its interface removed by us", &interfaceRow{UUID: "iface-1", ExternalIDs: pod}, nil, false},
 		{"its port removed by us", &portRow{UUID: "port-1"}, nil, false},
 		{"our removal counts once", &portRow{UUID: "port-1"}, nil, true},
 		{"port added", nil, &portRow{}, false},
 		{"port got another interface", &portRow{}, &portRow{Interfaces: []string{"x"}}, true},
-		{"tunnel's interface failed", &interfaceRow{Name: "weft-geneve"}, &interfaceRow{Name: "weft-geneve", Error: ptr("no")}, true},
+		{"tunnel's interface failed", &interfaceRow{Name: "weft-geneve"},
+			&interfaceRow{Name: "weft-geneve", Error: ptr("no")}, true},
 		{"bridge has one more port", &bridgeRow{Name: "weft"}, &bridgeRow{Name: "weft", Ports: []string{"x"}}, false},
 		{"bridge changed", &bridgeRow{Name: "weft"}, &bridgeRow{Name: "weft", STPEnable: true}, true},
 		{"bridge made", nil, &bridgeRow{Name: "weft"}, true},
@@ -43,7 +46,7 @@ func TestConcernsUs(t *testing.T) {
 		{"zone gone", &zoneRow{}, nil, true},
 		{"flow table gone", &flowTableRow{}, nil, true},
 	} {
-		if got := c.concernsUs(tc.old, tc.row); got != tc.want {
+		if got := c.needsRepair(tc.old, tc.row); got != tc.want {
 			t.Errorf("%s: %t, want %t", tc.name, got, tc.want)
 		}
 	}

@@ -1,12 +1,12 @@
-// Package ovsdb keeps this node's part of the Open vSwitch database right: the bridge and its settings, the gateway and
-// tunnel ports, the pods' ports, the names of the flow tables.
+// Package ovsdb configures this node's part of the Open vSwitch database: the bridge and its settings, the gateway and
+// tunnel ports, pods' ports, the names of the flow tables.
 //
-// The database owns the state; this package remembers nothing of its own but libovsdb's monitored copy. What is ours in
-// the database is recognised there: our bridge by its name, the ports every node has by their names, a pod's port by its
-// external_ids. Nothing else is changed or deleted.
+// The database holds the state; the package has only libovsdb's monitored copy. Weft's rows are recognizable in the
+// database: the bridge by its name, the ports that every node has by their names, a pod's port by its external_ids.
+// Other rows are neither changed nor deleted.
 //
-// A Client may be used from any goroutine. Four goroutines work for it: one keeps the connection up, one watches the
-// connection, one commits the transactions, one watches ovs-vswitchd. None of them calls back into the caller.
+// A Client may be used from any goroutine. It runs four goroutines: one keeps the connection up, one watches the
+// connection, one commits transactions, one watches ovs-vswitchd. None of them calls back into the caller.
 package ovsdb
 
 import (
@@ -23,17 +23,17 @@ import (
 	dbmodel "github.com/ovn-org/libovsdb/model"
 )
 
-// ErrDisconnected says that the connection to OVSDB was lost during the operation: it may have taken effect or not. All
-// operations are idempotent, so it is safe to try again.
+// ErrDisconnected reports that the connection to OVSDB was lost during the operation, which may have taken effect or
+// not. All operations are idempotent, so retrying is safe.
 var ErrDisconnected = errors.New("connection to OVSDB lost, try again")
 
-// ErrClosed says that the Client was closed.
+// ErrClosed reports that the Client was closed.
 var ErrClosed = errors.New("connection to OVSDB closed")
 
-// redialInterval is the pause between two attempts to connect again.
+// redialInterval is the interval between attempts to reconnect.
 const redialInterval = 100 * time.Millisecond
 
-// Client is the connection to this node's OVSDB. It connects again by itself.
+// Client is the connection to this node's OVSDB. It reconnects by itself.
 type Client struct {
 	endpoint string
 	bridge   string
@@ -42,17 +42,17 @@ type Client struct {
 	changes chan struct{}
 	waiters waiters
 	queue   chan *commit
-	// maxBatch is defaultMaxBatch, but for the test that measures what batching is worth.
+	// maxBatch is defaultMaxBatch, except in the test that measures the effect of batching.
 	maxBatch int
 
 	served atomic.Bool // ovs-vswitchd serves the bridge
 
-	// removing holds the UUIDs of the rows that RemovePort removes, until we hear that they are gone.
+	// removing holds the UUIDs of rows that RemovePort deletes, until the monitor reports the deletion.
 	removing sync.Map
 
-	mu      sync.Mutex
-	current *session      // nil while there is no connection
-	moved   chan struct{} // closed, and replaced, when current changes
+	mu             sync.Mutex
+	current        *session      // nil while there is no connection
+	sessionChanged chan struct{} // closed and replaced when current changes
 
 	stop   context.CancelFunc
 	closed <-chan struct{} // closed by stop
@@ -60,16 +60,17 @@ type Client struct {
 }
 
 // Connect connects to the OVSDB server at endpoint, such as unix:/run/openvswitch/db.sock, and returns when the copy of
-// the database is complete. bridge names the bridge that is ours. ctx bounds the connecting only; end with Close.
+// the database is complete. bridge is the name of Weft's bridge. ctx bounds only the connecting. The caller ends the
+// Client with Close.
 func Connect(ctx context.Context, endpoint, bridge string, log *slog.Logger) (*Client, error) {
 	c := &Client{
-		endpoint: endpoint,
-		bridge:   bridge,
-		log:      log,
-		changes:  make(chan struct{}, 1),
-		queue:    make(chan *commit),
-		maxBatch: defaultMaxBatch,
-		moved:    make(chan struct{}),
+		endpoint:       endpoint,
+		bridge:         bridge,
+		log:            log,
+		changes:        make(chan struct{}, 1),
+		queue:          make(chan *commit),
+		maxBatch:       defaultMaxBatch,
+		sessionChanged: make(chan struct{}),
 	}
 	socket, err := managementSocket(endpoint, bridge)
 	if err != nil {
@@ -88,20 +89,19 @@ func Connect(ctx context.Context, endpoint, bridge string, log *slog.Logger) (*C
 	return c, nil
 }
 
-// Close ends the connection and the goroutines. Operations under way fail.
+// Close ends the connection and the goroutines, and waits for them. Running operations fail.
 func (c *Client) Close() {
 	c.stop()
 	c.wg.Wait()
 }
 
-// Changes receives, coalesced, after every change of a row that may call for a repair, so not after what AddPort and
-// RemovePort do themselves; when the connection to
-// OVSDB was lost or is back; and when ovs-vswitchd has stopped serving the bridge or serves it again. The receiver calls
-// EnsureBridge, which finds out whether anything has to be done.
+// Changes receives, coalesced: after every change of a row that may need a repair, except those by AddPort and
+// RemovePort; after the connection to OVSDB was lost or restored; and after ovs-vswitchd stopped or began to serve the
+// bridge. The receiver calls EnsureBridge, which finds out whether there is anything to repair.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
 
-// Healthy tells what is wrong with OVS: ErrDisconnected without ovsdb-server, another error when ovs-vswitchd does not
-// serve the bridge.
+// Healthy returns nil, ErrDisconnected without a connection to ovsdb-server, or another error while ovs-vswitchd does
+// not serve the bridge. It does not block.
 func (c *Client) Healthy() error {
 	c.mu.Lock()
 	connected := c.current != nil && !c.current.ended()
@@ -117,9 +117,9 @@ func (c *Client) Healthy() error {
 
 func (c *Client) dial(ctx context.Context) (*session, error) {
 	handler := &cache.EventHandlerFuncs{
-		AddFunc:    func(_ string, row dbmodel.Model) { c.changed(nil, row) },
-		UpdateFunc: func(_ string, old, row dbmodel.Model) { c.changed(old, row) },
-		DeleteFunc: func(_ string, row dbmodel.Model) { c.changed(row, nil) },
+		AddFunc:    func(_ string, row dbmodel.Model) { c.onRowChange(nil, row) },
+		UpdateFunc: func(_ string, old, row dbmodel.Model) { c.onRowChange(old, row) },
+		DeleteFunc: func(_ string, row dbmodel.Model) { c.onRowChange(row, nil) },
 	}
 	return dial(ctx, c.endpoint, logr.FromSlogHandler(c.log.Handler()), handler)
 }
@@ -134,19 +134,19 @@ func (c *Client) keepConnected(ctx context.Context, s *session) {
 			return
 		case <-s.done:
 		}
-		c.log.Warn("connection to OVSDB lost, connecting again", "endpoint", c.endpoint)
+		c.log.Warn("connection to OVSDB lost; reconnecting", "endpoint", c.endpoint)
 		c.setSession(nil)
 		next, err := c.redial(ctx)
 		if err != nil {
 			return
 		}
 		s = next
-		c.log.Info("connected to OVSDB again", "endpoint", c.endpoint)
+		c.log.Info("reconnected to OVSDB", "endpoint", c.endpoint)
 		c.setSession(s)
 	}
 }
 
-// redial tries until it succeeds or ctx is done.
+// redial retries until it succeeds or ctx is done.
 func (c *Client) redial(ctx context.Context) (*session, error) {
 	pause := time.NewTicker(redialInterval)
 	defer pause.Stop()
@@ -170,25 +170,25 @@ func (c *Client) setSession(s *session) {
 	c.mu.Lock()
 	c.current = s
 	if s == nil {
-		c.removing.Clear() // nobody will tell us
+		c.removing.Clear() // the lost session reports no more deletions
 	}
-	close(c.moved)
-	c.moved = make(chan struct{})
+	close(c.sessionChanged)
+	c.sessionChanged = make(chan struct{})
 	c.mu.Unlock()
 	notify(c.changes)
 }
 
-// session returns the session, waiting for one while there is none.
+// session returns the current session; while there is none, it waits.
 func (c *Client) session(ctx context.Context) (*session, error) {
 	for {
 		c.mu.Lock()
-		s, moved := c.current, c.moved
+		s, sessionChanged := c.current, c.sessionChanged
 		c.mu.Unlock()
 		if s != nil && !s.ended() {
 			return s, nil
 		}
 		select {
-		case <-moved:
+		case <-sessionChanged:
 		case <-c.closed:
 			return nil, ErrClosed
 		case <-ctx.Done():
@@ -197,7 +197,8 @@ func (c *Client) session(ctx context.Context) (*session, error) {
 	}
 }
 
-// wait calls check after every change of the row with that key until it says true, fails, or ctx or the session ends.
+// wait calls check after every change of the row with that key until it returns true or an error, or ctx or the session
+// ends.
 func (c *Client) wait(ctx context.Context, s *session, key string, check func() (bool, error)) error {
 	woken, end := c.waiters.add(key)
 	defer end()

@@ -9,7 +9,7 @@ import (
 	"github.com/ovn-org/libovsdb/ovsdb"
 )
 
-// commit is one caller's operations on their way into a transaction.
+// commit is one caller's operations, queued for a transaction.
 type commit struct {
 	ctx     context.Context
 	ops     []ovsdb.Operation
@@ -17,11 +17,11 @@ type commit struct {
 	done    chan error
 }
 
-// defaultMaxBatch bounds how many callers share a transaction.
+// defaultMaxBatch bounds the callers that share a transaction.
 const defaultMaxBatch = 256
 
-// commit runs the operations in a transaction that others may share, and returns their results. It fails as if they had
-// been alone.
+// commit runs the operations in a transaction that other callers may share, and returns their results. Another caller's
+// error does not affect them.
 func (c *Client) commit(ctx context.Context, ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
 	m := &commit{ctx: ctx, ops: ops, done: make(chan error, 1)}
 	select {
@@ -31,13 +31,13 @@ func (c *Client) commit(ctx context.Context, ops []ovsdb.Operation) ([]ovsdb.Ope
 	case <-c.closed:
 		return nil, ErrClosed
 	}
-	// Not ctx: what was taken is answered, and then the caller knows whether it took effect.
+	// Do not wait for ctx: a queued commit always gets a result, and then the caller knows whether it took effect.
 	err := <-m.done
 	return m.results, err
 }
 
-// commitLoop commits what is queued: alone when nothing else waits, together with all that came while the transaction
-// before was under way.
+// commitLoop commits the queue: a single commit at once, and together all commits that arrived during the previous
+// transaction.
 func (c *Client) commitLoop(ctx context.Context) {
 	for {
 		var batch []*commit
@@ -62,9 +62,9 @@ func (c *Client) commitLoop(ctx context.Context) {
 
 func (c *Client) commitBatch(batch []*commit) {
 	if err := c.transactAll(batch); err != nil {
-		var refused *refusedError
+		var refused *rejectedError
 		if len(batch) > 1 && errors.As(err, &refused) {
-			// One of them was refused, so none took effect. Alone, each learns whether it was the one.
+			// The server rejected one of them, so none took effect. Committed alone, each gets its own result.
 			for _, m := range batch {
 				c.commitBatch([]*commit{m})
 			}
@@ -83,7 +83,7 @@ func (c *Client) commitBatch(batch []*commit) {
 func (c *Client) transactAll(batch []*commit) error {
 	ctx := batch[0].ctx
 	if len(batch) > 1 {
-		// While there is no session, one caller that gives up must not fail the others.
+		// While there is no session, the deadline of one caller must not fail the others.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), echoTimeout)
 		defer cancel()
@@ -108,7 +108,7 @@ func (c *Client) transactAll(batch []*commit) error {
 
 var rowNames atomic.Uint64
 
-// rowName is a name for a row to be inserted, by which the other operations of the transaction refer to it.
+// rowName is a name for an inserted row, by which other operations of the transaction refer to it.
 func rowName() string { return fmt.Sprintf("row%d", rowNames.Add(1)) }
 
 // where is the condition column == value.

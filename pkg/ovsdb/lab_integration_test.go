@@ -23,7 +23,7 @@ import (
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// lab is an Open vSwitch of the test's own, in a network namespace of its own, and a client of it.
+// lab is a separate Open vSwitch in its own network namespace, and a client of it.
 type lab struct {
 	log   *logCounter
 	t     *testing.T
@@ -33,7 +33,7 @@ type lab struct {
 	c     *ovsdb.Client
 }
 
-// labs numbers them.
+// labs numbers the labs.
 var labs atomic.Uint32
 
 func newLab(t *testing.T) *lab {
@@ -41,7 +41,8 @@ func newLab(t *testing.T) *lab {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
-	l := &lab{t: t, ctx: ctx, log: &logCounter{out: t.Output()}, netns: fmt.Sprintf("ovsdb-%d-%d", os.Getpid(), labs.Add(1))}
+	l := &lab{t: t, ctx: ctx, log: &logCounter{out: t.Output()},
+		netns: fmt.Sprintf("ovsdb-%d-%d", os.Getpid(), labs.Add(1))}
 	l.run("ip", "netns", "add", l.netns)
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "netns", "del", l.netns).CombinedOutput(); err != nil {
@@ -66,7 +67,7 @@ func newLab(t *testing.T) *lab {
 	return l
 }
 
-// logCounter counts the warnings that pass through it.
+// logCounter counts warnings.
 type logCounter struct {
 	out   io.Writer
 	warns atomic.Int64
@@ -79,10 +80,10 @@ func (l *logCounter) Write(line []byte) (int, error) {
 	return l.out.Write(line)
 }
 
-// warnings is how often the clients have warned.
+// warnings is the number of warnings of the clients.
 func (l *lab) warnings() int64 { return l.log.warns.Load() }
 
-// connect makes a new client, as an agent that starts does.
+// connect returns a new client, as a starting agent does.
 func (l *lab) connect() {
 	l.t.Helper()
 	var err error
@@ -120,7 +121,7 @@ func (l *lab) ofctl(args ...string) string {
 	return out
 }
 
-// veth makes a veth pair whose one end a pod's port can be.
+// veth creates a veth pair for a pod's port.
 func (l *lab) veth(name string) {
 	l.t.Helper()
 	l.run("ip", "-n", l.netns, "link", "add", name, "up", "type", "veth", "peer", "name", name+"p")
@@ -151,11 +152,12 @@ func attachment(i int) model.Attachment {
 		HostIfName:  fmt.Sprintf("p%d", i),
 		OFPort:      model.PortPodMin + uint32(i),
 		MAC:         model.MAC{0x0a, 0x58, 10, 244, 0, byte(i + 2)},
-		IPs:         []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 0, byte(i + 2)}), netip.MustParseAddr(fmt.Sprintf("fd00::%x", i+2))},
+		IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 0, byte(i + 2)}),
+			netip.MustParseAddr(fmt.Sprintf("fd00::%x", i+2))},
 	}
 }
 
-// eventually fails the test when the condition does not come true within 20 seconds, which is ample on a busy machine.
+// eventually fails the test when the condition does not hold within 20 seconds, ample on a busy machine.
 func (l *lab) eventually(what string, condition func() bool) {
 	l.t.Helper()
 	l.within(20, what, condition)
@@ -180,7 +182,7 @@ func (l *lab) awaitChange(what string) {
 	}
 }
 
-// drain forgets the changes that were reported so far.
+// drain discards reported changes.
 func (l *lab) drain() {
 	for {
 		select {
@@ -191,7 +193,7 @@ func (l *lab) drain() {
 	}
 }
 
-// config is what we care for in the database, as ovs-vsctl shows it, without row ids and in a fixed order.
+// config is the relevant content of the database as ovs-vsctl prints it, without row ids and in a fixed order.
 func (l *lab) config() string {
 	l.t.Helper()
 	var all []string

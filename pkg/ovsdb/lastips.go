@@ -10,8 +10,8 @@ import (
 	"github.com/ovn-org/libovsdb/ovsdb"
 )
 
-// SetLastIPs records on the bridge which addresses were given last, so that an agent that starts goes on after them. It
-// does not wait for ovs-vswitchd. Without a bridge it has no effect.
+// SetLastIPs records the last allocated addresses on the bridge, so that a new agent continues after them. It does not
+// wait for ovs-vswitchd. Without a bridge it has no effect. Idempotent.
 func (c *Client) SetLastIPs(ctx context.Context, ips []netip.Addr) error {
 	text := make([]string, len(ips))
 	for i, ip := range ips {
@@ -28,7 +28,8 @@ func (c *Client) SetLastIPs(ctx context.Context, ips []netip.Addr) error {
 	return nil
 }
 
-// LastIPs returns what SetLastIPs recorded. What cannot be read is left out: it only spreads the use of addresses.
+// LastIPs returns the addresses that SetLastIPs recorded. Invalid ones are skipped: the record only spreads the use of
+// addresses.
 func (c *Client) LastIPs(ctx context.Context) ([]netip.Addr, error) {
 	s, err := c.session(ctx)
 	if err != nil {
@@ -52,7 +53,7 @@ func (c *Client) LastIPs(ctx context.Context) ([]netip.Addr, error) {
 	return ips, nil
 }
 
-// withoutLastIPs are the external_ids of a bridge less what changes with every pod.
+// withoutLastIPs are a bridge's external_ids without the key that changes with every pod.
 func withoutLastIPs(ids map[string]string) map[string]string {
 	if _, ok := ids[idLastIPs]; !ok {
 		return ids

@@ -6,14 +6,14 @@ import (
 	"slices"
 )
 
-// Mirrors names the mirrors of our bridge. Weft makes none and removes none: they are an administrator's tool
-// (ovs-tcpdump), but they copy pods' packets and take forwarding capacity.
+// Mirrors returns the names of the mirrors of Weft's bridge, sorted. Weft neither adds nor removes mirrors: they are an
+// administrator's tool (ovs-tcpdump), but they copy pods' packets and cost forwarding capacity.
 func (c *Client) Mirrors(ctx context.Context) ([]string, error) {
 	s, err := c.session(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the mirrors of bridge %s: %w", c.bridge, err)
 	}
-	v, err := s.view(c.bridge)
+	v, err := s.snapshot(c.bridge)
 	if err != nil {
 		return nil, fmt.Errorf("read the mirrors of bridge %s: %w", c.bridge, err)
 	}

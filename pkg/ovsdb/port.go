@@ -13,13 +13,13 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// ErrPortConflict says that a port of that name exists and belongs to somebody or something else.
+// ErrPortConflict reports that a port of that name exists and is not this attachment's.
 var ErrPortConflict = errors.New("port name is taken")
 
-// removeTimeout bounds the removal of a port that could not be added.
+// removeTimeout bounds the cleanup after a failed AddPort.
 const removeTimeout = 5 * time.Second
 
-// BadPort is a pod's port on our bridge whose record cannot be read.
+// BadPort is a pod's port on Weft's bridge with an invalid record.
 type BadPort struct {
 	Name string
 	Err  error
@@ -27,9 +27,9 @@ type BadPort struct {
 
 func (b BadPort) Error() string { return fmt.Sprintf("port %s: %v", b.Name, b.Err) }
 
-// AddPort adds the pod's port to the bridge and returns when ovs-vswitchd has given it the requested number. Adding the
-// same attachment again only waits. When it fails it removes what it added; only after ErrDisconnected something may be
-// left, which the same call again, or RemovePort, takes up.
+// AddPort adds the pod's port to the bridge and blocks until ovs-vswitchd has given it the requested number. For an
+// attachment that is already on the bridge it only waits. After an error it removes what it added; only after
+// ErrDisconnected parts may remain, which a repeated call or RemovePort handles.
 func (c *Client) AddPort(ctx context.Context, a model.Attachment) error {
 	if err := c.addPort(ctx, a); err != nil {
 		return fmt.Errorf("add port %s of pod %s to bridge %s: %w", a.HostIfName, a.Pod, c.bridge, err)
@@ -59,17 +59,17 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 		return err
 	}
 	results, err := c.commit(ctx, ops)
-	var refused *refusedError
+	var refused *rejectedError
 	if errors.As(err, &refused) {
-		// Somebody may have added a port of that name in the meantime.
+		// Another program may have added a port of that name meanwhile.
 		if row, _ := s.interfaceByName(ctx, a.HostIfName); row != nil {
 			return c.joinPort(ctx, s, row, a)
 		}
 		return err
 	}
 	if err == nil && results[len(results)-1].Count == 0 {
-		// The inserted rows are gone already: OVSDB drops a port that no bridge refers to.
-		return errors.New("the bridge does not exist (EnsureBridge makes it)")
+		// OVSDB has deleted the inserted rows, because no bridge refers to the port.
+		return errors.New("the bridge does not exist (EnsureBridge creates it)")
 	}
 	if err == nil {
 		err = c.waitPort(ctx, s, a.HostIfName, a.OFPort)
@@ -80,12 +80,12 @@ func (c *Client) addPort(ctx context.Context, a model.Attachment) error {
 	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer cancel()
 	if cerr := c.removeAttachment(clean, a); cerr != nil {
-		err = fmt.Errorf("%w (and it could not be removed again: %w)", err, cerr)
+		err = fmt.Errorf("%w (and the cleanup failed: %w)", err, cerr)
 	}
 	return err
 }
 
-// joinPort waits for a port that is in the database already, if it is the same attachment's.
+// joinPort waits for a port that is already in the database, if it is the same attachment's.
 func (c *Client) joinPort(ctx context.Context, s *session, row *interfaceRow, a model.Attachment) error {
 	if err := sameAttachment(row, a); err != nil {
 		return err
@@ -99,10 +99,12 @@ func sameAttachment(row *interfaceRow, a model.Attachment) error {
 	}
 	have, err := decodeAttachment(row.Name, row.ExternalIDs)
 	if err != nil {
-		return fmt.Errorf("%w by a port whose record is damaged: %w", ErrPortConflict, err)
+		return fmt.Errorf("%w by a port with an invalid record: %w", ErrPortConflict, err)
 	}
-	if have.Key() != a.Key() || have.Pod != a.Pod || have.OFPort != a.OFPort || have.MAC != a.MAC || !slices.Equal(have.IPs, a.IPs) {
-		return fmt.Errorf("%w by another attachment: pod %s, container %s, port number %d, addresses %v", ErrPortConflict, have.Pod, have.Key(), have.OFPort, have.IPs)
+	if have.Key() != a.Key() || have.Pod != a.Pod || have.OFPort != a.OFPort || have.MAC != a.MAC ||
+		!slices.Equal(have.IPs, a.IPs) {
+		return fmt.Errorf("%w by another attachment: pod %s, container %s, port number %d, addresses %v",
+			ErrPortConflict, have.Pod, have.Key(), have.OFPort, have.IPs)
 	}
 	return nil
 }
@@ -115,7 +117,8 @@ func (s *session) insertPort(bridge string, iface interfaceRow) ([]ovsdb.Operati
 	if err != nil {
 		return nil, fmt.Errorf("describe port %s: %w", iface.Name, err)
 	}
-	return append(ops, mutate(tableBridge, where("name", bridge), *ovsdb.NewMutation("ports", ovsdb.MutateOperationInsert, uuidSet(port.UUID)))), nil
+	return append(ops, mutate(tableBridge, where("name", bridge),
+		*ovsdb.NewMutation("ports", ovsdb.MutateOperationInsert, uuidSet(port.UUID)))), nil
 }
 
 // waitPort waits until ovs-vswitchd has added the interface, and checks its number.
@@ -126,7 +129,7 @@ func (c *Client) waitPort(ctx context.Context, s *session, name string, want uin
 		case err != nil:
 			return false, err
 		case row == nil:
-			return false, errors.New("the port was removed by somebody else")
+			return false, errors.New("another program removed the port")
 		case row.Error != nil:
 			return false, fmt.Errorf("ovs-vswitchd: %s", *row.Error)
 		case row.OFPort == nil:
@@ -134,7 +137,8 @@ func (c *Client) waitPort(ctx context.Context, s *session, name string, want uin
 		case *row.OFPort < 0:
 			return false, errors.New("ovs-vswitchd could not add the port, see its log")
 		case uint32(*row.OFPort) != want:
-			return false, fmt.Errorf("ovs-vswitchd gave it port number %d, because the requested %d is in use", *row.OFPort, want)
+			return false, fmt.Errorf("ovs-vswitchd gave it port number %d, because the requested %d is in use",
+				*row.OFPort, want)
 		}
 		return true, nil
 	})
@@ -144,10 +148,10 @@ func (c *Client) waitPort(ctx context.Context, s *session, name string, want uin
 	return err
 }
 
-// RemovePort removes a pod's port from the bridge. A port that does not exist is no error; a port that is not a pod's is
-// left alone and is one. It does not wait for ovs-vswitchd, which may be down. So do not give the name to another device
-// with the same port number at once: an ovs-vswitchd that sees both changes as one keeps the old, dead device. Names that
-// hold a container's ID are never given twice.
+// RemovePort removes a pod's port from the bridge. Idempotent; a port that is not a pod's is an error and stays. It
+// does not wait for ovs-vswitchd, which may be down. So do not reuse the name at once for another device with the same
+// port number: an ovs-vswitchd that sees both changes together keeps the old, deleted device. Names with a container ID
+// are never reused.
 func (c *Client) RemovePort(ctx context.Context, name string) error {
 	if err := c.removePort(ctx, name); err != nil {
 		return fmt.Errorf("remove port %s from bridge %s: %w", name, c.bridge, err)
@@ -158,13 +162,13 @@ func (c *Client) RemovePort(ctx context.Context, name string) error {
 func (c *Client) removePort(ctx context.Context, name string) error {
 	return c.removeIf(ctx, name, func(row *interfaceRow) error {
 		if row == nil || !isOurs(row.ExternalIDs) {
-			return errors.New("it is not a pod's port and is left alone")
+			return errors.New("not a pod's port; it stays")
 		}
 		return nil
 	})
 }
 
-// removeAttachment removes the port unless it has become another attachment's.
+// removeAttachment removes the port if it still is this attachment's.
 func (c *Client) removeAttachment(ctx context.Context, a model.Attachment) error {
 	return c.removeIf(ctx, a.HostIfName, func(row *interfaceRow) error {
 		if row == nil {
@@ -174,7 +178,7 @@ func (c *Client) removeAttachment(ctx context.Context, a model.Attachment) error
 	})
 }
 
-// removeIf removes the port of that name, if there is one, when check agrees.
+// removeIf removes the port of that name, if it exists and check returns nil.
 func (c *Client) removeIf(ctx context.Context, name string, check func(*interfaceRow) error) error {
 	s, err := c.session(ctx)
 	if err != nil {
@@ -191,26 +195,27 @@ func (c *Client) removeIf(ctx context.Context, name string, check func(*interfac
 	if err := check(iface); err != nil {
 		return err
 	}
-	c.ownRemoval(port.UUID, iface)
+	c.markOwnRemoval(port.UUID, iface)
 	if _, err = c.commit(ctx, []ovsdb.Operation{removeFromBridge(c.bridge, port.UUID)}); err != nil {
-		c.forgetRemoval(port.UUID, iface)
+		c.unmarkOwnRemoval(port.UUID, iface)
 	}
 	return err
 }
 
-// removeFromBridge is all it takes: OVSDB drops the Port and Interface rows that nothing refers to.
+// removeFromBridge removes a port. OVSDB then deletes the Port and Interface rows, because nothing refers to them.
 func removeFromBridge(bridge, portUUID string) ovsdb.Operation {
-	return mutate(tableBridge, where("name", bridge), *ovsdb.NewMutation("ports", ovsdb.MutateOperationDelete, uuidSet(portUUID)))
+	return mutate(tableBridge, where("name", bridge),
+		*ovsdb.NewMutation("ports", ovsdb.MutateOperationDelete, uuidSet(portUUID)))
 }
 
-// Attachments returns what the pods' ports on the bridge say, ordered by port name, and the ports that say nothing
-// readable. Ports that are not pods' are left out.
+// Attachments returns the attachments recorded on the bridge's pod ports, sorted by port name, and the pod ports with
+// an invalid record. Other ports are skipped.
 func (c *Client) Attachments(ctx context.Context) ([]model.Attachment, []BadPort, error) {
 	s, err := c.session(ctx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the attachments: %w", err)
 	}
-	v, err := s.view(c.bridge)
+	v, err := s.snapshot(c.bridge)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read the attachments: %w", err)
 	}

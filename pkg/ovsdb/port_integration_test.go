@@ -41,7 +41,7 @@ func (l *lab) wantAttachments(want ...model.Attachment) {
 	}
 }
 
-// wantPorts compares the names of the ports beyond those that every bridge has.
+// wantPorts compares the names of the ports without those that every bridge has.
 func (l *lab) wantPorts(want ...string) {
 	l.t.Helper()
 	got := strings.Fields(l.vsctl("list-ports", model.BridgeName))
@@ -89,7 +89,8 @@ func TestAddPortFails(t *testing.T) {
 	l.ensure()
 	l.add(first)
 
-	sameNumber, otherPod, noDevice, noIPs, badNumber := attachment(1), attachment(0), attachment(2), attachment(3), attachment(4)
+	sameNumber, otherPod, noDevice, noIPs, badNumber := attachment(
+		1), attachment(0), attachment(2), attachment(3), attachment(4)
 	sameNumber.OFPort = first.OFPort
 	otherPod.Pod.Name = "other"
 	noIPs.IPs = nil
@@ -101,7 +102,9 @@ func TestAddPortFails(t *testing.T) {
 		a    model.Attachment
 		want string
 	}{
-		{"port number in use", sameNumber, "add port p1 of pod default/pod-1 to bridge weft: ovs-vswitchd gave it port number 4, because the requested 16 is in use"},
+		{"port number in use", sameNumber,
+			"add port p1 of pod default/pod-1 to bridge weft: ovs-vswitchd gave it port number 4, because the requested 16 " +
+				"is in use"},
 		{"name of another attachment", otherPod, "port name is taken by another attachment: pod default/pod-0"},
 		{"name of a foreign port", foreign, "port name is taken by a port that is not a pod's"},
 		{"no such device", noDevice, "ovs-vswitchd: could not open network device p2 (No such device)"},
@@ -145,7 +148,7 @@ func TestBadRows(t *testing.T) {
 	l.wantAttachments(b)
 }
 
-// One transaction takes two ports of one name; it is refused, and the two learn each for himself.
+// One transaction has two ports of the same name; it is rejected, and each caller gets its own result.
 func TestConcurrentSameName(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -179,7 +182,8 @@ func TestConcurrentSameName(t *testing.T) {
 	}
 }
 
-// A pod is replaced by one whose port has the same name while ovs-vswitchd is busy, so that it sees both changes at once.
+// A pod is replaced by another with the same port name while ovs-vswitchd is busy, so that it sees both changes
+// together.
 func TestReplacedDevice(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -207,7 +211,7 @@ func TestReplacedDevice(t *testing.T) {
 		l.run("ip", "-n", l.netns, "addr", "add", "10.9.9.1/24", "dev", "p0p")
 		l.run("ip", "-n", l.netns, "neigh", "add", "10.9.9.2", "lladdr", "0a:00:00:00:00:01", "dev", "p0p")
 		l.eventually("a packet of the new device arrives", func() bool {
-			// Nobody answers, so ping fails; what it sent is what counts.
+			// Nothing answers, so ping fails; only its packets matter.
 			_ = exec.CommandContext(l.ctx, "ip", "netns", "exec", l.netns, "ping", "-c1", "-W0.1", "10.9.9.2").Run()
 			return !strings.Contains(l.ofctl("dump-flows", model.BridgeName, in), "n_packets=0")
 		})
@@ -261,7 +265,8 @@ func (l *lab) signalDaemon(sig syscall.Signal) {
 func (l *lab) eventuallyPort(name, container string) {
 	l.t.Helper()
 	l.eventually("the port is in the database", func() bool {
-		out, err := l.ovs.Run(l.ctx, "ovs-vsctl", "--timeout=10", "--if-exists", "get", "Interface", name, "external_ids:weft.container-id")
+		out, err := l.ovs.Run(l.ctx, "ovs-vsctl", "--timeout=10", "--if-exists", "get", "Interface", name,
+			"external_ids:weft.container-id")
 		return err == nil && strings.TrimSpace(out) == container
 	})
 }
@@ -313,7 +318,8 @@ func TestDaemonRestart(t *testing.T) {
 	if now := l.config(); now != right {
 		t.Errorf("after the restart (-want +got):\n%s", cmp.Diff(right, now))
 	}
-	if flows := l.ofctl("dump-flows", model.BridgeName); strings.Contains(flows, "priority=5") || strings.Contains(flows, "NORMAL") {
+	if flows := l.ofctl("dump-flows", model.BridgeName); strings.Contains(flows, "priority=5") ||
+		strings.Contains(flows, "NORMAL") {
 		t.Errorf("flows after the restart; fail_mode=secure means none:\n%s", flows)
 	}
 	l.wantAttachments(a)
@@ -328,7 +334,7 @@ func TestServerRestart(t *testing.T) {
 	l.add(a)
 	right := l.config()
 
-	// Stopped, ovs-vswitchd keeps AddPort waiting, so that the server goes away under it.
+	// While ovs-vswitchd is stopped, AddPort waits, so the server ends during the call.
 	l.signalDaemon(syscall.SIGSTOP)
 	pending := make(chan error, 1)
 	go func() { pending <- l.c.AddPort(l.ctx, b) }()
@@ -367,7 +373,7 @@ func TestServerRestart(t *testing.T) {
 	l.eventually("it is repaired", func() bool { return len(l.ensure()) > 0 })
 }
 
-// restartServer starts an ovsdb-server in the place of the lab's, which was ended.
+// restartServer starts an ovsdb-server in place of the lab's, which was ended.
 func (l *lab) restartServer() {
 	l.t.Helper()
 	cmd := exec.Command("nsenter", "--net=/run/netns/"+l.netns, "ovsdb-server",
@@ -380,7 +386,7 @@ func (l *lab) restartServer() {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			l.t.Error(err)
 		}
-		_ = cmd.Wait() // killed by us, so its status says nothing
+		_ = cmd.Wait() // the test killed it, so its status has no meaning
 	})
 }
 

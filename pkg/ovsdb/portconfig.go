@@ -9,7 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The part of OpenFlow 1.3 (ONF TS-006, section 7) that the state of ports needs.
+// The part of OpenFlow 1.3 (ONF TS-006, section 7) for port states.
 const (
 	ofVersion        = 4
 	ofHello          = 0
@@ -25,7 +25,7 @@ const (
 	ofSetAsync       = 28
 
 	ofMultipartPortDesc = 13
-	ofPortMax           = 0xffffff00 // above are reserved numbers, such as LOCAL's
+	ofPortMax           = 0xffffff00 // higher numbers are reserved, such as LOCAL
 	ofHeaderLen         = 8
 	ofPortLen           = 64
 	ofPortDelete        = 1
@@ -37,15 +37,15 @@ const (
 	ofPortBlocked = ofPortDown | 1<<2 | 1<<5 | 1<<6
 )
 
-// portConfig keeps the OpenFlow configuration of the bridge's ports as the flows need it: "ovs-ofctl mod-port PORT
-// down|no-forward|no-receive|no-packet-in" is undone at once, and so is "ip link set PORT down", which OVS shows in the
-// same bit. The database holds none of this. PORT_STATUS tells of every change; PORT_DESC of what was before.
-// One goroutine uses it; it ends with its connection.
+// portConfig keeps the bridge's ports unblocked: it reverts "ovs-ofctl mod-port PORT
+// down|no-forward|no-receive|no-packet-in" at once, and also "ip link set PORT down", which OVS reports in the same
+// bit. The database holds none of these states. PORT_STATUS reports changes, PORT_DESC the initial state. One goroutine
+// uses it; it ends with its connection.
 type portConfig struct {
 	conn io.ReadWriter
 	log  *slog.Logger
-	// gone says that OVSDB has no port of a name any more: its link goes down because it is removed.
-	gone func(name string) bool
+	// removed reports that OVSDB has no port of that name: its link goes down because it is removed.
+	removed func(name string) bool
 }
 
 func ofMessage(kind byte, body []byte) []byte {
@@ -55,8 +55,9 @@ func ofMessage(kind byte, body []byte) []byte {
 	return append(m, body...)
 }
 
-// begin asks for the changes of ports and nothing else, and for the ports as they are. A management connection gets
-// asynchronous messages only with a miss_send_len, which must be set without changing the flags beside it (set-frags).
+// begin requests port changes, no other asynchronous messages, and the current ports. A management connection gets
+// asynchronous messages only with a miss_send_len, which must be set without changing the flags in the same message
+// (set-frags).
 func (p *portConfig) begin() error {
 	async := make([]byte, 24) // masks of packet-in, port status and flow removed, each as master and as slave
 	const everyReason = 7
@@ -74,7 +75,7 @@ func (p *portConfig) begin() error {
 	return nil
 }
 
-// run reads what the switch says until it hangs up, and repairs.
+// run reads messages until the switch closes the connection, and repairs ports.
 func (p *portConfig) run() error {
 	var header [ofHeaderLen]byte
 	buffer := make([]byte, ofMaxLen)
@@ -105,7 +106,7 @@ func (p *portConfig) receive(header [ofHeaderLen]byte, body []byte) error {
 		return err
 	case kind == ofConfigReply && len(body) >= 4:
 		config := []byte{body[0], body[1], 0, 1}
-		// PORT_DESC again: a change between the first answer and now was not told.
+		// Request PORT_DESC again: changes between the first reply and now were not reported.
 		desc := make([]byte, 8)
 		binary.BigEndian.PutUint16(desc, ofMultipartPortDesc)
 		_, err := p.conn.Write(append(ofMessage(ofSetConfig, config), ofMessage(ofMultipart, desc)...))
@@ -122,8 +123,8 @@ func (p *portConfig) receive(header [ofHeaderLen]byte, body []byte) error {
 	return nil
 }
 
-// repair clears what blocks a port. The gateway's link is raised by pkg/host when its addresses are set; nothing sends
-// by the LOCAL port.
+// repair clears the bits that block a port. pkg/host sets the gateway's link up, and nothing sends through the LOCAL
+// port.
 func (p *portConfig) repair(port []byte) error {
 	number, config := binary.BigEndian.Uint32(port), binary.BigEndian.Uint32(port[32:])
 	blocked := config & ofPortBlocked
@@ -140,14 +141,14 @@ func (p *portConfig) repair(port []byte) error {
 			break
 		}
 	}
-	if number >= model.PortPodMin && p.gone(name) {
+	if number >= model.PortPodMin && p.removed(name) {
 		return nil
 	}
-	p.log.Warn("a port of the bridge was blocked (ovs-ofctl mod-port, or its link was set down); unblocking it",
+	p.log.Warn("another program blocked a port of the bridge (ovs-ofctl mod-port, or link down); unblocking it",
 		"port", name, "number", number, "config", fmt.Sprintf("%#x", config))
 	mod := make([]byte, 32)
 	binary.BigEndian.PutUint32(mod, number)
-	copy(mod[8:14], port[8:14]) // the hardware address, which OVS compares
+	copy(mod[8:14], port[8:14]) // OVS compares the hardware address
 	binary.BigEndian.PutUint32(mod[20:], blocked)
 	_, err := p.conn.Write(ofMessage(ofPortMod, mod))
 	return err

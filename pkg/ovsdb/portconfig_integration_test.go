@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// TestBlockedPorts: whatever blocks a pod's port is undone within two seconds, while the agent runs and when it starts.
+// TestBlockedPorts: a blocked port of a pod is unblocked within two seconds, while the agent runs and when it starts.
 func TestBlockedPorts(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -32,9 +32,10 @@ func TestBlockedPorts(t *testing.T) {
 	}
 	l.run("ip", "-n", l.netns, "link", "set", a.HostIfName, "down")
 	l.within(2, "the link is up again", func() bool {
-		return config() == "0" && strings.Contains(l.run("ip", "-n", l.netns, "link", "show", "up", "dev", a.HostIfName), a.HostIfName)
+		return config() == "0" &&
+			strings.Contains(l.run("ip", "-n", l.netns, "link", "show", "up", "dev", a.HostIfName), a.HostIfName)
 	})
-	// A port that is removed, and its link with it, is not blocked: that is no news.
+	// A removed port, whose link goes down with it, is not reported as blocked.
 	ns, err := netns.GetFromName(l.netns)
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +66,7 @@ func TestBlockedPorts(t *testing.T) {
 	if now := l.warnings(); now != warned {
 		t.Errorf("%d warnings about a port that was removed", now-warned)
 	}
-	// What stands in for a switch whose ports were blocked while no agent ran.
+	// A fake switch whose ports were blocked while no agent ran.
 	l.c.Close()
 	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "no-forward")
 	if got := config(); got != "NO_FWD" {

@@ -10,8 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestPodRecords: a record that can be read but was changed, and one that is gone, are rewritten as the agent knows
-// them, in place: the port keeps its row, so its traffic goes on.
+// TestPodRecords: a changed record and a deleted one are rewritten from the agent's knowledge, in place: the port keeps
+// its row, so its traffic continues.
 func TestPodRecords(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -26,11 +26,12 @@ func TestPodRecords(t *testing.T) {
 	}
 	right, row := l.config(), l.vsctl("get", "Interface", "p0", "_uuid")
 	for what, command := range map[string]string{
-		"number":       "set Interface p0 external_ids:weft.ofport=99",
-		"addresses":    "set Interface p0 external_ids:weft.ips=10.244.0.99",
-		"unreadable":   "set Interface p0 external_ids:weft.mac=none",
-		"pod":          "set Interface p0 external_ids:weft.pod=kube-system/other",
-		"cleared":      "remove Interface p0 external_ids weft.pod weft.pod-uid weft.container-id weft.if-name weft.ofport weft.mac weft.ips",
+		"number":     "set Interface p0 external_ids:weft.ofport=99",
+		"addresses":  "set Interface p0 external_ids:weft.ips=10.244.0.99",
+		"unreadable": "set Interface p0 external_ids:weft.mac=none",
+		"pod":        "set Interface p0 external_ids:weft.pod=kube-system/other",
+		"cleared": "remove Interface p0 external_ids weft.pod weft.pod-uid weft.container-id weft.if-name " +
+			"weft.ofport weft.mac weft.ips",
 		"pod's rate":   "set Interface p0 ingress_policing_rate=1 ingress_policing_burst=1",
 		"gateway rate": "set Interface weft0 ingress_policing_rate=1",
 	} {
@@ -48,7 +49,7 @@ func TestPodRecords(t *testing.T) {
 				t.Errorf("%q left\n%s\nwant\n%s", changed, now, right)
 			}
 			if now := l.vsctl("get", "Interface", "p0", "_uuid"); now != row {
-				t.Errorf("the port was made anew: %q", changed)
+				t.Errorf("the port was recreated: %q", changed)
 			}
 			if rate := l.vsctl("get", "Interface", "p0", "ingress_policing_rate"); rate != "0" {
 				t.Errorf("rate %s, want none", rate)
@@ -57,12 +58,13 @@ func TestPodRecords(t *testing.T) {
 	}
 }
 
-// TestMirrors: Weft names the mirrors of its bridge, and of no other.
+// TestMirrors: Weft reports the mirrors of its bridge, and of no other.
 func TestMirrors(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
 	l.drain()
-	l.vsctl("--no-wait", "add-br", "br-other", "--", "--id=@n", "create", "Mirror", "name=other", "--", "add", "Bridge", "br-other", "mirrors", "@n",
+	l.vsctl("--no-wait", "add-br", "br-other", "--", "--id=@n", "create", "Mirror", "name=other", "--", "add", "Bridge",
+		"br-other", "mirrors", "@n",
 		"--", "--id=@m", "create", "Mirror", "name=spy", "select_all=true", "--", "add", "Bridge", "weft", "mirrors", "@m")
 	l.awaitChange("a mirror was made")
 	l.eventually("the mirror is named", func() bool {

@@ -12,23 +12,23 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// view is the part of the database's copy that an operation on the whole bridge looks at. The rows are shallow clones.
-type view struct {
+// dbSnapshot has the rows of the copy that an operation on the whole bridge needs. The rows are shallow clones.
+type dbSnapshot struct {
 	name   string
-	bridge *bridgeRow // nil when there is none
-	// ports and ifaces are all there are, of any bridge, because their names are unique among all.
-	ports   map[string]*portRow      // by UUID
-	ifaces  map[string]*interfaceRow // by UUID
-	tables  map[string]*flowTableRow // by UUID
-	bridges map[string]*bridgeRow    // by UUID
-	named   map[string]bridgePort    // by the port's name; index fills it
-	// Of connection tracking, by UUID:
+	bridge *bridgeRow // nil when it does not exist
+	// ports and ifaces are those of all bridges, because names are unique among all.
+	ports       map[string]*portRow      // by UUID
+	ifaces      map[string]*interfaceRow // by UUID
+	tables      map[string]*flowTableRow // by UUID
+	bridges     map[string]*bridgeRow    // by UUID
+	portsByName map[string]bridgePort    // by port name; index fills it
+	// Conntrack configuration, by UUID:
 	datapaths map[string]*datapathRow
 	zones     map[string]*zoneRow
 	timeouts  map[string]*timeoutPolicyRow
 }
 
-// bridgePort is a port and the bridge it is on.
+// bridgePort is a port and its bridge.
 type bridgePort struct {
 	port   *portRow
 	bridge *bridgeRow
@@ -40,8 +40,8 @@ type podInterface struct {
 	iface *interfaceRow
 }
 
-func (s *session) view(bridge string) (*view, error) {
-	v := &view{name: bridge}
+func (s *session) snapshot(bridge string) (*dbSnapshot, error) {
+	v := &dbSnapshot{name: bridge}
 	var err error
 	if v.bridges, err = rows[bridgeRow](s, tableBridge); err != nil {
 		return nil, err
@@ -68,23 +68,23 @@ func (s *session) view(bridge string) (*view, error) {
 	return v, nil
 }
 
-// index finds our bridge and the bridge of every port.
-func (v *view) index() {
-	v.named = make(map[string]bridgePort, len(v.ports))
+// index finds Weft's bridge, and the bridge of every port.
+func (v *dbSnapshot) index() {
+	v.portsByName = make(map[string]bridgePort, len(v.ports))
 	for _, b := range v.bridges {
 		if b.Name == v.name {
 			v.bridge = b
 		}
 		for _, uuid := range b.Ports {
 			if port := v.ports[uuid]; port != nil {
-				v.named[port.Name] = bridgePort{port, b}
+				v.portsByName[port.Name] = bridgePort{port, b}
 			}
 		}
 	}
 }
 
-// podInterfaces are the interfaces on the bridge that AddPort made.
-func (v *view) podInterfaces() []podInterface {
+// podInterfaces are the interfaces on Weft's bridge that AddPort made.
+func (v *dbSnapshot) podInterfaces() []podInterface {
 	if v.bridge == nil {
 		return nil
 	}
@@ -104,13 +104,13 @@ func (v *view) podInterfaces() []podInterface {
 }
 
 // tables repairs the names of the flow tables.
-func (p *plan) tables(want map[uint8]string) error {
-	b := p.view.bridge
+func (p *changeSet) tables(want map[uint8]string) error {
+	b := p.snap.bridge
 	refs := make(map[int]string, len(want))
 	for _, id := range slices.Sorted(maps.Keys(want)) {
 		name := want[id]
 		uuid, ok := b.FlowTables[int(id)]
-		row := p.view.tables[uuid]
+		row := p.snap.tables[uuid]
 		if !ok || row == nil {
 			row = &flowTableRow{UUID: rowName(), Name: ptr(name)}
 			ops, err := p.session.db.Create(row)
@@ -119,7 +119,8 @@ func (p *plan) tables(want map[uint8]string) error {
 			}
 			p.change(ops, "flow table %d: named %s", id, name)
 		} else if deref(row.Name) != name || row.FlowLimit != nil {
-			p.changed = append(p.changed, fmt.Sprintf("flow table %d: name %q to %q, no flow limit", id, deref(row.Name), name))
+			p.changed = append(p.changed,
+				fmt.Sprintf("flow table %d: name %q to %q, no flow limit", id, deref(row.Name), name))
 			row.Name, row.FlowLimit = ptr(name), nil
 			ops, err := p.session.db.Where(row).Update(row, &row.Name, &row.FlowLimit)
 			if err != nil {
@@ -146,26 +147,26 @@ func (p *plan) tables(want map[uint8]string) error {
 	return nil
 }
 
-// port repairs one of the ports that every node's bridge has.
-func (p *plan) port(want interfaceRow) error {
-	port := p.view.named[want.Name].port
+// port repairs one of the ports that every bridge has.
+func (p *changeSet) port(want interfaceRow) error {
+	port := p.snap.portsByName[want.Name].port
 	if port == nil {
-		return p.replace(nil, want, "created")
+		return p.recreate(nil, want, "created")
 	}
 	if len(port.Interfaces) == 1 {
-		if iface := p.view.ifaces[port.Interfaces[0]]; iface != nil && iface.Name == want.Name {
+		if iface := p.snap.ifaces[port.Interfaces[0]]; iface != nil && iface.Name == want.Name {
 			return p.iface(port, iface, want)
 		}
 	}
-	return p.replace(port, want, "had other interfaces")
+	return p.recreate(port, want, "had other interfaces")
 }
 
-// replace makes the port anew.
-func (p *plan) replace(port *portRow, want interfaceRow, why string) error {
+// recreate replaces the port by a new one.
+func (p *changeSet) recreate(port *portRow, want interfaceRow, why string) error {
 	if port != nil {
-		p.ops = append(p.ops, removeFromBridge(p.view.name, port.UUID))
+		p.ops = append(p.ops, removeFromBridge(p.snap.name, port.UUID))
 	}
-	ops, err := p.session.insertPort(p.view.name, want)
+	ops, err := p.session.insertPort(p.snap.name, want)
 	if err != nil {
 		return err
 	}
@@ -173,8 +174,8 @@ func (p *plan) replace(port *portRow, want interfaceRow, why string) error {
 	return nil
 }
 
-// iface repairs the columns of an Interface row that we set.
-func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error {
+// iface repairs the columns of an Interface row that Weft sets.
+func (p *changeSet) iface(port *portRow, have *interfaceRow, want interfaceRow) error {
 	var diff []string
 	if have.Type != want.Type {
 		diff = append(diff, fmt.Sprintf("type %q to %q", have.Type, want.Type))
@@ -186,9 +187,10 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 		diff = append(diff, fmt.Sprintf("ofport_request %d to %d", deref(have.OFPortRequest), deref(want.OFPortRequest)))
 	}
 	if len(diff) > 0 {
-		// With these, ovs-vswitchd makes the port anew in any case, and in an old row its verdict may be lost: it does not
-		// write what it believes is there already, while its verdict on the damage is still on the way to the database.
-		return p.replace(port, want, strings.Join(diff, ", "))
+		// ovs-vswitchd recreates the port for these changes anyway. In the old row its new status could be lost: it
+		// does not write a value that it believes is already there, while its status of the damaged port is still on
+		// the way to the database.
+		return p.recreate(port, want, strings.Join(diff, ", "))
 	}
 	var fields []any
 	if !equal(have.MAC, want.MAC) {
@@ -201,8 +203,8 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 		have.MTURequest = want.MTURequest
 		fields = append(fields, &have.MTURequest)
 	}
-	// Weft polices no port: with the userspace datapath that has no effect on a veth, and with the kernel's the bandwidth
-	// plugin limits; see docs/cni.md.
+	// Weft polices no port: with the userspace datapath policing has no effect on a veth, and with the kernel datapath
+	// the bandwidth plugin limits; see docs/cni.md.
 	if have.PolicingRate != want.PolicingRate || have.PolicingBurst != want.PolicingBurst {
 		diff = append(diff, fmt.Sprintf("ingress_policing_rate %d to %d, burst %d to %d",
 			have.PolicingRate, want.PolicingRate, have.PolicingBurst, want.PolicingBurst))
@@ -225,10 +227,10 @@ func (p *plan) iface(port *portRow, have *interfaceRow, want interfaceRow) error
 	return nil
 }
 
-// podPorts repairs what AddPort set on pods' ports: of those that the caller knows, also the record. Other ports whose
-// record is damaged are left to the caller, who reads them through Attachments.
-func (p *plan) podPorts(known map[string]model.Attachment) error {
-	for _, pod := range p.view.podInterfaces() {
+// podPorts repairs the columns that AddPort set on pods' ports; of known ones also the record. Unknown ports with an
+// invalid record are left to the caller, who gets them from Attachments.
+func (p *changeSet) podPorts(known map[string]model.Attachment) error {
+	for _, pod := range p.snap.podInterfaces() {
 		if _, ok := known[pod.iface.Name]; ok {
 			continue
 		}
@@ -241,11 +243,11 @@ func (p *plan) podPorts(known map[string]model.Attachment) error {
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(known)) {
-		on := p.view.named[name]
-		if on.bridge == nil || on.bridge.Name != p.view.name || len(on.port.Interfaces) != 1 {
+		on := p.snap.portsByName[name]
+		if on.bridge == nil || on.bridge.Name != p.snap.name || len(on.port.Interfaces) != 1 {
 			continue
 		}
-		if iface := p.view.ifaces[on.port.Interfaces[0]]; iface != nil && iface.Name == name {
+		if iface := p.snap.ifaces[on.port.Interfaces[0]]; iface != nil && iface.Name == name {
 			if err := p.podPort(podInterface{on.port, iface}, known[name]); err != nil {
 				return err
 			}
@@ -254,7 +256,7 @@ func (p *plan) podPorts(known map[string]model.Attachment) error {
 	return nil
 }
 
-func (p *plan) podPort(pod podInterface, a model.Attachment) error {
+func (p *changeSet) podPort(pod podInterface, a model.Attachment) error {
 	iface := pod.iface
 	return p.iface(pod.port, iface, interfaceRow{
 		Name:          iface.Name,
@@ -266,7 +268,7 @@ func (p *plan) podPort(pod podInterface, a model.Attachment) error {
 	})
 }
 
-// withRecord replaces what of the external_ids is ours by the attachment's record.
+// withRecord replaces Weft's external_ids by the attachment's record.
 func withRecord(ids map[string]string, a model.Attachment) map[string]string {
 	m := encodeAttachment(a)
 	for k, v := range ids {
@@ -281,11 +283,11 @@ func equal[T comparable](a, b *T) bool {
 	return a == b || a != nil && b != nil && *a == *b
 }
 
-// flowRestoreWait is the key of Open_vSwitch's other_config that keeps ovs-vswitchd from forwarding anything until it is
+// flowRestoreWait is the key of Open_vSwitch's other_config that keeps ovs-vswitchd from forwarding until it is
 // removed.
 const flowRestoreWait = "flow-restore-wait"
 
-// FlowRestoreWait tells whether ovs-vswitchd is told to forward nothing until the flows are restored.
+// FlowRestoreWait reports whether flow-restore-wait is set.
 func (c *Client) FlowRestoreWait(ctx context.Context) (bool, error) {
 	s, err := c.session(ctx)
 	if err != nil {
@@ -298,7 +300,8 @@ func (c *Client) FlowRestoreWait(ctx context.Context) (bool, error) {
 	return root.OtherConfig[flowRestoreWait] == "true", nil
 }
 
-// SetFlowRestoreWait sets or clears it and returns when ovs-vswitchd knows. It concerns all bridges of the node.
+// SetFlowRestoreWait sets or clears flow-restore-wait and returns when ovs-vswitchd has applied it. It affects all
+// bridges of the node. Idempotent.
 func (c *Client) SetFlowRestoreWait(ctx context.Context, on bool) error {
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
@@ -313,9 +316,11 @@ func (c *Client) SetFlowRestoreWait(ctx context.Context, on bool) error {
 	if err != nil {
 		return fmt.Errorf("set %s: %w", flowRestoreWait, err)
 	}
-	mutations := []ovsdb.Mutation{*ovsdb.NewMutation("other_config", ovsdb.MutateOperationDelete, ovsdb.OvsSet{GoSet: []any{flowRestoreWait}})}
+	remove := ovsdb.OvsSet{GoSet: []any{flowRestoreWait}}
+	mutations := []ovsdb.Mutation{*ovsdb.NewMutation("other_config", ovsdb.MutateOperationDelete, remove)}
 	if on {
-		mutations = append(mutations, *ovsdb.NewMutation("other_config", ovsdb.MutateOperationInsert, ovsdb.OvsMap{GoMap: map[any]any{flowRestoreWait: "true"}}))
+		add := ovsdb.OvsMap{GoMap: map[any]any{flowRestoreWait: "true"}}
+		mutations = append(mutations, *ovsdb.NewMutation("other_config", ovsdb.MutateOperationInsert, add))
 	}
 	if err := c.apply(ctx, s, []ovsdb.Operation{mutate(tableRoot, root.where(), mutations...)}); err != nil {
 		return fmt.Errorf("set %s to %t: %w", flowRestoreWait, on, err)

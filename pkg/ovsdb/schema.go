@@ -8,10 +8,10 @@ import (
 	"github.com/ovn-org/libovsdb/model"
 )
 
-// database is the name of Open vSwitch's own database.
+// database is the name of Open vSwitch's configuration database.
 const database = "Open_vSwitch"
 
-// Names of the tables we read and write.
+// Names of the tables that Weft reads or writes.
 const (
 	tableRoot      = "Open_vSwitch"
 	tableBridge    = "Bridge"
@@ -24,8 +24,8 @@ const (
 	tableTimeouts  = "CT_Timeout_Policy"
 )
 
-// The rows below have the columns that we use and no others. These are monitored, so counters and link states, which
-// change all the time, never reach us.
+// The rows below have exactly the columns that Weft uses. Only these are monitored, so frequently changing columns such
+// as statistics are never sent.
 
 type rootRow struct {
 	UUID        string            `ovsdb:"_uuid"`
@@ -114,7 +114,7 @@ var models = map[string]model.Model{
 	tableTimeouts:  &timeoutPolicyRow{},
 }
 
-// monitoredTables lists the columns of the rows above; left out, libovsdb would ask for all of the schema's.
+// monitoredTables lists the columns of the rows above; by default libovsdb would monitor all columns of the schema.
 func monitoredTables() []client.TableMonitor {
 	var tables []client.TableMonitor
 	for name, row := range models {

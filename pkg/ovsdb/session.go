@@ -15,22 +15,22 @@ import (
 )
 
 const (
-	// echoInterval is how often an idle connection is probed, echoTimeout how long the answer may take.
+	// echoInterval is the interval of probes on the connection, echoTimeout the timeout of a probe.
 	echoInterval = 5 * time.Second
 	echoTimeout  = 5 * time.Second
-	// transactTimeout is how long the answer to a transaction may take.
+	// transactTimeout is the timeout of a transaction.
 	transactTimeout = 5 * time.Second
 )
 
-// session is one connection to ovsdb-server with its monitored copy of the database. A lost connection ends the session
-// for good: the next one starts with a fresh copy, so nothing stale survives.
+// session is one connection to ovsdb-server with its monitored copy of the database. A lost connection ends the
+// session; the next one starts with a fresh copy, so no stale data survives.
 type session struct {
 	db     client.Client
-	giveUp chan struct{} // receives when the connection is no longer wanted
+	giveUp chan struct{} // receives when the connection must be closed
 	done   chan struct{} // closed when the connection is lost
 }
 
-// dial connects and returns when the copy of the database is complete. handler hears of every row in it.
+// dial connects and returns when the copy of the database is complete. handler receives every row in it.
 func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.EventHandler) (*session, error) {
 	m, err := databaseModel()
 	if err != nil {
@@ -43,7 +43,7 @@ func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.E
 	if err := db.Connect(ctx); err != nil {
 		return nil, fmt.Errorf("connect to OVSDB at %s (is ovsdb-server running?): %w", endpoint, err)
 	}
-	// Cache is nil when the server hung up in between.
+	// Cache is nil when the server has closed the connection meanwhile.
 	if c := db.Cache(); c != nil {
 		c.AddEventHandler(handler)
 	}
@@ -58,8 +58,8 @@ func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.E
 	return s, nil
 }
 
-// watch closes done when the connection is gone. The probe also covers a notification that came when nobody listened:
-// libovsdb sends it without blocking.
+// watch closes done when the connection is lost. The probe also covers a lost notification, which libovsdb sends
+// without blocking.
 func (s *session) watch() {
 	defer close(s.done)
 	defer s.db.Close()
@@ -94,18 +94,18 @@ func (s *session) ended() bool {
 	}
 }
 
-// transact runs one transaction. All operations take effect or none does. It does not end early with its callers: a
-// transaction whose answer nobody has heard may take effect at any time later, while the copy says that it has not. So
-// without an answer the session is over, and the next one's copy tells.
+// transact runs one transaction: all operations take effect or none. It does not end early with its callers: a
+// transaction without a reply may still take effect at any time, while the copy shows that it has not. So without a
+// reply the session ends, and the next session's copy shows the outcome.
 func (s *session) transact(ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), transactTimeout)
 	defer cancel()
 	results, err := s.db.Transact(ctx, ops...)
 	if err != nil {
-		// What libovsdb returns for a lost connection depends on the moment; so ask the connection.
+		// libovsdb's error for a lost connection depends on the moment, so probe the connection.
 		if ctx.Err() != nil || !s.alive() {
 			notify(s.giveUp)
-			<-s.done // who tries again at once shall not get the same session
+			<-s.done // a retry must not get the same session
 			return nil, fmt.Errorf("%w: %w", ErrDisconnected, err)
 		}
 		return nil, err
@@ -114,15 +114,15 @@ func (s *session) transact(ops []ovsdb.Operation) ([]ovsdb.OperationResult, erro
 		for _, f := range failed {
 			err = fmt.Errorf("%s %s: %w", f.Operation().Op, f.Operation().Table, f)
 		}
-		return nil, &refusedError{err}
+		return nil, &rejectedError{err}
 	}
 	return results, nil
 }
 
-// refusedError is a transaction that the server understood and refused.
-type refusedError struct{ error }
+// rejectedError is a transaction that the server rejected.
+type rejectedError struct{ error }
 
-func (e *refusedError) Unwrap() error { return e.error }
+func (e *rejectedError) Unwrap() error { return e.error }
 
 func (s *session) interfaceByName(ctx context.Context, name string) (*interfaceRow, error) {
 	row := &interfaceRow{Name: name}
@@ -157,10 +157,11 @@ func (s *session) root() (*rootRow, error) {
 	return nil, fmt.Errorf("the database has %d Open_vSwitch rows instead of one; run \"ovs-vsctl init\"", len(all))
 }
 
-// where selects the row: there is one, but OVSDB wants a condition.
+// where selects the row. There is only one, but OVSDB requires a condition.
 func (r *rootRow) where() []ovsdb.Condition { return where("_uuid", ovsdb.UUID{GoUUID: r.UUID}) }
 
-// rows is a table of the copy, by UUID. The rows are shallow clones: replace their fields, but write to no map or slice.
+// rows returns a table of the copy, by UUID. The rows are shallow clones: fields may be replaced, but maps and slices
+// must not be written to.
 func rows[T any](s *session, table string) (map[string]*T, error) {
 	c := s.db.Cache()
 	if c == nil {
@@ -185,7 +186,8 @@ type waiters struct {
 	by map[string]map[chan struct{}]struct{}
 }
 
-// add returns a channel that receives after every change of the row with that key, and the function that ends this.
+// add returns a channel that receives, coalesced, after changes of the row with that key, and the function that ends
+// this.
 func (w *waiters) add(key string) (<-chan struct{}, func()) {
 	ch := make(chan struct{}, 1)
 	w.mu.Lock()
@@ -215,7 +217,7 @@ func (w *waiters) wake(key string) {
 	}
 }
 
-// notify makes ch readable; what was not yet read is enough.
+// notify makes ch readable, unless it already is.
 func notify(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
@@ -223,10 +225,10 @@ func notify(ch chan struct{}) {
 	}
 }
 
-// keyRoot is the waiters' key of the Open_vSwitch row; other keys are names of interfaces, which cannot hold a slash.
+// keyRoot is the waiters' key of the Open_vSwitch row; other keys are interface names, which cannot contain a slash.
 const keyRoot = "/"
 
-// waitKey is the key under which somebody may wait for the row.
+// waitKey is the waiters' key of the row; false for tables without waiters.
 func waitKey(row dbmodel.Model) (string, bool) {
 	switch r := row.(type) {
 	case *rootRow:

@@ -12,8 +12,8 @@ import (
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
 
-// TestServerHangs: what a server that does not answer was asked for may still happen. So the caller is told that it is
-// not known, and the copy of the database is not trusted any more.
+// TestServerHangs: a request to a server that does not answer may still take effect. So the caller gets
+// ErrDisconnected, and the copy of the database is discarded.
 func TestServerHangs(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -29,7 +29,7 @@ func TestServerHangs(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	defer resume() // or it could not be ended
+	defer resume() // otherwise it could not be ended
 	ctx, cancel := context.WithTimeout(l.ctx, time.Second)
 	defer cancel()
 	if err := l.c.RemovePort(ctx, a.HostIfName); !errors.Is(err, ovsdb.ErrDisconnected) {

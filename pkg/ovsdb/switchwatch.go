@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// switchPoll is how often we look for the bridge's socket while it is not there.
+// switchPoll is the interval of attempts to connect to the bridge's socket.
 const switchPoll = 200 * time.Millisecond
 
-// managementSocket is the bridge's OpenFlow socket, which ovs-vswitchd makes beside that of ovsdb-server.
+// managementSocket is the bridge's OpenFlow socket, which ovs-vswitchd creates beside that of ovsdb-server.
 func managementSocket(endpoint, bridge string) (string, error) {
 	path, ok := strings.CutPrefix(endpoint, "unix:")
 	if !ok {
@@ -23,15 +23,15 @@ func managementSocket(endpoint, bridge string) (string, error) {
 	return filepath.Join(filepath.Dir(path), bridge+".mgmt"), nil
 }
 
-// watchSwitch reports when ovs-vswitchd has lost the bridge's flows, because it restarted or made the bridge anew (or
-// only changed its protocols: a false alarm). The database cannot tell: ovs-vswitchd finds its own values there when it
-// comes back, and writes none. A connection to the bridge's management socket can, because it breaks.
+// watchSwitch reports when ovs-vswitchd has lost the bridge's flows because it restarted or recreated the bridge (or
+// only changed its protocols, a false alarm). The database does not show it: a restarted ovs-vswitchd finds its own
+// values there, and writes none. The connection to the bridge's management socket does, because it breaks.
 func (c *Client) watchSwitch(ctx context.Context, socket string) {
 	poll := time.NewTicker(switchPoll)
 	defer poll.Stop()
 	for {
 		if conn, err := net.Dial("unix", socket); err == nil {
-			c.holdSwitch(ctx, conn)
+			c.superviseSwitch(ctx, conn)
 			if ctx.Err() != nil {
 				return
 			}
@@ -44,11 +44,11 @@ func (c *Client) watchSwitch(ctx context.Context, socket string) {
 	}
 }
 
-// holdSwitch keeps the ports unblocked until the switch hangs up.
-func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
+// superviseSwitch keeps the ports unblocked until the switch closes the connection.
+func (c *Client) superviseSwitch(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
-	ports := &portConfig{conn: conn, log: c.log, gone: func(name string) bool { return c.hasNoPort(ctx, name) }}
+	ports := &portConfig{conn: conn, log: c.log, removed: func(name string) bool { return c.hasNoPort(ctx, name) }}
 	if err := ports.begin(); err != nil {
 		return
 	}
@@ -62,12 +62,12 @@ func (c *Client) holdSwitch(ctx context.Context, conn net.Conn) {
 		if !errors.Is(err, io.EOF) {
 			log = log.With("err", err)
 		}
-		log.Warn("ovs-vswitchd hung up: it stopped, made the bridge anew or changed its protocols")
+		log.Warn("ovs-vswitchd closed the connection: it stopped, recreated the bridge or changed its protocols")
 		notify(c.changes)
 	}
 }
 
-// hasNoPort says that the database is there and has no port of this name.
+// hasNoPort reports that the database is connected and has no port of this name.
 func (c *Client) hasNoPort(ctx context.Context, name string) bool {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

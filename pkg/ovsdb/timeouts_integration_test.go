@@ -10,17 +10,18 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// zone is the UUID of a connection tracking zone's row.
+// zone is the UUID of a conntrack zone's row.
 func (l *lab) zone(number int) string {
 	l.t.Helper()
-	return l.vsctl("get", "Datapath", l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev"), fmt.Sprintf("ct_zones:%d", number))
+	return l.vsctl("get", "Datapath", l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev"),
+		fmt.Sprintf("ct_zones:%d", number))
 }
 
-// tracked is what the datapath does with a connection in a zone: the number of its timeouts, if it has any, is among
-// it.
+// tracked is the datapath's action on a connection in a zone, with the number of its timeout policy, if any.
 func (l *lab) tracked(zone int) string {
 	l.t.Helper()
-	l.ofctl("-O", "OpenFlow15", "add-flow", model.BridgeName, fmt.Sprintf("table=0,priority=1,ip,actions=ct(commit,zone=%d)", zone))
+	l.ofctl("-O", "OpenFlow15", "add-flow", model.BridgeName,
+		fmt.Sprintf("table=0,priority=1,ip,actions=ct(commit,zone=%d)", zone))
 	out, err := l.ovs.Run(l.ctx, "ovs-appctl", "ofproto/trace", model.BridgeName, "in_port=1,udp,nw_ttl=64")
 	if err != nil {
 		l.t.Fatal(err)
@@ -29,8 +30,8 @@ func (l *lab) tracked(zone int) string {
 	return actions
 }
 
-// TestTimeoutsApply: the datapath has the timeouts of the database, also after the bridge was the datapath's last and
-// was made again: the new datapath knows none, and ovs-vswitchd tells it none that the database has had before.
+// TestTimeoutsApply: the datapath has the timeouts of the database, also after its last bridge was deleted and
+// recreated: the new datapath has none, and ovs-vswitchd sends none that the database had before.
 func TestTimeoutsApply(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
@@ -52,10 +53,11 @@ func TestTimeoutsApply(t *testing.T) {
 	}
 }
 
-// TestForeignDatapathSurvives: a Datapath row that somebody else made is used, and what it holds stays.
+// TestForeignDatapathSurvives: an existing Datapath row of another program is used, and its content stays.
 func TestForeignDatapathSurvives(t *testing.T) {
 	l := newLab(t)
-	l.vsctl("--id=@dp", "create", "Datapath", "datapath_version=0", "external_ids:owner=me", "--", "set", "Open_vSwitch", ".", "datapaths:netdev=@dp")
+	l.vsctl("--id=@dp", "create", "Datapath", "datapath_version=0", "external_ids:owner=me", "--", "set", "Open_vSwitch",
+		".", "datapaths:netdev=@dp")
 	l.vsctl("add-zone-tp", "netdev", "zone=7", "tcp_close=5", "udp_first=6")
 	row := l.vsctl("get", "Open_vSwitch", ".", "datapaths:netdev")
 	l.ensure()
@@ -71,20 +73,21 @@ func TestForeignDatapathSurvives(t *testing.T) {
 	if len(zones) != 4 || zones[0] != "Zone:7, Timeout Policies: tcp_close=5 udp_first=6" {
 		t.Errorf("zones: %q", zones)
 	}
-	// Without the bridge our zones have no effect, and nobody else's changes.
+	// Without the bridge, Weft's zones have no effect and foreign ones are unchanged.
 	l.vsctl("del-br", model.BridgeName)
 	l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
-	if again := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n"); strings.Join(again, "\n") != strings.Join(zones, "\n") {
+	if again := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n"); strings.Join(again, "\n") !=
+		strings.Join(zones, "\n") {
 		t.Errorf("zones after the bridge was made again: %q, want %q", again, zones)
 	}
 }
 
-// TestTimeoutsKernel: on the kernel's datapath the node's own settings hold, and the database has no timeouts of ours.
+// TestTimeoutsKernel: with the kernel datapath the node's sysctls apply, and the database has no timeouts of Weft's.
 func TestTimeoutsKernel(t *testing.T) {
 	l := newLab(t)
 	b := want
 	b.Datapath = "system"
-	_, _ = l.c.EnsureBridge(l.ctx, b) // no kernel module here: the ports never come up
+	_, _ = l.c.EnsureBridge(l.ctx, b) // no kernel module here, so the ports never work
 	if got := l.vsctl("get", "Open_vSwitch", ".", "datapaths"); got != "{}" {
 		t.Errorf("datapaths: %s, want none", got)
 	}

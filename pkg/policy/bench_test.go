@@ -11,9 +11,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The cluster of the benchmarks: 10,000 pods in 100 namespaces of 100 applications each, on 91 nodes, 110 of them attached here,
-// and 5,000 policies. A policy selects one application of a namespace and allows another one of it, one of a team's namespaces and
-// a block. Either all policies are about pods of this node, or they are about all pods alike.
+// The cluster of the benchmarks: 10,000 pods in 100 namespaces of 100 applications each, on 91 nodes, 110 of them
+// attached here, and 5,000 policies. A policy selects one application of a namespace and allows another one of it, one
+// of a team's namespaces and a block. The policies select only pods of this node, or all pods alike.
 const (
 	benchNamespaces = 100
 	benchPods       = 10000
@@ -21,7 +21,7 @@ const (
 	benchLocal      = 110
 )
 
-// processor has the benchmark also report the processor's time, which other programs of the machine do not change.
+// processor makes the benchmark report CPU time, which does not depend on other programs of the machine.
 func processor(b *testing.B) {
 	used := func() time.Duration {
 		var u syscall.Rusage
@@ -36,10 +36,11 @@ func processor(b *testing.B) {
 
 func benchPod(i int) Pod {
 	ns, n := i%benchNamespaces, i/benchNamespaces
-	p := Pod{Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("pod", n), UID: "u", Node: fmt.Sprint("n", 1+i%90), Created: 1,
-		Labels: map[string]string{"app": fmt.Sprint("app", n%20), "pod": fmt.Sprint(i), "tier": "front"},
-		Ports:  []ContainerPort{{"http", TCP, 8080}},
-		Addrs:  []netip.Addr{netip.AddrFrom4([4]byte{10, byte(1 + i%90), byte(i >> 8), byte(i)})}}
+	p := Pod{Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("pod", n), UID: "u", Node: fmt.Sprint("n", 1+i%90),
+		Created: 1,
+		Labels:  map[string]string{"app": fmt.Sprint("app", n%20), "pod": fmt.Sprint(i), "tier": "front"},
+		Ports:   []ContainerPort{{"http", TCP, 8080}},
+		Addrs:   []netip.Addr{netip.AddrFrom4([4]byte{10, byte(1 + i%90), byte(i >> 8), byte(i)})}}
 	if i%90 == 0 && i/90 < benchLocal {
 		p.Node = "n0"
 	}
@@ -53,10 +54,14 @@ func benchPolicy(i int, ours bool) Policy {
 	}
 	ns, app := pod%benchNamespaces, pod/benchNamespaces%20
 	label := func(key, value string) *Selector { return &Selector{MatchLabels: map[string]string{key: value}} }
-	return Policy{Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("policy", i), PodSelector: *label("app", fmt.Sprint("app", app)), Types: []Direction{Ingress},
+	return Policy{Namespace: fmt.Sprint("ns", ns), Name: fmt.Sprint("policy", i),
+		PodSelector: *label("app", fmt.Sprint("app", app)), Types: []Direction{Ingress},
 		Ingress: []Rule{{
-			Peers: []Peer{{PodSelector: label("app", fmt.Sprint("app", (app+i/500)%20))}, {NamespaceSelector: label("team", fmt.Sprint("team", (i+i/100)%50)), PodSelector: label("app", fmt.Sprint("app", (app+1)%20))},
-				{IPBlock: &IPBlock{CIDR: netip.MustParsePrefix("192.0.2.0/24"), Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.8/29")}}}},
+			Peers: []Peer{{PodSelector: label("app", fmt.Sprint("app", (app+i/500)%20))},
+				{NamespaceSelector: label("team", fmt.Sprint("team", (i+i/100)%50)),
+					PodSelector: label("app", fmt.Sprint("app", (app+1)%20))},
+				{IPBlock: &IPBlock{CIDR: netip.MustParsePrefix("192.0.2.0/24"),
+					Except: []netip.Prefix{netip.MustParsePrefix("192.0.2.8/29")}}}},
 			Ports: []Port{{Number: 8080}, {Name: "http"}},
 		}}}
 }
@@ -70,7 +75,8 @@ func benchResolver(ours bool) *Resolver {
 		p := benchPod(i)
 		r.SetPod(p)
 		if p.Node == "n0" {
-			r.SetAttachment(model.Attachment{ContainerID: fmt.Sprint(i), IfName: "eth0", Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: "u"}, IPs: p.Addrs})
+			r.SetAttachment(model.Attachment{ContainerID: fmt.Sprint(i), IfName: "eth0",
+				Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: "u"}, IPs: p.Addrs})
 		}
 	}
 	for i := range benchPolicies {
@@ -79,7 +85,7 @@ func benchResolver(ours bool) *Resolver {
 	return r
 }
 
-// BenchmarkInitial is the resolution of everything at the start of an agent, and what it holds afterwards.
+// BenchmarkInitial resolves everything, as at the start of an agent, and reports the memory in use.
 func BenchmarkInitial(b *testing.B) {
 	b.Run("all policies about pods of this node", func(b *testing.B) { benchInitial(b, true) })
 	b.Run("policies about all pods alike", func(b *testing.B) { benchInitial(b, false) })
@@ -113,7 +119,7 @@ func benchInitial(b *testing.B, ours bool) {
 	runtime.KeepAlive(r)
 }
 
-// BenchmarkOnePolicy is one more policy, about pods of this node, and its end.
+// BenchmarkOnePolicy adds and deletes a policy that selects pods of this node.
 func BenchmarkOnePolicy(b *testing.B) {
 	r := benchResolver(true)
 	r.Flush()
@@ -130,7 +136,7 @@ func BenchmarkOnePolicy(b *testing.B) {
 	}
 }
 
-// BenchmarkOneLabel is a pod of another node that changes its application and back: twice a change.
+// BenchmarkOneLabel changes the application of another node's pod and back: two changes.
 func BenchmarkOneLabel(b *testing.B) {
 	r := benchResolver(true)
 	r.Flush()
@@ -148,7 +154,7 @@ func BenchmarkOneLabel(b *testing.B) {
 	b.ReportMetric(float64(changed), "policies")
 }
 
-// BenchmarkUnusedLabel is a change of a label that no policy asks for.
+// BenchmarkUnusedLabel changes a label that no policy uses.
 func BenchmarkUnusedLabel(b *testing.B) {
 	r := benchResolver(true)
 	r.Flush()
@@ -166,7 +172,7 @@ func BenchmarkUnusedLabel(b *testing.B) {
 	}
 }
 
-// BenchmarkEverybody is one pod more and less among 10,000 that one policy with many rules allows as a whole.
+// BenchmarkEverybody adds and deletes a pod among 10,000 that one policy with many rules allows together.
 func BenchmarkEverybody(b *testing.B) {
 	r := benchResolver(true)
 	p := benchPolicy(0, true)
@@ -183,20 +189,24 @@ func BenchmarkEverybody(b *testing.B) {
 	}
 }
 
-// Benchmark200x200 is one policy that lets 200 pods reach 200 of this node, from nothing, and one peer more.
+// Benchmark200x200 resolves one policy that allows 200 pods to reach 200 of this node, and then one more peer.
 func Benchmark200x200(b *testing.B) {
 	world := func() *Resolver {
 		r := NewResolver("n0")
 		r.SetNamespace(Namespace{Name: "a"})
 		for i := range 400 {
-			p := Pod{Namespace: "a", Name: fmt.Sprint(i), Node: fmt.Sprint("n", i/200), Labels: map[string]string{"side": fmt.Sprint(i / 200)}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i / 200), 0, byte(i % 200)})}}
+			p := Pod{Namespace: "a", Name: fmt.Sprint(i), Node: fmt.Sprint("n", i/200),
+				Labels: map[string]string{"side": fmt.Sprint(i / 200)}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10,
+					byte(i / 200), 0, byte(i % 200)})}}
 			r.SetPod(p)
 			if i < 200 {
-				r.SetAttachment(model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: "a", Name: p.Name}, IPs: p.Addrs})
+				r.SetAttachment(model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: "a", Name: p.Name},
+					IPs: p.Addrs})
 			}
 		}
 		r.SetPolicy(Policy{Namespace: "a", Name: "p", PodSelector: Selector{MatchLabels: map[string]string{"side": "0"}},
-			Ingress: []Rule{{Peers: []Peer{{PodSelector: &Selector{MatchLabels: map[string]string{"side": "1"}}}}, Ports: []Port{{Number: 80}}}}})
+			Ingress: []Rule{{Peers: []Peer{{PodSelector: &Selector{MatchLabels: map[string]string{"side": "1"}}}},
+				Ports: []Port{{Number: 80}}}}})
 		return r
 	}
 	b.Run("from nothing", func(b *testing.B) {
@@ -208,7 +218,8 @@ func Benchmark200x200(b *testing.B) {
 	b.Run("one peer more and less", func(b *testing.B) {
 		r := world()
 		r.Flush()
-		more := Pod{Namespace: "a", Name: "more", Node: "n1", Labels: map[string]string{"side": "1"}, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 1, 1})}}
+		more := Pod{Namespace: "a", Name: "more", Node: "n1", Labels: map[string]string{"side": "1"},
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 1, 1})}}
 		processor(b)
 		for b.Loop() {
 			r.SetPod(more)

@@ -6,15 +6,15 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// maxNodeFlows is how many flows all policies of a node may take, before those that they share are merged
+// maxNodeFlows bounds the flows of all policies of a node, counted before shared flows are merged
 // (model.Policy.MostFlows). ovs-vswitchd and the agent need about 1 KB for each.
 const maxNodeFlows = 1_000_000
 
-// overBudgetError says why a policy isolates and allows nothing. It names nothing that other policies change.
+// overBudgetError is the reason why a policy over budget allows nothing. It does not depend on other policies.
 func overBudgetError(flows, room int) string {
 	return fmt.Sprintf("its rules may take %d flows, for which its namespace's share of the %d that this node has for "+
 		"policies has no room; use fewer policies, or fewer and wider peers", flows, room)
 }
 
-// countFlows counts the flows of a policy that is about pods of this node.
+// countFlows counts the flows of a policy that selects pods of this node.
 func countFlows(m model.Policy) int { return max(1, m.MostFlows()) }

@@ -7,8 +7,9 @@ import (
 	"slices"
 )
 
-// Check says what the API server should have refused about a policy. Nothing is trusted to have passed there: such a policy
-// isolates its pods in the directions that it is about and allows nothing, because half a rule may allow more than the whole.
+// Check returns an error for everything that the API server should have rejected. The API server's validation is not
+// relied on: an invalid policy isolates its pods in its directions and allows nothing, because a partial rule may allow
+// more than the whole.
 func (policy Policy) Check() error {
 	var errs []error
 	if policy.Err != "" {
@@ -22,7 +23,7 @@ func (policy Policy) Check() error {
 	bad("podSelector", policy.PodSelector.check())
 	for _, t := range policy.Types {
 		if t != Ingress && t != Egress {
-			bad("policyTypes", fmt.Errorf("%q is neither Ingress nor Egress", t))
+			bad("policyTypes", fmt.Errorf("invalid direction %q; allowed: Ingress, Egress", t))
 		}
 	}
 	for i, rule := range policy.Ingress {
@@ -32,13 +33,13 @@ func (policy Policy) Check() error {
 		bad(fmt.Sprintf("egress[%d]", i), rule.check())
 	}
 	if most := policy.mostRanges(); most > maxRanges {
-		errs = append(errs, fmt.Errorf("the exceptions of its ipBlocks may make %d ranges, more than %d; use fewer or wider exceptions",
-			most, maxRanges))
+		errs = append(errs, fmt.Errorf("the exceptions of its ipBlocks may expand to %d ranges, more than %d; "+
+			"use fewer or wider exceptions", most, maxRanges))
 	}
 	return errors.Join(errs...)
 }
 
-// mostRanges is an upper bound of the ranges that the policy's ipBlocks are expanded to. Blocks without exceptions are one.
+// mostRanges is an upper bound of the ranges that the policy's ipBlocks with exceptions expand to.
 func (policy Policy) mostRanges() int {
 	most := 0
 	for _, rule := range slices.Concat(policy.Ingress, policy.Egress) {
@@ -69,13 +70,13 @@ func (peer Peer) check() error {
 	selectors := peer.PodSelector != nil || peer.NamespaceSelector != nil
 	switch {
 	case peer.IPBlock == nil && !selectors:
-		return errors.New("it has neither a selector nor an ipBlock")
+		return errors.New("neither a selector nor an ipBlock")
 	case peer.IPBlock != nil && selectors:
-		return errors.New("an ipBlock stands alone, without selectors")
+		return errors.New("an ipBlock cannot be combined with selectors")
 	case peer.IPBlock != nil:
 		for _, cidr := range append([]netip.Prefix{peer.IPBlock.CIDR}, peer.IPBlock.Except...) {
 			if !cidr.IsValid() {
-				return errors.New("ipBlock: a range of addresses is missing")
+				return errors.New("ipBlock: missing or invalid CIDR")
 			}
 		}
 	}
@@ -92,13 +93,13 @@ func (peer Peer) check() error {
 func (port Port) check() error {
 	switch {
 	case !slices.Contains([]Protocol{"", TCP, UDP, SCTP}, port.Protocol):
-		return fmt.Errorf("protocol %q is none of TCP, UDP and SCTP", port.Protocol)
+		return fmt.Errorf("invalid protocol %q; allowed: TCP, UDP, SCTP", port.Protocol)
 	case port.Name != "" && (port.Number != 0 || port.EndPort != 0):
-		return fmt.Errorf("port %q has a number, too", port.Name)
+		return fmt.Errorf("port %q has both a name and a number", port.Name)
 	case port.EndPort != 0 && port.EndPort < port.Number:
 		return fmt.Errorf("endPort %d is below port %d", port.EndPort, port.Number)
 	case port.EndPort != 0 && port.Number == 0:
-		return fmt.Errorf("endPort %d stands without a port", port.EndPort)
+		return fmt.Errorf("endPort %d without a port", port.EndPort)
 	}
 	return nil
 }
@@ -128,9 +129,9 @@ func (r Requirement) check() error {
 	return nil
 }
 
-// readable is the selector without what cannot be understood of it. It selects whatever the selector could mean, so that a
-// mistake in a policy's own selector isolates too many pods and not too few.
-func (s Selector) readable() Selector {
+// validPart is the selector without its invalid requirements. It selects every pod that the selector may mean, so that
+// a mistake in a policy's podSelector isolates too many pods rather than too few.
+func (s Selector) validPart() Selector {
 	if s.check() == nil {
 		return s
 	}

@@ -7,20 +7,20 @@ import (
 	"strings"
 )
 
-// Verdict is what the policies promise about a packet.
+// Verdict is the expected result for a packet.
 type Verdict struct {
 	Allowed bool
-	// Why says it in words, and names the policies.
+	// Why is the reason, with the names of the policies.
 	Why string
 }
 
-// Eval says what happens to a packet: it passes if both the egress policies at its source and the ingress policies at its
-// destination let it.
+// Eval returns the verdict for a packet: the egress policies at its source and the ingress policies at its destination
+// must both allow it. It is pure, and looks at every policy and pod.
 func Eval(c Cluster, p Packet) Verdict {
 	src, dst := c.pod(p.Src), c.pod(p.Dst)
 	switch {
 	case p.Reply:
-		return Verdict{true, "it belongs to a connection that was allowed"}
+		return Verdict{true, "reply of an allowed connection"}
 	case p.Src == p.Dst || src != nil && src == dst:
 		return Verdict{true, "a pod always reaches itself"}
 	case src != nil && dst == nil && c.isNode(src.Node, p.Dst):
@@ -39,10 +39,10 @@ func Eval(c Cluster, p Packet) Verdict {
 	return Verdict{true, out.Why + "; " + in.Why}
 }
 
-// direction asks the policies about one end's pod. The peer is the other end: a pod, or nil, with its address.
+// direction evaluates the policies that select one end's pod. The peer is the other end's address, and its pod or nil.
 func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr, p Packet) Verdict {
 	if subject == nil {
-		return Verdict{true, fmt.Sprintf("%s: not a pod, so no policy is about it", d)}
+		return Verdict{true, fmt.Sprintf("%s: not a pod, so no policy selects it", d)}
 	}
 	dst := subject
 	if d == Egress {
@@ -50,13 +50,13 @@ func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr,
 	}
 	var isolating []string
 	for _, policy := range c.Policies {
-		if !policy.isAbout(d, *subject) {
+		if !policy.selects(d, *subject) {
 			continue
 		}
 		name := policy.Namespace + "/" + policy.Name
 		isolating = append(isolating, name)
 		if policy.Check() != nil {
-			continue // what the API should have refused allows nothing
+			continue // an invalid policy allows nothing
 		}
 		for i, rule := range policy.rules(d) {
 			if c.peersMatch(rule.Peers, policy.Namespace, peer, peerAddr) && portsMatch(rule.Ports, dst, p) {
@@ -68,16 +68,19 @@ func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr,
 	if len(isolating) == 0 {
 		return Verdict{true, fmt.Sprintf("%s: no policy selects %s", d, who)}
 	}
-	return Verdict{false, fmt.Sprintf("%s: %s is isolated by %s, and no rule allows it", d, who, strings.Join(isolating, ", "))}
+	return Verdict{false, fmt.Sprintf("%s: %s is isolated by %s, and no rule allows it",
+		d, who, strings.Join(isolating, ", "))}
 }
 
-// isAbout: the policy selects the pod, which is in its namespace, for this direction.
-func (policy Policy) isAbout(d Direction, pod Pod) bool {
-	return policy.Namespace == pod.Namespace && policy.PodSelector.readable().Matches(pod.Labels) && slices.Contains(policy.types(), d)
+// selects reports whether the policy selects the pod, which must be in its namespace, for this direction.
+func (policy Policy) selects(d Direction, pod Pod) bool {
+	return policy.Namespace == pod.Namespace && policy.PodSelector.validPart().Matches(pod.Labels) &&
+		slices.Contains(policy.types(), d)
 }
 
-// types: "If no policyTypes are specified on a NetworkPolicy then by default Ingress will always be set and Egress will be
-// set if the NetworkPolicy has any egress rules." A word that is none might mean either.
+// types are the policy's directions. API: "If no policyTypes are specified on a NetworkPolicy then by default Ingress
+// will always be set and Egress will be set if the NetworkPolicy has any egress rules." An invalid direction may mean
+// either.
 func (policy Policy) types() []Direction {
 	if slices.ContainsFunc(policy.Types, func(d Direction) bool { return d != Ingress && d != Egress }) {
 		return []Direction{Ingress, Egress}
@@ -98,8 +101,8 @@ func (policy Policy) rules(d Direction) []Rule {
 	return policy.Egress
 }
 
-// peersMatch: "Items in this list are combined using a logical OR operation. If this field is empty or missing, this rule
-// matches all sources [or destinations]."
+// peersMatch follows the API: "Items in this list are combined using a logical OR operation. If this field is empty or
+// missing, this rule matches all sources [or destinations]."
 func (c Cluster) peersMatch(peers []Peer, namespace string, pod *Pod, addr netip.Addr) bool {
 	if len(peers) == 0 {
 		return true
@@ -112,7 +115,7 @@ func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.A
 		return peer.IPBlock.Contains(addr)
 	}
 	if pod == nil {
-		return false // selectors select pods
+		return false // selectors select only pods
 	}
 	switch {
 	case peer.PodSelector != nil && peer.NamespaceSelector != nil:
@@ -122,23 +125,23 @@ func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.A
 	case peer.NamespaceSelector != nil:
 		return c.namespaceMatches(*peer.NamespaceSelector, pod.Namespace)
 	}
-	return false // the API refuses a peer that says nothing
+	return false // the API rejects an empty peer
 }
 
-// namespaceMatches: as long as a namespace is not known, neither are its labels, and nothing selects it.
+// namespaceMatches is false for an unknown namespace, because its labels are unknown.
 func (c Cluster) namespaceMatches(s Selector, name string) bool {
 	labels, known := c.Namespaces[name]
 	return known && s.Matches(labels)
 }
 
-// Contains tells whether an address is in the range and in none of its exceptions.
+// Contains reports whether the address is in the range and in none of its exceptions.
 func (b IPBlock) Contains(addr netip.Addr) bool {
 	inside := func(p netip.Prefix) bool { return p.Contains(addr) }
 	return inside(b.CIDR) && !slices.ContainsFunc(b.Except, inside)
 }
 
-// portsMatch: "If this field is empty or missing, this rule matches all ports (traffic not restricted by port)." dst is the
-// pod that the packet goes to, or nil.
+// portsMatch follows the API: "If this field is empty or missing, this rule matches all ports (traffic not restricted
+// by port)." dst is the destination pod, or nil.
 func portsMatch(ports []Port, dst *Pod, p Packet) bool {
 	if len(ports) == 0 {
 		return true
@@ -156,7 +159,7 @@ func portMatches(port Port, dst *Pod, p Packet) bool {
 	}
 	switch {
 	case port.Name != "":
-		// A name is that of a port of the destination pod; what is no pod has no names.
+		// A name is that of a port of the destination pod; other destinations have no named ports.
 		return dst != nil && slices.Contains(dst.Ports, ContainerPort{Name: port.Name, Protocol: protocol, Number: p.Port})
 	case port.Number == 0:
 		return true // all ports of the protocol
@@ -166,7 +169,7 @@ func portMatches(port Port, dst *Pod, p Packet) bool {
 	return p.Port == port.Number
 }
 
-// Matches tells whether labels satisfy everything that the selector asks for.
+// Matches reports whether the labels satisfy all requirements of the selector.
 func (s Selector) Matches(labels map[string]string) bool {
 	for key, value := range s.MatchLabels {
 		if have, ok := labels[key]; !ok || have != value {
@@ -187,16 +190,16 @@ func (r Requirement) matches(labels map[string]string) bool {
 	case In:
 		return ok && slices.Contains(r.Values, value)
 	case NotIn:
-		return !ok || !slices.Contains(r.Values, value) // a label that is missing has none of the values
+		return !ok || !slices.Contains(r.Values, value) // a missing label has none of the values
 	case Exists:
 		return ok
 	case DoesNotExist:
 		return !ok
 	}
-	return false // the API refuses other operators
+	return false // the API rejects other operators
 }
 
-// pod finds the pod with this address. Callers see to it that there is one at most.
+// pod finds the pod with this address. Callers ensure that there is at most one.
 func (c Cluster) pod(addr netip.Addr) *Pod {
 	for i, pod := range c.Pods {
 		if !pod.HostNetwork && !pod.Done && slices.Contains(pod.Addrs, addr) {

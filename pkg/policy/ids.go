@@ -5,30 +5,30 @@ import (
 	"strconv"
 )
 
-// ruleKey names a rule on a node.
+// ruleKey identifies a rule on a node.
 type ruleKey struct {
 	policy    string // namespace/name
 	direction Direction
 	index     int
-	variant   string // the named ports' numbers; empty for what is not about names
+	variant   string // the named ports' numbers; empty without named ports
 }
 
-// String tells keys apart: neither a policy's name nor a direction has a space.
+// String is unique: neither a policy's name nor a direction contains a space.
 func (k ruleKey) String() string {
 	return k.policy + " " + string(k.direction) + " " + strconv.Itoa(k.index) + " " + k.variant
 }
 
-// hashKey is where a key wants to be. Conjunction ids outlive the agent in the switch, so this never changes.
+// hashKey is the preferred id of a key. Conjunction ids survive an agent restart in the switch, so this function never
+// changes.
 func hashKey(key string) uint32 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(key)) // a hash takes every write
+	_, _ = h.Write([]byte(key)) // a hash never fails
 	sum := h.Sum64()
 	return uint32(sum ^ sum>>32)
 }
 
-// ids gives every key a number from 1 that depends on the set of keys alone, and not on the order in which they came: a key has
-// the number that its hash says unless a key before it in order has that; then it takes the next (an ordered hash table with
-// linear probing, which looks the same in whatever order it was filled).
+// ids assigns each key an id from 1 that depends only on the set of keys, never on the order of changes: an ordered
+// hash table with linear probing. A key has the id of its hash unless a smaller key has it; then it takes the next id.
 type ids struct {
 	hash  func(string) uint32
 	byID  map[uint32]string
@@ -39,7 +39,7 @@ func newIDs(hash func(string) uint32) *ids {
 	return &ids{hash: hash, byID: map[uint32]string{}, byKey: map[string]uint32{}}
 }
 
-// next is the number after id. 0 is none.
+// next is the id after id. 0 is not an id.
 func next(id uint32) uint32 {
 	if id == ^uint32(0) {
 		return 1
@@ -47,20 +47,20 @@ func next(id uint32) uint32 {
 	return id + 1
 }
 
-// first is the number that a key has when nobody is in its way.
-func (t *ids) first(key string) uint32 {
+// home is the key's preferred id.
+func (t *ids) home(key string) uint32 {
 	if id := t.hash(key); id != 0 {
 		return id
 	}
 	return 1
 }
 
-// add gives a key a number; moved is told of every key whose number is new or another now.
+// add assigns an id to a key; it calls moved for every key with a new or changed id. Idempotent.
 func (t *ids) add(key string, moved func(key string)) {
 	if _, ok := t.byKey[key]; ok {
 		return
 	}
-	for id := t.first(key); ; id = next(id) {
+	for id := t.home(key); ; id = next(id) {
 		there, taken := t.byID[id]
 		if taken && there < key {
 			continue
@@ -70,12 +70,12 @@ func (t *ids) add(key string, moved func(key string)) {
 		if !taken {
 			return
 		}
-		key = there // it gives way and looks on from here
+		key = there // the larger key moves on from here
 	}
 }
 
-// remove takes a key's number away. Those behind it, up to the next free number, may have been pushed on by it: they are
-// placed anew.
+// remove frees a key's id. Keys between it and the next free id may have been displaced by it, so their ids are
+// assigned again; it calls moved for those that change.
 func (t *ids) remove(key string, moved func(key string)) {
 	id, ok := t.byKey[key]
 	if !ok {

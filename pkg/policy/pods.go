@@ -14,25 +14,25 @@ import (
 // podName is a pod's namespace and name.
 type podName struct{ namespace, name string }
 
-// podState is a pod that the API server knows.
+// podState is a pod that the API server has reported.
 type podState struct {
 	Pod
-	gone bool
-	// attached says that it has an attachment on this node.
+	deleted bool
+	// attached reports that the pod has an attachment on this node.
 	attached bool
-	// claimed are the addresses that it claims by its status.
+	// claimed are the addresses of its status that count.
 	claimed []netip.Addr
-	// view is what selections see of it; nil when it has no address.
-	view *view
+	// view is the pod as selections see it; nil while it has no address.
+	view *podView
 }
 
-// attachmentState is an attachment on this node and the pod that it is of, if that is known.
+// attachmentState is an attachment on this node and its pod, if that is known.
 type attachmentState struct {
 	model.Attachment
 	pod *podState
 }
 
-// claim is somebody who claims an address: an attachment, or else a pod by its status.
+// claim is a claim to an address: by an attachment, or by a pod's status.
 type claim struct {
 	attachment *attachmentState
 	pod        *podState
@@ -48,7 +48,7 @@ func (c claim) before(d claim) bool {
 	return compareClaims(c.pod.Pod, d.pod.Pod) < 0
 }
 
-// owner is the pod that an address belongs to, or nil.
+// owner is the pod that has the address, or nil.
 func (r *Resolver) owner(a netip.Addr) *podState {
 	var best claim
 	for i, c := range r.claims[a] {
@@ -81,7 +81,7 @@ func (r *Resolver) disclaim(c claim, addrs []netip.Addr) {
 	}
 }
 
-// SetPod says what a pod is now.
+// SetPod adds or replaces a pod. Idempotent.
 func (r *Resolver) SetPod(p Pod) {
 	name := podName{p.Namespace, p.Name}
 	s := r.pods[name]
@@ -91,7 +91,7 @@ func (r *Resolver) SetPod(p Pod) {
 	} else if s.Equal(p) {
 		return
 	}
-	r.turn(name, p.Addrs, func() {
+	r.applyPodChange(name, p.Addrs, func() {
 		r.leaveNode(s)
 		s.Pod = p
 		if r.byNode[p.Node] == nil {
@@ -101,15 +101,15 @@ func (r *Resolver) SetPod(p Pod) {
 	})
 }
 
-// DeletePod says that a pod is gone from the API.
+// DeletePod deletes a pod. Idempotent.
 func (r *Resolver) DeletePod(namespace, name string) {
 	s := r.pods[podName{namespace, name}]
 	if s == nil {
 		return
 	}
-	r.turn(podName{namespace, name}, nil, func() {
+	r.applyPodChange(podName{namespace, name}, nil, func() {
 		r.leaveNode(s)
-		s.gone = true
+		s.deleted = true
 	})
 	delete(r.pods, podName{namespace, name})
 }
@@ -121,8 +121,8 @@ func (r *Resolver) leaveNode(p *podState) {
 	}
 }
 
-// SetPodCIDRs sets the accepted pod CIDRs of a node, which its pods' addresses must be in. It costs as much as the node
-// has pods.
+// SetPodCIDRs sets the accepted pod CIDRs of a node; addresses in its pods' status count only inside them. It costs as
+// much as the node has pods. Idempotent.
 func (r *Resolver) SetPodCIDRs(node string, podCIDRs []netip.Prefix) {
 	if slices.Equal(r.podCIDRs[node], podCIDRs) {
 		return
@@ -133,12 +133,12 @@ func (r *Resolver) SetPodCIDRs(node string, podCIDRs []netip.Prefix) {
 		r.podCIDRs[node] = podCIDRs
 	}
 	for p := range r.byNode[node] {
-		r.turn(podName{p.Namespace, p.Name}, nil, func() {})
+		r.applyPodChange(podName{p.Namespace, p.Name}, nil, func() {})
 	}
 }
 
-// OutsideClaims returns how many pods have addresses in their status that do not count because they are outside the pod
-// CIDRs of the pods' nodes, and names the first by name. Only the first call after a change of these costs anything.
+// OutsideClaims counts the pods with addresses in their status that do not count because they are outside the pod CIDRs
+// of the pods' nodes, with the first by name as an example. Only the first call after a change costs anything.
 func (r *Resolver) OutsideClaims() model.OutsideClaims {
 	if !r.outsideDirty {
 		return r.outsideClaims
@@ -146,7 +146,8 @@ func (r *Resolver) OutsideClaims() model.OutsideClaims {
 	out := model.OutsideClaims{Pods: len(r.outside)}
 	var first podName
 	for name := range r.outside {
-		if first == (podName{}) || cmp.Or(cmp.Compare(name.namespace, first.namespace), cmp.Compare(name.name, first.name)) < 0 {
+		if first == (podName{}) ||
+			cmp.Or(cmp.Compare(name.namespace, first.namespace), cmp.Compare(name.name, first.name)) < 0 {
 			first = name
 		}
 	}
@@ -157,7 +158,7 @@ func (r *Resolver) OutsideClaims() model.OutsideClaims {
 	return out
 }
 
-// SetAttachment says that a pod is attached to this node.
+// SetAttachment adds or replaces an attachment on this node. Idempotent.
 func (r *Resolver) SetAttachment(a model.Attachment) {
 	key := a.Key()
 	if old := r.attachments[key]; old != nil {
@@ -168,7 +169,7 @@ func (r *Resolver) SetAttachment(a model.Attachment) {
 		r.DeleteAttachment(key)
 	}
 	name := podName{a.Pod.Namespace, a.Pod.Name}
-	r.turn(name, a.IPs, func() {
+	r.applyPodChange(name, a.IPs, func() {
 		s := &attachmentState{Attachment: a}
 		r.attachments[key] = s
 		r.byPod[name] = append(r.byPod[name], s)
@@ -177,14 +178,14 @@ func (r *Resolver) SetAttachment(a model.Attachment) {
 	r.recheck[key] = true
 }
 
-// DeleteAttachment says that an attachment is gone.
+// DeleteAttachment deletes an attachment. Idempotent.
 func (r *Resolver) DeleteAttachment(key model.AttachmentKey) {
 	s := r.attachments[key]
 	if s == nil {
 		return
 	}
 	name := podName{s.Pod.Namespace, s.Pod.Name}
-	r.turn(name, s.IPs, func() {
+	r.applyPodChange(name, s.IPs, func() {
 		r.disclaim(claim{attachment: s}, s.IPs)
 		delete(r.attachments, key)
 		rest := slices.DeleteFunc(r.byPod[name], func(other *attachmentState) bool { return other == s })
@@ -197,9 +198,9 @@ func (r *Resolver) DeleteAttachment(key model.AttachmentKey) {
 	r.recheck[key] = true
 }
 
-// turn makes a change of a pod or its attachments, which may be about some addresses, and shows everybody anew whose addresses
-// may be others now: the pod, and those who lose an address to it or get one back.
-func (r *Resolver) turn(name podName, addrs []netip.Addr, do func()) {
+// applyPodChange applies a change to a pod or its attachments, with the addresses it concerns, and then refreshes the
+// view of all pods whose addresses may differ: the pod itself, and pods that lose an address to it or get one back.
+func (r *Resolver) applyPodChange(name podName, addrs []netip.Addr, do func()) {
 	p := r.pods[name]
 	addrs = slices.Clone(addrs)
 	if p != nil {
@@ -213,23 +214,23 @@ func (r *Resolver) turn(name podName, addrs []netip.Addr, do func()) {
 		affected[r.owner(a)] = true
 	}
 	do()
-	r.relate(name, p)
+	r.linkAttachments(name, p)
 	for _, a := range addrs {
 		affected[r.owner(a)] = true
 	}
 	affected[p] = true
 	delete(affected, nil)
 	for p := range affected {
-		r.review(p)
+		r.refreshView(p)
 	}
 }
 
-// relate finds out which attachments are the pod's, and what it claims by its status.
-func (r *Resolver) relate(name podName, p *podState) {
+// linkAttachments updates which attachments are the pod's, and the addresses that it claims by its status.
+func (r *Resolver) linkAttachments(name podName, p *podState) {
 	attached := false
 	for _, a := range r.byPod[name] {
 		pod := p
-		if p == nil || p.gone || !p.isAttached(a.Attachment) {
+		if p == nil || p.deleted || !p.isAttached(a.Attachment) {
 			pod = nil
 		}
 		attached = attached || pod != nil
@@ -243,7 +244,7 @@ func (r *Resolver) relate(name podName, p *podState) {
 	}
 	p.attached = attached
 	var claimed, outside []netip.Addr
-	if !p.gone {
+	if !p.deleted {
 		claimed, outside = p.claims(r.node, attached, r.podCIDRs[p.Node])
 	}
 	if old, had := r.outside[name]; had || len(outside) > 0 {
@@ -259,8 +260,8 @@ func (r *Resolver) relate(name podName, p *podState) {
 	p.claimed = claimed
 }
 
-// review shows selections what a pod is now.
-func (r *Resolver) review(p *podState) {
+// refreshView computes the pod's view and updates the selections.
+func (r *Resolver) refreshView(p *podState) {
 	var addrs []netip.Addr
 	own := func(candidates []netip.Addr) {
 		for _, a := range candidates {
@@ -274,48 +275,48 @@ func (r *Resolver) review(p *podState) {
 		own(a.IPs)
 	}
 	if len(addrs) == 0 {
-		r.show(p, nil)
+		r.updateMemberships(p, nil)
 		return
 	}
-	r.show(p, newView(p.Pod, addrs, p.attached))
+	r.updateMemberships(p, newPodView(p.Pod, addrs, p.attached))
 }
 
-// Equal says whether policies see no difference between two states of a pod.
+// Equal reports whether two states of a pod are the same for policies.
 func (a Pod) Equal(b Pod) bool {
-	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID && a.Node == b.Node && maps.Equal(a.Labels, b.Labels) &&
-		slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Ports, b.Ports) && a.HostNetwork == b.HostNetwork && a.Done == b.Done &&
-		a.Terminating == b.Terminating && a.Created == b.Created
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID && a.Node == b.Node &&
+		maps.Equal(a.Labels, b.Labels) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.Ports, b.Ports) &&
+		a.HostNetwork == b.HostNetwork && a.Done == b.Done && a.Terminating == b.Terminating && a.Created == b.Created
 }
 
-// SetNamespace says what a namespace is now.
+// SetNamespace adds or replaces a namespace. Idempotent.
 func (r *Resolver) SetNamespace(n Namespace) {
 	s := r.namespace(n.Name)
 	if s.known && reflect.DeepEqual(s.Namespace, n) {
 		return
 	}
 	if s.Log != n.Log {
-		r.touch(s)
+		r.markPoliciesDirty(s)
 	}
 	s.Namespace, s.known = n, true
-	r.rescope(s)
+	r.updateScopes(s)
 }
 
-// DeleteNamespace says that a namespace is gone.
+// DeleteNamespace deletes a namespace. Idempotent.
 func (r *Resolver) DeleteNamespace(name string) {
 	s := r.namespaces[name]
 	if s == nil || !s.known {
 		return
 	}
 	if s.Log {
-		r.touch(s)
+		r.markPoliciesDirty(s)
 	}
 	s.Namespace, s.known = Namespace{Name: name}, false
-	r.rescope(s)
-	r.forget(s)
+	r.updateScopes(s)
+	r.dropUnused(s)
 }
 
-// touch says that a namespace's policies may be others now.
-func (r *Resolver) touch(n *namespaceState) {
+// markPoliciesDirty marks the namespace's policies dirty.
+func (r *Resolver) markPoliciesDirty(n *namespaceState) {
 	for p := range n.policies {
 		r.dirty[p] = true
 	}

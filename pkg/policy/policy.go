@@ -1,14 +1,14 @@
-// Package policy is about Kubernetes NetworkPolicies (networking.k8s.io/v1).
+// Package policy implements Kubernetes NetworkPolicies (networking.k8s.io/v1).
 //
-// Eval is the reference: slow, and written to be read beside the API's documentation, field by field. It says what the
-// policies promise about one packet. What Weft programs is tested against it, and the lab shows it beside what real packets
-// did.
+// Eval is the reference implementation: slow, and written to be compared with the API's documentation field by field.
+// It returns the expected verdict for one packet. Weft's flows are tested against it, and the lab shows its verdict
+// beside the observed result.
 //
-// Resolve turns policies into what one node has to enforce (model.Policy): selectors become addresses, named ports numbers.
-// It is the full computation, and plain. Resolver holds the same result and follows changes, each at the cost of what it
-// changes. A Resolver belongs to one goroutine, that of the state.Store that owns it.
+// Resolve resolves policies for one node (model.Policy): selectors become addresses, named ports numbers. It is the
+// plain, full computation. Resolver has the same result and follows changes, each at the cost of what it changes. A
+// Resolver belongs to the goroutine of its state.Store.
 //
-// Everything here is plain values and code without effects; nothing is locked or started.
+// The package has plain values and pure code: no locks, no goroutines.
 package policy
 
 import (
@@ -17,17 +17,17 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Protocol is a transport protocol. ICMP and others have none of these; rules with ports do not speak about them.
+// Protocol is a transport protocol. Rules with ports do not apply to other protocols, such as ICMP.
 type Protocol = model.Protocol
 
-// The protocols that a policy's ports can name.
+// The protocols of a policy's ports.
 const (
 	TCP  = model.TCP
 	UDP  = model.UDP
 	SCTP = model.SCTP
 )
 
-// Direction is what a policy or a rule is about.
+// Direction is the direction of a policy or rule.
 type Direction = model.Direction
 
 // The directions.
@@ -39,48 +39,48 @@ const (
 // Policy is a NetworkPolicy.
 type Policy struct {
 	Namespace, Name string
-	// PodSelector selects the pods of the policy's namespace that it is about. The empty one selects all.
+	// PodSelector selects pods of the policy's namespace. The empty selector selects all.
 	PodSelector Selector
-	// Types are the directions that it is about. When empty it is Ingress, and Egress too if there are egress rules.
+	// Types are the policy's directions. Empty means Ingress, and also Egress if there are egress rules.
 	Types   []Direction
 	Ingress []Rule
 	Egress  []Rule
-	// Log asks for a sample of the packets that the policy decides about to be logged.
+	// Log requests log records of a sample of the packets that the policy allows or denies.
 	Log bool
-	// Err says what could not be read of the policy. Like every policy that Check refuses it isolates and allows nothing.
+	// Err is a parse error. Like every policy that Check rejects, the policy then isolates its pods and allows nothing.
 	Err string
 }
 
-// ID is the policy's name among all: namespace/name.
+// ID is the unique name namespace/name.
 func (policy Policy) ID() string { return policy.Namespace + "/" + policy.Name }
 
-// Namespace is a namespace as policies see it.
+// Namespace holds the fields of a namespace that policies use.
 type Namespace struct {
 	Name   string
 	Labels map[string]string
-	// Log asks for logging by all policies of the namespace.
+	// Log requests logging for all policies of the namespace.
 	Log bool
 }
 
 // Rule allows traffic that matches both lists.
 type Rule struct {
-	// Peers are the rule's from or to. Missing or empty: everybody.
+	// Peers are the rule's from or to. Empty matches all peers.
 	Peers []Peer
-	// Ports are destination ports. Missing or empty: all, of every protocol.
+	// Ports are destination ports. Empty matches all ports and protocols.
 	Ports []Port
 }
 
-// Peer is who may be at the other end.
+// Peer selects the other end of the traffic.
 type Peer struct {
 	// PodSelector selects pods, in the policy's namespace unless there is a NamespaceSelector.
 	PodSelector *Selector
-	// NamespaceSelector selects namespaces: all their pods, or those that PodSelector selects too.
+	// NamespaceSelector selects namespaces: all their pods, or those that PodSelector also selects.
 	NamespaceSelector *Selector
-	// IPBlock selects addresses; it stands alone.
+	// IPBlock selects addresses; it cannot be combined with selectors.
 	IPBlock *IPBlock
 }
 
-// IPBlock is a range of addresses without some of its parts.
+// IPBlock is a range of addresses with exceptions.
 type IPBlock struct {
 	CIDR   netip.Prefix
 	Except []netip.Prefix
@@ -90,21 +90,21 @@ type IPBlock struct {
 type Port struct {
 	// Protocol is TCP when empty.
 	Protocol Protocol
-	// Number and Name are the port, one or the other. Neither: all ports of the protocol.
+	// Number and Name are alternatives. Without either, all ports of the protocol match.
 	Number uint16
-	// Name is that of a container port of the destination.
+	// Name is the name of a container port of the destination.
 	Name string
-	// EndPort makes it the range from Number to here; 0 when it is a single port.
+	// EndPort makes it a range from Number to EndPort; 0 is a single port.
 	EndPort uint16
 }
 
-// Selector is a LabelSelector: everything in it must match. The empty one matches everything.
+// Selector is a LabelSelector: all requirements must match. The empty selector matches everything.
 type Selector struct {
 	MatchLabels      map[string]string
 	MatchExpressions []Requirement
 }
 
-// Operator relates a label's value to a requirement's values.
+// Operator is the operator of a requirement.
 type Operator string
 
 // The operators.
@@ -122,40 +122,40 @@ type Requirement struct {
 	Values   []string
 }
 
-// Pod is a pod as policies see it.
+// Pod holds the fields of a pod that policies use.
 type Pod struct {
 	Namespace, Name string
-	// UID tells a pod from an earlier one of its name. It is the one that the container runtime knows, which for a static pod
-	// is not that of its mirror in the API.
+	// UID distinguishes a pod from an earlier one of the same name. It is the container runtime's UID, which for a
+	// static pod differs from that of its mirror pod in the API.
 	UID    string
 	Node   string
 	Labels map[string]string
-	// Addrs are those in the pod's status. Of a pod of our own node it is its attachment that counts.
+	// Addrs are the addresses of the pod's status. For a pod of this node, its attachment counts instead.
 	Addrs []netip.Addr
 	Ports []ContainerPort
-	// HostNetwork pods have their node's addresses. No policy is about them, and to a selector they do not exist: what they
-	// send cannot be told from what the node sends.
+	// HostNetwork pods have their node's addresses. Policies do not apply to them and selectors do not select them,
+	// because their traffic cannot be distinguished from the node's.
 	HostNetwork bool
-	// Done pods have ended for good: they have no address any more, whatever their status says.
+	// Done pods have a final phase: they have no address any more, even if their status lists one.
 	Done bool
-	// Terminating pods have been told to end, and have their address until they have. But another pod's claim goes first.
+	// Terminating pods keep their addresses until they have ended, but another pod's claim takes precedence.
 	Terminating bool
-	// Created is in seconds since 1970. Of two pods with one address the later has it.
+	// Created is in seconds since 1970. Of two pods with one address, the later one has it.
 	Created int64
 }
 
-// ContainerPort is a port that has a name.
+// ContainerPort is a named port of a container.
 type ContainerPort struct {
 	Name     string
 	Protocol Protocol
 	Number   uint16
 }
 
-// Cluster is everything that policies look at.
+// Cluster is the input of Eval.
 type Cluster struct {
-	// Namespaces are the labels of each.
+	// Namespaces are the labels by namespace.
 	Namespaces map[string]map[string]string
-	// Nodes are the addresses of each, those that it has among its pods included.
+	// Nodes are the addresses by node, including those on its pod network.
 	Nodes    map[string][]netip.Addr
 	Pods     []Pod
 	Policies []Policy
@@ -165,8 +165,8 @@ type Cluster struct {
 type Packet struct {
 	Src, Dst netip.Addr
 	Protocol Protocol
-	// Port is the destination port, after any Service's address was exchanged for that of an endpoint.
+	// Port is the destination port, after translation of a Service's address to an endpoint.
 	Port uint16
-	// Reply marks packets of a connection whose first packet was allowed, in both directions.
+	// Reply marks the packets of an allowed connection, in both directions.
 	Reply bool
 }

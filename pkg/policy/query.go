@@ -7,35 +7,36 @@ import (
 	"strconv"
 )
 
-// scopeKind says where a query looks for pods.
+// scopeKind is the set of pods that a query searches.
 type scopeKind uint8
 
 const (
-	// localScope is the pods of one namespace that are attached to this node: those that a policy can be about.
+	// localScope is the pods of one namespace that are attached to this node: the candidates for a policy's
+	// podSelector.
 	localScope scopeKind = iota + 1
 	// namespaceScope is the pods of one namespace.
 	namespaceScope
 	// matchingScope is the pods of the namespaces that a selector selects.
 	matchingScope
-	// everywhere is all pods.
-	everywhere
+	// clusterScope is all pods.
+	clusterScope
 )
 
-// scopeKey names a scope; the same one has the same name, however its selector was spelled.
+// scopeKey identifies a scope. Equivalent selectors have the same key.
 type scopeKey struct {
 	kind scopeKind
-	// name is the namespace of the first two kinds, and the third's selector.
+	// name is the namespace of the first two kinds, and the canonical selector of the third.
 	name string
 }
 
-// queryKey names a query.
+// queryKey identifies a query.
 type queryKey struct {
 	scope scopeKey
 	pods  string
 	port  portName
 }
 
-// query asks for pods: those in a scope that a selector selects and that, if a name is given, have a port of that name.
+// query selects pods: those in a scope that match a selector and, if a port name is given, have a port of that name.
 type query struct {
 	key        queryKey
 	namespaces Selector // of matchingScope
@@ -43,22 +44,25 @@ type query struct {
 }
 
 func selectLocal(namespace string, pods Selector) query {
-	return query{key: queryKey{scope: scopeKey{localScope, namespace}, pods: pods.spell()}, pods: pods}
+	return query{key: queryKey{scope: scopeKey{localScope, namespace}, pods: pods.canonical()}, pods: pods}
 }
 
 func selectIn(namespace string, pods Selector) query {
-	return query{key: queryKey{scope: scopeKey{namespaceScope, namespace}, pods: pods.spell()}, pods: pods}
+	return query{key: queryKey{scope: scopeKey{namespaceScope, namespace}, pods: pods.canonical()}, pods: pods}
 }
 
 func selectMatching(namespaces, pods Selector) query {
-	return query{key: queryKey{scope: scopeKey{matchingScope, namespaces.spell()}, pods: pods.spell()}, namespaces: namespaces, pods: pods}
+	return query{
+		key:        queryKey{scope: scopeKey{matchingScope, namespaces.canonical()}, pods: pods.canonical()},
+		namespaces: namespaces, pods: pods,
+	}
 }
 
 func selectPort(name portName) query {
-	return query{key: queryKey{scope: scopeKey{kind: everywhere}, port: name}}
+	return query{key: queryKey{scope: scopeKey{kind: clusterScope}, port: name}}
 }
 
-// hasNamespace says whether the scope extends to a namespace. As long as a namespace is not known, no selector selects it.
+// hasNamespace reports whether the scope includes a namespace. Selectors do not select an unknown namespace.
 func (q query) hasNamespace(name string, labels map[string]string, known bool) bool {
 	switch q.key.scope.kind {
 	case localScope, namespaceScope:
@@ -69,8 +73,8 @@ func (q query) hasNamespace(name string, labels map[string]string, known bool) b
 	return true
 }
 
-// has says whether a pod of one of the scope's namespaces is an answer.
-func (q query) has(v *view) bool {
+// has reports whether the query selects a pod of one of the scope's namespaces.
+func (q query) has(v *podView) bool {
 	eligible := v.peer
 	if q.key.scope.kind == localScope {
 		eligible = v.local
@@ -78,7 +82,7 @@ func (q query) has(v *view) bool {
 	return eligible && q.pods.Matches(v.labels) && (q.key.port == portName{} || v.has(q.key.port))
 }
 
-// requirements are all that a selector asks for, as expressions: sorted, each once.
+// requirements are the selector's requirements as expressions, sorted, each once.
 func (s Selector) requirements() []Requirement {
 	out := make([]Requirement, 0, len(s.MatchLabels)+len(s.MatchExpressions))
 	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
@@ -95,8 +99,8 @@ func (s Selector) requirements() []Requirement {
 	return slices.CompactFunc(out, func(a, b Requirement) bool { return compare(a, b) == 0 })
 }
 
-// spell gives selectors that ask for the same requirements the same text, and others another.
-func (s Selector) spell() string {
+// canonical is a text that is equal exactly for selectors with the same requirements.
+func (s Selector) canonical() string {
 	var b []byte
 	for _, r := range s.requirements() {
 		b = append(append(strconv.AppendQuote(b, r.Key), ' '), r.Operator...)

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// portRange is an inclusive range of one protocol's ports. All of them, 0 among them, is what a protocol alone stands for.
+// portRange is an inclusive range of ports of one protocol. A protocol without ports is the range of all, including 0.
 type portRange struct {
 	protocol Protocol
 	from, to uint16
@@ -17,8 +17,8 @@ type portRange struct {
 
 func (p Port) protocol() Protocol { return cmp.Or(p.Protocol, TCP) }
 
-// ranges gives the ports that need no pod to be understood: all but those with a name. They are sorted, disjoint and as wide
-// as can be.
+// ranges returns the numeric ports as sorted, disjoint, maximal ranges. Named ports are left out, because their numbers
+// depend on the pod.
 func ranges(ports []Port) []portRange {
 	var all []portRange
 	for _, p := range ports {
@@ -33,7 +33,7 @@ func ranges(ports []Port) []portRange {
 	return merge(all)
 }
 
-// merge sorts ranges and makes one of those that overlap or touch.
+// merge sorts ranges and joins those that overlap or are adjacent.
 func merge(all []portRange) []portRange {
 	slices.SortFunc(all, func(a, b portRange) int {
 		return cmp.Or(cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
@@ -53,8 +53,8 @@ func (r portRange) contains(protocol Protocol, number uint16) bool {
 	return r.protocol == protocol && r.from <= number && number <= r.to
 }
 
-// matches cuts ranges into the fewest values with masks: each the largest aligned block that begins where the one before
-// ended.
+// matches splits ranges into the fewest masked matches: each is the largest aligned block that begins at the end of the
+// previous one.
 func matches(all []portRange) []model.PortMatch {
 	var out []model.PortMatch
 	for _, r := range all {
@@ -67,12 +67,12 @@ func matches(all []portRange) []model.PortMatch {
 	return out
 }
 
-// maxRanges bounds what the exceptions of one policy may cost, before they are expanded: at most about 40 MB and half
-// a second.
+// maxRanges bounds the ranges that the exceptions of one policy may expand to, checked before expansion: at most about
+// 40 MB and half a second.
 const maxRanges = 1_000_000
 
-// mostRanges is an upper bound of the number of prefixes: each exception halves the block once for each bit between
-// them.
+// mostRanges is an upper bound of the number of prefixes: an exception splits the block once for each bit of difference
+// in length.
 func (b IPBlock) mostRanges() int {
 	most := 1
 	for _, e := range b.Except {
@@ -83,10 +83,10 @@ func (b IPBlock) mostRanges() int {
 	return most
 }
 
-// prefixes gives the addresses of a block as ranges, sorted: the CIDR is halved until no exception is left in a part.
-func (b IPBlock) prefixes() []netip.Prefix { return without(b.CIDR.Masked(), b.Except, nil) }
+// prefixes returns the addresses of a block as sorted ranges: the CIDR is halved until no part contains an exception.
+func (b IPBlock) prefixes() []netip.Prefix { return subtract(b.CIDR.Masked(), b.Except, nil) }
 
-func without(p netip.Prefix, except, out []netip.Prefix) []netip.Prefix {
+func subtract(p netip.Prefix, except, out []netip.Prefix) []netip.Prefix {
 	var inside []netip.Prefix
 	for _, e := range except {
 		if e.Bits() <= p.Bits() && e.Contains(p.Addr()) {
@@ -100,24 +100,23 @@ func without(p netip.Prefix, except, out []netip.Prefix) []netip.Prefix {
 		return append(out, p)
 	}
 	low, high := halves(p)
-	return without(high, inside, without(low, inside, out))
+	return subtract(high, inside, subtract(low, inside, out))
 }
 
-// halves of a range that has more than one address.
+// halves splits a range of more than one address.
 func halves(p netip.Prefix) (low, high netip.Prefix) {
 	raw := p.Addr().AsSlice()
 	raw[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
-	upper, _ := netip.AddrFromSlice(raw) // as long as it was
+	upper, _ := netip.AddrFromSlice(raw) // the length is unchanged
 	return netip.PrefixFrom(p.Addr(), p.Bits()+1), netip.PrefixFrom(upper, p.Bits()+1)
 }
 
-// comparePrefixes sorts by address, and wider ranges before those inside them.
+// comparePrefixes orders by address, and wider ranges before those inside them.
 func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// disjoint drops from sorted ranges those that lie in others. Ranges of addresses overlap in no other way. It may reuse the
-// slice.
+// disjoint removes ranges inside others from sorted ranges. Prefixes cannot overlap otherwise. It may reuse the slice.
 func disjoint(sorted []netip.Prefix) []netip.Prefix {
 	out := sorted[:0]
 	for _, p := range sorted {
@@ -128,8 +127,8 @@ func disjoint(sorted []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// unite makes one sorted, disjoint list of several such. A list that stands alone is returned as it is: it is shared.
-func unite(lists [][]netip.Prefix) []netip.Prefix {
+// union merges sorted, disjoint lists into one. A single list is returned unchanged, because it is shared.
+func union(lists [][]netip.Prefix) []netip.Prefix {
 	lists = slices.DeleteFunc(lists, func(l []netip.Prefix) bool { return len(l) == 0 })
 	switch len(lists) {
 	case 0:
@@ -142,10 +141,10 @@ func unite(lists [][]netip.Prefix) []netip.Prefix {
 	return disjoint(all)
 }
 
-// covers says whether sorted, disjoint ranges hold an address.
+// covers reports whether sorted, disjoint ranges contain an address.
 func covers(sorted []netip.Prefix, a netip.Addr) bool {
 	at, found := slices.BinarySearchFunc(sorted, a, func(p netip.Prefix, a netip.Addr) int { return p.Addr().Compare(a) })
 	return found || at > 0 && sorted[at-1].Contains(a)
 }
 
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

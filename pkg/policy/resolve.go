@@ -10,27 +10,27 @@ import (
 	"github.com/weft-cni/weft/pkg/share"
 )
 
-// World is everything that a node's policies follow from.
+// World is the input of Resolve.
 type World struct {
-	// Node is our own.
+	// Node is the name of this node.
 	Node        string
 	Namespaces  []Namespace
 	Pods        []Pod
 	Policies    []Policy
 	Attachments []model.Attachment
-	// PodCIDRs are the accepted ones of each node.
+	// PodCIDRs are the accepted pod CIDRs by node.
 	PodCIDRs map[string][]netip.Prefix
 }
 
-// Resolution is what a node has to enforce.
+// Resolution is the result of Resolve.
 type Resolution struct {
-	// Policies are those that are about pods of this node, by namespace/name.
+	// Policies are the policies that select pods of this node, by namespace/name.
 	Policies map[string]model.Policy
-	// Unknown are the attachments whose pod is not known, so that nobody can say which policies are about it: it stays closed.
+	// Unknown are the attachments whose pod is unknown, and therefore its policies, too: they stay at default deny.
 	Unknown map[model.AttachmentKey]bool
 }
 
-// Resolve is the full computation, without indexes and shortcuts: what a Resolver holds must always equal it.
+// Resolve is the full computation, without indexes. A Resolver's result always equals it.
 func Resolve(w World) Resolution { return resolveAll(w, hashKey, maxNodeFlows) }
 
 func resolveAll(w World, hash func(string) uint32, room int) Resolution {
@@ -40,21 +40,21 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 			out.Unknown[a.Key()] = true
 		}
 	}
-	from := plain{namespaces: map[string]Namespace{}, pods: w.views()}
+	from := linearSource{namespaces: map[string]Namespace{}, pods: w.views()}
 	for _, n := range w.Namespaces {
 		from.namespaces[n.Name] = n
 	}
 	keys, flows := map[string][]string{}, map[string]int{}
 	for _, policy := range w.Policies {
-		p := newPlan(policy)
+		p := parsePolicy(policy)
 		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log, ""); ok {
 			out.Policies[m.Name], keys[m.Name], flows[m.Name] = m, k, countFlows(m)
 		}
 	}
-	over := share.Overflow(flows, room)
+	overBudget := share.Overflow(flows, room)
 	for _, policy := range w.Policies {
-		if name := policy.ID(); over[name] {
-			p := newPlan(policy)
+		if name := policy.ID(); overBudget[name] {
+			p := parsePolicy(policy)
 			m, k, _ := p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name], room))
 			m.OverBudget = true
 			out.Policies[name], keys[name] = m, k
@@ -67,13 +67,13 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 		}
 	}
 	for name, m := range out.Policies {
-		out.Policies[name] = number(m, keys[name], ids)
+		out.Policies[name] = assignIDs(m, keys[name], ids)
 	}
 	return out
 }
 
-// number writes the rules' ids into a copy of a policy.
-func number(m model.Policy, keys []string, ids *ids) model.Policy {
+// assignIDs returns a copy of the policy with the rules' ids.
+func assignIDs(m model.Policy, keys []string, ids *ids) model.Policy {
 	for _, side := range []**model.PolicySide{&m.Ingress, &m.Egress} {
 		if *side == nil {
 			continue
@@ -88,16 +88,17 @@ func number(m model.Policy, keys []string, ids *ids) model.Policy {
 	return m
 }
 
-// isAttached says whether an attachment is this pod's, and not that of an earlier pod of its name. Pods on the host's network
-// have no attachments: one of that name is another's.
+// isAttached reports whether the attachment is this pod's, not that of an earlier pod of the same name. Pods on the
+// host network have no attachments: one of that name is another pod's.
 func (p Pod) isAttached(a model.Attachment) bool {
-	return p.Namespace == a.Pod.Namespace && p.Name == a.Pod.Name && (a.Pod.UID == "" || a.Pod.UID == p.UID) && !p.HostNetwork
+	return p.Namespace == a.Pod.Namespace && p.Name == a.Pod.Name &&
+		(a.Pod.UID == "" || a.Pod.UID == p.UID) && !p.HostNetwork
 }
 
-// claims returns the addresses that a pod has by its status. They count only inside the accepted pod CIDRs of its
-// node: a kubelet may write its own pods' status, and must not take over other pods' addresses. The rest is returned
-// as outside. On this node, and for pods that are attached here, the attachments decide. Pods that have ended claim
-// nothing.
+// claims returns the addresses that a pod has by its status. They count only inside the accepted pod CIDRs of its node:
+// a kubelet may write its own pods' status, and must not take over other pods' addresses. The other addresses are
+// returned as outside. For pods of this node, and pods attached here, only the attachments count. Pods that have ended
+// claim no address.
 func (p Pod) claims(node string, attached bool, podCIDRs []netip.Prefix) (inside, outside []netip.Addr) {
 	if p.HostNetwork || p.Done || attached || p.Node == node {
 		return nil, nil
@@ -112,7 +113,7 @@ func (p Pod) claims(node string, attached bool, podCIDRs []netip.Prefix) (inside
 	return inside, outside
 }
 
-// compareClaims puts the pod first that has an address which both claim: one that is not on its way out, the later one.
+// compareClaims orders pods by precedence for an address: pods that are not terminating first, then later ones.
 func compareClaims(a, b Pod) int {
 	last := func(terminating bool) int {
 		if terminating {
@@ -124,20 +125,24 @@ func compareClaims(a, b Pod) int {
 		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
-// compareAttachments is the order in which attachments have an address; in truth no two share one. It is that of their flows.
+// compareAttachments orders attachments by precedence for an address, although no two share one. It is the order of
+// their flows.
 func compareAttachments(a, b model.Attachment) int {
 	return model.PodOwner(a).Compare(model.PodOwner(b))
 }
 
-// newView gives the view of a pod with the addresses that are its own.
-func newView(p Pod, addrs []netip.Addr, local bool) *view {
+// newPodView returns the view of a pod with the addresses that it owns.
+func newPodView(p Pod, addrs []netip.Addr, local bool) *podView {
 	slices.SortFunc(addrs, netip.Addr.Compare)
-	return &view{namespace: p.Namespace, labels: p.Labels, addrs: slices.Compact(addrs), ports: p.Ports, local: local, peer: !p.Done}
+	return &podView{
+		namespace: p.Namespace, labels: p.Labels, addrs: slices.Compact(addrs), ports: p.Ports,
+		local: local, peer: !p.Done,
+	}
 }
 
-// views gives each address to one pod.
-func (w World) views() []*view {
-	const nobody = -1
+// views assigns each address to one pod.
+func (w World) views() []*podView {
+	const none = -1
 	owner := map[netip.Addr]int{}
 	for _, a := range slices.SortedFunc(slices.Values(w.Attachments), compareAttachments) {
 		for _, ip := range a.IPs {
@@ -162,25 +167,25 @@ func (w World) views() []*view {
 	}
 	addrs := map[int][]netip.Addr{}
 	for ip, i := range owner {
-		if i != nobody {
+		if i != none {
 			addrs[i] = append(addrs[i], ip)
 		}
 	}
-	views := make([]*view, 0, len(addrs))
+	views := make([]*podView, 0, len(addrs))
 	for i, list := range addrs {
-		views = append(views, newView(w.Pods[i], list, attached(w.Pods[i])))
+		views = append(views, newPodView(w.Pods[i], list, attached(w.Pods[i])))
 	}
 	return views
 }
 
-// plain answers queries by looking at every pod.
-type plain struct {
+// linearSource answers queries by a linear search over all pods.
+type linearSource struct {
 	namespaces map[string]Namespace
-	pods       []*view
+	pods       []*podView
 }
 
-func (s plain) views(q query) iter.Seq[*view] {
-	return func(yield func(*view) bool) {
+func (s linearSource) views(q query) iter.Seq[*podView] {
+	return func(yield func(*podView) bool) {
 		for _, v := range s.pods {
 			n, known := s.namespaces[v.namespace]
 			if q.hasNamespace(v.namespace, n.Labels, known) && q.has(v) && !yield(v) {
@@ -190,11 +195,11 @@ func (s plain) views(q query) iter.Seq[*view] {
 	}
 }
 
-func (s plain) prefixes(q query) []netip.Prefix {
+func (s linearSource) prefixes(q query) []netip.Prefix {
 	var out []netip.Prefix
 	for v := range s.views(q) {
 		for _, a := range v.addrs {
-			out = append(out, host(a))
+			out = append(out, hostPrefix(a))
 		}
 	}
 	slices.SortFunc(out, comparePrefixes)

@@ -15,14 +15,14 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestIDs: whatever the order in which keys come and go, and however much they want the same numbers, the numbers are those that
-// the keys that are there get when they come in order: each its hash, or the next that is free.
+// TestIDs: in any order of additions and deletions, and with any collisions, each key has the id that it gets when the
+// present keys are added in order: its hash, or the next free id.
 func TestIDs(t *testing.T) {
 	for name, hash := range map[string]func(string) uint32{
 		"all want one":       func(string) uint32 { return 7 },
 		"a few":              func(key string) uint32 { return hashKey(key) % 5 },
 		"at the last number": func(key string) uint32 { return ^uint32(0) - hashKey(key)%2 },
-		"zero is no number":  func(string) uint32 { return 0 },
+		"zero hash":          func(string) uint32 { return 0 },
 		"as it is":           hashKey,
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -63,9 +63,9 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// TestIDsStay: ids are in switches that an agent finds again.
+// TestIDsStay: ids survive in the switch across restarts of the agent.
 func TestIDsStay(t *testing.T) {
-	if got := newIDs(hashKey).first(ruleKey{"ns/p", Ingress, 3, "TCP/80-80,"}.String()); got != 0x9c23ade0 {
+	if got := newIDs(hashKey).home(ruleKey{"ns/p", Ingress, 3, "TCP/80-80,"}.String()); got != 0x9c23ade0 {
 		t.Errorf("id %#x: the hash has changed, and with it every conjunction id of every switch", got)
 	}
 }
@@ -73,7 +73,8 @@ func TestIDsStay(t *testing.T) {
 // TestMatches: every range is covered exactly, without overlap, by the fewest masks.
 func TestMatches(t *testing.T) {
 	for _, tc := range []struct{ from, to, count int }{
-		{0, 0xffff, 1}, {1, 0xffff, 16}, {80, 80, 1}, {80, 95, 1}, {80, 96, 2}, {1, 0xfffe, 30}, {0xffff, 0xffff, 1}, {0x8000, 0xffff, 1}, {1000, 1999, 7},
+		{0, 0xffff, 1}, {1, 0xffff, 16}, {80, 80, 1}, {80, 95, 1}, {80, 96, 2}, {1, 0xfffe, 30}, {0xffff, 0xffff, 1}, {0x8000,
+			0xffff, 1}, {1000, 1999, 7},
 	} {
 		got := matches([]portRange{{TCP, uint16(tc.from), uint16(tc.to)}})
 		if len(got) != tc.count {
@@ -117,7 +118,8 @@ func TestBlocks(t *testing.T) {
 			t.Errorf("%s without %s is %s, want %s", tc.cidr, tc.except, got, tc.want)
 		}
 	}
-	if got := len((IPBlock{CIDR: netip.MustParsePrefix("::/0"), Except: []netip.Prefix{netip.MustParsePrefix("fd00::1/128")}}).prefixes()); got != 128 {
+	if got := len((IPBlock{CIDR: netip.MustParsePrefix("::/0"),
+		Except: []netip.Prefix{netip.MustParsePrefix("fd00::1/128")}}).prefixes()); got != 128 {
 		t.Errorf("everything without one address is %d ranges, want 128", got)
 	}
 }
@@ -130,12 +132,14 @@ var everywhereV4 = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 func app(name string) map[string]string { return map[string]string{"app": name} }
 
 func onlyFrom(name string) Policy {
-	return Policy{Namespace: "a", Name: "p", PodSelector: Selector{MatchLabels: app("web")}, Ingress: []Rule{{Peers: []Peer{{PodSelector: &Selector{MatchLabels: app(name)}}}}}}
+	return Policy{Namespace: "a", Name: "p", PodSelector: Selector{MatchLabels: app("web")},
+		Ingress: []Rule{{Peers: []Peer{{PodSelector: &Selector{MatchLabels: app(name)}}}}}}
 }
 
-var webHere = model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "a", Name: "web", UID: "u"}, IPs: []netip.Addr{netip.MustParseAddr("10.0.1.1")}}
+var webHere = model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "a", Name: "web", UID: "u"},
+	IPs: []netip.Addr{netip.MustParseAddr("10.0.1.1")}}
 
-// TestWhoHasAnAddress is about pods that come and go, step by step: which addresses app=x has in the eyes of a rule.
+// TestWhoHasAnAddress adds and deletes pods step by step, and checks which addresses app=x has in a rule.
 func TestWhoHasAnAddress(t *testing.T) {
 	r := NewResolver("n1")
 	r.SetPodCIDRs("n2", everywhereV4)
@@ -164,7 +168,8 @@ func TestWhoHasAnAddress(t *testing.T) {
 		})
 	}
 	attachment := func(uid string) model.Attachment {
-		return model.Attachment{ContainerID: "here", Pod: model.PodRef{Namespace: "a", Name: "here", UID: uid}, IPs: []netip.Addr{addr("10.0.1.2")}}
+		return model.Attachment{ContainerID: "here", Pod: model.PodRef{Namespace: "a", Name: "here", UID: uid},
+			IPs: []netip.Addr{addr("10.0.1.2")}}
 	}
 	for _, step := range []struct {
 		name string
@@ -173,22 +178,28 @@ func TestWhoHasAnAddress(t *testing.T) {
 	}{
 		{"a pod without an address yet", remote("one", "x", "", nil), "[]"},
 		{"it gets one", remote("one", "x", "10.0.2.1", nil), "[10.0.2.1/32]"},
-		{"one that terminates still has it", remote("one", "x", "10.0.2.1", func(p *Pod) { p.Terminating = true }), "[10.0.2.1/32]"},
-		{"another that is not terminating has it now, with its own labels", remote("two", "y", "10.0.2.1", func(p *Pod) { p.Created = 0 }), "[]"},
+		{"one that terminates still has it", remote("one", "x", "10.0.2.1", func(p *Pod) { p.Terminating = true }),
+			"[10.0.2.1/32]"},
+		{"another that is not terminating has it now, with its own labels",
+			remote("two", "y", "10.0.2.1", func(p *Pod) { p.Created = 0 }), "[]"},
 		{"which may be the same", remote("two", "x", "10.0.2.1", nil), "[10.0.2.1/32]"},
 		{"the old one is gone", func() { r.DeletePod("a", "one") }, "[10.0.2.1/32]"},
 		{"one that has completed has no address", remote("two", "x", "10.0.2.1", func(p *Pod) { p.Done = true }), "[]"},
 		{"of two that live the later has it", remote("three", "x", "10.0.2.2", nil), "[10.0.2.2/32]"},
 		{"as I said", remote("four", "y", "10.0.2.2", func(p *Pod) { p.Created = 2 }), "[]"},
 		{"an earlier one has not", remote("four", "y", "10.0.2.2", func(p *Pod) { p.Created = 0 }), "[10.0.2.2/32]"},
-		{"pods on the host's network have none", remote("three", "x", "10.0.2.2", func(p *Pod) { p.HostNetwork = true }), "[]"},
+		{"pods on the host's network have none", remote("three", "x", "10.0.2.2", func(p *Pod) { p.HostNetwork = true }),
+			"[]"},
 		{"a local pod has none by its status", local("x", nil), "[]"},
 		{"but by its attachment", func() { r.SetAttachment(attachment("here")) }, "[10.0.1.2/32]"},
 		{"no other pod has a local pod's address", local("y", nil), "[]"},
-		{"whatever it says", remote("five", "x", "10.0.1.2", func(p *Pod) { p.Created = 9 }), "[]"},
-		{"nor when the local pod's attachment is that of an earlier pod of its name", func() { r.SetAttachment(attachment("earlier")) }, "[]"},
-		{"a local pod that has completed is nobody's peer", func() { r.SetAttachment(attachment("here")); local("x", func(p *Pod) { p.Done = true })() }, "[]"},
-		{"the attachment is gone, the address another's", func() { r.DeleteAttachment(attachment("here").Key()) }, "[10.0.1.2/32]"},
+		{"even if its pod is later", remote("five", "x", "10.0.1.2", func(p *Pod) { p.Created = 9 }), "[]"},
+		{"nor when the local pod's attachment is that of an earlier pod of its name",
+			func() { r.SetAttachment(attachment("earlier")) }, "[]"},
+		{"a local pod that has completed is not a peer",
+			func() { r.SetAttachment(attachment("here")); local("x", func(p *Pod) { p.Done = true })() }, "[]"},
+		{"the attachment is gone, the address another's", func() { r.DeleteAttachment(attachment("here").Key()) },
+			"[10.0.1.2/32]"},
 	} {
 		step.do()
 		for name, p := range r.Flush().Policies {
@@ -204,8 +215,8 @@ func TestWhoHasAnAddress(t *testing.T) {
 	}
 }
 
-// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, however
-// many exceptions its blocks have.
+// TestExceptionsCostNothingElsewhere: a policy that selects no pod of this node costs no more than its text, with any
+// number of exceptions.
 func TestExceptionsCostNothingElsewhere(t *testing.T) {
 	block := IPBlock{CIDR: netip.MustParsePrefix("::/0")}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -213,7 +224,7 @@ func TestExceptionsCostNothingElsewhere(t *testing.T) {
 		var raw [16]byte
 		binary.BigEndian.PutUint64(raw[:], random.Uint64())
 		binary.BigEndian.PutUint64(raw[8:], random.Uint64())
-		block.Except = append(block.Except, host(netip.AddrFrom16(raw)))
+		block.Except = append(block.Except, hostPrefix(netip.AddrFrom16(raw)))
 	}
 	policy := Policy{Namespace: "a", Name: "p", Ingress: []Rule{{Peers: []Peer{{IPBlock: &block}}}}}
 	if err := policy.Check(); err == nil || !strings.Contains(err.Error(), "exceptions of its ipBlocks") {
@@ -240,13 +251,14 @@ func TestExceptionsCostNothingElsewhere(t *testing.T) {
 }
 
 // TestClaimsOutsideTheNode: an address in a pod's status counts only inside the pod CIDRs of the pod's node, so a
-// kubelet can take over neither another node's pod's address nor one outside the cluster.
+// kubelet can take over neither an address of another node's pod nor one outside the cluster.
 func TestClaimsOutsideTheNode(t *testing.T) {
 	inside := func(node string) []netip.Prefix {
 		return []netip.Prefix{netip.MustParsePrefix("10.244." + node[1:] + ".0/24")}
 	}
-	w := World{Node: "n1", PodCIDRs: map[string][]netip.Prefix{"n2": inside("n2"), "n3": inside("n3")}, Attachments: []model.Attachment{webHere},
-		Policies: []Policy{onlyFrom("dns")}, Pods: []Pod{
+	w := World{Node: "n1", PodCIDRs: map[string][]netip.Prefix{"n2": inside("n2"), "n3": inside("n3")},
+		Attachments: []model.Attachment{webHere},
+		Policies:    []Policy{onlyFrom("dns")}, Pods: []Pod{
 			{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")},
 			{Namespace: "a", Name: "dns", Node: "n2", Labels: app("dns"), Addrs: []netip.Addr{addr("10.244.2.9")}, Created: 1},
 			{Namespace: "a", Name: "evil", Node: "n3", Addrs: []netip.Addr{addr("10.244.2.9"), addr("203.0.113.9")}, Created: 2},
@@ -293,7 +305,7 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 	}
 }
 
-// TestPodsAreClosedUntilKnown: and a policy isolates a pod as long as it is attached.
+// TestPodsAreClosedUntilKnown: a pod is isolated until it is known, and a policy isolates it as long as it is attached.
 func TestPodsAreClosedUntilKnown(t *testing.T) {
 	r := NewResolver("n1")
 	r.SetPodCIDRs("n2", everywhereV4)
@@ -336,7 +348,7 @@ func TestPodsAreClosedUntilKnown(t *testing.T) {
 	}
 }
 
-// TestNamedPorts: a rule whose names mean several numbers becomes several, and what it says in numbers stays one.
+// TestNamedPorts: a rule whose names have several numbers becomes several rules, and its numeric ports stay one.
 func TestNamedPorts(t *testing.T) {
 	w := World{Node: "n1", Namespaces: []Namespace{{Name: "a"}}}
 	for i, number := range []uint16{80, 80, 8080, 0} {
@@ -345,13 +357,17 @@ func TestNamedPorts(t *testing.T) {
 			p.Ports = []ContainerPort{{"http", TCP, number}, {"dns", UDP, 53}}
 		}
 		w.Pods = append(w.Pods, p)
-		w.Attachments = append(w.Attachments, model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: "a", Name: p.Name}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})}})
+		w.Attachments = append(w.Attachments,
+			model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: "a", Name: p.Name},
+				IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})}})
 	}
 	ports := []Port{{Name: "http"}, {Number: 80}, {Number: 443}}
 	block := Peer{IPBlock: &IPBlock{CIDR: netip.MustParsePrefix("10.0.1.2/31")}}
 	w.Policies = []Policy{
 		{Namespace: "a", Name: "in", Ingress: []Rule{{Ports: ports}, {Ports: []Port{{Name: "http"}}}}},
-		{Namespace: "a", Name: "out", Types: []Direction{Egress}, Egress: []Rule{{Ports: ports}, {Ports: ports[:1], Peers: []Peer{block}}, {Ports: []Port{{Name: "http", Protocol: UDP}}}}},
+		{Namespace: "a", Name: "out", Types: []Direction{Egress},
+			Egress: []Rule{{Ports: ports}, {Ports: ports[:1], Peers: []Peer{block}},
+				{Ports: []Port{{Name: "http", Protocol: UDP}}}}},
 	}
 	all := "[10.0.1.0 10.0.1.1 10.0.1.2 10.0.1.3]"
 	var got []string
@@ -361,7 +377,9 @@ func TestNamedPorts(t *testing.T) {
 				continue
 			}
 			for _, rule := range side.Rules {
-				got = append(got, strings.ReplaceAll(fmt.Sprintf("%s %d: %v %v %v %v", m.Name, rule.Index, rule.Pods, rule.AnyPeer, rule.Peers, rule.Ports), all, "all"))
+				got = append(got,
+					strings.ReplaceAll(fmt.Sprintf("%s %d: %v %v %v %v", m.Name, rule.Index, rule.Pods, rule.AnyPeer, rule.Peers,
+						rule.Ports), all, "all"))
 			}
 		}
 	}
@@ -379,8 +397,8 @@ func TestNamedPorts(t *testing.T) {
 	}
 }
 
-// TestChangeTouchesOnlyItsOwn: a label that no selector of a policy of this node asks for touches none, and one that does only
-// those that do; what policies about other nodes' pods ask for is not kept.
+// TestChangeTouchesOnlyItsOwn: a label that no policy of this node uses makes none dirty, and one that some use only
+// those; selections of policies for other nodes' pods are not kept.
 func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 	r := NewResolver("n1")
 	r.SetPodCIDRs("n2", everywhereV4)

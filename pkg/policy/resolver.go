@@ -10,18 +10,18 @@ import (
 	"github.com/weft-cni/weft/pkg/share"
 )
 
-// Resolver holds what Resolve gives, and follows changes. What a change costs depends on what becomes different by it: a pod's
-// new label reaches the selections that it enters or leaves, and the policies that ask for these. What policies that are about
-// none of this node's pods ask for is not even kept.
+// Resolver has the same result as Resolve, and follows changes. A change costs as much as its effects: a pod's new
+// label updates the selections that it enters or leaves, and the policies that use these. Selections of policies that
+// select no pods of this node are not kept.
 //
-// Changes may come in any order, and about things that are not known yet.
+// Changes may come in any order, and refer to objects that are not known yet.
 type Resolver struct {
 	node     string
 	pods     map[podName]*podState
 	byNode   map[string]map[*podState]bool
-	podCIDRs map[string][]netip.Prefix // the accepted ones, by node
-	outside  map[podName][]netip.Addr  // what pods claim outside of these
-	// outsideClaims sums them up, unless outsideDirty says that they have changed since.
+	podCIDRs map[string][]netip.Prefix // accepted, by node
+	outside  map[podName][]netip.Addr  // addresses that pods claim outside of these
+	// outsideClaims is their summary, outdated while outsideDirty is set.
 	outsideClaims model.OutsideClaims
 	outsideDirty  bool
 	namespaces    map[string]*namespaceState
@@ -31,45 +31,47 @@ type Resolver struct {
 	byLabel       map[label][]*podState
 
 	scopes     map[scopeKey]*scope
-	matching   map[*scope]bool // those of matchingScope
+	matching   map[*scope]bool // the scopes of kind matchingScope
 	selections map[queryKey]*selection
 
 	policies map[string]*policyState
 	ids      *ids
-	byKey    map[string]*policyState // whose rule a key is
+	byKey    map[string]*policyState // by rule key
 
-	// flows is how many all policies may take, room how many they may have; over are those that have none.
+	// flows is the sum of the policies' flows, room its limit; overBudget are the policies without room.
 	flows, room int
-	over        map[string]bool
+	overBudget  map[string]bool
 
-	// What Flush has to look at: policies, and attachments whose pods may have become known or unknown.
+	// Input of the next Flush: policies, and attachments whose pods may have become known or unknown.
 	dirty   map[*policyState]bool
 	recheck map[model.AttachmentKey]bool
 	unknown map[model.AttachmentKey]bool // as of the last Flush
 }
 
-// policyState is a policy with what it comes to for this node.
+// policyState is a policy and its resolution for this node.
 type policyState struct {
-	plan
-	gone bool
-	held map[*selection]bool
-	// active says that it is about pods of this node: then resolved is what they are told of it, and keys its rules' names.
+	parsedPolicy
+	deleted      bool
+	dependencies map[*selection]bool
+	// active reports that the policy selects pods of this node; resolved is then its resolution, and keys are its
+	// rules' keys.
 	active   bool
 	resolved model.Policy
 	keys     []string
-	// flows is how many it may take if it fits; 0 when it is not active.
+	// flows is the number of its flows if it is within budget; 0 when it is not active.
 	flows int
 }
 
-// Changes is what is different since the last Flush.
+// Changes are the differences since the last Flush.
 type Changes struct {
-	// Policies are by namespace/name; nil are those that are about no pod of this node any more.
+	// Policies are by namespace/name; nil for policies that no longer select pods of this node.
 	Policies map[string]*model.Policy
-	// Unknown are attachments whose pod is not known any more (true), or is known now or gone with its attachment (false).
+	// Unknown is true for attachments whose pod has become unknown, and false for those whose pod has become known or
+	// that were deleted.
 	Unknown map[model.AttachmentKey]bool
 }
 
-// NewResolver gives the resolver of the named node.
+// NewResolver returns the resolver of the named node.
 func NewResolver(node string) *Resolver { return newResolver(node, hashKey, maxNodeFlows) }
 
 func newResolver(node string, hash func(string) uint32, room int) *Resolver {
@@ -85,30 +87,30 @@ func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 	}
 }
 
-// SetPolicy says what a policy is now.
+// SetPolicy adds or replaces a policy and marks it dirty. Idempotent.
 func (r *Resolver) SetPolicy(policy Policy) {
 	s := r.policies[policy.ID()]
 	switch {
 	case s == nil:
-		s = &policyState{held: map[*selection]bool{}}
+		s = &policyState{dependencies: map[*selection]bool{}}
 		r.policies[policy.ID()] = s
 		r.namespace(policy.Namespace).policies[s] = true
-	case !s.gone && reflect.DeepEqual(s.policy, policy):
+	case !s.deleted && reflect.DeepEqual(s.policy, policy):
 		return
 	}
-	s.plan, s.gone = newPlan(policy), false
-	s.held[r.acquire(s.subject, s)] = true // what it held before is let go when it is resolved
+	s.parsedPolicy, s.deleted = parsePolicy(policy), false
+	s.dependencies[r.acquire(s.subject, s)] = true // old dependencies are released when it is resolved
 	r.dirty[s] = true
 }
 
-// DeletePolicy says that a policy is gone.
+// DeletePolicy deletes a policy and marks it dirty. Idempotent.
 func (r *Resolver) DeletePolicy(namespace, name string) {
 	if s := r.policies[Policy{Namespace: namespace, Name: name}.ID()]; s != nil {
-		s.gone, r.dirty[s] = true, true
+		s.deleted, r.dirty[s] = true, true
 	}
 }
 
-// Flush resolves what changes were about since the last time, and says what is different.
+// Flush resolves the dirty policies, enforces the budget, and returns the differences since the last Flush.
 func (r *Resolver) Flush() Changes {
 	c := Changes{Policies: map[string]*model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for key := range r.recheck {
@@ -138,10 +140,10 @@ func (r *Resolver) Flush() Changes {
 	for s := range r.dirty {
 		fresh[s] = r.resolve(s)
 	}
-	r.budget(fresh)
+	r.enforceBudget(fresh)
 	for s, now := range fresh {
 		note(s)
-		r.take(s, now, func(key string) {
+		r.apply(s, now, func(key string) {
 			if other := r.byKey[key]; other != nil {
 				note(other)
 			}
@@ -152,7 +154,7 @@ func (r *Resolver) Flush() Changes {
 		name := s.policy.ID()
 		switch {
 		case s.active:
-			s.resolved = number(s.resolved, s.keys, r.ids)
+			s.resolved = assignIDs(s.resolved, s.keys, r.ids)
 			if was == nil || !equalPolicies(*was, s.resolved) {
 				now := s.resolved
 				c.Policies[name] = &now
@@ -164,29 +166,29 @@ func (r *Resolver) Flush() Changes {
 	return c
 }
 
-// resolution is what a policy comes to for this node, less the rules' ids.
+// resolution is a policy's resolution for this node, without the rules' ids.
 type resolution struct {
 	policy model.Policy
 	keys   []string
 	active bool
 }
 
-// resolve finds out anew what a policy comes to, and counts its flows. The result is nil when all policies together are
-// over budget: not all of what they come to may be held at once.
+// resolve resolves a policy and counts its flows. The result is nil while all policies together are over budget,
+// because their resolutions together may not fit into memory.
 func (r *Resolver) resolve(s *policyState) *resolution {
 	now := &resolution{}
 	switch {
-	case s.gone:
-		r.hold(s, nil)
+	case s.deleted:
+		r.setDependencies(s, nil)
 		delete(r.policies, s.policy.ID())
 		n := r.namespace(s.policy.Namespace)
 		delete(n.policies, s)
-		r.forget(n)
+		r.dropUnused(n)
 	case len(r.selections[s.subject.key].members) == 0:
-		r.hold(s, []query{s.subject})
+		r.setDependencies(s, []query{s.subject})
 		s.expand(false)
 	default:
-		r.hold(s, s.queries())
+		r.setDependencies(s, s.queries())
 		now = r.resolveWithout(s, "")
 	}
 	r.flows -= s.flows
@@ -201,17 +203,17 @@ func (r *Resolver) resolve(s *policyState) *resolution {
 	return now
 }
 
-// resolveWithout resolves a policy, without its rules when why says so.
+// resolveWithout resolves a policy; a non-empty reason leaves out its rules.
 func (r *Resolver) resolveWithout(s *policyState, why string) *resolution {
 	now := &resolution{}
-	now.policy, now.keys, now.active = s.plan.resolve(r, r.namespace(s.policy.Namespace).Log, why)
+	now.policy, now.keys, now.active = s.parsedPolicy.resolve(r, r.namespace(s.policy.Namespace).Log, why)
 	return now
 }
 
-// budget decides which policies fit, and completes the policies that are resolved anew: by those of which it decides
-// something else now, and by those that resolve gave up.
-func (r *Resolver) budget(fresh map[*policyState]*resolution) {
-	var over map[string]bool
+// enforceBudget decides which policies are over budget, and completes fresh: with policies for which that changes, and
+// with those that resolve left nil.
+func (r *Resolver) enforceBudget(fresh map[*policyState]*resolution) {
+	var overBudget map[string]bool
 	if r.flows > r.room {
 		flows := make(map[string]int, len(r.policies))
 		for name, s := range r.policies {
@@ -219,22 +221,22 @@ func (r *Resolver) budget(fresh map[*policyState]*resolution) {
 				flows[name] = s.flows
 			}
 		}
-		over = share.Overflow(flows, r.room)
+		overBudget = share.Overflow(flows, r.room)
 	}
-	for name := range over {
-		if s := r.policies[name]; !r.over[name] {
+	for name := range overBudget {
+		if s := r.policies[name]; !r.overBudget[name] {
 			fresh[s] = nil
 		}
 	}
-	for name := range r.over {
-		if s := r.policies[name]; s != nil && s.flows > 0 && !over[name] {
+	for name := range r.overBudget {
+		if s := r.policies[name]; s != nil && s.flows > 0 && !overBudget[name] {
 			fresh[s] = nil
 		}
 	}
-	r.over = over
+	r.overBudget = overBudget
 	for s, now := range fresh {
 		switch {
-		case !s.gone && over[s.policy.ID()]:
+		case !s.deleted && overBudget[s.policy.ID()]:
 			now = r.resolveWithout(s, overBudgetError(s.flows, r.room))
 			now.policy.OverBudget = true
 			fresh[s] = now
@@ -244,8 +246,8 @@ func (r *Resolver) budget(fresh map[*policyState]*resolution) {
 	}
 }
 
-// take makes a resolution the policy's. moved is told of rules, its own and others', that get another id.
-func (r *Resolver) take(s *policyState, now *resolution, moved func(key string)) {
+// apply sets a policy's resolution. It calls moved for all rules, of this policy or others, whose id changes.
+func (r *Resolver) apply(s *policyState, now *resolution, moved func(key string)) {
 	s.active, s.resolved = now.active, now.policy
 	for _, key := range s.keys {
 		if !slices.Contains(now.keys, key) {
@@ -260,36 +262,36 @@ func (r *Resolver) take(s *policyState, now *resolution, moved func(key string))
 	s.keys = now.keys
 }
 
-// queries are all that a policy asks.
-func (p *plan) queries() []query {
+// queries are all queries of the policy.
+func (p *parsedPolicy) queries() []query {
 	all := []query{p.subject}
 	for _, side := range p.sides {
 		for _, rule := range side.rules {
-			all = append(append(all, rule.selected...), rule.named...)
+			all = append(append(all, rule.selected...), rule.byPortName...)
 		}
 	}
 	return all
 }
 
-// hold makes these the queries that a policy's selections answer.
-func (r *Resolver) hold(s *policyState, queries []query) {
+// setDependencies sets the queries that the policy depends on, and releases others.
+func (r *Resolver) setDependencies(s *policyState, queries []query) {
 	now := make(map[*selection]bool, len(queries))
 	for _, q := range queries {
 		now[r.acquire(q, s)] = true
 	}
-	for old := range s.held {
+	for old := range s.dependencies {
 		if !now[old] {
 			r.release(old, s)
 		}
 	}
-	s.held = now
+	s.dependencies = now
 }
 
-// prefixes and views make the Resolver a source.
+// prefixes and views implement source.
 func (r *Resolver) prefixes(q query) []netip.Prefix { return r.selections[q.key].prefixes() }
 
-func (r *Resolver) views(q query) iter.Seq[*view] {
-	return func(yield func(*view) bool) {
+func (r *Resolver) views(q query) iter.Seq[*podView] {
+	return func(yield func(*podView) bool) {
 		for p := range r.selections[q.key].members {
 			if !yield(p.view) {
 				return
@@ -299,7 +301,8 @@ func (r *Resolver) views(q query) iter.Seq[*view] {
 }
 
 func equalPolicies(a, b model.Policy) bool {
-	return a.Name == b.Name && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) && equalSides(a.Egress, b.Egress)
+	return a.Name == b.Name && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) &&
+		equalSides(a.Egress, b.Egress)
 }
 
 func equalSides(a, b *model.PolicySide) bool {
@@ -308,11 +311,11 @@ func equalSides(a, b *model.PolicySide) bool {
 	}
 	return slices.Equal(a.Pods, b.Pods) && slices.EqualFunc(a.Rules, b.Rules, func(a, b model.PolicyRule) bool {
 		return a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer && a.AnyPort == b.AnyPort &&
-			slices.Equal(a.Pods, b.Pods) && same(a.Peers, b.Peers) && slices.Equal(a.Ports, b.Ports)
+			slices.Equal(a.Pods, b.Pods) && samePrefixes(a.Peers, b.Peers) && slices.Equal(a.Ports, b.Ports)
 	})
 }
 
-// same compares lists that are mostly one and the same.
-func same(a, b []netip.Prefix) bool {
+// samePrefixes compares lists that usually share their memory.
+func samePrefixes(a, b []netip.Prefix) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
 }

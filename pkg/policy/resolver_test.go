@@ -14,13 +14,14 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The names that random objects are made of are few, so that objects meet.
+// Random objects have few different names, so that they interact.
 var (
 	someNamespaces = []string{"a", "b", "c"}
 	someNodes      = []string{"n1", "n2", ""}
-	someAddrs      = []string{"10.0.1.1", "10.0.1.2", "10.0.2.1", "10.0.2.2", "10.0.2.3", "fd00:1::1", "fd00:2::1", "fd00:2::2"}
-	someNames      = []string{"http", "dns"}
-	someProtocols  = []Protocol{"", TCP, UDP, SCTP}
+	someAddrs      = []string{"10.0.1.1", "10.0.1.2", "10.0.2.1", "10.0.2.2", "10.0.2.3", "fd00:1::1", "fd00:2::1",
+		"fd00:2::2"}
+	someNames     = []string{"http", "dns"}
+	someProtocols = []Protocol{"", TCP, UDP, SCTP}
 )
 
 func draw[T any](t *rapid.T, from []T) T { return rapid.SampledFrom(from).Draw(t, "pick") }
@@ -43,7 +44,8 @@ func drawSelector(t *rapid.T) Selector {
 		s.MatchLabels = drawLabels(t)
 	}
 	for range upTo(t, 1) {
-		r := Requirement{Key: draw(t, []string{"app", "tier"}), Operator: draw(t, []Operator{In, NotIn, Exists, DoesNotExist})}
+		r := Requirement{Key: draw(t, []string{"app", "tier"}),
+			Operator: draw(t, []Operator{In, NotIn, Exists, DoesNotExist})}
 		if r.Operator == In || r.Operator == NotIn {
 			r.Values = []string{draw(t, []string{"x", "y"}), draw(t, []string{"x", "y", ""})}
 		}
@@ -62,7 +64,8 @@ func drawPeer(t *rapid.T) Peer {
 	case 2:
 		return Peer{PodSelector: &one, NamespaceSelector: &other}
 	}
-	cidrs := []string{"10.0.0.0/16", "10.0.2.0/30", "10.0.2.2/31", "0.0.0.0/0", "::/0", "fd00:2::/64", "10.0.1.1/32", "fd00:2::2/127"}
+	cidrs := []string{"10.0.0.0/16", "10.0.2.0/30", "10.0.2.2/31", "0.0.0.0/0", "::/0", "fd00:2::/64", "10.0.1.1/32",
+		"fd00:2::2/127"}
 	b := IPBlock{CIDR: netip.MustParsePrefix(draw(t, cidrs))}
 	for range upTo(t, 2) {
 		b.Except = append(b.Except, netip.MustParsePrefix(draw(t, cidrs)))
@@ -96,7 +99,8 @@ func drawRules(t *rapid.T) []Rule {
 }
 
 func drawPolicy(t *rapid.T) Policy {
-	p := Policy{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"p", "q", "r"}), PodSelector: drawSelector(t), Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10)}
+	p := Policy{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"p", "q", "r"}), PodSelector: drawSelector(t),
+		Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10)}
 	if chance(t, 60) {
 		p.Types = draw(t, [][]Direction{{Ingress}, {Egress}, {Ingress, Egress}})
 	}
@@ -112,7 +116,8 @@ func drawPolicy(t *rapid.T) Policy {
 }
 
 func drawPod(t *rapid.T) Pod {
-	p := Pod{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2", "3"}), UID: draw(t, []string{"u", "v"}), Node: draw(t, someNodes), Labels: drawLabels(t),
+	p := Pod{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2", "3"}), UID: draw(t, []string{"u", "v"}),
+		Node: draw(t, someNodes), Labels: drawLabels(t),
 		HostNetwork: chance(t, 5), Done: chance(t, 10), Terminating: chance(t, 20), Created: int64(upTo(t, 2))}
 	for range upTo(t, 2) {
 		if a := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(p.Addrs, a) {
@@ -120,7 +125,8 @@ func drawPod(t *rapid.T) Pod {
 		}
 	}
 	for range upTo(t, 3) {
-		c := ContainerPort{Name: draw(t, someNames), Protocol: draw(t, someProtocols[1:]), Number: uint16(rapid.IntRange(80, 82).Draw(t, "number"))}
+		c := ContainerPort{Name: draw(t, someNames), Protocol: draw(t, someProtocols[1:]),
+			Number: uint16(rapid.IntRange(80, 82).Draw(t, "number"))}
 		if !slices.Contains(p.Ports, c) {
 			p.Ports = append(p.Ports, c)
 		}
@@ -130,7 +136,8 @@ func drawPod(t *rapid.T) Pod {
 
 func drawAttachment(t *rapid.T) model.Attachment {
 	a := model.Attachment{ContainerID: draw(t, []string{"c1", "c2", "c3"}), IfName: "eth0",
-		Pod: model.PodRef{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2"}), UID: draw(t, []string{"u", "v", ""})}}
+		Pod: model.PodRef{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2"}),
+			UID: draw(t, []string{"u", "v", ""})}}
 	for range upTo(t, 2) {
 		if ip := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(a.IPs, ip) {
 			a.IPs = append(a.IPs, ip)
@@ -149,12 +156,15 @@ type world struct {
 }
 
 func newWorld() *world {
-	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{}, map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}}
+	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{},
+		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}}
 }
 
 func (w *world) all() World {
-	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)), Pods: slices.Collect(maps.Values(w.pods)),
-		Policies: slices.Collect(maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs)}
+	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)),
+		Pods: slices.Collect(maps.Values(w.pods)),
+		Policies: slices.Collect(
+			maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs)}
 }
 
 // step makes a random change in both.
@@ -162,7 +172,9 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 	switch upTo(t, 10) {
 	case 10:
 		node := draw(t, someNodes)
-		w.podCIDRs[node] = draw(t, [][]netip.Prefix{nil, {netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/16")}, {netip.MustParsePrefix("10.0.2.0/24")}})
+		w.podCIDRs[node] = draw(t,
+			[][]netip.Prefix{nil, {netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/16")},
+				{netip.MustParsePrefix("10.0.2.0/24")}})
 		r.SetPodCIDRs(node, w.podCIDRs[node])
 	case 0, 1:
 		n := Namespace{Name: draw(t, someNamespaces), Labels: drawLabels(t), Log: chance(t, 10)}
@@ -180,7 +192,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 		a := drawAttachment(t)
 		w.attachments[a.Key()] = a
 		r.SetAttachment(a)
-	case 7: // a small change of a pod that is there
+	case 7: // a small change of an existing pod
 		if len(w.pods) == 0 {
 			return
 		}
@@ -224,7 +236,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 	}
 }
 
-// follow is what somebody knows who is told of changes only.
+// follow is the state of a receiver of changes only.
 func follow(t *rapid.T, known *Resolution, c Changes) {
 	for name, p := range c.Policies {
 		before, had := known.Policies[name]
@@ -266,17 +278,17 @@ func text(t interface{ Fatal(...any) }, r Resolution) string {
 	return string(b)
 }
 
-// crowded is a hash that has rules fight over few ids.
+// crowded is a hash with many collisions.
 func crowded(key string) uint32 { return hashKey(key) % 4 }
 
-// TestIncrementalEqualsFull makes random changes in any order, looks now and then, and wants what was told step by step to be
-// what a full computation gives, byte for byte; and in the end, that nothing is left of what is gone.
+// TestIncrementalEqualsFull makes random changes, flushes now and then, and compares the sum of the changes with a full
+// computation, byte for byte; in the end, no state of deleted objects is left.
 func TestIncrementalEqualsFull(t *testing.T) { rapid.Check(t, incrementalEqualsFull) }
 
 func FuzzIncrementalEqualsFull(f *testing.F) { fuzzing.Property(f, incrementalEqualsFull) }
 
 func incrementalEqualsFull(t *rapid.T) {
-	room := draw(t, []int{60, 200, maxNodeFlows}) // not enough for all, or enough
+	room := draw(t, []int{60, 200, maxNodeFlows}) // too little for all, or enough
 	r, w := newResolver("n1", crowded, room), newWorld()
 	known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for range rapid.IntRange(1, 60).Draw(t, "changes") {
@@ -306,15 +318,21 @@ func incrementalEqualsFull(t *rapid.T) {
 		r.SetPodCIDRs(node, nil)
 	}
 	follow(t, &known, r.Flush())
-	left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside), len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
-		len(r.scopes), len(r.matching), len(r.selections), len(r.policies), len(r.ids.byID), len(r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.over), r.flows}
+	left := []int{len(known.Policies), len(known.Unknown), len(r.pods), len(r.byNode), len(r.podCIDRs), len(r.outside),
+		len(r.namespaces), len(r.attachments), len(r.byPod), len(r.claims), len(r.byLabel),
+		len(r.scopes), len(
+			r.matching), len(
+			r.selections), len(
+			r.policies), len(
+			r.ids.byID), len(
+			r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.overBudget), r.flows}
 	if slices.Max(left) > 0 {
 		t.Fatalf("left behind: %v", left)
 	}
 }
 
-// allows says what a resolved policy set lets through, as the flows do: a packet passes at an end that no policy isolates or
-// where a rule holds it in all three dimensions.
+// allows evaluates resolved policies as the flows do: a packet passes at an end that no policy isolates, or where a
+// rule matches it in all three dimensions.
 func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isolated, allowed bool) {
 	for _, m := range r.Policies {
 		side := m.Ingress
@@ -341,7 +359,9 @@ func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isol
 // TestResolveMeansWhatEvalSays: for every pair of addresses and some ports, at the ends that are this node's.
 func TestResolveMeansWhatEvalSays(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		w, c := World{Node: "n1", PodCIDRs: map[string][]netip.Prefix{"n2": {netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}}}, Cluster{Namespaces: map[string]map[string]string{}}
+		w, c := World{Node: "n1",
+			PodCIDRs: map[string][]netip.Prefix{"n2": {netip.MustParsePrefix("10.0.0.0/8"),
+				netip.MustParsePrefix("fd00::/8")}}}, Cluster{Namespaces: map[string]map[string]string{}}
 		for _, name := range someNamespaces {
 			if chance(t, 80) {
 				n := Namespace{Name: name, Labels: drawLabels(t)}
@@ -355,10 +375,12 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 			p.Name, p.Addrs = fmt.Sprint(i), []netip.Addr{netip.MustParseAddr(a)}
 			p.Node = draw(t, []string{"n1", "n2"})
 			if p.Done {
-				p.Node = "n2" // one of ours stays isolated as long as it is attached; Eval has nobody at its address
+				p.Node = "n2" // one of this node's stays isolated while attached; Eval has no pod at its address
 			}
 			if p.Node == "n1" && !p.HostNetwork {
-				w.Attachments = append(w.Attachments, model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.UID}, IPs: p.Addrs})
+				w.Attachments = append(w.Attachments,
+					model.Attachment{ContainerID: p.Name, Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name, UID: p.UID},
+						IPs: p.Addrs})
 				local[p.Addrs[0]] = true
 			}
 			w.Pods = append(w.Pods, p)
@@ -371,7 +393,8 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 		}
 		c.Policies = w.Policies
 		r := Resolve(w)
-		addrs := []netip.Addr{netip.MustParseAddr("10.0.2.0"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fd00:2::3")}
+		addrs := []netip.Addr{netip.MustParseAddr("10.0.2.0"), netip.MustParseAddr("192.0.2.1"),
+			netip.MustParseAddr("fd00:2::3")}
 		for _, a := range someAddrs {
 			addrs = append(addrs, netip.MustParseAddr(a))
 		}
@@ -406,7 +429,7 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 	})
 }
 
-// checkForm holds a policy to what model.Policy's comments say.
+// checkForm checks a policy against the comments of model.Policy.
 func checkForm(t *rapid.T, name string, m model.Policy) {
 	seen := map[uint32]bool{}
 	for _, side := range []*model.PolicySide{m.Ingress, m.Egress} {
@@ -417,7 +440,8 @@ func checkForm(t *rapid.T, name string, m model.Policy) {
 			t.Fatalf("%s: pods %v, error %q with %d rules", name, side.Pods, m.Err, len(side.Rules))
 		}
 		for _, rule := range side.Rules {
-			if rule.ID == 0 || seen[rule.ID] || len(rule.Pods) == 0 || rule.AnyPeer == (len(rule.Peers) > 0) || rule.AnyPort == (len(rule.Ports) > 0) {
+			if rule.ID == 0 || seen[rule.ID] || len(rule.Pods) == 0 || rule.AnyPeer == (len(rule.Peers) > 0) ||
+				rule.AnyPort == (len(rule.Ports) > 0) {
 				t.Fatalf("%s: rule %+v", name, rule)
 			}
 			seen[rule.ID] = true

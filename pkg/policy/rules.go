@@ -10,22 +10,23 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// view is a pod as rules see it: what its objects and attachments come to. A view is never changed.
-type view struct {
+// podView is a pod as rules see it, derived from its objects and attachments. Immutable.
+type podView struct {
 	namespace string
 	labels    map[string]string
-	// addrs are the pod's own, sorted, at least one.
+	// addrs are the pod's addresses, sorted, at least one.
 	addrs []netip.Addr
 	ports []ContainerPort
-	// local says that the pod is attached to this node, so that policies about it are ours to enforce.
+	// local reports that the pod is attached to this node, which therefore enforces policies for it.
 	local bool
-	// peer says that the pod may be at the other end of a rule: it has not ended.
+	// peer reports that the pod may be the other end of a rule: it has not ended.
 	peer bool
 }
 
-// has says whether the pod has a port of this name.
-func (v *view) has(name portName) bool {
-	return slices.ContainsFunc(v.ports, func(p ContainerPort) bool { return p.Name == name.name && p.Protocol == name.protocol })
+// has reports whether the pod has a port of this name.
+func (v *podView) has(name portName) bool {
+	return slices.ContainsFunc(v.ports,
+		func(p ContainerPort) bool { return p.Name == name.name && p.Protocol == name.protocol })
 }
 
 type portName struct {
@@ -33,48 +34,51 @@ type portName struct {
 	name     string
 }
 
-// plan is a policy made ready: everything that can be said without looking at pods.
-type plan struct {
+// parsedPolicy is a policy prepared for resolution: everything that does not depend on pods.
+type parsedPolicy struct {
 	policy Policy
 	err    error
-	// subject selects the pods that the policy is about.
+	// subject selects the pods that the policy isolates.
 	subject query
-	sides   []sidePlan
+	sides   []parsedSide
 }
 
-type sidePlan struct {
+type parsedSide struct {
 	direction Direction
-	rules     []rulePlan
+	rules     []parsedRule
 }
 
-// rulePlan is a rule: who (selections, blocks or anybody) and which ports (numbers, names or any).
-type rulePlan struct {
+// parsedRule is a rule: peers (selections, blocks or any) and ports (numbers, names or any).
+type parsedRule struct {
 	index    int
 	anyPeer  bool
 	selected []query
-	// ipBlocks are the rule's own; blocks are the same as ranges, sorted and disjoint. Exceptions may make millions
-	// of ranges of a block, so blocks are filled only while the policy selects a pod of this node (see expand).
+	// ipBlocks are the rule's blocks; blocks are the same as sorted, disjoint ranges. Exceptions may expand a block to
+	// millions of ranges, so blocks are filled only while the policy selects a pod of this node (see expand).
 	ipBlocks  []IPBlock
 	blocks    []netip.Prefix
 	anyPort   bool
 	ports     []portRange
 	portNames []portName
-	// named are, for egress, the selections of all pods that have one of portNames, wherever they are: a name may be that of
-	// a port of any pod that anybody or a block stands for.
-	named []query
+	// byPortName are, for egress, the selections of all pods with a port of one of portNames: any peer and blocks may
+	// include any pod.
+	byPortName []query
 }
 
-// newPlan reads a policy.
-func newPlan(policy Policy) plan {
-	p := plan{policy: policy, err: policy.Check(), subject: selectLocal(policy.Namespace, policy.PodSelector.readable())}
+// parsePolicy prepares a policy.
+func parsePolicy(policy Policy) parsedPolicy {
+	p := parsedPolicy{
+		policy: policy, err: policy.Check(),
+		subject: selectLocal(policy.Namespace, policy.PodSelector.validPart()),
+	}
 	for _, d := range []Direction{Ingress, Egress} {
 		if !slices.Contains(policy.types(), d) {
 			continue
 		}
-		side := sidePlan{direction: d}
+		side := parsedSide{direction: d}
 		if p.err == nil {
 			for i, rule := range policy.rules(d) {
-				side.rules = append(side.rules, newRulePlan(policy.Namespace, d, i, rule))
+				side.rules = append(side.rules, parseRule(policy.Namespace, d, i, rule))
 			}
 		}
 		p.sides = append(p.sides, side)
@@ -82,8 +86,8 @@ func newPlan(policy Policy) plan {
 	return p
 }
 
-func newRulePlan(namespace string, d Direction, index int, rule Rule) rulePlan {
-	r := rulePlan{index: index, anyPeer: len(rule.Peers) == 0, anyPort: len(rule.Ports) == 0, ports: ranges(rule.Ports)}
+func parseRule(namespace string, d Direction, index int, rule Rule) parsedRule {
+	r := parsedRule{index: index, anyPeer: len(rule.Peers) == 0, anyPort: len(rule.Ports) == 0, ports: ranges(rule.Ports)}
 	for _, peer := range rule.Peers {
 		switch {
 		case peer.IPBlock != nil:
@@ -105,14 +109,14 @@ func newRulePlan(namespace string, d Direction, index int, rule Rule) rulePlan {
 		}
 		r.portNames = append(r.portNames, name)
 		if d == Egress && (r.anyPeer || len(r.ipBlocks) > 0) {
-			r.named = append(r.named, selectPort(name))
+			r.byPortName = append(r.byPortName, selectPort(name))
 		}
 	}
 	return r
 }
 
-// expand fills the rules' blocks once, or lets go of them when the policy selects no pod of this node.
-func (p *plan) expand(needed bool) {
+// expand fills the rules' blocks, or frees them when they are not needed. Idempotent.
+func (p *parsedPolicy) expand(needed bool) {
 	for _, side := range p.sides {
 		for i := range side.rules {
 			r := &side.rules[i]
@@ -131,17 +135,18 @@ func (p *plan) expand(needed bool) {
 	}
 }
 
-// source answers queries as things are at the moment.
+// source answers queries from the current state.
 type source interface {
-	// prefixes are the addresses of the selected pods, sorted. The list is shared and never changed.
+	// prefixes returns the addresses of the selected pods, sorted. The list is shared and immutable.
 	prefixes(q query) []netip.Prefix
-	// views are the selected pods, in any order.
-	views(q query) iter.Seq[*view]
+	// views returns the selected pods, in any order.
+	views(q query) iter.Seq[*podView]
 }
 
-// resolve gives the policy for this node without the rules' ids, and the rules' keys in the rules' order, ingress first. It is
-// not ok when the policy is about none of the node's pods. Without the policy's rules, why says why there are none.
-func (p *plan) resolve(from source, log bool, why string) (out model.Policy, keys []string, ok bool) {
+// resolve returns the policy for this node without the rules' ids, and the rules' keys in the same order, ingress
+// first. It is not ok when the policy selects none of the node's pods. A non-empty reason leaves out the rules and
+// becomes the policy's error.
+func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Policy, keys []string, ok bool) {
 	subject := from.prefixes(p.subject)
 	p.expand(len(subject) > 0 && why == "")
 	if len(subject) == 0 {
@@ -181,14 +186,14 @@ func (p *plan) resolve(from source, log bool, why string) (out model.Policy, key
 	return out, keys, true
 }
 
-// variant is a rule, or the part of it that is about some numbers that its names stand for.
+// variant is a rule, or the part of it for one set of numbers of its named ports.
 type variant struct {
 	name string
 	rule model.PolicyRule
 }
 
-// ingress: a name is that of the subject's own port, so subjects that mean different numbers are told apart.
-func (r *rulePlan) ingress(pods []netip.Addr, subject query, from source) []variant {
+// ingress: a name is that of the subject's own port, so subjects with different numbers get different variants.
+func (r *parsedRule) ingress(pods []netip.Addr, subject query, from source) []variant {
 	peers := r.peers(from)
 	if len(peers) == 0 && !r.anyPeer {
 		return nil
@@ -196,35 +201,42 @@ func (r *rulePlan) ingress(pods []netip.Addr, subject query, from source) []vari
 	out := r.unnamed(pods, peers)
 	for _, g := range r.byNumbers(from.views(subject)) {
 		slices.SortFunc(g.addrs, netip.Addr.Compare)
-		out = append(out, variant{g.name, model.PolicyRule{Index: r.index, Pods: g.addrs, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(g.ports)}})
+		out = append(out, variant{g.name, model.PolicyRule{
+			Index: r.index, Pods: g.addrs, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(g.ports),
+		}})
 	}
 	return out
 }
 
-// egress: a name is that of the peer's port, so peers that mean different numbers are told apart. What is no pod has no names.
-func (r *rulePlan) egress(pods []netip.Addr, from source) []variant {
+// egress: a name is that of the peer's port, so peers with different numbers get different variants. Only pods have
+// names.
+func (r *parsedRule) egress(pods []netip.Addr, from source) []variant {
 	out := r.unnamed(pods, r.peers(from))
 	for _, g := range r.byNumbers(r.destinations(from)) {
 		peers := make([]netip.Prefix, len(g.addrs))
 		for i, a := range g.addrs {
-			peers[i] = host(a)
+			peers[i] = hostPrefix(a)
 		}
 		slices.SortFunc(peers, comparePrefixes)
-		out = append(out, variant{g.name, model.PolicyRule{Index: r.index, Pods: pods, Peers: disjoint(peers), Ports: matches(g.ports)}})
+		out = append(out, variant{g.name, model.PolicyRule{
+			Index: r.index, Pods: pods, Peers: disjoint(peers), Ports: matches(g.ports),
+		}})
 	}
 	return out
 }
 
-// unnamed is the part of the rule that is about numbers, protocols or everything.
-func (r *rulePlan) unnamed(pods []netip.Addr, peers []netip.Prefix) []variant {
+// unnamed is the part of the rule without named ports.
+func (r *parsedRule) unnamed(pods []netip.Addr, peers []netip.Prefix) []variant {
 	if len(r.ports) == 0 && !r.anyPort || len(peers) == 0 && !r.anyPeer {
 		return nil
 	}
-	return []variant{{"", model.PolicyRule{Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(r.ports), AnyPort: r.anyPort}}}
+	return []variant{{"", model.PolicyRule{
+		Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(r.ports), AnyPort: r.anyPort,
+	}}}
 }
 
-// peers are the addresses at the other end. A list that only one selection makes up is that selection's own.
-func (r *rulePlan) peers(from source) []netip.Prefix {
+// peers are the addresses of the other end. A list of only one selection is that selection's own.
+func (r *parsedRule) peers(from source) []netip.Prefix {
 	if r.anyPeer {
 		return nil
 	}
@@ -233,12 +245,12 @@ func (r *rulePlan) peers(from source) []netip.Prefix {
 	for _, s := range r.selected {
 		lists = append(lists, from.prefixes(s))
 	}
-	return unite(lists)
+	return union(lists)
 }
 
-// destinations are the pods, with their addresses as far as the rule is about them, whose ports' names count.
-func (r *rulePlan) destinations(from source) iter.Seq[*view] {
-	return func(yield func(*view) bool) {
+// destinations are the destination pods whose named ports count, with the addresses that the rule includes.
+func (r *parsedRule) destinations(from source) iter.Seq[*podView] {
+	return func(yield func(*podView) bool) {
 		if len(r.portNames) == 0 {
 			return
 		}
@@ -249,11 +261,13 @@ func (r *rulePlan) destinations(from source) iter.Seq[*view] {
 				}
 			}
 		}
-		for _, s := range r.named {
+		for _, s := range r.byPortName {
 			for v := range from.views(s) {
 				if !r.anyPeer {
 					inside := *v
-					inside.addrs = slices.DeleteFunc(slices.Clone(v.addrs), func(a netip.Addr) bool { return !covers(r.blocks, a) })
+					inside.addrs = slices.DeleteFunc(slices.Clone(v.addrs), func(a netip.Addr) bool {
+						return !covers(r.blocks, a)
+					})
 					v = &inside
 				}
 				if !yield(v) {
@@ -264,16 +278,16 @@ func (r *rulePlan) destinations(from source) iter.Seq[*view] {
 	}
 }
 
-// group is the addresses of the pods for which the names stand for the same numbers.
+// group is the addresses of pods whose named ports have the same numbers.
 type group struct {
 	name  string
 	ports []portRange
-	addrs []netip.Addr // each may be there more than once
+	addrs []netip.Addr // may have duplicates
 }
 
-// byNumbers groups pods by the numbers that the rule's names stand for, as far as the rule does not give these as numbers, too.
-// Pods without any are in no group. The groups are in their names' order.
-func (r *rulePlan) byNumbers(pods iter.Seq[*view]) []*group {
+// byNumbers groups pods by the numbers of the rule's named ports, without numbers that the rule also lists as such.
+// Pods without any are in no group. The groups are sorted by name.
+func (r *parsedRule) byNumbers(pods iter.Seq[*podView]) []*group {
 	if len(r.portNames) == 0 {
 		return nil
 	}

@@ -7,18 +7,18 @@ import (
 	"slices"
 )
 
-// selection is a query that policies ask, with its answer kept up to date. Equal queries of many policies are one selection.
+// selection is a query of one or more policies with its current result. Equal queries share one selection.
 type selection struct {
 	query
 	users   map[*policyState]bool
 	members map[*podState]bool
-	// list are the members' addresses when somebody last asked; it is shared and never written again. changed are the pods
-	// that are different since, with the addresses that list has of them.
+	// list are the members' addresses at the last call of prefixes; shared and immutable. changed are the pods that
+	// differ since, with the addresses that list has of them.
 	list    []netip.Prefix
 	changed map[*podState][]netip.Addr
 }
 
-// change says that a pod is a member now, or is not, and that list has these addresses of it.
+// change adds or removes a member, and marks the selection's policies dirty. listed are the pod's addresses in list.
 func (r *Resolver) change(s *selection, p *podState, member bool, listed []netip.Addr) {
 	if _, known := s.changed[p]; !known {
 		s.changed[p] = listed
@@ -33,28 +33,28 @@ func (r *Resolver) change(s *selection, p *podState, member bool, listed []netip
 	}
 }
 
-// prefixes are the members' addresses, sorted. An address belongs to one pod at a time, but may have gone from one member to
-// another: what is gone is taken out before what has come is put in.
+// prefixes are the members' addresses, sorted. An address belongs to one pod at a time, but may have moved from one
+// member to another, so removed addresses are deleted before new ones are inserted.
 func (s *selection) prefixes() []netip.Prefix {
 	if len(s.changed) == 0 {
 		return s.list
 	}
-	gone := map[netip.Addr]bool{}
+	deleted := map[netip.Addr]bool{}
 	var come []netip.Prefix
 	for p, listed := range s.changed {
 		for _, a := range listed {
-			gone[a] = true
+			deleted[a] = true
 		}
 		if s.members[p] {
 			for _, a := range p.view.addrs {
-				come = append(come, host(a))
+				come = append(come, hostPrefix(a))
 			}
 		}
 	}
 	slices.SortFunc(come, comparePrefixes)
-	list := make([]netip.Prefix, 0, max(0, len(s.list)-len(gone))+len(come))
+	list := make([]netip.Prefix, 0, max(0, len(s.list)-len(deleted))+len(come))
 	for _, p := range s.list {
-		if gone[p.Addr()] {
+		if deleted[p.Addr()] {
 			continue
 		}
 		for len(come) > 0 && come[0].Addr().Less(p.Addr()) {
@@ -68,31 +68,31 @@ func (s *selection) prefixes() []netip.Prefix {
 	return s.list
 }
 
-// anchor is something that every pod has which a query selects, so that an index finds one by the other.
-type anchor struct {
+// indexKey is a property that all pods selected by a query have, so that an index finds queries by pods.
+type indexKey struct {
 	port  portName
 	label label
-	any   bool // the label with whatever value
+	any   bool // the label with any value
 }
 
 // label is one label of a pod.
 type label struct{ key, value string }
 
-// anchors gives what to look a query up by. A pod has one of them at most; all pods have the zero anchor.
-func (q query) anchors() []anchor {
+// indexKeys are the keys of a query in the index; a selected pod has at least one of them. All pods have the zero key.
+func (q query) indexKeys() []indexKey {
 	if q.key.port != (portName{}) {
-		return []anchor{{port: q.key.port}}
+		return []indexKey{{port: q.key.port}}
 	}
-	var best []anchor
+	var best []indexKey
 	for _, r := range q.pods.requirements() {
-		var found []anchor
+		var found []indexKey
 		switch r.Operator {
 		case In:
 			for _, value := range r.Values {
-				found = append(found, anchor{label: label{r.Key, value}})
+				found = append(found, indexKey{label: label{r.Key, value}})
 			}
 		case Exists:
-			found = []anchor{{label: label{key: r.Key}, any: true}}
+			found = []indexKey{{label: label{key: r.Key}, any: true}}
 		}
 		switch {
 		case len(found) == 0:
@@ -101,42 +101,43 @@ func (q query) anchors() []anchor {
 		}
 	}
 	if len(best) == 0 {
-		return []anchor{{}}
+		return []indexKey{{}}
 	}
 	return best
 }
 
-// anchors are all that a pod has.
-func (v *view) anchors() []anchor {
-	out := make([]anchor, 1, 1+2*len(v.labels)+len(v.ports))
+// indexKeys are all keys of a pod.
+func (v *podView) indexKeys() []indexKey {
+	out := make([]indexKey, 1, 1+2*len(v.labels)+len(v.ports))
 	for key, value := range v.labels {
-		out = append(out, anchor{label: label{key, value}}, anchor{label: label{key: key}, any: true})
+		out = append(out, indexKey{label: label{key, value}}, indexKey{label: label{key: key}, any: true})
 	}
 	for i, p := range v.ports {
-		if !slices.ContainsFunc(v.ports[:i], func(q ContainerPort) bool { return q.Name == p.Name && q.Protocol == p.Protocol }) {
-			out = append(out, anchor{port: portName{p.Protocol, p.Name}})
+		if !slices.ContainsFunc(v.ports[:i],
+			func(q ContainerPort) bool { return q.Name == p.Name && q.Protocol == p.Protocol }) {
+			out = append(out, indexKey{port: portName{p.Protocol, p.Name}})
 		}
 	}
 	return out
 }
 
-// scope is the selections that look in the same place, by their anchors. Only matchingScope keeps its namespaces.
+// scope has the selections that search the same pods, by index key. Only matchingScope keeps its namespaces.
 type scope struct {
 	query      query
 	count      int
-	index      map[anchor][]*selection
+	index      map[indexKey][]*selection
 	namespaces map[*namespaceState]bool
 }
 
-// selections are those of some scopes that select a pod.
-func selections(scopes []*scope, v *view) map[*selection]bool {
+// selections are the selections in the scopes that select a pod.
+func selections(scopes []*scope, v *podView) map[*selection]bool {
 	found := map[*selection]bool{}
 	if v == nil {
 		return found
 	}
-	anchors := v.anchors()
+	indexKeys := v.indexKeys()
 	for _, sc := range scopes {
-		for _, a := range anchors {
+		for _, a := range indexKeys {
 			for _, s := range sc.index[a] {
 				if s.has(v) {
 					found[s] = true
@@ -151,7 +152,7 @@ func selections(scopes []*scope, v *view) map[*selection]bool {
 type namespaceState struct {
 	Namespace
 	known       bool
-	pods, local map[*podState]bool // local are the pods that are attached here
+	pods, local map[*podState]bool // local are attached to this node
 	matching    map[*scope]bool
 	policies    map[*policyState]bool
 }
@@ -159,23 +160,26 @@ type namespaceState struct {
 func (r *Resolver) namespace(name string) *namespaceState {
 	n := r.namespaces[name]
 	if n == nil {
-		n = &namespaceState{Namespace: Namespace{Name: name}, pods: map[*podState]bool{}, local: map[*podState]bool{}, matching: map[*scope]bool{}, policies: map[*policyState]bool{}}
+		n = &namespaceState{
+			Namespace: Namespace{Name: name}, pods: map[*podState]bool{}, local: map[*podState]bool{},
+			matching: map[*scope]bool{}, policies: map[*policyState]bool{},
+		}
 		r.namespaces[name] = n
 	}
 	return n
 }
 
-// forget drops a namespace that nothing is left of.
-func (r *Resolver) forget(n *namespaceState) {
+// dropUnused deletes the state of a namespace that is unknown and has no pods and policies.
+func (r *Resolver) dropUnused(n *namespaceState) {
 	if !n.known && len(n.pods) == 0 && len(n.policies) == 0 {
 		delete(r.namespaces, n.Name)
 	}
 }
 
-// scopesOf are the scopes that extend to a namespace.
+// scopesOf are the scopes that include a namespace.
 func (r *Resolver) scopesOf(n *namespaceState) []*scope {
 	out := make([]*scope, 0, 3+len(n.matching))
-	for _, key := range []scopeKey{{localScope, n.Name}, {namespaceScope, n.Name}, {kind: everywhere}} {
+	for _, key := range []scopeKey{{localScope, n.Name}, {namespaceScope, n.Name}, {kind: clusterScope}} {
 		if sc := r.scopes[key]; sc != nil {
 			out = append(out, sc)
 		}
@@ -183,8 +187,8 @@ func (r *Resolver) scopesOf(n *namespaceState) []*scope {
 	return slices.AppendSeq(out, maps.Keys(n.matching))
 }
 
-// rescope finds out which selectors select a namespace whose labels are new.
-func (r *Resolver) rescope(n *namespaceState) {
+// updateScopes updates which selectors select a namespace, after its labels changed.
+func (r *Resolver) updateScopes(n *namespaceState) {
 	for sc := range r.matching {
 		was, is := n.matching[sc], sc.query.hasNamespace(n.Name, n.Labels, n.known)
 		if was == is {
@@ -208,8 +212,8 @@ func (r *Resolver) rescope(n *namespaceState) {
 	}
 }
 
-// show brings a pod's new view, or that it has none any more, to all selections.
-func (r *Resolver) show(p *podState, now *view) {
+// updateMemberships sets a pod's view, nil for none, and updates all selections.
+func (r *Resolver) updateMemberships(p *podState, now *podView) {
 	old := p.view
 	p.view = now
 	if old == nil && now == nil {
@@ -231,11 +235,11 @@ func (r *Resolver) show(p *podState, now *view) {
 			r.change(s, p, true, nil)
 		}
 	}
-	r.file(n, p, old)
+	r.indexPod(n, p, old)
 }
 
-// file keeps the lists of pods that new selections begin with.
-func (r *Resolver) file(n *namespaceState, p *podState, old *view) {
+// indexPod updates the lists of pods that new selections are built from.
+func (r *Resolver) indexPod(n *namespaceState, p *podState, old *podView) {
 	if old == nil || p.view == nil || !maps.Equal(old.labels, p.view.labels) {
 		if old != nil {
 			for key, value := range old.labels {
@@ -258,7 +262,7 @@ func (r *Resolver) file(n *namespaceState, p *podState, old *view) {
 	if p.view == nil {
 		delete(n.pods, p)
 		delete(n.local, p)
-		r.forget(n)
+		r.dropUnused(n)
 		return
 	}
 	n.pods[p] = true
@@ -269,16 +273,19 @@ func (r *Resolver) file(n *namespaceState, p *podState, old *view) {
 	}
 }
 
-// acquire gives the selection that answers a query.
+// acquire returns the selection for a query, creating it if necessary, and registers the policy as its user.
 func (r *Resolver) acquire(q query, user *policyState) *selection {
 	if s := r.selections[q.key]; s != nil {
 		s.users[user] = true
 		return s
 	}
-	s := &selection{query: q, users: map[*policyState]bool{user: true}, members: map[*podState]bool{}, changed: map[*podState][]netip.Addr{}}
+	s := &selection{
+		query: q, users: map[*policyState]bool{user: true}, members: map[*podState]bool{},
+		changed: map[*podState][]netip.Addr{},
+	}
 	sc := r.scopes[q.key.scope]
 	if sc == nil {
-		sc = &scope{query: q, index: map[anchor][]*selection{}, namespaces: map[*namespaceState]bool{}}
+		sc = &scope{query: q, index: map[indexKey][]*selection{}, namespaces: map[*namespaceState]bool{}}
 		r.scopes[q.key.scope] = sc
 		if q.key.scope.kind == matchingScope {
 			r.matching[sc] = true
@@ -290,7 +297,7 @@ func (r *Resolver) acquire(q query, user *policyState) *selection {
 		}
 	}
 	sc.count++
-	for _, a := range q.anchors() {
+	for _, a := range q.indexKeys() {
 		sc.index[a] = append(sc.index[a], s)
 	}
 	for p := range r.candidates(q, sc) {
@@ -302,8 +309,8 @@ func (r *Resolver) acquire(q query, user *policyState) *selection {
 	return s
 }
 
-// candidates are pods with a view, among them all that a query selects: those in its scope, or those in its scope that have a
-// label that it asks for, whichever are fewer.
+// candidates are pods with a view that include all pods that a query selects: those in its scope, or those in its scope
+// with a required label, whichever are fewer.
 func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	var within []map[*podState]bool
 	switch name := q.key.scope.name; q.key.scope.kind {
@@ -319,7 +326,7 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 		for n := range sc.namespaces {
 			within = append(within, n.pods)
 		}
-	case everywhere:
+	case clusterScope:
 		for _, n := range r.namespaces {
 			within = append(within, n.pods)
 		}
@@ -328,9 +335,9 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	for _, pods := range within {
 		count += len(pods)
 	}
-	anchors := q.anchors()
+	indexKeys := q.indexKeys()
 	labelled := 0
-	for _, a := range anchors {
+	for _, a := range indexKeys {
 		if a.any || a.label == (label{}) {
 			labelled = count
 		}
@@ -338,7 +345,7 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	}
 	return func(yield func(*podState) bool) {
 		if labelled < count {
-			for _, a := range anchors {
+			for _, a := range indexKeys {
 				for _, p := range r.byLabel[a.label] {
 					if n := r.namespaces[p.Namespace]; q.hasNamespace(n.Name, n.Labels, n.known) && !yield(p) {
 						return
@@ -357,7 +364,7 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	}
 }
 
-// release says that a policy does not ask a query any more; the last one to say so ends the selection.
+// release unregisters a policy from a selection, and deletes a selection without users.
 func (r *Resolver) release(s *selection, user *policyState) {
 	delete(s.users, user)
 	if len(s.users) > 0 {
@@ -365,7 +372,7 @@ func (r *Resolver) release(s *selection, user *policyState) {
 	}
 	delete(r.selections, s.key)
 	sc := r.scopes[s.key.scope]
-	for _, a := range s.anchors() {
+	for _, a := range s.indexKeys() {
 		sc.index[a] = slices.DeleteFunc(sc.index[a], func(other *selection) bool { return other == s })
 		if len(sc.index[a]) == 0 {
 			delete(sc.index, a)

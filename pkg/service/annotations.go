@@ -8,16 +8,17 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// The annotations of a Service that say how its connections are spread; docs/services.md explains them.
+// The annotations of a Service that select how its connections are balanced; docs/services.md explains them.
 const (
 	BalanceAnnotation = "weft.dev/balance"
 	WeightsAnnotation = "weft.dev/endpoint-weights"
 )
 
-// maxWeight keeps a group's buckets, which are as many as the sum of the weights at worst, in bounds.
+// maxWeight bounds a group's buckets: there are at most as many as the sum of the weights.
 const maxWeight = 100
 
-// ParseBalance reads the value of BalanceAnnotation; empty is the default. With an error it is the default, too.
+// ParseBalance parses the value of BalanceAnnotation. The algorithm is the default for an empty value, and with an
+// error.
 func ParseBalance(value string) (model.Algorithm, error) {
 	switch a := model.Algorithm(value); a {
 	case model.HashConnection, model.HashSource:
@@ -29,8 +30,8 @@ func ParseBalance(value string) (model.Algorithm, error) {
 		BalanceAnnotation, value, model.HashConnection, model.HashSource, model.HashConnection)
 }
 
-// ParseWeights reads the value of WeightsAnnotation: POD=WEIGHT, separated by commas. The errors are about single entries; the
-// others are good.
+// ParseWeights parses the value of WeightsAnnotation: POD=WEIGHT entries, separated by commas. Each error is about one
+// entry; the valid entries are returned with it.
 func ParseWeights(value string) (map[string]uint16, []error) {
 	if strings.TrimSpace(value) == "" {
 		return nil, nil
@@ -45,9 +46,12 @@ func ParseWeights(value string) (map[string]uint16, []error) {
 		case !ok || pod == "":
 			bad = append(bad, fmt.Errorf("annotation %s: %q is not POD=WEIGHT", WeightsAnnotation, entry))
 		case err != nil || weight < 1 || weight > maxWeight:
-			bad = append(bad, fmt.Errorf("annotation %s: the weight of pod %s is %q, which is not a number from 1 to %d; 1 is used", WeightsAnnotation, pod, text, maxWeight))
+			bad = append(bad, fmt.Errorf(
+				"annotation %s: the weight of pod %s is %q, which is not a number from 1 to %d; 1 is used",
+				WeightsAnnotation, pod, text, maxWeight))
 		case twice:
-			bad = append(bad, fmt.Errorf("annotation %s: pod %s has two weights; the first, %d, is used", WeightsAnnotation, pod, weights[pod]))
+			bad = append(bad, fmt.Errorf("annotation %s: pod %s has two weights; the first, %d, is used",
+				WeightsAnnotation, pod, weights[pod]))
 		default:
 			weights[pod] = uint16(weight)
 		}

@@ -9,17 +9,18 @@ import (
 )
 
 // Claims decides which of several Services has an external address at a port. A load balancer's address, which a
-// controller writes, goes before an external IP, which any tenant may write; of equals the older Service has it, of one
-// age the first by name. It follows changes, each at the cost of the Services that claim the same addresses.
+// controller writes, takes precedence over an external IP, which any tenant may write. Among equals the older Service
+// has it, and among Services of the same age the first by name. A change costs as much as the Services that claim the
+// same addresses.
 //
 // Claims belongs to one goroutine. It never changes the Services that it is given.
 type Claims struct {
-	// services are those with external addresses, as they were set; claimants are their names, by address.
+	// services are the Services with external addresses, as they were set; claimants are their names, by address.
 	services  map[string]model.Service
 	claimants map[claim][]string
 }
 
-// claim is an address at a port of a protocol.
+// claim is an address and port of a protocol.
 type claim struct {
 	at       netip.AddrPort
 	protocol model.Protocol
@@ -30,8 +31,8 @@ func NewClaims() *Claims {
 	return &Claims{services: map[string]model.Service{}, claimants: map[claim][]string{}}
 }
 
-// Set adds or replaces a Service. It returns the names of the others that claim an address which the Service claims, or
-// did: Resolve may give another answer for them. Idempotent.
+// Set adds or replaces a Service. It returns the names of other Services that share a claimed address with the new or
+// the old version: Resolve may return a different result for them. Idempotent.
 func (c *Claims) Set(s model.Service) (others []string) {
 	others = c.Delete(s.Name)
 	own := claimsOf(s)
@@ -48,7 +49,7 @@ func (c *Claims) Set(s model.Service) (others []string) {
 	return unique(others)
 }
 
-// Delete removes a Service, and returns names as Set does.
+// Delete removes a Service and returns names as Set does. Idempotent.
 func (c *Claims) Delete(name string) (others []string) {
 	for _, claimed := range claimsOf(c.services[name]) {
 		list := slices.DeleteFunc(c.claimants[claimed], func(other string) bool { return other == name })
@@ -61,19 +62,19 @@ func (c *Claims) Delete(name string) (others []string) {
 	return unique(others)
 }
 
-// Get returns a Service as it was set, if it has external addresses.
+// Get returns a Service as it was set; false when it has no external addresses.
 func (c *Claims) Get(name string) (model.Service, bool) {
 	s, ok := c.services[name]
 	return s, ok
 }
 
-// Resolve returns a Service without the addresses that others have; Lost names these. A Service without external
-// addresses is returned as it is.
+// Resolve returns a copy of the Service without the addresses that other Services have; Lost lists them. A Service
+// without external addresses is unchanged.
 func (c *Claims) Resolve(s model.Service) model.Service {
 	ports := slices.Clone(s.Ports)
 	for i := range ports {
 		p := &ports[i]
-		kept := func(kind model.FrontendKind, addrs []netip.Addr) []netip.Addr {
+		won := func(kind model.FrontendKind, addrs []netip.Addr) []netip.Addr {
 			var out []netip.Addr
 			for _, a := range addrs {
 				at := claim{netip.AddrPortFrom(a, p.Port), p.Protocol}
@@ -88,13 +89,14 @@ func (c *Claims) Resolve(s model.Service) model.Service {
 			}
 			return out
 		}
-		p.ExternalIPs, p.LoadBalancerIPs = kept(model.ExternalIP, p.ExternalIPs), kept(model.LoadBalancer, p.LoadBalancerIPs)
+		p.ExternalIPs = won(model.ExternalIP, p.ExternalIPs)
+		p.LoadBalancerIPs = won(model.LoadBalancer, p.LoadBalancerIPs)
 	}
 	s.Ports = ports
 	return s
 }
 
-// winner is the name of the Service that has an address; empty when none claims it.
+// winner is the name of the Service that has the address; empty when no Service claims it.
 func (c *Claims) winner(at claim) string {
 	list := c.claimants[at]
 	if len(list) == 0 {
@@ -106,7 +108,7 @@ func (c *Claims) winner(at claim) string {
 	})
 }
 
-// rank is 0 for a Service that has the address from its load balancer, and 1 for others.
+// rank is 0 when the address is one of the Service's load balancer, and 1 otherwise.
 func rank(s model.Service, at claim) int {
 	for _, p := range s.Ports {
 		if p.Port == at.at.Port() && p.Protocol == at.protocol && slices.Contains(p.LoadBalancerIPs, at.at.Addr()) {

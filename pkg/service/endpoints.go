@@ -8,17 +8,17 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// candidate is an endpoint at one port of a Service.
+// candidate is an endpoint and its port number for one port of a Service.
 type candidate struct {
 	*Endpoint
 	port  uint16
 	local bool
 }
 
-// candidates are the endpoints of one port and family, usable or not, sorted by address and port and each once.
+// candidates are the endpoints of one port and family, usable or not, sorted by address and port, each once.
 type candidates []candidate
 
-// gather finds a port's endpoints in all slices: the port's name and protocol lead from the Service to a number.
+// gather collects a port's endpoints from all slices. The port's name and protocol select the number in each slice.
 func gather(from []*Slice, p Port, is4 bool, node string) candidates {
 	var out candidates
 	for _, s := range from {
@@ -37,15 +37,16 @@ func gather(from []*Slice, p Port, is4 bool, node string) candidates {
 		}
 	}
 	slices.SortFunc(out, candidate.compare)
-	// While endpoints move from one slice to another they may be in both.
+	// An endpoint that moves from one slice to another may be in both for a while.
 	return slices.CompactFunc(out, func(a, b candidate) bool { return a.Addr == b.Addr && a.port == b.port })
 }
 
-// compare sorts by address and port, and then the version of an endpoint first that is believed: the local, the ready, the serving.
-// The rest only makes the order total, so that it does not depend on the order of the slices.
+// compare sorts by address and port. Of several versions of one endpoint, the one to use comes first: local, ready,
+// serving. The remaining keys only make the order total, so that it does not depend on the order of the slices.
 func (c candidate) compare(d candidate) int {
 	return cmp.Or(c.Addr.Compare(d.Addr), cmp.Compare(c.port, d.port),
-		trueFirst(c.local, d.local), trueFirst(c.Ready, d.Ready), trueFirst(c.Serving, d.Serving), trueFirst(d.Terminating, c.Terminating),
+		trueFirst(c.local, d.local), trueFirst(c.Ready, d.Ready), trueFirst(c.Serving, d.Serving),
+		trueFirst(d.Terminating, c.Terminating),
 		slices.Compare(c.ForZones, d.ForZones), slices.Compare(c.ForNodes, d.ForNodes), cmp.Compare(c.Pod, d.Pod))
 }
 
@@ -61,13 +62,14 @@ func trueFirst(a, b bool) int {
 
 func (e *Endpoint) onNode(node string) bool { return node != "" && e.Node == node }
 
-// leaving says that an endpoint is terminating but still serves: what is left when nothing is ready.
+// leaving reports that an endpoint terminates but still serves: the fallback when no endpoint is ready.
 func (c candidate) leaving() bool { return c.Serving && c.Terminating }
 
 func (c candidate) usable() bool { return c.Ready || c.leaving() }
 
-// cluster chooses under the traffic policy Cluster: what is ready and, if hints can be followed, meant for this place.
-func (cs candidates) cluster(at Place) []candidate {
+// cluster returns the endpoints for traffic policy Cluster: the ready ones and, where hints apply, those with a hint
+// for this node or zone.
+func (cs candidates) cluster(at Locality) []candidate {
 	meant := cs.hints(at)
 	ready := cs.filter(func(c candidate) bool { return c.Ready && meant(c) })
 	if len(ready) > 0 {
@@ -76,7 +78,7 @@ func (cs candidates) cluster(at Place) []candidate {
 	return cs.filter(candidate.leaving)
 }
 
-// local chooses under the traffic policy Local. Hints do not count there.
+// local returns the endpoints for traffic policy Local. Hints do not apply to it.
 func (cs candidates) local() []candidate {
 	ready := cs.filter(func(c candidate) bool { return c.local && c.Ready })
 	if len(ready) > 0 {
@@ -85,8 +87,8 @@ func (cs candidates) local() []candidate {
 	return cs.filter(func(c candidate) bool { return c.local && c.leaving() })
 }
 
-// retained lists the serving endpoints that new connections do not use. Kubernetes counts an endpoint of a Service with
-// publishNotReadyAddresses as ready although its pod is not, and so as not serving.
+// retained lists the serving endpoints that new connections do not use. An endpoint of a Service with
+// publishNotReadyAddresses counts as ready although its pod is not, and so may be ready without serving.
 func (cs candidates) retained(p model.ServicePort) []netip.AddrPort {
 	chosen := make(map[netip.AddrPort]bool, len(p.Cluster)+len(p.Local))
 	for _, e := range slices.Concat(p.Cluster, p.Local) {
@@ -101,10 +103,10 @@ func (cs candidates) retained(p model.ServicePort) []netip.AddrPort {
 	return out
 }
 
-// hints gives the filter that the hints of the ready endpoints ask for: by node, else by zone, else none. Hints of a kind are
-// followed when all of them have one, and one is meant for this place: traffic is kept near only where that leaves somebody to
-// take it.
-func (cs candidates) hints(at Place) func(candidate) bool {
+// hints returns the filter for the hints of the ready endpoints: by node, else by zone, else none. Hints of a kind
+// apply when all ready endpoints have one and at least one of them names this node or zone, so that they never leave
+// the node without endpoints.
+func (cs candidates) hints(at Locality) func(candidate) bool {
 	forNode := func(c candidate) bool { return slices.Contains(c.ForNodes, at.Node) }
 	forZone := func(c candidate) bool { return slices.Contains(c.ForZones, at.Zone) }
 	allNodes, allZones, thisNode, thisZone := true, true, false, false
@@ -134,8 +136,8 @@ func (cs candidates) filter(keep func(candidate) bool) []candidate {
 	return out
 }
 
-// healthy counts a node's ready endpoints of a family as the health check does: by address, whatever the port, not the terminating
-// ones.
+// healthy counts a node's ready endpoints of a family as the health check does: by address, on any port, without the
+// terminating ones.
 func healthy(from []*Slice, is4 bool, node string) int {
 	addrs := map[netip.Addr]bool{}
 	for _, s := range from {

@@ -1,9 +1,8 @@
-// Package service turns a Service and its EndpointSlices into what one node serves: which addresses and ports, and which
-// endpoints a packet may go to from there. It honours what kube-proxy of Kubernetes 1.34 honours; test/oracle/service compares
-// the two.
+// Package service resolves a Service and its EndpointSlices for one node: its frontends, and the endpoints that packets
+// may be sent to from there. It follows kube-proxy of Kubernetes 1.34; test/oracle/service compares the two.
 //
-// Everything here is plain values and pure functions; nothing is shared, locked or started. pkg/kube makes the input from
-// Kubernetes' objects, once for each version of an object, and keeps it.
+// The package has plain values and pure functions: no shared state, no locks, no goroutines. pkg/kube translates each
+// version of a Kubernetes object once and keeps the result.
 package service
 
 import (
@@ -15,28 +14,29 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Service is what matters of a Service object. It is not changed once it is made.
+// Service holds the relevant fields of a Service object. Immutable.
 type Service struct {
 	Name    string // namespace/name
-	Created int64  // in seconds since 1970; 0 when it is not known
-	// ClusterIPs are at most one of each family. Without any, no node serves the Service: it is headless or an ExternalName.
+	Created int64  // in seconds since 1970; 0 when unknown
+	// ClusterIPs are at most one of each family. A Service without any (headless, ExternalName) is not served.
 	ClusterIPs []netip.Addr
 	Ports      []Port
-	// ExternalIPs are none of the ClusterIPs.
+	// ExternalIPs do not include any of the ClusterIPs.
 	ExternalIPs     []netip.Addr
 	LoadBalancerIPs []netip.Addr
-	// LoadBalancerSources are the clients that LoadBalancerIPs of the same family accept; a family without any accepts all.
+	// LoadBalancerSources are the clients that LoadBalancerIPs of the same family accept; a family without any accepts
+	// all.
 	LoadBalancerSources []netip.Prefix
-	// SourcesLost says that some of LoadBalancerSources could not be read. A family without any then accepts nobody: a mistake
-	// must not open what was meant to be closed.
+	// SourcesLost reports that some of LoadBalancerSources are invalid. A family without any valid one then accepts no
+	// client: a typing mistake must not open a restricted Service.
 	SourcesLost                  bool
 	InternalLocal, ExternalLocal bool
-	// Affinity is 0 without sessionAffinity.
+	// Affinity is the timeout of ClientIP session affinity; 0 is no affinity.
 	Affinity time.Duration
-	// HealthCheckNodePort is 0 for all but Services of type LoadBalancer with externalTrafficPolicy Local.
+	// HealthCheckNodePort is set only for Services of type LoadBalancer with externalTrafficPolicy Local.
 	HealthCheckNodePort uint16
 	Algorithm           model.Algorithm
-	// Weights are those of pods whose weight is not 1, by name.
+	// Weights are the endpoint weights other than 1, by pod name.
 	Weights map[string]uint16
 }
 
@@ -48,19 +48,19 @@ type Port struct {
 	NodePort uint16 // 0 is none
 }
 
-// Slice is what matters of an EndpointSlice. It is not changed once it is made.
+// Slice holds the relevant fields of an EndpointSlice. Immutable.
 type Slice struct {
 	Name    string // namespace/name
 	Service string // namespace/name
-	// Ports are those with a number.
+	// Ports are the ports with a number.
 	Ports []SlicePort
 	// Endpoints are all of one family.
 	Endpoints []Endpoint
 }
 
-// SlicePort is the number that a port of the Service has at a slice's endpoints.
+// SlicePort is the number that a Service's port has at the endpoints of a slice.
 type SlicePort struct {
-	Name     string // of the Service's port
+	Name     string // the Service port's name
 	Protocol model.Protocol
 	Port     uint16
 }
@@ -70,24 +70,25 @@ type Endpoint struct {
 	Addr                        netip.Addr
 	Ready, Serving, Terminating bool
 	Node                        string
-	// Pod is the name of the pod that the endpoint is, if it is one.
+	// Pod is the name of the endpoint's pod; empty when it is not a pod.
 	Pod string
-	// ForZones and ForNodes are hints: who should use the endpoint.
+	// ForZones and ForNodes are the endpoint's topology hints.
 	ForZones, ForNodes []string
 }
 
-// Place is where a view is taken from: a node and its zone, which may be empty.
-type Place struct{ Node, Zone string }
+// Locality is the node that a Service is resolved for, and its zone, which may be empty.
+type Locality struct{ Node, Zone string }
 
-// Build says what a Service is at a place, false when there is nothing to serve. The order of the slices, and that of the endpoints
-// in them, does not matter.
-func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
+// Build resolves a Service for a node; false when there is nothing to serve. The result does not depend on the order of
+// the slices or of their endpoints.
+func Build(s *Service, from []*Slice, at Locality) (model.Service, bool) {
 	if len(s.ClusterIPs) == 0 || len(s.Ports) == 0 {
 		return model.Service{}, false
 	}
 	out := model.Service{
-		Name: s.Name, Created: s.Created, Affinity: s.Affinity, Algorithm: s.Algorithm, HealthCheckNodePort: s.HealthCheckNodePort,
-		Ports: make([]model.ServicePort, 0, len(s.Ports)*len(s.ClusterIPs)),
+		Name: s.Name, Created: s.Created, Affinity: s.Affinity, Algorithm: s.Algorithm,
+		HealthCheckNodePort: s.HealthCheckNodePort,
+		Ports:               make([]model.ServicePort, 0, len(s.Ports)*len(s.ClusterIPs)),
 	}
 	if out.Algorithm == "" {
 		out.Algorithm = model.HashConnection
@@ -95,7 +96,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	clusterIPs := slices.SortedFunc(slices.Values(s.ClusterIPs), netip.Addr.Compare) // IPv4 is less than IPv6
 	if s.HealthCheckNodePort != 0 {
 		for _, clusterIP := range clusterIPs {
-			// A pod that is in both families is one endpoint.
+			// A pod with addresses of both families is one endpoint.
 			out.HealthyEndpoints = max(out.HealthyEndpoints, healthy(from, clusterIP.Is4(), at.Node))
 		}
 	}
@@ -103,7 +104,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 		external, loadBalancer []netip.Addr
 		sources                []netip.Prefix
 	}
-	var families [2]shared // what all ports of a family have in common
+	var families [2]shared // the same for all ports of a family
 	for i, clusterIP := range clusterIPs[:min(2, len(clusterIPs))] {
 		f := &families[i]
 		f.loadBalancer, f.sources = s.loadBalancer(clusterIP.Is4())
@@ -120,7 +121,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 			accessible := p.NodePort != 0 || len(f.external) > 0 || len(f.loadBalancer) > 0
 			port.ExternalLocal = s.ExternalLocal && accessible
 			candidates := gather(from, p, clusterIP.Is4(), at.Node)
-			// With externalTrafficPolicy Local, pods and the node itself still use the Cluster's endpoints at external addresses.
+			// With externalTrafficPolicy Local, pods and the node itself still use all endpoints at external addresses.
 			if !s.InternalLocal || accessible {
 				port.Cluster = s.weighted(candidates.cluster(at))
 				port.Elsewhere = len(port.Cluster) > 0
@@ -138,14 +139,15 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	return out, true
 }
 
-// loadBalancer are the load balancer's addresses of a family and the clients that they accept.
+// loadBalancer returns the load balancer's addresses of a family and the clients that they accept; no clients means
+// all.
 func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
 	addrs := ofFamily(s.LoadBalancerIPs, is4)
 	var sources []netip.Prefix
 	for _, c := range s.LoadBalancerSources {
 		if c.Addr().Is4() == is4 {
 			if c.Bits() == 0 {
-				return addrs, nil // everybody
+				return addrs, nil // all clients
 			}
 			sources = append(sources, c)
 		}
@@ -157,13 +159,15 @@ func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
 	return addrs, slices.Compact(sources)
 }
 
-// external are the external addresses of a family. One that is the load balancer's too is treated as the latter: it
-// accepts only its clients.
+// external returns the external IPs of a family. One that is also a load balancer's address counts only as the latter,
+// which limits its clients.
 func (s *Service) external(is4 bool) []netip.Addr {
-	return slices.DeleteFunc(ofFamily(s.ExternalIPs, is4), func(a netip.Addr) bool { return slices.Contains(s.LoadBalancerIPs, a) })
+	return slices.DeleteFunc(ofFamily(s.ExternalIPs, is4), func(a netip.Addr) bool {
+		return slices.Contains(s.LoadBalancerIPs, a)
+	})
 }
 
-// ofFamily are the addresses of a family, sorted and each once.
+// ofFamily returns the addresses of a family, sorted, each once.
 func ofFamily(addrs []netip.Addr, is4 bool) []netip.Addr {
 	var out []netip.Addr
 	for _, a := range addrs {
@@ -175,7 +179,7 @@ func ofFamily(addrs []netip.Addr, is4 bool) []netip.Addr {
 	return slices.Compact(out)
 }
 
-// weighted gives the chosen endpoints their weights; nil for none.
+// weighted returns the chosen endpoints with their weights; nil for none.
 func (s *Service) weighted(chosen []candidate) []model.Endpoint {
 	if len(chosen) == 0 {
 		return nil
@@ -191,7 +195,7 @@ func (s *Service) weighted(chosen []candidate) []model.Endpoint {
 	return out
 }
 
-// SplitName takes a namespace/name apart.
+// SplitName splits namespace/name.
 func SplitName(name string) (namespace, rest string) {
 	namespace, rest, _ = strings.Cut(name, "/")
 	return namespace, rest

@@ -54,9 +54,9 @@ func TestGolden(t *testing.T) {
 						t.Fatalf("section %q is of no kind", name)
 					}
 					node, zone, _ := strings.Cut(place, " in ")
-					got = view(in, from, service.Place{Node: node, Zone: zone})
+					got = view(in, from, service.Locality{Node: node, Zone: zone})
 					slices.Reverse(from)
-					if again := view(in, from, service.Place{Node: node, Zone: zone}); again != got {
+					if again := view(in, from, service.Locality{Node: node, Zone: zone}); again != got {
 						t.Errorf("%s depends on the order of the slices:\n%s", name, again)
 					}
 				}
@@ -128,7 +128,7 @@ func decode(t *testing.T, text []byte) (in service.Service, from []*service.Slic
 }
 
 // view is a Service at a place, to be read.
-func view(in service.Service, from []*service.Slice, at service.Place) string {
+func view(in service.Service, from []*service.Slice, at service.Locality) string {
 	s, ok := service.Build(&in, from, at)
 	if !ok {
 		return "not served\n"

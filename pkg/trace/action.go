@@ -9,39 +9,39 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// action is one action, ready to be executed. A goto is not executed: it says where the packet goes after the others.
+// action is a parsed action. A goto only names the table in which the packet continues after the other actions.
 type action interface {
 	do(r *run, p *Packet)
 }
 
 type (
 	setAction struct {
-		to          named
+		to          bitRange
 		value, mask value
 	}
-	moveAction     struct{ from, to named }
+	moveAction     struct{ from, to bitRange }
 	gotoAction     struct{ table openflow.TableID }
 	resubmitAction struct{ table openflow.TableID }
 	outputAction   struct{ port uint32 }
-	outputField    struct{ from named }
+	outputField    struct{ from bitRange }
 	inPortAction   struct{}
 	groupAction    struct{ id openflow.GroupID }
 	ttlAction      struct{}
 	ctClearAction  struct{}
-	// noteAction is what does nothing to the packet: learn, controller, sample, note, meter.
+	// noteAction is an action without effect on the packet: learn, controller, sample, note, meter.
 	noteAction struct{ text string }
 	ctAction   struct {
 		commit   bool
 		table    openflow.TableID
 		hasTable bool
 		zone     uint16
-		zoneFrom named
+		zoneFrom bitRange
 		nat      translation
 		exec     []action
 	}
 )
 
-// parseActions reads canonical actions. Clauses of conjunctions are apart: they are no actions.
+// parseActions parses canonical actions. Conjunction clauses are returned separately.
 func parseActions(text string) (actions []action, clauses []clause, err error) {
 	if text == "drop" || text == "" {
 		return nil, nil, nil
@@ -84,7 +84,7 @@ func parseClause(args string) (c clause, err error) {
 		return c, err
 	}
 	if k < 1 || k > n || n < 2 || n > 64 {
-		return c, fmt.Errorf("no such clause")
+		return c, fmt.Errorf("invalid clause")
 	}
 	return clause{uint32(id), uint8(k), uint8(n)}, nil
 }
@@ -102,7 +102,7 @@ func parseAction(text string) (action, error) {
 		case "ct":
 			return ctAction{}, nil
 		}
-		return nil, fmt.Errorf("the interpreter does not know it")
+		return nil, fmt.Errorf("unsupported action")
 	}
 	name, args := text[:end], strings.TrimSuffix(text[end+1:], ")")
 	switch name {
@@ -134,7 +134,7 @@ func parseAction(text string) (action, error) {
 	case "learn", "controller", "CONTROLLER", "sample", "note", "meter":
 		return noteAction{text}, nil
 	}
-	return nil, fmt.Errorf("the interpreter does not know it")
+	return nil, fmt.Errorf("unsupported action")
 }
 
 func parseSet(args string) (action, error) {
@@ -161,7 +161,7 @@ func parseMove(args string) (action, error) {
 	}
 	to, err := parseBits(toText)
 	if err == nil && from.bits != to.bits {
-		err = fmt.Errorf("%d bits do not go into %d", from.bits, to.bits)
+		err = fmt.Errorf("cannot move %d bits into %d", from.bits, to.bits)
 	}
 	return moveAction{from, to}, err
 }
@@ -197,17 +197,17 @@ func parseCT(args string) (action, error) {
 			var clauses []clause
 			a.exec, clauses, err = parseActions(strings.TrimSuffix(rest, ")"))
 			if err == nil && clauses != nil {
-				err = fmt.Errorf("no conjunctions here")
+				err = fmt.Errorf("conjunctions are not allowed here")
 			}
 		default:
-			err = fmt.Errorf("the interpreter does not know it")
+			err = fmt.Errorf("unsupported argument")
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", arg, err)
 		}
 	}
 	if a.nat.on && !a.hasTable {
-		return nil, fmt.Errorf("what is translated must go on in a table: the switch does not see the new addresses otherwise")
+		return nil, fmt.Errorf("nat needs a table: without recirculation the switch does not see the new addresses")
 	}
 	return a, nil
 }
@@ -237,7 +237,7 @@ func parseNAT(args string) (translation, error) {
 		last := uint64(port)
 		if isRange {
 			if last, err = strconv.ParseUint(lastText, 10, 16); err != nil || last < uint64(port) {
-				return t, fmt.Errorf("%s: want the ports' last behind the -", arg)
+				return t, fmt.Errorf("%s: want FIRST-LAST", arg)
 			}
 		}
 		switch {
@@ -246,7 +246,7 @@ func parseNAT(args string) (translation, error) {
 		case name == "dst" && !isRange:
 			t.dst, t.port = addr, port
 		default:
-			return t, fmt.Errorf("%s: the interpreter does not know it", arg)
+			return t, fmt.Errorf("%s: unsupported argument", arg)
 		}
 	}
 	return t, nil

@@ -18,9 +18,9 @@ import (
 
 var translated = regexp.MustCompile(`nat\(dst=([^)]*)\)`)
 
-// TestEpochsOnOpenVSwitch asks a real switch which endpoints clients meet that it does not remember. In one epoch
-// each meets the same endpoint, the next spreads them anew, evenly in each, whether one group chooses or groups among
-// groups. The interpreter knows every way.
+// TestEpochsOnOpenVSwitch asks a real switch for the endpoints of clients that it does not remember. In one epoch each
+// client gets the same endpoint; the next epoch spreads them again, evenly, with one group or nested groups. The
+// interpreter has every trace.
 func TestEpochsOnOpenVSwitch(t *testing.T) {
 	r := startSwitch(t)
 	for _, family := range []struct{ name, node, cidr, vip, endpoint, client string }{
@@ -31,27 +31,31 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 			addr := netip.MustParseAddr(family.vip)
 			port := model.ServicePort{Protocol: model.TCP, Port: 80, NodePort: 30080, ClusterIP: addr, Elsewhere: true}
 			for i := range endpoints {
-				port.Cluster = append(port.Cluster, model.Endpoint{Addr: netip.MustParseAddr(fmt.Sprintf(family.endpoint, 2+i/250, 1+i%250)), Port: 8080, Weight: 1})
+				port.Cluster = append(port.Cluster,
+					model.Endpoint{Addr: netip.MustParseAddr(fmt.Sprintf(family.endpoint, 2+i/250, 1+i%250)), Port: 8080, Weight: 1})
 			}
 			const clients = 150
-			// meet gives the endpoints that the clients meet in an epoch.
+			// meet returns the clients' endpoints in an epoch.
 			meet := func(epoch uint64) (reached [clients]string) {
 				s := &model.Snapshot{
-					Self:     model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr(family.node)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(family.cidr)}},
-					Tunnel:   model.Geneve,
-					Services: map[string]model.Service{"a/web": {Name: "a/web", Affinity: time.Hour, AffinityEpoch: epoch, Algorithm: model.HashConnection, Ports: []model.ServicePort{port}}},
+					Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr(family.node)},
+						PodCIDRs: []netip.Prefix{netip.MustParsePrefix(family.cidr)}},
+					Tunnel: model.Geneve,
+					Services: map[string]model.Service{"a/web": {Name: "a/web", Affinity: time.Hour, AffinityEpoch: epoch,
+						Algorithm: model.HashConnection, Ports: []model.ServicePort{port}}},
 				}
 				desired, err := flows.Compile(s)
 				if err != nil {
 					t.Fatal(err)
 				}
-				// A real trace knows no connection behind ct, so packets come to ConntrackState with one.
+				// ofproto/trace has no connections, so packets enter ConntrackState with one.
 				for key := range desired.Flows {
 					if key.Table == flows.Classifier {
 						delete(desired.Flows, key)
 					}
 				}
-				begin := openflow.Flow{Key: openflow.Key{Table: flows.Classifier, Priority: 1}, Actions: fmt.Sprintf("set_field:%#x->reg0,goto_table:%d", flows.OriginGateway, flows.ConntrackState)}
+				begin := openflow.Flow{Key: openflow.Key{Table: flows.Classifier, Priority: 1},
+					Actions: fmt.Sprintf("set_field:%#x->reg0,goto_table:%d", flows.OriginGateway, flows.ConntrackState)}
 				desired.Flows[begin.Key] = flows.Flow{Flow: begin}
 				r.load(t, desired)
 				sw, err := trace.Of(desired)
@@ -60,7 +64,8 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 				}
 				for i := range reached {
 					client := netip.MustParseAddr(fmt.Sprintf(family.client, 100+i/250, 1+i%250))
-					in := trace.IP(model.PortGateway, client, model.NodePortAddr(addr.Is4()), 6, uint16(1024+i), 30080).WithMACs(model.GatewayMAC, model.RouterMAC)
+					in := trace.IP(model.PortGateway, client, model.NodePortAddr(addr.Is4()), 6, uint16(1024+i),
+						30080).WithMACs(model.GatewayMAC, model.RouterMAC)
 					const connection = ",ct_zone=22373,ct_nw_proto=6,ct_tp_dst=30080"
 					packet, err := trace.ParsePacket(in.String() + ",ct_state=+trk+new" + connection)
 					if err != nil {
@@ -74,10 +79,12 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 					reached[i] = to[1]
 					chosen := func(way trace.Result) bool {
 						ours := slices.DeleteFunc(way.Visited, func(f *flows.Flow) bool { return f.Table > flows.StickyEndpoint })
-						return same(desired, slices.DeleteFunc(slices.Clone(actual), func(m met) bool { return m.table > flows.StickyEndpoint }), ours) == nil
+						return same(desired,
+							slices.DeleteFunc(slices.Clone(actual), func(m met) bool { return m.table > flows.StickyEndpoint }), ours) == nil
 					}
-					if endpoints == 3 && !slices.ContainsFunc(sw.All(packet, trace.Options{Conntrack: &trace.Conntrack{}, Steps: true}), chosen) {
-						t.Fatalf("%s: the interpreter does not know this way of %s:\n%s", family.name, packet, full)
+					if endpoints == 3 &&
+						!slices.ContainsFunc(sw.All(packet, trace.Options{Conntrack: &trace.Conntrack{}, Steps: true}), chosen) {
+						t.Fatalf("%s: the interpreter has no such trace of %s:\n%s", family.name, packet, full)
 					}
 				}
 				return reached
@@ -98,10 +105,13 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 				for _, n := range count {
 					most = max(most, n)
 				}
-				t.Logf("%s, %d endpoints, epoch %d: %d of %d clients meet the same endpoint as before; the busiest of %d has %d", family.name, endpoints, epoch, stayed, clients, len(count), most)
-				// By chance, in one of a million runs.
-				if share := clients / endpoints; stayed > share+30 || most > share+30 || len(count) < min(endpoints*3/4, clients/2) {
-					t.Errorf("%s, %d endpoints, epoch %d: %d of %d clients stay; %d endpoints are met, one by %d clients", family.name, endpoints, epoch, stayed, clients, len(count), most)
+				t.Logf("%s, %d endpoints, epoch %d: %d of %d clients meet the same endpoint as before; the busiest of %d has %d",
+					family.name, endpoints, epoch, stayed, clients, len(count), most)
+				// Happens by chance in one of a million runs.
+				if share := clients / endpoints; stayed > share+30 || most > share+30 ||
+					len(count) < min(endpoints*3/4, clients/2) {
+					t.Errorf("%s, %d endpoints, epoch %d: %d of %d clients stay; %d endpoints are met, one by %d clients", family.name,
+						endpoints, epoch, stayed, clients, len(count), most)
 				}
 				first = met
 			}

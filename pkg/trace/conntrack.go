@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// Conntrack is a model of the switch's connection tracker: enough of it to follow first packets, later ones and replies
-// through zones, marks, labels and address translation. Connections never time out; ICMP errors count as invalid; fragments
-// are not put together. It belongs to the goroutine that traces with it.
+// Conntrack is a model of the switch's connection tracker: it follows first packets, later ones and replies through
+// zones, marks, labels and NAT. Connections never time out, ICMP errors count as invalid, and fragments are not
+// reassembled. It belongs to the goroutine that traces with it.
 type Conntrack struct {
-	// Kernel makes connections that nobody has answered look new until somebody does, as the kernel's datapath does. The
-	// userspace datapath calls what was committed established, from the next packet on.
+	// Kernel selects the kernel datapath's state: a connection stays new until a reply. In the userspace datapath a
+	// committed connection is established from the next packet on.
 	Kernel bool
 
 	conns map[key]*conn
@@ -26,13 +26,13 @@ type key struct {
 }
 
 type conn struct {
-	orig, reply key // reply is what comes back: after translation, turned round
+	orig, reply key // reply is the reverse direction after NAT
 	answered    bool
 	mark        uint64
 	label       value
 }
 
-// Clone is a copy that changes apart from the original.
+// Clone returns an independent copy.
 func (c *Conntrack) Clone() *Conntrack {
 	if c == nil {
 		return nil
@@ -49,12 +49,13 @@ func (c *Conntrack) Clone() *Conntrack {
 	return out
 }
 
-// Connections lists what is tracked, one line for each connection, in no particular order.
+// Connections lists the connections, one line each, in no particular order.
 func (c *Conntrack) Connections() []string {
 	var out []string
 	for k, v := range c.conns {
 		if k == v.orig {
-			out = append(out, fmt.Sprintf("zone %d: %s, replies %s, mark %#x, label %#x%016x", k.zone, k, v.reply, v.mark, v.label.hi, v.label.lo))
+			out = append(out, fmt.Sprintf("zone %d: %s, replies %s, mark %#x, label %#x%016x",
+				k.zone, k, v.reply, v.mark, v.label.hi, v.label.lo))
 		}
 	}
 	return out
@@ -64,7 +65,7 @@ func (k key) String() string {
 	return fmt.Sprintf("%d %s > %s", k.proto, netip.AddrPortFrom(k.src, k.srcPort), netip.AddrPortFrom(k.dst, k.dstPort))
 }
 
-func (k key) turned() key {
+func (k key) reverse() key {
 	k.src, k.dst, k.srcPort, k.dstPort = k.dst, k.src, k.dstPort, k.srcPort
 	return k
 }
@@ -82,7 +83,7 @@ const (
 	tcpInvalidWithSYN = RST | FIN
 )
 
-// keyOf is the connection that a packet speaks of; ok is false when it can be of none.
+// keyOf is the connection key of a packet; false for a packet that cannot belong to a connection.
 func keyOf(zone uint16, p *Packet) (k key, ok bool) {
 	k = key{zone: zone, proto: p.Protocol(), src: p.Src(), dst: p.Dst()}
 	if !k.src.IsValid() || p.f[nwFrag].lo&fragLater != 0 {
@@ -92,7 +93,7 @@ func keyOf(zone uint16, p *Packet) (k key, ok bool) {
 	case protoTCP, protoUDP, protoSCTP:
 		k.srcPort, k.dstPort = p.SrcPort(), p.DstPort()
 	case protoICMP, protoICMPv6:
-		// A question and its answer mirror each other, as ports do.
+		// Request and reply have mirrored types, as ports do.
 		switch uint8(p.SrcPort()) {
 		case icmpEcho, icmpv6Echo:
 			k.srcPort, k.dstPort = echoRequest, echoReplies
@@ -109,7 +110,7 @@ func keyOf(zone uint16, p *Packet) (k key, ok bool) {
 
 func hasPorts(proto uint8) bool { return proto == protoTCP || proto == protoUDP || proto == protoSCTP }
 
-// begins tells whether a packet without a connection may begin one.
+// begins reports whether a packet without a connection may begin one.
 func begins(k key, p *Packet) bool {
 	switch k.proto {
 	case protoICMP, protoICMPv6:
@@ -119,33 +120,34 @@ func begins(k key, p *Packet) bool {
 		if flags&SYN != 0 {
 			return flags&(tcpInvalidWithSYN|ACK) == 0
 		}
-		return flags&ACK != 0 // one from the middle of a connection
+		return flags&ACK != 0 // picked up in the middle of a connection
 	}
 	return true
 }
 
-// translation is what a commit asks for.
+// translation is the NAT of a commit.
 type translation struct {
 	on       bool // nat, with or without arguments
 	src, dst netip.Addr
-	port     uint16 // of the destination; 0 keeps it
-	// The source's port is of this range, and stays if it can; 0 is any.
+	port     uint16 // destination port; 0 keeps it
+	// The source port is kept if it is in this range, or replaced by one of it; 0 allows any.
 	srcPort, lastSrcPort uint16
-	// keepSource changes the source's port only where another connection's replies would look the same.
+	// keepSource changes the source port only when another connection has the same replies.
 	keepSource bool
 }
 
-// track sends a packet through a zone: it sets the packet's connection fields and, with translate, its addresses. It gives the
-// connection that there is, or what a new one would be called; neither for a packet that can be of none.
+// track sends a packet through a zone: it sets the packet's connection fields and, with translate, its addresses. It
+// returns the packet's connection, or the key of a new one; neither for a packet that cannot belong to a connection.
 func (c *Conntrack) track(zone uint16, p *Packet, translate bool) (found *conn, k key, state uint64) {
 	before := p.f[ctState].lo
 	p.f[ctZone] = number(uint64(zone))
-	for _, f := range []field{ctState, ctMark, ctLabel, ctNwSrc, ctNwDst, ctIPv6Src, ctIPv6Dst, ctNwProto, ctTpSrc, ctTpDst} {
+	for _, f := range []field{ctState, ctMark, ctLabel, ctNwSrc, ctNwDst, ctIPv6Src, ctIPv6Dst, ctNwProto, ctTpSrc,
+		ctTpDst} {
 		p.f[f] = value{}
 	}
 	if p.conn != nil && p.conn.orig.zone == zone {
 		found = p.conn
-		// What is translated already is not translated again.
+		// A packet is translated only once.
 		state = stateTrk | before&(stateSNAT|stateDNAT)
 		translate = translate && state == stateTrk
 	} else {
@@ -180,11 +182,12 @@ func (c *Conntrack) track(zone uint16, p *Packet, translate bool) (found *conn, 
 	return found, k, state
 }
 
-// translate gives a packet the addresses that its connection has on the other side, and says in which way they differ.
+// translate sets a packet's addresses to those on the other side of its connection, and returns the resulting state
+// bits.
 func (c *conn) translate(p *Packet) uint64 {
-	from, to := c.orig, c.reply.turned()
+	from, to := c.orig, c.reply.reverse()
 	if p.back {
-		from, to = c.reply, c.orig.turned()
+		from, to = c.reply, c.orig.reverse()
 	}
 	state := uint64(0)
 	if to.src != from.src || to.srcPort != from.srcPort {
@@ -201,7 +204,8 @@ func (c *conn) translate(p *Packet) uint64 {
 }
 
 func (p *Packet) setOriginal(k key) {
-	p.f[ctNwProto], p.f[ctTpSrc], p.f[ctTpDst] = number(uint64(k.proto)), number(uint64(k.srcPort)), number(uint64(k.dstPort))
+	p.f[ctNwProto], p.f[ctTpSrc], p.f[ctTpDst] = number(
+		uint64(k.proto)), number(uint64(k.srcPort)), number(uint64(k.dstPort))
 	if k.src.Is4() {
 		p.f[ctNwSrc], p.f[ctNwDst] = addrValue(k.src), addrValue(k.dst)
 	} else {
@@ -209,7 +213,7 @@ func (p *Packet) setOriginal(k key) {
 	}
 }
 
-// commit makes the connection of a packet that is new, with a translation that it keeps.
+// commit creates the connection of a new packet, with its NAT.
 func (c *Conntrack) commit(k key, nat translation) *conn {
 	if c.conns == nil {
 		c.conns = map[key]*conn{}
@@ -227,7 +231,7 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 			after.dstPort = nat.port
 		}
 	}
-	one := &conn{orig: k, reply: after.turned()}
+	one := &conn{orig: k, reply: after.reverse()}
 	if (nat.src.IsValid() || nat.keepSource) && hasPorts(k.proto) {
 		first, last := firstDynamicPort, lastPort
 		if nat.srcPort != 0 {
@@ -242,14 +246,17 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 	return one
 }
 
-// Sweep gives each connection the mark that a function has for it, or drops it. The function is told of the
-// connection's first packet, where that went, and the mark.
-func (c *Conntrack) Sweep(decide func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool)) {
+// Sweep sets each connection's mark to the result of decide, or deletes the connection. decide gets the connection's
+// first packet, its endpoint, and the mark.
+func (c *Conntrack) Sweep(
+	decide func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool),
+) {
 	for k, v := range c.conns {
 		if k != v.orig {
 			continue
 		}
-		mark, keep := decide(k.zone, k.proto, netip.AddrPortFrom(k.src, k.srcPort), netip.AddrPortFrom(k.dst, k.dstPort), netip.AddrPortFrom(v.reply.src, v.reply.srcPort), v.mark)
+		src, dst := netip.AddrPortFrom(k.src, k.srcPort), netip.AddrPortFrom(k.dst, k.dstPort)
+		mark, keep := decide(k.zone, k.proto, src, dst, netip.AddrPortFrom(v.reply.src, v.reply.srcPort), v.mark)
 		if v.mark = mark; !keep {
 			delete(c.conns, v.orig)
 			delete(c.conns, v.reply)
@@ -257,7 +264,7 @@ func (c *Conntrack) Sweep(decide func(zone uint16, proto uint8, src, dst, endpoi
 	}
 }
 
-// Forget drops all connections.
+// Forget deletes all connections.
 func (c *Conntrack) Forget() { clear(c.conns) }
 
 func stateText(state uint64) string {

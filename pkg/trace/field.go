@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// value is the content of a field, big enough for the widest: 128 bits.
+// value is the content of a field; 128 bits hold the widest.
 type value struct{ hi, lo uint64 }
 
 func number(n uint64) value { return value{lo: n} }
@@ -73,7 +73,7 @@ func (v value) addr16() netip.Addr {
 	return netip.AddrFrom16(b)
 }
 
-// field is a place in a Packet. As in Open vSwitch, protocols that exclude each other share places: arp_op is nw_proto,
+// field is an index in a Packet. As in Open vSwitch, mutually exclusive protocols share fields: arp_op is nw_proto,
 // arp_spa is nw_src, icmp_type is tp_src, nd_sll is arp_sha.
 type field uint8
 
@@ -127,7 +127,7 @@ const (
 	numFields
 )
 
-// form is how a field's values are written.
+// form is the text form of a field's values.
 type form uint8
 
 const (
@@ -140,26 +140,26 @@ const (
 	formFrag
 )
 
-// span is a run of bits of a field.
+// span is a range of bits of a field.
 type span struct {
 	field field
 	lo, n uint
 }
 
-// named is what a name in a match or an action stands for: bits of one field or, for xreg and xxreg, of several, the least
-// significant first.
-type named struct {
+// bitRange is the target of a name in a match or an action: bits of one field or, for xreg and xxreg, of several, the
+// least significant first.
+type bitRange struct {
 	spans []span
 	bits  uint
 	form  form
 }
 
-// The names of fields, in the spellings of matches (ovs-fields(7)) and of actions (NXM and OXM names).
-var names = func() map[string]named {
-	m := map[string]named{}
+// The names of fields, in matches (ovs-fields(7)) and in actions (NXM and OXM names).
+var names = func() map[string]bitRange {
+	m := map[string]bitRange{}
 	add := func(f field, bits uint, form form, spellings ...string) {
 		for _, s := range spellings {
-			m[s] = named{[]span{{field: f, n: bits}}, bits, form}
+			m[s] = bitRange{[]span{{field: f, n: bits}}, bits, form}
 		}
 	}
 	add(inPort, 32, formNumber, "in_port", "in_port_oxm")
@@ -168,11 +168,11 @@ var names = func() map[string]named {
 		add(reg0+i, 32, formNumber, "reg"+strconv.Itoa(int(i)), "NXM_NX_REG"+strconv.Itoa(int(i)))
 	}
 	for i := range field(8) {
-		x := named{spans: []span{{field: reg0 + 2*i + 1, n: 32}, {field: reg0 + 2*i, n: 32}}, bits: 64}
+		x := bitRange{spans: []span{{field: reg0 + 2*i + 1, n: 32}, {field: reg0 + 2*i, n: 32}}, bits: 64}
 		m["xreg"+strconv.Itoa(int(i))], m["OXM_OF_PKT_REG"+strconv.Itoa(int(i))] = x, x
 	}
 	for i := range field(4) {
-		var x named
+		var x bitRange
 		for j := range field(4) {
 			x.spans = append(x.spans, span{field: reg0 + 4*i + 3 - j, n: 32})
 		}
@@ -199,8 +199,10 @@ var names = func() map[string]named {
 	add(nwTTL, 8, formNumber, "nw_ttl", "NXM_NX_IP_TTL")
 	add(nwTOS, 8, formNumber, "nw_tos", "ip_tos", "NXM_OF_IP_TOS")
 	add(nwFrag, 8, formFrag, "nw_frag", "ip_frag")
-	add(tpSrc, 16, formNumber, "tp_src", "tcp_src", "udp_src", "sctp_src", "NXM_OF_TCP_SRC", "NXM_OF_UDP_SRC", "OXM_OF_SCTP_SRC")
-	add(tpDst, 16, formNumber, "tp_dst", "tcp_dst", "udp_dst", "sctp_dst", "NXM_OF_TCP_DST", "NXM_OF_UDP_DST", "OXM_OF_SCTP_DST")
+	add(tpSrc, 16, formNumber,
+		"tp_src", "tcp_src", "udp_src", "sctp_src", "NXM_OF_TCP_SRC", "NXM_OF_UDP_SRC", "OXM_OF_SCTP_SRC")
+	add(tpDst, 16, formNumber,
+		"tp_dst", "tcp_dst", "udp_dst", "sctp_dst", "NXM_OF_TCP_DST", "NXM_OF_UDP_DST", "OXM_OF_SCTP_DST")
 	add(tpSrc, 8, formNumber, "icmp_type", "icmpv6_type", "NXM_OF_ICMP_TYPE", "NXM_NX_ICMPV6_TYPE")
 	add(tpDst, 8, formNumber, "icmp_code", "icmpv6_code", "NXM_OF_ICMP_CODE", "NXM_NX_ICMPV6_CODE")
 	add(tcpFlags, 12, formTCPFlags, "tcp_flags", "NXM_NX_TCP_FLAGS")
@@ -224,12 +226,12 @@ var names = func() map[string]named {
 	return m
 }()
 
-// parseBits reads the name of bits: reg0, NXM_NX_REG0[], NXM_NX_REG0[4..7], reg0[4].
-func parseBits(text string) (named, error) {
+// parseBits parses a bit range: reg0, NXM_NX_REG0[], NXM_NX_REG0[4..7], reg0[4].
+func parseBits(text string) (bitRange, error) {
 	name, bits, cut := strings.Cut(text, "[")
 	n, ok := names[name]
 	if !ok {
-		return named{}, fmt.Errorf("the interpreter does not know the field %q", name)
+		return bitRange{}, fmt.Errorf("unsupported field %q", name)
 	}
 	bits = strings.TrimSuffix(bits, "]")
 	if !cut || bits == "" {
@@ -241,16 +243,16 @@ func parseBits(text string) (named, error) {
 	}
 	lo, err := strconv.ParseUint(first, 10, 8)
 	if err != nil {
-		return named{}, fmt.Errorf("bits of %q: %w", text, err)
+		return bitRange{}, fmt.Errorf("bits of %q: %w", text, err)
 	}
 	hi, err := strconv.ParseUint(last, 10, 8)
 	if err != nil {
-		return named{}, fmt.Errorf("bits of %q: %w", text, err)
+		return bitRange{}, fmt.Errorf("bits of %q: %w", text, err)
 	}
 	if hi < lo || uint(hi) >= n.bits {
-		return named{}, fmt.Errorf("%q: the field has %d bits", text, n.bits)
+		return bitRange{}, fmt.Errorf("%q: the field has %d bits", text, n.bits)
 	}
-	out := named{bits: uint(hi-lo) + 1, form: n.form}
+	out := bitRange{bits: uint(hi-lo) + 1, form: n.form}
 	from, to := uint(lo), uint(hi)+1
 	at := uint(0)
 	for _, s := range n.spans {
@@ -262,7 +264,7 @@ func parseBits(text string) (named, error) {
 	return out, nil
 }
 
-func (n named) get(p *Packet) value {
+func (n bitRange) get(p *Packet) value {
 	var out value
 	at := uint(0)
 	for _, s := range n.spans {
@@ -272,8 +274,8 @@ func (n named) get(p *Packet) value {
 	return out
 }
 
-// set writes the bits of v that mask has.
-func (n named) set(p *Packet, v, mask value) {
+// set writes the bits of v that are set in mask.
+func (n bitRange) set(p *Packet, v, mask value) {
 	for _, s := range n.spans {
 		m := mask.and(ones(s.n)).shiftLeft(s.lo)
 		p.f[s.field] = p.f[s.field].and(m.not()).or(v.shiftLeft(s.lo).and(m))
@@ -281,8 +283,8 @@ func (n named) set(p *Packet, v, mask value) {
 	}
 }
 
-// parseValue reads a value with an optional mask; without one, the mask is the whole field.
-func (n named) parseValue(text string) (v, mask value, err error) {
+// parseValue parses a value with an optional mask; the default mask is the whole field.
+func (n bitRange) parseValue(text string) (v, mask value, err error) {
 	all := ones(n.bits)
 	switch n.form {
 	case formCtState, formTCPFlags:
@@ -316,7 +318,7 @@ func parseOne(text string, f form) (value, error) {
 	case formIPv4, formIPv6:
 		a, err := netip.ParseAddr(text)
 		if err == nil && a.Is4() != (f == formIPv4) {
-			err = fmt.Errorf("%s is of the other family", a)
+			err = fmt.Errorf("%s has the wrong address family", a)
 		}
 		if err != nil {
 			return value{}, err
@@ -328,7 +330,7 @@ func parseOne(text string, f form) (value, error) {
 	case formNumber, formCtState, formTCPFlags, formFrag:
 	}
 	if text == "ANY" {
-		return number(0xffffffff), nil // no port, in in_port
+		return number(0xffffffff), nil // OFPP_ANY in in_port
 	}
 	digits, isHex := strings.CutPrefix(text, "0x")
 	if !isHex {
@@ -365,7 +367,7 @@ var (
 	tcpFlagsWords = []string{"fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr", "ns"}
 )
 
-// parseFlags reads words with signs: +trk+est-rpl.
+// parseFlags parses flags with signs: +trk+est-rpl.
 func parseFlags(text string, f form) (v, mask value, err error) {
 	words := ctStateWords
 	if f == formTCPFlags {
@@ -386,7 +388,7 @@ func parseFlags(text string, f form) (v, mask value, err error) {
 			}
 		}
 		if bit == 0 {
-			return v, mask, fmt.Errorf("%q: no such flag as %q", text, word)
+			return v, mask, fmt.Errorf("%q: invalid flag %q", text, word)
 		}
 		mask.lo |= bit
 		if sign == '+' {
@@ -415,5 +417,5 @@ func parseFrag(text string) (v, mask value, err error) {
 	case "not_later":
 		return number(0), number(fragLater), nil
 	}
-	return v, mask, fmt.Errorf("nw_frag=%s is not no, yes, first, later or not_later", text)
+	return v, mask, fmt.Errorf("invalid nw_frag=%s; allowed: no, yes, first, later, not_later", text)
 }

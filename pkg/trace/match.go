@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// cond is one field of a match: the bits of mask must be those of value.
+// cond is a condition on one field: the masked bits must equal value.
 type cond struct {
 	field       field
 	value, mask value
@@ -27,10 +27,10 @@ var protocolWords = map[string]protocolMatch{
 	"sctp": {typeIPv4, protoSCTP, true}, "sctp6": {typeIPv6, protoSCTP, true},
 }
 
-// parseMatch reads a match in the words of ovs-fields(7). The conditions are sorted, one for each field.
+// parseMatch parses a match in the syntax of ovs-fields(7). The conditions are sorted by field, one for each.
 func parseMatch(text string) ([]cond, error) {
 	var conds []cond
-	add := func(n named, v, mask value) {
+	add := func(n bitRange, v, mask value) {
 		for _, s := range n.spans {
 			m := mask.and(ones(s.n)).shiftLeft(s.lo)
 			if !m.isZero() {
@@ -47,7 +47,7 @@ func parseMatch(text string) ([]cond, error) {
 		if !hasValue {
 			word, ok := protocolWords[name]
 			if !ok {
-				return nil, fmt.Errorf("the interpreter does not know the protocol %q", name)
+				return nil, fmt.Errorf("unsupported protocol %q", name)
 			}
 			add(names["eth_type"], number(word.ethType), ones(16))
 			if word.hasProto {
@@ -57,7 +57,7 @@ func parseMatch(text string) ([]cond, error) {
 		}
 		n, ok := names[name]
 		if !ok {
-			return nil, fmt.Errorf("the interpreter does not know the field %q", name)
+			return nil, fmt.Errorf("unsupported field %q", name)
 		}
 		v, mask, err := n.parseValue(val)
 		if err != nil {
@@ -66,7 +66,7 @@ func parseMatch(text string) ([]cond, error) {
 		add(n, v, mask)
 	}
 	slices.SortFunc(conds, func(a, b cond) int { return int(a.field) - int(b.field) })
-	// xreg0 and reg1 may both say something of one register.
+	// xreg0 and reg1 may both set conditions on one register.
 	merged := conds[:0]
 	for _, c := range conds {
 		if last := len(merged) - 1; last >= 0 && merged[last].field == c.field {

@@ -57,7 +57,7 @@ func startSwitch(t *testing.T) *realSwitch {
 	return &realSwitch{ovs: ovs, socket: socket}
 }
 
-// load replaces everything in the switch.
+// load replaces all flows and groups of the switch.
 func (r *realSwitch) load(t *testing.T, d flows.Desired) {
 	t.Helper()
 	var b strings.Builder
@@ -77,7 +77,7 @@ func (r *realSwitch) load(t *testing.T, d flows.Desired) {
 	}
 }
 
-// met is a flow that a packet met.
+// met is a matched flow.
 type met struct {
 	table    openflow.TableID
 	priority uint16
@@ -86,7 +86,7 @@ type met struct {
 
 var tableLine = regexp.MustCompile(`^ *(\d+)\. (?:(.*), )?priority (\d+)`)
 
-// trace asks the real switch which flows a packet meets. States are what ct finds, one after the other.
+// trace asks the real switch for a packet's flows. States are the results of ct, in order.
 func (r *realSwitch) trace(t *testing.T, packet string, states []string) ([]met, string) {
 	t.Helper()
 	params := []string{bridge, packet}
@@ -116,7 +116,8 @@ func (r *realSwitch) trace(t *testing.T, packet string, states []string) ([]met,
 	return list, text
 }
 
-// same compares the flows that a packet met. Where several flows of one priority match, the switch may take any: they must do the same.
+// same compares the flows of a packet. Where several flows of one priority match, the switch may take any, so they must
+// be equivalent.
 func same(d flows.Desired, actual []met, ours []*flows.Flow) error {
 	if len(actual) != len(ours) {
 		return fmt.Errorf("the switch meets %d flows, the interpreter %d", len(actual), len(ours))
@@ -133,7 +134,8 @@ func same(d flows.Desired, actual []met, ours []*flows.Flow) error {
 	return nil
 }
 
-// TestLookupOfOpenVSwitch: priorities, masks and conjunctions by hand mean in a real switch what they mean here.
+// TestLookupOfOpenVSwitch: hand-written priorities, masks and conjunctions have the same results in a real switch and
+// in the interpreter.
 func TestLookupOfOpenVSwitch(t *testing.T) {
 	r := startSwitch(t)
 	for _, tc := range lookups {
@@ -153,8 +155,8 @@ func TestLookupOfOpenVSwitch(t *testing.T) {
 	}
 }
 
-// TestAgainstOpenVSwitch: on compiled flows of random policies, packets meet the same flows in a real switch as in the interpreter:
-// first packets, replies of connections that were allowed and of those that were not, later packets, invalid ones.
+// TestAgainstOpenVSwitch: with compiled flows of random policies, packets take the same flows in a real switch and in
+// the interpreter: first packets, replies of allowed and denied connections, later packets, invalid ones.
 func TestAgainstOpenVSwitch(t *testing.T) {
 	sets := 40
 	if text := os.Getenv("WEFT_TRACE_SETS"); text != "" {
@@ -191,7 +193,7 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 		}
 		for i, p := range d.packets {
 			if i%7 != seed%7 {
-				continue // many of a set's packets meet the same flows
+				continue // many of a set's packets take the same flows
 			}
 			for _, in := range n.Entries(p, "n1") {
 				for _, how := range []struct {

@@ -22,10 +22,10 @@ const (
 	typeIPv6 = 0x86dd
 )
 
-// Packet is a packet's headers with what the switch knows about it. It is a value: a copy is another packet.
+// Packet is a packet's headers and metadata. It is a value: a copy is an independent packet.
 type Packet struct {
 	f [numFields]value
-	// conn is the connection that was found for the packet, and at which of its ends; a zone looks a packet up only once.
+	// conn is the packet's connection and back its direction. Each zone looks a packet up only once.
 	conn *conn
 	back bool
 }
@@ -39,7 +39,7 @@ const (
 	ACK
 )
 
-// IP makes a packet of a family and a transport protocol. A TCP packet begins a connection (SYN).
+// IP returns a packet of the addresses' family. A TCP packet begins a connection (SYN).
 func IP(port uint32, src, dst netip.Addr, protocol uint8, srcPort, dstPort uint16) Packet {
 	var p Packet
 	p.f[inPort], p.f[nwTTL] = number(uint64(port)), number(64)
@@ -59,7 +59,7 @@ func (p *Packet) setAddrs(src, dst netip.Addr) {
 	}
 }
 
-// WithMACs is the packet with Ethernet addresses.
+// WithMACs returns the packet with these Ethernet addresses.
 func (p Packet) WithMACs(src, dst model.MAC) Packet {
 	for f, m := range map[field]model.MAC{ethSrc: src, ethDst: dst} {
 		n := uint64(0)
@@ -71,13 +71,13 @@ func (p Packet) WithMACs(src, dst model.MAC) Packet {
 	return p
 }
 
-// WithTCPFlags is the packet with these flags instead of SYN.
+// WithTCPFlags returns the packet with these flags instead of SYN.
 func (p Packet) WithTCPFlags(flags uint16) Packet {
 	p.f[tcpFlags] = number(uint64(flags))
 	return p
 }
 
-// WithTunnel is the packet as it comes out of a tunnel from the node with this address.
+// WithTunnel returns the packet as received through a tunnel from the node with this address.
 func (p Packet) WithTunnel(src netip.Addr) Packet {
 	if src.Is4() {
 		p.f[tunSrc] = addrValue(src)
@@ -87,7 +87,7 @@ func (p Packet) WithTunnel(src netip.Addr) Packet {
 	return p
 }
 
-// ParsePacket reads a packet in the words of ovs-fields(7), as ofproto/trace takes it:
+// ParsePacket parses a packet in the syntax of ovs-fields(7) and ofproto/trace:
 // in_port=16,tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80.
 func ParsePacket(text string) (Packet, error) {
 	var p Packet
@@ -102,7 +102,7 @@ func ParsePacket(text string) (Packet, error) {
 	return p, nil
 }
 
-// InPort is the port that the packet came in at.
+// InPort is the port on which the packet arrived.
 func (p Packet) InPort() uint32 { return uint32(p.f[inPort].lo) }
 
 // Src is the source address; invalid when the packet is not IP.
@@ -124,19 +124,19 @@ func (p Packet) addr(four, six field) netip.Addr {
 // Protocol is the transport protocol's number.
 func (p Packet) Protocol() uint8 { return uint8(p.f[nwProto].lo) }
 
-// SrcPort and DstPort are the transport ports, or the ICMP type and code.
+// SrcPort is the source port, or the ICMP type.
 func (p Packet) SrcPort() uint16 { return uint16(p.f[tpSrc].lo) }
 
-// DstPort is the destination port.
+// DstPort is the destination port, or the ICMP code.
 func (p Packet) DstPort() uint16 { return uint16(p.f[tpDst].lo) }
 
-// SrcMAC is the Ethernet source.
+// SrcMAC is the Ethernet source address.
 func (p Packet) SrcMAC() model.MAC { return macOf(p.f[ethSrc]) }
 
-// DstMAC is the Ethernet destination.
+// DstMAC is the Ethernet destination address.
 func (p Packet) DstMAC() model.MAC { return macOf(p.f[ethDst]) }
 
-// TunnelDst is where a tunnel port shall send the packet; invalid when nowhere.
+// TunnelDst is the remote address that a tunnel port sends to; invalid when not set.
 func (p Packet) TunnelDst() netip.Addr {
 	switch {
 	case !p.f[tunDst].isZero():
@@ -155,13 +155,13 @@ func macOf(v value) model.MAC {
 	return m
 }
 
-// Field reads bits by name, as in an action: "reg0", "NXM_NX_CT_LABEL[0..31]". Of 128 bits it gives the lower half.
+// Field returns named bits, as in an action: "reg0", "NXM_NX_CT_LABEL[0..31]"; the lower 64 of more.
 func (p Packet) Field(name string) (uint64, error) {
 	bits, err := parseBits(name)
 	return bits.get(&p).lo, err
 }
 
-// String is the packet as ofproto/trace takes it: its headers and where it came from, without what the pipeline added.
+// String is the packet in the syntax of ofproto/trace: headers, input port and tunnel, without registers and state.
 func (p Packet) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "in_port=%d", p.InPort())
@@ -177,7 +177,8 @@ func (p Packet) String() string {
 	fmt.Fprintf(&b, ",dl_src=%s,dl_dst=%s", p.SrcMAC(), p.DstMAC())
 	typ, proto := p.f[ethType].lo, p.Protocol()
 	if typ == typeARP {
-		fmt.Fprintf(&b, ",arp,arp_op=%d,arp_spa=%s,arp_tpa=%s,arp_sha=%s,arp_tha=%s", proto, p.f[nwSrc].addr4(), p.f[nwDst].addr4(), macOf(p.f[arpSHA]), macOf(p.f[arpTHA]))
+		fmt.Fprintf(&b, ",arp,arp_op=%d,arp_spa=%s,arp_tpa=%s,arp_sha=%s,arp_tha=%s",
+			proto, p.f[nwSrc].addr4(), p.f[nwDst].addr4(), macOf(p.f[arpSHA]), macOf(p.f[arpTHA]))
 		return b.String()
 	}
 	src := "nw"

@@ -14,7 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
-// checks makes rapid look at a number of random cases: that of the environment's WEFT_POLICY_SETS, or the default. The nightly run
+// checks sets rapid's number of random cases: WEFT_POLICY_SETS from the environment, or the default. The nightly run
 // sets 100,000.
 func checks(t *testing.T, byDefault int) {
 	t.Helper()
@@ -30,12 +30,12 @@ func checks(t *testing.T, byDefault int) {
 	if err := option.Value.Set(strconv.Itoa(n)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = option.Value.Set(before) }) // it was that before
+	t.Cleanup(func() { _ = option.Value.Set(before) }) // the value was valid before
 }
 
-// TestRandomPolicies: whatever the policies, packets do in the flows what policy.Eval promises. Objects are resolved for each node,
-// compiled, and followed from node to node: the first packet of a connection, what answers it, what follows, and all that again
-// when the policies have changed, twice.
+// TestRandomPolicies: for random policies, the observed result of each packet is policy.Eval's verdict. Objects are
+// resolved for each node, compiled, and traced from node to node: the first packet of a connection, its reply, later
+// packets, and all again after the policies have changed, twice.
 func TestRandomPolicies(t *testing.T) {
 	checks(t, 2000)
 	rapid.Check(t, randomPolicies)
@@ -50,9 +50,9 @@ func randomPolicies(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	view := c.View()
-	check := func(what string, promised, p tracetest.Packet) bool {
-		verdict := tracetest.Promise(view, promised)
+	view := c.ForEval()
+	check := func(what string, expected, p tracetest.Packet) bool {
+		verdict := tracetest.Expected(view, expected)
 		if err := tracetest.Check(verdict, n.Send(p)); err != nil {
 			t.Fatalf("%s %+v: %v\n%s", what, p, err, n.Explain(p))
 		}
@@ -60,14 +60,14 @@ func randomPolicies(t *rapid.T) {
 	}
 	var established []tracetest.Packet
 	for _, p := range tracetest.DrawPackets(t, c) {
-		if tracetest.OffTheMap(c, p) {
+		if tracetest.Unroutable(c, p) {
 			continue
 		}
 		switch allowed := check("first", p, p); {
 		case !allowed:
-			// Sent again, it is not let in by what the first attempt left behind, and an answer to it is none.
+			// Sent again, it is not allowed by state of the first attempt, and a reply to it is not a reply.
 			check("sent again", p, p)
-			// (Without TCP's flags an answer is the beginning of something else.)
+			// (Without TCP's flags a reply looks like a new connection.)
 			if p.Protocol == 6 && n.Send(p.Reply()).Arrived {
 				t.Fatalf("an answer to the forbidden %+v arrives:\n%s", p, n.Explain(p.Reply()))
 			}
@@ -77,12 +77,12 @@ func randomPolicies(t *rapid.T) {
 			established = append(established, p)
 		}
 	}
-	// Policies that change apply to connections that exist, in both directions: a denied packet stops the
-	// replies, and one that is allowed again brings them back.
+	// Changed policies apply to existing connections, in both directions: a denied packet stops the replies, and an
+	// allowed one enables them again.
 	before := c.Policies
 	for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
 		c.Policies = policies
-		view = c.View()
+		view = c.ForEval()
 		if err := n.SetPolicies(c); err != nil {
 			t.Fatal(err)
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// run is one packet on its way.
+// run is the state of one packet's trace.
 type run struct {
 	Result
 	s      *Switch
@@ -19,12 +19,12 @@ type run struct {
 	states int
 }
 
-// in takes a packet through a table and those that it goes on to.
+// in sends a packet through a table and those that follow it.
 func (r *run) in(id openflow.TableID, p *Packet) {
 	for {
 		r.steps++
 		if r.steps > maxSteps {
-			r.Note = fmt.Sprintf("the packet goes round: it has seen %d tables", maxSteps)
+			r.Note = fmt.Sprintf("loop: the packet has passed %d tables", maxSteps)
 			return
 		}
 		var f *flow
@@ -51,7 +51,10 @@ func (r *run) in(id openflow.TableID, p *Packet) {
 			if match == "" {
 				match = "(any)"
 			}
-			r.step(Step{Flow: fmt.Sprintf("%d %s", f.Priority, match), Owner: f.Owner.String(), Actions: nameTables(f.Actions), Conjunction: conjunction, Reason: f.Reason})
+			r.step(Step{
+				Flow: fmt.Sprintf("%d %s", f.Priority, match), Owner: f.Owner.String(),
+				Actions: nameTables(f.Actions), Conjunction: conjunction, Reason: f.Reason,
+			})
 		}
 		next, ok := r.do(f.actions, p)
 		if !ok {
@@ -61,7 +64,7 @@ func (r *run) in(id openflow.TableID, p *Packet) {
 	}
 }
 
-// do executes actions and says where the packet goes on, if it does.
+// do executes actions and returns the next table, if there is a goto.
 func (r *run) do(actions []action, p *Packet) (next openflow.TableID, ok bool) {
 	for _, a := range actions {
 		if g, isGoto := a.(gotoAction); isGoto {
@@ -73,8 +76,8 @@ func (r *run) do(actions []action, p *Packet) (next openflow.TableID, ok bool) {
 	return next, ok
 }
 
-// deeper takes a packet to another table and comes back.
-func (r *run) deeper(id openflow.TableID, p *Packet) {
+// recirculate sends a packet through another table and returns to this one.
+func (r *run) recirculate(id openflow.TableID, p *Packet) {
 	table := r.table
 	r.depth++
 	r.in(id, p)
@@ -107,7 +110,7 @@ func (r *run) output(port uint32, p *Packet) {
 func (a setAction) do(_ *run, p *Packet)      { a.to.set(p, a.value, a.mask) }
 func (a moveAction) do(_ *run, p *Packet)     { a.to.set(p, a.from.get(p), ones(a.to.bits)) }
 func (a gotoAction) do(*run, *Packet)         {}
-func (a resubmitAction) do(r *run, p *Packet) { r.deeper(a.table, p) }
+func (a resubmitAction) do(r *run, p *Packet) { r.recirculate(a.table, p) }
 func (a outputAction) do(r *run, p *Packet)   { r.output(a.port, p) }
 func (a outputField) do(r *run, p *Packet)    { r.output(uint32(a.from.get(p).lo), p) }
 func (inPortAction) do(r *run, p *Packet)     { r.Outputs = append(r.Outputs, Output{p.InPort(), *p}) }
@@ -139,7 +142,7 @@ func (a groupAction) do(r *run, p *Packet) {
 	}
 	b := buckets[choice]
 	r.note("group %d: bucket %d of %d: %s", a.id, choice+1, len(buckets), nameTables(b.text))
-	// A bucket works on a copy: what it changes is not seen behind the group.
+	// A bucket works on a copy: its changes are lost after the group.
 	inside := *p
 	r.depth++
 	if next, ok := r.do(b.actions, &inside); ok {
@@ -153,7 +156,7 @@ func (a ctAction) do(r *run, p *Packet) {
 	if a.zoneFrom.bits > 0 {
 		zone = uint16(a.zoneFrom.get(p).lo)
 	}
-	// The tracker sees a copy: without a table, the pipeline goes on with the packet as it was.
+	// The tracker works on a copy: without a table, the pipeline continues with the unchanged packet.
 	after := *p
 	state := a.through(r, zone, p, &after)
 	if r.opt.Steps {
@@ -163,17 +166,17 @@ func (a ctAction) do(r *run, p *Packet) {
 		return
 	}
 	after.f[conjID] = value{}
-	r.deeper(a.table, &after)
+	r.recirculate(a.table, &after)
 }
 
-// through sends the packet through the tracker, or takes the state that was given.
+// through sends the packet through the tracker, or sets the next of the given states.
 func (a ctAction) through(r *run, zone uint16, before, after *Packet) uint64 {
 	if r.opt.States != nil {
 		state := stateTrk | stateNew
 		if r.states < len(r.opt.States) {
 			state = stateBits(r.opt.States[r.states])
 		}
-		if a.hasTable { // only a recirculation shows a state
+		if a.hasTable { // a state is visible only after recirculation
 			r.states++
 		}
 		after.f[ctState], after.f[ctZone] = number(state), number(uint64(zone))
@@ -192,7 +195,7 @@ func (a ctAction) through(r *run, zone uint16, before, after *Packet) uint64 {
 			after.f[ctState] = number(state)
 		}
 	}
-	// Inside exec, mark and label are the connection's; everything else is the packet as the flow saw it.
+	// In exec, mark and label are the connection's; all other fields are those before ct.
 	inside := *before
 	inside.f[ctMark], inside.f[ctLabel] = number(found.mark), found.label
 	for _, e := range a.exec {
@@ -215,7 +218,7 @@ func stateBits(text string) uint64 {
 	return bits
 }
 
-// changes says what address translation did.
+// changes describes the effect of NAT.
 func changes(before, after *Packet) string {
 	text := ""
 	if before.Src() != after.Src() || before.SrcPort() != after.SrcPort() {
@@ -227,7 +230,7 @@ func changes(before, after *Packet) string {
 	return text
 }
 
-// nameTables writes names where actions have tables' numbers.
+// nameTables replaces table numbers in actions by names.
 func nameTables(actions string) string {
 	list := openflow.SplitActions(actions)
 	for i, a := range list {
@@ -235,13 +238,14 @@ func nameTables(actions string) string {
 			list[i] = "goto_table:" + flows.TableName(next)
 		} else if next, ok := openflow.NextTable(a); ok {
 			number := fmt.Sprint(next)
-			list[i] = strings.NewReplacer("resubmit(,"+number+")", "resubmit(,"+flows.TableName(next)+")", "table="+number, "table="+flows.TableName(next)).Replace(a)
+			list[i] = strings.NewReplacer("resubmit(,"+number+")", "resubmit(,"+flows.TableName(next)+")",
+				"table="+number, "table="+flows.TableName(next)).Replace(a)
 		}
 	}
 	return strings.Join(list, ",")
 }
 
-// String is the way as text: one line for each flow and each thing that happened, and where the packet left.
+// String is the trace as text: a line for each flow and event, and the outputs or the reason of the drop.
 func (r Result) String() string {
 	var b strings.Builder
 	for _, s := range r.Steps {

@@ -8,7 +8,7 @@ import (
 	"github.com/weft-cni/weft/pkg/trace"
 )
 
-// TestSpoofGuardOfOpenVSwitch: a real switch meets the same flows.
+// TestSpoofGuardOfOpenVSwitch: a real switch takes the same flows.
 func TestSpoofGuardOfOpenVSwitch(t *testing.T) {
 	r := startSwitch(t)
 	desired := guardedFlows(t, false)
@@ -20,7 +20,8 @@ func TestSpoofGuardOfOpenVSwitch(t *testing.T) {
 	states := []string{"trk,new", "trk,new"}
 	for _, g := range guarded {
 		actual, full := r.trace(t, g.packet, states)
-		if err := same(desired, actual, sw.Run(packet(t, g.packet), trace.Options{States: states, Steps: true}).Visited); err != nil {
+		if err := same(desired, actual,
+			sw.Run(packet(t, g.packet), trace.Options{States: states, Steps: true}).Visited); err != nil {
 			t.Errorf("%s: %v\n%s", g.packet, err, full)
 		}
 	}

@@ -10,9 +10,10 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
-// TestRandomSweep: whatever the policies, an audit of the nodes' snapshots says what policy.Eval promises and what
-// packets do in the flows. After a sweep, replies of connections that the new policies deny are dropped, although the
-// original direction is silent. Replies of allowed connections arrive, also when they were denied in between.
+// TestRandomSweep: for random policies, an audit of the nodes' snapshots has policy.Eval's verdicts and the results of
+// packets in the flows. After a sweep, replies of connections that the new policies deny are dropped, although there
+// are no packets of the original direction. Replies of allowed connections arrive, also when they were denied in
+// between.
 func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {
@@ -22,17 +23,17 @@ func TestRandomSweep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		view := c.View()
+		view := c.ForEval()
 		agree := func(p tracetest.Packet) bool {
-			promised := tracetest.Promise(view, p)
-			if got := n.Allows(p); got != promised.Allowed {
-				t.Fatalf("%+v: the audit allows it %t, promised is %t (%s)", p, got, promised.Allowed, promised.Why)
+			expected := tracetest.Expected(view, p)
+			if got := n.Allows(p); got != expected.Allowed {
+				t.Fatalf("%+v: the audit allows it %t, promised is %t (%s)", p, got, expected.Allowed, expected.Why)
 			}
-			return promised.Allowed
+			return expected.Allowed
 		}
 		var established []tracetest.Packet
 		for _, p := range tracetest.DrawPackets(t, c) {
-			if tracetest.OffTheMap(c, p) {
+			if tracetest.Unroutable(c, p) {
 				continue
 			}
 			allowed := agree(p)
@@ -46,18 +47,19 @@ func TestRandomSweep(t *testing.T) {
 		before := c.Policies
 		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
 			c.Policies = policies
-			view = c.View()
+			view = c.ForEval()
 			if err := n.SetPolicies(c); err != nil {
 				t.Fatal(err)
 			}
 			n.Sweep()
 			for _, p := range established {
 				if p.Protocol == openflow.IPProtoTCP || p.Protocol == openflow.IPProtoSCTP {
-					continue // their original direction is never silent
+					continue // these always have packets of the original direction
 				}
 				allowed := agree(p)
 				if d := n.Send(p.Reply()); d.Arrived != allowed {
-					t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived, n.Explain(p.Reply()))
+					t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived,
+						n.Explain(p.Reply()))
 				}
 			}
 		}

@@ -7,31 +7,31 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 )
 
-// flow is a flow ready to be looked up and executed.
+// flow is a parsed flow.
 type flow struct {
 	*flows.Flow
 	conds []cond
-	// clauses are the flow's conjunction actions; such a flow has nothing else.
+	// clauses are the flow's conjunction actions; such a flow has no other actions.
 	clauses []clause
 	actions []action
 }
 
-// clause is conjunction(id, k/n): the flow satisfies the k-th of n dimensions.
+// clause is conjunction(id, k/n): the flow matches dimension k of n.
 type clause struct {
 	id   uint32
 	k, n uint8
 }
 
-// table finds a packet's flow the way Open vSwitch does: flows whose matches look at the same bits are in one hash table, and
-// the hash tables are asked from the one with the highest priority down.
+// table looks flows up as Open vSwitch does: flows with the same mask are in one hash table (tuple), and the tuples are
+// searched from the highest priority down.
 type table struct {
 	tuples []*tuple
 }
 
 type tuple struct {
-	masks []cond // value is not used
+	masks []cond // values are not used
 	max   uint16
-	flows map[uint64][]*flow // by the hash of the masked bits, the highest priority first
+	flows map[uint64][]*flow // by the hash of the masked bits, highest priority first
 }
 
 func newTable(list []*flow) *table {
@@ -79,7 +79,7 @@ func mix(h uint64, v value) uint64 {
 	return h
 }
 
-// candidates are the flows that may match, the highest priority first.
+// candidates are the flows with the packet's hash, highest priority first.
 func (in *tuple) candidates(p *Packet) []*flow {
 	h := hashStart
 	for i := range in.masks {
@@ -107,8 +107,9 @@ func next(list []*flow, p *Packet) []*flow {
 	return list
 }
 
-// lookup finds the flow that a packet meets, or nil, and the conjunction that led to it, or 0. Among several flows of the
-// highest priority, and several conjunctions that are satisfied, Open vSwitch may take any; we take the first in order.
+// lookup returns the flow that matches a packet, or nil, and the satisfied conjunction that led to it, or 0. Among
+// several flows of the highest priority, and several satisfied conjunctions, Open vSwitch may take any; lookup takes
+// the first in order.
 func (t *table) lookup(p *Packet) (*flow, uint32) {
 	var hard *flow
 	var soft [][]*flow // each list begins with a flow that has clauses
@@ -126,13 +127,15 @@ func (t *table) lookup(p *Packet) (*flow, uint32) {
 			soft = append(soft, list)
 		}
 	}
-	// As in classifier_lookup__ of lib/classifier.c: from the highest priority down, until conjunctions or a plain flow decide.
+	// As classifier_lookup__ in lib/classifier.c: from the highest priority down, until a conjunction or a plain flow
+	// matches.
 	for len(soft) > 0 {
 		soft = slices.DeleteFunc(soft, func(list []*flow) bool { return hard != nil && list[0].Priority <= hard.Priority })
 		if len(soft) == 0 {
 			break
 		}
-		highest := slices.MaxFunc(soft, func(a, b []*flow) int { return cmp.Compare(a[0].Priority, b[0].Priority) })[0].Priority
+		byPriority := func(a, b []*flow) int { return cmp.Compare(a[0].Priority, b[0].Priority) }
+		highest := slices.MaxFunc(soft, byPriority)[0].Priority
 		for _, id := range satisfied(soft, highest) {
 			with := *p
 			with.f[conjID] = number(uint64(id))
@@ -140,7 +143,7 @@ func (t *table) lookup(p *Packet) (*flow, uint32) {
 				return f, id
 			}
 		}
-		// None is complete. Behind each of these flows may stand one of lower priority with the same match.
+		// None is satisfied. Each tuple may have a flow of lower priority with the same match.
 		var rest [][]*flow
 		for _, list := range soft {
 			if list[0].Priority < highest {
@@ -161,7 +164,7 @@ func (t *table) lookup(p *Packet) (*flow, uint32) {
 	return hard, 0
 }
 
-// satisfied lists the conjunctions all of whose dimensions are among the flows of one priority, in order.
+// satisfied returns the conjunctions with all dimensions among the flows of one priority, sorted.
 func satisfied(soft [][]*flow, priority uint16) []uint32 {
 	type progress struct {
 		id      uint32
@@ -192,15 +195,16 @@ func satisfied(soft [][]*flow, priority uint16) []uint32 {
 	return ids
 }
 
-// plain finds a packet's flow among those without clauses.
+// plain looks a packet up among flows without clauses.
 func (t *table) plain(p *Packet) *flow {
 	var best *flow
 	for _, in := range t.tuples {
 		if best != nil && in.max <= best.Priority {
 			break
 		}
-		// Only the first of a tuple counts: one with clauses hides what stands behind it, as in find_match.
-		if list := next(in.candidates(p), p); len(list) > 0 && list[0].clauses == nil && (best == nil || list[0].Priority > best.Priority) {
+		// Only the first flow of a tuple counts: one with clauses hides those after it, as in find_match.
+		list := next(in.candidates(p), p)
+		if len(list) > 0 && list[0].clauses == nil && (best == nil || list[0].Priority > best.Priority) {
 			best = list[0]
 		}
 	}

@@ -1,9 +1,9 @@
-// Package trace follows packets through compiled flows, without Open vSwitch: tables, priorities, masks, conjunctions,
-// registers, groups and a model of connection tracking. What it says is held against ofproto/trace of a real switch by a
-// test. It serves the tests that compare what policies and Services promise with what the flows do.
+// Package trace interprets compiled flows without Open vSwitch: tables, priorities, masks, conjunctions, registers,
+// groups and a model of conntrack. A test compares it with ofproto/trace of a real switch. Tests use it to compare the
+// expected results of policies and Services with those of the flows.
 //
-// A Switch is made once and never changes, so any number of goroutines may trace with it. A Conntrack belongs to the
-// goroutine that uses it. There is no other state.
+// A Switch is immutable, so any number of goroutines may trace with it. A Conntrack belongs to the goroutine that uses
+// it. There is no other state.
 package trace
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Switch is flows and groups, ready to be followed.
+// Switch is a set of parsed flows and groups. Immutable.
 type Switch struct {
 	tables [256]*table
 	groups map[openflow.GroupID][]bucket
@@ -27,7 +27,8 @@ type bucket struct {
 	actions []action
 }
 
-// New makes a switch of flows and groups. It fails when one of them uses what the interpreter does not know, and names it.
+// New returns a switch with flows and groups. It returns an error that names all flows and groups with unsupported
+// matches or actions.
 func New(desired []flows.Flow, groups []openflow.Group) (*Switch, error) {
 	s := &Switch{groups: make(map[openflow.GroupID][]bucket, len(groups))}
 	byTable := map[openflow.TableID][]*flow{}
@@ -41,7 +42,7 @@ func New(desired []flows.Flow, groups []openflow.Group) (*Switch, error) {
 		byTable[f.Table] = append(byTable[f.Table], f)
 	}
 	for id, list := range byTable {
-		// An order of our own, so that a packet that may take several flows always takes the same.
+		// Sort, so that a packet with several candidate flows always takes the same.
 		slices.SortFunc(list, func(a, b *flow) int { return a.Key.Compare(b.Key) })
 		s.tables[id] = newTable(list)
 	}
@@ -60,7 +61,7 @@ func New(desired []flows.Flow, groups []openflow.Group) (*Switch, error) {
 	return s, errors.Join(errs...)
 }
 
-// Of makes a switch of what the compiler says.
+// Of returns a switch with the compiler's desired flows and groups.
 func Of(desired flows.Desired) (*Switch, error) {
 	groups := make([]openflow.Group, 0, len(desired.Groups))
 	for _, g := range desired.Groups {
@@ -81,65 +82,65 @@ func newFlow(from *flows.Flow) (*flow, error) {
 	return f, nil
 }
 
-// Options says how to follow a packet. The zero value begins in table 0 with an empty connection tracker of its own.
+// Options configure a trace. The zero value begins in table 0 with an empty Conntrack.
 type Options struct {
-	// Start is the table to begin in.
+	// Start is the first table.
 	Start openflow.TableID
-	// Conntrack is the connection tracker that the packet meets and changes.
+	// Conntrack is used and changed by the trace.
 	Conntrack *Conntrack
-	// States are what ct finds, one after the other and in the tracker's stead, as with --ct-next of ofproto/trace; behind the last
-	// they are new. nil asks the tracker.
+	// States replace the tracker: each ct sets the next of them, as with --ct-next of ofproto/trace, and "new" after
+	// the last. nil uses Conntrack.
 	States []string
-	// Bucket chooses a bucket of a group by its place; nil takes the first. All follows every choice.
+	// Bucket selects a bucket of a group by index; nil takes the first. All tries all choices.
 	Bucket func(group openflow.GroupID, buckets int, p Packet) int
-	// Steps records the way.
+	// Steps records the steps of the trace.
 	Steps bool
 }
 
-// Step is one thing that happened to a packet, for a person or a program to read.
+// Step is one event of a trace.
 type Step struct {
-	// Depth grows with every recirculation, resubmit and group bucket.
+	// Depth grows with each recirculation, resubmit and group bucket.
 	Depth int    `json:"depth"`
 	Table string `json:"table"`
-	// Flow is what matched: priority and match. It is empty when no flow did, and for what an action found out.
+	// Flow is the matched flow: priority and match. It is empty when no flow matched, and for events of actions.
 	Flow    string `json:"flow,omitempty"`
 	Owner   string `json:"owner,omitempty"`
 	Actions string `json:"actions,omitempty"`
-	// Conjunction is the conjunction whose clauses were all met; 0 is none.
+	// Conjunction is the satisfied conjunction; 0 is none.
 	Conjunction uint32       `json:"conjunction,omitempty"`
 	Reason      flows.Reason `json:"reason,omitempty"`
-	// Note says what an action did: the connection's state, the bucket taken.
+	// Note describes the event of an action: the connection's state, the bucket.
 	Note string `json:"note,omitempty"`
 }
 
-// Output is a packet as it leaves.
+// Output is a packet that leaves the switch.
 type Output struct {
 	Port   uint32
 	Packet Packet
 }
 
-// Result is what became of a packet.
+// Result is the outcome of a trace.
 type Result struct {
-	// Outputs is where it left the switch; a packet that left nowhere was dropped.
+	// Outputs are the packets that left the switch; a packet without outputs was dropped.
 	Outputs []Output
-	// Table and Flow are where it ended, last of all: for a dropped packet, what dropped it. Flow is nil when no flow of the table
-	// matched.
+	// Table and Flow are the last ones of the trace; for a dropped packet, those that dropped it. Flow is nil when no
+	// flow of the table matched.
 	Table openflow.TableID
 	Flow  *flows.Flow
-	// Note says why a packet was dropped that no flow drops.
+	// Note is the reason of a drop that is not a flow's.
 	Note   string
 	reason flows.Reason
-	// Conjunctions are those that let the packet pass, in order.
+	// Conjunctions are the satisfied conjunctions, in order.
 	Conjunctions []uint32
-	// Visited are the flows that the packet met, in order; with Options.Steps alone.
+	// Visited are the matched flows, in order; only with Options.Steps.
 	Visited []*flows.Flow
 	Steps   []Step
 }
 
-// Dropped tells whether the packet left nowhere.
+// Dropped reports that the packet has no outputs.
 func (r Result) Dropped() bool { return len(r.Outputs) == 0 }
 
-// Reason is why the packet was dropped, as far as a flow says so: the last one that it met and that gives a reason.
+// Reason is the reason of a drop: that of the last matched flow that has one.
 func (r Result) Reason() flows.Reason {
 	if r.Dropped() {
 		return r.reason
@@ -147,10 +148,10 @@ func (r Result) Reason() flows.Reason {
 	return ""
 }
 
-// maxSteps bounds the tables that one packet may see: a ct that goes back would go on for ever.
+// maxSteps bounds the tables that one packet may pass: a ct that goes back would never end.
 const maxSteps = 1000
 
-// Run follows one packet.
+// Run traces one packet.
 func (s *Switch) Run(p Packet, opt Options) Result {
 	r := run{s: s, opt: opt}
 	if r.opt.Conntrack == nil {
@@ -160,8 +161,8 @@ func (s *Switch) Run(p Packet, opt Options) Result {
 	return r.Result
 }
 
-// All follows a packet through every choice of buckets that it can meet, each with the connections as they are now. The
-// tracker is not changed.
+// All traces a packet for every combination of buckets, each with the same initial connections. Options.Conntrack is
+// not changed.
 func (s *Switch) All(p Packet, opt Options) []Result {
 	var results []Result
 	for choices := []int{}; ; {

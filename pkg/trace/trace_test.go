@@ -11,7 +11,7 @@ import (
 	"github.com/weft-cni/weft/pkg/trace"
 )
 
-// parseFlows reads flows as ovs-ofctl prints them, a line each.
+// parseFlows parses flows as ovs-ofctl prints them, a line each.
 func parseFlows(t testing.TB, text string) []flows.Flow {
 	t.Helper()
 	var list []flows.Flow
@@ -54,7 +54,7 @@ func packet(t testing.TB, text string) trace.Packet {
 	return p
 }
 
-// outcome is where a packet left: the ports, or "drop".
+// outcome is the packet's output ports, or "drop".
 func outcome(r trace.Result) string {
 	if r.Dropped() {
 		return "drop"
@@ -66,29 +66,33 @@ func outcome(r trace.Result) string {
 	return strings.Join(ports, ",")
 }
 
-// lookups are tables and where packets leave them; a real switch is held to them, too.
+// lookups are tables and the outcomes of packets; the integration test checks them with a real switch.
 var lookups = []struct {
 	name, flows string
 	packets     map[string]string
 }{
-	{"the highest priority, whatever the masks", `
+	{"the highest priority, with all masks", `
 		table=0,priority=10,ip,nw_src=10.0.0.0/8 actions=output:1
 		table=0,priority=30,ip,nw_src=10.1.0.0/16 actions=output:2
 		table=0,priority=20,ip,nw_src=10.1.1.1 actions=output:3
 		table=0,priority=0 actions=output:9`,
-		map[string]string{"ip,nw_src=10.1.1.1": "2", "ip,nw_src=10.2.0.1": "1", "ip,nw_src=11.0.0.1": "9", "ipv6,ipv6_src=::1": "9", "arp": "9"}},
+		map[string]string{"ip,nw_src=10.1.1.1": "2", "ip,nw_src=10.2.0.1": "1", "ip,nw_src=11.0.0.1": "9",
+			"ipv6,ipv6_src=::1": "9", "arp": "9"}},
 	{"no flow at all drops", `table=0,priority=1,ip actions=output:1`, map[string]string{"ip": "1", "ipv6": "drop"}},
 	{"port masks and 128-bit addresses", `
 		table=0,priority=1,tcp6,ipv6_src=fd00:1::/32,tp_dst=0x1000/0xf000 actions=output:1
 		table=0,priority=1,tcp6,ipv6_src=fd00:2::1 actions=output:2`,
-		map[string]string{"tcp6,ipv6_src=fd00:1:2::3,tp_dst=8191": "1", "tcp6,ipv6_src=fd00:1:2::3,tp_dst=8192": "drop", "tcp6,ipv6_src=fd00:2::1,tp_dst=1": "2", "udp6,ipv6_src=fd00:2::1": "drop"}},
+		map[string]string{"tcp6,ipv6_src=fd00:1:2::3,tp_dst=8191": "1", "tcp6,ipv6_src=fd00:1:2::3,tp_dst=8192": "drop",
+			"tcp6,ipv6_src=fd00:2::1,tp_dst=1": "2", "udp6,ipv6_src=fd00:2::1": "drop"}},
 	{"a conjunction needs all clauses", `
 		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/3)
 		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/3)
 		table=0,priority=100,tcp,tp_dst=80 actions=conjunction(7,3/3)
 		table=0,priority=100,conj_id=7,ip actions=output:1
 		table=0,priority=0 actions=output:9`,
-		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "1", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=81": "9", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.3,tp_dst=80": "9", "udp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "9"}},
+		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "1",
+			"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=81": "9", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.3,tp_dst=80": "9",
+			"udp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "9"}},
 	{"one flow in several conjunctions; clauses of different ones do not add up", `
 		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2),conjunction(8,1/2)
 		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
@@ -97,14 +101,16 @@ var lookups = []struct {
 		table=0,priority=100,conj_id=7,ip actions=output:7
 		table=0,priority=100,conj_id=8,ip actions=output:8
 		table=0,priority=100,conj_id=9,ip actions=output:9`,
-		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.4,nw_dst=10.0.0.2": "drop"}},
+		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8",
+			"ip,nw_src=10.0.0.4,nw_dst=10.0.0.2": "drop"}},
 	{"a plain flow above a conjunction wins, one below does not", `
 		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
 		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
 		table=0,priority=100,conj_id=7,ip actions=output:7
 		table=0,priority=200,tcp,tp_dst=22 actions=output:2
 		table=0,priority=50,tcp actions=output:5`,
-		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "7", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=22": "2", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.9,tp_dst=80": "5"}},
+		map[string]string{"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=80": "7",
+			"tcp,nw_src=10.0.0.1,nw_dst=10.0.0.2,tp_dst=22": "2", "tcp,nw_src=10.0.0.1,nw_dst=10.0.0.9,tp_dst=80": "5"}},
 	{"behind an incomplete conjunction: one of lower priority, and the flow below a clause with its match", `
 		table=0,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(7,1/2)
 		table=0,priority=100,ip,nw_dst=10.0.0.2 actions=conjunction(7,2/2)
@@ -113,7 +119,8 @@ var lookups = []struct {
 		table=0,priority=90,ip,nw_dst=10.0.0.3 actions=conjunction(8,2/2)
 		table=0,priority=90,conj_id=8,ip actions=output:8
 		table=0,priority=80,ip,nw_src=10.0.0.1 actions=output:1`,
-		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.4": "1"}},
+		map[string]string{"ip,nw_src=10.0.0.1,nw_dst=10.0.0.2": "7", "ip,nw_src=10.0.0.1,nw_dst=10.0.0.3": "8",
+			"ip,nw_src=10.0.0.1,nw_dst=10.0.0.4": "1"}},
 }
 
 func TestLookup(t *testing.T) {
@@ -153,9 +160,12 @@ func TestActions(t *testing.T) {
 
 func TestRefusesWhatItDoesNotKnow(t *testing.T) {
 	for _, line := range []string{
-		"table=0,priority=1,mpls actions=drop", "table=0,priority=1,vlan_pcp=1 actions=drop", "table=0,priority=1,nw_src=300.1.1.1 actions=drop",
-		"table=0,priority=1 actions=NORMAL", "table=0,priority=1 actions=ct(commit,nat(src=10.0.0.1))", "table=0,priority=1 actions=ct(alg=ftp)",
-		"table=0,priority=1 actions=conjunction(1,3/2)", "table=0,priority=1 actions=conjunction(1,1/2),output:1", "table=0,priority=1 actions=move:NXM_NX_REG0[]->NXM_OF_TCP_DST[]",
+		"table=0,priority=1,mpls actions=drop", "table=0,priority=1,vlan_pcp=1 actions=drop",
+		"table=0,priority=1,nw_src=300.1.1.1 actions=drop",
+		"table=0,priority=1 actions=NORMAL", "table=0,priority=1 actions=ct(commit,nat(src=10.0.0.1))",
+		"table=0,priority=1 actions=ct(alg=ftp)",
+		"table=0,priority=1 actions=conjunction(1,3/2)", "table=0,priority=1 actions=conjunction(1,1/2),output:1",
+		"table=0,priority=1 actions=move:NXM_NX_REG0[]->NXM_OF_TCP_DST[]",
 		"table=0,priority=1 actions=set_field:1->reg99", "table=0,priority=1 actions=move:NXM_NX_REG0[8..40]->NXM_NX_REG1[]",
 	} {
 		if _, err := trace.New(parseFlows(t, line), nil); err == nil || !strings.Contains(err.Error(), "actions=") {
@@ -169,7 +179,7 @@ func TestRefusesWhatItDoesNotKnow(t *testing.T) {
 	}
 }
 
-// A small pipeline with a translation of destinations in zone 1 and replies that find back.
+// A small pipeline with DNAT in zone 1 and replies that are translated back.
 const natFlows = `
 	table=0,priority=1,ip actions=ct(table=1,zone=1,nat)
 	table=1,priority=9,ct_state=+inv+trk actions=drop
@@ -203,7 +213,7 @@ func TestConntrack(t *testing.T) {
 		if label, err := r.Outputs[0].Packet.Field("ct_label"); err != nil || label != 0xa000002 {
 			t.Errorf("label %#x, %v", label, err)
 		}
-		// Sent again before anybody answered, it goes where it went.
+		// Sent again before a reply, it goes to the same endpoint.
 		if r = s.Run(syn, opt); outcome(r) != "2" || r.Outputs[0].Packet.DstPort() != 8080 {
 			t.Errorf("sent again: %s", outcome(r))
 		}
@@ -240,7 +250,8 @@ func TestSourceTranslation(t *testing.T) {
 		}
 		return r.Outputs[0].Packet
 	}
-	a, b, server, us := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.5.5.5")
+	a, b, server, us := netip.MustParseAddr(
+		"10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.5.5.5")
 	first, second := run(trace.IP(7, a, server, 17, 1000, 53)), run(trace.IP(7, b, server, 17, 1000, 53))
 	if first.Src() != us || first.SrcPort() != 1000 || second.Src() != us || second.SrcPort() == 1000 {
 		t.Errorf("translated to %s and %s, want the port kept where it is free", first, second)
@@ -253,7 +264,8 @@ func TestSourceTranslation(t *testing.T) {
 func TestAllFollowsEveryBucket(t *testing.T) {
 	s := newSwitch(t, natFlows, natGroup)
 	ct := &trace.Conntrack{}
-	results := s.All(trace.IP(1, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9"), 6, 1000, 80), trace.Options{Conntrack: ct, Steps: true})
+	results := s.All(trace.IP(1, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.9.9.9"), 6, 1000, 80),
+		trace.Options{Conntrack: ct, Steps: true})
 	if len(results) != 2 || outcome(results[0]) != "2" || outcome(results[1]) != "3" {
 		t.Fatalf("results %v", results)
 	}
@@ -261,7 +273,8 @@ func TestAllFollowsEveryBucket(t *testing.T) {
 		t.Errorf("All left connections behind: %v", ct.Connections())
 	}
 	text := results[1].String()
-	for _, want := range []string{"group 4: bucket 2 of 2", "the connection is new,trk,dnat, destination now 10.0.0.3 port 8080", "=> port 3"} {
+	for _, want := range []string{"group 4: bucket 2 of 2",
+		"the connection is new,trk,dnat, destination now 10.0.0.3 port 8080", "=> port 3"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the way does not say %q:\n%s", want, text)
 		}
@@ -270,7 +283,7 @@ func TestAllFollowsEveryBucket(t *testing.T) {
 
 func TestEndlessLoopEnds(t *testing.T) {
 	s := newSwitch(t, "table=0,priority=1 actions=ct(table=0)")
-	if r := s.Run(packet(t, "ip"), trace.Options{}); !r.Dropped() || !strings.Contains(r.Note, "goes round") {
+	if r := s.Run(packet(t, "ip"), trace.Options{}); !r.Dropped() || !strings.Contains(r.Note, "loop") {
 		t.Errorf("note %q", r.Note)
 	}
 }

@@ -10,27 +10,27 @@ import (
 	"syscall"
 )
 
-// A pending deletion is a DEL that weft-cni took while no agent listened. It is a file beside the socket, for root only;
-// the agent makes up for it as soon as it listens. Until then the address is free for nobody, because only the agent
-// gives addresses.
+// A pending deletion is a DEL that weft-cni accepted while no agent listened. It is a file beside the socket, for root
+// only; the agent carries it out as soon as it listens. The address is not reused before, because only the agent
+// allocates addresses.
 
-// Pending names the attachment that is to be removed.
+// Pending identifies an attachment to be removed.
 type Pending struct {
 	ContainerID string `json:"containerID"`
 	IfName      string `json:"ifName"`
 }
 
-// maxPending bounds what is read of a file.
+// maxPending bounds the bytes read of a file.
 const maxPending = 4 << 10
 
 func pendingDir(socket string) string { return filepath.Join(filepath.Dir(socket), "deleted") }
 
-// path is unique: CNI allows no '@' in a container's ID.
+// path is unique: CNI does not allow '@' in a container ID.
 func (p Pending) path(socket string) string {
 	return filepath.Join(pendingDir(socket), p.ContainerID+"@"+p.IfName)
 }
 
-// Write records the deletion, atomically. Idempotent.
+// Write records the deletion atomically. Idempotent.
 func (p Pending) Write(socket string) error {
 	b, err := json.Marshal(p)
 	if err != nil {
@@ -54,7 +54,7 @@ func (p Pending) Write(socket string) error {
 	return nil
 }
 
-// Remove removes the record; one that does not exist is no error.
+// Remove removes the record. Idempotent.
 func (p Pending) Remove(socket string) error {
 	if err := os.Remove(p.path(socket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -62,7 +62,7 @@ func (p Pending) Remove(socket string) error {
 	return nil
 }
 
-// ReadPending lists the records. It goes on after a file that it cannot read and returns what failed.
+// ReadPending lists the records. It continues after an invalid file and returns all errors.
 func ReadPending(socket string) (list []Pending, err error) {
 	files, err := os.ReadDir(pendingDir(socket))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -98,8 +98,8 @@ func ReadPending(socket string) (list []Pending, err error) {
 	return list, errors.Join(errs...)
 }
 
-// NotListening tells whether a Call failed because no agent listens, so that the request has certainly not begun. An agent
-// with too many connections listens: a record for its successor would wait until it ends.
+// NotListening reports whether a Call failed because no agent listens, so that the request has certainly not begun. An
+// agent with too many connections does listen: a record for the next agent would wait until this one ends.
 func NotListening(err error) bool {
 	var dial *os.SyscallError
 	return errors.As(err, &dial) && dial.Syscall == "connect" && IsUnavailable(err) && !errors.Is(err, syscall.EAGAIN)

@@ -1,9 +1,9 @@
-// Package wire is the conversation between weft-cni and the agent: one request with at most one file descriptor, one
-// response, over a Unix stream socket. Both programs import it, so it imports next to nothing: the plugin's start-up is
-// part of every pod's.
+// Package wire is the protocol between weft-cni and the agent: one request with at most one file descriptor, and one
+// response, over a Unix stream socket. Both programs import it, so it has few imports: each pod's start waits for the
+// plugin's.
 //
-// Each message is a length (four bytes, big endian) and that many bytes of JSON. The pod's network namespace travels as
-// a descriptor (SCM_RIGHTS) with the request's length. The package keeps no state.
+// A message is a length (four bytes, big endian) and that many bytes of JSON. The pod's network namespace is a
+// descriptor (SCM_RIGHTS) sent with the request's length. The package keeps no state.
 package wire
 
 import (
@@ -21,17 +21,17 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// DefaultSocket is where the agent listens unless the network configuration says otherwise.
+// DefaultSocket is the agent's socket unless the network configuration names another.
 const DefaultSocket = "/run/weft/cni.sock"
 
-// MaxMessage bounds a message. The largest one is a GC request, about 120 bytes per attachment.
+// MaxMessage bounds a message, in bytes. The largest one is a GC request, about 120 bytes per attachment.
 const MaxMessage = 4 << 20
 
-// Deadline bounds the whole call. It is below the two minutes that a kubelet gives its runtime, and above what the agent
-// gives itself, so that it is normally the agent that says what went wrong.
+// Deadline bounds the whole call. It is below the two minutes that the kubelet allows the runtime, and above the
+// agent's own timeouts, so that normally the agent reports the error.
 const Deadline = 60 * time.Second
 
-// Request is the runtime's call: CNI's environment and the network configuration as it came.
+// Request is the runtime's call: CNI's environment variables and the unchanged network configuration.
 type Request struct {
 	Command     string          `json:"command"`
 	ContainerID string          `json:"containerID,omitempty"`
@@ -41,14 +41,14 @@ type Request struct {
 	Config      json.RawMessage `json:"config"`
 }
 
-// Response is a result in the version that the configuration asks for, an error, or neither when there is nothing to say.
+// Response is a result in the version of the configuration, or an error, or empty for commands without a result.
 type Response struct {
 	Result json.RawMessage `json:"result,omitempty"`
 	Error  *types.Error    `json:"error,omitempty"`
 }
 
-// Call sends a request to the agent and waits for its response. netns may be nil. An error that IsUnavailable
-// recognises means that the agent did not do, or did not finish, what it was asked.
+// Call sends a request to the agent and waits for its response, at most Deadline. netns may be nil. When IsUnavailable
+// holds for the error, the agent has not begun or not finished the request.
 func Call(socket string, req Request, netns *os.File) (Response, error) {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
@@ -68,10 +68,14 @@ func Call(socket string, req Request, netns *os.File) (Response, error) {
 	return resp, nil
 }
 
-// IsUnavailable tells whether a Call failed because the agent does not run, stopped meanwhile, took too long, or has as
-// many connections waiting as the kernel keeps (EAGAIN, see unix(7)).
+// IsUnavailable reports whether a Call failed because the agent does not run, stopped meanwhile, took too long, or has
+// as many waiting connections as the kernel queues (EAGAIN, see unix(7)).
 func IsUnavailable(err error) bool {
-	for _, e := range []error{syscall.EAGAIN, syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded} {
+	unavailable := []error{
+		syscall.EAGAIN, syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE,
+		io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded,
+	}
+	for _, e := range unavailable {
 		if errors.Is(err, e) {
 			return true
 		}
@@ -79,7 +83,7 @@ func IsUnavailable(err error) bool {
 	return false
 }
 
-// WriteRequest sends a request, the descriptor with its first bytes.
+// WriteRequest sends a request; the descriptor goes with its first bytes.
 func WriteRequest(conn *net.UnixConn, req Request, netns *os.File) error {
 	head, body, err := encode(req)
 	if err != nil {
@@ -98,15 +102,16 @@ func WriteRequest(conn *net.UnixConn, req Request, netns *os.File) error {
 	return nil
 }
 
-// ErrNoDescriptor is what ReadRequest returns when a descriptor came and the process could not have one more.
+// ErrNoDescriptor is ReadRequest's error when a descriptor arrived and the process has no free one.
 var ErrNoDescriptor = errors.New("the file descriptor that came with it could not be received: too many open files")
 
-// ReadRequest is the agent's side of WriteRequest. The file is nil when no descriptor came, and the caller's to close. It
-// blocks until the whole request is there; memory is taken as bytes arrive, not as the sender announces them.
+// ReadRequest is the counterpart of WriteRequest. The file is nil when no descriptor came; the caller closes it. It
+// blocks until the whole request has arrived, and allocates memory for received bytes only, never for an announced
+// length.
 func ReadRequest(conn *net.UnixConn) (req Request, netns *os.File, err error) {
 	head := make([]byte, 4)
-	// Room for one descriptor, and for a second one because of alignment: the kernel closes what does not fit and says so
-	// with MSG_CTRUNC.
+	// Room for one descriptor, and for a second one because of alignment: the kernel closes descriptors that do not fit
+	// and sets MSG_CTRUNC.
 	oob := make([]byte, syscall.CmsgSpace(4))
 	n, oobn, flags, _, err := conn.ReadMsgUnix(head, oob)
 	if err != nil {
@@ -199,7 +204,7 @@ func readBody(r io.Reader, head []byte, v any) error {
 	var body bytes.Buffer
 	if _, err := io.CopyN(&body, r, int64(n)); err != nil {
 		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF // not a caller that only looked whether an agent listens
+			err = io.ErrUnexpectedEOF // io.EOF is reserved for a client that only checks whether the agent listens
 		}
 		return err
 	}

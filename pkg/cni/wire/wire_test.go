@@ -65,7 +65,7 @@ func TestCall(t *testing.T) {
 }
 
 func TestUnavailable(t *testing.T) {
-	_, err := Call(filepath.Join(t.TempDir(), "nobody"), Request{Config: []byte("{}")}, nil)
+	_, err := Call(filepath.Join(t.TempDir(), "no-agent"), Request{Config: []byte("{}")}, nil)
 	if !IsUnavailable(err) {
 		t.Errorf("%v", err)
 	}
@@ -123,13 +123,14 @@ func TestRefusesBadRequests(t *testing.T) {
 			}
 		})
 	}
-	if err := WriteResponse(nil, Response{Result: []byte(`"` + strings.Repeat("x", MaxMessage) + `"`)}); err == nil || !strings.Contains(err.Error(), "larger") {
+	if err := WriteResponse(nil, Response{Result: []byte(`"` + strings.Repeat("x", MaxMessage) + `"`)}); err == nil ||
+		!strings.Contains(err.Error(), "larger") {
 		t.Errorf("%v", err)
 	}
 }
 
-// TestBacklogFull: an agent that has more callers than the kernel keeps is unavailable for the moment. It listens, though:
-// a deletion must not be recorded for the agent after it.
+// TestBacklogFull: an agent with more callers than the kernel queues is temporarily unavailable. It does listen,
+// though: a deletion must not be recorded for the next agent.
 func TestBacklogFull(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "sock")
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
@@ -140,7 +141,7 @@ func TestBacklogFull(t *testing.T) {
 	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
 		t.Fatal(err)
 	}
-	for range 10 { // unix(7): one more than the backlog, then connect fails
+	for range 10 { // unix(7): connect fails after one more than the backlog
 		conn, dialErr := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
 		if dialErr != nil {
 			break
@@ -153,7 +154,7 @@ func TestBacklogFull(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorLeft: an agent that cannot have one file more says that, not that the request is wrong.
+// TestNoDescriptorLeft: an agent without a free file descriptor reports that instead of an invalid request.
 func TestNoDescriptorLeft(t *testing.T) {
 	result, ready, read := make(chan error, 1), make(chan struct{}), make(chan struct{})
 	socket := serve(t, func(conn *net.UnixConn) {

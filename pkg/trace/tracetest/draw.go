@@ -10,15 +10,15 @@ import (
 	"github.com/weft-cni/weft/pkg/policy"
 )
 
-// The universe of random clusters is small, so that policies overlap and addresses nearly collide: two nodes, two namespaces, a
-// handful of pods with neighbouring addresses, ports from 1 to 8.
+// Random clusters are small, so that policies overlap and addresses are adjacent: two nodes, two namespaces, up to six
+// pods, ports from 1 to 8.
 var (
 	nodes = []model.Node{
 		{Name: "n1", Addrs: addrs("172.30.0.11", "fd30::11"), PodCIDRs: prefixes("10.0.1.0/28", "fd00:1::/64")},
 		{Name: "n2", Addrs: addrs("172.30.0.12", "fd30::12"), PodCIDRs: prefixes("10.0.2.0/28", "fd00:2::/64")},
 	}
 	outside = addrs("203.0.113.7", "10.0.3.1", "fd99::7")
-	// excepts of each block leave some pods in and some out.
+	// excepts of each block contain some pods.
 	blocks = []struct {
 		cidr    string
 		excepts []string
@@ -59,8 +59,10 @@ func DrawCluster(t *rapid.T) Cluster {
 		c.Namespaces[ns] = drawLabels(t, "labels of namespace "+ns)
 	}
 	for i := range rapid.IntRange(2, 6).Draw(t, "pods") {
-		p := policy.Pod{Name: fmt.Sprint("p", i), Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"),
-			Labels: drawLabels(t, "labels"), Node: rapid.SampledFrom([]string{"n1", "n1", "n2"}).Draw(t, "node")}
+		p := policy.Pod{
+			Name: fmt.Sprint("p", i), Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"),
+			Labels: drawLabels(t, "labels"), Node: rapid.SampledFrom([]string{"n1", "n1", "n2"}).Draw(t, "node"),
+		}
 		if rapid.IntRange(0, 9).Draw(t, "host network") == 9 {
 			p.HostNetwork = true
 			p.Addrs = nodes[0].Addrs
@@ -79,7 +81,8 @@ func DrawCluster(t *rapid.T) Cluster {
 		}
 		for _, name := range []string{"p", "q"} {
 			for range rapid.IntRange(0, 2).Draw(t, "ports named "+name) {
-				p.Ports = append(p.Ports, policy.ContainerPort{Name: name, Protocol: rapid.SampledFrom(protocols[:2]).Draw(t, "protocol"), Number: drawNumber(t)})
+				protocol := rapid.SampledFrom(protocols[:2]).Draw(t, "protocol")
+				p.Ports = append(p.Ports, policy.ContainerPort{Name: name, Protocol: protocol, Number: drawNumber(t)})
 			}
 		}
 		c.Pods = append(c.Pods, p)
@@ -103,8 +106,12 @@ func drawLabels(t *rapid.T, what string) map[string]string {
 func DrawPolicies(t *rapid.T) []policy.Policy {
 	var list []policy.Policy
 	for i := range rapid.IntRange(1, 8).Draw(t, "policies") {
-		p := policy.Policy{Name: fmt.Sprint("policy", i), Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"), PodSelector: drawSelector(t)}
-		p.Types = rapid.SampledFrom([][]policy.Direction{nil, {policy.Ingress}, {policy.Egress}, {policy.Ingress, policy.Egress}}).Draw(t, "types")
+		p := policy.Policy{
+			Name: fmt.Sprint("policy", i), Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"),
+			PodSelector: drawSelector(t),
+		}
+		types := [][]policy.Direction{nil, {policy.Ingress}, {policy.Egress}, {policy.Ingress, policy.Egress}}
+		p.Types = rapid.SampledFrom(types).Draw(t, "types")
 		for range rapid.IntRange(0, 3).Draw(t, "ingress rules") {
 			p.Ingress = append(p.Ingress, drawRule(t))
 		}
@@ -143,7 +150,8 @@ func drawRule(t *rapid.T) policy.Rule {
 		r.Peers = append(r.Peers, drawPeer(t))
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
-		port := policy.Port{Protocol: rapid.SampledFrom([]policy.Protocol{"", policy.TCP, policy.UDP, policy.SCTP}).Draw(t, "protocol")}
+		protocol := rapid.SampledFrom([]policy.Protocol{"", policy.TCP, policy.UDP, policy.SCTP}).Draw(t, "protocol")
+		port := policy.Port{Protocol: protocol}
 		switch rapid.IntRange(0, 5).Draw(t, "port") {
 		case 0:
 			port.Name = rapid.SampledFrom([]string{"p", "q"}).Draw(t, "name")
@@ -178,7 +186,7 @@ func drawPeer(t *rapid.T) policy.Peer {
 	return policy.Peer{IPBlock: block}
 }
 
-// DrawPackets draws one or two packets for every pair of a pod and another pod, a node, somebody outside or itself.
+// DrawPackets draws one or two packets between each pod and another pod, a node, an address outside or itself.
 func DrawPackets(t *rapid.T, c Cluster) []Packet {
 	var pods, others []netip.Addr
 	for _, p := range c.Pods {
@@ -202,8 +210,10 @@ func DrawPackets(t *rapid.T, c Cluster) []Packet {
 			list = append(list, Echo(src, dst))
 			return
 		}
-		list = append(list, Packet{Src: src, Dst: dst, Protocol: rapid.SampledFrom([]uint8{6, 6, 6, 17, 17, 132}).Draw(t, "protocol"),
-			SrcPort: 40000, DstPort: uint16(rapid.IntRange(1, 15).Draw(t, "port"))})
+		list = append(list, Packet{
+			Src: src, Dst: dst, Protocol: rapid.SampledFrom([]uint8{6, 6, 6, 17, 17, 132}).Draw(t, "protocol"),
+			SrcPort: 40000, DstPort: uint16(rapid.IntRange(1, 15).Draw(t, "port")),
+		})
 	}
 	for _, pod := range pods {
 		for _, other := range pods {

@@ -1,7 +1,8 @@
-// Package tracetest is a cluster made of interpreters: every node's policies are resolved and compiled as its agent would, and
-// packets travel through the nodes' flows from one to the next. Tests compare what arrives with what policies promise.
+// Package tracetest is a cluster of interpreters: each node's policies are resolved and compiled as by its agent, and
+// packets pass the nodes' flows from one node to the next. Tests compare the observed results with the expected
+// verdicts of policies.
 //
-// A Network belongs to the test that made it; the nodes' connection trackers are its only changing state.
+// A Network belongs to the test that made it; its only changing state is the nodes' connection trackers.
 package tracetest
 
 import (
@@ -18,18 +19,18 @@ import (
 	"github.com/weft-cni/weft/pkg/trace"
 )
 
-// Cluster is what a network is made from.
+// Cluster is the input of New.
 type Cluster struct {
 	Nodes      []model.Node
 	Namespaces map[string]map[string]string
 	Pods       []policy.Pod
 	Policies   []policy.Policy
-	// Kernel makes connection tracking behave like the kernel's datapath.
+	// Kernel selects the kernel datapath's conntrack behavior.
 	Kernel bool
 }
 
-// View is the cluster as policy.Eval sees it.
-func (c Cluster) View() policy.Cluster {
+// ForEval is the cluster in the form that policy.Eval takes.
+func (c Cluster) ForEval() policy.Cluster {
 	v := policy.Cluster{Namespaces: c.Namespaces, Nodes: map[string][]netip.Addr{}, Pods: c.Pods, Policies: c.Policies}
 	for _, n := range c.Nodes {
 		v.Nodes[n.Name] = append([]netip.Addr(nil), n.Addrs...)
@@ -61,12 +62,17 @@ type node struct {
 	ct       *trace.Conntrack
 }
 
-// New builds the nodes' flows.
+// New compiles the nodes' flows.
 func New(c Cluster) (*Network, error) {
 	n := &Network{pods: map[netip.Addr]place{}}
 	for _, one := range c.Nodes {
-		n.nodes = append(n.nodes, &node{Node: one, ct: &trace.Conntrack{Kernel: c.Kernel}, flows: flows.NewCompiler(),
-			snapshot: &model.Snapshot{Self: one, Tunnel: model.Geneve, KernelDatapath: c.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}})
+		n.nodes = append(n.nodes, &node{
+			Node: one, ct: &trace.Conntrack{Kernel: c.Kernel}, flows: flows.NewCompiler(),
+			snapshot: &model.Snapshot{
+				Self: one, Tunnel: model.Geneve, KernelDatapath: c.Kernel, Nodes: map[string]model.Node{},
+				Attachments: map[model.AttachmentKey]model.Attachment{},
+			},
+		})
 	}
 	for _, here := range n.nodes {
 		s := here.snapshot
@@ -80,8 +86,10 @@ func New(c Cluster) (*Network, error) {
 			if p.Node != here.Name || p.HostNetwork {
 				continue
 			}
-			a := model.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name}, OFPort: model.PortPodMin + uint32(i),
-				MAC: model.MAC{0x0a, 0x58, 0, 0, 1, byte(i)}, IPs: p.Addrs}
+			a := model.Attachment{
+				ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: p.Namespace, Name: p.Name},
+				OFPort: model.PortPodMin + uint32(i), MAC: model.MAC{0x0a, 0x58, 0, 0, 1, byte(i)}, IPs: p.Addrs,
+			}
 			s.Attachments[a.Key()] = a
 			for _, ip := range p.Addrs {
 				n.pods[ip] = place{here, a.OFPort, a.MAC, p.Namespace + "/" + p.Name}
@@ -94,7 +102,7 @@ func New(c Cluster) (*Network, error) {
 	return n, nil
 }
 
-// SetPolicies replaces all policies, as agents do: only what changed is compiled. Connections stay.
+// SetPolicies replaces all policies and compiles only the differences, as agents do. Connections stay.
 func (n *Network) SetPolicies(c Cluster) error {
 	for _, here := range n.nodes {
 		var owners []model.Owner
@@ -133,7 +141,7 @@ func (here *node) resolve(c Cluster, owners []model.Owner) error {
 	return err
 }
 
-// Desired is what a node's switch holds.
+// Desired returns the desired flows of a node's switch.
 func (n *Network) Desired(name string) flows.Desired { return n.node(name).flows.Desired() }
 
 func (n *Network) node(name string) *node {
@@ -141,7 +149,7 @@ func (n *Network) node(name string) *node {
 	return n.nodes[i]
 }
 
-// Packet is what is sent.
+// Packet is a packet to send.
 type Packet struct {
 	Src, Dst         netip.Addr
 	Protocol         uint8
@@ -149,7 +157,7 @@ type Packet struct {
 	TCPFlags         uint16 // SYN when 0
 }
 
-// Reply is what answers a packet; it begins nothing.
+// Reply is the reply to a packet; it cannot begin a connection.
 func (p Packet) Reply() Packet {
 	p.Src, p.Dst, p.SrcPort, p.DstPort, p.TCPFlags = p.Dst, p.Src, p.DstPort, p.SrcPort, trace.SYN|trace.ACK
 	if p.Protocol == icmp || p.Protocol == icmp6 {
@@ -178,19 +186,19 @@ func Echo(src, dst netip.Addr) Packet {
 	return Packet{Src: src, Dst: dst, Protocol: icmp6, SrcPort: 128}
 }
 
-// Delivery is what became of a packet.
+// Delivery is the outcome of a packet.
 type Delivery struct {
-	// Arrived says that it came where its destination is, with its own addresses and ports.
+	// Arrived reports that it left at its destination's port, with its own addresses and ports.
 	Arrived bool
-	// Reason is why it was dropped.
+	// Reason is the reason of a drop.
 	Reason flows.Reason
-	// Hops are the ways through the switches, in order.
+	// Hops are the traces of the switches that it passed, in order.
 	Hops []Hop
-	// Wrong says what is not as it should be, when it neither arrived nor was dropped.
+	// Wrong describes the error when it neither arrived nor was dropped.
 	Wrong string
 }
 
-// Hop is one node's part of the way.
+// Hop is the trace of one node's switch.
 type Hop struct {
 	Node   string
 	In     trace.Packet
@@ -206,11 +214,11 @@ func (d Delivery) String() string {
 	return b.String()
 }
 
-// Send sends a packet from where its source is. What is neither a pod nor a node is outside, behind the gateway of its
+// Send sends a packet from its source. A source that is neither a pod nor a node is outside, behind the gateway of the
 // destination's node.
 func (n *Network) Send(p Packet) Delivery { return n.send(p, false) }
 
-// Explain is Send with every step recorded, for a failed test's message.
+// Explain is Send with all steps recorded, for the message of a failed test.
 func (n *Network) Explain(p Packet) Delivery { return n.send(p, true) }
 
 func (n *Network) send(p Packet, steps bool) Delivery {
@@ -231,10 +239,11 @@ func (n *Network) send(p Packet, steps bool) Delivery {
 		if out.Port == model.PortGeneve {
 			next := slices.IndexFunc(n.nodes, func(o *node) bool { return o.TunnelAddr() == out.Packet.TunnelDst() })
 			if next < 0 {
-				d.Wrong = fmt.Sprintf("tunnelled to %s, which is no node", out.Packet.TunnelDst())
+				d.Wrong = fmt.Sprintf("tunneled to %s, which is not a node", out.Packet.TunnelDst())
 				return d
 			}
-			in = trace.IP(model.PortGeneve, out.Packet.Src(), out.Packet.Dst(), p.Protocol, out.Packet.SrcPort(), out.Packet.DstPort()).
+			in = trace.IP(model.PortGeneve, out.Packet.Src(), out.Packet.Dst(), p.Protocol, out.Packet.SrcPort(),
+				out.Packet.DstPort()).
 				WithMACs(out.Packet.SrcMAC(), out.Packet.DstMAC()).WithTunnel(here.TunnelAddr())
 			if p.Protocol == 6 && p.TCPFlags != 0 {
 				in = in.WithTCPFlags(p.TCPFlags)
@@ -246,12 +255,12 @@ func (n *Network) send(p Packet, steps bool) Delivery {
 		d.Arrived = d.Wrong == "" && len(r.Outputs) == 1
 		return d
 	}
-	d.Wrong = "it goes round"
+	d.Wrong = "loop"
 	return d
 }
 
-// origin is where a packet enters the network: nodes' addresses among their pods are at the nodes, and everything else that is no
-// pod is behind the gateway of the pod's node, where masquerading brings answers.
+// origin is where a packet enters the network: nodes' gateway addresses at the nodes, and all other addresses except
+// pods behind the gateway of the pod's node, where masquerading returns replies.
 func (n *Network) origin(p Packet) (*node, uint32, model.MAC) {
 	if at, ok := n.pods[p.Src]; ok {
 		return at.node, at.port, at.mac
@@ -269,37 +278,43 @@ func (n *Network) origin(p Packet) (*node, uint32, model.MAC) {
 	return n.nodes[0], model.PortGateway, model.GatewayMAC
 }
 
-// arrival says what is wrong with where a packet left, and how.
+// arrival describes the error of an output; empty when it is correct.
 func (n *Network) arrival(p Packet, here *node, out trace.Output) string {
 	to, isPod := n.pods[p.Dst]
 	switch {
 	case isPod && (to.node != here || to.port != out.Port):
 		return fmt.Sprintf("for %s, left %s at port %d", to.name, here.Name, out.Port)
 	case !isPod && out.Port != model.PortGateway:
-		return fmt.Sprintf("for no pod, left %s at port %d", here.Name, out.Port)
+		return fmt.Sprintf("not for a pod, left %s at port %d", here.Name, out.Port)
 	case isPod && out.Packet.DstMAC() != to.mac:
 		return fmt.Sprintf("for %s, arrived with the MAC %s", to.name, out.Packet.DstMAC())
 	case p.Src == p.Dst:
-		return "" // turned back, with another source
-	case out.Packet.Src() != p.Src || out.Packet.Dst() != p.Dst || out.Packet.SrcPort() != p.SrcPort || out.Packet.DstPort() != p.DstPort:
+		return "" // hairpin: masqueraded
+	case out.Packet.Src() != p.Src, out.Packet.Dst() != p.Dst,
+		out.Packet.SrcPort() != p.SrcPort, out.Packet.DstPort() != p.DstPort:
 		return fmt.Sprintf("sent as %v, left %s as %s", p, here.Name, out.Packet)
 	}
 	return ""
 }
 
-// Allows says whether the nodes' audits, which sweeps go by, allow a packet's connection.
+// Allows reports whether the nodes' audits, on which sweeps are based, allow a packet's connection.
 func (n *Network) Allows(p Packet) bool {
 	return !slices.ContainsFunc(n.nodes, func(here *node) bool {
-		return !here.audit().Allows(openflow.Connection{Protocol: p.Protocol, Source: netip.AddrPortFrom(p.Src, p.SrcPort), Endpoint: netip.AddrPortFrom(p.Dst, p.DstPort)})
+		return !here.audit().Allows(openflow.Connection{
+			Protocol: p.Protocol, Source: netip.AddrPortFrom(p.Src, p.SrcPort),
+			Endpoint: netip.AddrPortFrom(p.Dst, p.DstPort),
+		})
 	})
 }
 
-// Sweep does to every node's connections what its agent's sweep does.
+// Sweep sweeps every node's connections as its agent does.
 func (n *Network) Sweep() {
 	for _, here := range n.nodes {
 		audit := here.audit()
 		here.ct.Sweep(func(zone uint16, proto uint8, src, dst, endpoint netip.AddrPort, mark uint64) (uint64, bool) {
-			cause := audit.Check(openflow.Connection{Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark)})
+			cause := audit.Check(openflow.Connection{
+				Zone: zone, Protocol: proto, Source: src, Destination: dst, Endpoint: endpoint, Mark: uint32(mark),
+			})
 			switch cause {
 			case flows.PolicyDenies:
 				return mark&^uint64(flows.MarkAllowed) | uint64(flows.MarkDenied), true
@@ -313,14 +328,14 @@ func (n *Network) Sweep() {
 
 func (here *node) audit() *flows.Audit { return flows.NewAudit(here.snapshot, nil, nil) }
 
-// Forget drops all connections.
+// Forget deletes all connections.
 func (n *Network) Forget() {
 	for _, here := range n.nodes {
 		here.ct.Forget()
 	}
 }
 
-// Entries gives a packet as it would come into a node's switch: from its pod, from the gateway and from the tunnel.
+// Entries returns a packet as it may enter a node's switch: from its pod, from the gateway and from the tunnels.
 func (n *Network) Entries(p Packet, name string) []trace.Packet {
 	in := func(port uint32, mac model.MAC) trace.Packet {
 		one := trace.IP(port, p.Src, p.Dst, p.Protocol, p.SrcPort, p.DstPort).WithMACs(mac, model.RouterMAC)

@@ -11,29 +11,30 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
-// Random tests believe Check: it must notice both ways of breaking a promise, and take no other drop for a policy's.
+// Random tests rely on Check: it must notice both deviations from the verdict, and not take another drop for a
+// policy's.
 func TestCheck(t *testing.T) {
 	allow, deny := policy.Verdict{Allowed: true}, policy.Verdict{}
 	for _, c := range []struct {
 		what     string
-		promised policy.Verdict
+		expected policy.Verdict
 		did      tracetest.Delivery
 		wrong    bool
 	}{
 		{"allowed, arrives", allow, tracetest.Delivery{Arrived: true}, false},
 		{"allowed, dropped by a policy", allow, tracetest.Delivery{Reason: flows.PolicyIngress}, true},
-		{"allowed, lost on the way", allow, tracetest.Delivery{Wrong: "somebody else's port"}, true},
+		{"allowed, lost on the way", allow, tracetest.Delivery{Wrong: "another pod's port"}, true},
 		{"denied, dropped by a policy", deny, tracetest.Delivery{Reason: flows.PolicyEgress}, false},
 		{"denied, arrives", deny, tracetest.Delivery{Arrived: true}, true},
 		{"denied, dropped for another reason", deny, tracetest.Delivery{Reason: flows.NoRoute}, true},
 	} {
-		if err := tracetest.Check(c.promised, c.did); (err != nil) != c.wrong {
+		if err := tracetest.Check(c.expected, c.did); (err != nil) != c.wrong {
 			t.Errorf("%s: %v", c.what, err)
 		}
 	}
 }
 
-// A packet goes through both nodes' switches, its answer comes back, and what nobody has arrives nowhere.
+// A packet passes both nodes' switches, its reply comes back, and packets to an unused address arrive nowhere.
 func TestNetwork(t *testing.T) {
 	addr := netip.MustParseAddr
 	a, b := addr("10.244.1.5"), addr("10.244.2.5")
@@ -43,7 +44,8 @@ func TestNetwork(t *testing.T) {
 	c := tracetest.Cluster{
 		Nodes:      []model.Node{node("n1", "172.30.0.1", "10.244.1.0/24"), node("n2", "172.30.0.2", "10.244.2.0/24")},
 		Namespaces: map[string]map[string]string{"ns": {}},
-		Pods:       []policy.Pod{{Namespace: "ns", Name: "a", Node: "n1", Addrs: []netip.Addr{a}}, {Namespace: "ns", Name: "b", Node: "n2", Addrs: []netip.Addr{b}}},
+		Pods: []policy.Pod{{Namespace: "ns", Name: "a", Node: "n1", Addrs: []netip.Addr{a}},
+			{Namespace: "ns", Name: "b", Node: "n2", Addrs: []netip.Addr{b}}},
 	}
 	n, err := tracetest.New(c)
 	if err != nil {
@@ -64,6 +66,6 @@ func TestNetwork(t *testing.T) {
 	}
 	there.Dst = addr("10.244.2.77")
 	if d := n.Send(there); d.Arrived || d.Reason != flows.NoSuchPod {
-		t.Errorf("to an address that nobody has: arrived %t, %s, want %s", d.Arrived, d.Reason, flows.NoSuchPod)
+		t.Errorf("to an unused address: arrived %t, %s, want %s", d.Arrived, d.Reason, flows.NoSuchPod)
 	}
 }

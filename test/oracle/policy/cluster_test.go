@@ -165,7 +165,7 @@ func (s *state) judges(t *testing.T) judges {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := judges{cyclonus: matcher.BuildNetworkPolicies(true, s.policies), view: c.View(), network: n}
+	j := judges{cyclonus: matcher.BuildNetworkPolicies(true, s.policies), view: c.ForEval(), network: n}
 	var asStored []*networkingv1.NetworkPolicy
 	for _, p := range s.policies {
 		asStored = append(asStored, stored(t, p))

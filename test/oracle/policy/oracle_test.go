@@ -86,7 +86,7 @@ func TestOracles(t *testing.T) {
 func (j judges) weft(t *testing.T, name string, cell *probe.Job) bool {
 	t.Helper()
 	p := packet(cell)
-	verdict := tracetest.Promise(j.view, p)
+	verdict := tracetest.Expected(j.view, p)
 	// Cells are judged one by one: what one has established is not for the next.
 	j.network.Forget()
 	if err := tracetest.Check(verdict, j.network.Send(p)); err != nil {

@@ -40,7 +40,7 @@ func TestRandomPolicies(t *testing.T) {
 			c.Policies[i] = kube.NetworkPolicy(object) // the way that the agent reads it
 		}
 		notIn := slices.ContainsFunc(objects, hasNotIn)
-		view := c.View()
+		view := c.ForEval()
 		theirs := matcher.BuildNetworkPolicies(false, objects)
 		var pods []*corev1.Pod
 		for _, p := range c.Pods {
@@ -57,7 +57,7 @@ func TestRandomPolicies(t *testing.T) {
 			if protocol == "" || src != nil && src == dst || ownNode(view, src, p.Dst) || ownNode(view, dst, p.Src) {
 				continue
 			}
-			verdict := tracetest.Promise(view, p)
+			verdict := tracetest.Expected(view, p)
 			// For cyclonus NotIn does not match where the label is missing; for Kubernetes' own selectors, and the other oracle, it does.
 			if got := cyclonusSays(theirs, c, src, dst, p, protocol); got != verdict.Allowed && !notIn {
 				t.Errorf("cyclonus says %t of %+v, Eval %+v\n%+v", got, p, verdict, c)

@@ -86,7 +86,7 @@ func ours(s *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node, zone 
 		slice, _ := kube.EndpointSlice(e)
 		from = append(from, &slice)
 	}
-	built, ok := service.Build(&in, from, service.Place{Node: node, Zone: zone})
+	built, ok := service.Build(&in, from, service.Locality{Node: node, Zone: zone})
 	if !ok {
 		return v
 	}

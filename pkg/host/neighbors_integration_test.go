@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// TestResolveNeighbours: the kernel asks for a neighbour that it does not know, and asks again for one that it knows; the
-// second is what a restarted switch depends on.
-func TestResolveNeighbours(t *testing.T) {
+// TestResolveNeighbors: the kernel resolves an unknown neighbor, and probes a known one, which a restarted switch
+// depends on.
+func TestResolveNeighbors(t *testing.T) {
 	n := newNode(t)
-	// Nothing but ARP shall be on the wire.
+	// The wire must carry nothing but ARP.
 	n.run("echo 1 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6")
 	n.in(n.out, func() {
 		n.run("echo 1 > /proc/sys/net/ipv6/conf/out0/disable_ipv6; ip link set out0 up; ip addr add 192.0.2.2/24 dev out0")
@@ -29,11 +29,11 @@ func TestResolveNeighbours(t *testing.T) {
 		})
 		return count
 	}
-	// The second address is beyond the first, so there is one question for both.
+	// The second address is behind the first, so there is one request for both.
 	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("198.51.100.7")}
 	for round := 1; round <= 2; round++ {
 		before := questions()
-		if err := ResolveNeighbours(addrs); err != nil {
+		if err := ResolveNeighbors(addrs); err != nil {
 			t.Fatal(err)
 		}
 		for deadline := time.Now().Add(5 * time.Second); questions() == before; time.Sleep(10 * time.Millisecond) {
@@ -41,7 +41,9 @@ func TestResolveNeighbours(t *testing.T) {
 				t.Fatalf("round %d: the kernel did not ask for 192.0.2.2; it has %s", round, n.run("ip neigh"))
 			}
 		}
-		for deadline := time.Now().Add(5 * time.Second); !strings.Contains(n.run("ip neigh show 192.0.2.2 nud reachable"), "lladdr"); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(
+			5 * time.Second); !strings.Contains(
+			n.run("ip neigh show 192.0.2.2 nud reachable"), "lladdr"); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("round %d: no answer; the kernel has %s", round, n.run("ip neigh"))
 			}
@@ -51,7 +53,7 @@ func TestResolveNeighbours(t *testing.T) {
 		}
 	}
 	n.run("ip route del default")
-	if err := ResolveNeighbours(addrs); err == nil || !strings.Contains(err.Error(), "198.51.100.7") {
+	if err := ResolveNeighbors(addrs); err == nil || !strings.Contains(err.Error(), "198.51.100.7") {
 		t.Errorf("an address without a route: error %v", err)
 	}
 }

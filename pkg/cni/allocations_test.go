@@ -31,13 +31,13 @@ func codeOf(err error) uint {
 
 var web = model.PodRef{Namespace: "default", Name: "web"}
 
-// TestBookGivesNothingTwice runs any order of ADDs, DELs and restarts.
-func TestBookGivesNothingTwice(t *testing.T) {
+// TestAllocateNothingTwice runs random sequences of ADDs, DELs and restarts.
+func TestAllocateNothingTwice(t *testing.T) {
 	ranges := cidrs("10.0.0.0/28", "fd00::/124")
-	// 16 addresses without the network's, the gateway's and the broadcast address.
+	// 16 addresses without the network address, the gateway and the broadcast address.
 	const room = 13
 	rapid.Check(t, func(t *rapid.T) {
-		b := newBook()
+		b := newAllocations()
 		have := map[model.AttachmentKey]model.Attachment{}
 		t.Repeat(map[string]func(*rapid.T){
 			"add": func(t *rapid.T) {
@@ -62,7 +62,7 @@ func TestBookGivesNothingTwice(t *testing.T) {
 				delete(have, k)
 			},
 			"restart": func(t *rapid.T) {
-				b = newBook()
+				b = newAllocations()
 				for _, att := range have {
 					if err := b.load(att); err != nil {
 						t.Fatal(err)
@@ -75,7 +75,8 @@ func TestBookGivesNothingTwice(t *testing.T) {
 					if got, ok := b.get(k); !ok || fmt.Sprint(got) != fmt.Sprint(att) {
 						t.Fatalf("%s became %v", k, got)
 					}
-					if len(att.IPs) != 2 || !ranges[0].Contains(att.IPs[0]) || !ranges[1].Contains(att.IPs[1]) || att.OFPort < model.PortPodMin || att.OFPort > model.PortPodMax {
+					if len(att.IPs) != 2 || !ranges[0].Contains(att.IPs[0]) || !ranges[1].Contains(att.IPs[1]) ||
+						att.OFPort < model.PortPodMin || att.OFPort > model.PortPodMax {
 						t.Fatalf("%+v", att)
 					}
 					for _, v := range []any{att.IPs[0], att.IPs[1], att.OFPort, att.HostIfName, att.MAC} {
@@ -100,8 +101,8 @@ func TestBookGivesNothingTwice(t *testing.T) {
 	})
 }
 
-func TestBookRotates(t *testing.T) {
-	b := newBook()
+func TestAllocationsRotates(t *testing.T) {
+	b := newAllocations()
 	ranges := cidrs("10.0.0.0/29")
 	var ips []string
 	var ports []uint32
@@ -113,12 +114,14 @@ func TestBookRotates(t *testing.T) {
 		ips, ports = append(ips, att.IPs[0].String()), append(ports, att.OFPort)
 		b.release(key(i))
 	}
-	if got := fmt.Sprint(ips, ports); got != "[10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.2 10.0.0.3] [16 17 18 19 20 21 22]" {
+	if got := fmt.Sprint(ips, ports); got !=
+		"[10.0.0.2 10.0.0.3 10.0.0.4 10.0.0.5 10.0.0.6 10.0.0.2 10.0.0.3] [16 17 18 19 20 21 22]" {
 		t.Error(got)
 	}
-	// After a restart it goes on above what is in use.
-	b = newBook()
-	if err := b.load(model.Attachment{ContainerID: "x", IfName: "eth0", HostIfName: "x-1", OFPort: model.PortPodMax, IPs: []netip.Addr{netip.MustParseAddr("10.0.0.4")}}); err != nil {
+	// After a restart, allocation continues above the highest address in use.
+	b = newAllocations()
+	if err := b.load(model.Attachment{ContainerID: "x", IfName: "eth0", HostIfName: "x-1", OFPort: model.PortPodMax,
+		IPs: []netip.Addr{netip.MustParseAddr("10.0.0.4")}}); err != nil {
 		t.Fatal(err)
 	}
 	att, err := b.reserve(key(1), web, ranges, model.MAC{})
@@ -127,8 +130,8 @@ func TestBookRotates(t *testing.T) {
 	}
 }
 
-func TestBookFreesTheFirstFamilyWhenTheSecondIsFull(t *testing.T) {
-	b := newBook()
+func TestAllocationsFreesTheFirstFamilyWhenTheSecondIsFull(t *testing.T) {
+	b := newAllocations()
 	ranges := cidrs("10.0.0.0/24", "fd00::/126") // two IPv6 addresses besides the gateway
 	for i := range 2 {
 		if _, err := b.reserve(key(i), web, ranges, model.MAC{}); err != nil {
@@ -136,7 +139,8 @@ func TestBookFreesTheFirstFamilyWhenTheSecondIsFull(t *testing.T) {
 		}
 	}
 	_, err := b.reserve(key(9), web, ranges, model.MAC{})
-	if codeOf(err) != ErrPoolExhausted || !strings.Contains(err.Error(), "fd00::/126") || len(b.ips) != 4 || len(b.entries) != 2 {
+	if codeOf(err) != ErrPoolExhausted || !strings.Contains(err.Error(), "fd00::/126") || len(b.ips) != 4 ||
+		len(b.entries) != 2 {
 		t.Errorf("%v; %d addresses, %d entries", err, len(b.ips), len(b.entries))
 	}
 	if _, err := b.reserve(key(9), web, cidrs("10.0.0.0/31"), model.MAC{}); codeOf(err) != ErrPoolExhausted {
@@ -144,8 +148,8 @@ func TestBookFreesTheFirstFamilyWhenTheSecondIsFull(t *testing.T) {
 	}
 }
 
-func TestBookLoadsConflicts(t *testing.T) {
-	b := newBook()
+func TestAllocationsLoadsConflicts(t *testing.T) {
+	b := newAllocations()
 	ip := []netip.Addr{netip.MustParseAddr("10.0.0.4")}
 	one := model.Attachment{ContainerID: "one", IfName: "eth0", HostIfName: "one-1", OFPort: 16, IPs: ip}
 	two := model.Attachment{ContainerID: "two", IfName: "eth0", HostIfName: "two-1", OFPort: 16, IPs: ip}
@@ -153,7 +157,8 @@ func TestBookLoadsConflicts(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := b.load(two)
-	if err == nil || !strings.Contains(err.Error(), "one/eth0 and two/eth0 are both recorded with address 10.0.0.4") || !strings.Contains(err.Error(), "OpenFlow port 16") {
+	if err == nil || !strings.Contains(err.Error(), "one/eth0 and two/eth0 are both recorded with address 10.0.0.4") ||
+		!strings.Contains(err.Error(), "OpenFlow port 16") {
 		t.Errorf("%v", err)
 	}
 	if len(b.keys()) != 2 {
@@ -174,11 +179,12 @@ func TestHostIfName(t *testing.T) {
 			t.Errorf("%s: %s", tc.pod, name)
 		}
 	}
-	if hostIfName(web, key(1), 0) == hostIfName(web, key(1), 1) || hostIfName(web, key(1), 0) == hostIfName(web, key(2), 0) {
+	if hostIfName(web, key(1), 0) == hostIfName(web, key(1), 1) ||
+		hostIfName(web, key(1), 0) == hostIfName(web, key(2), 0) {
 		t.Error("names collide")
 	}
-	// A collision is resolved, not accepted.
-	b := newBook()
+	// A collision of names is resolved.
+	b := newAllocations()
 	b.names[hostIfName(web, key(1), 0)] = key(7)
 	att, err := b.reserve(key(1), web, cidrs("10.0.0.0/24"), model.MAC{})
 	if err != nil || att.HostIfName != hostIfName(web, key(1), 1) {
@@ -197,9 +203,9 @@ func TestMACFor(t *testing.T) {
 	}
 }
 
-// TestBookFreedLastComesLast: an address that is freed just before the rotation reaches it is not the next one given.
-func TestBookFreedLastComesLast(t *testing.T) {
-	b := newBook()
+// TestAllocationsFreedLastComesLast: an address that is freed just before the rotation reaches it is not the next one.
+func TestAllocationsFreedLastComesLast(t *testing.T) {
+	b := newAllocations()
 	ranges := cidrs("10.0.0.0/29", "fd00::/64") // five addresses for pods, and very many
 	reserve := func(i int) string {
 		t.Helper()
@@ -215,21 +221,21 @@ func TestBookFreedLastComesLast(t *testing.T) {
 	for _, i := range []int{1, 3, 0} {
 		b.release(key(i))
 	}
-	// The rotation would give .2 first, which was freed last.
+	// The rotation would allocate .2 next, which was freed last.
 	if got := strings.Join([]string{reserve(10), reserve(11), reserve(12)}, " "); got != "10.0.0.3 10.0.0.5 10.0.0.2" {
 		t.Error(got)
 	}
 	if _, err := b.reserve(key(13), web, ranges, model.MAC{}); codeOf(err) != ErrPoolExhausted {
 		t.Errorf("%v", err)
 	}
-	// Without any that was never given, the one that was freed first; with one, that.
+	// When all addresses were allocated before, the one that was freed first is next; otherwise a fresh one.
 	b.release(key(11))
 	b.release(key(4))
 	if got := reserve(20) + " " + reserve(21); got != "10.0.0.5 10.0.0.6" {
 		t.Error(got)
 	}
-	// Addresses of large ranges are not remembered without end.
-	b = newBook()
+	// The number of remembered addresses is bounded.
+	b = newAllocations()
 	ranges = cidrs("fd00::/64")
 	for i := range 2 * maxFreed {
 		reserve(i)

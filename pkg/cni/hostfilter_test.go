@@ -8,7 +8,7 @@ import (
 	"sigs.k8s.io/knftables"
 )
 
-// counting counts what is written.
+// counting counts writes.
 type counting struct {
 	*knftables.Fake
 	runs int
@@ -19,12 +19,12 @@ func (c *counting) Run(ctx context.Context, tx *knftables.Transaction) error {
 	return c.Fake.Run(ctx, tx)
 }
 
-func TestGuard(t *testing.T) {
-	nft := &counting{Fake: knftables.NewFake(knftables.InetFamily, GuardTable)}
-	guard := func(writes int) {
+func TestHostFilter(t *testing.T) {
+	nft := &counting{Fake: knftables.NewFake(knftables.InetFamily, HostFilterTable)}
+	sync := func(writes int) {
 		t.Helper()
 		nft.runs = 0
-		if err := Guard(t.Context(), nft); err != nil {
+		if err := SyncHostFilter(t.Context(), nft); err != nil {
 			t.Fatal(err)
 		}
 		if nft.runs != writes {
@@ -38,8 +38,8 @@ add rule inet weft-cni prerouting meta iifgroup { 2003134068 , 2003134069 } coun
 			t.Error(diff)
 		}
 	}
-	guard(1)
-	guard(0) // a rule that is written again counts from zero
+	sync(1)
+	sync(0) // rewriting the rule would reset its counter
 	chain := &knftables.Chain{Name: "prerouting"}
 	for _, damage := range []func(*knftables.Transaction){
 		func(tx *knftables.Transaction) { tx.Flush(chain) },
@@ -57,6 +57,6 @@ add rule inet weft-cni prerouting meta iifgroup { 2003134068 , 2003134069 } coun
 		if err := nft.Run(t.Context(), tx); err != nil {
 			t.Fatal(err)
 		}
-		guard(1)
+		sync(1)
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestPodCannotPassTheSwitch sends from a pod straight to the node's end of its veth, as only a hostile pod does: the
-// bridge has no flows, so nothing of it may arrive anywhere.
+// TestPodCannotPassTheSwitch sends from a pod directly to the node's end of its veth, as a hostile pod would. The
+// bridge has no flows, so none of the packets may arrive anywhere.
 func TestPodCannotPassTheSwitch(t *testing.T) {
 	n := newNode(t, "10.20.0.0/24")
 	p := n.pod("web")
@@ -38,7 +38,8 @@ func TestPodCannotPassTheSwitch(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip, HardwareAddr: hw}); err != nil {
+			if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: eth0.Attrs().Index, State: netlink.NUD_PERMANENT, IP: ip,
+				HardwareAddr: hw}); err != nil {
 				return err
 			}
 			c, err := net.DialUDP("udp4", nil, &net.UDPAddr{IP: ip, Port: 9999})

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ResolveNeighbours has the kernel ask for the link-layer addresses that lead to the given addresses, even when it knows
-// them. The kernel does not need that; Open vSwitch's userspace datapath does: it fills its own table of the tunnels'
-// neighbours from the answers that it sees pass by, and drops the first packet to one that it has not seen.
-func ResolveNeighbours(addrs []netip.Addr) error {
+// ResolveNeighbors makes the kernel send ARP requests or neighbor solicitations for the next hops to the given
+// addresses, even when it knows them. The kernel does not need that, but OVS' userspace datapath does: it fills its own
+// neighbor table for tunnels from the replies that it sees, and drops the first packet to an unknown next hop.
+func ResolveNeighbors(addrs []netip.Addr) error {
 	type hop struct {
 		link int
 		addr netip.Addr
@@ -22,7 +22,7 @@ func ResolveNeighbours(addrs []netip.Addr) error {
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		neighbours, err := netlink.NeighList(0, family)
 		if err != nil {
-			return fmt.Errorf("list neighbours: %w", err)
+			return fmt.Errorf("list neighbors: %w", err)
 		}
 		for _, n := range neighbours {
 			if a, ok := netip.AddrFromSlice(n.IP); ok {
@@ -46,7 +46,7 @@ func ResolveNeighbours(addrs []netip.Addr) error {
 			continue
 		}
 		asked[next] = true
-		// A neighbour that the kernel does not know is asked for by broadcast (NTF_USE), one that it knows by a probe.
+		// The kernel resolves an unknown neighbor by multicast (NTF_USE), and a known one by a unicast probe.
 		n := netlink.Neigh{LinkIndex: next.link, IP: next.addr.AsSlice(), Flags: netlink.NTF_USE, State: netlink.NUD_NONE}
 		if old, ok := known[next]; ok && len(old.HardwareAddr) > 0 {
 			if old.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 {
@@ -55,13 +55,13 @@ func ResolveNeighbours(addrs []netip.Addr) error {
 			n.Flags, n.State, n.HardwareAddr = 0, netlink.NUD_PROBE, old.HardwareAddr
 		}
 		if err := netlink.NeighSet(&n); err != nil {
-			errs = append(errs, fmt.Errorf("ask for neighbour %s: %w", next.addr, err))
+			errs = append(errs, fmt.Errorf("resolve neighbor %s: %w", next.addr, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// NextHops are the gateways of the node's routes that are not ours, through which it reaches everything else.
+// NextHops are the gateways of all host routes except Weft's.
 func NextHops() ([]netip.Addr, error) {
 	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
