@@ -47,6 +47,8 @@ type Desired struct {
 	Gateway string
 	// MTU of the gateway interface; 0 leaves it as it is.
 	MTU int
+	// KernelDatapath: the switch reassembles fragments with the node's kernel, within its limits.
+	KernelDatapath bool
 	// Address is the address of the node that its tunnel packets come from; invalid as long as it has none.
 	Address netip.Addr
 	// PodCIDRs are this node's ranges, at most one of each family. The first address of each is the gateway's.
