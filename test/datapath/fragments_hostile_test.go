@@ -39,7 +39,7 @@ type handmade struct {
 	name   string
 	pieces func(all []piece) []piece
 	// arrives is set on those that a receiver puts together, and may on those that it puts together on one of the
-	// datapaths.
+	// datapaths, or mostly.
 	arrives, may bool
 }
 
@@ -60,7 +60,8 @@ var handmades = []handmade{
 		all[1].from -= 8
 		return all
 	}},
-	// The kernel's datapath gives them all up, that in userspace the one that is too many.
+	// Both datapaths drop the copy, which is no overlap (RFC 5722, erratum 3089); but if an upcall of the kernel's lets
+	// it pass its original, that overlaps.
 	{name: "one inside of the first", may: true, pieces: func(all []piece) []piece {
 		return slices.Insert(all, 1, piece{from: 0, to: 80})
 	}},
