@@ -135,7 +135,7 @@ bench-connections: deps bin/kernel ## Connections per second and ovs-vswitchd's 
 	go build -C test -o ../dist/connrate/ ./connrate
 	dist/connrate/connrate --build dist/connrate --against "$(AGAINST)"
 	dist/connrate/connrate --programs dist/connrate --json dist/connrate-netdev.json
-	bin/kernel run --timeout 30m --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
+	bin/kernel run --timeout 60m --env WEFT_TEST_SLOW=4 --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
 
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual

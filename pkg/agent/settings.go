@@ -78,6 +78,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	desired := host.Desired{
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
+		KernelDatapath: cfg.Datapath == config.DatapathSystem,
 		Address:        view.Self.TunnelAddr(),
 		PodCIDRs:       own,
 		RemotePodCIDRs: remote,

@@ -46,6 +46,8 @@ type Desired struct {
 	Gateway string
 	// MTU of the gateway interface in bytes; 0 leaves it unchanged.
 	MTU int
+	// KernelDatapath: the switch reassembles fragments with the node's kernel, within its limits.
+	KernelDatapath bool
 	// Address is the source address of the node's tunnel packets; invalid while the node has none.
 	Address netip.Addr
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.

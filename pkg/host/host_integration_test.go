@@ -171,6 +171,7 @@ func TestRepair(t *testing.T) {
 		// as agents before November 2026 added them
 		"ip route add 198.51.100.80 via 169.254.87.1 dev weft0 onlink proto 87",
 		"echo 0 > /proc/sys/net/ipv4/ip_forward",
+		"echo 64 > /proc/sys/net/ipv4/ipfrag_max_dist",
 		"echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/accept_dad",
 		"echo 1 > /proc/sys/net/ipv6/conf/weft0/disable_ipv6",
@@ -318,12 +319,33 @@ func TestUnderlayMTU(t *testing.T) {
 	}
 }
 
+// A limit of fragments that is higher, or none, stays; the userspace datapath does not depend on it.
+func TestFragmentDistance(t *testing.T) {
+	for _, c := range []struct {
+		kernel     bool
+		have, want string
+	}{
+		{true, "64", "4096"}, {true, "1", "4096"}, {true, "4096", "4096"}, {true, "10000", "10000"}, {true, "0", "0"},
+		{false, "64", "64"},
+	} {
+		n := newNode(t)
+		n.run("echo " + c.have + " >/proc/sys/net/ipv4/ipfrag_max_dist")
+		d := dualStack()
+		d.KernelDatapath = c.kernel
+		n.sync(d)
+		if got := strings.TrimSpace(n.run("cat /proc/sys/net/ipv4/ipfrag_max_dist")); got != c.want {
+			t.Errorf("kernel's datapath %t: %s became %s, want %s", c.kernel, c.have, got, c.want)
+		}
+	}
+}
+
 func TestSysctlRoot(t *testing.T) {
 	n := newNode(t)
 	n.run("echo 0 >/proc/sys/net/ipv4/ip_forward") // a new namespace inherits the machine's value
 	root := t.TempDir()
-	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/weft0/accept_dad",
-		"net/ipv6/conf/weft0/disable_ipv6", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/weft0/rp_filter"} {
+	for _, name := range []string{"net/ipv4/ip_forward", "net/ipv4/ipfrag_max_dist", "net/ipv6/conf/all/forwarding",
+		"net/ipv6/conf/weft0/accept_dad", "net/ipv6/conf/weft0/disable_ipv6", "net/ipv4/conf/all/rp_filter",
+		"net/ipv4/conf/weft0/rp_filter"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755); err != nil {
 			t.Fatal(err)
 		}

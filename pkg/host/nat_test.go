@@ -29,6 +29,7 @@ func dualStack() Desired {
 	return Desired{
 		Gateway:        "weft0",
 		MTU:            1450,
+		KernelDatapath: true,
 		Address:        netip.MustParseAddr("192.0.2.1"),
 		PodCIDRs:       prefixes("10.244.1.0/24", "fd00:10:1::/64"),
 		RemotePodCIDRs: prefixes("10.244.2.0/24", "fd00:10:2::/64", "10.244.3.0/24", "fd00:10:3::/64"),

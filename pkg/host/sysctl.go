@@ -37,10 +37,15 @@ func (s sysctl) set(c *changes, name, value string) error {
 	return nil
 }
 
-// syncForwarding enables forwarding, and keeps router advertisements working.
+// syncForwarding enables forwarding and reassembly for pods, and keeps router advertisements working.
 func (h *Host) syncForwarding(c *changes, d Desired) error {
 	if err := h.sysctl.set(c, "net/ipv4/ip_forward", "1"); err != nil {
 		return err
+	}
+	if d.KernelDatapath {
+		if err := h.fragmentDistance(c); err != nil {
+			return err
+		}
 	}
 	if _, ok := d.local(false); !ok {
 		return nil
@@ -49,6 +54,29 @@ func (h *Host) syncForwarding(c *changes, d Desired) error {
 		return err
 	}
 	return h.sysctl.set(c, "net/ipv6/conf/all/forwarding", "1")
+}
+
+// minFragmentDistance is how many fragments a source may send between two of one datagram. Beyond, the kernel gives the
+// datagram up (net.ipv4.ipfrag_max_dist, 64 by default). An upcall delays the first fragment of a connection; later
+// ones, which have no ports, match a datapath flow that exists and pass it, more than 64 of a busy pod's. The kernel
+// holds about 1,800 fragments at once (ipfrag_high_thresh, 4 MB). Its limit is about IP IDs that are used again, which
+// a sender does after 65,536 datagrams.
+const minFragmentDistance = 4096
+
+// fragmentDistance raises the kernel's limit for IPv4; for IPv6 it has none. 0 is no limit (ip-sysctl).
+func (h *Host) fragmentDistance(c *changes) error {
+	const name = "net/ipv4/ipfrag_max_dist"
+	text, err := h.sysctl.get(name)
+	if err != nil {
+		return err
+	}
+	switch distance, err := strconv.Atoi(text); {
+	case err != nil:
+		return fmt.Errorf("read kernel setting %s: %w", name, err)
+	case distance == 0 || distance >= minFragmentDistance:
+		return nil
+	}
+	return h.sysctl.set(c, name, strconv.Itoa(minFragmentDistance))
 }
 
 // keepRouterAdvertisements sets accept_ra=2 on links whose router advertisements gave the node its default route. A

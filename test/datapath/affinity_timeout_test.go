@@ -112,6 +112,17 @@ spec:
 			l.node1 = n.Addrs
 		}
 	}
+	// The agent writes node ports to nftables after the flows by which the lab counts as programmed.
+	labtest.Eventually(t, 30*time.Second, func() error {
+		table := c.Run("node/node1", "nft", "list", "table", "inet", "weft")
+		for proto, port := range c.service.ports {
+			element := fmt.Sprintf("%s . %d : ", strings.ToLower(string(proto)), port)
+			if n := strings.Count(table, element); n < 2 {
+				return fmt.Errorf("nftables has node port %d/%s in %d of 2 families", port, proto, n)
+			}
+		}
+		return nil
+	})
 	opened := 0
 	open := func(name, node, kind string) *stickyClient {
 		c := &stickyClient{client: openClient(t, s, name, node, kind), had: map[stickyWay]string{}, last: map[stickyWay]time.Time{}}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -120,6 +121,24 @@ func (n *node) vswitchd() (int, error) {
 		return 0, fmt.Errorf("count the processes of Open vSwitch: %d, want 2", len(pids))
 	}
 	return pids[1], nil
+}
+
+// programmed waits until the switch has as many Services as there are, before few more are measured.
+func (n *node) programmed(ctx context.Context, services int) error {
+	for begun := time.Now(); ; {
+		s, err := n.status(ctx)
+		switch {
+		case err == nil && s.Flows.Groups >= services && s.Flows.Realised == s.Flows.Desired:
+			return nil
+		case time.Since(begun) > deadline:
+			return errors.Join(err, fmt.Errorf("the switch has %d groups of %d Services after %s", s.Flows.Groups, services, deadline))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // status asks as weftctl does. It makes the agent read the whole switch, so it is not for polling.
