@@ -28,7 +28,10 @@ func TestServices(t *testing.T) {
 	// the node's own clients of its node ports.
 	counted := func(n uint64) openflow.Stats { return openflow.Stats{Packets: n} }
 	frontend := func(kind model.FrontendKind, address, policy string, n uint64, endpoints ...Endpoint) Frontend {
-		return Frontend{Kind: kind, Address: address, Protocol: model.TCP, Port: "http", Policy: policy, Endpoints: endpoints, Stats: counted(n)}
+		return Frontend{
+			Kind: kind, Address: address, Protocol: model.TCP, Port: "http", Policy: policy,
+			Endpoints: endpoints, Stats: counted(n),
+		}
 	}
 	balanced := frontend("LoadBalancer", "192.0.2.1:80", "Local", 0, here)
 	balanced.Sources = cidrs("198.51.100.0/24")
@@ -100,8 +103,9 @@ func TestPolicies(t *testing.T) {
 	p := isolated("ns/p", a, b)
 	p.Ingress.Rules[1].Pods = []netip.Addr{b}
 	p.Log = true
+	broken := model.Policy{Name: "ns/broken", Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
 	view := &model.Snapshot{
-		Policies:    policies(p, model.Policy{Name: "ns/broken", Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}),
+		Policies:    policies(p, broken),
 		Attachments: attached(attachment("ns", "web", 16, "10.244.1.2")),
 	}
 	counts := Counts{Rules: map[RuleID]openflow.Stats{
@@ -113,7 +117,8 @@ func TestPolicies(t *testing.T) {
 		Incomplete:  map[model.Owner]string{model.PolicyOwner("ns/broken"): "hidden", model.PolicyOwner("ns/p"): "full"},
 	}
 	want(t, "all", []Policy{
-		{Policy: "ns/broken", Problem: "invalid", Rules: []Rule{{Direction: model.Egress, Rule: RuleDenied, Pods: []string{"web"}}}},
+		{Policy: "ns/broken", Problem: "invalid", Rules: []Rule{
+			{Direction: model.Egress, Rule: RuleDenied, Pods: []string{"web"}}}},
 		{Policy: "ns/p", Problem: "full", Log: true, Rules: []Rule{
 			{model.Ingress, "3", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 4, Bytes: 400}},
 			{model.Ingress, "5", []string{"10.244.1.3"}, openflow.Stats{}},
@@ -212,13 +217,16 @@ func TestFlow(t *testing.T) {
 		want  Flow
 	}{
 		{actual[2], Flow{Table: "Classifier", Priority: 8, Match: "in_port=99", Actions: "drop", Owner: "foreign"}},
-		{actual[1], Flow{Table: "Classifier", Priority: 7, Match: "in_port=web-1", Actions: "goto_table:" + flows.TableName(10), Owner: "pod/shop/web"}},
-		{actual[3], Flow{Table: "Classifier", Priority: 6, Match: "in_port=" + model.VXLANPortName, Actions: "drop", Owner: "node/(gone)"}},
+		{actual[1], Flow{Table: "Classifier", Priority: 7, Match: "in_port=web-1",
+			Actions: "goto_table:" + flows.TableName(10), Owner: "pod/shop/web"}},
+		{actual[3], Flow{Table: "Classifier", Priority: 6, Match: "in_port=" + model.VXLANPortName,
+			Actions: "drop", Owner: "node/(gone)"}},
 		{drop, Flow{Table: "Forwarding", TableID: 60, Actions: "drop", Owner: "pipeline", Reason: flows.NoRoute}},
 		{changed, Flow{Table: "Forwarding", TableID: 60, Actions: "normal", Owner: "pipeline"}},
 	} {
 		tc.want.Cookie = fmt.Sprintf("%#x", tc.entry.Cookie)
-		want(t, fmt.Sprint(i), []Flow{tc.want}, Flows(openflow.Contents{Flows: []openflow.Entry{tc.entry}}, desired, view, ""))
+		one := openflow.Contents{Flows: []openflow.Entry{tc.entry}}
+		want(t, fmt.Sprint(i), []Flow{tc.want}, Flows(one, desired, view, ""))
 	}
 	before := slices.Clone(actual)
 	var order []uint16

@@ -11,14 +11,16 @@ import (
 func TestLosses(t *testing.T) {
 	lost := func(n int) (list []model.LostAddress) {
 		for range n {
-			list = append(list, model.LostAddress{At: netip.MustParseAddrPort("192.0.2.1:80"), Protocol: model.TCP, Winner: "a/first"})
+			at := netip.MustParseAddrPort("192.0.2.1:80")
+			list = append(list, model.LostAddress{At: at, Protocol: model.TCP, Winner: "a/first"})
 		}
 		return list
 	}
 	const one = "192.0.2.1:80 TCP is Service a/first's"
 	text := func(list string) string {
-		return "external addresses that other Services have: " + list + " (load balancers' addresses go before externalIPs, " +
-			"older Services before younger ones); remove them from this Service"
+		return "external addresses that other Services have: " + list +
+			" (load balancers' addresses go before externalIPs, older Services before younger ones); " +
+			"remove them from this Service"
 	}
 	view := shop(model.Service{Name: "a/fine"}, model.Service{Name: "a/taken", Lost: lost(1)},
 		model.Service{Name: "a/large", OverBudget: "too many ports"},
@@ -46,7 +48,8 @@ func TestSelfProblem(t *testing.T) {
 			Paths: map[string]model.Path{"n1": {PodCIDRs: cidrs("10.244.1.0/24", "fd44::/64")}},
 		}
 	}
-	inside, outside := attachment("ns", "in", 16, "10.244.1.2", "fd44::2"), attachment("ns", "out", 17, "10.244.1.3", "fd45::3")
+	inside := attachment("ns", "in", 16, "10.244.1.2", "fd44::2")
+	outside := attachment("ns", "out", 17, "10.244.1.3", "fd45::3")
 	held := pods(inside)
 	held.SelfHeld = "its podCIDRs changed"
 	moved := pods(inside)
@@ -57,7 +60,8 @@ func TestSelfProblem(t *testing.T) {
 	for _, name := range strings.Split("a b c d e f g h i j k l", " ") {
 		many = append(many, attachment("ns", name, 20, "192.0.2.1"))
 	}
-	const unreachable = "pods with addresses outside of [10.244.1.0/24 fd44::/64] do not reach pods of other nodes: delete pod "
+	const unreachable = "pods with addresses outside of [10.244.1.0/24 fd44::/64] do not reach pods of other nodes: " +
+		"delete pod "
 	for _, tc := range []struct {
 		name string
 		view *model.Snapshot
@@ -80,7 +84,8 @@ func TestSelfProblem(t *testing.T) {
 }
 
 func TestRejectedPodCIDRs(t *testing.T) {
-	view := &model.Snapshot{Paths: map[string]model.Path{"n2": {Rejected: []string{"10.0.0.0/7: too large", "::/0: default"}}}}
+	rejected := []string{"10.0.0.0/7: too large", "::/0: default"}
+	view := &model.Snapshot{Paths: map[string]model.Path{"n2": {Rejected: rejected}}}
 	if err := RejectedPodCIDRs(view, "n2"); err == nil || err.Error() != "node n2: 10.0.0.0/7: too large; ::/0: default" {
 		t.Errorf("n2: %v", err)
 	}

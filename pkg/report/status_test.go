@@ -26,20 +26,23 @@ func TestNewStatus(t *testing.T) {
 	view.Tunnel = model.VXLAN
 	programming := settings
 	programming.View, programming.NotReady = view, "waiting for first programming: none"
-	programming.Pods = []model.Pod{{PodRef: view.Attachments[model.AttachmentKey{ContainerID: "shop-web", IfName: "eth0"}].Pod}}
+	programming.Pods = []model.Pod{{PodRef: attachment("shop", "web", 16).Pod}}
 	programming.CountsErr = errors.New("not read before the agent is ready")
 
 	ready := programming
 	ready.Ready, ready.NotReady, ready.CountsErr = true, "", nil
 	ready.MTU, ready.Underlay = 1450, "eth0"
 	ready.Programming = Programming{Progress: Progress{Realised: 3, Desired: 3, Flows: 61}}
-	ready.Counts.Drops = map[flows.Reason]openflow.Stats{flows.SpoofedIP: {Packets: 2}, flows.NoRoute: {Packets: 1, Bytes: 60}}
+	spoofed, noRoute := openflow.Stats{Packets: 2}, openflow.Stats{Packets: 1, Bytes: 60}
+	ready.Counts.Drops = map[flows.Reason]openflow.Stats{flows.SpoofedIP: spoofed, flows.NoRoute: noRoute}
 
 	broken := ready
 	broken.Degraded, broken.CountsErr = "the switch cannot be programmed: no answer", errors.New("no answer")
 	broken.Problems = map[string]string{"bridge": "no answer"}
 	broken.Programming.ForeignFlows, broken.Programming.Foreign = 7, []string{"table 0, priority=1", "…"}
-	broken.Objects = map[model.Owner]string{model.ServiceOwner("shop/b"): "bad port", model.ServiceOwner("shop/a"): "no address"}
+	broken.Objects = map[model.Owner]string{
+		model.ServiceOwner("shop/b"): "bad port", model.ServiceOwner("shop/a"): "no address",
+	}
 	outside := *view
 	outside.OutsideClaims = model.OutsideClaims{Pods: 2, Example: "pod ns/x of node n2"}
 	broken.View = &outside
@@ -57,7 +60,7 @@ func TestNewStatus(t *testing.T) {
 	third := second
 	third.Ready, third.NotReady, third.MTU, third.Underlay = true, "", 1450, "eth0"
 	third.Flows.Progress = ready.Programming.Progress
-	third.Drops = []Drop{{flows.NoRoute, openflow.Stats{Packets: 1, Bytes: 60}}, {flows.SpoofedIP, openflow.Stats{Packets: 2}}}
+	third.Drops = []Drop{{flows.NoRoute, noRoute}, {flows.SpoofedIP, spoofed}}
 	fourth := third
 	fourth.Drops, fourth.Flows.Progress = nil, broken.Programming.Progress
 	fourth.Objects.ServicesWithProblems = 2
@@ -88,6 +91,10 @@ func TestPods(t *testing.T) {
 	known := model.Pod{PodRef: web.Pod}
 	other := known
 	other.UID = "another"
+	others := []model.Pod{
+		{PodRef: web.Pod, HostNetwork: true}, {PodRef: model.PodRef{Namespace: "a", Name: "b"}, Phase: "Succeeded"},
+	}
+	rejected := map[model.Owner]string{model.PodOwner(web): "rejected"}
 	const gone = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
 	for _, tc := range []struct {
 		name        string
@@ -99,15 +106,19 @@ func TestPods(t *testing.T) {
 	}{
 		{name: "none", want: []Pod{}},
 		{"fine", []model.Attachment{web}, false, []model.Pod{known}, nil, []Pod{{}}},
-		{"quarantined", []model.Attachment{web}, true, nil, map[model.Owner]string{model.PodOwner(web): "rejected"}, []Pod{{Problem: "rejected"}}},
+		{"quarantined", []model.Attachment{web}, true, nil, rejected, []Pod{{Problem: "rejected"}}},
 		{"deleted", []model.Attachment{web}, true, nil, nil, []Pod{{Problem: gone}}},
 		{"replaced", []model.Attachment{web}, true, []model.Pod{other}, nil, []Pod{{Problem: gone}}},
-		{"policies unknown", []model.Attachment{web}, true, []model.Pod{known}, nil, []Pod{{Problem: "closed until all policies of its namespace are known"}}},
-		{"others need no port", nil, false, []model.Pod{{PodRef: web.Pod, HostNetwork: true}, {PodRef: model.PodRef{Namespace: "a", Name: "b"}, Phase: "Succeeded"}}, nil, []Pod{}},
+		{"policies unknown", []model.Attachment{web}, true, []model.Pod{known}, nil, []Pod{
+			{Problem: "closed until all policies of its namespace are known"}}},
+		{"others need no port", nil, false, others, nil, []Pod{}},
 		{"not attached", nil, false, []model.Pod{known}, nil, []Pod{
-			{Pod: "shop/web", Problem: "not attached: the container runtime has not called weft-cni, or it failed (kubectl describe pod)"}}},
+			{Pod: "shop/web", Problem: "not attached: the container runtime has not called weft-cni, " +
+				"or it failed (kubectl describe pod)"}}},
 	} {
-		view := &model.Snapshot{Attachments: attached(tc.attached...), Unknown: map[model.AttachmentKey]bool{web.Key(): tc.unknown}}
+		view := &model.Snapshot{
+			Attachments: attached(tc.attached...), Unknown: map[model.AttachmentKey]bool{web.Key(): tc.unknown},
+		}
 		for i := range tc.attached {
 			tc.want[i].Pod, tc.want[i].IPs, tc.want[i].Port, tc.want[i].OFPort = "shop/web", addrs("10.244.1.2"), "web-1", 16
 		}
@@ -149,7 +160,9 @@ func TestObjectCounts(t *testing.T) {
 	quarantined := map[model.Owner]string{
 		model.ServiceOwner("shop/web"): "", model.PolicyOwner("shop/p"): "", {Kind: model.KindPod, Name: "shop/x"}: "",
 	}
-	problems := map[model.Owner]string{model.ServiceOwner("shop/web"): "", model.ServiceOwner("shop/bad"): "", model.PolicyOwner("shop/q"): ""}
+	problems := map[model.Owner]string{
+		model.ServiceOwner("shop/web"): "", model.ServiceOwner("shop/bad"): "", model.PolicyOwner("shop/q"): "",
+	}
 	want(t, "counts", ObjectCounts{Services: 1, ServicesWithProblems: 2, Policies: 2, PoliciesWithErrors: 1},
 		objectCounts(view, Programming{Quarantined: quarantined}, problems))
 }

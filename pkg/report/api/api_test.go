@@ -72,14 +72,19 @@ func TestClientAndHandler(t *testing.T) {
 // TestErrors: the source's own words reach the user; a missing agent is named.
 func TestErrors(t *testing.T) {
 	refusing := listen(t, api.Handler(source{errors.New("not programmed yet")}))
-	garbage := listen(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }))
+	garbage := listen(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := w.Write([]byte("<html>")); err != nil {
+			t.Error(err)
+		}
+	}))
+	missing := api.Client{Socket: filepath.Join(t.TempDir(), "none.sock")}
 	for _, tc := range []struct {
 		client api.Client
 		want   string
 	}{
 		{refusing, "the agent says: not programmed yet"},
 		{garbage, "read the agent's answer: "},
-		{api.Client{Socket: filepath.Join(t.TempDir(), "none.sock")}, "the agent does not answer (does it run on this node, and are you root?): "},
+		{missing, "the agent does not answer (does it run on this node, and are you root?): "},
 	} {
 		if _, err := tc.client.Flows(t.Context(), ""); err == nil || !strings.HasPrefix(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)
