@@ -54,8 +54,12 @@ image: bin/image ## Build the image as a tar, without Docker
 	bin/image -o $(IMAGE) -version $(VERSION)
 
 .PHONY: lint
-lint: ## gofmt, go vet and golangci-lint over everything
+lint: cross ## gofmt, go vet and golangci-lint over everything, and cross
 	build/lint.sh
+
+.PHONY: cross
+cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
+	build/cross.sh
 
 # The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
 # race detector needs a C compiler; RACE= leaves it out.

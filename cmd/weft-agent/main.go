@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/cni/wire"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // version is set by the linker.
@@ -63,7 +64,7 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&opt.Node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
 	flags.StringVar(&opt.Kubeconfig, "kubeconfig", "", "how to reach the API server; without it, the pod's service account says so")
 	flags.StringVar(&opt.CNISocket, "cni-socket", wire.DefaultSocket, "Unix socket that weft-cni calls")
-	flags.StringVar(&opt.OperatorSocket, "operator-socket", agent.DefaultOperatorSocket, "Unix socket that weftctl calls")
+	flags.StringVar(&opt.OperatorSocket, "operator-socket", api.DefaultSocket, "Unix socket that weftctl calls")
 	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's directory of CNI configurations")
 	flags.StringVar(&opt.ProcSys, "proc-sys", "/proc/sys", "where the node's /proc/sys can be written")
 	flags.StringVar(&opt.HostRun, "host-run", "/run", "where the node's /run is mounted: an ovsRunDir below /run is looked for there")

@@ -1,15 +1,13 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
-	"strings"
-	"time"
+	"runtime"
+
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // client asks the agent and prints what it says.
@@ -18,7 +16,7 @@ type client struct {
 	output string
 }
 
-// check refuses what -o does not know.
+// check rejects an unknown -o.
 func (c *client) check() error {
 	if c.output != "table" && c.output != "json" {
 		return fmt.Errorf("-o %s is not known; allowed: table, json", c.output)
@@ -26,33 +24,9 @@ func (c *client) check() error {
 	return nil
 }
 
-// get asks for a path and decodes the answer into v.
-func (c *client) get(ctx context.Context, path string, v any) error {
-	if err := c.check(); err != nil {
-		return err
-	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", c.socket)
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
-	if err != nil {
-		return err
-	}
-	response, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(request)
-	if err != nil {
-		return fmt.Errorf("the agent does not answer (does it run on this node, and are you root?): %w", err)
-	}
-	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16)) // what could be read is the best message there is
-		return fmt.Errorf("the agent says: %s", strings.TrimSpace(string(text)))
-	}
-	if err := json.NewDecoder(response.Body).Decode(v); err != nil {
-		return fmt.Errorf("read the agent's answer: %w", err)
-	}
-	return nil
+// agent is the agent to ask.
+func (c *client) agent() (api.Client, error) {
+	return api.Client{Socket: c.socket}, c.check()
 }
 
 // print writes v as JSON, or as the table that show writes.
@@ -73,6 +47,10 @@ func paint(w io.Writer, colour, text string) string {
 		return text
 	}
 	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return text
+	}
+	// The console of Windows shows escapes as text unless a program switches them on; Windows Terminal needs no switch.
+	if runtime.GOOS == "windows" && os.Getenv("WT_SESSION") == "" {
 		return text
 	}
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"

@@ -8,8 +8,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 func flowsCommand(c *client) *cobra.Command {
@@ -30,15 +30,19 @@ func flowsCommand(c *client) *cobra.Command {
 			"  weftctl flows --used | grep drop\n" +
 			"  weftctl flows node/worker-2 -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var flows []agent.FlowReport
-			if err := c.get(cmd.Context(), about("/v1/flows", args), &flows); err != nil {
+			agent, err := c.agent()
+			if err != nil {
+				return err
+			}
+			flows, err := agent.Flows(cmd.Context(), object(args))
+			if err != nil {
 				return err
 			}
 			if len(flows) == 0 && len(args) == 1 {
 				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes, kubectl get pods -A -o wide says which pod is where", args[0])
 			}
 			if used {
-				flows = slices.DeleteFunc(flows, func(f agent.FlowReport) bool { return f.Packets == 0 })
+				flows = slices.DeleteFunc(flows, func(f report.Flow) bool { return f.Packets == 0 })
 			}
 			return c.print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows, len(args) == 1) })
 		},
@@ -47,7 +51,7 @@ func flowsCommand(c *client) *cobra.Command {
 	return cmd
 }
 
-func showFlows(out io.Writer, flows []agent.FlowReport, withGroups bool) error {
+func showFlows(out io.Writer, flows []report.Flow, withGroups bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprint(w, "TABLE\tPRIO\tPACKETS\tOWNER\tMATCH\tACTIONS\n")
 	for _, f := range flows {
@@ -64,7 +68,7 @@ func showFlows(out io.Writer, flows []agent.FlowReport, withGroups bool) error {
 }
 
 // showGroups shows each group that flows lead to once, a bucket a line.
-func showGroups(w io.Writer, flows []agent.FlowReport) {
+func showGroups(w io.Writer, flows []report.Flow) {
 	shown := map[openflow.GroupID]bool{}
 	for _, f := range flows {
 		for _, g := range f.Groups {

@@ -10,7 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // version is set by the linker.
@@ -38,7 +38,7 @@ func newRoot() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.PersistentFlags().StringVar(&c.socket, "socket", agent.DefaultOperatorSocket, "the agent's Unix socket")
+	root.PersistentFlags().StringVar(&c.socket, "socket", api.DefaultSocket, "the agent's Unix socket")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table or json")
 	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c))
 	return root

@@ -5,19 +5,19 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 func TestPolicy(t *testing.T) {
 	many := []string{"a", "b", "c", "d", "e"}
-	web := agent.PolicyReport{Policy: "shop/web", Log: true, Rules: []agent.RuleReport{
+	web := report.Policy{Policy: "shop/web", Log: true, Rules: []report.Rule{
 		{Direction: model.Ingress, Rule: "0", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
-		{Direction: model.Ingress, Rule: agent.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
+		{Direction: model.Ingress, Rule: report.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
 	}}
-	broken := agent.PolicyReport{Policy: "shop/broken", Problem: "no such port", Rules: []agent.RuleReport{{Direction: model.Egress, Rule: agent.RuleDenied, Pods: many[:4]}}}
-	socket := serve(t, map[string]any{"/v1/policies": []agent.PolicyReport{broken, web}, "/v1/policies?object=shop%2Fweb": []agent.PolicyReport{web}, "/v1/policies?object=none": []agent.PolicyReport{}})
+	broken := report.Policy{Policy: "shop/broken", Problem: "no such port", Rules: []report.Rule{{Direction: model.Egress, Rule: report.RuleDenied, Pods: many[:4]}}}
+	socket := serve(t, map[string]any{"/v1/policies": []report.Policy{broken, web}, "/v1/policies?object=shop%2Fweb": []report.Policy{web}, "/v1/policies?object=none": []report.Policy{}})
 	for _, tc := range []struct {
 		args []string
 		want string
@@ -43,24 +43,24 @@ shop/web  Ingress    denied  3        222    a,b,c,d,e  realised, logged
 	if _, err := weftctl(socket, "policy", "none"); err == nil || !strings.Contains(err.Error(), "no policy none") {
 		t.Errorf("a policy that is not there gave %v", err)
 	}
-	out, err := weftctl(serve(t, map[string]any{"/v1/policies": []agent.PolicyReport{}}), "policy")
+	out, err := weftctl(serve(t, map[string]any{"/v1/policies": []report.Policy{}}), "policy")
 	if err != nil || !strings.Contains(out, "No policy selects") {
 		t.Errorf("without policies: %q, %v", out, err)
 	}
 }
 
 func TestService(t *testing.T) {
-	endpoint := func(text string, local bool, weight uint16) agent.EndpointReport {
-		return agent.EndpointReport{Address: netip.MustParseAddrPort(text), Local: local, Weight: weight}
+	endpoint := func(text string, local bool, weight uint16) report.Endpoint {
+		return report.Endpoint{Address: netip.MustParseAddrPort(text), Local: local, Weight: weight}
 	}
-	web := agent.ServiceReport{Service: "shop/web", Affinity: "3h0m0s", HealthCheckNodePort: 32000, HealthyEndpoints: 1, Frontends: []agent.FrontendReport{
+	web := report.Service{Service: "shop/web", Affinity: "3h0m0s", HealthCheckNodePort: 32000, HealthyEndpoints: 1, Frontends: []report.Frontend{
 		{Kind: "ClusterIP", Address: "10.96.0.80:80", Protocol: "TCP", Policy: "Cluster", Stats: openflow.Stats{Packets: 7},
-			Endpoints: []agent.EndpointReport{endpoint("10.244.0.2:8080", true, 1), endpoint("10.244.1.5:8080", false, 3), endpoint("10.244.1.6:8080", false, 1), endpoint("10.244.1.7:8080", false, 1), endpoint("10.244.1.8:8080", false, 1)}},
-		{Kind: "LoadBalancer", Address: "192.0.2.80:80", Protocol: "TCP", Policy: "Local", Sources: cidrs("198.51.100.0/24"), Endpoints: []agent.EndpointReport{endpoint("10.244.0.2:8080", true, 1)}},
+			Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1), endpoint("10.244.1.5:8080", false, 3), endpoint("10.244.1.6:8080", false, 1), endpoint("10.244.1.7:8080", false, 1), endpoint("10.244.1.8:8080", false, 1)}},
+		{Kind: "LoadBalancer", Address: "192.0.2.80:80", Protocol: "TCP", Policy: "Local", Sources: cidrs("198.51.100.0/24"), Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1)}},
 	}}
-	empty := agent.ServiceReport{Service: "shop/api", Frontends: []agent.FrontendReport{{Kind: "ClusterIP", Address: "[fd96::1]:80", Protocol: "UDP", Policy: "Cluster", Without: "rejected: there is no endpoint"}}}
-	broken := agent.ServiceReport{Service: "shop/broken", Problem: "spec.clusterIPs: bad"}
-	socket := serve(t, map[string]any{"/v1/services": []agent.ServiceReport{empty, broken, web}, "/v1/services?object=web": []agent.ServiceReport{web}, "/v1/services?object=none": []agent.ServiceReport{}})
+	empty := report.Service{Service: "shop/api", Frontends: []report.Frontend{{Kind: "ClusterIP", Address: "[fd96::1]:80", Protocol: "UDP", Policy: "Cluster", Without: "rejected: there is no endpoint"}}}
+	broken := report.Service{Service: "shop/broken", Problem: "spec.clusterIPs: bad"}
+	socket := serve(t, map[string]any{"/v1/services": []report.Service{empty, broken, web}, "/v1/services?object=web": []report.Service{web}, "/v1/services?object=none": []report.Service{}})
 	for _, tc := range []struct {
 		args []string
 		want string
@@ -91,10 +91,10 @@ shop/web tells load balancers at port 32000 of this node that it has 1 endpoints
 
 // With an object, the groups behind its flows are shown, each once.
 func TestFlowsShowGroups(t *testing.T) {
-	group := agent.GroupReport{ID: 1073741825, By: "hash of nw_src", Buckets: []agent.BucketReport{{ID: 5, Weight: 1, To: "10.244.0.2:8080", Remembered: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
-	list := []agent.FlowReport{
-		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=10.96.0.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []agent.GroupReport{group}},
-		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=192.0.2.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []agent.GroupReport{group}},
+	group := report.Group{ID: 1073741825, By: "hash of nw_src", Buckets: []report.Bucket{{ID: 5, Weight: 1, To: "10.244.0.2:8080", Remembered: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
+	list := []report.Flow{
+		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=10.96.0.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
+		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=192.0.2.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
 	}
 	socket := serve(t, map[string]any{"/v1/flows": list, "/v1/flows?object=web": list})
 	out, err := weftctl(socket, "flows", "web")

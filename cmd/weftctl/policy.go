@@ -3,13 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
-	"net/url"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 func policyCommand(c *client) *cobra.Command {
@@ -26,8 +25,12 @@ func policyCommand(c *client) *cobra.Command {
 			"  weftctl policy shop/database\n" +
 			"  weftctl policy -o json | jq '.[] | select(.problem)'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var policies []agent.PolicyReport
-			if err := c.get(cmd.Context(), about("/v1/policies", args), &policies); err != nil {
+			agent, err := c.agent()
+			if err != nil {
+				return err
+			}
+			policies, err := agent.Policies(cmd.Context(), object(args))
+			if err != nil {
 				return err
 			}
 			if len(policies) == 0 && len(args) == 1 {
@@ -38,15 +41,10 @@ func policyCommand(c *client) *cobra.Command {
 	}
 }
 
-// about is a path with the object that is asked for, if any.
-func about(path string, args []string) string {
-	if len(args) == 1 {
-		path += "?object=" + url.QueryEscape(args[0])
-	}
-	return path
-}
+// object is the object that is asked for; empty without one.
+func object(args []string) string { return strings.Join(args, "") }
 
-func showPolicies(out io.Writer, policies []agent.PolicyReport, all bool) error {
+func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(policies) == 0 {
 		fmt.Fprint(w, "No policy selects a pod of this node.\n")

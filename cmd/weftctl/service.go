@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 func serviceCommand(c *client) *cobra.Command {
@@ -24,8 +24,12 @@ func serviceCommand(c *client) *cobra.Command {
 			"  weftctl service shop/web\n" +
 			"  weftctl service -o json | jq -r '.[] | select(.problem).service'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var services []agent.ServiceReport
-			if err := c.get(cmd.Context(), about("/v1/services", args), &services); err != nil {
+			agent, err := c.agent()
+			if err != nil {
+				return err
+			}
+			services, err := agent.Services(cmd.Context(), object(args))
+			if err != nil {
 				return err
 			}
 			if len(services) == 0 && len(args) == 1 {
@@ -36,7 +40,7 @@ func serviceCommand(c *client) *cobra.Command {
 	}
 }
 
-func showServices(out io.Writer, services []agent.ServiceReport, all bool) error {
+func showServices(out io.Writer, services []report.Service, all bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if len(services) == 0 {
 		fmt.Fprint(w, "This node serves no Service.\n")
@@ -62,14 +66,14 @@ func showServices(out io.Writer, services []agent.ServiceReport, all bool) error
 }
 
 // trafficPolicy is the policy, and which clients are let in where not all are.
-func trafficPolicy(f agent.FrontendReport) string {
+func trafficPolicy(f report.Frontend) string {
 	if len(f.Sources) == 0 {
 		return f.Policy
 	}
 	return f.Policy + " from " + join(f.Sources)
 }
 
-func endpoints(f agent.FrontendReport) []string {
+func endpoints(f report.Frontend) []string {
 	list := make([]string, len(f.Endpoints))
 	for i, e := range f.Endpoints {
 		list[i] = e.Address.String()

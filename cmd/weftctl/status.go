@@ -12,8 +12,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 func statusCommand(c *client) *cobra.Command {
@@ -24,8 +24,12 @@ func statusCommand(c *client) *cobra.Command {
 		Example: "  weftctl status\n" +
 			"  weftctl status -o json | jq .drops",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var r agent.Report
-			if err := c.get(cmd.Context(), "/v1/status", &r); err != nil {
+			agent, err := c.agent()
+			if err != nil {
+				return err
+			}
+			r, err := agent.Status(cmd.Context())
+			if err != nil {
 				return err
 			}
 			return c.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showStatus(w, r) })
@@ -33,7 +37,7 @@ func statusCommand(c *client) *cobra.Command {
 	}
 }
 
-func showStatus(out io.Writer, r agent.Report) error {
+func showStatus(out io.Writer, r report.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	ready := paint(out, green, "ready")
 	if !r.Ready {
@@ -68,7 +72,7 @@ func showStatus(out io.Writer, r agent.Report) error {
 }
 
 // tunnel says how this node sends; what depends on the underlay is not known at once.
-func tunnel(r agent.Report) string {
+func tunnel(r report.Status) string {
 	if r.MTU == 0 {
 		return fmt.Sprintf("%s, %s datapath, underlay and MTU not known yet", r.Tunnel, r.Datapath)
 	}
@@ -76,7 +80,7 @@ func tunnel(r agent.Report) string {
 }
 
 // realised says how far the switch has what it shall have.
-func realised(s agent.SwitchReport) string {
+func realised(s report.Switch) string {
 	switch {
 	case s.Flows == 0:
 		return "none yet"
@@ -87,8 +91,8 @@ func realised(s agent.SwitchReport) string {
 }
 
 // news says how old the oldest news of a resource is, and which cannot be had.
-func news(feeds []agent.FeedReport) string {
-	oldest := slices.MaxFunc(feeds, func(a, b agent.FeedReport) int { return cmp.Compare(a.AgeSeconds, b.AgeSeconds) })
+func news(feeds []report.Feed) string {
+	oldest := slices.MaxFunc(feeds, func(a, b report.Feed) int { return cmp.Compare(a.AgeSeconds, b.AgeSeconds) })
 	age := time.Duration(oldest.AgeSeconds * float64(time.Second)).Round(time.Second)
 	text := fmt.Sprintf("of all resources within %s (%s)", age, oldest.Resource)
 	var failing []string
@@ -113,7 +117,7 @@ func counted(n int, which string, bad int, how string) string {
 
 // Sections without entries are left out: an agent that has just started knows neither pods nor nodes.
 
-func showPods(w, out io.Writer, pods []agent.PodReport) {
+func showPods(w, out io.Writer, pods []report.Pod) {
 	if len(pods) == 0 {
 		return
 	}
@@ -127,7 +131,7 @@ func showPods(w, out io.Writer, pods []agent.PodReport) {
 	}
 }
 
-func showNodes(w, out io.Writer, nodes []agent.NodeReport) {
+func showNodes(w, out io.Writer, nodes []report.Node) {
 	if len(nodes) == 0 {
 		return
 	}
@@ -146,12 +150,12 @@ func showNodes(w, out io.Writer, nodes []agent.NodeReport) {
 	}
 }
 
-func showDrops(w io.Writer, drops []agent.DropReport) {
+func showDrops(w io.Writer, drops []report.Drop) {
 	if len(drops) == 0 {
 		return
 	}
 	fmt.Fprint(w, "\nDROPPED BECAUSE\tPACKETS\tBYTES\n")
-	drops = slices.DeleteFunc(slices.Clone(drops), func(d agent.DropReport) bool { return d.Packets == 0 })
+	drops = slices.DeleteFunc(slices.Clone(drops), func(d report.Drop) bool { return d.Packets == 0 })
 	if len(drops) == 0 {
 		fmt.Fprint(w, "-\t0\t0\n")
 	}
@@ -161,7 +165,7 @@ func showDrops(w io.Writer, drops []agent.DropReport) {
 }
 
 // problems lists everything that is wrong now.
-func problems(r agent.Report) []string {
+func problems(r report.Status) []string {
 	list := append([]string{}, r.Problems...)
 	if r.Flows.Error != "" {
 		list = append(list, "switch: "+r.Flows.Error)

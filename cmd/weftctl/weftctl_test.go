@@ -12,9 +12,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // serve answers weftctl on a socket as an agent would, and gives the socket.
@@ -78,16 +78,16 @@ func cidrs(texts ...string) []netip.Prefix {
 	return list
 }
 
-func exampleReport() agent.Report {
-	return agent.Report{
+func exampleReport() report.Status {
+	return report.Status{
 		Node: "node1", Version: "v1", Ready: true, Tunnel: "geneve", Datapath: "system", MTU: 1450, Underlay: "eth0",
 		Addrs: addrs("172.30.0.11", "fd30::11"), PodCIDRs: cidrs("10.244.0.0/24", "fd44::/64"),
-		Objects: agent.ObjectCounts{Services: 12, Policies: 3},
-		API:     []agent.FeedReport{{Resource: "nodes", AgeSeconds: 3}, {Resource: "pods", AgeSeconds: 41.3}},
-		Flows:   agent.SwitchReport{Status: agent.Status{Realised: 8, Desired: 8, Flows: 61, Bundles: 7}},
-		Nodes:   []agent.NodeReport{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
-		Pods:    []agent.PodReport{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
-		Drops:   []agent.DropReport{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},
+		Objects: report.ObjectCounts{Services: 12, Policies: 3},
+		API:     []report.Feed{{Resource: "nodes", AgeSeconds: 3}, {Resource: "pods", AgeSeconds: 41.3}},
+		Flows:   report.Switch{Progress: report.Progress{Realised: 8, Desired: 8, Flows: 61, Bundles: 7}},
+		Nodes:   []report.Node{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
+		Pods:    []report.Pod{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
+		Drops:   []report.Drop{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},
 	}
 }
 
@@ -130,7 +130,7 @@ func TestStatusShowsProblems(t *testing.T) {
 	r.API[1].Error = "pods is forbidden"
 	r.Nodes[0].Unreachable = "node node2 has no podCIDRs"
 	r.Pods[0].Problem = "refused"
-	r.Restart = []agent.ChangeReport{{Key: "datapath", Old: "system", New: "netdev"}}
+	r.Restart = []report.Change{{Key: "datapath", Old: "system", New: "netdev"}}
 	r.Drops = nil
 	socket := serve(t, map[string]any{"/v1/status": r})
 	for range 5 {
@@ -169,7 +169,7 @@ node2  172.30.0.12  10.244.1.0/24,fd44:0:0:1::/64  node node2 has no podCIDRs
 // An agent that waits for Open vSwitch knows nothing but that.
 func TestStatusOfAnAgentThatStarts(t *testing.T) {
 	why := "waiting for OVSDB: dial unix /run/openvswitch/db.sock: no such file or directory"
-	r := agent.Report{Node: "node1", Version: "v1", NotReady: why, Tunnel: "geneve", Datapath: "system"}
+	r := report.Status{Node: "node1", Version: "v1", NotReady: why, Tunnel: "geneve", Datapath: "system"}
 	out, err := weftctl(serve(t, map[string]any{"/v1/status": r}), "status")
 	if err != nil {
 		t.Fatal(err)
@@ -184,8 +184,8 @@ Flows      none yet
 `)
 }
 
-func exampleFlows() []agent.FlowReport {
-	return []agent.FlowReport{
+func exampleFlows() []report.Flow {
+	return []report.Flow{
 		{Table: "Classifier", Priority: 100, Match: "in_port=web-123456", Actions: "set_field:0x1/0xf->reg0,goto_table:ARPND", Owner: "pod/shop/web", Stats: openflow.Stats{Packets: 12}},
 		{Table: "SpoofGuard", Priority: 80, Match: "ip,in_port=web-123456", Actions: "drop", Owner: "pod/shop/web", Reason: flows.SpoofedIP},
 		{Table: "Forwarding", TableID: 60, Priority: 0, Actions: "drop", Owner: "pipeline", Reason: flows.NoRoute, Stats: openflow.Stats{Packets: 1}},
@@ -193,7 +193,7 @@ func exampleFlows() []agent.FlowReport {
 }
 
 func TestFlows(t *testing.T) {
-	socket := serve(t, map[string]any{"/v1/flows": exampleFlows(), "/v1/flows?object=shop%2Fweb": exampleFlows()[:2], "/v1/flows?object=shop%2Fnone": []agent.FlowReport{}})
+	socket := serve(t, map[string]any{"/v1/flows": exampleFlows(), "/v1/flows?object=shop%2Fweb": exampleFlows()[:2], "/v1/flows?object=shop%2Fnone": []report.Flow{}})
 	for _, tc := range []struct {
 		args []string
 		want string
@@ -232,7 +232,7 @@ func TestJSONIsWhatTheAgentSays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var r agent.Report
+	var r report.Status
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatal(err)
 	}
@@ -240,7 +240,7 @@ func TestJSONIsWhatTheAgentSays(t *testing.T) {
 		t.Errorf("status -o json: %s", out)
 	}
 	out, err = weftctl(socket, "flows", "-o", "json")
-	var list []agent.FlowReport
+	var list []report.Flow
 	if err != nil || json.Unmarshal([]byte(out), &list) != nil || len(list) != 3 || !cmp.Equal(list, exampleFlows()) {
 		t.Errorf("flows -o json: %v\n%s", err, out)
 	}

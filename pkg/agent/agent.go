@@ -418,6 +418,3 @@ func (a *Agent) syncDatapath(ctx context.Context) error {
 	}
 	return errors.Join(err, tcpErr, limitErr)
 }
-
-// DefaultOperatorSocket is where weftctl finds the agent of its node.
-const DefaultOperatorSocket = "/run/weft/agent.sock"

@@ -17,14 +17,6 @@ const apiProblem = "API server"
 // apiCheckEvery is how often the age of the API server's news is looked at.
 const apiCheckEvery = 2 * time.Second
 
-// FeedReport is how current the objects of one resource are.
-type FeedReport struct {
-	Resource string `json:"resource"`
-	// AgeSeconds is how long ago the API server last told anything of it: an event, a bookmark or a list.
-	AgeSeconds float64 `json:"ageSeconds"`
-	Error      string  `json:"error,omitempty"`
-}
-
 // watchAPI keeps the problem of the API server until the context ends.
 func (a *Agent) watchAPI(ctx context.Context) {
 	for ctx.Err() == nil {
@@ -53,18 +45,6 @@ func (a *Agent) apiError() error {
 		}
 	}
 	return errors.New(missing)
-}
-
-func feedReports(feeds []kube.FeedStatus) []FeedReport {
-	list := make([]FeedReport, 0, len(feeds))
-	for _, f := range feeds {
-		r := FeedReport{Resource: f.Resource, AgeSeconds: f.Waiting.Seconds()}
-		if f.Err != nil {
-			r.Error = f.Err.Error()
-		}
-		list = append(list, r)
-	}
-	return list
 }
 
 // feedAges are the ages of the API server's news, and the pods that wait for some.

@@ -277,3 +277,13 @@ func TestCopyIsWholeOrNot(t *testing.T) {
 		t.Errorf("the directory has %v, %v", entries, err)
 	}
 }
+
+// web is a Service with every kind of address and an endpoint on this node and on another.
+func web() model.Service {
+	here, there := model.Endpoint{Addr: addr("10.244.1.2"), Port: 8080, Weight: 1}, model.Endpoint{Addr: addr("10.244.2.2"), Port: 8080, Weight: 2}
+	return model.Service{Name: "shop/web", Affinity: time.Hour, Ports: []model.ServicePort{{
+		Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.1"), NodePort: 30080, ExternalLocal: true, Elsewhere: true,
+		ExternalIPs: []netip.Addr{addr("192.0.2.9"), addr("192.0.2.1")}, LoadBalancerIPs: []netip.Addr{addr("192.0.2.1")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
+	}}}
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -75,7 +76,7 @@ type Loop struct {
 	pending state.Pending
 	queue   []request
 	waiting []request
-	status  Status
+	status  report.Programming
 	latest  *model.Snapshot
 	// settled is the snapshot that is in the switch, less the owners that are refused.
 	settled *model.Snapshot
@@ -127,30 +128,6 @@ var errStopped = errors.New("the agent is stopping, try again")
 type place struct {
 	table openflow.TableID
 	match string
-}
-
-// Status is how far the loop has come. SwitchReport has the names of owners as users write them.
-type Status struct {
-	// Revision of the snapshot that is wholly in the switch.
-	Realised uint64 `json:"realised"`
-	// Desired is the revision of the newest snapshot.
-	Desired uint64 `json:"desired"`
-	Flows   int    `json:"flows"`
-	Groups  int    `json:"groups"`
-	// Bundles is the number of changes sent to the switch; Repairs counts the flows and groups that somebody else had changed.
-	Bundles uint64 `json:"bundles"`
-	Repairs uint64 `json:"repairs"`
-	// ForeignFlows counts the flows on the bridge that Weft did not make; Foreign describes the first few.
-	ForeignFlows int      `json:"foreignFlows,omitempty"`
-	Foreign      []string `json:"foreign,omitempty"`
-	// Error says why the switch cannot be reached; empty when it can.
-	Error string `json:"error,omitempty"`
-	// Quarantined are the owners whose flows are not in the switch, but those that isolate pods, and why.
-	Quarantined map[model.Owner]string `json:"-"`
-	// Conflicts are match fields that several owners claim; the first has them.
-	Conflicts []flows.Conflict `json:"-"`
-	// Incomplete are the policies some of whose rules allow less than they say, and why.
-	Incomplete map[model.Owner]string `json:"-"`
 }
 
 // NewLoop makes the loop of a node.
@@ -287,7 +264,7 @@ func (l *Loop) RefusedOwner(o model.Owner) error {
 }
 
 // Status says how far the loop has come.
-func (l *Loop) Status() Status {
+func (l *Loop) Status() report.Programming {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.status

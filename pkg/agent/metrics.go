@@ -13,6 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -42,29 +43,29 @@ func (a *Agent) metrics() *prometheus.Registry {
 			return read(loop)
 		}
 	}
-	status := func(read func(Status) float64) func() float64 {
+	status := func(read func(report.Programming) float64) func() float64 {
 		return ofLoop(func(l *Loop) float64 { return read(l.Status()) })
 	}
-	gauge := func(name, help string, read func(Status) float64) {
+	gauge := func(name, help string, read func(report.Programming) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, status(read)))
 	}
-	counter := func(name, help string, read func(Status) float64) {
+	counter := func(name, help string, read func(report.Programming) float64) {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, status(read)))
 	}
-	gauge("weft_flows", "Flows that the switch shall hold.", func(s Status) float64 { return float64(s.Flows) })
-	gauge("weft_groups", "Groups that the switch shall hold.", func(s Status) float64 { return float64(s.Groups) })
-	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s Status) float64 { return float64(s.refusedOf(model.KindPolicy)) })
-	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s Status) float64 { return float64(s.Desired) })
-	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s Status) float64 { return float64(s.Realised) })
-	gauge("weft_quarantined", "Objects whose flows are refused.", func(s Status) float64 { return float64(len(s.Quarantined)) })
-	gauge("weft_conflicts", "Match fields that several objects claim.", func(s Status) float64 { return float64(len(s.Conflicts)) })
-	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s Status) float64 { return float64(s.ForeignFlows) })
-	counter("weft_bundles_total", "Changes sent to the switch.", func(s Status) float64 { return float64(s.Bundles) })
+	gauge("weft_flows", "Flows that the switch shall hold.", func(s report.Programming) float64 { return float64(s.Flows) })
+	gauge("weft_groups", "Groups that the switch shall hold.", func(s report.Programming) float64 { return float64(s.Groups) })
+	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
+	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 { return float64(s.Desired) })
+	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s report.Programming) float64 { return float64(s.Realised) })
+	gauge("weft_quarantined", "Objects whose flows are refused.", func(s report.Programming) float64 { return float64(len(s.Quarantined)) })
+	gauge("weft_conflicts", "Match fields that several objects claim.", func(s report.Programming) float64 { return float64(len(s.Conflicts)) })
+	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 { return float64(s.ForeignFlows) })
+	counter("weft_bundles_total", "Changes sent to the switch.", func(s report.Programming) float64 { return float64(s.Bundles) })
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weft_datapath_cache_purges_total",
 		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
 	}, ofLoop(func(*Loop) float64 { return float64(a.sw.Purges()) })))
-	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s Status) float64 { return float64(s.Repairs) })
+	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s report.Programming) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *Loop) float64 { return read(l.View()) })))
 	}
@@ -108,7 +109,7 @@ func (k kernelConnections) Collect(ch chan<- prometheus.Metric) {
 // switchCounters is what the switch counts, as of the last reading.
 type switchCounters struct {
 	agent *Agent
-	last  *reading[counts]
+	last  *reading[report.Counts]
 }
 
 func newSwitchCounters(a *Agent) switchCounters { return switchCounters{a, newReading(a.count)} }
@@ -129,10 +130,7 @@ func (switchCounters) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector. While the switch cannot be read, the counters stand still.
 func (c switchCounters) Collect(ch chan<- prometheus.Metric) {
-	c.agent.mu.Lock()
-	ready := c.agent.ready
-	c.agent.mu.Unlock()
-	if !ready {
+	if !c.agent.isReady() {
 		return
 	}
 	now, err := c.last.get()
@@ -140,24 +138,24 @@ func (c switchCounters) Collect(ch chan<- prometheus.Metric) {
 		c.agent.log.Warn("metrics: the switch cannot be read", "err", err)
 		now = c.agent.tally.latest()
 	}
-	now.collect(ch)
+	collectCounts(ch, now)
 }
 
-func (c counts) collect(ch chan<- prometheus.Metric) {
+func collectCounts(ch chan<- prometheus.Metric, c report.Counts) {
 	counter := func(d *prometheus.Desc, value uint64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
-	for reason, s := range c.drops {
+	for reason, s := range c.Drops {
 		counter(dropped, s.Packets, string(reason))
 	}
-	for id, s := range c.rules {
-		namespace, name, _ := strings.Cut(id.policy, "/")
-		rule, verdict := strconv.Itoa(id.rule), "allowed"
-		if id.rule == flows.Denied {
+	for id, s := range c.Rules {
+		namespace, name, _ := strings.Cut(id.Policy, "/")
+		rule, verdict := strconv.Itoa(id.Rule), "allowed"
+		if id.Rule == flows.Denied {
 			rule, verdict = "", "denied"
 		}
-		counter(policyPackets, s.Packets, namespace, name, string(id.direction), rule, verdict)
-		counter(policyBytes, s.Bytes, namespace, name, string(id.direction), rule, verdict)
+		counter(policyPackets, s.Packets, namespace, name, string(id.Direction), rule, verdict)
+		counter(policyBytes, s.Bytes, namespace, name, string(id.Direction), rule, verdict)
 	}
 }
 
@@ -188,10 +186,7 @@ func (occupancy) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (o occupancy) Collect(ch chan<- prometheus.Metric) {
-	o.agent.mu.Lock()
-	ready := o.agent.ready
-	o.agent.mu.Unlock()
-	if !ready {
+	if !o.agent.isReady() {
 		return
 	}
 	now, err := o.last.get()

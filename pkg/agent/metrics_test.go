@@ -18,6 +18,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // counted is a switch that holds what a snapshot asks for and has counted.
@@ -28,7 +29,7 @@ type counted struct {
 }
 
 // after reads the switch whose flows of these texts have counted so many packets of 100 bytes; the others have counted none.
-func (c *counted) after(packets map[string]uint64) counts {
+func (c *counted) after(packets map[string]uint64) report.Counts {
 	c.t.Helper()
 	desired, err := flows.Compile(c.view)
 	if err != nil {
@@ -83,7 +84,7 @@ func TestCountersOnlyGrow(t *testing.T) {
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}}}
 	both, one := policies(isolated("ns/p", a, b)), policies(isolated("ns/p", b))
 	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=goto_table:59", "ip,nw_dst=10.244.1.3 actions=goto_table:59"
-	denied := ruleID{"ns/p", model.Ingress, flows.Denied}
+	denied := report.RuleID{Policy: "ns/p", Direction: model.Ingress, Rule: flows.Denied}
 	for i, step := range []struct {
 		policies map[string]model.Policy
 		packets  map[string]uint64
@@ -97,16 +98,16 @@ func TestCountersOnlyGrow(t *testing.T) {
 	} {
 		c.view.Policies = step.policies
 		now := c.after(step.packets)
-		if got := now.drops[flows.PolicyIngress]; got.Packets != step.want {
+		if got := now.Drops[flows.PolicyIngress]; got.Packets != step.want {
 			t.Errorf("step %d: %d packets were dropped, want %d", i, got.Packets, step.want)
 		}
-		if got := now.rules[denied]; got != (openflow.Stats{Packets: step.want, Bytes: 100 * step.want}) {
+		if got := now.Rules[denied]; got != (openflow.Stats{Packets: step.want, Bytes: 100 * step.want}) {
 			t.Errorf("step %d: the policy denied %+v, want %d packets", i, got, step.want)
 		}
 	}
 	// Once there is no such policy there is no such counter; the drops stay.
 	c.view.Policies = nil
-	if now := c.after(nil); len(now.rules) > 0 || now.drops[flows.PolicyIngress].Packets != 18 {
+	if now := c.after(nil); len(now.Rules) > 0 || now.Drops[flows.PolicyIngress].Packets != 18 {
 		t.Errorf("without policies: %+v", now)
 	}
 }
@@ -124,15 +125,19 @@ func TestRulesAreCounted(t *testing.T) {
 		"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "nw_src=192.0.2.1,nw_dst=10.244.1.2,tp_dst=53 ": 2, "ip,nw_dst=10.244.1.2 actions=controller": 7,
 		"+trk,sctp,nw_dst=10.244.1.2": 1, "140,sctp,nw_dst=10.244.1.2": 4,
 	})
-	for id, want := range map[ruleID]uint64{
-		{"ns/p", model.Ingress, 3}: 20, {"ns/p", model.Ingress, 5}: 2, {"ns/p", model.Ingress, flows.Denied}: 7,
-		{"ns/logs", model.Ingress, 3}: 5, {"ns/logs", model.Ingress, 5}: 0, {"ns/logs", model.Ingress, flows.Denied}: 7,
+	type rule struct {
+		policy string
+		index  int
+	}
+	for r, want := range map[rule]uint64{
+		{"ns/p", 3}: 20, {"ns/p", 5}: 2, {"ns/p", flows.Denied}: 7, {"ns/logs", 3}: 5, {"ns/logs", 5}: 0, {"ns/logs", flows.Denied}: 7,
 	} {
-		if got, ok := now.rules[id]; !ok || got.Packets != want {
+		id := report.RuleID{Policy: r.policy, Direction: model.Ingress, Rule: r.index}
+		if got, ok := now.Rules[id]; !ok || got.Packets != want {
 			t.Errorf("%+v counted %+v, want %d packets", id, got, want)
 		}
 	}
-	if got := now.drops[flows.PolicyIngress].Packets; got != 7 {
+	if got := now.Drops[flows.PolicyIngress].Packets; got != 7 {
 		t.Errorf("%d packets were dropped, want 7", got)
 	}
 }
@@ -163,36 +168,10 @@ weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="5"
 }
 
 // collected are counts as a collector.
-type collected struct{ counts }
+type collected struct{ report.Counts }
 
 func (c collected) Describe(ch chan<- *prometheus.Desc) { switchCounters{}.Describe(ch) }
-func (c collected) Collect(ch chan<- prometheus.Metric) { c.collect(ch) }
-
-func TestPolicyReports(t *testing.T) {
-	a, b := addr("10.244.1.2"), addr("10.244.1.3")
-	broken := model.Policy{Name: "ns/broken", Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
-	p := isolated("ns/p", a, b)
-	p.Ingress.Rules[1].Pods = []netip.Addr{b}
-	view := &model.Snapshot{Policies: policies(p, broken), Attachments: map[model.AttachmentKey]model.Attachment{}}
-	att := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{a}}
-	view.Attachments[att.Key()] = att
-	now := counts{rules: map[ruleID]openflow.Stats{{"ns/p", model.Ingress, 3}: {Packets: 4, Bytes: 400}}}
-	status := Status{Quarantined: map[model.Owner]string{model.PolicyOwner("ns/broken"): "it cannot be understood"}}
-	reports := policyReports(view, status, now, "")
-	if len(reports) != 2 || reports[0].Policy != "ns/broken" || reports[0].Problem != "it cannot be understood" || len(reports[0].Rules) != 1 || reports[0].Rules[0].Rule != RuleDenied {
-		t.Fatalf("reports %+v", reports)
-	}
-	rules := reports[1].Rules
-	if len(rules) != 3 || rules[0].Rule != "3" || rules[0].Packets != 4 || !slices.Equal(rules[0].Pods, []string{"10.244.1.3", "web"}) ||
-		rules[1].Rule != "5" || !slices.Equal(rules[1].Pods, []string{"10.244.1.3"}) || rules[2].Rule != RuleDenied {
-		t.Errorf("rules %+v", rules)
-	}
-	for name, want := range map[string]int{"p": 1, "ns/p": 1, "other/p": 0, "": 2} {
-		if got := policyReports(view, status, now, name); len(got) != want {
-			t.Errorf("%q is %d policies, want %d", name, len(got), want)
-		}
-	}
-}
+func (c collected) Collect(ch chan<- prometheus.Metric) { collectCounts(ch, c.Counts) }
 
 // TestOccupancyMetrics: the kernel's datapath has no connections of its own, so it has no such metrics.
 func TestOccupancyMetrics(t *testing.T) {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -10,18 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/report"
 )
-
-// ObjectCounts say what the node's view holds.
-type ObjectCounts struct {
-	Services int `json:"services"`
-	// ServicesWithProblems are those of which a part cannot be used, or whose flows are refused.
-	ServicesWithProblems int `json:"servicesWithProblems"`
-	// Policies are those that select pods of this node.
-	Policies int `json:"policies"`
-	// PoliciesWithErrors are those that are invalid, over budget or quarantined: they isolate and allow nothing.
-	PoliciesWithErrors int `json:"policiesWithErrors"`
-}
 
 // objectProblem is told by the informers what of an object cannot be used, and of nil when all of it can.
 func (a *Agent) objectProblem(o model.Owner, err error) {
@@ -85,15 +74,7 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 // reportLost tells Kubernetes of Services that name external addresses which other Services have, or that are over
 // budget.
 func (a *Agent) reportLost(view *model.Snapshot) {
-	now := map[model.Owner]string{}
-	for name, s := range view.Services {
-		if len(s.Lost) > 0 {
-			now[model.ServiceOwner(name)] = describeLost(s.Lost)
-		}
-		if s.OverBudget != "" {
-			now[model.ServiceOwner(name)] = joinProblems(s.OverBudget, now[model.ServiceOwner(name)])
-		}
-	}
+	now := report.Losses(view)
 	a.mu.Lock()
 	before := a.lost
 	a.lost = now
@@ -108,44 +89,4 @@ func (a *Agent) reportLost(view *model.Snapshot) {
 			a.events.Warn(o, reason, what)
 		}
 	}
-}
-
-// describeLost names the first few addresses that a Service does not get, and why.
-func describeLost(lost []model.LostAddress) string {
-	const few = 5
-	list := make([]string, 0, few+1)
-	for _, l := range lost[:min(few, len(lost))] {
-		list = append(list, fmt.Sprintf("%s %s is Service %s's", l.At, l.Protocol, l.Winner))
-	}
-	if more := len(lost) - few; more > 0 {
-		list = append(list, fmt.Sprintf("and %d more", more))
-	}
-	return "external addresses that other Services have: " + strings.Join(list, ", ") +
-		" (load balancers' addresses go before externalIPs, older Services before younger ones); remove them from this Service"
-}
-
-// objectProblems are what the informers have told, and the addresses that Services do not get.
-func (a *Agent) objectProblems() map[model.Owner]string {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	all := maps.Clone(a.objects)
-	for o, what := range a.lost {
-		all[o] = joinProblems(all[o], what)
-	}
-	return all
-}
-
-// objectCounts counts what there is and what is wrong with it.
-func objectCounts(view *model.Snapshot, status Status, problems map[model.Owner]string) ObjectCounts {
-	c := ObjectCounts{Services: len(view.Services), Policies: len(view.Policies), PoliciesWithErrors: status.refusedOf(model.KindPolicy)}
-	bad := map[model.Owner]bool{}
-	for _, list := range []map[model.Owner]string{problems, status.Quarantined} {
-		for o := range list {
-			if o.Kind == model.KindService {
-				bad[o] = true
-			}
-		}
-	}
-	c.ServicesWithProblems = len(bad)
-	return c
 }

@@ -1,219 +1,116 @@
 package agent
 
 import (
-	"cmp"
 	"context"
-	"fmt"
+	"errors"
 	"maps"
-	"net/netip"
-	"slices"
-	"strings"
-	"time"
 
-	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
-// Report is what `weftctl status` shows of one node.
-type Report struct {
-	Node    string `json:"node"`
-	Version string `json:"version"`
-	Ready   bool   `json:"ready"`
-	// NotReady says what the agent waits for before it takes pods.
-	NotReady string           `json:"notReady,omitempty"`
-	Tunnel   model.TunnelType `json:"tunnelType"`
-	Datapath config.Datapath  `json:"datapath"`
-	MTU      int              `json:"mtu"`
-	Underlay string           `json:"underlay"`
-	Addrs    []netip.Addr     `json:"addresses"`
-	PodCIDRs []netip.Prefix   `json:"podCIDRs"`
-	Flows    SwitchReport     `json:"flows"`
-	Objects  ObjectCounts     `json:"objects"`
-	// FromCopy is when the copy was made that the agent works from; absent when it works from the API server.
-	FromCopy *time.Time `json:"fromCopy,omitempty"`
-	// API says how current the API server's objects are, by resource.
-	API []FeedReport `json:"api,omitempty"`
-	// Problems are what is wrong now, in the form "part: what".
-	Problems []string       `json:"problems,omitempty"`
-	Nodes    []NodeReport   `json:"nodes"`
-	Pods     []PodReport    `json:"pods"`
-	Drops    []DropReport   `json:"drops"`
-	Restart  []ChangeReport `json:"needsRestart,omitempty"`
-}
+// reporter gathers what reports are made of (api.Source). Any goroutine may use it.
+type reporter struct{ a *Agent }
 
-// SwitchReport is how far the switch has what it shall have.
-type SwitchReport struct {
-	Status
-	// Quarantined and Conflicts are the Status' own, with owners as users write them.
-	Quarantined map[string]string `json:"quarantined,omitempty"`
-	Conflicts   []string          `json:"conflicts,omitempty"`
-}
+// errNotProgrammed is the answer about the switch before the agent has written it.
+var errNotProgrammed = errors.New("the agent has not programmed the switch yet; see weftctl status")
 
-// NodeReport is another node as this one sees it.
-type NodeReport struct {
-	Name     string         `json:"name"`
-	Tunnel   netip.Addr     `json:"tunnelAddress"`
-	PodCIDRs []netip.Prefix `json:"podCIDRs"`
-	// Unreachable says why there is no way to its pods; empty when there is one.
-	Unreachable string `json:"unreachable,omitempty"`
-	// Rejected says which of its pod CIDRs are not used, and why.
-	Rejected []string `json:"rejected,omitempty"`
-}
-
-// PodReport is a pod of this node.
-type PodReport struct {
-	Pod    string       `json:"pod"`
-	IPs    []netip.Addr `json:"ips"`
-	Port   string       `json:"port"`
-	OFPort uint32       `json:"ofPort"`
-	// Problem says what is wrong with the pod's connection; empty when nothing is.
-	Problem string `json:"problem,omitempty"`
-}
-
-// DropReport counts the packets that were dropped for one reason.
-type DropReport struct {
-	Reason flows.Reason `json:"reason"`
-	openflow.Stats
-}
-
-// ChangeReport is a setting that waits for a restart of the agent.
-type ChangeReport struct {
-	Key string `json:"key"`
-	Old string `json:"running"`
-	New string `json:"configured"`
-}
-
-// report says how this node is. It works at any moment; what is not known yet is left out.
-func (a *Agent) report(ctx context.Context) Report {
-	a.mu.Lock()
-	r := Report{
-		Node: a.opt.Node, Version: a.opt.Version, Ready: a.ready, NotReady: a.notReadyLocked(),
-		Tunnel: a.cfg.TunnelType, Datapath: a.cfg.Datapath, MTU: a.mtu, Underlay: a.underlay,
-	}
-	if from := a.copyTime; !from.IsZero() {
-		r.FromCopy = &from
-	}
-	if why := a.degradedLocked(); why != "" {
-		r.Problems = append(r.Problems, why)
-	}
-	for _, part := range slices.Sorted(maps.Keys(a.problems)) {
-		r.Problems = append(r.Problems, part+": "+a.problems[part])
-	}
-	for _, c := range a.pending {
-		r.Restart = append(r.Restart, ChangeReport{c.Key, c.Old, c.New})
-	}
-	loop, watcher := a.loop, a.kube
-	a.mu.Unlock()
+// Status implements api.Source.
+func (r reporter) Status(ctx context.Context) report.Status {
+	in, loop, watcher := r.a.published()
 	if watcher != nil {
-		r.API = feedReports(watcher.Feeds())
+		in.API = feeds(watcher.Feeds())
 	}
 	if loop == nil {
-		return r
+		return report.NewStatus(in)
 	}
-	view := loop.View()
-	r.Tunnel, r.Addrs, r.PodCIDRs, r.Flows = view.Tunnel, view.Self.Addrs, view.Self.PodCIDRs, switchReport(loop.Status())
-	if n := r.Flows.ForeignFlows; n > 0 {
-		r.Problems = append(r.Problems, fmt.Sprintf("foreign flows: %d on bridge %s are not Weft's and may outrank its own; remove them "+
-			"(ovs-ofctl --strict del-flows): %s", n, model.BridgeName, strings.Join(r.Flows.Foreign, "; ")))
+	in.View, in.Programming = loop.View(), loop.Status()
+	in.Objects, in.Pods = r.a.objectProblems(), watcher.Pods()
+	if in.Ready {
+		in.Counts, in.CountsErr = r.a.count(ctx)
 	}
-	problems := a.objectProblems()
-	r.Objects = objectCounts(view, r.Flows.Status, problems)
-	for _, o := range slices.SortedFunc(maps.Keys(problems), model.Owner.Compare) {
-		r.Problems = append(r.Problems, o.String()+": "+problems[o])
-	}
-	if outside := view.OutsideClaims; outside.Pods > 0 {
-		r.Problems = append(r.Problems, fmt.Sprintf("policies: %d pods have addresses in their status that are outside "+
-			"the pod CIDRs of their nodes; policies ignore these (%s)", outside.Pods, outside.Example))
-	}
-	r.Nodes = nodeReports(view)
-	r.Pods = podReports(view, a.kube.Pods(), loop.Refused)
-	if !r.Ready {
-		return r
-	}
-	if now, err := a.count(ctx); err != nil {
-		r.Problems = append(r.Problems, "switch: "+err.Error())
-	} else {
-		r.Drops = dropReports(now)
-	}
-	return r
+	return report.NewStatus(in)
 }
 
-func switchReport(s Status) SwitchReport {
-	r := SwitchReport{Status: s, Quarantined: make(map[string]string, len(s.Quarantined))}
-	for _, o := range slices.SortedFunc(maps.Keys(s.Quarantined), model.Owner.Compare) { // of a pod's interfaces the last stands for all
-		r.Quarantined[o.String()] = s.Quarantined[o]
+// published copies what the Agent's mutex guards.
+func (a *Agent) published() (report.StatusInput, *Loop, *kube.Watcher) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	in := report.StatusInput{
+		Node: a.opt.Node, Version: a.opt.Version,
+		Ready: a.ready, NotReady: a.notReadyLocked(), Degraded: a.degradedLocked(),
+		Tunnel: a.cfg.TunnelType, Datapath: string(a.cfg.Datapath), MTU: a.mtu, Underlay: a.underlay,
+		FromCopy: a.copyTime, Problems: maps.Clone(a.problems),
 	}
-	for _, c := range s.Conflicts {
-		r.Conflicts = append(r.Conflicts, describeConflict(c))
+	for _, c := range a.pending {
+		in.Restart = append(in.Restart, report.Change{Key: c.Key, Old: c.Old, New: c.New})
 	}
-	return r
+	return in, a.loop, a.kube
 }
 
-// describeConflict names a few of the owners: thousands of policies may name one peer.
-func describeConflict(c flows.Conflict) string {
-	const few = 10
-	list := func(owners []model.Owner) string {
-		if more := len(owners) - few; more > 0 {
-			return fmt.Sprintf("%v and %d more", owners[:few], more)
+func feeds(list []kube.FeedStatus) []report.Feed {
+	feeds := make([]report.Feed, 0, len(list))
+	for _, f := range list {
+		r := report.Feed{Resource: f.Resource, AgeSeconds: f.Waiting.Seconds()}
+		if f.Err != nil {
+			r.Error = f.Err.Error()
 		}
-		return fmt.Sprint(owners)
+		feeds = append(feeds, r)
 	}
-	return fmt.Sprintf("%s is claimed by %s; left out are flows of %s", c.Key, list(c.Owners), list(c.Losers))
+	return feeds
 }
 
-func nodeReports(view *model.Snapshot) []NodeReport {
-	reports := []NodeReport{}
-	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
-		n := view.Nodes[name]
-		r := NodeReport{Name: name, Tunnel: n.TunnelAddr(), PodCIDRs: n.PodCIDRs}
-		path := view.Paths[name]
-		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
-		if path.Reachable() {
-			r.Tunnel = path.Remote
-		}
-		reports = append(reports, r)
+// Flows implements api.Source.
+func (r reporter) Flows(ctx context.Context, object string) ([]report.Flow, error) {
+	if !r.a.isReady() {
+		return nil, errNotProgrammed
 	}
-	return reports
+	actual, err := r.a.sw.Dump(ctx)
+	if err != nil {
+		return nil, err
+	}
+	desired, err := r.a.loop.Desired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return report.Flows(actual, desired, r.a.loop.View(), object), nil
 }
 
-// podReports sets what the switch has beside what the API server has.
-func podReports(view *model.Snapshot, known []model.Pod, refused func(model.Attachment) error) []PodReport {
-	byRef := map[string]model.Pod{}
-	for _, p := range known {
-		byRef[p.String()] = p
+// Services implements api.Source.
+func (r reporter) Services(ctx context.Context, object string) ([]report.Service, error) {
+	if !r.a.isReady() {
+		return nil, errNotProgrammed
 	}
-	reports := []PodReport{}
-	attached := map[string]bool{}
-	for _, att := range view.Attachments {
-		ref := att.Pod.String()
-		attached[ref] = true
-		r := PodReport{Pod: ref, IPs: att.IPs, Port: att.HostIfName, OFPort: att.OFPort}
-		if err := refused(att); err != nil {
-			r.Problem = err.Error()
-		}
-		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
-			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
-		}
-		if r.Problem == "" && view.Unknown[att.Key()] {
-			r.Problem = "closed until all policies of its namespace are known"
-		}
-		reports = append(reports, r)
+	actual, err := r.a.sw.Dump(ctx)
+	if err != nil {
+		return nil, err
 	}
-	for ref, p := range byRef {
-		if !p.HostNetwork && !p.Done() && !attached[ref] {
-			reports = append(reports, PodReport{Pod: ref, Problem: "not attached: the container runtime has not called weft-cni, or it failed (kubectl describe pod)"})
-		}
-	}
-	slices.SortFunc(reports, func(x, y PodReport) int { return cmp.Or(cmp.Compare(x.Pod, y.Pod), cmp.Compare(x.Port, y.Port)) })
-	return reports
+	return report.Services(r.a.loop.View(), r.a.loop.Status(), r.a.objectProblems(), actual.Flows, object), nil
 }
 
-func dropReports(now counts) []DropReport {
-	drops := []DropReport{}
-	for _, reason := range slices.Sorted(maps.Keys(now.drops)) {
-		drops = append(drops, DropReport{reason, now.drops[reason]})
+// Policies implements api.Source.
+func (r reporter) Policies(ctx context.Context, object string) ([]report.Policy, error) {
+	if !r.a.isReady() {
+		return nil, errNotProgrammed
 	}
-	return drops
+	counts, err := r.a.count(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return report.Policies(r.a.loop.View(), r.a.loop.Status(), counts, object), nil
+}
+
+// isReady says whether the switch was programmed once.
+func (a *Agent) isReady() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ready
+}
+
+// objectProblems are what the informers have told, and the addresses that Services do not get.
+func (a *Agent) objectProblems() map[model.Owner]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return report.MergeProblems(a.objects, a.lost)
 }

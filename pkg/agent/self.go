@@ -1,17 +1,13 @@
 package agent
 
 import (
-	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 const (
@@ -33,63 +29,16 @@ func (a *Agent) selfKnown(context.Context) error {
 		return fmt.Errorf("node %s has no podCIDRs yet; kube-controller-manager sets them with --allocate-node-cidrs",
 			self.Name)
 	case len(view.SelfPath().PodCIDRs) == 0:
-		return rejectedPodCIDRs(view, self.Name)
+		return report.RejectedPodCIDRs(view, self.Name)
 	}
 	return nil
 }
 
 // checkSelf names what is wrong with this node's object in a view. It is called for each.
 func (a *Agent) checkSelf(view *model.Snapshot) {
-	a.mu.Lock()
-	ready := a.ready
-	a.mu.Unlock()
-	if ready { // before, selfKnown says what is missing
-		a.setProblem(nodeProblem, selfProblem(view))
+	if a.isReady() { // before, selfKnown says what is missing
+		a.setProblem(nodeProblem, report.SelfProblem(view))
 	}
-}
-
-// selfProblem says which values of this node's object are not in use, and which pods are in the way.
-func selfProblem(view *model.Snapshot) error {
-	var errs []error
-	if view.SelfHeld != "" {
-		errs = append(errs, fmt.Errorf("node %s: %s", view.Self.Name, view.SelfHeld))
-	}
-	if pods := outsidePods(view); len(pods) > 0 {
-		const few = 10
-		names := strings.Join(pods[:min(few, len(pods))], ", ")
-		if more := len(pods) - few; more > 0 {
-			names += fmt.Sprintf(" and %d more", more)
-		}
-		cidrs, then := view.SelfPath().PodCIDRs, ""
-		if len(view.NewPodCIDRs) > 0 {
-			cidrs, then = view.NewPodCIDRs, "; no pod can start here before"
-		}
-		errs = append(errs, fmt.Errorf("pods with addresses outside of %v do not reach pods of other nodes: delete pod %s%s",
-			cidrs, names, then))
-	}
-	return errors.Join(errs...)
-}
-
-// outsidePods are the attached pods of which an address is outside of the pod CIDRs that the Node object has, in order.
-func outsidePods(view *model.Snapshot) []string {
-	cidrs := view.NewPodCIDRs
-	if len(cidrs) == 0 {
-		cidrs = view.SelfPath().PodCIDRs
-	}
-	if len(cidrs) == 0 {
-		return nil
-	}
-	var pods []string
-	for _, att := range view.Attachments {
-		outside := func(ip netip.Addr) bool {
-			return !slices.ContainsFunc(cidrs, func(p netip.Prefix) bool { return p.Contains(ip) })
-		}
-		if slices.ContainsFunc(att.IPs, outside) {
-			pods = append(pods, att.Pod.String())
-		}
-	}
-	slices.SortFunc(pods, cmp.Compare[string])
-	return slices.Compact(pods)
 }
 
 // setUnavailable takes note of whether this node's condition NetworkUnavailable has to be set.

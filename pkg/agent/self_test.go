@@ -18,6 +18,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -40,7 +41,7 @@ func TestPodCIDRsChange(t *testing.T) {
 		t.Helper()
 		a.loop.Gather()
 		got := ""
-		if err := selfProblem(a.loop.View()); err != nil {
+		if err := report.SelfProblem(a.loop.View()); err != nil {
 			got = err.Error()
 		}
 		if s := a.settings(); got != problem || s.NoAddresses != refusal || len(s.PodCIDRs) != 1 {

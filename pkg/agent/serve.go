@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -10,31 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // serveOperator answers weftctl, for root only.
 func (a *Agent) serveOperator(ctx context.Context) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) {
-		answer(w, a.report(r.Context()), nil)
-	})
-	// ask is a question about what is in the switch, about an object or, when that is empty, about everything.
-	ask := func(path string, read func(ctx context.Context, object string) (any, error)) {
-		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
-			a.mu.Lock()
-			ready := a.ready
-			a.mu.Unlock()
-			if !ready {
-				answer(w, nil, errors.New("the agent has not programmed the switch yet; see weftctl status"))
-				return
-			}
-			v, err := read(r.Context(), r.URL.Query().Get("object"))
-			answer(w, v, err)
-		})
-	}
-	ask("/v1/flows", func(ctx context.Context, object string) (any, error) { return a.flowReports(ctx, object) })
-	ask("/v1/policies", func(ctx context.Context, object string) (any, error) { return a.policyReports(ctx, object) })
-	ask("/v1/services", func(ctx context.Context, object string) (any, error) { return a.serviceReports(ctx, object) })
 	if err := os.MkdirAll(filepath.Dir(a.opt.OperatorSocket), 0o700); err != nil {
 		return fmt.Errorf("serve weftctl: %w", err)
 	}
@@ -49,17 +29,7 @@ func (a *Agent) serveOperator(ctx context.Context) error {
 	if err := os.Chmod(a.opt.OperatorSocket, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("serve weftctl: %w", err), listener.Close())
 	}
-	return serve(ctx, listener, mux)
-}
-
-func answer(w http.ResponseWriter, v any, err error) {
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	// The reader may be gone; there is nobody else to tell.
-	_ = json.NewEncoder(w).Encode(v)
+	return serve(ctx, listener, api.Handler(reporter{a}))
 }
 
 func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {

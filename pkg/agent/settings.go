@@ -9,13 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -104,7 +104,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	notify(a.pokeConnections) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
-	return errors.Join(mtuErr, rejectedPodCIDRs(view, view.Self.Name), err)
+	return errors.Join(mtuErr, report.RejectedPodCIDRs(view, view.Self.Name), err)
 }
 
 // nodePortAddrs are the addresses that a checked setting nodePortAddresses stands for.
@@ -143,16 +143,9 @@ func podCIDRs(view *model.Snapshot) (own, remote []netip.Prefix, invalid error) 
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		remote = append(remote, view.Paths[name].PodCIDRs...)
-		errs = append(errs, rejectedPodCIDRs(view, name))
+		errs = append(errs, report.RejectedPodCIDRs(view, name))
 	}
 	return view.SelfPath().PodCIDRs, remote, errors.Join(errs...)
-}
-
-func rejectedPodCIDRs(view *model.Snapshot, node string) error {
-	if rejected := view.Paths[node].Rejected; len(rejected) > 0 {
-		return fmt.Errorf("node %s: %s", node, strings.Join(rejected, "; "))
-	}
-	return nil
 }
 
 // flushConnections removes connections without the translation that they should have from the kernel's table. It may

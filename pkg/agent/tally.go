@@ -8,6 +8,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // tally adds up what flows count: dropped packets by reason, and what policies decide. A sum over flows would fall when one of
@@ -17,7 +18,7 @@ type tally struct {
 	mu    sync.Mutex // also while the switch is read: an older reading must not come after a newer one
 	last  map[flowID]openflow.Stats
 	drops map[flows.Reason]openflow.Stats
-	rules map[ruleID]openflow.Stats
+	rules map[report.RuleID]openflow.Stats
 	// counters are the flows that count for each policy, as long as the policy does not change.
 	counters map[string]policyCounters
 }
@@ -28,49 +29,40 @@ type flowID struct {
 	cookie uint64
 }
 
-// ruleID is a rule of a policy, or what the policy denies.
-type ruleID struct {
-	policy    string // namespace/name
-	direction model.Direction
-	rule      int // from 0, or flows.Denied
-}
-
 type policyCounters struct {
 	of    model.Policy
 	flows []flows.Counter
 }
 
-// counts are a tally's sums at one moment. Nobody changes them.
-type counts struct {
-	drops map[flows.Reason]openflow.Stats
-	rules map[ruleID]openflow.Stats
-}
-
 // count reads the switch once for everything that is counted.
-func (a *Agent) count(ctx context.Context) (counts, error) {
+func (a *Agent) count(ctx context.Context) (report.Counts, error) {
 	a.tally.mu.Lock()
 	defer a.tally.mu.Unlock()
 	actual, err := a.sw.Dump(ctx)
 	if err != nil {
-		return counts{}, err
+		return report.Counts{}, err
 	}
 	desired, err := a.loop.Desired(ctx)
 	if err != nil {
-		return counts{}, err
+		return report.Counts{}, err
 	}
 	return a.tally.add(actual.Flows, desired, a.loop.View().Policies)
 }
 
 // add adds what the flows have counted since the last time. It knows no drops and rules but those that exist now.
-func (t *tally) add(actual []openflow.Entry, desired flows.Desired, policies map[string]model.Policy) (counts, error) {
+func (t *tally) add(
+	actual []openflow.Entry, desired flows.Desired, policies map[string]model.Policy,
+) (report.Counts, error) {
 	rules, byFlow, err := t.index(policies)
 	if err != nil {
-		return counts{}, err
+		return report.Counts{}, err
 	}
-	now := counts{drops: map[flows.Reason]openflow.Stats{}, rules: make(map[ruleID]openflow.Stats, len(rules))}
-	maps.Copy(now.drops, t.drops)
+	now := report.Counts{
+		Drops: map[flows.Reason]openflow.Stats{}, Rules: make(map[report.RuleID]openflow.Stats, len(rules)),
+	}
+	maps.Copy(now.Drops, t.drops)
 	for id := range rules {
-		now.rules[id] = t.rules[id]
+		now.Rules[id] = t.rules[id]
 	}
 	last := make(map[flowID]openflow.Stats, len(t.last))
 	for _, e := range actual {
@@ -90,26 +82,28 @@ func (t *tally) add(actual []openflow.Entry, desired flows.Desired, policies map
 			since.Bytes -= before.Bytes
 		}
 		if want.Reason != "" {
-			now.drops[want.Reason] = plus(now.drops[want.Reason], since)
+			now.Drops[want.Reason] = plus(now.Drops[want.Reason], since)
 		}
 		for _, rule := range counted {
-			now.rules[rule] = plus(now.rules[rule], since)
+			now.Rules[rule] = plus(now.Rules[rule], since)
 		}
 	}
-	t.last, t.drops, t.rules = last, now.drops, now.rules // which nobody changes from here on
+	t.last, t.drops, t.rules = last, now.Drops, now.Rules // never written from here on
 	return now, nil
 }
 
 // latest is what the last reading of the switch came to.
-func (t *tally) latest() counts {
+func (t *tally) latest() report.Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return counts{t.drops, t.rules}
+	return report.Counts{Drops: t.drops, Rules: t.rules}
 }
 
 // index says which rules there are, and for which of them each flow counts. A flow counts once for a rule that has it twice.
-func (t *tally) index(policies map[string]model.Policy) (rules map[ruleID]bool, byFlow map[openflow.Key][]ruleID, err error) {
-	rules, byFlow = map[ruleID]bool{}, map[openflow.Key][]ruleID{}
+func (t *tally) index(
+	policies map[string]model.Policy,
+) (rules map[report.RuleID]bool, byFlow map[openflow.Key][]report.RuleID, err error) {
+	rules, byFlow = map[report.RuleID]bool{}, map[openflow.Key][]report.RuleID{}
 	counters := make(map[string]policyCounters, len(policies))
 	for name, p := range policies {
 		known, ok := t.counters[name]
@@ -121,7 +115,7 @@ func (t *tally) index(policies map[string]model.Policy) (rules map[ruleID]bool, 
 		}
 		counters[name] = known
 		for _, c := range known.flows {
-			id := ruleID{name, c.Direction, c.Rule}
+			id := report.RuleID{Policy: name, Direction: c.Direction, Rule: c.Rule}
 			rules[id] = true
 			if list := byFlow[c.Key]; len(list) == 0 || list[len(list)-1] != id {
 				byFlow[c.Key] = append(list, id)

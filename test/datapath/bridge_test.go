@@ -10,14 +10,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // wrong is what is not as it was expected after a repair: traffic, or the agent's own report.
-func (m mesh) wrong(t *testing.T, before agent.Report) error {
+func (m mesh) wrong(t *testing.T, before report.Status) error {
 	t.Helper()
 	now := m.report(t, "node1")
 	if len(now.Problems) > 0 || !now.Ready {

@@ -10,8 +10,8 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab/datapath"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/sandbox"
@@ -51,7 +51,7 @@ nft add rule inet chaos out tcp dport 6443 drop`
 			c.damage("node1", away)
 			agentKilled(c, "node1")
 			time.Sleep(5 * time.Second)
-			if r := new(agent.Report); c.ask("node1", "/v1/status", r) == nil && r.Ready {
+			if r := new(report.Status); c.ask("node1", "/v1/status", r) == nil && r.Ready {
 				c.t.Error("the agent is ready without the API server: it is not away")
 			}
 			c.damage("node1", "nft delete table inet chaos")

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
@@ -143,7 +143,7 @@ func (c *chaos) unsettled() error {
 		}
 	}
 	for _, node := range []string{"node1", "node2"} {
-		var r agent.Report
+		var r report.Status
 		if err := c.ask(node, "/v1/status", &r); err != nil {
 			return fmt.Errorf("the agent of %s: %w", node, err)
 		}
@@ -171,7 +171,7 @@ func (c *chaos) freshCompile() {
 	agentKilled(c, "node1", "node2")
 	c.settle("the last start of the agents")
 	for _, node := range []string{"node1", "node2"} {
-		var r agent.Report
+		var r report.Status
 		if err := c.ask(node, "/v1/status", &r); err != nil {
 			c.t.Fatal(err)
 		}
@@ -292,7 +292,7 @@ func (c *chaos) show(node, script string) {
 func (c *chaos) objects() string {
 	var text strings.Builder
 	for _, node := range []string{"node1", "node2"} {
-		var r agent.Report
+		var r report.Status
 		err := c.ask(node, "/v1/status", &r)
 		fmt.Fprintf(&text, "%s: %+v, %d pods %v; ", node, r.Objects, len(r.Pods), err)
 	}

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
@@ -74,9 +74,9 @@ func up(t *testing.T, family lab.Family, tunnel model.TunnelType) mesh {
 }
 
 // report is what the agent of a node says.
-func (m mesh) report(t *testing.T, node string) agent.Report {
+func (m mesh) report(t *testing.T, node string) report.Status {
 	t.Helper()
-	var r agent.Report
+	var r report.Status
 	if err := json.Unmarshal([]byte(m.Run("node/"+node, labtest.Program(t, "weftctl"), "status", "-o", "json")), &r); err != nil {
 		t.Fatal(err)
 	}

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
@@ -142,12 +142,12 @@ func TestPolicyThatCannotBeUnderstood(t *testing.T) {
 		one.closes(t, "a policy that cannot be understood", edit)
 	}
 	labtest.Eventually(t, 10*time.Second, func() error {
-		var policies []agent.PolicyReport
+		var policies []report.Policy
 		w.report(t, "node1", "/v1/policies", &policies)
 		if len(policies) != 1 || policies[0].Problem == "" {
 			return fmt.Errorf("the agent says of its policies: %+v", policies)
 		}
-		var status agent.Report
+		var status report.Status
 		w.report(t, "node1", "/v1/status", &status)
 		if status.Flows.Quarantined["policy/bad/wrong"] == "" {
 			return fmt.Errorf("the agent's status has in quarantine: %v", status.Flows.Quarantined)
@@ -165,7 +165,7 @@ func TestPolicyThatCannotBeUnderstood(t *testing.T) {
 		one.opens(t, "it is mended", edit)
 	}
 	labtest.Eventually(t, testenv.Patience(10*time.Second), func() error {
-		var status agent.Report
+		var status report.Status
 		w.report(t, "node1", "/v1/status", &status)
 		if len(status.Flows.Quarantined) > 0 {
 			return fmt.Errorf("the agent's status has in quarantine: %v", status.Flows.Quarantined)

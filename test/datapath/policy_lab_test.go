@@ -18,7 +18,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
@@ -163,7 +163,7 @@ func (w *walled) enforces(t *testing.T, node, namespace string, names ...string)
 	t.Helper()
 	slices.Sort(names)
 	labtest.Eventually(t, 20*time.Second, func() error {
-		var reports []agent.PolicyReport
+		var reports []report.Policy
 		w.report(t, node, "/v1/policies", &reports)
 		have := []string{}
 		for _, r := range reports {
@@ -174,7 +174,7 @@ func (w *walled) enforces(t *testing.T, node, namespace string, names ...string)
 		if !slices.Equal(have, names) {
 			return fmt.Errorf("the agent of %s has the policies %v of %s, want %v", node, have, namespace, names)
 		}
-		var status agent.Report
+		var status report.Status
 		w.report(t, node, "/v1/status", &status)
 		if f := status.Flows; f.Realised != f.Desired {
 			return fmt.Errorf("the switch of %s has revision %d of %d", node, f.Realised, f.Desired)

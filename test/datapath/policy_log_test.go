@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
@@ -91,13 +91,13 @@ func TestPolicyLog(t *testing.T) {
 	seconds := int(time.Since(begun).Seconds()) + 1
 	var denied uint64
 	labtest.Eventually(t, 20*time.Second, func() error {
-		var policies []agent.PolicyReport
+		var policies []report.Policy
 		if err := json.Unmarshal([]byte(l.Run("node/node1", labtest.Program(t, "weftctl"), "policy", "logs/server", "-o", "json")), &policies); err != nil {
 			return err
 		}
 		before := denied
 		for _, r := range policies[0].Rules {
-			if r.Rule == agent.RuleDenied {
+			if r.Rule == report.RuleDenied {
 				denied = r.Packets
 			}
 		}

@@ -11,23 +11,23 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
-func flow(table string, id uint8, owner, match, actions string, packets uint64) agent.FlowReport {
-	return agent.FlowReport{Table: table, TableID: id, Priority: 100, Match: match, Actions: actions, Owner: owner, Stats: openflow.Stats{Packets: packets}}
+func flow(table string, id uint8, owner, match, actions string, packets uint64) report.Flow {
+	return report.Flow{Table: table, TableID: id, Priority: 100, Match: match, Actions: actions, Owner: owner, Stats: openflow.Stats{Packets: packets}}
 }
 
 func TestOnlyFlowsThatGrewAreShown(t *testing.T) {
 	const toTunnel = "set_field:0a:57:65:66:74:01->eth_src,set_field:0a:57:65:66:74:01->eth_dst,set_field:172.30.0.12->tun_dst,set_field:weft-geneve->reg1,goto_table:Output"
-	before := []agent.FlowReport{
+	before := []report.Flow{
 		flow("Classifier", 0, "pod/demo/client", "in_port=client-1", "set_field:0x1/0xf->reg0,goto_table:ARPND", 5),
 		flow("Classifier", 0, "pipeline", "in_port=weft0", "set_field:0x3/0xf->reg0,goto_table:ARPND", 7),
 		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 900),
 		flow("Forwarding", 60, "node/node2", "ip,nw_dst=10.244.1.0/24", toTunnel, 0),
 	}
-	after := []agent.FlowReport{
+	after := []report.Flow{
 		flow("Classifier", 0, "pod/demo/client", "in_port=client-1", "set_field:0x1/0xf->reg0,goto_table:ARPND", 15),
 		flow("Classifier", 0, "pipeline", "in_port=weft0", "set_field:0x3/0xf->reg0,goto_table:ARPND", 9), // fewer than were sent
 		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 20),                             // made anew

@@ -5,25 +5,25 @@ import (
 	"strings"
 	"text/tabwriter"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // hit is a flow that packets took, and how many.
 type hit struct {
-	agent.FlowReport
+	report.Flow
 	packets uint64
 }
 
 // grown lists the flows whose counters grew by at least so many packets, in the order of the second reading.
-func grown(before, after []agent.FlowReport, atLeast uint64) []hit {
+func grown(before, after []report.Flow, atLeast uint64) []hit {
 	type key struct {
 		table    uint8
 		priority uint16
 		match    string
 	}
-	of := func(f agent.FlowReport) key { return key{f.TableID, f.Priority, f.Match} }
+	of := func(f report.Flow) key { return key{f.TableID, f.Priority, f.Match} }
 	had := map[key]uint64{}
 	for _, f := range before {
 		had[of(f)] = f.Packets

@@ -13,7 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
 
@@ -133,7 +133,7 @@ const (
 func (t *tour) flows(ctx context.Context, a app) error {
 	here, there := a.client.Spec.NodeName, a.remote.Spec.NodeName
 	t.out.chapter(fmt.Sprintf("The flows that %d pings and their answers take, on both nodes", pings))
-	before := map[string][]agent.FlowReport{}
+	before := map[string][]report.Flow{}
 	for _, pod := range []corev1.Pod{a.client, a.remote} {
 		var err error
 		if before[pod.Spec.NodeName], err = t.quiet(ctx, pod); err != nil {
@@ -177,20 +177,20 @@ func (t *tour) flows(ctx context.Context, a app) error {
 }
 
 // readFlows asks the agent of a node for its flows and their counters.
-func (t *tour) readFlows(ctx context.Context, node string) ([]agent.FlowReport, error) {
-	var list []agent.FlowReport
+func (t *tour) readFlows(ctx context.Context, node string) ([]report.Flow, error) {
+	var list []report.Flow
 	err := t.kube.get(ctx, &list, t.onAgent(node, "weftctl", "flows", "-o", "json")...)
 	return list, err
 }
 
 // quiet reads the flows of a pod's node when Open vSwitch has counted what the pod did before: two readings of its flows a
 // revalidation apart are equal. The node has other traffic, which never ends.
-func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]agent.FlowReport, error) {
+func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]report.Flow, error) {
 	node, owner := pod.Spec.NodeName, "pod/"+pod.Namespace+"/"+pod.Name
-	ofPod := func(list []agent.FlowReport) []agent.FlowReport {
-		return slices.DeleteFunc(slices.Clone(list), func(f agent.FlowReport) bool { return f.Owner != owner })
+	ofPod := func(list []report.Flow) []report.Flow {
+		return slices.DeleteFunc(slices.Clone(list), func(f report.Flow) bool { return f.Owner != owner })
 	}
-	var last []agent.FlowReport
+	var last []report.Flow
 	var read time.Time
 	err := poll(ctx, settleTimeout, func(ctx context.Context) error {
 		if time.Since(read) < time.Second {

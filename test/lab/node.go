@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -15,7 +14,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 	"github.com/weft-cni/weft/test/lab/datapath"
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
@@ -183,16 +183,10 @@ func (l *Lab) keepAgent(ctx context.Context, n *node) {
 }
 
 // report asks the node's agent how it is, as weftctl status does.
-func (n *node) report(ctx context.Context) (agent.Report, error) {
-	var r agent.Report
+func (n *node) report(ctx context.Context) (report.Status, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", n.path(agentSocket))
-	}}
-	defer transport.CloseIdleConnections()
-	err := getJSON(ctx, &http.Client{Transport: transport}, http.MethodGet, "http://agent/v1/status", &r)
+	r, err := api.Client{Socket: n.path(agentSocket)}.Status(ctx)
 	if err != nil {
 		return r, fmt.Errorf("ask the agent of node %s: %w", n.name, err)
 	}

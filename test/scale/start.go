@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,7 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/weft-cni/weft/pkg/agent"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // localPod is a pod of this node, as the scheduler leaves it.
@@ -64,7 +61,8 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	r.number("agent's memory 2 s later (VmRSS)", m.now, "MB", aimed)
 	r.number("of that, pages of the program's file (RssFile)", m.file, "MB", 0)
 	r.number("agent's memory at most until then (VmHWM)", m.most, "MB", 0)
-	s, err := n.status(ctx)
+	// It makes the agent read the whole switch, so it is not for polling.
+	s, err := api.Client{Socket: filepath.Join(n.dir, "agent.sock")}.Status(ctx)
 	if err != nil {
 		return err
 	}
@@ -126,7 +124,7 @@ func (n *node) vswitchd() (int, error) {
 // programmed waits until the switch has as many Services as there are, before few more are measured.
 func (n *node) programmed(ctx context.Context, services int) error {
 	for begun := time.Now(); ; {
-		s, err := n.status(ctx)
+		s, err := api.Client{Socket: filepath.Join(n.dir, "agent.sock")}.Status(ctx)
 		switch {
 		case err == nil && s.Flows.Groups >= services && s.Flows.Realised == s.Flows.Desired:
 			return nil
@@ -139,24 +137,4 @@ func (n *node) programmed(ctx context.Context, services int) error {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
-}
-
-// status asks as weftctl does. It makes the agent read the whole switch, so it is not for polling.
-func (n *node) status(ctx context.Context) (agent.Report, error) {
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", filepath.Join(n.dir, "agent.sock"))
-	}}
-	defer transport.CloseIdleConnections()
-	var s agent.Report
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/v1/status", http.NoBody)
-	if err != nil {
-		return s, err
-	}
-	response, err := (&http.Client{Transport: transport}).Do(request)
-	if err != nil {
-		return s, fmt.Errorf("ask the agent: %w", err)
-	}
-	defer response.Body.Close()
-	return s, json.NewDecoder(response.Body).Decode(&s)
 }

@@ -1,7 +1,6 @@
-package agent
+package report
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,46 +10,62 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// FlowReport is one flow of the switch with what it is there for.
-type FlowReport struct {
+// Flow is a flow of the switch, with the object that it exists for.
+type Flow struct {
+	// Table is the table's name, TableID its number.
 	Table    string `json:"table"`
 	TableID  uint8  `json:"tableID"`
 	Priority uint16 `json:"priority"`
-	Match    string `json:"match"`
-	Actions  string `json:"actions"`
-	Cookie   string `json:"cookie"`
-	// Owner is the object that the flow exists for, or "foreign" when Weft did not make it.
-	Owner  string       `json:"owner"`
+	// Match and Actions are as ovs-ofctl(8) writes them, with the names of ports and tables. An empty Match is every
+	// packet.
+	Match   string `json:"match"`
+	Actions string `json:"actions"`
+	// Cookie is hexadecimal, with 0x in front.
+	Cookie string `json:"cookie"`
+	// Owner is the object that the flow exists for as users write it, KIND/(gone) when the agent has no such object
+	// any more, or "foreign" when Weft did not make the flow.
+	Owner string `json:"owner"`
+	// Reason says why the flow drops packets; absent when it does not, or is not as Weft wants it.
 	Reason flows.Reason `json:"reason,omitempty"`
+	// Stats are the packets and bytes since the flow was added.
 	openflow.Stats
 	// Groups are those that the flow leads to, and those that these lead to.
-	Groups []GroupReport `json:"groups,omitempty"`
+	Groups []Group `json:"groups,omitempty"`
 }
 
-// flowReports reads the switch and says of every flow what it is there for; with an object's name, of the flows that concern it.
-func (a *Agent) flowReports(ctx context.Context, object string) ([]FlowReport, error) {
-	actual, err := a.sw.Dump(ctx)
-	if err != nil {
-		return nil, err
-	}
-	desired, err := a.loop.Desired(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return flowReports(actual, desired, a.loop.View(), object), nil
+// Group is a group of the switch: it selects among a Service's endpoints.
+type Group struct {
+	ID openflow.GroupID `json:"id"`
+	// By says how it selects, in the words of ovs-ofctl(8).
+	By      string   `json:"by"`
+	Buckets []Bucket `json:"buckets"`
 }
 
-func flowReports(actual openflow.Contents, desired flows.Desired, view *model.Snapshot, object string) []FlowReport {
+// Bucket is one of a group's choices.
+type Bucket struct {
+	ID uint32 `json:"id"`
+	// Weight is this bucket's share, relative to the others of the group.
+	Weight uint16 `json:"weight"`
+	// To is the endpoint, or "group N" where the choice is made in two steps.
+	To string `json:"to"`
+	// Remembered says that the switch remembers the choice for the client.
+	Remembered bool `json:"remembered,omitempty"`
+}
+
+// Flows makes the list of the switch's flows in the order a packet meets them; with an object's name, of those that
+// exist because of it. See concerns for names. It does not change its arguments.
+func Flows(actual openflow.Contents, desired flows.Desired, view *model.Snapshot, object string) []Flow {
 	ports, wanted := portNames(view), wantedBy(view, object)
 	owners := map[uint64]model.Owner{}
 	for _, f := range desired.Flows {
 		owners[f.Cookie] = f.Owner
 	}
-	groups, sticky := groupReports(actual.Groups), stickyEndpoints(actual.Flows)
-	slices.SortStableFunc(actual.Flows, func(x, y openflow.Entry) int { return x.Compare(y.Key) })
-	reports := make([]FlowReport, 0, len(actual.Flows))
-	for _, e := range actual.Flows {
-		r := FlowReport{
+	groups, sticky := describeGroups(actual.Groups), stickyEndpoints(actual.Flows)
+	inOrder := func(x, y openflow.Entry) int { return x.Compare(y.Key) }
+	entries := slices.SortedStableFunc(slices.Values(actual.Flows), inOrder)
+	list := make([]Flow, 0, len(entries))
+	for _, e := range entries {
+		r := Flow{
 			Table: flows.TableName(e.Table), TableID: uint8(e.Table), Priority: e.Priority,
 			Match: named(e.Match, ports), Actions: named(e.Actions, ports),
 			Cookie: fmt.Sprintf("%#x", e.Cookie), Owner: "foreign", Stats: e.Stats,
@@ -68,15 +83,17 @@ func flowReports(actual openflow.Contents, desired flows.Desired, view *model.Sn
 		}
 		if object == "" || concerns(r.Owner, object) || ok && wanted[e.Key] {
 			r.Groups = groupsBehind(e, groups, sticky)
-			reports = append(reports, r)
+			list = append(list, r)
 		}
 	}
-	return reports
+	return list
 }
 
 func portNames(view *model.Snapshot) map[string]string {
 	names := map[string]string{
-		fmt.Sprint(model.PortGeneve): model.GenevePortName, fmt.Sprint(model.PortVXLAN): model.VXLANPortName, fmt.Sprint(model.PortGateway): model.GatewayName,
+		fmt.Sprint(model.PortGeneve):  model.GenevePortName,
+		fmt.Sprint(model.PortVXLAN):   model.VXLANPortName,
+		fmt.Sprint(model.PortGateway): model.GatewayName,
 	}
 	for _, att := range view.Attachments {
 		names[fmt.Sprint(att.OFPort)] = att.HostIfName
@@ -99,8 +116,9 @@ func named(text string, ports map[string]string) string {
 	return strings.Join(parts, ",")
 }
 
-// concerns says whether an owner, as it is shown, is meant by what a user wrote: an owner as it is shown (pod/NAMESPACE/NAME, service/…,
-// policy/…, node/NAME, self, pipeline, foreign), NAMESPACE/NAME or NAME of a pod, a Service or a policy, or a node's NAME.
+// concerns says whether an owner, as it is shown, is meant by what a user wrote: an owner as it is shown
+// (pod/NAMESPACE/NAME, service/…, policy/…, node/NAME, self, pipeline, foreign), NAMESPACE/NAME or NAME of a pod, a
+// Service or a policy, or a node's NAME.
 func concerns(owner, object string) bool {
 	kind, name, _ := strings.Cut(owner, "/")
 	switch kind {
@@ -110,8 +128,8 @@ func concerns(owner, object string) bool {
 	return owner == object || name == object
 }
 
-// wantedBy are the flows that objects want that have such a name. The switch holds a flow that several policies want once, with the
-// cookie of the first.
+// wantedBy are the flows that objects of such a name want. The switch holds a flow that several policies want once,
+// with the cookie of the first.
 func wantedBy(view *model.Snapshot, object string) map[openflow.Key]bool {
 	wanted := map[openflow.Key]bool{}
 	if object == "" {
@@ -127,46 +145,32 @@ func wantedBy(view *model.Snapshot, object string) map[openflow.Key]bool {
 	return wanted
 }
 
-// GroupReport is a group of the switch: what chooses among a Service's endpoints.
-type GroupReport struct {
-	ID openflow.GroupID `json:"id"`
-	// By says how it chooses, in the words of ovs-ofctl(8).
-	By      string         `json:"by"`
-	Buckets []BucketReport `json:"buckets"`
+// linkedGroup is a group with the groups that its buckets lead to.
+type linkedGroup struct {
+	Group
+	next []openflow.GroupID
 }
 
-// BucketReport is one of a group's choices.
-type BucketReport struct {
-	ID     uint32 `json:"id"`
-	Weight uint16 `json:"weight"`
-	// To is the endpoint, or "group N" where the choice is made in two steps.
-	To string `json:"to"`
-	// Next are the groups that it leads to.
-	Next []openflow.GroupID `json:"-"`
-	// Remembered says that the switch remembers the choice for the client.
-	Remembered bool `json:"remembered,omitempty"`
-}
-
-// groupReports says what each group does.
-func groupReports(groups []openflow.Group) map[openflow.GroupID]GroupReport {
-	reports := make(map[openflow.GroupID]GroupReport, len(groups))
+func describeGroups(groups []openflow.Group) map[openflow.GroupID]linkedGroup {
+	described := make(map[openflow.GroupID]linkedGroup, len(groups))
 	for _, g := range groups {
-		r := GroupReport{ID: g.ID, By: g.Selection(), Buckets: []BucketReport{}}
+		r := linkedGroup{Group: Group{ID: g.ID, By: g.Selection(), Buckets: []Bucket{}}}
 		for _, b := range g.Buckets() {
-			bucket := BucketReport{ID: b.ID, Weight: b.Weight, To: b.Actions}
+			bucket := Bucket{ID: b.ID, Weight: b.Weight, To: b.Actions}
 			for _, action := range openflow.SplitActions(b.Actions) {
 				if to, ok := openflow.TranslatesTo(action); ok {
 					bucket.To = to
 				}
 			}
-			if bucket.Next = openflow.GroupsIn(b.Actions); len(bucket.Next) > 0 {
-				bucket.To = fmt.Sprintf("group %d", bucket.Next[0])
+			if next := openflow.GroupsIn(b.Actions); len(next) > 0 {
+				bucket.To = fmt.Sprintf("group %d", next[0])
+				r.next = append(r.next, next...)
 			}
 			r.Buckets = append(r.Buckets, bucket)
 		}
-		reports[g.ID] = r
+		described[g.ID] = r
 	}
-	return reports
+	return described
 }
 
 // choice is a bucket that was chosen among an owner's endpoints.
@@ -175,7 +179,8 @@ type choice struct {
 	bucket uint32
 }
 
-// stickyEndpoints says which endpoint a choice is, for Services with affinity: their buckets lead to a table that knows it.
+// stickyEndpoints says which endpoint a choice is, for Services with affinity: their buckets lead to a table that
+// translates to it.
 func stickyEndpoints(actual []openflow.Entry) map[choice]string {
 	endpoints := map[choice]string{}
 	for _, e := range actual {
@@ -196,13 +201,14 @@ func stickyEndpoints(actual []openflow.Entry) map[choice]string {
 }
 
 // groupsBehind lists the groups that a flow leads to, and those that these lead to: Services have two steps at most.
-func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]GroupReport, sticky map[choice]string) []GroupReport {
-	var list []GroupReport
+func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]linkedGroup, sticky map[choice]string) []Group {
+	var list []Group
 	add := func(id openflow.GroupID) {
-		g, ok := groups[id]
+		described, ok := groups[id]
 		if !ok {
 			return
 		}
+		g := described.Group
 		g.Buckets = slices.Clone(g.Buckets)
 		for i, b := range g.Buckets {
 			if to, ok := sticky[choice{e.Cookie, b.ID}]; ok {
@@ -213,10 +219,8 @@ func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]GroupReport, sti
 	}
 	for _, id := range openflow.GroupsIn(e.Actions) {
 		add(id)
-		for _, b := range groups[id].Buckets {
-			for _, next := range b.Next {
-				add(next)
-			}
+		for _, next := range groups[id].next {
+			add(next)
 		}
 	}
 	return list

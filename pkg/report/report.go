@@ -1,0 +1,75 @@
+// Package report holds what weftctl shows of a node: the types that an agent answers with as JSON, and the functions
+// that make them. The functions are pure: they take a snapshot, the switch's contents and status values, and return
+// new values. They start no goroutine, take no lock, read no clock and ask no system, so any goroutine may call them.
+//
+// JSON keys are an interface: scripts read them. A key is never renamed. Lists are never null where a type says so.
+//
+// The package imports neither the agent nor anything that works on Linux alone, so that weftctl builds for every
+// system; TestWeftctlImportsNoAgent (build) checks it.
+package report
+
+import (
+	"github.com/weft-cni/weft/pkg/flows"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
+)
+
+// Progress is how far the switch is programmed.
+type Progress struct {
+	// Realised is the revision of the newest snapshot of which every flow is in the switch, less quarantined owners;
+	// Desired is that of the newest snapshot. The switch is in sync when they are equal. 0: none yet.
+	Realised uint64 `json:"realised"`
+	Desired  uint64 `json:"desired"`
+	// Flows and Groups count those of revision Realised.
+	Flows  int `json:"flows"`
+	Groups int `json:"groups"`
+	// Bundles counts the bundles sent to the switch since the agent started, rejected ones too. Repairs counts the
+	// flows and groups that another program had changed.
+	Bundles uint64 `json:"bundles"`
+	Repairs uint64 `json:"repairs"`
+	// ForeignFlows counts the flows on the bridge that Weft did not make, at the last reading; Foreign describes the
+	// first few.
+	ForeignFlows int      `json:"foreignFlows,omitempty"`
+	Foreign      []string `json:"foreign,omitempty"`
+	// Error says why the switch cannot be reached; empty when it can.
+	Error string `json:"error,omitempty"`
+}
+
+// Programming is the state of the loop that programs the switch. Its maps and lists are replaced as a whole and never
+// written after that, so a copy stays valid.
+type Programming struct {
+	Progress
+	// Quarantined are the owners of which no flows are in the switch but those that isolate, and why: the switch or
+	// the compiler rejects them, or they are policies that are invalid or over budget.
+	Quarantined map[model.Owner]string
+	// Conflicts are the keys that several owners claim; the first owner's flow is in the switch.
+	Conflicts []flows.Conflict
+	// Incomplete are the policies of which some rules allow less than they say, and why.
+	Incomplete map[model.Owner]string
+}
+
+// CountQuarantined is how many owners of a kind are quarantined.
+func (p Programming) CountQuarantined(kind model.Kind) int {
+	n := 0
+	for owner := range p.Quarantined {
+		if owner.Kind == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// Counts are the packets that flows have counted since the agent started. The maps are never written.
+type Counts struct {
+	Drops map[flows.Reason]openflow.Stats
+	Rules map[RuleID]openflow.Stats
+}
+
+// RuleID is a rule of a policy, or what the policy denies.
+type RuleID struct {
+	// Policy is namespace/name.
+	Policy    string
+	Direction model.Direction
+	// Rule is the rule's index in the policy's list, from 0, or flows.Denied.
+	Rule int
+}
