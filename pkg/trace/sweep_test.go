@@ -27,7 +27,7 @@ func TestRandomSweep(t *testing.T) {
 		agree := func(p tracetest.Packet) bool {
 			expected := tracetest.Expected(view, p)
 			if got := n.Allows(p); got != expected.Allowed {
-				t.Fatalf("%+v: the audit allows it %t, promised is %t (%s)", p, got, expected.Allowed, expected.Why)
+				t.Fatalf("%+v: the audit allows it %t, expected is %t (%s)", p, got, expected.Allowed, expected.Why)
 			}
 			return expected.Allowed
 		}
