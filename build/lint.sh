@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks the main module: gofmt, go vet and golangci-lint, whose version and dependencies build/tools/go.mod pins. The first
+# Checks the main module: gofmt, words (build/words.sh), go vet and golangci-lint, whose version and dependencies build/tools/go.mod pins. The first
 # run builds the linter into the cache. Arguments are the packages to check; without any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
@@ -11,6 +11,7 @@ if [ -n "$unformatted" ]; then
 	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
 	exit 1
 fi
+build/words.sh
 go vet "$@"
 
 # Another Go or another pin is another linter.
