@@ -1,6 +1,7 @@
 #!/bin/sh
-# Checks the main module: gofmt, words (build/words.sh), go vet and golangci-lint, whose version and dependencies build/tools/go.mod pins. The first
-# run builds the linter into the cache. Arguments are the packages to check; without any, all of them.
+# Checks the main module: gofmt, words (build/words.sh), go vet and golangci-lint, whose version and dependencies
+# build/tools/go.mod pins. The first run builds the linter into the cache. Arguments are the packages to check; without
+# any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ./...
