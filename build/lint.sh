@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the product's module and the workshop's (test): gofmt, go vet and golangci-lint, whose version and dependencies
-# build/tools/go.mod pins. The first run builds the linter into the cache. Arguments are the packages to check, as seen from
+# Checks the product's module and the workshop's (test): gofmt, words (build/words.sh), go vet and
+# golangci-lint, whose version and dependencies build/tools/go.mod pins. The first run builds the linter into the cache. Arguments are the packages to check, as seen from
 # the root of the repository; without any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
@@ -12,6 +12,7 @@ if [ -n "$unformatted" ]; then
 	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
 	exit 1
 fi
+build/words.sh
 
 # Another Go or another pin is another linter.
 pin=$({ go version; cat build/tools/go.mod build/tools/go.sum; } | sha256sum | cut -c1-16)

@@ -359,7 +359,7 @@ func (c *churn) take(p *pod, r *current.Result) {
 	}
 }
 
-// remove is a runtime's handling of a pod that ends, whatever the result of its ADD: DEL until it succeeds, then delete
+// remove is a runtime's handling of a pod that ends, after any result of its ADD: DEL until it succeeds, then delete
 // the namespace.
 func (c *churn) remove(p *pod) {
 	c.mu.Lock()

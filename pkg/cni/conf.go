@@ -37,7 +37,7 @@ type netConf struct {
 
 // egressLimit is Weft's part of the bandwidth capability; the bandwidth plugin implements ingress.
 type egressLimit struct {
-	Rate  uint64 `json:"egressRate"`  // bits per second; 0 is no limit
+	Rate  uint64 `json:"egressRate"`  // bits per second; 0 is unlimited
 	Burst uint64 `json:"egressBurst"` // bits
 }
 

@@ -25,7 +25,7 @@ func TestParseConf(t *testing.T) {
 		{"ipMasq", `{"ipMasq": true}`, types.ErrUnsupportedField, `"ipMasq" (value true)`},
 		{"a capability we lack", `{"runtimeConfig": {"portMappings": []}}`, types.ErrUnsupportedField,
 			`runtimeConfig.portMappings (value [])`},
-		{"runtimeConfig is no object", `{"runtimeConfig": 1}`, types.ErrInvalidNetworkConfig, "runtimeConfig"},
+		{"invalid runtimeConfig", `{"runtimeConfig": 1}`, types.ErrInvalidNetworkConfig, "runtimeConfig"},
 		{"bad attachments", `{"cni.dev/valid-attachments": "all"}`, types.ErrInvalidNetworkConfig,
 			"cni.dev/valid-attachments"},
 	} {

@@ -20,7 +20,7 @@ import (
 func (n *node) emptyDatabase() {
 	n.t.Helper()
 	n.vsctl("del-br", model.BridgeName)
-	n.eventually("the bridge is made again", func() bool {
+	n.eventually("the bridge is recreated", func() bool {
 		changed, err := n.db.EnsureBridge(n.ctx, bridge)
 		return err == nil && len(changed) > 0
 	})

@@ -334,7 +334,7 @@ func TestLostDatabase(t *testing.T) {
 		check(t, n.stop())
 		n.loseCopies()
 		n.vsctl("del-br", model.BridgeName)
-		n.eventually("the bridge is made again", func() bool {
+		n.eventually("the bridge is recreated", func() bool {
 			changed, err := n.db.EnsureBridge(n.ctx, bridge)
 			return err == nil && len(changed) > 0
 		})

@@ -53,7 +53,7 @@ func TestRestorePorts(t *testing.T) {
 		{"one port", func() { n.vsctl("del-port", model.BridgeName, att.HostIfName) }, []model.Attachment{att}},
 		{"the bridge", func() {
 			n.vsctl("del-br", model.BridgeName)
-			n.eventually("the bridge is made again", func() bool {
+			n.eventually("the bridge is recreated", func() bool {
 				changed, err := n.db.EnsureBridge(n.ctx, bridge)
 				return err == nil && len(changed) > 0
 			})

@@ -78,16 +78,21 @@ func TestRefusals(t *testing.T) {
 		{"wrong case of a value", "logLevel: Debug",
 			`logLevel: "Debug" is not allowed; allowed: debug, info, warn, error; did you mean "debug"?`},
 		{"wrong case of a key", "tunneltype: vxlan",
-			`unknown key "tunneltype" (with value "vxlan"); allowed: ` + strings.Join(keys(), ", ") + `; did you mean "tunnelType"?`},
+			`unknown key "tunneltype" (with value "vxlan"); allowed: ` + strings.Join(keys(), ", ") +
+				`; did you mean "tunnelType"?`},
 		{"unknown key", "bridge: br0", `unknown key "bridge" (with value "br0"); allowed: ` + strings.Join(keys(), ", ")},
 		{"YAML 1.1 boolean", "tunnelType: no", `tunnelType: false is not allowed; allowed: geneve, vxlan`},
 		{"quoted boolean", `egressMasquerade: "true"`, `egressMasquerade: "true" is not allowed; allowed: true or false`},
 		{"no value", "mtu:",
 			`mtu has no value; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses); leave the key out for the default 0`},
-		{"mtu too small", "mtu: 575", `mtu: 575 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
-		{"mtu too large", "mtu: 65536", `mtu: 65536 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
-		{"mtu as text", `mtu: "1400"`, `mtu: "1400" is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
-		{"mtu with a fraction", `mtu: 1400.5`, `mtu: 1400.5 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
+		{"mtu too small", "mtu: 575",
+			`mtu: 575 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
+		{"mtu too large", "mtu: 65536",
+			`mtu: 65536 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
+		{"mtu as text", `mtu: "1400"`,
+			`mtu: "1400" is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
+		{"mtu with a fraction", `mtu: 1400.5`,
+			`mtu: 1400.5 is not allowed; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses)`},
 		{"prefixes", `nonMasqueradeCIDRs: [10.0.0.1/8, foo, "::ffff:10.0.0.0/104"]`,
 			`nonMasqueradeCIDRs: ["10.0.0.1/8","foo","::ffff:10.0.0.0/104"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes; ` +
 				`"10.0.0.1/8" has host bits set; write "10.0.0.0/8"; invalid CIDR "foo"; "::ffff:10.0.0.0/104" is IPv4 written as IPv6`},
@@ -99,8 +104,10 @@ func TestRefusals(t *testing.T) {
 			`apiServer: "https://a:b@10.0.0.1" is not allowed; allowed: a URL, https://HOST or https://HOST:PORT, or nothing`},
 		{"no URL", `apiServer: "https://10.0.0.1:port"`,
 			`apiServer: "https://10.0.0.1:port" is not allowed; allowed: a URL, https://HOST or https://HOST:PORT, or nothing`},
-		{"relative path", "ovsRunDir: run/openvswitch", `ovsRunDir: "run/openvswitch" is not allowed; allowed: an absolute path without . and ..`},
-		{"unclean path", "ovsRunDir: /run/../etc", `ovsRunDir: "/run/../etc" is not allowed; allowed: an absolute path without . and ..`},
+		{"relative path", "ovsRunDir: run/openvswitch",
+			`ovsRunDir: "run/openvswitch" is not allowed; allowed: an absolute path without . and ..`},
+		{"unclean path", "ovsRunDir: /run/../etc",
+			`ovsRunDir: "/run/../etc" is not allowed; allowed: an absolute path without . and ..`},
 		{"address without a port", "healthAddr: 127.0.0.1",
 			`healthAddr: "127.0.0.1" is not allowed; allowed: an IP address and a port, as 127.0.0.1:9470 or [::1]:9470`},
 		{"port chosen by the kernel", "healthAddr: 127.0.0.1:0",
@@ -151,7 +158,8 @@ func TestLoad(t *testing.T) {
 	if _, err := Load(file); err == nil || !strings.Contains(err.Error(), "ConfigMap weft-config") {
 		t.Errorf("missing file: got %v", err)
 	}
-	for text, want := range map[string]string{"mtu: 1400": "", "mtu: 1": "configuration " + file + ": mtu: 1 is not allowed"} {
+	for text, want := range map[string]string{"mtu: 1400": "",
+		"mtu: 1": "configuration " + file + ": mtu: 1 is not allowed"} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -205,7 +213,8 @@ func TestSettingsCoverTheStruct(t *testing.T) {
 
 // TestNodeHealthAddr: an empty address turns the server off.
 func TestNodeHealthAddr(t *testing.T) {
-	for text, want := range map[string]netip.AddrPort{"": netip.MustParseAddrPort("[::]:10256"), `nodeHealthAddr: ""`: {}, "nodeHealthAddr: 127.0.0.1:1": netip.MustParseAddrPort("127.0.0.1:1")} {
+	for text, want := range map[string]netip.AddrPort{"": netip.MustParseAddrPort("[::]:10256"), `nodeHealthAddr: ""`: {},
+		"nodeHealthAddr: 127.0.0.1:1": netip.MustParseAddrPort("127.0.0.1:1")} {
 		if got, err := Parse([]byte(text)); err != nil || got.NodeHealthAddr != want {
 			t.Errorf("%q: %v, %v, want %v", text, got.NodeHealthAddr, err, want)
 		}

@@ -7,7 +7,8 @@ import (
 )
 
 func TestApplyLive(t *testing.T) {
-	next, err := config.Parse([]byte("tunnelType: vxlan\nmtu: 1400\negressMasquerade: false\nnonMasqueradeCIDRs: [192.168.0.0/16]\nlogLevel: debug\n" +
+	next, err := config.Parse([]byte("tunnelType: vxlan\nmtu: 1400\negressMasquerade: false\nnonMasqueradeCIDRs: " +
+		"[192.168.0.0/16]\nlogLevel: debug\n" +
 		"datapath: netdev\napiServer: https://10.0.0.1:6443\nlogFormat: json\n"))
 	if err != nil {
 		t.Fatal(err)

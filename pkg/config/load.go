@@ -44,7 +44,8 @@ func Parse(data []byte) (Config, error) {
 	}
 	var values map[string]json.RawMessage
 	if err := json.Unmarshal(doc, &values); err != nil {
-		return Config{}, fmt.Errorf("%s is not a mapping of keys to values; write for example: tunnelType: geneve", abbreviate(doc))
+		return Config{}, fmt.Errorf("%s is not a mapping of keys to values; write for example: tunnelType: geneve",
+			abbreviate(doc))
 	}
 	c := Default()
 	for _, key := range slices.Sorted(maps.Keys(values)) {
@@ -67,7 +68,8 @@ func (c *Config) set(key string, raw json.RawMessage) error {
 	}
 	s := settings[i]
 	if bytes.Equal(raw, []byte("null")) {
-		return fmt.Errorf("%s has no value; allowed: %s; leave the key out for the default %s", key, s.allowed, s.text(Default()))
+		return fmt.Errorf("%s has no value; allowed: %s; leave the key out for the default %s", key, s.allowed,
+			s.text(Default()))
 	}
 	err := s.parse(c, raw)
 	if err == nil {

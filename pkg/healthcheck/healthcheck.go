@@ -1,8 +1,8 @@
-// Package healthcheck answers load balancers that ask whether this node has endpoints of a Service: HTTP at the Service's
-// healthCheckNodePort, on all addresses, in kube-proxy's words.
+// Package healthcheck answers load balancers that ask whether this node has endpoints of a Service: HTTP at the
+// Service's healthCheckNodePort, on all addresses, in kube-proxy's format.
 //
-// A Server belongs to whoever calls it, from any goroutine; a mutex guards it. Each port has a goroutine that serves it, and a port
-// that cannot be had is tried again from a timer. Nobody waits for a client.
+// A Server may be used from any goroutine; a mutex guards it. Each port has a goroutine that serves it, and a timer
+// retries ports that cannot be opened. No call waits for a client.
 package healthcheck
 
 import (
@@ -19,34 +19,34 @@ import (
 	"time"
 )
 
-// Service is what there is to say about one Service.
+// Service is a Service with a health check port.
 type Service struct {
 	Name      string // namespace/name
-	Port      uint16 // its healthCheckNodePort
-	Endpoints int    // ready ones on this node
+	Port      uint16 // the healthCheckNodePort
+	Endpoints int    // the ready endpoints on this node
 }
 
-// Options are what a Server needs to know. The zero value is good.
+// Options configure a Server. The zero value is usable.
 type Options struct {
-	// Healthy says whether this node can serve Services at all; without it, always.
+	// Healthy reports whether this node can serve Services; nil means always.
 	Healthy func() bool
-	// Problem is told why a Service's port cannot be served, when that changes, and nil once it is. It must not block, nor call the
-	// Server.
+	// Problem receives the reason why a Service's port cannot be served, when it changes, and nil once the port is
+	// served. It must not block, nor call the Server.
 	Problem func(service string, err error)
-	// Retry is how long to wait before a port is tried again; 0 is 5 s.
+	// Retry is the interval between attempts to open a port; 0 is 5 s.
 	Retry time.Duration
 	// Listen opens a port; nil is TCP on all addresses.
 	Listen func(port uint16) (net.Listener, error)
 }
 
-// Server serves the ports that it was last told of.
+// Server serves the health check ports of the last Sync.
 type Server struct {
 	opt Options
 
 	mu     sync.Mutex
 	wanted map[uint16]Service
 	open   map[uint16]*opened
-	// conflicts are the Services whose port another one has. failing is what was reported, by Service.
+	// conflicts are Services whose port another Service has. failing is the last reported problem by Service.
 	conflicts map[string]error
 	failing   map[string]string
 	retry     *time.Timer
@@ -54,20 +54,20 @@ type Server struct {
 	serving   sync.WaitGroup
 }
 
-// opened is a port that is served.
+// opened is a served port.
 type opened struct {
 	listener net.Listener
 	server   *http.Server
 }
 
-// close closes the port and its connections. The listener is closed by itself, because the goroutine that serves it may not have
-// begun to.
+// close closes the port and its connections. It closes the listener explicitly, because the goroutine that serves it
+// may not have started.
 func (o *opened) close() {
-	_ = o.listener.Close() // the server closes it, too
+	_ = o.listener.Close() // the server also closes it
 	_ = o.server.Close()
 }
 
-// New gives a server without ports.
+// New returns a server without ports.
 func New(opt Options) *Server {
 	if opt.Healthy == nil {
 		opt.Healthy = func() bool { return true }
@@ -84,8 +84,8 @@ func New(opt Options) *Server {
 	return &Server{opt: opt, open: map[uint16]*opened{}, failing: map[string]string{}}
 }
 
-// Sync makes the server answer for these Services, whatever it did before. A port that stays, stays open, even when it is another
-// Service's now. Of two Services with one port the first by name has it.
+// Sync sets the Services to answer for. Ports that stay are not closed, even when they now belong to another Service.
+// Of two Services with one port, the first by name has it. Idempotent.
 func (s *Server) Sync(services []Service) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,9 +93,11 @@ func (s *Server) Sync(services []Service) {
 		return
 	}
 	s.wanted, s.conflicts = make(map[uint16]Service, len(services)), map[string]error{}
-	for _, svc := range slices.SortedFunc(slices.Values(services), func(a, b Service) int { return strings.Compare(a.Name, b.Name) }) {
+	byName := func(a, b Service) int { return strings.Compare(a.Name, b.Name) }
+	for _, svc := range slices.SortedFunc(slices.Values(services), byName) {
 		if first, taken := s.wanted[svc.Port]; taken {
-			s.conflicts[svc.Name] = fmt.Errorf("serve health check port %d: Service %s has the same port and goes before", svc.Port, first.Name)
+			s.conflicts[svc.Name] = fmt.Errorf("serve health check port %d: Service %s has the same port and takes precedence",
+				svc.Port, first.Name)
 		} else if svc.Port != 0 {
 			s.wanted[svc.Port] = svc
 		}
@@ -109,7 +111,7 @@ func (s *Server) Sync(services []Service) {
 	s.openAll()
 }
 
-// openAll opens what is not open yet, reports, and sees to it that what failed is tried again.
+// openAll opens missing ports, reports problems, and schedules a retry for failed ports.
 func (s *Server) openAll() {
 	problems, again := maps.Clone(s.conflicts), false
 	for _, port := range slices.Sorted(maps.Keys(s.wanted)) {
@@ -119,7 +121,7 @@ func (s *Server) openAll() {
 		listener, err := s.opt.Listen(port)
 		if err != nil {
 			again = true
-			problems[s.wanted[port].Name] = fmt.Errorf("serve health check port %d: %w; it is tried again", port, err)
+			problems[s.wanted[port].Name] = fmt.Errorf("serve health check port %d: %w; retrying", port, err)
 			continue
 		}
 		s.serve(port, listener)
@@ -141,11 +143,11 @@ func (s *Server) openAll() {
 		s.retry = nil
 	}
 	if again {
-		s.retry = time.AfterFunc(s.opt.Retry, s.tryAgain)
+		s.retry = time.AfterFunc(s.opt.Retry, s.reopen)
 	}
 }
 
-func (s *Server) tryAgain() {
+func (s *Server) reopen() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -157,30 +159,32 @@ func (s *Server) tryAgain() {
 func (s *Server) serve(port uint16, listener net.Listener) {
 	server := &http.Server{
 		Handler:           http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { s.answer(w, port) }),
-		ReadHeaderTimeout: 5 * time.Second, // anybody may connect
+		ReadHeaderTimeout: 5 * time.Second, // any client may connect
 		ReadTimeout:       5 * time.Second,
 		WriteTimeout:      5 * time.Second,
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    8 << 10,
-		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // whatever a stranger sends is no news
+		// a client's invalid request is not worth a log record
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}
 	o := &opened{listener, server}
 	s.open[port] = o
 	s.serving.Go(func() { s.lost(port, o, server.Serve(listener)) })
 }
 
-// lost is called when a port is served no longer. If nobody wanted that, it is opened again after a while.
+// lost handles the end of a port's server. Unless the port was closed on purpose, it is reopened after the retry
+// interval.
 func (s *Server) lost(port uint16, o *opened, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open[port] != o {
 		return
 	}
-	slog.Error("a health check port is served no longer; it is opened again", "port", port, "err", err)
+	slog.Error("health check port lost; reopening", "port", port, "err", err)
 	delete(s.open, port)
 	o.close()
 	if s.retry == nil {
-		s.retry = time.AfterFunc(s.opt.Retry, s.tryAgain)
+		s.retry = time.AfterFunc(s.opt.Retry, s.reopen)
 	}
 }
 
@@ -218,10 +222,10 @@ func (s *Server) answer(w http.ResponseWriter, port uint16) {
 		status = http.StatusServiceUnavailable
 	}
 	w.WriteHeader(status)
-	_, _ = w.Write(text) // the client may be gone; there is nobody else to tell
+	_, _ = w.Write(text) // an error means that the client is gone
 }
 
-// Close ends the server and returns when no port is served any more.
+// Close stops the server and returns when no port is served any more.
 func (s *Server) Close() {
 	s.mu.Lock()
 	s.closed = true

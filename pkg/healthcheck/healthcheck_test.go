@@ -15,7 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/healthcheck"
 )
 
-// ports stands for the node's ports: each is a port of the loopback address that the kernel chose, and some cannot be had.
+// ports is a fake of the node's ports: each is a loopback port that the kernel chose, and some cannot be opened.
 type ports struct {
 	mu     sync.Mutex
 	addrs  map[uint16]string
@@ -27,7 +27,7 @@ func (p *ports) listen(port uint16) (net.Listener, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.taken[port] {
-		return nil, errors.New("somebody else has it")
+		return nil, errors.New("address already in use")
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err == nil {
@@ -46,7 +46,7 @@ func (p *ports) take(port uint16, taken bool) {
 func (p *ports) url(port uint16) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return "http://" + p.addrs[port] + "/whatever"
+	return "http://" + p.addrs[port] + "/any"
 }
 
 type reports struct {
@@ -77,7 +77,7 @@ func start(t *testing.T, opt healthcheck.Options) (*healthcheck.Server, *ports, 
 	return s, p, r
 }
 
-// answer is what a load balancer sees.
+// answer is a load balancer's response.
 type answer struct {
 	status                    int
 	body, weight, contentType string
@@ -95,7 +95,8 @@ func get(t *testing.T, url string) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return answer{resp.StatusCode, string(body), resp.Header.Get("X-Load-Balancing-Endpoint-Weight"), resp.Header.Get("Content-Type")}
+	return answer{resp.StatusCode, string(body), resp.Header.Get("X-Load-Balancing-Endpoint-Weight"),
+		resp.Header.Get("Content-Type")}
 }
 
 func TestAnswer(t *testing.T) {
@@ -108,19 +109,26 @@ func TestAnswer(t *testing.T) {
 			t.Errorf("%s:\n%+v, want\n%+v", what, got, want)
 		}
 	}
-	check("two endpoints", 2, http.StatusOK, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 2,\n\t\"serviceProxyHealthy\": true\n}")
-	check("no endpoints", 0, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 0,\n\t\"serviceProxyHealthy\": true\n}")
+	check("two endpoints", 2, http.StatusOK,
+		"{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": "+
+			"2,\n\t\"serviceProxyHealthy\": true\n}")
+	check("no endpoints", 0, http.StatusServiceUnavailable,
+		"{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": "+
+			"0,\n\t\"serviceProxyHealthy\": true\n}")
 	sick.Store(true)
-	check("a node that is not well", 1, http.StatusServiceUnavailable, "{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": 1,\n\t\"serviceProxyHealthy\": false\n}")
+	check("a node that is not well", 1, http.StatusServiceUnavailable,
+		"{\n\t\"service\": {\n\t\t\"namespace\": \"shop\",\n\t\t\"name\": \"web\"\n\t},\n\t\"localEndpoints\": "+
+			"1,\n\t\"serviceProxyHealthy\": false\n}")
 	if got := r.take(); got != nil {
 		t.Errorf("reported %q", got)
 	}
 }
 
-// The last Sync counts, and ports that stay are left alone.
+// The last Sync counts, and ports that stay are not reopened.
 func TestSync(t *testing.T) {
 	s, p, _ := start(t, healthcheck.Options{})
-	s.Sync([]healthcheck.Service{{Name: "ns/a", Port: 1, Endpoints: 1}, {Name: "ns/b", Port: 2, Endpoints: 1}, {Name: "ns/none"}})
+	s.Sync([]healthcheck.Service{{Name: "ns/a", Port: 1, Endpoints: 1}, {Name: "ns/b", Port: 2, Endpoints: 1},
+		{Name: "ns/none"}})
 	s.Sync([]healthcheck.Service{{Name: "ns/b", Port: 2, Endpoints: 1}, {Name: "ns/a", Port: 1, Endpoints: 3}})
 	if want := []uint16{1, 2}; !slices.Equal(p.opened, want) {
 		t.Errorf("opened %v, want %v", p.opened, want)
@@ -128,7 +136,7 @@ func TestSync(t *testing.T) {
 	if got := get(t, p.url(1)); got.weight != "3" {
 		t.Error("the number of endpoints did not change")
 	}
-	// One port becomes another Service's, the other nobody's.
+	// One port becomes another Service's, the other is closed.
 	gone := p.url(1)
 	s.Sync([]healthcheck.Service{{Name: "ns/c", Port: 2, Endpoints: 5}})
 	if got := get(t, p.url(2)); got.weight != "5" {
@@ -156,7 +164,9 @@ func TestPortInUse(t *testing.T) {
 	if got := get(t, p.url(2)); got.status != http.StatusOK {
 		t.Error("another Service's port does not answer")
 	}
-	if got, want := r.take(), []string{"ns/a: serve health check port 1: somebody else has it; it is tried again"}; !slices.Equal(got, want) {
+	if got, want := r.take(), []string{"ns/a: serve health check port 1: address already in use; retrying"}; !slices.Equal(
+		got,
+		want) {
 		t.Errorf("reported %q, want %q", got, want)
 	}
 	p.take(1, false)
@@ -180,7 +190,9 @@ func TestTwoServicesWithOnePort(t *testing.T) {
 	if got := get(t, p.url(1)); got.weight != "1" {
 		t.Error("the first by name does not have the port")
 	}
-	if got, want := r.take(), []string{"ns/b: serve health check port 1: Service ns/a has the same port and goes before"}; !slices.Equal(got, want) {
+	if got, want := r.take(), []string{"ns/b: serve health check port 1: Service ns/a has the same port and takes " +
+		"precedence"}; !slices.Equal(got,
+		want) {
 		t.Errorf("reported %q, want %q", got, want)
 	}
 	s.Sync([]healthcheck.Service{{Name: "ns/b", Port: 1, Endpoints: 2}})
@@ -224,7 +236,7 @@ func TestListenerLost(t *testing.T) {
 	}
 }
 
-// Without a Listen of its own a server is on the node's addresses of both families.
+// Without a Listen function, a server listens on the node's addresses of both families.
 func TestAllAddresses(t *testing.T) {
 	var reported reports
 	free, err := net.Listen("tcp", "127.0.0.1:0")

@@ -61,7 +61,8 @@ func (n *node) flush() int {
 	return count
 }
 
-// newTrackingNode is a node on which a foreign table makes the kernel track all connections, whatever Weft's table has.
+// newTrackingNode is a node on which a foreign table makes the kernel track all connections, in addition to the rules
+// of Weft's table.
 func newTrackingNode(t *testing.T, d Desired) *node {
 	n := newServiceNode(t, d)
 	n.run(`nft add table inet foreign

@@ -74,7 +74,7 @@ func TestPodAtItsOwnHostPort(t *testing.T) {
 	}
 	try.source = "10.244.1.8"
 	if seen := try.run(n, patience); seen != "10.244.1.8" {
-		t.Errorf("a pod beside it is seen as %q, want itself: policies judge it", seen)
+		t.Errorf("a pod beside it is seen as %q, want itself: policies match it", seen)
 	}
 }
 

@@ -223,7 +223,8 @@ type Attachment struct {
 
 // Equal compares all recorded fields.
 func (a Attachment) Equal(b Attachment) bool {
-	return a.Key() == b.Key() && a.Pod == b.Pod && a.NetNS == b.NetNS && a.HostIfName == b.HostIfName && a.OFPort == b.OFPort &&
+	return a.Key() == b.Key() && a.Pod == b.Pod && a.NetNS == b.NetNS && a.HostIfName == b.HostIfName &&
+		a.OFPort == b.OFPort &&
 		a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs)
 }
 

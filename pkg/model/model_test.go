@@ -9,7 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestOverhead: with the underlay's usual 1500 bytes a pod's packet must fit, by the header lengths of RFC 791 (20),
+// TestOverhead: a pod's packet must fit into the underlay's usual 1500 bytes, with the header lengths of RFC 791 (20),
 // RFC 8200 (40), RFC 768 (8), RFC 7348 and RFC 8926 (8), and an inner Ethernet header (14).
 func TestOverhead(t *testing.T) {
 	for _, tunnel := range model.TunnelTypes {
@@ -21,7 +21,7 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
-// TestTunnelNumbers: these are on the wire and on the switch, and must never change.
+// TestTunnelNumbers: these values are on the wire and in the switch, and never change.
 func TestTunnelNumbers(t *testing.T) {
 	if model.Geneve.UDPPort() != 6081 || model.VXLAN.UDPPort() != 4789 {
 		t.Errorf("UDP ports %d and %d, want IANA's 6081 and 4789", model.Geneve.UDPPort(), model.VXLAN.UDPPort())
@@ -32,7 +32,8 @@ func TestTunnelNumbers(t *testing.T) {
 }
 
 func TestGatewayAddr(t *testing.T) {
-	for cidr, want := range map[string]string{"10.244.1.0/24": "10.244.1.1", "10.244.1.77/24": "10.244.1.1", "fd44:1::/64": "fd44:1::1"} {
+	for cidr, want := range map[string]string{"10.244.1.0/24": "10.244.1.1", "10.244.1.77/24": "10.244.1.1",
+		"fd44:1::/64": "fd44:1::1"} {
 		if got := model.GatewayAddr(netip.MustParsePrefix(cidr)); got.String() != want {
 			t.Errorf("gateway of %s is %s, want %s", cidr, got, want)
 		}
@@ -51,9 +52,10 @@ func TestMAC(t *testing.T) {
 	}
 }
 
-// TestAttachmentJSON: OVSDB and operators read this form; what is written must come back.
+// TestAttachmentJSON: OVSDB and operators read this form; decoding is the inverse of encoding.
 func TestAttachmentJSON(t *testing.T) {
-	a := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "p", UID: "u"}, HostIfName: "p-1", OFPort: 16,
+	a := model.Attachment{ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "p", UID: "u"},
+		HostIfName: "p-1", OFPort: 16,
 		MAC: model.GatewayMAC, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd44::2")}}
 	text, err := json.Marshal(a)
 	if err != nil {
@@ -80,8 +82,11 @@ func TestParsePodRef(t *testing.T) {
 }
 
 func TestOwnerOrder(t *testing.T) {
-	a, b := model.Attachment{ContainerID: "1", Pod: model.PodRef{Namespace: "ns", Name: "p"}}, model.Attachment{ContainerID: "2", Pod: model.PodRef{Namespace: "ns", Name: "p"}}
-	want := []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("a"), model.NodeOwner("b"), model.PodOwner(a), model.PodOwner(b)}
+	a, b := model.Attachment{ContainerID: "1",
+		Pod: model.PodRef{Namespace: "ns", Name: "p"}}, model.Attachment{ContainerID: "2", Pod: model.PodRef{Namespace: "ns",
+		Name: "p"}}
+	want := []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("a"), model.NodeOwner("b"),
+		model.PodOwner(a), model.PodOwner(b)}
 	got := slices.Clone(want)
 	slices.Reverse(got)
 	slices.SortFunc(got, model.Owner.Compare)
@@ -93,10 +98,11 @@ func TestOwnerOrder(t *testing.T) {
 	}
 }
 
-// TestForwardedPortsAsDocumented: docs/services.md says how many connections a node forwards to one endpoint.
+// TestForwardedPortsAsDocumented: docs/services.md has the number of connections that a node forwards to one endpoint.
 func TestForwardedPortsAsDocumented(t *testing.T) {
 	count := func(r model.PortRange) int { return int(r.Last) - int(r.First) + 1 }
 	if count(model.ForwardedPorts) != 31744 || count(model.ForwardedPrivilegedPorts) != 212 {
-		t.Errorf("%d and %d ports: docs/services.md names others", count(model.ForwardedPorts), count(model.ForwardedPrivilegedPorts))
+		t.Errorf("%d and %d ports: docs/services.md names others", count(model.ForwardedPorts),
+			count(model.ForwardedPrivilegedPorts))
 	}
 }

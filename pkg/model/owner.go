@@ -62,7 +62,8 @@ func (o Owner) String() string {
 // Compare orders owners: a total order, for folds that must not depend on history.
 func (o Owner) Compare(p Owner) int {
 	return cmp.Or(cmp.Compare(o.Kind, p.Kind), cmp.Compare(o.Name, p.Name),
-		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName, p.Attachment.IfName))
+		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName,
+			p.Attachment.IfName))
 }
 
 // PodOwner is the owner of a pod interface's flows.

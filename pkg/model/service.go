@@ -49,7 +49,7 @@ type Service struct {
 	Name string // namespace/name
 	// Created is in seconds since 1970. When two Services claim one address and port, the older one has it.
 	Created int64
-	// Affinity is the timeout of ClientIP session affinity, in whole seconds; 0 is no affinity.
+	// Affinity is the timeout of ClientIP session affinity, in whole seconds; 0 disables affinity.
 	Affinity time.Duration
 	// AffinityEpoch changes after each timeout of Affinity. Clients that the switch does not remember are then hashed
 	// with a new seed. 0 is a Service whose seed never changes. The store counts it (state.SetTime).

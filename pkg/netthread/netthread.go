@@ -1,6 +1,6 @@
-// Package netthread runs functions on threads that are in another network namespace.
+// Package netthread runs functions on threads in other network namespaces.
 //
-// It keeps no state. Each call has a goroutine and, for its duration, a thread of its own.
+// It keeps no state. Each call uses a goroutine with its own thread until it returns.
 package netthread
 
 import (
@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Do runs fn on a thread that enter has brought into another network namespace, and brings the thread back. One that cannot
-// be brought back stays locked to its goroutine and ends with it, so that no other goroutine ever runs there. Sockets
-// that fn opens stay in that namespace. When enter fails, fn does not run.
+// Do runs fn on a thread that enter has moved into another network namespace, moves the thread back, and returns their
+// errors. A thread that cannot be moved back stays locked to its goroutine and ends with it, so no other goroutine ever
+// runs in the wrong namespace. Sockets that fn opens stay in the other namespace. When enter fails, fn does not run.
 func Do(enter, fn func() error) error {
 	result := make(chan error, 1)
 	go func() {

@@ -21,7 +21,7 @@ func namespace(t *testing.T) string {
 	return name
 }
 
-// TestDo: fn is elsewhere, whatever runs afterwards, on any thread, is not; errors come through.
+// TestDo: fn runs in the other namespace; later code, on any thread, does not; errors are returned.
 func TestDo(t *testing.T) {
 	here := namespace(t)
 	unshare := func() error { return unix.Unshare(unix.CLONE_NEWNET) }

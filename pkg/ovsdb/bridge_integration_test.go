@@ -140,9 +140,9 @@ func TestBridgeDeleted(t *testing.T) {
 	l.drain()
 	l.vsctl("del-br", model.BridgeName)
 	l.awaitChange("the bridge was deleted")
-	l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
+	l.eventually("the bridge is recreated", func() bool { return len(l.ensure()) > 0 })
 	if now := l.config(); now != right {
-		t.Errorf("made again (-want +got):\n%s", cmp.Diff(right, now))
+		t.Errorf("recreated (-want +got):\n%s", cmp.Diff(right, now))
 	}
 }
 
@@ -178,7 +178,7 @@ func TestForeignPortsSurvive(t *testing.T) {
 		"external_ids:owner=me")
 	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev")
 	l.vsctl("del-port", model.BridgeName, model.VXLANPortName)
-	l.eventually("the VXLAN port is made again", func() bool { return len(l.ensure()) > 0 })
+	l.eventually("the VXLAN port is recreated", func() bool { return len(l.ensure()) > 0 })
 	if ports := strings.Fields(l.vsctl("list-ports", model.BridgeName)); !slices.Equal(ports,
 		[]string{"mine", "weft-geneve", "weft-vxlan", "weft0"}) {
 		t.Errorf("ports after a repair: %q", ports)

@@ -38,7 +38,7 @@ func TestConcernsUs(t *testing.T) {
 		{"other bridge deleted", &bridgeRow{Name: "br0"}, nil, false},
 		{"first sight of the root", nil, &rootRow{}, true},
 		{"interface added that is not a pod's", nil, &interfaceRow{Name: "weft0"}, true},
-		{"anybody's commit", &rootRow{NextCfg: 1}, &rootRow{NextCfg: 2}, false},
+		{"another program's commit", &rootRow{NextCfg: 1}, &rootRow{NextCfg: 2}, false},
 		{"ovs-vswitchd applied it", &rootRow{CurCfg: 1}, &rootRow{CurCfg: 2}, false},
 		{"told to wait", &rootRow{}, &rootRow{OtherConfig: map[string]string{flowRestoreWait: "true"}}, true},
 		{"datapath's settings gone", &rootRow{Datapaths: map[string]string{"netdev": "x"}}, &rootRow{}, true},

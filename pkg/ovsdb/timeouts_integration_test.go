@@ -35,7 +35,7 @@ func (l *lab) tracked(zone int) string {
 func TestTimeoutsApply(t *testing.T) {
 	l := newLab(t)
 	l.ensure()
-	for _, again := range []string{"at first", "made again"} {
+	for _, again := range []string{"at first", "recreated"} {
 		for _, zone := range []int{22373, 22374, 22375} {
 			if got := l.tracked(zone); !strings.Contains(got, "timeout=") {
 				t.Errorf("%s, zone %d: the datapath has no timeouts: %s", again, zone, got)
@@ -49,7 +49,7 @@ func TestTimeoutsApply(t *testing.T) {
 			t.Errorf("%s: another zone has timeouts: %s", again, got)
 		}
 		l.vsctl("del-br", model.BridgeName)
-		l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
+		l.eventually("the bridge is recreated", func() bool { return len(l.ensure()) > 0 })
 	}
 }
 
@@ -75,10 +75,10 @@ func TestForeignDatapathSurvives(t *testing.T) {
 	}
 	// Without the bridge, Weft's zones have no effect and foreign ones are unchanged.
 	l.vsctl("del-br", model.BridgeName)
-	l.eventually("the bridge is made again", func() bool { return len(l.ensure()) > 0 })
+	l.eventually("the bridge is recreated", func() bool { return len(l.ensure()) > 0 })
 	if again := strings.Split(l.vsctl("list-zone-tp", "netdev"), "\n"); strings.Join(again, "\n") !=
 		strings.Join(zones, "\n") {
-		t.Errorf("zones after the bridge was made again: %q, want %q", again, zones)
+		t.Errorf("zones after the bridge was recreated: %q, want %q", again, zones)
 	}
 }
 

@@ -142,7 +142,7 @@ func TestEval(t *testing.T) {
 			denied:   []string{"b/web > a/web TCP 80", "a/web > b/web TCP 8080"}, allowed: []string{"a/web > outside TCP 443"}},
 		{name: "types Egress only: ingress rules mean nothing",
 			policies: []policy.Policy{{Namespace: "a", Name: "p", Types: []policy.Direction{policy.Egress},
-				Ingress: from(pods(label("app", "nobody")))}},
+				Ingress: from(pods(label("app", "unused")))}},
 			allowed: []string{"b/web > a/web TCP 80"}, denied: []string{"a/web > b/web TCP 8080"}},
 		{name: "types Ingress only: egress rules mean nothing",
 			policies: []policy.Policy{{Namespace: "a", Name: "p", Types: []policy.Direction{policy.Ingress},

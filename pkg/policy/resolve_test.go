@@ -425,7 +425,7 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 		want   string
 	}{
 		{map[string]string{"app": "x0", "color": "red"}, "[]"},
-		{app("nobody"), "[a/p0]"},
+		{app("unused"), "[a/p0]"},
 		{app("x7"), "[a/p7]"},
 		{app("x8"), "[a/p7 a/p8]"},
 	} {

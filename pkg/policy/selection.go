@@ -310,7 +310,7 @@ func (r *Resolver) acquire(q query, user *policyState) *selection {
 }
 
 // candidates are pods with a view that include all pods that a query selects: those in its scope, or those in its scope
-// with a required label, whichever are fewer.
+// with a required label, the smaller set of the two.
 func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	var within []map[*podState]bool
 	switch name := q.key.scope.name; q.key.scope.kind {

@@ -21,8 +21,8 @@ func addrs(list ...string) []netip.Addr {
 	return out
 }
 
-// TestClaims: a load balancer's address goes before an external IP, the older Service before the younger, and each port
-// of an address is had by itself.
+// TestClaims: a load balancer's address takes precedence over an external IP, and the older Service over the younger.
+// Each port of an address is decided separately.
 func TestClaims(t *testing.T) {
 	one := func(name string, created int64, ports ...model.ServicePort) model.Service {
 		for i := range ports {
@@ -30,7 +30,8 @@ func TestClaims(t *testing.T) {
 		}
 		return model.Service{Name: name, Created: created, Ports: ports}
 	}
-	web := one("z/web", 2000, model.ServicePort{Port: 80, LoadBalancerIPs: addrs("192.0.2.1"), ExternalIPs: addrs("192.0.2.2")})
+	web := one("z/web", 2000,
+		model.ServicePort{Port: 80, LoadBalancerIPs: addrs("192.0.2.1"), ExternalIPs: addrs("192.0.2.2")})
 	thief := one("a/thief", 1000,
 		model.ServicePort{Port: 80, ExternalIPs: addrs("192.0.2.1", "192.0.2.2", "192.0.2.3")},
 		model.ServicePort{Port: 81, ExternalIPs: addrs("192.0.2.1", "192.0.2.2", "192.0.2.3")})
@@ -46,11 +47,13 @@ func TestClaims(t *testing.T) {
 	want := one("a/thief", 1000,
 		model.ServicePort{Port: 80, ExternalIPs: addrs("192.0.2.2", "192.0.2.3")},
 		model.ServicePort{Port: 81, ExternalIPs: addrs("192.0.2.1", "192.0.2.2", "192.0.2.3")})
-	want.Lost = []model.LostAddress{{Kind: model.ExternalIP, At: netip.MustParseAddrPort("192.0.2.1:80"), Protocol: model.TCP, Winner: "z/web"}}
+	want.Lost = []model.LostAddress{{Kind: model.ExternalIP, At: netip.MustParseAddrPort("192.0.2.1:80"),
+		Protocol: model.TCP, Winner: "z/web"}}
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("beside the load balancer's (-want +got)\n%s", diff)
 	}
-	if got := c.Resolve(web); len(got.Lost) != 1 || got.Lost[0].Winner != "a/thief" || len(got.Ports[0].LoadBalancerIPs) != 1 || len(got.Ports[0].ExternalIPs) != 0 {
+	if got := c.Resolve(web); len(got.Lost) != 1 || got.Lost[0].Winner != "a/thief" ||
+		len(got.Ports[0].LoadBalancerIPs) != 1 || len(got.Ports[0].ExternalIPs) != 0 {
 		t.Errorf("the older external IP: %+v", got)
 	}
 	thief.Created = 2000
@@ -70,8 +73,8 @@ func TestClaims(t *testing.T) {
 	}
 }
 
-// TestClaimsFollow: whatever the order of changes, each address at a port is had by exactly one of those that claim it,
-// and those for which the answer changes are named.
+// TestClaimsFollow: after any sequence of changes, exactly one claimant has each address and port, and the Services
+// whose result changed are returned.
 func TestClaimsFollow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c, now, told := service.NewClaims(), map[string]model.Service{}, map[string]string{}
@@ -84,11 +87,14 @@ func TestClaimsFollow(t *testing.T) {
 				others = c.Delete(name)
 			} else {
 				some := func(what string) []netip.Addr {
-					return addrs(rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"192.0.2.1", "192.0.2.2"}), 0, 2, rapid.ID).Draw(t, what)...)
+					return addrs(rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"192.0.2.1", "192.0.2.2"}), 0, 2, rapid.ID).Draw(t,
+						what)...)
 				}
 				s := model.Service{Name: name, Created: int64(rapid.IntRange(1, 2).Draw(t, "created"))}
 				for range rapid.IntRange(0, 2).Draw(t, "ports") {
-					s.Ports = append(s.Ports, model.ServicePort{Protocol: model.TCP, Port: uint16(80 + len(s.Ports)), ExternalIPs: some("external"), LoadBalancerIPs: some("balancer")})
+					s.Ports = append(s.Ports,
+						model.ServicePort{Protocol: model.TCP, Port: uint16(80 + len(s.Ports)), ExternalIPs: some("external"),
+							LoadBalancerIPs: some("balancer")})
 				}
 				now[name] = s
 				others = append(c.Set(s), name)

@@ -31,7 +31,7 @@ type Service struct {
 	// client: a typing mistake must not open a restricted Service.
 	SourcesLost                  bool
 	InternalLocal, ExternalLocal bool
-	// Affinity is the timeout of ClientIP session affinity; 0 is no affinity.
+	// Affinity is the timeout of ClientIP session affinity; 0 disables affinity.
 	Affinity time.Duration
 	// HealthCheckNodePort is set only for Services of type LoadBalancer with externalTrafficPolicy Local.
 	HealthCheckNodePort uint16

@@ -24,8 +24,8 @@ import (
 
 var update = flag.Bool("update", false, "write the views that were built into the golden files")
 
-// TestGolden reads each testdata/*.txtar: "objects.yaml" is a Service and its EndpointSlices as the API server has them, each "view
-// from NODE" or "view from NODE in ZONE" what they are there, and "problems" what was reported.
+// TestGolden reads each testdata/*.txtar: "objects.yaml" is a Service and its EndpointSlices as in the API server, each
+// "view from NODE" or "view from NODE in ZONE" the result there, and "problems" the reported problems.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -127,7 +127,7 @@ func decode(t *testing.T, text []byte) (in service.Service, from []*service.Slic
 	return in, from, problems
 }
 
-// view is a Service at a place, to be read.
+// view is a Service resolved for a locality, as text.
 func view(in service.Service, from []*service.Slice, at service.Locality) string {
 	s, ok := service.Build(&in, from, at)
 	if !ok {

@@ -1,5 +1,5 @@
-// Package share divides what a node has only so much of among those who ask for it, so that no tenant's demand takes
-// another's part. It is pure arithmetic: it holds no state and starts no goroutine.
+// Package share divides a node's limited resources fairly among namespaces, so that one tenant's demand cannot take
+// another's share. It is pure arithmetic: no state, no goroutine.
 package share
 
 import (
@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// Divide gives each claimant its max-min fair part of room: none gets more than it demands, and what one leaves is
-// divided among the others. So a claimant that demands at most room divided by the number of claimants always gets all
-// of it. The parts depend on the demands alone.
+// Divide gives each claimant its max-min fair part of room: no claimant gets more than it demands, and the unused part
+// of a share is divided among the others. So a claimant that demands at most room divided by the number of claimants
+// gets all of its demand. The result depends on the arguments alone.
 func Divide(room int, demands map[string]int) map[string]int {
 	names := slices.SortedFunc(maps.Keys(demands), func(a, b string) int {
 		return cmp.Or(cmp.Compare(demands[a], demands[b]), cmp.Compare(a, b))
@@ -25,8 +25,8 @@ func Divide(room int, demands map[string]int) map[string]int {
 	return parts
 }
 
-// Overflow gives the claims that have no room beside the others, of those that are counted by namespace/name. Each
-// namespace has its fair part; in it the smaller claims fit first. The answer depends on the arguments alone.
+// Overflow returns the claims, by namespace/name, that do not fit into room. Each namespace has its fair part; within
+// it smaller claims fit first. The result depends on the arguments alone.
 func Overflow(claims map[string]int, room int) map[string]bool {
 	type claim struct {
 		name string

@@ -27,7 +27,7 @@ func TestDivide(t *testing.T) {
 	}
 }
 
-// TestDivideIsFair: nothing is wasted, and a claimant lacks something only where no other got more.
+// TestDivideIsFair: nothing is wasted, and a claimant gets less than its demand only when no other gets more than it.
 func TestDivideIsFair(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		room := rapid.IntRange(0, 100).Draw(t, "room")
@@ -54,7 +54,7 @@ func TestDivideIsFair(t *testing.T) {
 	})
 }
 
-// TestOverflow: a namespace whose claims fit into its share has all of them, whatever others ask for.
+// TestOverflow: a namespace whose claims fit into its share has all of them in spite of the claims of other namespaces.
 func TestOverflow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		const room = 100

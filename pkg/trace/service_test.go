@@ -76,7 +76,7 @@ func TestServiceMeetsPolicy(t *testing.T) {
 			if in.Port != out.Port || in.Packet.DstPort() != 8080 {
 				t.Fatalf("bucket %d leads to port %d, then to %d:\n%s", i, out.Port, in.Port, r)
 			}
-			// Sent again before and after the reply, it goes to the same endpoint, whichever bucket the group selects
+			// Sent again before and after the reply, it goes to the same endpoint, and not to the bucket that the group selects
 			// now.
 			opt.Bucket = func(openflow.GroupID, int, trace.Packet) int { return (i + 1) % 3 }
 			back := trace.IP(in.Port, in.Packet.Dst(), in.Packet.Src(), 6, 8080,

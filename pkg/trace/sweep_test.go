@@ -11,9 +11,8 @@ import (
 )
 
 // TestRandomSweep: for random policies, an audit of the nodes' snapshots has policy.Eval's verdicts and the results of
-// packets in the flows. After a sweep, replies of connections that the new policies deny are dropped, although there
-// are no packets of the original direction. Replies of allowed connections arrive, also when they were denied in
-// between.
+// packets in the flows. After a sweep, replies of connections that the new policies deny are dropped, although the
+// original direction is silent. Replies of allowed connections arrive, also when they were denied in between.
 func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {
@@ -27,7 +26,7 @@ func TestRandomSweep(t *testing.T) {
 		agree := func(p tracetest.Packet) bool {
 			expected := tracetest.Expected(view, p)
 			if got := n.Allows(p); got != expected.Allowed {
-				t.Fatalf("%+v: the audit allows it %t, promised is %t (%s)", p, got, expected.Allowed, expected.Why)
+				t.Fatalf("%+v: the audit allows it %t, expected is %t (%s)", p, got, expected.Allowed, expected.Why)
 			}
 			return expected.Allowed
 		}

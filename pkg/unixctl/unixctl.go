@@ -1,6 +1,7 @@
-// Package unixctl gives commands to a running Open vSwitch daemon, as ovs-appctl(8) does, without a process for each.
+// Package unixctl sends commands to a running Open vSwitch daemon, as ovs-appctl(8) does, without starting a process
+// for each.
 //
-// It has no state: every call is a connection of its own, from whichever goroutine.
+// It has no state: each call uses its own connection, from any goroutine.
 package unixctl
 
 import (
@@ -15,11 +16,11 @@ import (
 	"time"
 )
 
-// patience bounds a call whose context has no end: a daemon answers from its main loop, which may be busy.
+// patience bounds a call without an earlier deadline: a daemon answers from its main loop, which may be busy.
 const patience = 10 * time.Second
 
-// Socket is the control socket of a daemon that keeps its sockets and its pid file in runDir, where ovs-appctl looks for it:
-// DAEMON.PID.ctl. It is another after each start of the daemon.
+// Socket is the control socket of a daemon with its pid file and sockets in runDir, named as ovs-appctl expects:
+// DAEMON.PID.ctl. The path changes with each start of the daemon.
 func Socket(runDir, daemon string) (string, error) {
 	data, err := os.ReadFile(filepath.Join(runDir, daemon+".pid"))
 	if err != nil {
@@ -28,8 +29,8 @@ func Socket(runDir, daemon string) (string, error) {
 	return filepath.Join(runDir, daemon+"."+strings.TrimSpace(string(data))+".ctl"), nil
 }
 
-// Call gives one command to the daemon behind a socket and returns what it prints. The daemon speaks JSON-RPC 1.0
-// (ovs-vswitchd(8), RUNTIME MANAGEMENT COMMANDS).
+// Call sends one command to the daemon behind a socket and returns its output. It blocks until the reply, the end of
+// ctx, or for 10 seconds. The protocol is JSON-RPC 1.0 (ovs-vswitchd(8), RUNTIME MANAGEMENT COMMANDS).
 func Call(ctx context.Context, socket, command string, args ...string) (string, error) {
 	result, err := call(ctx, socket, command, args)
 	if err != nil {
@@ -46,7 +47,7 @@ func call(ctx context.Context, socket, command string, args []string) (result st
 		return "", err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // what waits returns at once
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // unblocks reads and writes
 	defer stop()
 	if args == nil {
 		args = []string{}

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// serve answers one command with what reply makes of it, or with nothing when reply is nil.
+// serve answers one command with the result of reply, or not at all when reply is nil.
 func serve(t *testing.T, reply func(method string, params []string) any) (socket string) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "d.1.ctl")
@@ -33,7 +33,7 @@ func serve(t *testing.T, reply func(method string, params []string) any) (socket
 			Params []string `json:"params"`
 		}
 		if json.NewDecoder(conn).Decode(&request) != nil || reply == nil {
-			_, _ = conn.Read(make([]byte, 1)) // until the client hangs up
+			_, _ = conn.Read(make([]byte, 1)) // until the client closes the connection
 			return
 		}
 		_ = json.NewEncoder(conn).Encode(reply(request.Method, request.Params))
@@ -45,7 +45,8 @@ func TestCall(t *testing.T) {
 	socket := serve(t, func(method string, params []string) any {
 		return map[string]any{"id": 0, "error": nil, "result": method + "(" + strings.Join(params, ", ") + ")"}
 	})
-	if got, err := Call(t.Context(), socket, "ofproto/trace", "weft", "in_port=1"); err != nil || got != "ofproto/trace(weft, in_port=1)" {
+	if got, err := Call(t.Context(), socket, "ofproto/trace", "weft", "in_port=1"); err != nil ||
+		got != "ofproto/trace(weft, in_port=1)" {
 		t.Errorf("%q, %v", got, err)
 	}
 }
@@ -55,7 +56,8 @@ func TestCallRefused(t *testing.T) {
 		return map[string]any{"id": 0, "error": `"nonsense" is not a valid command`, "result": nil}
 	})
 	_, err := Call(t.Context(), socket, "nonsense")
-	if err == nil || !strings.Contains(err.Error(), `"nonsense" is not a valid command`) || !strings.Contains(err.Error(), socket) {
+	if err == nil || !strings.Contains(err.Error(), `"nonsense" is not a valid command`) ||
+		!strings.Contains(err.Error(), socket) {
 		t.Errorf("%v: want what the daemon said, and its socket", err)
 	}
 }
@@ -66,7 +68,7 @@ func TestCallOfNobody(t *testing.T) {
 	}
 }
 
-// A daemon that does not answer is not waited for longer than the caller wants.
+// A call to a daemon that does not answer ends with its context.
 func TestCallEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
