@@ -1,7 +1,7 @@
 #!/bin/sh
-# Checks the product's module and the workshop's (test): gofmt, words (build/words.sh), go vet and
-# golangci-lint, whose version and dependencies build/tools/go.mod pins. The first run builds the linter into the cache. Arguments are the packages to check, as seen from
-# the root of the repository; without any, all of them.
+# Checks the product's module and the workshop's (test): gofmt, words (build/words.sh), weftctl for other systems, go vet and
+# golangci-lint, whose version and dependencies build/tools/go.mod pins. The first run builds the linter into the cache.
+# Arguments are the packages to check, as seen from the root of the repository; without any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ./... ./test/...

@@ -63,7 +63,7 @@ func (h *Host) syncForwarding(c *changes, d Desired) error {
 // a sender does after 65,536 datagrams.
 const minFragmentDistance = 4096
 
-// fragmentDistance raises the kernel's limit for IPv4; for IPv6 it has none. 0 is no limit (ip-sysctl).
+// fragmentDistance raises the kernel's limit for IPv4; IPv6 has none. 0 means unlimited (ip-sysctl).
 func (h *Host) fragmentDistance(c *changes) error {
 	const name = "net/ipv4/ipfrag_max_dist"
 	text, err := h.sysctl.get(name)

@@ -79,7 +79,7 @@ func (c *client) answers(t *testing.T, ports ...uint16) *answerer {
 			t.Fatalf("listen in %s: %v", c.name, err)
 		}
 		conn := a.conn
-		if err := conn.SetReadBuffer(8 << 20); err != nil {
+		if err := deepBuffer(conn); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })

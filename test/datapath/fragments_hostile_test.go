@@ -140,9 +140,11 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 	}
 	for _, end := range []string{"near", "far"} {
 		number++
-		delayed(t, raw, mac, number, netip.AddrPortFrom(from.addr(v4), 40100), netip.AddrPortFrom(f.pods["open-"+end].addr(v4), namedPort))
-		all = append(all, expected{fmt.Sprintf("the first one after %d others to open-%s", between, end), f.answers["open-"+end], number, 1})
-		arrived(all[len(all)-1])
+		source, to := netip.AddrPortFrom(from.addr(v4), 40100), netip.AddrPortFrom(f.pods["open-"+end].addr(v4), namedPort)
+		delayed(t, raw, mac, number, source, to)
+		e := expected{fmt.Sprintf("the first one after %d others to open-%s", between, end), f.answers["open-"+end], number, 1}
+		arrived(e)
+		all = append(all, e)
 	}
 	f.forgetFragments(t, v4)
 	for _, e := range all {

@@ -8,10 +8,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
@@ -196,6 +199,12 @@ func (w *walled) datapathDrops(t *testing.T) {
 				t.Logf("%s: %s", n.Name, strings.TrimSpace(line))
 			}
 		}
+		show := w.Run("node/"+n.Name, "ovs-appctl", "dpctl/show")
+		for line := range strings.Lines(show) {
+			if strings.Contains(line, "lookups:") { // with the upcalls that were lost
+				t.Logf("%s: %s", n.Name, strings.TrimSpace(line))
+			}
+		}
 	}
 }
 
@@ -293,10 +302,27 @@ func (c *client) serve(t *testing.T, port uint16) *listeners {
 	}); err != nil {
 		t.Fatalf("listen in %s: %v", c.name, err)
 	}
+	if err := deepBuffer(l.packets); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { _, _ = l.tcp.Close(), l.packets.Close() })
 	go l.accept()
 	go l.read()
 	return l
+}
+
+// deepBuffer lets a socket hold what comes while this process waits for a processor: by default that are about 270 short
+// datagrams, which 1,000 a second fill in a quarter of a second.
+func deepBuffer(conn *net.UDPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+	})
+	return errors.Join(err, os.NewSyscallError("setsockopt", set))
 }
 
 func unmapped(a net.Addr) netip.AddrPort {
@@ -342,7 +368,7 @@ func (l *listeners) read() {
 		l.mu.Lock()
 		p := l.udp[addr]
 		if p == nil {
-			p = &peer{l: l, to: from, in: make(chan []byte, 1<<10), end: make(chan struct{})}
+			p = &peer{l: l, to: from, in: make(chan []byte, 1<<14), end: make(chan struct{})}
 			l.udp[addr] = p
 		}
 		l.mu.Unlock()

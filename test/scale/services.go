@@ -193,7 +193,8 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 	r.number("groups that one more Service changed in the switch, at most", float64(most["groups"]), "", 1)
 	r.number("flows and groups that one Service changed in the switch, at most", float64(most["changed"]), "", 1)
 	if most["flows"] > serviceFlows || most["groups"] > 1 || most["changed"] > 1 {
-		return fmt.Errorf("one Service changed %d flows and %d groups, and %d when it changed: want its own only, %d, 1 and 1", most["flows"], most["groups"], most["changed"], serviceFlows)
+		return fmt.Errorf("one Service changed %d flows and %d groups, and %d when it changed: want its own only, %d, 1 and 1",
+			most["flows"], most["groups"], most["changed"], serviceFlows)
 	}
 	return nil
 }
