@@ -49,7 +49,7 @@ type LoopOptions struct {
 	Switch Switch
 	Log    *slog.Logger
 	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over. An
-	// IncompleteError says that only some of them are missing.
+	// IncompleteError or ClosedError says that only some of them are missing.
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
@@ -99,7 +99,8 @@ type Loop struct {
 	index       map[place][]openflow.Key
 	sent        *sentEvents
 	quarantined map[model.Owner]*quarantine
-	incomplete  map[model.Owner]error // policies that lack clauses, as Report was told
+	withdrawn   flows.Delta           // what quarantined owners had in the switch, to be deleted by this round
+	incomplete  map[model.Owner]error // policies that lack clauses or close pods, as Report was told
 	mistaken    map[model.Owner]error // policies that are invalid or over budget: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded
@@ -149,7 +150,7 @@ type Status struct {
 	Quarantined map[model.Owner]string `json:"-"`
 	// Conflicts are match fields that several owners claim; the first has them.
 	Conflicts []flows.Conflict `json:"-"`
-	// Incomplete are the policies some of whose rules allow less than they say, and why.
+	// Incomplete are the policies some of whose rules allow less than they say, or some of whose pods are closed, and why.
 	Incomplete map[model.Owner]string `json:"-"`
 }
 
