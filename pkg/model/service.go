@@ -75,6 +75,16 @@ type LostAddress struct {
 	Winner   string // namespace/name
 }
 
+// LoadBalancerIPs are the addresses of all ports at load balancers, sorted.
+func (s Service) LoadBalancerIPs() []netip.Addr {
+	var all []netip.Addr
+	for _, p := range s.Ports {
+		all = append(all, p.LoadBalancerIPs...)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
 // MostFlows is an upper bound of the flows and buckets that the Service takes.
 func (s Service) MostFlows() int {
 	most := 0
