@@ -56,7 +56,7 @@ func addExternal(d *host.Desired, p model.ServicePort, f model.Frontend, ofNode 
 		d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port})
 	}
 	// Behind the node port the requested address is lost, and with it the clients that it accepts: closed.
-	if len(f.Sources) == 0 {
+	if len(f.Sources) == 0 && !f.Closed {
 		d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{
 			Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p),
 		})

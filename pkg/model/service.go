@@ -117,6 +117,8 @@ type ServicePort struct {
 	LoadBalancerIPs []netip.Addr
 	// LoadBalancerSources are the only clients that LoadBalancerIPs accept; empty is everybody.
 	LoadBalancerSources []netip.Prefix
+	// LoadBalancerClosed says that LoadBalancerIPs accept no client: none of the ranges that limit them could be read.
+	LoadBalancerClosed bool
 	// NodePort is a port at this node's addresses; 0 is none.
 	NodePort uint16
 	// InternalLocal and ExternalLocal are the traffic policies Local: only endpoints on this node.
@@ -152,6 +154,8 @@ type Frontend struct {
 	Local bool
 	// Sources are the only clients that it accepts; empty is everybody.
 	Sources []netip.Prefix
+	// Closed says that it accepts no client at all.
+	Closed bool
 }
 
 // Frontends lists where the port can be reached, in the order of how far away that is. An external address that is a load
@@ -164,7 +168,8 @@ func (p ServicePort) Frontends() []Frontend {
 		}
 	}
 	for _, ip := range p.LoadBalancerIPs {
-		list = append(list, Frontend{LoadBalancer, netip.AddrPortFrom(ip, p.Port), p.ExternalLocal, p.LoadBalancerSources})
+		at := netip.AddrPortFrom(ip, p.Port)
+		list = append(list, Frontend{LoadBalancer, at, p.ExternalLocal, p.LoadBalancerSources, p.LoadBalancerClosed})
 	}
 	if p.NodePort != 0 {
 		at := NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort)

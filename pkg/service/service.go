@@ -102,11 +102,12 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	type shared struct {
 		external, loadBalancer []netip.Addr
 		sources                []netip.Prefix
+		closed                 bool
 	}
 	var families [2]shared // what all ports of a family have in common
 	for i, clusterIP := range clusterIPs[:min(2, len(clusterIPs))] {
 		f := &families[i]
-		f.loadBalancer, f.sources = s.loadBalancer(clusterIP.Is4())
+		f.loadBalancer, f.sources, f.closed = s.loadBalancer(clusterIP.Is4())
 		f.external = s.external(clusterIP.Is4())
 	}
 	for _, p := range s.Ports {
@@ -115,7 +116,7 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 			port := model.ServicePort{
 				Name: p.Name, Protocol: p.Protocol, Port: p.Port, NodePort: p.NodePort, ClusterIP: clusterIP,
 				ExternalIPs: f.external, LoadBalancerIPs: f.loadBalancer, LoadBalancerSources: f.sources,
-				InternalLocal: s.InternalLocal,
+				LoadBalancerClosed: f.closed, InternalLocal: s.InternalLocal,
 			}
 			accessible := p.NodePort != 0 || len(f.external) > 0 || len(f.loadBalancer) > 0
 			port.ExternalLocal = s.ExternalLocal && accessible
@@ -138,23 +139,20 @@ func Build(s *Service, from []*Slice, at Place) (model.Service, bool) {
 	return out, true
 }
 
-// loadBalancer are the load balancer's addresses of a family and the clients that they accept.
-func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
-	addrs := ofFamily(s.LoadBalancerIPs, is4)
-	var sources []netip.Prefix
+// loadBalancer are the load balancer's addresses of a family and the clients that they accept, or that they accept none.
+// Closed addresses are the Service's all the same: no other Service gets them.
+func (s *Service) loadBalancer(is4 bool) (addrs []netip.Addr, sources []netip.Prefix, closed bool) {
+	addrs = ofFamily(s.LoadBalancerIPs, is4)
 	for _, c := range s.LoadBalancerSources {
 		if c.Addr().Is4() == is4 {
 			if c.Bits() == 0 {
-				return addrs, nil // everybody
+				return addrs, nil, false // everybody
 			}
 			sources = append(sources, c)
 		}
 	}
-	if len(sources) == 0 && s.SourcesLost {
-		return nil, nil
-	}
 	slices.SortFunc(sources, netip.Prefix.Compare)
-	return addrs, slices.Compact(sources)
+	return addrs, slices.Compact(sources), len(addrs) > 0 && len(sources) == 0 && s.SourcesLost
 }
 
 // external are the external addresses of a family. One that is the load balancer's too is treated as the latter: it
