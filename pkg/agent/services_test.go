@@ -27,7 +27,8 @@ func TestServiceRoutes(t *testing.T) {
 		Services: map[string]model.Service{
 			"ns/pods": {Name: "ns/pods", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.4"),
 				ExternalIPs: []netip.Addr{addr("10.244.2.9")}}}},
-			"ns/closed": {Name: "ns/closed", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.5"),
+			"ns/closed": {Name: "ns/closed", Ports: []model.ServicePort{{
+				Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.5"),
 				LoadBalancerIPs: []netip.Addr{addr("172.30.0.1")}, LoadBalancerClosed: true}}},
 			"default/kubernetes": {Name: "default/kubernetes", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 443, ClusterIP: addr("10.96.0.1"),
 				Cluster: []model.Endpoint{{Addr: addr("172.30.0.9"), Port: 6443}, {Addr: addr("172.30.0.2"), Port: 6443}}}}},

@@ -42,7 +42,8 @@ func newFull(addrs ...string) *full {
 
 // open tells whether the switch forwards what a pod sends, or what is sent to it.
 func (b *bench) open(a model.Attachment) bool {
-	sends, receives := b.has(fmt.Sprintf("in_port=%d actions", a.OFPort)), b.has(fmt.Sprintf("set_field:%#x->reg1", a.OFPort))
+	sends := b.has(fmt.Sprintf("in_port=%d actions", a.OFPort))
+	receives := b.has(fmt.Sprintf("set_field:%#x->reg1", a.OFPort))
 	if sends != receives {
 		b.t.Errorf("pod %s: sends %t, receives %t", a.Pod, sends, receives)
 	}
@@ -59,7 +60,8 @@ func isolating(types ...policy.Direction) policy.Policy {
 // counts as programmed; other pods are not. Pod and policy are named, until there is room, or no policy any more.
 func TestUnisolatedPodIsClosed(t *testing.T) {
 	for name, p := range map[string]policy.Policy{
-		"ingress": isolating(policy.Ingress), "egress": isolating(policy.Egress), "both": isolating(policy.Ingress, policy.Egress),
+		"ingress": isolating(policy.Ingress), "egress": isolating(policy.Egress),
+		"both": isolating(policy.Ingress, policy.Egress),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

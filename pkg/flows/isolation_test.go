@@ -52,7 +52,8 @@ func exclusions(t *rapid.T) {
 	}
 	update(model.PipelineOwner, model.SelfOwner)
 	for range rapid.IntRange(1, 30).Draw(t, "changes") {
-		switch rapid.SampledFrom([]string{"pod", "pod gone", "unknown", "policy", "policy gone", "exclude", "exclude", "again"}).Draw(t, "change") {
+		changes := []string{"pod", "pod gone", "unknown", "policy", "policy gone", "exclude", "exclude", "again"}
+		switch rapid.SampledFrom(changes).Draw(t, "change") {
 		case "pod":
 			a := drawAttachment(t)
 			owners := []model.Owner{model.PodOwner(a)}
@@ -104,7 +105,8 @@ func exclusions(t *rapid.T) {
 			t.Fatalf("the switch that got the deltas has %d flows of %d", len(wire), len(desired))
 		}
 		for _, a := range s.Attachments {
-			open := desired[openflow.Key{Table: flows.Classifier, Priority: 100, Match: fmt.Sprintf("in_port=%d", a.OFPort)}].Owner == model.PodOwner(a)
+			port := openflow.Key{Table: flows.Classifier, Priority: 100, Match: fmt.Sprintf("in_port=%d", a.OFPort)}
+			open := desired[port].Owner == model.PodOwner(a)
 			for _, ip := range a.IPs {
 				for _, p := range s.Policies {
 					if open && !isolates(desired, p, ip) {
@@ -134,7 +136,8 @@ func isolates(desired map[openflow.Key]flows.Flow, p model.Policy, ip netip.Addr
 		if side == nil || !slices.Contains(side.Pods, ip) {
 			continue
 		}
-		if side == p.Ingress && !has(flows.IngressDefault, "nw_dst", "ipv6_dst") || side == p.Egress && !has(flows.EgressDefault, "nw_src", "ipv6_src") {
+		if side == p.Ingress && !has(flows.IngressDefault, "nw_dst", "ipv6_dst") ||
+			side == p.Egress && !has(flows.EgressDefault, "nw_src", "ipv6_src") {
 			return false
 		}
 	}

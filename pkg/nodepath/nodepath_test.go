@@ -228,7 +228,8 @@ func TestLoadBalancerInPodCIDR(t *testing.T) {
 		{name: "both are as old", node: 20, service: 20},
 		{name: "the Node is older", node: 20, service: 30, accepted: true},
 		{name: "an external IP", node: 20, service: 10, external: true, accepted: true},
-		{name: "clusterCIDRs are known", node: 20, service: 10, clusterCIDRs: cidrs("198.51.100.0/24", "fd44::/16"), accepted: true},
+		{name: "clusterCIDRs are known", node: 20, service: 10, accepted: true,
+			clusterCIDRs: cidrs("198.51.100.0/24", "fd44::/16")},
 		{name: "this node's own", node: 20, service: 10, isOwn: true, accepted: true},
 	} {
 		for _, family := range []struct{ cidr, inside, own, other string }{
@@ -243,14 +244,16 @@ func TestLoadBalancerInPodCIDR(t *testing.T) {
 				}
 				s := snapshot(self, other)
 				s.ClusterCIDRs = tc.clusterCIDRs
-				port := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), LoadBalancerIPs: addrs(family.inside)}
+				port := model.ServicePort{Protocol: model.TCP, Port: 80, LoadBalancerIPs: addrs(family.inside)}
 				if tc.external {
 					port.LoadBalancerIPs, port.ExternalIPs = nil, port.LoadBalancerIPs
 				}
-				s.Services = map[string]model.Service{"ns/web": {Name: "ns/web", Created: tc.service, Ports: []model.ServicePort{port}}}
+				web := model.Service{Name: "ns/web", Created: tc.service, Ports: []model.ServicePort{port}}
+				s.Services = map[string]model.Service{web.Name: web}
 				got := nodepath.Resolve(s)["n1"]
 				want := "it contains the load balancer's address " + family.inside + " of Service ns/web"
-				if accepted := len(got.PodCIDRs) == 1; accepted != tc.accepted || !accepted && !strings.Contains(strings.Join(got.Rejected, ""), want) {
+				accepted := len(got.PodCIDRs) == 1
+				if accepted != tc.accepted || !accepted && !strings.Contains(strings.Join(got.Rejected, ""), want) {
 					t.Errorf("the path is %+v", got)
 				}
 			})
