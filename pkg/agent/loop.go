@@ -50,7 +50,7 @@ type LoopOptions struct {
 	Switch Switch
 	Log    *slog.Logger
 	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over. An
-	// IncompleteError says that only some of them are missing.
+	// IncompleteError or ClosedError says that only some of them are missing.
 	Report func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
@@ -100,7 +100,8 @@ type Loop struct {
 	index       map[place][]openflow.Key
 	sent        *sentEvents
 	quarantined map[model.Owner]*quarantine
-	incomplete  map[model.Owner]error // policies that lack clauses, as Report was told
+	withdrawn   flows.Delta           // what quarantined owners had in the switch, to be deleted by this round
+	incomplete  map[model.Owner]error // policies that lack clauses or close pods, as Report was told
 	mistaken    map[model.Owner]error // policies that are invalid or over budget: they isolate and allow nothing
 	verify      bool                  // the switch must be read before it is written
 	known       bool                  // the last conversation with the switch succeeded

@@ -62,6 +62,8 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	case err == nil:
 	case errors.As(err, &incomplete):
 		a.events.Warn(o, "PolicyIncomplete", err.Error())
+	case errors.As(err, new(*ClosedError)):
+		a.events.Warn(o, "PodsClosed", err.Error())
 	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) || errors.As(err, new(*LocalError))): // other nodes may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	case o.Kind == model.KindPolicy:

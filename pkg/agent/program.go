@@ -8,6 +8,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -33,12 +34,7 @@ func (l *Loop) compile() flows.Delta {
 	snapshot, owners := l.store.Take()
 	l.sweepAfter(before, snapshot, owners)
 	l.checkPolicies(before, snapshot, owners)
-	for _, o := range owners { // those that have changed get another chance
-		if l.quarantined[o] != nil {
-			delete(l.quarantined, o)
-			l.report(o, nil)
-		}
-	}
+	l.changed(owners)
 	if l.lost.Swap(false) {
 		l.retryAll()
 	}
@@ -82,8 +78,14 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines somebody
 	}
-	if err := l.apply(ctx, byOwner(delta)); err != nil {
+	l.withdrawn = flows.Delta{}
+	if err := l.apply(ctx, l.parts(delta)); err != nil {
 		return err
+	}
+	if !l.withdrawn.Empty() { // nothing counts as programmed before a pod that has to be closed is closed
+		if err := l.send(ctx, l.withdrawn); err != nil {
+			return err
+		}
 	}
 	if l.verify {
 		l.verify, l.verifiedAt = false, time.Now()
@@ -109,9 +111,15 @@ func (l *Loop) findForeign(actual openflow.Contents) {
 	}
 }
 
+// part is a change that goes in as a whole or not at all. Its owner is to blame when the switch refuses it.
+type part struct {
+	owner model.Owner
+	flows.Delta
+}
+
 // apply sends the parts in one bundle. When the switch refuses it, the parts are halved until those at fault stand
 // alone; these are quarantined, all others are in effect.
-func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
+func (l *Loop) apply(ctx context.Context, parts []part) error {
 	whole := flows.Delta{}
 	for _, p := range parts {
 		whole.Set = append(whole.Set, p.Set...)
@@ -123,26 +131,16 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 	if whole.Empty() {
 		return l.sw.Apply(ctx, whole.OpenFlow()) // what the last one left undone
 	}
-	l.expectEvents(whole)
-	l.tried = l.latest
-	err := l.sw.Apply(ctx, whole.OpenFlow())
-	l.pacer.take()
-	l.mu.Lock()
-	l.status.Bundles++
-	l.mu.Unlock()
+	err := l.send(ctx, whole)
 	var rejected *ofswitch.RejectedError
 	if !errors.As(err, &rejected) {
 		return err
 	}
 	if len(parts) == 1 {
-		switch p := parts[0]; {
-		case len(p.Set) > 0:
-			l.quarantine(p.Set[0].Owner, rejected)
-		case len(p.SetGroups) > 0:
-			l.quarantine(p.SetGroups[0].Owner, rejected)
-		default:
+		if len(whole.Set) == 0 && len(whole.SetGroups) == 0 {
 			return err // a deletion cannot be at fault for what it holds
 		}
+		l.quarantine(parts[0], rejected)
 		return nil
 	}
 	half := len(parts) / 2
@@ -150,6 +148,18 @@ func (l *Loop) apply(ctx context.Context, parts []flows.Delta) error {
 		return err
 	}
 	return l.apply(ctx, parts[half:])
+}
+
+// send sends a change in one bundle.
+func (l *Loop) send(ctx context.Context, d flows.Delta) error {
+	l.expectEvents(d)
+	l.tried = l.latest
+	err := l.sw.Apply(ctx, d.OpenFlow())
+	l.pacer.take()
+	l.mu.Lock()
+	l.status.Bundles++
+	l.mu.Unlock()
+	return err
 }
 
 // expectEvents remembers the events that a bundle will cause.
@@ -166,37 +176,37 @@ func (l *Loop) expectEvents(d flows.Delta) {
 	}
 }
 
-// byOwner splits a delta into parts that can be refused one by one. Deletions whose owner is forgotten are a part of
-// their own.
-func byOwner(d flows.Delta) []flows.Delta {
-	parts := map[model.Owner]*flows.Delta{}
-	part := func(o model.Owner) *flows.Delta {
+// parts splits a delta into parts that can be refused one by one: an owner's flows and groups, and with a pod's flows
+// those that isolate it. Deletions whose owner is forgotten are a part of their own.
+func (l *Loop) parts(d flows.Delta) []part {
+	parts := map[model.Owner]*part{}
+	of := func(o model.Owner) *part {
 		if parts[o] == nil {
-			parts[o] = &flows.Delta{}
+			parts[o] = &part{owner: o}
 		}
 		return parts[o]
 	}
 	for _, f := range d.Delete {
-		p := part(f.Owner)
+		p := of(l.compiler.Part(f))
 		p.Delete = append(p.Delete, f)
 	}
 	for _, f := range d.Set {
-		p := part(f.Owner)
+		p := of(l.compiler.Part(f))
 		p.Set = append(p.Set, f)
 	}
 	for _, f := range d.Forget {
-		p := part(f.Owner)
+		p := of(f.Owner)
 		p.Forget = append(p.Forget, f)
 	}
 	for _, g := range d.DeleteGroups {
-		p := part(g.Owner)
+		p := of(g.Owner)
 		p.DeleteGroups = append(p.DeleteGroups, g)
 	}
 	for _, g := range d.SetGroups {
-		p := part(g.Owner)
+		p := of(g.Owner)
 		p.SetGroups = append(p.SetGroups, g)
 	}
-	list := make([]flows.Delta, 0, len(parts))
+	list := make([]part, 0, len(parts))
 	// Halves are not one atomic change any more, so a pod is never open before what isolates it: policies come before pods that come,
 	// and after pods that go.
 	rank := func(o model.Owner) int {
@@ -294,6 +304,19 @@ func (e *LocalError) Error() string { return e.Err.Error() }
 
 func (e *LocalError) Unwrap() error { return e.Err }
 
+// ClosedError says that pods are closed because the flows that isolate them for a policy are not in the switch.
+type ClosedError struct{ Pods []string }
+
+func (e *ClosedError) Error() string {
+	const few = 5
+	names := strings.Join(e.Pods[:min(few, len(e.Pods))], ", ")
+	if more := len(e.Pods) - few; more > 0 {
+		names = fmt.Sprintf("%s and %d more", names, more)
+	}
+	return fmt.Sprintf("%d pods of this node are closed, because its switch rejected the flows that isolate them: %s "+
+		"(weftctl status on the node has the reason)", len(e.Pods), names)
+}
+
 // IncompleteError says that some of an owner's flows are left out, because others want the same room.
 type IncompleteError struct{ Flows int }
 
@@ -302,11 +325,20 @@ func (e *IncompleteError) Error() string {
 		"merge policies and rules of this namespace that name the same peers and ports", e.Flows)
 }
 
-// reportIncomplete reports the policies that lack clauses now, each once until it lacks none.
+// reportIncomplete reports the policies that lack clauses now, or because of which pods are closed, each once until
+// that is over.
 func (l *Loop) reportIncomplete() {
-	losers := l.compiler.Losers()
+	now := map[model.Owner]error{}
+	for o, n := range l.compiler.Losers() {
+		if o.Kind == model.KindPolicy {
+			now[o] = &IncompleteError{Flows: n}
+		}
+	}
+	for o, pods := range l.closedPods() {
+		now[o] = &ClosedError{Pods: pods}
+	}
 	for o := range l.incomplete {
-		if losers[o] == 0 {
+		if now[o] == nil {
 			delete(l.incomplete, o)
 			var err error
 			if q := l.quarantined[o]; q != nil {
@@ -315,13 +347,9 @@ func (l *Loop) reportIncomplete() {
 			l.report(o, err)
 		}
 	}
-	for o, n := range losers {
-		if o.Kind != model.KindPolicy {
-			continue
-		}
-		err := &IncompleteError{Flows: n}
+	for o, err := range now {
 		if l.incomplete[o] == nil {
-			l.log.Warn("a policy's clauses have no room beside those of others", "owner", o, "flows", n)
+			l.log.Warn("a policy is not programmed as a whole", "owner", o, "err", err)
 			l.report(o, err)
 		}
 		l.incomplete[o] = err

@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 )
 
@@ -19,6 +22,8 @@ const (
 // quarantine is an owner whose flows are not in the switch, but those that isolate.
 type quarantine struct {
 	err error
+	// isolators are the policies that isolate a pod, when the switch was sent flows of theirs with the pod's own.
+	isolators []model.Owner
 	// pause is how long the last attempt waited; 0 when it is the compiler that refuses the flows: they will not be
 	// others before the owner changes.
 	pause time.Duration
@@ -27,8 +32,10 @@ type quarantine struct {
 	trying bool
 }
 
-// quarantine leaves out an owner whose flows the switch refuses, and tries it again later.
-func (l *Loop) quarantine(o model.Owner, err error) {
+// quarantine leaves out an owner whose flows the switch refuses, and tries it again later. A pod that policies isolate
+// is left out when the switch has no room for what isolates it, too: no policy is not what was asked for.
+func (l *Loop) quarantine(p part, err error) {
+	o := p.owner
 	q := l.quarantined[o]
 	isolates := q != nil && !q.trying // only these flows of its were desired
 	if q == nil {
@@ -36,12 +43,18 @@ func (l *Loop) quarantine(o model.Owner, err error) {
 	} else {
 		q.pause = min(2*q.pause, maxRetry)
 	}
-	q.next, q.trying = time.Now().Add(q.pause), false
+	q.next, q.trying, q.isolators = time.Now().Add(q.pause), false, nil
+	if slices.ContainsFunc(p.Set, func(f flows.Flow) bool { return f.Owner != o }) {
+		q.isolators = l.compiler.Isolators(o)
+		err = fmt.Errorf("with the flows that isolate it for %v: %w", q.isolators, err)
+	}
 	l.leaveOut(o, q, err)
 	if isolates {
 		return // nothing of it is in the switch
 	}
-	// What the owner had before is still in the switch, and must not stay; nobody else's doing.
+	// What the owner had before is still in the switch, and must not stay. What this leaves, a read-back finds, and it
+	// is nobody else's doing.
+	l.withdrawn.Delete = append(l.withdrawn.Delete, p.Delete...)
 	l.disturbed = true
 	l.Verify()
 }
@@ -52,7 +65,9 @@ func (l *Loop) leaveOut(o model.Owner, q *quarantine, err error) {
 	_, known := l.quarantined[o]
 	q.err = err
 	l.quarantined[o] = q
-	l.reindex(l.compiler.Exclude(o))
+	out := l.compiler.Exclude(o)
+	l.reindex(out)
+	l.withdrawn.Delete = append(l.withdrawn.Delete, out.Delete...)
 	if known {
 		l.log.Debug("flows rejected again", "owner", o, "err", err, "retry", q.pause)
 		return
@@ -62,6 +77,35 @@ func (l *Loop) leaveOut(o model.Owner, q *quarantine, err error) {
 	}
 	l.log.Error("flows rejected; the object is quarantined", "owner", o, "err", err)
 	l.report(o, err)
+}
+
+// changed gives quarantined owners another chance: those that have changed, and pods whose isolation has.
+func (l *Loop) changed(owners []model.Owner) {
+	for _, o := range owners {
+		if l.quarantined[o] != nil {
+			delete(l.quarantined, o)
+			l.report(o, nil)
+		}
+	}
+	for _, q := range l.quarantined {
+		if slices.ContainsFunc(q.isolators, func(o model.Owner) bool { return slices.Contains(owners, o) }) {
+			q.next = time.Time{}
+		}
+	}
+}
+
+// closedPods lists, by policy, the pods that are closed because the switch rejected what isolates them.
+func (l *Loop) closedPods() map[model.Owner][]string {
+	closed := map[model.Owner][]string{}
+	for pod, q := range l.quarantined {
+		for _, policy := range q.isolators {
+			closed[policy] = append(closed[policy], pod.Name)
+		}
+	}
+	for _, pods := range closed {
+		slices.Sort(pods)
+	}
+	return closed
 }
 
 // retryAll makes every owner that the switch has refused due: it may be another switch by now.

@@ -56,7 +56,7 @@ func addExternal(d *host.Desired, p model.ServicePort, f model.Frontend, ofNode 
 		d.ServicePorts = append(d.ServicePorts, host.ServicePort{Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port})
 	}
 	// Behind the node port the requested address is lost, and with it the clients that it accepts: closed.
-	if len(f.Sources) == 0 {
+	if len(f.Sources) == 0 && !f.Closed {
 		d.ExternalIPs = append(d.ExternalIPs, host.ExternalIP{
 			Addr: f.At.Addr(), Protocol: p.Protocol, Port: p.Port, To: behindNodeAddress(p),
 		})
@@ -70,6 +70,7 @@ type addressOwners struct {
 	reserved map[netip.Addr]string
 	// apiServers are the endpoints of the kubernetes Service.
 	apiServers map[netip.AddrPort]bool
+	paths      map[string]model.Path
 }
 
 const theAPIServer = "the API server"
@@ -77,6 +78,7 @@ const theAPIServer = "the API server"
 func newAddressOwners(view *model.Snapshot, reserved map[netip.Addr]string) addressOwners {
 	o := addressOwners{
 		nodes: map[netip.Addr]bool{}, reserved: map[netip.Addr]string{}, apiServers: map[netip.AddrPort]bool{},
+		paths: view.Paths,
 	}
 	maps.Copy(o.reserved, reserved)
 	for _, n := range view.Nodes {
@@ -101,6 +103,12 @@ func newAddressOwners(view *model.Snapshot, reserved map[netip.Addr]string) addr
 // gone.
 func (o addressOwners) refuse(service string, at netip.AddrPort) error {
 	owner := o.reserved[at.Addr()]
+	for _, name := range slices.Sorted(maps.Keys(o.paths)) {
+		if slices.ContainsFunc(o.paths[name].PodCIDRs, func(p netip.Prefix) bool { return p.Contains(at.Addr()) }) {
+			owner = "a pod of node " + name
+			break
+		}
+	}
 	if o.nodes[at.Addr()] {
 		owner = ""
 		if o.apiServers[at] {

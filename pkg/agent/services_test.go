@@ -23,7 +23,13 @@ func TestServiceRoutes(t *testing.T) {
 	view := &model.Snapshot{
 		Self:  model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")}},
 		Nodes: map[string]model.Node{"n2": {Name: "n2", Addrs: []netip.Addr{addr("172.30.0.2")}}},
+		Paths: map[string]model.Path{"n2": {PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
 		Services: map[string]model.Service{
+			"ns/pods": {Name: "ns/pods", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.4"),
+				ExternalIPs: []netip.Addr{addr("10.244.2.9")}}}},
+			"ns/closed": {Name: "ns/closed", Ports: []model.ServicePort{{
+				Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.5"),
+				LoadBalancerIPs: []netip.Addr{addr("172.30.0.1")}, LoadBalancerClosed: true}}},
 			"default/kubernetes": {Name: "default/kubernetes", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 443, ClusterIP: addr("10.96.0.1"),
 				Cluster: []model.Endpoint{{Addr: addr("172.30.0.9"), Port: 6443}, {Addr: addr("172.30.0.2"), Port: 6443}}}}},
 			"ns/web": {Name: "ns/web", Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.2"), NodePort: 30080,
@@ -43,6 +49,7 @@ func TestServiceRoutes(t *testing.T) {
 		"172.30.0.8:80 do not go to Service ns/web, for it is the address of a resolver of the node",
 		"172.30.0.9:80 do not go to Service ns/web, for it is the address of the API server",
 		"172.30.0.2:6443 do not go to Service ns/trap, for it is the address of the API server",
+		"10.244.2.9:80 do not go to Service ns/pods, for it is the address of a pod of node n2",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q in it", err, want)

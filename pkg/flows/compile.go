@@ -93,7 +93,12 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	case model.KindNode:
 		b.node(s.Paths[o.Name], s.Tunnel)
 	case model.KindPod:
-		if a, ok := s.Attachments[o.Attachment]; ok && a.Pod.String() == o.Name && !s.Unknown[o.Attachment] {
+		a, ok := s.Attachments[o.Attachment]
+		if !ok || a.Pod.String() != o.Name {
+			break
+		}
+		b.addrs = a.IPs
+		if !s.Unknown[o.Attachment] {
 			b.pod(a, s.KernelDatapath)
 			b.allowSelf(a.IPs)
 		}
@@ -110,9 +115,9 @@ func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 		}
 	}
 	if b.err != nil {
-		return compiled{Flows: b.flows}.closed(), fmt.Errorf("compile %s: %w", o, b.err)
+		return compiled{Flows: b.flows, Addrs: b.addrs}.closed(), fmt.Errorf("compile %s: %w", o, b.err)
 	}
-	return compiled{b.flows, b.groups}, nil
+	return compiled{b.flows, b.groups, b.addrs}, nil
 }
 
 // Owners lists every owner that a snapshot has, in no particular order.
@@ -145,7 +150,8 @@ type builder struct {
 	cookie uint64
 	flows  []Flow
 	groups []Group
-	log    bool // what a policy decides is to be logged
+	addrs  []netip.Addr // of a pod
+	log    bool         // what a policy decides is to be logged
 	err    error
 }
 

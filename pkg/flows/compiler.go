@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -16,6 +17,8 @@ import (
 type compiled struct {
 	Flows  []Flow
 	Groups []Group
+	// Addrs are a pod's addresses; other owners have none.
+	Addrs []netip.Addr
 }
 
 // check says in which way an owner's flows and groups break their tables' contracts, or nil.
@@ -45,7 +48,11 @@ type Compiler struct {
 	contributions map[openflow.Key][]Flow
 	byOwner       map[model.Owner]owned
 	numbers       numbers
-	// excluded are the owners whose flows the switch refuses: they contribute nothing until they change.
+	// pods holds, for the key of each flow that can isolate a pod, the pods of this node that have the address, in the
+	// owners' order.
+	pods map[openflow.Key][]model.Owner
+	// excluded are the owners whose flows the switch refuses: they contribute nothing, but what isolates, until they
+	// change.
 	excluded map[model.Owner]bool
 	// disputed are the keys at which not all is used that owners want, and whose is not; losers counts them by owner.
 	disputed map[openflow.Key][]model.Owner
@@ -56,6 +63,8 @@ type Compiler struct {
 type owned struct {
 	keys   []openflow.Key
 	groups []Group // with the numbers that they want
+	// isolations are the keys of the flows that isolate the pod.
+	isolations []openflow.Key
 	// affinity is how long the switch remembers what it learns from the flows, if it learns at all.
 	affinity uint16
 	learns   bool
@@ -71,6 +80,7 @@ func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *
 		desired:       newDesired(),
 		contributions: map[openflow.Key][]Flow{},
 		byOwner:       map[model.Owner]owned{},
+		pods:          map[openflow.Key][]model.Owner{},
 		numbers:       newNumbers(),
 		excluded:      map[model.Owner]bool{},
 		disputed:      map[openflow.Key][]model.Owner{},
@@ -106,6 +116,7 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 		}
 		if err != nil {
 			now = now.closed()
+			c.excluded[o] = true
 			failed = append(failed, &OwnerError{Owner: o, Err: err})
 		}
 		before := c.byOwner[o]
@@ -121,7 +132,8 @@ func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, fai
 }
 
 // Exclude leaves an owner's flows, but those that isolate, and groups out until the owner is updated again, and says what is different now: where
-// others want the same keys, theirs are used. Group numbers stay as they are.
+// others want the same keys, theirs are used. Group numbers stay as they are. With a pod's flows go those that isolate
+// it: it is closed without them.
 func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
 	t := newTouched()
@@ -148,6 +160,9 @@ func (c *Compiler) touch(o model.Owner, t *touched) {
 	for _, key := range c.byOwner[o].keys {
 		t.keys[key] = true
 	}
+	for _, key := range c.byOwner[o].isolations {
+		t.keys[key] = true
+	}
 	for _, g := range c.byOwner[o].groups {
 		t.ids[c.numbers.number(o, g.ID)] = true
 	}
@@ -166,8 +181,16 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
 	for _, g := range c.byOwner[o].groups {
 		c.numbers.release(g.ID, o)
 	}
+	for _, key := range c.byOwner[o].isolations {
+		rest := slices.DeleteFunc(c.pods[key], func(pod model.Owner) bool { return pod == o })
+		if len(rest) == 0 {
+			delete(c.pods, key)
+		} else {
+			c.pods[key] = rest
+		}
+	}
 	delete(c.byOwner, o)
-	if len(now.Flows) == 0 && len(now.Groups) == 0 {
+	if len(now.Flows) == 0 && len(now.Groups) == 0 && len(now.Addrs) == 0 {
 		return
 	}
 	has := owned{groups: now.Groups, keys: make([]openflow.Key, len(now.Flows))}
@@ -184,6 +207,14 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
 	}
 	for _, g := range now.Groups {
 		c.numbers.want(g.ID, o)
+	}
+	for _, addr := range now.Addrs {
+		for _, key := range isolations(addr) {
+			at, _ := slices.BinarySearchFunc(c.pods[key], o, model.Owner.Compare)
+			c.pods[key] = slices.Insert(c.pods[key], at, o)
+			has.isolations = append(has.isolations, key)
+			t.keys[key] = true
+		}
 	}
 	c.byOwner[o] = has
 }
@@ -265,7 +296,11 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owner) {
 	var clauses clauseList
 	for _, f := range list {
-		if c.excluded[f.Owner] && !f.closes() {
+		if f.closes() {
+			if _, wanted := c.isolated(f.Key); !wanted {
+				continue
+			}
+		} else if c.excluded[f.Owner] {
 			continue
 		}
 		f = c.numbers.flow(f)
@@ -289,6 +324,41 @@ func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owne
 	}
 	slices.SortFunc(losers, model.Owner.Compare)
 	return result, has, slices.Compact(losers)
+}
+
+// isolated gives the pod that a key isolates, the first one that is open, and says whether that is wanted: a pod without
+// flows is closed without it. Where no pod is attached with the address, the zero Owner and true.
+func (c *Compiler) isolated(key openflow.Key) (pod model.Owner, wanted bool) {
+	pods := c.pods[key]
+	for _, pod := range pods {
+		if !c.excluded[pod] && len(c.byOwner[pod].keys) > 0 {
+			return pod, true
+		}
+	}
+	return model.Owner{}, len(pods) == 0
+}
+
+// Part gives the owner with whose flows a flow must go in or stay out: for what isolates a pod that is the pod, which
+// must not be open without it; for others it is the flow's own owner.
+func (c *Compiler) Part(f Flow) model.Owner {
+	if f.closes() {
+		if pod, _ := c.isolated(f.Key); pod.Kind == model.KindPod {
+			return pod
+		}
+	}
+	return f.Owner
+}
+
+// Isolators are the policies that isolate a pod, in the owners' order.
+func (c *Compiler) Isolators(pod model.Owner) []model.Owner {
+	var policies []model.Owner
+	for _, key := range c.byOwner[pod].isolations {
+		for _, f := range c.contributions[key] {
+			policies = append(policies, f.Owner)
+		}
+	}
+	slices.SortFunc(policies, model.Owner.Compare)
+	return slices.Compact(policies)
 }
 
 // Conflict is a key that several owners want with different actions, or with more clauses than fit.

@@ -100,7 +100,8 @@ func oddService(t *rapid.T) model.Service {
 		p := model.ServicePort{
 			Name: drawText.Draw(t, "port's name"), Protocol: drawProtocol(t), Port: drawPort.Draw(t, "port"), NodePort: drawPort.Draw(t, "node port"),
 			ClusterIP: drawAddr(t, "cluster IP"), ExternalIPs: drawAddrs(t, "external IP"), LoadBalancerIPs: drawAddrs(t, "load balancer IP"),
-			LoadBalancerSources: drawRanges(t, "source"), InternalLocal: rapid.Bool().Draw(t, "internal local"),
+			LoadBalancerSources: drawRanges(t, "source"), LoadBalancerClosed: rapid.Bool().Draw(t, "closed"),
+			InternalLocal: rapid.Bool().Draw(t, "internal local"),
 			ExternalLocal: rapid.Bool().Draw(t, "external local"), Elsewhere: rapid.Bool().Draw(t, "elsewhere"),
 			Cluster: oddEndpoints(t), Local: oddEndpoints(t),
 		}

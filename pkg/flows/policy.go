@@ -51,11 +51,24 @@ func rulesOf(p model.Policy, side *model.PolicySide) []model.PolicyRule {
 	return side.Rules
 }
 
-// isolate denies what came past all rules.
+// isolate denies what came past all rules. The flow comes and goes with the pod's own flows (see Compiler.Part).
 func (b *builder) isolate(s stage, pod netip.Addr) {
 	i := in{s.deny, prioNormal, openflow.Protocol(pod), matches(s.subject(openflow.Host(pod)))}
 	b.append(s.reason, i, openflow.Goto(PolicyDenied))
 	b.logDenied(s, i)
+}
+
+// isolations are the keys of the flows that isolate the pod with an address, one for each direction.
+func isolations(pod netip.Addr) []openflow.Key {
+	b := &builder{}
+	for _, s := range stages {
+		b.isolate(s, pod)
+	}
+	keys := make([]openflow.Key, len(b.flows))
+	for i, f := range b.flows {
+		keys[i] = f.Key
+	}
+	return keys
 }
 
 // closes tells whether the flow isolates a pod. Such flows stay when the rest of their policy cannot be: no policy is not what
@@ -66,7 +79,7 @@ func (f Flow) closes() bool {
 
 // closed is what remains when something is wrong with an owner's flows.
 func (c compiled) closed() compiled {
-	var out compiled
+	out := compiled{Addrs: c.Addrs}
 	for _, f := range c.Flows {
 		if f.closes() {
 			out.Flows = append(out.Flows, f)

@@ -27,20 +27,22 @@ func (b *builder) service(s model.Service, self model.Node, path model.Path, ker
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
 			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
-			switch f.Kind {
-			case model.ClusterIP:
+			switch {
+			case f.Kind == model.ClusterIP:
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
 				if !kernelDatapath && onlyPort(s, p) {
 					later, match := sb.laterFragments(f.At.Addr())
 					later.frontend(prioHigh, sb.pool(f.Local), match...)
 				}
-			case model.NodePort:
+			case f.Kind == model.NodePort:
 				sb.nodePort(self, match...)
 				if !kernelDatapath && p.Protocol == model.UDP {
 					later, match := sb.laterFragments(f.At.Addr())
 					later.nodePort(self, match...)
 				}
+			case f.Closed:
+				sb.drop(SourceRange, in{ServiceLB, prioNormal, sb.proto, match})
 			default:
 				sb.external(withGateway(f.Sources, self, sb.own), match...)
 			}

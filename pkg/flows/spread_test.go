@@ -134,7 +134,7 @@ func TestClasses(t *testing.T) {
 func TestClassesOfEveryDatapath(t *testing.T) {
 	for _, kernelDatapath := range []bool{true, false} {
 		b := buildBigOn(t, model.TCP, 500, kernelDatapath)
-		if err := (compiled{b.flows, b.groups}).check(); err != nil {
+		if err := (compiled{Flows: b.flows, Groups: b.groups}).check(); err != nil {
 			t.Errorf("kernel datapath %t: %v", kernelDatapath, err)
 		}
 	}

@@ -76,6 +76,16 @@ type LostAddress struct {
 	Winner   string // namespace/name
 }
 
+// LoadBalancerIPs are the addresses of all ports at load balancers, sorted.
+func (s Service) LoadBalancerIPs() []netip.Addr {
+	var all []netip.Addr
+	for _, p := range s.Ports {
+		all = append(all, p.LoadBalancerIPs...)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
 // MostFlows is an upper bound of the Service's flows and buckets.
 func (s Service) MostFlows() int {
 	most := 0
@@ -108,6 +118,8 @@ type ServicePort struct {
 	LoadBalancerIPs []netip.Addr
 	// LoadBalancerSources are the only clients that LoadBalancerIPs accept; empty accepts all.
 	LoadBalancerSources []netip.Prefix
+	// LoadBalancerClosed says that LoadBalancerIPs accept no client: none of the ranges that limit them could be read.
+	LoadBalancerClosed bool
 	// NodePort is a port at this node's addresses; 0 is none.
 	NodePort uint16
 	// InternalLocal and ExternalLocal are the traffic policies Local: only endpoints on this node.
@@ -145,6 +157,8 @@ type Frontend struct {
 	Local bool
 	// Sources are the only clients that the frontend accepts; empty accepts all.
 	Sources []netip.Prefix
+	// Closed says that it accepts no client at all.
+	Closed bool
 }
 
 // Frontends lists the port's frontends: ClusterIP, external IPs, load balancer addresses, node port. An external IP
@@ -157,7 +171,8 @@ func (p ServicePort) Frontends() []Frontend {
 		}
 	}
 	for _, ip := range p.LoadBalancerIPs {
-		list = append(list, Frontend{LoadBalancer, netip.AddrPortFrom(ip, p.Port), p.ExternalLocal, p.LoadBalancerSources})
+		at := netip.AddrPortFrom(ip, p.Port)
+		list = append(list, Frontend{LoadBalancer, at, p.ExternalLocal, p.LoadBalancerSources, p.LoadBalancerClosed})
 	}
 	if p.NodePort != 0 {
 		at := NodePortAt(p.ClusterIP.Is4(), p.Protocol, p.NodePort)

@@ -49,6 +49,13 @@ type claim struct {
 	node *node
 }
 
+// balanced is a Service's address at a load balancer.
+type balanced struct {
+	addr    netip.Addr
+	service string // namespace/name
+	created int64
+}
+
 // resolver holds the claims of all nodes. The maps are keyed by prefixes of the lengths that the pod CIDRs have, so
 // that finding what overlaps a range takes one lookup for each length.
 type resolver struct {
@@ -59,6 +66,9 @@ type resolver struct {
 	inside map[netip.Prefix]claim
 	// addrs has, for each prefix around node addresses, the address of the node with the lowest rank.
 	addrs map[netip.Prefix]address
+	// balanced has, for each prefix around load balancers' addresses, the one of the oldest Service. It is empty with
+	// ClusterCIDRs.
+	balanced map[netip.Prefix]balanced
 }
 
 // Resolve gives the path of every node of a snapshot, this node's included. Cost: O(n log n) for n nodes.
@@ -67,14 +77,20 @@ type resolver struct {
 // and overlaps neither a Service CIDR, nor a node's address, nor an accepted pod CIDR. Of conflicting claims this
 // node's own wins, then the older Node's (creation time), then the one that is first by name. A node's address goes
 // before a pod CIDR of a Node that is not older.
+//
+// Without ClusterCIDRs the same holds for an address that a load balancer has given a Service. External IPs take nothing
+// away from a pod CIDR: any tenant may write them, and could keep nodes out of the cluster that are yet to come.
 func Resolve(s *model.Snapshot) map[string]model.Path {
 	nodes := ranked(s)
 	r := resolver{
 		serviceCIDRs: s.ServiceCIDRs, clusterCIDRs: s.ClusterCIDRs, lengths: map[bool][]int{},
 		accepted: make(map[netip.Prefix]claim, 2*len(nodes)), inside: map[netip.Prefix]claim{},
-		addrs: map[netip.Prefix]address{},
+		addrs: map[netip.Prefix]address{}, balanced: map[netip.Prefix]balanced{},
 	}
 	r.index(nodes)
+	if len(r.clusterCIDRs) == 0 {
+		r.indexBalanced(s.Services)
+	}
 	for _, n := range nodes {
 		for _, cidr := range n.PodCIDRs {
 			cidr = cidr.Masked()
@@ -143,6 +159,24 @@ func (r *resolver) index(nodes []*node) {
 	}
 }
 
+// indexBalanced notes the addresses that Services have at load balancers.
+func (r *resolver) indexBalanced(services map[string]model.Service) {
+	for _, s := range services {
+		for _, a := range s.LoadBalancerIPs() {
+			b := balanced{a, s.Name, s.Created}
+			for p := range r.around(a, a.BitLen()) {
+				if old, taken := r.balanced[p]; !taken || compareBalanced(b, old) < 0 {
+					r.balanced[p] = b
+				}
+			}
+		}
+	}
+}
+
+func compareBalanced(a, b balanced) int {
+	return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.service, b.service), a.addr.Compare(b.addr))
+}
+
 // around goes through the prefixes around an address that are at most this long, the widest first.
 func (r *resolver) around(a netip.Addr, longest int) func(func(netip.Prefix) bool) {
 	return func(yield func(netip.Prefix) bool) {
@@ -205,6 +239,9 @@ func (r *resolver) check(cidr netip.Prefix, n *node) error {
 		case a.node.Created <= n.Created:
 			return fmt.Errorf("it contains the address %s of node %s", a.addr, a.node.Name)
 		}
+	}
+	if b, ok := r.balanced[cidr]; ok && n.rank != 0 && b.created <= n.Created {
+		return fmt.Errorf("it contains the load balancer's address %s of Service %s", b.addr, b.service)
 	}
 	other, overlaps := r.covering(cidr.Addr(), cidr.Bits())
 	if !overlaps {

@@ -212,3 +212,51 @@ func TestOwnPodCIDR(t *testing.T) {
 		}
 	}
 }
+
+// TestLoadBalancerInPodCIDR: without clusterCIDRs, neither a Node nor a Service draws the other's traffic: the address
+// that a load balancer gave a Service goes before the pod CIDR of a Node that is not older, and takes nothing from an
+// older one, nor from this node's own. External IPs, which any tenant may write, take nothing from any.
+func TestLoadBalancerInPodCIDR(t *testing.T) {
+	for _, tc := range []struct {
+		name            string
+		node, service   int64
+		external        bool
+		clusterCIDRs    []netip.Prefix
+		accepted, isOwn bool
+	}{
+		{name: "the Service is older", node: 20, service: 10},
+		{name: "both are as old", node: 20, service: 20},
+		{name: "the Node is older", node: 20, service: 30, accepted: true},
+		{name: "an external IP", node: 20, service: 10, external: true, accepted: true},
+		{name: "clusterCIDRs are known", node: 20, service: 10, accepted: true,
+			clusterCIDRs: cidrs("198.51.100.0/24", "fd44::/16")},
+		{name: "this node's own", node: 20, service: 10, isOwn: true, accepted: true},
+	} {
+		for _, family := range []struct{ cidr, inside, own, other string }{
+			{"198.51.100.0/25", "198.51.100.9", "172.30.0.5", "172.30.0.1"},
+			{"fd44:1::/64", "fd44:1::9", "fd30::5", "fd30::1"},
+		} {
+			t.Run(tc.name+" "+family.cidr, func(t *testing.T) {
+				self := model.Node{Name: "n5", Addrs: addrs(family.own)}
+				other := model.Node{Name: "n1", Addrs: addrs(family.other), PodCIDRs: cidrs(family.cidr), Created: tc.node}
+				if tc.isOwn {
+					self, other = other, self
+				}
+				s := snapshot(self, other)
+				s.ClusterCIDRs = tc.clusterCIDRs
+				port := model.ServicePort{Protocol: model.TCP, Port: 80, LoadBalancerIPs: addrs(family.inside)}
+				if tc.external {
+					port.LoadBalancerIPs, port.ExternalIPs = nil, port.LoadBalancerIPs
+				}
+				web := model.Service{Name: "ns/web", Created: tc.service, Ports: []model.ServicePort{port}}
+				s.Services = map[string]model.Service{web.Name: web}
+				got := nodepath.Resolve(s)["n1"]
+				want := "it contains the load balancer's address " + family.inside + " of Service ns/web"
+				accepted := len(got.PodCIDRs) == 1
+				if accepted != tc.accepted || !accepted && !strings.Contains(strings.Join(got.Rejected, ""), want) {
+					t.Errorf("the path is %+v", got)
+				}
+			})
+		}
+	}
+}

@@ -44,7 +44,7 @@ type Programming struct {
 	Quarantined map[model.Owner]string
 	// Conflicts are the keys that several owners claim; the first owner's flow is in the switch.
 	Conflicts []flows.Conflict
-	// Incomplete are the policies of which some rules allow less than they say, and why.
+	// Incomplete are the policies of which some rules allow less than they say, or some pods are closed, and why.
 	Incomplete map[model.Owner]string
 }
 

@@ -116,6 +116,8 @@ func describeFrontend(p model.ServicePort, f model.Frontend, here map[netip.Addr
 		r.Address = "*:" + strconv.Itoa(int(p.NodePort))
 	}
 	switch {
+	case f.Closed:
+		r.Endpoints, r.Without = describeEndpoints(nil, here), "dropped: none of loadBalancerSourceRanges is valid"
 	case len(r.Endpoints) > 0:
 	case p.Elsewhere:
 		r.Without = "dropped: there are endpoints on other nodes only"

@@ -103,11 +103,12 @@ func Build(s *Service, from []*Slice, at Locality) (model.Service, bool) {
 	type shared struct {
 		external, loadBalancer []netip.Addr
 		sources                []netip.Prefix
+		closed                 bool
 	}
 	var families [2]shared // the same for all ports of a family
 	for i, clusterIP := range clusterIPs[:min(2, len(clusterIPs))] {
 		f := &families[i]
-		f.loadBalancer, f.sources = s.loadBalancer(clusterIP.Is4())
+		f.loadBalancer, f.sources, f.closed = s.loadBalancer(clusterIP.Is4())
 		f.external = s.external(clusterIP.Is4())
 	}
 	for _, p := range s.Ports {
@@ -116,7 +117,7 @@ func Build(s *Service, from []*Slice, at Locality) (model.Service, bool) {
 			port := model.ServicePort{
 				Name: p.Name, Protocol: p.Protocol, Port: p.Port, NodePort: p.NodePort, ClusterIP: clusterIP,
 				ExternalIPs: f.external, LoadBalancerIPs: f.loadBalancer, LoadBalancerSources: f.sources,
-				InternalLocal: s.InternalLocal,
+				LoadBalancerClosed: f.closed, InternalLocal: s.InternalLocal,
 			}
 			accessible := p.NodePort != 0 || len(f.external) > 0 || len(f.loadBalancer) > 0
 			port.ExternalLocal = s.ExternalLocal && accessible
@@ -140,23 +141,19 @@ func Build(s *Service, from []*Slice, at Locality) (model.Service, bool) {
 }
 
 // loadBalancer returns the load balancer's addresses of a family and the clients that they accept; no clients means
-// all.
-func (s *Service) loadBalancer(is4 bool) ([]netip.Addr, []netip.Prefix) {
-	addrs := ofFamily(s.LoadBalancerIPs, is4)
-	var sources []netip.Prefix
+// all, unless closed: then they accept none. Closed addresses are still the Service's: no other Service gets them.
+func (s *Service) loadBalancer(is4 bool) (addrs []netip.Addr, sources []netip.Prefix, closed bool) {
+	addrs = ofFamily(s.LoadBalancerIPs, is4)
 	for _, c := range s.LoadBalancerSources {
 		if c.Addr().Is4() == is4 {
 			if c.Bits() == 0 {
-				return addrs, nil // all clients
+				return addrs, nil, false // all clients
 			}
 			sources = append(sources, c)
 		}
 	}
-	if len(sources) == 0 && s.SourcesLost {
-		return nil, nil
-	}
 	slices.SortFunc(sources, netip.Prefix.Compare)
-	return addrs, slices.Compact(sources)
+	return addrs, slices.Compact(sources), len(addrs) > 0 && len(sources) == 0 && s.SourcesLost
 }
 
 // external returns the external IPs of a family. One that is also a load balancer's address counts only as the latter,

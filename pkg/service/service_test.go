@@ -156,6 +156,9 @@ func view(in service.Service, from []*service.Slice, at service.Locality) string
 		if len(p.LoadBalancerSources) > 0 {
 			fmt.Fprintf(&b, " from %v", p.LoadBalancerSources)
 		}
+		if p.LoadBalancerClosed {
+			b.WriteString(" closed")
+		}
 		b.WriteString("\n")
 		for _, l := range []struct {
 			name      string

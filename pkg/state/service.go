@@ -38,10 +38,23 @@ func (s *Store) setService(service model.Service) bool {
 	if ok && reflect.DeepEqual(old, same) {
 		return false
 	}
+	s.balancedChanged(s.next.Services[service.Name], service)
 	s.budget.count(service.Name, service.MostFlows())
 	s.services()[service.Name] = service
 	s.touched[model.ServiceOwner(service.Name)] = true
 	return true
+}
+
+// balancedChanged is told of what a Service was and is. Its addresses at load balancers may go before pod CIDRs (see
+// nodepath.Resolve).
+func (s *Store) balancedChanged(before, now model.Service) {
+	if len(s.next.ClusterCIDRs) > 0 {
+		return
+	}
+	was, is := before.LoadBalancerIPs(), now.LoadBalancerIPs()
+	if !slices.Equal(was, is) || len(is) > 0 && before.Created != now.Created {
+		s.pathsDirty = true
+	}
 }
 
 // resolveClaims sets the named Services again, for another one's claims have changed.
@@ -59,9 +72,11 @@ func (s *Store) resolveClaims(names []string) bool {
 type DeleteService struct{ Name string }
 
 func (c DeleteService) apply(s *Store) bool {
-	if _, ok := s.next.Services[c.Name]; !ok {
+	old, ok := s.next.Services[c.Name]
+	if !ok {
 		return false
 	}
+	s.balancedChanged(old, model.Service{})
 	delete(s.services(), c.Name)
 	s.budget.count(c.Name, 0)
 	s.touched[model.ServiceOwner(c.Name)] = true

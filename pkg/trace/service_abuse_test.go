@@ -138,7 +138,12 @@ func TestLoadBalancerOutranksExternalIP(t *testing.T) {
 			if r := to(victim, thief); !r.Dropped() || r.Reason() != flows.SourceRange {
 				t.Errorf("a client that the ranges leave out, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
 			}
-			victim.Ports[0].LoadBalancerIPs, victim.Ports[0].LoadBalancerSources, victim.Ports[0].ExternalIPs = nil, nil, shared
+			victim.Ports[0].LoadBalancerSources, victim.Ports[0].LoadBalancerClosed = nil, true
+			if r := to(victim, thief); !r.Dropped() || r.Reason() != flows.SourceRange {
+				t.Errorf("no range can be read, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
+			}
+			victim.Ports[0].LoadBalancerClosed = false
+			victim.Ports[0].LoadBalancerIPs, victim.Ports[0].ExternalIPs = nil, shared
 			thief.Created = 3000
 			if r := to(victim, thief); r.Dropped() || r.Outputs[0].Packet.Dst().String() != "10.0.1.3" {
 				t.Errorf("the younger has the address, externalTrafficPolicy Local %t, affinity %s:\n%s", local, affinity, r)
