@@ -99,16 +99,20 @@ func (c Restore) apply(s *Store) bool {
 	return true
 }
 
-// follow makes the next snapshot of s a later one than those of another store, in every part.
+// follow makes the next snapshot of s a later one than those of another store, in every part, and marks dirty what the
+// last snapshot had and what the next one has.
 func (s *Store) follow(other *Store) {
 	s.next.Revision = max(s.next.Revision, other.next.Revision, s.snapshot.Revision) + 1
 	s.next.NodesRevision, s.next.ServicesRevision = s.next.Revision, s.next.Revision
 	s.touched[model.PipelineOwner], s.touched[model.SelfOwner] = true, true
-	for _, from := range []*model.Snapshot{&other.next, &s.next} {
+	for _, from := range []*model.Snapshot{s.snapshot, &s.next} {
 		for name := range from.Nodes {
 			s.touched[model.NodeOwner(name)] = true
 		}
 		for name := range from.Services {
+			s.touched[model.ServiceOwner(name)] = true
+		}
+		for name := range from.OtherProxies {
 			s.touched[model.ServiceOwner(name)] = true
 		}
 		for name := range from.Policies {
