@@ -21,16 +21,21 @@ import (
 // got the deltas only. 10,000 sequences: -rapid.checks=10000.
 func TestEveryChange(t *testing.T) {
 	t.Run("room for all", func(t *testing.T) { rapid.Check(t, everyChange(1_000_000)) })
-	t.Run("budgets", func(t *testing.T) { rapid.Check(t, everyChange(60)) })
+	t.Run("budgets", func(t *testing.T) { rapid.Check(t, everyChange(100)) })
 }
 
-func FuzzEveryChange(f *testing.F) { fuzzing.Property(f, everyChange(60)) }
+func FuzzEveryChange(f *testing.F) { fuzzing.Property(f, everyChange(100)) }
 
 func everyChange(room int) func(*rapid.T) {
 	return func(t *rapid.T) {
 		d, store, compiler := newDrawing(t), state.NewBounded("n1", room, room), flows.NewCompiler()
 		failing := map[model.Owner]bool{}
 		wire := flows.Desired{Flows: map[openflow.Key]flows.Flow{}, Groups: map[openflow.GroupID]flows.Group{}}
+		if d.maybe("begins with a cluster") {
+			for _, c := range d.cluster() {
+				store.Apply(c)
+			}
+		}
 		steps := rapid.IntRange(1, 20).Draw(t, "steps")
 		for step := range steps + 1 {
 			for range rapid.IntRange(0, 3).Draw(t, "changes at once") {

@@ -123,6 +123,23 @@ func (d *drawing) change() state.Change {
 	return c
 }
 
+// cluster draws changes that make a node with pods, policies and a Service.
+func (d *drawing) cluster() []state.Change {
+	self := d.node()
+	self.Name, self.Addrs = "n1", []netip.Addr{netip.MustParseAddr("172.30.0.1")}
+	list := []state.Change{state.SetNode{Node: self}, changes["SetNode"](d), changes["SetService"](d)}
+	for i, name := range []string{"a", "b"} {
+		attachment, pod := d.attachment(), d.pod()
+		attachment.Pod.Name, attachment.ContainerID, pod.Name = name, "c-"+name, name
+		attachment.Pod.UID, pod.UID, pod.Node, pod.HostNetwork = "u1", "u1", "n1", false
+		attachment.IPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, byte(2 + i)})}
+		about := d.policy()
+		about.Name = []string{"p", "q"}[i]
+		list = append(list, state.SetAttachment{Attachment: attachment}, state.SetPod{Pod: pod}, state.SetPolicy{Policy: about})
+	}
+	return list
+}
+
 func draw[T any](d *drawing, what string, from []T) T { return rapid.SampledFrom(from).Draw(d.T, what) }
 
 func (d *drawing) one(what string, from ...string) string { return draw(d, what, from) }
@@ -176,8 +193,8 @@ func (d *drawing) node() model.Node {
 
 func (d *drawing) attachment() model.Attachment {
 	return model.Attachment{
-		ContainerID: d.one("container", "c1", "c2", "c3", "c4"), IfName: "eth0",
-		Pod:    model.PodRef{Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("sandbox's UID", "u1", "u2")},
+		ContainerID: d.one("container", "c-a", "c-b", "c3"), IfName: "eth0",
+		Pod:    model.PodRef{Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("sandbox's UID", "u1", "u1", "u1", "u2")},
 		OFPort: uint32(rapid.IntRange(16, 19).Draw(d.T, "port")),
 		MAC:    model.MAC{0x0a, 0x58, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(d.T, "MAC"))},
 		IPs:    d.some("pod address", "10.244.1.2", "10.244.1.3", "10.244.2.2", "fd44:1::2"),
@@ -193,7 +210,7 @@ func (d *drawing) labels() map[string]string {
 
 func (d *drawing) pod() policy.Pod {
 	p := policy.Pod{
-		Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("UID", "u1", "u2"), Node: d.one("node", "n1", "n1", "n2"),
+		Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("UID", "u1", "u1", "u1", "u2"), Node: d.one("node", "n1", "n1", "n1", "n2"),
 		Labels: d.labels(), Addrs: d.some("podIP", "10.244.1.2", "10.244.2.2", "10.244.2.3", "fd44:1::2"),
 		HostNetwork: rapid.IntRange(0, 9).Draw(d.T, "host network") == 0, Done: rapid.IntRange(0, 9).Draw(d.T, "done") == 0,
 		Created: int64(rapid.IntRange(0, 1).Draw(d.T, "created")),
@@ -224,11 +241,11 @@ func (d *drawing) policy() policy.Policy {
 
 func (d *drawing) rule() policy.Rule {
 	var r policy.Rule
-	for range rapid.IntRange(0, 2).Draw(d.T, "peers") {
+	for range rapid.IntRange(0, 3).Draw(d.T, "peers") {
 		selector := d.selector()
 		r.Peers = append(r.Peers, draw(d, "peer", []policy.Peer{
 			{PodSelector: &selector}, {NamespaceSelector: &selector},
-			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.244.0.0/16"), Except: d.ranges("except", "10.244.2.0/24")}},
+			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.244.0.0/16"), Except: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
 			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("fd00::/8")}},
 		}))
 	}
