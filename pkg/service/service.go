@@ -2,8 +2,8 @@
 // endpoints a packet may go to from there. It honours what kube-proxy of Kubernetes 1.34 honours; test/oracle/service compares
 // the two.
 //
-// Everything here is plain values and pure functions; nothing is shared, locked or started. pkg/kube makes the input from
-// Kubernetes' objects, once for each version of an object, and keeps it.
+// Build is a pure function of plain values. Resolver holds its result for all Services and follows changes. Nothing is
+// locked or started. pkg/kube makes the input from Kubernetes' objects, once for each version of an object, and shares it.
 package service
 
 import (
@@ -38,6 +38,8 @@ type Service struct {
 	Algorithm           model.Algorithm
 	// Weights are those of pods whose weight is not 1, by name.
 	Weights map[string]uint16
+	// Problem says what of the object is invalid and left out; empty when nothing is.
+	Problem string
 }
 
 // Port is one port of a Service.
@@ -56,6 +58,8 @@ type Slice struct {
 	Ports []SlicePort
 	// Endpoints are all of one family.
 	Endpoints []Endpoint
+	// Problem says what of the object is invalid and left out; empty when nothing is.
+	Problem string
 }
 
 // SlicePort is the number that a port of the Service has at a slice's endpoints.

@@ -44,9 +44,10 @@ func everyChange(room int) func(*rapid.T) {
 			if step == steps {
 				store.Apply(state.Synced{})
 			}
-			snapshot, owners := store.Take()
-			delta, failed := compiler.Update(snapshot, owners)
-			for _, o := range owners {
+			snapshot, changed := store.Take()
+			dirty := compiler.Dirty(snapshot, changed)
+			delta, failed := compiler.Update(snapshot, changed)
+			for _, o := range dirty {
 				delete(failing, o)
 			}
 			for _, bad := range failed {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/service"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -54,9 +55,14 @@ var changes = map[string]func(d *drawing) state.Change{
 	"DeletePolicy": func(d *drawing) state.Change {
 		return state.DeletePolicy{Namespace: "ns", Name: d.one("policy", "p", "q")}
 	},
-	"SetService": func(d *drawing) state.Change { return state.SetService{Service: d.service()} },
+	"SetService":       func(d *drawing) state.Change { return state.SetService{Service: d.service()} },
+	"SetJoinedService": func(d *drawing) state.Change { return state.SetJoinedService{Service: d.joined()} },
+	"SetSlice":         func(d *drawing) state.Change { return state.SetSlice{Slice: d.slice()} },
+	"DeleteSlice":      func(d *drawing) state.Change { return state.DeleteSlice{Name: d.one("slice", "s1", "s2", "s3")} },
+	"SetZone":          func(d *drawing) state.Change { return state.SetZone{Zone: d.one("zone", "", "z1", "z2")} },
+	"SetExternalIPs":   func(d *drawing) state.Change { return state.SetExternalIPs{Refused: d.maybe("refused")} },
 	"DeleteService": func(d *drawing) state.Change {
-		return state.DeleteService{Name: d.one("service", serviceNames...)}
+		return state.DeleteService{Name: d.one("service", goneNames...)}
 	},
 	"SetOtherProxy": func(d *drawing) state.Change {
 		return state.SetOtherProxy{Service: d.one("service", serviceNames...), ClusterIPs: d.some("ClusterIP", "10.96.0.1", "10.96.0.4")}
@@ -113,7 +119,7 @@ func changeNames() []string {
 func (d *drawing) change() state.Change {
 	names := changeNames()
 	for range 2 {
-		names = append(names, "SetNode", "SetAttachment", "SetPod", "SetPolicy", "SetService")
+		names = append(names, "SetNode", "SetAttachment", "SetPod", "SetPolicy", "SetService", "SetSlice")
 	}
 	name := draw(d, "change", names)
 	c := changes[name](d)
@@ -127,7 +133,7 @@ func (d *drawing) change() state.Change {
 func (d *drawing) cluster() []state.Change {
 	self := d.node()
 	self.Name, self.Addrs = "n1", []netip.Addr{netip.MustParseAddr("172.30.0.1")}
-	list := []state.Change{state.SetNode{Node: self}, changes["SetNode"](d), changes["SetService"](d)}
+	list := []state.Change{state.SetNode{Node: self}, changes["SetNode"](d), changes["SetService"](d), changes["SetSlice"](d)}
 	for i, name := range []string{"a", "b"} {
 		attachment, pod := d.attachment(), d.pod()
 		attachment.Pod.Name, attachment.ContainerID, pod.Name = name, "c-"+name, name
@@ -255,9 +261,48 @@ func (d *drawing) rule() policy.Rule {
 
 var serviceNames = []string{"ns/a", "ns/b", "other/c"}
 
-func (d *drawing) service() model.Service {
-	s := model.Service{
+var goneNames = append([]string{"ns/joined", "other/joined"}, serviceNames...)
+
+func (d *drawing) service() *service.Service {
+	s := &service.Service{
 		Name: d.one("service", serviceNames...), Created: int64(rapid.IntRange(0, 1).Draw(d.T, "created")),
+		ClusterIPs: d.some("ClusterIP", "10.96.0.1", "fd96::1"), ExternalIPs: d.some("external IP", "203.0.113.1", "172.30.0.1", "10.96.0.2"),
+		LoadBalancerIPs:     d.some("load balancer's IP", "203.0.113.1", "203.0.113.2"),
+		LoadBalancerSources: d.ranges("source", "172.30.0.0/24", "10.244.0.0/16"), SourcesLost: d.maybe("sources lost"),
+		InternalLocal: d.maybe("internal local"), ExternalLocal: d.maybe("external local"),
+		Affinity:  draw(d, "affinity", []time.Duration{0, 0, 5 * time.Second, time.Minute, time.Hour, 20 * time.Hour}),
+		Algorithm: draw(d, "algorithm", []model.Algorithm{model.HashConnection, model.HashSource}),
+		Problem:   d.one("problem", "", "", "bad"),
+	}
+	for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		if d.maybe("has " + string(protocol)) {
+			s.Ports = append(s.Ports, service.Port{Name: string(protocol), Protocol: protocol,
+				Port: draw(d, "port", []uint16{53, 80}), NodePort: draw(d, "node port", []uint16{0, 30080})})
+		}
+	}
+	return s
+}
+
+func (d *drawing) slice() *service.Slice {
+	s := &service.Slice{Name: d.one("slice", "s1", "s2", "s3"), Service: d.one("service", serviceNames...), Problem: d.one("problem", "", "", "bad")}
+	for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+		s.Ports = append(s.Ports, service.SlicePort{Name: string(protocol), Protocol: protocol, Port: draw(d, "endpoint's port", []uint16{53, 80, 8080})})
+	}
+	addrs := draw(d, "endpoints", [][]string{{"10.244.1.2", "10.244.1.3", "10.244.2.2"}, {"fd44:1::2", "fd44:2::2"}})
+	for _, a := range d.some("endpoint", addrs...) {
+		e := service.Endpoint{Addr: a, Ready: d.maybe("ready"), Serving: true, Terminating: d.maybe("terminating"), Node: d.one("endpoint's node", "n1", "n2")}
+		if d.maybe("hint") {
+			e.ForZones = []string{d.one("hint", "z1", "z2")}
+		}
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	return s
+}
+
+// joined is a Service as a copy has it, and as SetService may never make it.
+func (d *drawing) joined() model.Service {
+	s := model.Service{
+		Name: d.one("joined service", "ns/joined", "other/joined"), Created: int64(rapid.IntRange(0, 1).Draw(d.T, "created")),
 		Affinity:  draw(d, "affinity", []time.Duration{0, 0, 5 * time.Second, time.Minute, time.Hour, 20 * time.Hour}),
 		Algorithm: draw(d, "algorithm", []model.Algorithm{model.HashConnection, model.HashSource}),
 	}

@@ -22,7 +22,7 @@ func TestPendingIsBounded(t *testing.T) {
 		for n := range objects {
 			name := fmt.Sprintf("o%d", n)
 			p.Add(state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: name, UID: fmt.Sprint(i)}})
-			p.Add(state.SetService{Service: model.Service{Name: "ns/" + name, HealthCheckNodePort: uint16(i)}})
+			p.Add(state.SetJoinedService{Service: model.Service{Name: "ns/" + name, HealthCheckNodePort: uint16(i)}})
 			p.Add(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: name, Err: fmt.Sprint(i)}})
 			p.Add(state.SetNamespace{Namespace: policy.Namespace{Name: name, Labels: map[string]string{"i": fmt.Sprint(i)}}})
 			p.Add(state.SetNode{Node: node(name, "172.30.0.1", "10.244.1.0/24")}) // a heartbeat
