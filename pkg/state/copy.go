@@ -142,7 +142,8 @@ func (Synced) apply(s *Store) bool {
 	if len(live.usable.PodCIDRs) == 0 {
 		live.usable.PodCIDRs = s.usable.PodCIDRs
 	}
-	live.ownNodes, live.ownAttachments, live.ownServices, live.ownProblems, live.ownPolicies = false, false, false, false, false
+	live.ownNodes, live.ownAttachments, live.ownPolicies = false, false, false
+	live.ownServices, live.ownProblems = false, false
 	*s = *live
 	return true
 }
@@ -153,8 +154,8 @@ func (s *Store) toLive(c Change) bool {
 	switch c := c.(type) {
 	case Synced, Restore:
 		return false
-	case SetNode, DeleteNode, SetZone, SetService, DeleteService, SetSlice, DeleteSlice, SetExternalIPs, SetPod, DeletePod, SetNamespace, DeleteNamespace,
-		SetPolicy, DeletePolicy:
+	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetExternalIPs,
+		SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:
