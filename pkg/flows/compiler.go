@@ -66,7 +66,9 @@ type owned struct {
 // NewCompiler gives a compiler that holds nothing.
 func NewCompiler() *Compiler { return newCompiler(compileOwner, inputsOf) }
 
-func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error), read func(*model.Snapshot) inputs) *Compiler {
+func newCompiler(
+	compile func(*model.Snapshot, model.Owner) (compiled, error), read func(*model.Snapshot) inputs,
+) *Compiler {
 	return &Compiler{
 		compile:       compile,
 		read:          read,

@@ -39,7 +39,9 @@ type Resolved struct {
 
 // NewResolver returns the resolver of the named node.
 func NewResolver(node string) *Resolver {
-	return &Resolver{at: Place{Node: node}, byName: map[string]*joined{}, slices: map[string]*Slice{}, dirty: map[string]bool{}}
+	return &Resolver{
+		at: Place{Node: node}, byName: map[string]*joined{}, slices: map[string]*Slice{}, dirty: map[string]bool{},
+	}
 }
 
 // SetService adds or replaces a Service. Idempotent.
@@ -146,8 +148,8 @@ func (r *Resolver) resolve(j *joined) Resolved {
 	wanted := *j.service
 	if r.refuse && len(wanted.ExternalIPs) > 0 {
 		wanted.ExternalIPs = nil
-		problems = append(problems, errors.New("spec.externalIPs: the cluster's configuration refuses them (externalIPs: false); "+
-			"remove them, or use a load balancer"))
+		problems = append(problems, errors.New("spec.externalIPs: "+
+			"the cluster's configuration refuses them (externalIPs: false); remove them, or use a load balancer"))
 	}
 	if built, ok := Build(&wanted, j.slices, r.at); ok {
 		result.Service = &built
