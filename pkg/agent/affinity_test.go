@@ -25,7 +25,7 @@ func TestEpochReachesTheSwitch(t *testing.T) {
 	b := start(t, sw)
 	b.Submit(state.SetTime{Now: now})
 	for _, s := range services {
-		b.Submit(state.SetService{Service: s})
+		b.Submit(state.SetJoinedService{Service: s})
 	}
 	eventually(t, "the loop knows the Services", func() bool { return len(b.View().Services) == len(services) })
 	sw.Start()

@@ -148,7 +148,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
 	loop := NewLoop(LoopOptions{
-		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner, Viewed: a.viewed, Costly: a.sw.PurgesCache,
+		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
+		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache,
 		Sweep: func(r SweepRequest) { sweeper.request(r) },
 	})
 	sweeper = newSweeper(connectionTracker{a.sw}, loop.Programmed, a.log)
@@ -156,8 +157,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	watcher.Problem, watcher.Draining, watcher.Unavailable = a.objectProblem, a.nodeHealth.setDraining, a.setUnavailable
-	watcher.RefuseExternalIPs(!a.config().ExternalIPs)
+	watcher.Draining, watcher.Unavailable = a.nodeHealth.setDraining, a.setUnavailable
 	a.mu.Lock()
 	a.kube = watcher
 	a.mu.Unlock()

@@ -72,7 +72,7 @@ func TestOwnEventsAreBounded(t *testing.T) {
 				most := 0
 				for i := range changes {
 					for n := range 10 { // a minute has more changes than the limit
-						loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8), 7)})
+						loop.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8), 7)})
 					}
 					time.Sleep(10 * time.Millisecond)
 					synctest.Wait()
@@ -101,7 +101,7 @@ func TestReplayIsDrift(t *testing.T) {
 			return c.Groups[0]
 		}
 		program := func(endpoints ...byte) openflow.Group {
-			loop.Submit(state.SetService{Service: service("web", 1, endpoints...)})
+			loop.Submit(state.SetJoinedService{Service: service("web", 1, endpoints...)})
 			time.Sleep(time.Second)
 			return group()
 		}

@@ -96,7 +96,7 @@ func TestQueueIsBounded(t *testing.T) {
 		sw := stuck{ofswitch.NewFake(flows.Check), make(chan struct{})}
 		loop, stop := bubble(t, sw)
 		for i := range 10000 {
-			loop.Submit(state.SetService{Service: service("web", 1, byte(i), byte(i>>8))})
+			loop.Submit(state.SetJoinedService{Service: service("web", 1, byte(i), byte(i>>8))})
 			loop.Submit(state.SetTime{Now: time.Now()})
 			loop.Submit(podOf(pod("a", byte(i%3))))
 		}

@@ -42,7 +42,7 @@ func burst(i int) state.Change {
 		s := model.Service{Name: fmt.Sprint("ns/s", object), Algorithm: model.HashConnection}
 		s.Ports = []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96, byte(object >> 8), byte(object)}),
 			Cluster: []model.Endpoint{{Addr: addr(version), Port: uint16(8080 + version), Weight: 1}}}}
-		return state.SetService{Service: s}
+		return state.SetJoinedService{Service: s}
 	case 1:
 		return state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: fmt.Sprint("p", object), Node: "n2", Addrs: []netip.Addr{addr(200)}, Labels: map[string]string{"v": fmt.Sprint(version)}}}
 	case 2:

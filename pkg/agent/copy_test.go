@@ -34,7 +34,7 @@ func cluster(l *Loop, change func(*model.Service), attachments ...model.Attachme
 	l.Submit(state.SetServiceCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}})
 	service := web()
 	change(&service)
-	l.Submit(state.SetService{Service: service})
+	l.Submit(state.SetJoinedService{Service: service})
 	l.Submit(state.SetNamespace{Namespace: policy.Namespace{Name: "shop"}})
 	block := policy.IPBlock{CIDR: netip.MustParsePrefix("192.0.2.0/24")}
 	l.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "shop", Name: "db", Types: []policy.Direction{policy.Ingress},
@@ -165,7 +165,7 @@ func TestStartFromACopy(t *testing.T) {
 		t.Errorf("view %+v", view)
 	}
 	// From here on it is a store as any other.
-	second.Submit(state.SetService{Service: web()})
+	second.Submit(state.SetJoinedService{Service: web()})
 	if view = settled(t, second, again, "later"); len(view.Services) != 2 {
 		t.Errorf("services %v", view.Services)
 	}

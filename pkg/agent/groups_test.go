@@ -88,7 +88,7 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 	learn(t, sw, "10.244.1.2", web)
 	learn(t, sw, "10.244.1.3", gone)
 	b := start(t, sw)
-	b.Submit(state.SetService{Service: web})
+	b.Submit(state.SetJoinedService{Service: web})
 	eventually(t, "the loop knows the Service", func() bool { return len(b.View().Services) == 1 && len(b.View().Nodes) == 1 })
 	sw.Start()
 	b.holds("first programming")
@@ -123,12 +123,12 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	web, other := service("web", 1, 2, 3), service("other", 2, 4, 5)
 	web.Affinity, other.Affinity = time.Hour, time.Hour
-	b.Submit(state.SetService{Service: web})
-	b.Submit(state.SetService{Service: other})
+	b.Submit(state.SetJoinedService{Service: web})
+	b.Submit(state.SetJoinedService{Service: other})
 	b.holds("first programming")
-	without := state.SetService{Service: service("web", 1, 2, 3)}
+	without := state.SetJoinedService{Service: service("web", 1, 2, 3)}
 	for _, ending := range []state.Change{state.DeleteService{Name: web.Name}, without} {
-		b.Submit(state.SetService{Service: web})
+		b.Submit(state.SetJoinedService{Service: web})
 		if err := b.Settled(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -159,7 +159,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 // before the switch is read back by the clock.
 func TestRepairsGroups(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
-	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
+	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
 	b.holds("first programming")
 	right := b.groups()
 	if len(right) != 1 {
@@ -186,11 +186,11 @@ func TestRepairsGroups(t *testing.T) {
 func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	for i := range byte(50) {
-		b.Submit(state.SetService{Service: service("s"+string('a'+rune(i%26))+string('a'+rune(i/26)), 10+i, 2, 3)})
+		b.Submit(state.SetJoinedService{Service: service("s"+string('a'+rune(i%26))+string('a'+rune(i/26)), 10+i, 2, 3)})
 	}
 	b.holds("first programming")
 	before := len(b.sw.Applied())
-	b.Submit(state.SetService{Service: service("saa", 10, 2, 4)})
+	b.Submit(state.SetJoinedService{Service: service("saa", 10, 2, 4)})
 	b.holds("an endpoint was replaced")
 	for _, d := range b.sw.Applied()[before:] {
 		if len(d.SetGroups) != 1 || len(d.Set)+len(d.Delete)+len(d.DeleteGroups) != 0 {
@@ -211,15 +211,15 @@ func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 // the whole switch.
 func TestChangesOfGroupsAreNoDrift(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
-	b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
+	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
 	b.holds("first programming")
 	reads := b.sw.Dumps()
 	last := byte(0)
 	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); last++ {
-		b.Submit(state.SetService{Service: service("web", 1, 2, 3+last%100)})
+		b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3+last%100)})
 		time.Sleep(200 * time.Microsecond)
 	}
-	b.Submit(state.SetService{Service: service("web", 1, 2, 200)})
+	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 200)})
 	eventually(t, "the last endpoint is in", func() bool {
 		groups := b.groups()
 		reads++ // this one
@@ -241,7 +241,7 @@ func TestRefusedGroup(t *testing.T) {
 		if name == "bad" {
 			last = 66
 		}
-		b.Submit(state.SetService{Service: service(name, byte(i), last)})
+		b.Submit(state.SetJoinedService{Service: service(name, byte(i), last)})
 	}
 	eventually(t, "the Service is left out", func() bool { return b.Status().Quarantined[model.ServiceOwner("ns/bad")] != "" })
 	eventually(t, "the others are programmed", func() bool {
@@ -250,7 +250,7 @@ func TestRefusedGroup(t *testing.T) {
 	if b.has("nw_dst=10.96.0.1,") {
 		t.Error("the refused Service has flows without a group")
 	}
-	b.Submit(state.SetService{Service: service("bad", 1, 7)})
+	b.Submit(state.SetJoinedService{Service: service("bad", 1, 7)})
 	b.holds("a change gives it another chance")
 	if len(b.Status().Quarantined) != 0 || len(b.groups()) != 4 {
 		t.Errorf("quarantined %v, %d groups", b.Status().Quarantined, len(b.groups()))

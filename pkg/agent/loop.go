@@ -52,6 +52,9 @@ type LoopOptions struct {
 	// Report is told of an owner whose flows the switch or the compiler refuses, and of nil when that is over. An
 	// IncompleteError or ClosedError says that only some of them are missing.
 	Report func(model.Owner, error)
+	// Problem is told what of a Service or its EndpointSlices cannot be used, each time that this changes; nil when all of
+	// it can.
+	Problem func(model.Owner, error)
 	// Viewed is told of every new snapshot.
 	Viewed func(*model.Snapshot)
 	// Costly says whether each bundle costs all traffic of the node something, so that they must not follow each other

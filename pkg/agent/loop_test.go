@@ -270,7 +270,7 @@ func TestManyFlowsHaveTime(t *testing.T) {
 	for i := range endpoints {
 		endpoints[i] = model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80, Weight: 1}
 	}
-	l.Submit(state.SetService{Service: model.Service{Name: "ns/big", Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints}}}})
+	l.Submit(state.SetJoinedService{Service: model.Service{Name: "ns/big", Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints}}}})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = l.Run(ctx) }()

@@ -31,7 +31,8 @@ func (l *Loop) compile() flows.Delta {
 		l.store.Apply(c)
 	}
 	before := l.store.Snapshot()
-	snapshot, owners := l.store.Take()
+	snapshot, changed := l.store.Take()
+	owners := l.compiler.Dirty(snapshot, changed)
 	l.sweepAfter(before, snapshot, owners)
 	l.checkPolicies(before, snapshot, owners)
 	l.changed(owners)
@@ -48,6 +49,7 @@ func (l *Loop) compile() flows.Delta {
 	l.latest = snapshot
 	l.status.Desired = snapshot.Revision
 	l.mu.Unlock()
+	l.reportProblems(before, snapshot, changed)
 	if l.opt.Viewed != nil {
 		l.opt.Viewed(snapshot)
 	}
@@ -293,6 +295,22 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
 			l.mistaken[o] = err
 			l.report(o, err)
+		}
+	}
+}
+
+// reportProblems reports what of Services and their EndpointSlices cannot be used, where that has changed.
+func (l *Loop) reportProblems(before, now *model.Snapshot, changed []model.Owner) {
+	for _, o := range changed {
+		if o.Kind != model.KindService || l.opt.Problem == nil {
+			continue
+		}
+		switch problem := now.ServiceProblems[o.Name]; problem {
+		case before.ServiceProblems[o.Name]:
+		case "":
+			l.opt.Problem(o, nil)
+		default:
+			l.opt.Problem(o, errors.New(problem))
 		}
 	}
 }

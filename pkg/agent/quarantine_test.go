@@ -48,7 +48,7 @@ func TestQuarantineEnds(t *testing.T) {
 				sw, bad := ofswitch.NewFake(flows.Check), &refusals{owner: owner}
 				sw.Refuse(bad.refuse)
 				b := start(t, sw, a)
-				b.Submit(state.SetService{Service: service("web", 1, 2, 3)})
+				b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
 				b.Submit(state.SetPolicy{Policy: wall()})
 				time.Sleep(100 * time.Millisecond)
 				synctest.Wait()
@@ -122,7 +122,7 @@ func TestManyInQuarantine(t *testing.T) {
 		b := start(t, sw)
 		const services = 200
 		for n := range services {
-			b.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), byte(n+1), 2)})
+			b.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), byte(n+1), 2)})
 		}
 		time.Sleep(10 * time.Minute)
 		for range 20 {
@@ -168,7 +168,7 @@ func TestBusySwitchIsNotRefusal(t *testing.T) {
 		loop, stop := bubble(t, sw)
 		for n := range byte(10) {
 			sw.left.Store(2)
-			loop.Submit(state.SetService{Service: service("web"+string(rune('a'+n)), n+1, 2)})
+			loop.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), n+1, 2)})
 			time.Sleep(3 * time.Second)
 		}
 		if s := loop.Status(); len(s.Quarantined) > 0 || s.Error != "" || s.Realised != s.Desired || s.Groups != 10 {

@@ -177,6 +177,7 @@ func tellTime(ctx context.Context, loop *Loop) {
 func (a *Agent) submitSettings() {
 	a.loop.Submit(state.SetTunnel{Type: a.cfg.TunnelType})
 	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
+	a.loop.Submit(state.SetExternalIPs{Refused: !a.cfg.ExternalIPs})
 	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})
 	a.loop.Submit(state.SetClusterCIDRs{CIDRs: a.cfg.ClusterCIDRs})
 }

@@ -278,13 +278,9 @@ func (a *Agent) reconfigure(next config.Config) {
 	a.cfg = config.ApplyLive(a.cfg, next)
 	a.pending = waiting
 	a.opt.Level.Set(a.cfg.LogLevel)
-	refuse, started := !a.cfg.ExternalIPs, a.loop != nil
-	if started {
+	if a.loop != nil { // else start does it
 		a.submitSettings()
 	}
 	a.mu.Unlock()
-	if started {
-		a.kube.RefuseExternalIPs(refuse)
-	}
 	notify(a.pokeHost)
 }

@@ -65,10 +65,10 @@ func TestSweepRequests(t *testing.T) {
 		change state.Change
 		want   string
 	}{
-		{"a TCP Service", state.SetService{Service: service("web", 2, 3)}, none},
-		{"its endpoint goes", state.SetService{Service: service("web", 2)}, none},
-		{"a UDP Service", state.SetService{Service: udp(3)}, one},
-		{"its endpoint goes", state.SetService{Service: udp(4)}, one},
+		{"a TCP Service", state.SetJoinedService{Service: service("web", 2, 3)}, none},
+		{"its endpoint goes", state.SetJoinedService{Service: service("web", 2)}, none},
+		{"a UDP Service", state.SetJoinedService{Service: udp(3)}, one},
+		{"its endpoint goes", state.SetJoinedService{Service: udp(4)}, one},
 		{"it goes", state.DeleteService{Name: "ns/dns"}, one},
 		{"a policy", state.SetPolicy{Policy: wall}, one},
 		{"the same again", state.SetPolicy{Policy: wall}, none},

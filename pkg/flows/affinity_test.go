@@ -7,11 +7,8 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/state"
 )
 
 func stickyService(name string, timeout time.Duration, endpoints int) model.Service {
@@ -55,36 +52,4 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 			}
 		}
 	}
-}
-
-// TestEpochsIncrementally lets time pass between random changes of Services and compares after each: the table
-// reached step by step from what the store calls touched, and the table compiled fresh.
-func TestEpochsIncrementally(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		store, c := state.New("n1"), flows.NewCompiler()
-		now := time.Unix(1_800_000_000, 0)
-		for range rapid.IntRange(1, 20).Draw(t, "changes") {
-			switch name := rapid.SampledFrom([]string{"ns/a", "ns/b", "ns/c"}).Draw(t, "service"); rapid.SampledFrom([]string{"set", "gone", "time", "time"}).Draw(t, "change") {
-			case "set":
-				timeout := rapid.SampledFrom([]time.Duration{0, 5 * time.Second, time.Minute, time.Hour, 20 * time.Hour}).Draw(t, "timeout")
-				store.Apply(state.SetService{Service: stickyService(name, timeout, rapid.IntRange(0, 3).Draw(t, "endpoints"))})
-			case "gone":
-				store.Apply(state.DeleteService{Name: name})
-			case "time":
-				now = now.Add(time.Duration(rapid.IntRange(-5, 200).Draw(t, "seconds")) * time.Second)
-				store.Apply(state.SetTime{Now: now})
-			}
-			s, owners := store.Take()
-			if _, failed := c.Update(s, owners); len(failed) > 0 {
-				t.Fatal(failed)
-			}
-			full, err := flows.Compile(s)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if full.String() != c.Desired().String() {
-				t.Fatalf("incremental:\n%s\nfull:\n%s", c.Desired(), full)
-			}
-		}
-	})
 }

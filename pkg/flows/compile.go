@@ -75,45 +75,10 @@ func withPaths(s *model.Snapshot) *model.Snapshot {
 	return &complete
 }
 
-// compileOwner gives the flows and groups that exist because of one owner. It is all that the snapshot means.
+// compileOwner gives the flows and groups that exist because of one owner.
 func compileOwner(s *model.Snapshot, o model.Owner) (compiled, error) {
 	b := &builder{owner: o, cookie: Cookie(o)}
-	switch o.Kind {
-	case model.KindPipeline:
-		b.pipeline(s.KernelDatapath)
-		b.connections(s.KeepEstablished, s.KernelDatapath)
-		b.allowRejection()
-		b.notTwice()
-	case model.KindSelf:
-		b.self(s.Self, s.SelfPath(), s.KernelDatapath)
-		b.allowNode(s)
-		for _, cidr := range s.ServiceCIDRs {
-			b.unserved(cidr, s.KernelDatapath)
-		}
-	case model.KindNode:
-		b.node(s.Paths[o.Name], s.Tunnel)
-	case model.KindPod:
-		a, ok := s.Attachments[o.Attachment]
-		if !ok || a.Pod.String() != o.Name {
-			break
-		}
-		b.addrs = a.IPs
-		if !s.Unknown[o.Attachment] {
-			b.pod(a, s.KernelDatapath)
-			b.allowSelf(a.IPs)
-		}
-	case model.KindService:
-		if service, ok := s.Services[o.Name]; ok {
-			b.service(service, s.Self, s.SelfPath(), s.KernelDatapath)
-		}
-		for _, clusterIP := range s.OtherProxies[o.Name] {
-			b.otherProxy(clusterIP)
-		}
-	case model.KindPolicy:
-		if p, ok := s.Policies[o.Name]; ok {
-			b.policy(p)
-		}
-	}
+	kinds[o.Kind].build(b, s, o)
 	if b.err != nil {
 		return compiled{Flows: b.flows, Addrs: b.addrs}.closed(), fmt.Errorf("compile %s: %w", o, b.err)
 	}
@@ -221,7 +186,14 @@ func also(a []ovs.Match, b ...ovs.Match) []ovs.Match {
 	return append(append(make([]ovs.Match, 0, len(a)+len(b)), a...), b...)
 }
 
-// pipeline gives what every node has.
+// everyNode gives what every node has.
+func (b *builder) everyNode(_ none, in pipelineInputs) {
+	b.pipeline(in.kernel)
+	b.connections(in.keepEstablished, in.kernel)
+	b.allowRejection()
+	b.notTwice()
+}
+
 func (b *builder) pipeline(kernelDatapath bool) {
 	for _, port := range []uint32{model.PortGeneve, model.PortVXLAN} {
 		b.add(in{Classifier, prioNormal, "", matches(inPort(port))}, Origin.Set(OriginTunnel), openflow.Goto(SpoofGuard))
@@ -322,9 +294,18 @@ func toGateway() []ovs.Action {
 	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway), openflow.Goto(Commit)}
 }
 
+// thisNode gives what follows from the node's own addresses and from the ranges of Services.
+func (b *builder) thisNode(_ none, n selfInputs) {
+	b.self(n.localInputs)
+	b.allowNode(n.nodeAddrs())
+	for _, cidr := range n.serviceCIDRs {
+		b.unserved(cidr, n.kernel)
+	}
+}
+
 // self gives what follows from the node's own pod CIDRs: the gateway's addresses and the limits of the local range.
-func (b *builder) self(n model.Node, path model.Path, kernelDatapath bool) {
-	for _, cidr := range path.PodCIDRs {
+func (b *builder) self(n localInputs) {
+	for _, cidr := range n.podCIDRs {
 		gateway := model.GatewayAddr(cidr)
 		proto := openflow.Protocol(gateway)
 		if gateway.Is4() {
@@ -333,7 +314,7 @@ func (b *builder) self(n model.Node, path model.Path, kernelDatapath bool) {
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
 		b.noService(cidr)
-		if !kernelDatapath {
+		if !n.kernel {
 			b.gatewayPorts(gateway)
 		}
 		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
@@ -343,7 +324,7 @@ func (b *builder) self(n model.Node, path model.Path, kernelDatapath bool) {
 		for _, tunnel := range model.TunnelTypes {
 			away := matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))
 			b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(gateway)))}, openflow.Goto(Output))
-			if node := n.TunnelAddr(); node.IsValid() && openflow.Protocol(node) == proto {
+			if node := n.tunnelAddr(); node.IsValid() && openflow.Protocol(node) == proto {
 				b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(node)))}, openflow.Goto(Output))
 			}
 			translate := func(ports model.PortRange) ovs.Action {
@@ -399,7 +380,15 @@ func (b *builder) node(path model.Path, tunnel model.TunnelType) {
 }
 
 // pod gives the flows of one pod interface: who it may be, and where its addresses are.
-func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
+// podOrClosed also notes the addresses, by which Compiler finds what isolates the pod.
+func (b *builder) podOrClosed(p podObject, on datapath) {
+	b.addrs = p.attachment.IPs
+	if !p.unknown {
+		b.pod(p.attachment, on)
+	}
+}
+
+func (b *builder) pod(a model.Attachment, on datapath) {
 	port, mac := inPort(a.OFPort), sourceMAC(a.MAC)
 	b.add(in{Classifier, prioNormal, "", matches(port)}, Origin.Set(OriginPod), openflow.Goto(ARPND))
 
@@ -414,7 +403,7 @@ func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 			for _, from := range []netip.Prefix{host, linkLocal} {
 				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from), solicitSourceMAC(a.MAC))},
 					openflow.Goto(ARPNDReply))
-				if kernelDatapath {
+				if on.kernel {
 					// The true answer to what askBack has asked; it is no mistake, so it is not counted as one.
 					b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), port, mac, openflow.Source(from), target(from))}, ovs.Drop())
 				}
@@ -423,13 +412,15 @@ func (b *builder) pod(a model.Attachment, kernelDatapath bool) {
 		b.add(in{SpoofGuard, prioNormal, proto, matches(port, mac, openflow.Source(host))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(host))},
 			setSourceMAC(model.RouterMAC), setDestMAC(a.MAC), OutPort.Set(a.OFPort), openflow.Goto(Commit))
-		if !kernelDatapath {
+		if !on.kernel {
 			b.endpointPortsOf(ip, podPortRanges, MarkAllowed)
 		}
 		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},
 			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())
 	}
+
+	b.allowSelf(a.IPs)
 
 	// What did not pass is counted for this pod, by reason.
 	b.drop(SpoofedARP, in{ARPND, prioLower, ovs.ProtocolARP, matches(port)})

@@ -38,9 +38,11 @@ func (c compiled) check() error {
 
 // Compiler holds the flows and groups of the last snapshot, so that an update costs only what changed.
 type Compiler struct {
-	// compile is compileOwner, but for tests of the compiler itself.
+	// compile is compileOwner and read is inputsOf, but for tests of the compiler itself.
 	compile    func(*model.Snapshot, model.Owner) (compiled, error)
-	maxClauses int // maxClauses, but for tests
+	read       func(*model.Snapshot) inputs
+	inputs     inputs // of the last snapshot; nil before the first
+	maxClauses int    // maxClauses, but for tests
 	desired    Desired
 	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order, and by actions where an
 	// owner wants it twice. Flows that make up conjunctions are merged into one (see fold). Otherwise two owners want the same
@@ -71,11 +73,14 @@ type owned struct {
 }
 
 // NewCompiler gives a compiler that holds nothing.
-func NewCompiler() *Compiler { return newCompiler(compileOwner) }
+func NewCompiler() *Compiler { return newCompiler(compileOwner, inputsOf) }
 
-func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *Compiler {
+func newCompiler(
+	compile func(*model.Snapshot, model.Owner) (compiled, error), read func(*model.Snapshot) inputs,
+) *Compiler {
 	return &Compiler{
 		compile:       compile,
+		read:          read,
 		maxClauses:    maxClauses,
 		desired:       newDesired(),
 		contributions: map[openflow.Key][]Flow{},
@@ -91,7 +96,7 @@ func newCompiler(compile func(*model.Snapshot, model.Owner) (compiled, error)) *
 // Compile is the full compilation of a snapshot: the reference that every update must agree with.
 func Compile(s *model.Snapshot) (Desired, error) {
 	c := NewCompiler()
-	_, failed := c.Update(withPaths(s), Owners(s))
+	_, failed := c.Update(withPaths(s), nil)
 	errs := make([]error, len(failed))
 	for i, err := range failed {
 		errs[i] = err
@@ -103,11 +108,15 @@ func Compile(s *model.Snapshot) (Desired, error) {
 // the next Update.
 func (c *Compiler) Desired() Desired { return c.desired }
 
-// Update compiles the owners that a change touched and says what is different now. An owner that cannot be compiled
-// keeps none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
-func (c *Compiler) Update(s *model.Snapshot, owners []model.Owner) (d Delta, failed []*OwnerError) {
+// Update compiles the owners whose objects have changed since the last snapshot, and those that are dirty because of it
+// (see Dirty), and says what is different now. The first Update compiles all. An owner that cannot be compiled keeps
+// none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
+func (c *Compiler) Update(s *model.Snapshot, changed []model.Owner) (d Delta, failed []*OwnerError) {
 	t := newTouched()
 	var forget []Flow
+	now := c.read(s)
+	owners := c.dirty(s, now, changed)
+	c.inputs = now
 	for _, o := range owners {
 		delete(c.excluded, o)
 		now, err := c.compile(s, o)

@@ -187,7 +187,7 @@ func drawChange(t *rapid.T) state.Change {
 	case 5:
 		return state.DeleteAttachment{Key: oddAttachment(t).Key()}
 	case 6, 7:
-		return state.SetService{Service: oddService(t)}
+		return state.SetJoinedService{Service: oddService(t)}
 	case 8:
 		return state.DeleteService{Name: oddService(t).Name}
 	case 9, 10:
@@ -216,6 +216,7 @@ func oddObjects(t *rapid.T) {
 			store.Apply(drawChange(t))
 		}
 		s, owners := store.Take()
+		owners = c.Dirty(s, owners)
 		_, failed := c.Update(s, owners)
 		for _, o := range owners {
 			delete(failing, o)

@@ -18,7 +18,8 @@ import (
 type world map[model.Owner]compiled
 
 func (w world) compiler() *Compiler {
-	return newCompiler(func(_ *model.Snapshot, o model.Owner) (compiled, error) { return w[o], nil })
+	return newCompiler(func(_ *model.Snapshot, o model.Owner) (compiled, error) { return w[o], nil },
+		func(*model.Snapshot) inputs { return nil })
 }
 
 // full is the compilation of all owners at once, less those that are left out.

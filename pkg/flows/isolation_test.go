@@ -164,3 +164,21 @@ func drawIsolation(t *rapid.T) model.Policy {
 	}
 	return p
 }
+
+func drawAttachment(t *rapid.T) model.Attachment {
+	n := rapid.IntRange(1, 4).Draw(t, "container")
+	a := model.Attachment{
+		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0",
+		Pod:    model.PodRef{Namespace: "ns", Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "pod")},
+		OFPort: uint32(rapid.IntRange(16, 19).Draw(t, "port")),
+		MAC:    model.MAC{0x0a, 0x58, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(t, "mac"))},
+	}
+	last := byte(rapid.IntRange(2, 4).Draw(t, "address"))
+	if rapid.Bool().Draw(t, "IPv4") {
+		a.IPs = append(a.IPs, netip.AddrFrom4([4]byte{10, 244, 1, last}))
+	}
+	if rapid.Bool().Draw(t, "IPv6") {
+		a.IPs = append(a.IPs, netip.MustParseAddr(fmt.Sprintf("fd44:1::%d", last)))
+	}
+	return a
+}

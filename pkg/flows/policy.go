@@ -27,7 +27,7 @@ var stages = []stage{
 
 // policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies isolate one pod
 // with one flow, which has the cookie of the first of them; see Counters.
-func (b *builder) policy(p model.Policy) {
+func (b *builder) policy(p model.Policy, _ none) {
 	b.log = p.Log
 	for _, s := range stages {
 		side := p.Side(s.direction)
@@ -206,21 +206,12 @@ func (b *builder) allowRejection() {
 
 // allowNode lets the node and its own pods reach each other: kubelet's probes, and whatever a policy could not keep from a pod
 // anyway, because the node is what runs it.
-func (b *builder) allowNode(view *model.Snapshot) {
-	for _, addr := range nodeAddrs(view) {
+func (b *builder) allowNode(addrs []netip.Addr) {
+	for _, addr := range addrs {
 		for _, s := range stages {
 			b.add(in{s.allow, prioHigh, openflow.Protocol(addr), matches(s.peer(openflow.Host(addr)))}, openflow.Goto(s.next))
 		}
 	}
-}
-
-// nodeAddrs are the addresses of a node, those among its pods included.
-func nodeAddrs(view *model.Snapshot) []netip.Addr {
-	addrs := slices.Concat(view.Self.Addrs, view.LocalAddrs)
-	for _, cidr := range view.SelfPath().PodCIDRs {
-		addrs = append(addrs, model.GatewayAddr(cidr))
-	}
-	return addrs
 }
 
 // allowSelf lets a pod reach itself, through a Service, too.

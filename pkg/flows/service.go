@@ -12,9 +12,17 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
+// serviceOrProxy gives the flows of a Service, whether this node or another proxy serves it.
+func (b *builder) serviceOrProxy(o serviceObject, self localInputs) {
+	b.service(o.service, self)
+	for _, clusterIP := range o.otherProxies {
+		b.otherProxy(clusterIP)
+	}
+}
+
 // service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints that
 // its traffic policy leaves.
-func (b *builder) service(s model.Service, self model.Node, path model.Path, kernelDatapath bool) {
+func (b *builder) service(s model.Service, self localInputs) {
 	for _, p := range s.Ports {
 		is4 := p.ClusterIP.Is4()
 		t := transportOf(p.Protocol)
@@ -22,29 +30,29 @@ func (b *builder) service(s model.Service, self model.Node, path model.Path, ker
 			continue
 		}
 		sb := &serviceBuilder{
-			builder: b, service: s, port: p, proto: t.of(is4), own: ownRange(path, is4), pools: map[bool]*pool{},
+			builder: b, service: s, port: p, proto: t.of(is4), own: self.ownRange(is4), pools: map[bool]*pool{},
 		}
 		for _, f := range p.Frontends() {
 			match := sb.to(f.At)
-			sb.refused = Untranslatable(p, f, kernelDatapath) != nil
+			sb.refused = Untranslatable(p, f, self.kernel) != nil
 			switch {
 			case f.Kind == model.ClusterIP:
 				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
-				if !kernelDatapath && onlyPort(s, p) {
+				if !self.kernel && onlyPort(s, p) {
 					later, match := sb.laterFragments(f.At.Addr())
 					later.frontend(prioHigh, sb.pool(f.Local), match...)
 				}
 			case f.Kind == model.NodePort:
 				sb.nodePort(self, match...)
-				if !kernelDatapath && p.Protocol == model.UDP {
+				if !self.kernel && p.Protocol == model.UDP {
 					later, match := sb.laterFragments(f.At.Addr())
 					later.nodePort(self, match...)
 				}
 			case f.Closed:
 				sb.drop(SourceRange, in{ServiceLB, prioNormal, sb.proto, match})
 			default:
-				sb.external(withGateway(f.Sources, self, sb.own), match...)
+				sb.external(withGateway(f.Sources, self.addrs, sb.own), match...)
 			}
 		}
 	}
@@ -120,16 +128,6 @@ func transportOf(p model.Protocol) transport {
 	return transport{}
 }
 
-// ownRange is the node's pod CIDR of a family: what comes from there, the gateway's address included, is internal.
-func ownRange(self model.Path, is4 bool) netip.Prefix {
-	for _, cidr := range self.PodCIDRs {
-		if cidr.Addr().Is4() == is4 {
-			return cidr
-		}
-	}
-	return netip.Prefix{}
-}
-
 // serviceBuilder is the builder of one port in one family.
 type serviceBuilder struct {
 	*builder
@@ -166,9 +164,9 @@ func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
 
 // nodePort adds the flows of a node port. The node's own clients arrive with the node's tunnel address (see
 // host.Desired.Address).
-func (sb *serviceBuilder) nodePort(self model.Node, match ...ovs.Match) {
+func (sb *serviceBuilder) nodePort(self localInputs, match ...ovs.Match) {
 	match = also(match, Origin.Is(OriginGateway))
-	node := self.TunnelAddr()
+	node := self.tunnelAddr()
 	if sb.port.ExternalLocal && node.IsValid() && node.Is4() == sb.port.ClusterIP.Is4() {
 		sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(openflow.Host(node)))...)
 	}
@@ -202,8 +200,8 @@ func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
 
 // withGateway adds the node's gateway address to ranges that one of its other addresses is in: what the node itself sends has that
 // source here, and whoever wrote the ranges knows the others.
-func withGateway(sources []netip.Prefix, self model.Node, own netip.Prefix) []netip.Prefix {
-	listed := func(r netip.Prefix) bool { return slices.ContainsFunc(self.Addrs, r.Contains) }
+func withGateway(sources []netip.Prefix, addrs []netip.Addr, own netip.Prefix) []netip.Prefix {
+	listed := func(r netip.Prefix) bool { return slices.ContainsFunc(addrs, r.Contains) }
 	if !own.IsValid() || !slices.ContainsFunc(sources, listed) {
 		return sources
 	}

@@ -74,7 +74,7 @@ func buildBigOn(t *testing.T, protocol model.Protocol, n int, kernelDatapath boo
 	}
 	s := model.Service{Name: "ns/big", Ports: []model.ServicePort{port}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{}, model.Path{}, kernelDatapath)
+	b.service(s, localInputs{datapath: datapath{kernelDatapath}})
 	if b.err != nil {
 		t.Fatal(b.err)
 	}
@@ -182,7 +182,7 @@ func TestNoIdleGroup(t *testing.T) {
 		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
 	}}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
-	b.service(s, model.Node{}, model.Path{}, true)
+	b.service(s, localInputs{datapath: datapath{true}})
 	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].BucketActions()) != 1 {
 		t.Errorf("groups %v, %v; want just the one of the local endpoint", b.groups, b.err)
 	}

@@ -47,7 +47,7 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 			v.attached[ip] = !s.Unknown[key]
 		}
 	}
-	for _, addr := range nodeAddrs(s) {
+	for _, addr := range selfInputsOf(s).nodeAddrs() {
 		v.node[addr] = true
 	}
 	for _, st := range stages {

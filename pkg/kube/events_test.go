@@ -117,7 +117,7 @@ func TestPolicyNodes(t *testing.T) {
 	p.Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
 	client := fake.NewClientset(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"), labelled("ns", "n3", "c", "web"),
 		labelled("ns", "n4", "d", "db"), labelled("else", "n5", "e", "web"), labelled("ns", "", "f", "web"))
-	w := watch(t, client, func(state.Change) {}, nil)
+	w := watch(t, client, func(state.Change) {})
 	synced(t, w)
 	eventually(t, "the pods' nodes", func() bool {
 		got := w.PolicyNodes("ns", "web")

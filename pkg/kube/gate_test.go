@@ -95,7 +95,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	released := make(chan struct{})
 	holdPolicies(client, released)
 	var r recorded
-	w := watch(t, client, r.emit, nil)
+	w := watch(t, client, r.emit)
 	synced(t, w)
 	eventually(t, "the pod that runs", func() bool { return r.String() == "pod running u " })
 	ctx := t.Context()
@@ -182,7 +182,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		return true, w, err
 	})
 	var r recorded
-	w := watch(t, client, r.emit, nil)
+	w := watch(t, client, r.emit)
 	synced(t, w)
 	failing := func() string {
 		var list []string
@@ -232,7 +232,7 @@ func TestBookmarksAreNews(t *testing.T) {
 	client := fake.NewClientset()
 	policies := apiwatch.NewFake()
 	client.PrependWatchReactor("networkpolicies", clienttesting.DefaultWatchReactor(policies, nil))
-	w := watch(t, client, func(state.Change) {}, nil)
+	w := watch(t, client, func(state.Change) {})
 	synced(t, w)
 	heard := func() time.Time {
 		for _, f := range w.Feeds() {

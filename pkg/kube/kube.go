@@ -66,9 +66,6 @@ type Watcher struct {
 	node string
 	emit func(state.Change)
 	log  *slog.Logger
-	// Problem is told what of an object cannot be used, each time that this changes; nil when all of it can. It may be set before
-	// Run, and must not block. Without it problems are logged.
-	Problem func(owner model.Owner, err error)
 	// Draining is told, with each change of this node's object, whether the node is about to be deleted. It may be set
 	// before Run, and must not block.
 	Draining func(draining bool)
@@ -82,8 +79,8 @@ type Watcher struct {
 
 	pods     cache.SharedIndexInformer
 	policies cache.SharedIndexInformer
-	services *services
 	cidrs    *serviceCIDRs
+	zone     string // of this node, as it was emitted; only the nodes' informer uses it
 	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before
 	// its handlers.
 	informers []cache.SharedIndexInformer
@@ -93,7 +90,6 @@ type Watcher struct {
 // NewWatcher makes the watcher of the named node; Run starts it.
 func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change), log *slog.Logger) (*Watcher, error) {
 	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
-	w.services = newServices(node, emit, w.report)
 	core := client.CoreV1()
 	nodes := informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
 	services := informer(w, "services", &corev1.Service{}, serviceSelector, core.Services("").List, core.Services("").Watch)
@@ -103,9 +99,9 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	err := errors.Join(
 		w.follow("nodes", nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(),
-		w.follow("services", services, trimService, w.services.setService, w.services.deleteService),
+		w.follow("services", services, trimService, w.setService, func(name string) { emit(state.DeleteService{Name: name}) }),
 		w.follow("services of other proxies", others, trimService, w.setOtherProxy, func(name string) { emit(state.SetOtherProxy{Service: name}) }),
-		w.follow("endpointslices", endpoints, trimSlice, w.services.setSlice, w.services.deleteSlice),
+		w.follow("endpointslices", endpoints, trimSlice, w.setSlice, func(name string) { emit(state.DeleteSlice{Name: name}) }),
 		w.followServiceCIDRs(),
 	)
 	if err != nil {
@@ -113,9 +109,6 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	}
 	return w, nil
 }
-
-// RefuseExternalIPs says whether Services' external IPs are refused. It may be called at any time, and not from Problem.
-func (w *Watcher) RefuseExternalIPs(refuse bool) { w.services.refuseExternalIPs(refuse) }
 
 // informer makes the informer of a resource, whose feed it adds. Its index is by namespace/name alone.
 func informer[L runtime.Object](
@@ -163,13 +156,10 @@ func handle(
 	registration, err := informer.AddEventHandler(cache.ResourceEventHandlerDetailedFuncs{
 		AddFunc: changed,
 		UpdateFunc: func(old, obj any) {
-			// Most of what changes of a pod is nothing to us.
-			if p, ok := obj.(*pod); ok {
-				if before, ok := old.(*pod); ok && before.pod.Equal(p.pod) {
-					return
-				}
+			// Most of what changes of a pod is nothing to us; of a slice it is annotations.
+			if o, ok := obj.(interface{ sameAs(old any) bool }); !ok || !o.sameAs(old) {
+				changed(obj, false)
 			}
-			changed(obj, false)
 		},
 		DeleteFunc: func(obj any) {
 			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
@@ -181,16 +171,6 @@ func handle(
 		return nil, fmt.Errorf("watch %s: %w", what, err)
 	}
 	return registration.HasSynced, nil
-}
-
-// report hands a problem to whoever wants to know.
-func (w *Watcher) report(owner model.Owner, err error) {
-	switch {
-	case w.Problem != nil:
-		w.Problem(owner, err)
-	case err != nil:
-		w.log.Warn("part of an object cannot be used", "object", owner, "err", err)
-	}
 }
 
 // Run runs the informers until the context ends.
@@ -234,7 +214,10 @@ func (w *Watcher) nodeChanged(obj any) {
 	}
 	w.emit(state.SetNode{Node: n})
 	if object.Name == w.node {
-		w.services.setZone(object.Labels[corev1.LabelTopologyZone])
+		if zone := object.Labels[corev1.LabelTopologyZone]; zone != w.zone {
+			w.zone = zone
+			w.emit(state.SetZone{Zone: zone})
+		}
 		if w.Draining != nil {
 			w.Draining(draining(object))
 		}

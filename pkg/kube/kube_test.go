@@ -86,7 +86,7 @@ func TestWatcher(t *testing.T) {
 		if _, ofPod := c.(state.SetPod); !ofPod { // TestPolicyObjects looks at these
 			changes <- c
 		}
-	}, nil)
+	})
 	synced(t, w)
 	next := func() state.Change {
 		select {
@@ -132,7 +132,7 @@ func TestSyncedMeansEmitted(t *testing.T) {
 	w := watch(t, client, func(state.Change) {
 		time.Sleep(200 * time.Microsecond) // a busy machine
 		emitted.Add(1)
-	}, nil)
+	})
 	synced(t, w)
 	if got := emitted.Load(); got != count {
 		t.Errorf("synced with %d of %d nodes handed on", got, count)

@@ -121,6 +121,12 @@ type pod struct {
 	hostPorts []model.HostPort
 }
 
+// sameAs tells an update that changes nothing for policies.
+func (p *pod) sameAs(old any) bool {
+	before, ok := old.(*pod)
+	return ok && before.pod.Equal(p.pod)
+}
+
 // trimPod also makes equal strings one: pods that one template made have most of their labels in common.
 func trimPod(obj any) (any, error) {
 	p, ok := obj.(*corev1.Pod)

@@ -156,7 +156,7 @@ func TestPolicyObjects(t *testing.T) {
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "red"}, Annotations: map[string]string{kube.LogAnnotation: "true", "other": "x"}}}
 	client := fake.NewClientset(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns, networkPolicy(networkingv1.NetworkPolicySpec{}))
 	changes := make(chan state.Change, 100)
-	w := watch(t, client, func(c state.Change) { changes <- c }, nil)
+	w := watch(t, client, func(c state.Change) { changes <- c })
 	synced(t, w)
 	ctx := t.Context()
 	wants := func(want ...string) {

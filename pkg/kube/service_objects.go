@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -363,12 +362,4 @@ type problems []error
 
 func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Errorf(format, args...)) }
 
-// maxProblems is how many are spelled out: an Event holds 1024 bytes, and who wrote them all will not need them all.
-const maxProblems = 5
-
-func (p problems) err() error {
-	if more := len(p) - maxProblems; more > 0 {
-		return errors.Join(append(p[:maxProblems:maxProblems], fmt.Errorf("and %d more", more))...)
-	}
-	return errors.Join(p...)
-}
+func (p problems) err() error { return service.JoinProblems(p) }

@@ -8,17 +8,14 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-cni/weft/pkg/kube"
-	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/state"
 )
 
 // BenchmarkInitialServices loads 10,000 Services with two endpoints each and reports what they take: B/service is what the watcher
-// holds, model-B/service what the snapshot does.
+// holds, model-B/service what the store has beside it.
 func BenchmarkInitialServices(b *testing.B) {
 	const count = 10000
 	client := fake.NewClientset()
@@ -60,10 +57,10 @@ func BenchmarkInitialServices(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.StopTimer()
-		both := heap()
 		if got := len(v.services()); got != count {
 			b.Fatalf("%d of %d Services", got, count)
 		}
+		both := heap()
 		v.store = nil
 		without := heap()
 		watcher, snapshot = int64(without)-int64(before), int64(both)-int64(without)
@@ -74,18 +71,4 @@ func BenchmarkInitialServices(b *testing.B) {
 	}
 	b.ReportMetric(float64(watcher)/count, "B/service")
 	b.ReportMetric(float64(snapshot)/count, "model-B/service")
-}
-
-// BenchmarkOneEndpoint is one more endpoint among 10,000 Services.
-func BenchmarkOneEndpoint(b *testing.B) {
-	tracker := kube.NewTracker("n1", func(state.Change) {}, func(model.Owner, error) {})
-	for i := range 10000 {
-		tracker.SetService(service(fmt.Sprint("s", i), "10.96.0.1"))
-		tracker.SetSlice(slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1", "10.244.0.2"))
-	}
-	versions := []*discoveryv1.EndpointSlice{slice("s7", "s7", "10.244.0.1"), slice("s7", "s7", "10.244.0.1", "10.244.0.2")}
-	b.ReportAllocs()
-	for i := 0; b.Loop(); i++ {
-		tracker.SetSlice(versions[i%2])
-	}
 }

@@ -7,14 +7,12 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -24,11 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
-	"pgregory.net/rapid"
 
-	"github.com/weft-cni/weft/internal/testing/fuzzing"
 	"github.com/weft-cni/weft/pkg/kube"
-	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -61,30 +56,18 @@ func slice(name, service string, addresses ...string) *discoveryv1.EndpointSlice
 
 // view takes changes in as the agent's loop does.
 type view struct {
-	mu       sync.Mutex
-	store    *state.Store
-	changes  int
-	problems map[string]string
-	reports  int
+	mu      sync.Mutex
+	store   *state.Store
+	changes int
 }
 
-func newView() *view { return &view{store: state.New("n1"), problems: map[string]string{}} }
+func newView() *view { return &view{store: state.New("n1")} }
 
 func (v *view) emit(c state.Change) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.changes++
 	v.store.Apply(c)
-}
-
-func (v *view) problem(o model.Owner, err error) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.reports++
-	delete(v.problems, o.String())
-	if err != nil {
-		v.problems[o.String()] = err.Error()
-	}
 }
 
 // services are the endpoints of each Service's first port.
@@ -110,179 +93,13 @@ func (v *view) cidrs() []netip.Prefix {
 	return snapshot.ServiceCIDRs
 }
 
-// TestHistoryDoesNotMatter does random things with objects and compares what is left with a tracker that only ever saw what there is
-// in the end, in another order.
-func TestHistoryDoesNotMatter(t *testing.T) { rapid.Check(t, historyDoesNotMatter) }
-
-func FuzzHistoryDoesNotMatter(f *testing.F) { fuzzing.Property(f, historyDoesNotMatter) }
-
-func historyDoesNotMatter(t *rapid.T) {
-	names := []string{"a", "b"}
-	seen := newView()
-	tracker := kube.NewTracker("n1", seen.emit, seen.problem)
-	zone, refuse := "", false
-	objects, endpointSlices := map[string]*corev1.Service{}, map[string]*discoveryv1.EndpointSlice{}
-	zones := rapid.SampledFrom([]string{"", "z1", "z2"})
-	for range rapid.IntRange(1, 30).Draw(t, "steps") {
-		name := rapid.SampledFrom(names).Draw(t, "service")
-		sliceName := rapid.SampledFrom([]string{"s1", "s2", "s3"}).Draw(t, "slice")
-		switch rapid.IntRange(0, 5).Draw(t, "step") {
-		case 0:
-			o := service(name, rapid.SampledFrom([]string{"10.96.0.1", "10.96.0.2", corev1.ClusterIPNone}).Draw(t, "ip"), func(s *corev1.Service) {
-				s.Spec.ExternalIPs = rapid.SampledFrom([][]string{nil, {"198.51.100.1"}, {"bad"}}).Draw(t, "external")
-			})
-			objects[name] = o
-			tracker.SetService(o)
-		case 1:
-			delete(objects, name)
-			tracker.DeleteService("ns/" + name)
-		case 2:
-			o := slice(sliceName, name, rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3", "bad"}), 0, 3).Draw(t, "addresses")...)
-			for i := range o.Endpoints {
-				if zone := zones.Draw(t, "hint"); zone != "" {
-					o.Endpoints[i].Hints = &discoveryv1.EndpointHints{ForZones: []discoveryv1.ForZone{{Name: zone}}}
-				}
-			}
-			endpointSlices[sliceName] = o
-			tracker.SetSlice(o)
-		case 3:
-			delete(endpointSlices, sliceName)
-			tracker.DeleteSlice("ns/" + sliceName)
-		case 4:
-			zone = zones.Draw(t, "zone")
-			tracker.SetZone(zone)
-		case 5:
-			refuse = rapid.Bool().Draw(t, "refuse external IPs")
-			tracker.RefuseExternalIPs(refuse)
-		}
-	}
-	want := newView()
-	fresh := kube.NewTracker("n1", want.emit, want.problem)
-	var steps []func()
-	for _, o := range objects {
-		steps = append(steps, func() { fresh.SetService(o) })
-	}
-	for _, o := range endpointSlices {
-		steps = append(steps, func() { fresh.SetSlice(o) })
-	}
-	steps = append(steps, func() { fresh.SetZone(zone) }, func() { fresh.RefuseExternalIPs(refuse) })
-	for _, i := range rapid.Permutation(indexes(len(steps))).Draw(t, "order") {
-		steps[i]()
-	}
-	wanted, _ := want.store.Take()
-	got, _ := seen.store.Take()
-	for name, s := range got.Services {
-		refused := strings.Contains(seen.problems["service/"+name], "externalIPs: false")
-		if external := slices.ContainsFunc(objects[name[3:]].Spec.ExternalIPs, func(a string) bool { return a != "bad" }); refused != (refuse && external) {
-			t.Errorf("%s, external IPs are refused %t: problem %q", name, refuse, seen.problems["service/"+name])
-		}
-		if refuse && len(s.Ports[0].ExternalIPs)+len(s.Lost) > 0 {
-			t.Errorf("%s has %v", name, s.Ports[0].ExternalIPs)
-		}
-	}
-	if diff := cmp.Diff(wanted.Services, got.Services, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
-		t.Errorf("services (-what there is +after what happened):\n%s", diff)
-	}
-	if diff := cmp.Diff(want.problems, seen.problems); diff != "" {
-		t.Errorf("problems (-what there is +after what happened):\n%s", diff)
-	}
-	for name := range objects {
-		tracker.DeleteService("ns/" + name)
-	}
-	for name := range endpointSlices {
-		tracker.DeleteSlice("ns/" + name)
-	}
-	if services, slices := tracker.Size(); services+slices != 0 {
-		t.Errorf("%d Services and %d slices are remembered that do not exist", services, slices)
-	}
-	if left, _ := seen.store.Take(); len(left.Services)+len(seen.problems) != 0 {
-		t.Errorf("what does not exist is still served or reported: %v, %v", left.Services, seen.problems)
-	}
-}
-
-func indexes(n int) []int {
-	out := make([]int, n)
-	for i := range out {
-		out[i] = i
-	}
-	return out
-}
-
-// TestOneChangeOneService counts what is emitted: one Service's change is about that Service, and what changes nothing is silent.
-func TestOneChangeOneService(t *testing.T) {
-	v := newView()
-	tracker := kube.NewTracker("n1", v.emit, v.problem)
-	for i := range 50 {
-		tracker.SetService(service(fmt.Sprint("s", i), fmt.Sprint("10.96.0.", i+1)))
-		tracker.SetSlice(slice(fmt.Sprint("s", i, "-x"), fmt.Sprint("s", i), "10.244.0.1"))
-	}
-	emitted := func(what string, want int, do func()) {
-		t.Helper()
-		before := v.changes
-		do()
-		if got := v.changes - before; got != want {
-			t.Errorf("%s: %d changes, want %d", what, got, want)
-		}
-	}
-	emitted("another endpoint", 1, func() { tracker.SetSlice(slice("s7-x", "s7", "10.244.0.1", "10.244.0.2")) })
-	emitted("the same again", 0, func() {
-		again := slice("s7-x", "s7", "10.244.0.1", "10.244.0.2")
-		again.ResourceVersion, again.Annotations = "99", map[string]string{corev1.EndpointsLastChangeTriggerTime: "now"}
-		tracker.SetSlice(again)
-	})
-	emitted("the same Service again", 0, func() { tracker.SetService(service("s7", "10.96.0.8")) })
-	emitted("another zone, and no hints", 0, func() { tracker.SetZone("a") })
-	emitted("a slice of no Service", 0, func() { tracker.SetSlice(slice("x", "nobody", "10.244.0.1")) })
-	emitted("a slice that goes over to another Service", 2, func() { tracker.SetSlice(slice("s7-x", "s8", "10.244.0.9")) })
-	if got := v.services(); got["ns/s7"] != "[]" || got["ns/s8"] != "[10.244.0.1:8080 10.244.0.9:8080]" {
-		t.Errorf("after a slice went over: s7 %s, s8 %s", got["ns/s7"], got["ns/s8"])
-	}
-	emitted("a Service that became headless", 1, func() { tracker.SetService(service("s7", corev1.ClusterIPNone)) })
-	if _, ok := v.services()["ns/s7"]; ok {
-		t.Error("a Service that became headless is still served")
-	}
-}
-
-func TestProblems(t *testing.T) {
-	v := newView()
-	tracker := kube.NewTracker("n1", v.emit, v.problem)
-	want := func(what string, reports int, problem string) {
-		t.Helper()
-		if v.reports != reports || v.problems["service/ns/a"] != problem {
-			t.Errorf("%s: %d reports, problem %q; want %d, %q", what, v.reports, v.problems["service/ns/a"], reports, problem)
-		}
-	}
-	tracker.SetSlice(slice("a-1", "a", "nowhere"))
-	want("a slice without its Service", 0, "")
-	tracker.SetService(service("a", "10.96.0.1"))
-	want("a Service with a bad slice", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
-	tracker.SetSlice(slice("a-2", "a", "10.244.0.1"))
-	want("the same problem", 1, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
-	tracker.SetSlice(slice("a-1", "a", "noplace"))
-	tracker.SetSlice(slice("a-1", "a", "nowhere"))
-	want("another mistake in the same place, and back", 3, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
-	tracker.SetSlice(slice("h-1", "headless", "nowhere"))
-	tracker.SetService(service("headless", corev1.ClusterIPNone))
-	want("a headless Service, which is not ours", 3, `EndpointSlice ns/a-1: endpoints: "nowhere" is no address`)
-	bad := func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }
-	tracker.SetService(service("a", "10.96.0.1", bad))
-	want("one more problem", 4, "spec.externalIPs: \"x\" is no address\nEndpointSlice ns/a-1: endpoints: \"nowhere\" is no address")
-	tracker.SetService(service("a", "10.96.0.1"))
-	tracker.DeleteSlice("ns/a-1")
-	want("none left", 6, "")
-	tracker.SetService(service("a", "10.96.0.1", bad))
-	tracker.DeleteService("ns/a")
-	want("the Service is gone", 8, "")
-}
-
 // watch runs a watcher until the test ends.
-func watch(t *testing.T, client kube.Client, emit func(state.Change), problem func(model.Owner, error)) *kube.Watcher {
+func watch(t *testing.T, client kube.Client, emit func(state.Change)) *kube.Watcher {
 	t.Helper()
 	w, err := kube.NewWatcher(client, "n1", emit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Problem = problem
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); w.Run(ctx) }()
@@ -330,23 +147,43 @@ func TestServicesOfACluster(t *testing.T) {
 		service("headless", corev1.ClusterIPNone), slice("headless-1", "headless", "10.244.0.3"), orphan,
 		service("bad", "10.96.0.4", func(s *corev1.Service) { s.Spec.ExternalIPs = []string{"x"} }))
 	v := newView()
-	w := watch(t, client, v.emit, v.problem)
+	w := watch(t, client, v.emit)
 	synced(t, w)
 	if diff := cmp.Diff(map[string]string{"ns/a": "[10.244.0.1:8080]", "ns/bad": "[]"}, v.services()); diff != "" {
 		t.Errorf("after the start (-want +got):\n%s", diff)
 	}
 	v.mu.Lock()
-	if diff := cmp.Diff(map[string]string{"service/ns/bad": `spec.externalIPs: "x" is no address`}, v.problems); diff != "" {
+	if diff := cmp.Diff(map[string]string{"ns/bad": `spec.externalIPs: "x" is no address`}, v.store.Snapshot().ServiceProblems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
+	before := v.changes
 	v.mu.Unlock()
 	ctx := t.Context()
+	// Only annotations, and what nodes do not read: nothing is emitted, and the change after it is one.
+	hint := hinted("a-2", "a", "z2", "10.244.0.2")
+	hint.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: "now"}
+	if _, err := client.DiscoveryV1().EndpointSlices("ns").Update(ctx, hint, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	hint.Endpoints[0].Addresses[0] = "10.244.0.3"
+	if _, err := client.DiscoveryV1().EndpointSlices("ns").Update(ctx, hint.DeepCopy(), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another endpoint", func() bool {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.changes > before
+	})
+	if v.mu.Lock(); v.changes != before+1 {
+		t.Errorf("%d changes are emitted, want 1", v.changes-before)
+	}
+	v.mu.Unlock()
 	node = node.DeepCopy()
 	node.Labels[corev1.LabelTopologyZone] = "z2"
 	if _, err := client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.2:8080]" })
+	eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.3:8080]" })
 	if err := client.DiscoveryV1().EndpointSlices("ns").Delete(ctx, "a-2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +210,7 @@ func TestServicesSyncedMeansEmitted(t *testing.T) {
 	synced(t, watch(t, client, func(c state.Change) {
 		time.Sleep(100 * time.Microsecond) // a busy machine
 		v.emit(c)
-	}, nil))
+	}))
 	complete := 0
 	for _, endpoints := range v.services() {
 		if endpoints == "[10.244.0.1:8080]" {
@@ -391,7 +228,7 @@ func TestServiceCIDRs(t *testing.T) {
 	}
 	client := fake.NewClientset(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
 	v := newView()
-	synced(t, watch(t, client, v.emit, v.problem))
+	synced(t, watch(t, client, v.emit))
 	if got, want := v.cidrs(), cidrs("10.96.0.0/12", "fd10:96::/108"); !slices.Equal(got, want) {
 		t.Errorf("ranges %v, want %v", got, want)
 	}
@@ -420,7 +257,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 		return true, nil, apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}, "")
 	})
 	v := newView()
-	w := watch(t, client, v.emit, v.problem)
+	w := watch(t, client, v.emit)
 	eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()

@@ -41,6 +41,9 @@ type Snapshot struct {
 	OutsideClaims OutsideClaims
 	// Services are the Services with an address, by namespace/name.
 	Services map[string]Service
+	// ServiceProblems say what of a Service or its EndpointSlices is invalid and left out, by namespace/name. The Service
+	// may be in Services or not.
+	ServiceProblems map[string]string
 	// OtherProxies are the ClusterIPs of Services that another proxy serves, by namespace/name. Pods' packets to them
 	// go to the host, where that proxy runs.
 	OtherProxies map[string][]netip.Addr

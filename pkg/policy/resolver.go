@@ -72,7 +72,10 @@ type Changes struct {
 }
 
 // NewResolver returns the resolver of the named node.
-func NewResolver(node string) *Resolver { return newResolver(node, hashKey, maxNodeFlows) }
+func NewResolver(node string) *Resolver { return NewBoundedResolver(node, maxNodeFlows) }
+
+// NewBoundedResolver returns a Resolver whose policies may take this many flows together.
+func NewBoundedResolver(node string, flows int) *Resolver { return newResolver(node, hashKey, flows) }
 
 func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 	return &Resolver{

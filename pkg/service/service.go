@@ -1,8 +1,8 @@
 // Package service resolves a Service and its EndpointSlices for one node: its frontends, and the endpoints that packets
 // may be sent to from there. It follows kube-proxy of Kubernetes 1.34; test/oracle/service compares the two.
 //
-// The package has plain values and pure functions: no shared state, no locks, no goroutines. pkg/kube translates each
-// version of a Kubernetes object once and keeps the result.
+// Build is a pure function of plain values. Resolver holds its result for all Services and follows changes; it takes no
+// lock and starts no goroutine. pkg/kube translates each version of a Kubernetes object once and shares the result.
 package service
 
 import (
@@ -38,6 +38,8 @@ type Service struct {
 	Algorithm           model.Algorithm
 	// Weights are the endpoint weights other than 1, by pod name.
 	Weights map[string]uint16
+	// Problem says what of the object is invalid and left out; empty when nothing is.
+	Problem string
 }
 
 // Port is one port of a Service.
@@ -56,6 +58,8 @@ type Slice struct {
 	Ports []SlicePort
 	// Endpoints are all of one family.
 	Endpoints []Endpoint
+	// Problem says what of the object is invalid and left out; empty when nothing is.
+	Problem string
 }
 
 // SlicePort is the number that a Service's port has at the endpoints of a slice.

@@ -39,8 +39,8 @@ func (c SetTime) apply(s *Store) bool {
 		}
 		s.respread -= ways(service)
 		service.AffinityEpoch = epoch
-		s.services()[name] = service
-		s.touched[model.ServiceOwner(name)] = true
+		s.servicesToWrite()[name] = service
+		s.changed[model.ServiceOwner(name)] = true
 		changed = true
 	}
 	return changed

@@ -35,7 +35,7 @@ func TestAffinityEpochs(t *testing.T) {
 		sticky("alone", time.Minute, 1), sticky("day", 24*time.Hour, 3), bySource, local,
 	}
 	for _, one := range all {
-		s.Apply(state.SetService{Service: one})
+		s.Apply(state.SetJoinedService{Service: one})
 	}
 	before, _ := s.Take()
 	for _, name := range []string{"none", "alone", "day", "by source"} {
@@ -71,8 +71,8 @@ func TestAffinityEpochs(t *testing.T) {
 		again := state.New("n1")
 		again.Apply(state.SetTime{Now: start.Add(step.after)})
 		for _, one := range all {
-			s.Apply(state.SetService{Service: one}) // as it is known
-			again.Apply(state.SetService{Service: one})
+			s.Apply(state.SetJoinedService{Service: one}) // as it is known
+			again.Apply(state.SetJoinedService{Service: one})
 		}
 		fresh, _ := again.Take()
 		for name, service := range now.Services {
@@ -94,9 +94,9 @@ func TestEpochsAreBounded(t *testing.T) {
 	s.Apply(state.SetTime{Now: start})
 	const services, endpoints = 1000, 10
 	for i := range services {
-		s.Apply(state.SetService{Service: sticky(fmt.Sprint(i), time.Hour, endpoints)})
+		s.Apply(state.SetJoinedService{Service: sticky(fmt.Sprint(i), time.Hour, endpoints)})
 	}
-	s.Apply(state.SetService{Service: sticky("huge", time.Hour, 20000)})
+	s.Apply(state.SetJoinedService{Service: sticky("huge", time.Hour, 20000)})
 	s.Take()
 	left, steps := services+1, 0
 	for ; left > 0 && steps < 100; steps++ {

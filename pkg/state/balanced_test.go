@@ -29,12 +29,12 @@ func TestLoadBalancerChangesPaths(t *testing.T) {
 			t.Errorf("%s: the node is not compiled again", when)
 		}
 	}
-	web := func(addr string, created int64) state.SetService {
+	web := func(addr string, created int64) state.SetJoinedService {
 		port := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9")}
 		if addr != "" {
 			port.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr(addr)}
 		}
-		return state.SetService{Service: model.Service{Name: "ns/web", Created: created, Ports: []model.ServicePort{port}}}
+		return state.SetJoinedService{Service: model.Service{Name: "ns/web", Created: created, Ports: []model.ServicePort{port}}}
 	}
 	check("no Service", true)
 	s.Apply(web("198.51.100.9", 5))

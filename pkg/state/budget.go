@@ -45,8 +45,7 @@ func (s *Store) budgetServices() {
 	}
 	changed := false
 	set := func(service model.Service) {
-		s.services()[service.Name] = service
-		s.touched[model.ServiceOwner(service.Name)] = true
+		s.putService(service)
 		changed = true
 	}
 	for name := range over {
@@ -64,7 +63,6 @@ func (s *Store) budgetServices() {
 	}
 	if changed {
 		s.next.Revision++
-		s.next.ServicesRevision = s.next.Revision
 	}
 }
 

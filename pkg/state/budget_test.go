@@ -33,9 +33,9 @@ func TestServiceBudget(t *testing.T) {
 		for j := range one.Ports[0].ExternalIPs { // each has its own
 			one.Ports[0].ExternalIPs[j] = netip.AddrFrom4([4]byte{198, byte(i), byte(j >> 8), byte(j)})
 		}
-		s.Apply(SetService{Service: one})
+		s.Apply(SetJoinedService{Service: one})
 	}
-	s.Apply(SetService{Service: wide("modest/web", 100, 300)})
+	s.Apply(SetJoinedService{Service: wide("modest/web", 100, 300)})
 	served := func() (whole, over []string) {
 		snapshot, _ := s.Take()
 		total := 0
@@ -84,7 +84,7 @@ func TestServiceBudgetFollows(t *testing.T) {
 				s.Apply(DeleteService{Name: name})
 			} else {
 				now[name] = wide(name, rapid.IntRange(0, 3).Draw(t, "addresses"), rapid.IntRange(0, 8).Draw(t, "endpoints"))
-				s.Apply(SetService{Service: now[name]})
+				s.Apply(SetJoinedService{Service: now[name]})
 			}
 			if rapid.Bool().Draw(t, "look") {
 				s.Take()
@@ -93,7 +93,7 @@ func TestServiceBudgetFollows(t *testing.T) {
 		fresh := New("n1")
 		fresh.budget.room = 200
 		for _, service := range now {
-			fresh.Apply(SetService{Service: service})
+			fresh.Apply(SetJoinedService{Service: service})
 		}
 		got, _ := s.Take()
 		want, _ := fresh.Take()

@@ -79,11 +79,11 @@ func (c Restore) apply(s *Store) bool {
 		next.Apply(SetNode{n})
 	}
 	for _, service := range c.Copy.Services {
-		next.Apply(SetService{service})
+		next.Apply(SetJoinedService{service})
 	}
 	for _, p := range c.Copy.Policies {
 		next.next.Policies[p.Name] = p
-		next.touched[model.PolicyOwner(p.Name)] = true
+		next.changed[model.PolicyOwner(p.Name)] = true
 	}
 	known := map[model.AttachmentKey]model.Attachment{}
 	for _, a := range c.Copy.Attachments {
@@ -99,23 +99,29 @@ func (c Restore) apply(s *Store) bool {
 	return true
 }
 
-// follow makes the next snapshot of s a later one than those of another store, in every part.
+// follow makes the next snapshot of s a later one than those of another store, in every part, and marks dirty what the
+// last snapshot had and what the next one has.
 func (s *Store) follow(other *Store) {
 	s.next.Revision = max(s.next.Revision, other.next.Revision, s.snapshot.Revision) + 1
-	s.next.NodesRevision, s.next.ServicesRevision = s.next.Revision, s.next.Revision
-	s.touched[model.PipelineOwner], s.touched[model.SelfOwner] = true, true
-	for _, from := range []*model.Snapshot{&other.next, &s.next} {
+	s.differs = parts{nodes: true, attachments: true, services: true}
+	for _, from := range []*model.Snapshot{s.snapshot, &s.next} {
 		for name := range from.Nodes {
-			s.touched[model.NodeOwner(name)] = true
+			s.changed[model.NodeOwner(name)] = true
 		}
 		for name := range from.Services {
-			s.touched[model.ServiceOwner(name)] = true
+			s.changed[model.ServiceOwner(name)] = true
+		}
+		for name := range from.ServiceProblems {
+			s.changed[model.ServiceOwner(name)] = true
+		}
+		for name := range from.OtherProxies {
+			s.changed[model.ServiceOwner(name)] = true
 		}
 		for name := range from.Policies {
-			s.touched[model.PolicyOwner(name)] = true
+			s.changed[model.PolicyOwner(name)] = true
 		}
 		for _, a := range from.Attachments {
-			s.touched[model.PodOwner(a)] = true
+			s.changed[model.PodOwner(a)] = true
 		}
 	}
 	s.pathsDirty = true
@@ -136,7 +142,8 @@ func (Synced) apply(s *Store) bool {
 	if len(live.usable.PodCIDRs) == 0 {
 		live.usable.PodCIDRs = s.usable.PodCIDRs
 	}
-	live.ownNodes, live.ownAttachments, live.ownServices, live.ownPolicies = false, false, false, false
+	live.ownNodes, live.ownAttachments, live.ownPolicies = false, false, false
+	live.ownServices, live.ownProblems = false, false
 	*s = *live
 	return true
 }
@@ -147,8 +154,8 @@ func (s *Store) toLive(c Change) bool {
 	switch c := c.(type) {
 	case Synced, Restore:
 		return false
-	case SetNode, DeleteNode, SetService, DeleteService, SetPod, DeletePod, SetNamespace, DeleteNamespace,
-		SetPolicy, DeletePolicy:
+	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetExternalIPs,
+		SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:
@@ -167,7 +174,7 @@ func (s *Store) resolveCopied() {
 			unknown[key] = true
 		}
 		if unknown[key] != s.next.Unknown[key] {
-			s.touched[model.PodOwner(a)] = true
+			s.changed[model.PodOwner(a)] = true
 		}
 	}
 	if !maps.Equal(unknown, s.next.Unknown) {

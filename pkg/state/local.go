@@ -33,7 +33,7 @@ func (s *Store) localsChanged(ips []netip.Addr) {
 // of Services, of other nodes and of Weft itself, and less those that policies know anyway. So no object can pass for
 // the node that has one of its addresses.
 func (s *Store) resolveLocals() {
-	if !s.localsDirty {
+	if !s.localsDirty && !s.differs.nodes {
 		return
 	}
 	s.localsDirty = false
@@ -51,7 +51,6 @@ func (s *Store) resolveLocals() {
 	}
 	s.next.LocalAddrs = locals
 	s.next.Revision++
-	s.touched[model.SelfOwner] = true
 }
 
 // takenAddrs says which addresses are not this node's alone.

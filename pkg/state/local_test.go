@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -34,10 +35,10 @@ func TestLocalAddrs(t *testing.T) {
 	want := addrs("169.254.20.10", "192.0.2.10", "10.96.0.10", "fd00::10")
 	for range changes {
 		changes = append(changes[1:], changes[0])
-		s := state.New("n1")
+		s, compiler := state.New("n1"), flows.NewCompiler()
 		for _, c := range changes {
 			s.Apply(c)
-			s.Take()
+			take(t, s, compiler)
 		}
 		if got := s.Snapshot().LocalAddrs; !slices.Equal(got, want) {
 			t.Errorf("%T first: %v, want %v", changes[0], got, want)
@@ -45,14 +46,14 @@ func TestLocalAddrs(t *testing.T) {
 		s.Apply(state.SetOtherProxy{Service: "kube-system/dns"})
 		s.Apply(state.DeleteAttachment{Key: pod.Key()})
 		s.Apply(state.DeleteNode{Name: "n2"})
-		snapshot, owners := s.Take()
+		snapshot, owners := take(t, s, compiler)
 		now := addrs("169.254.20.10", "192.0.2.10", "10.9.9.9", "10.244.2.7", "172.30.0.2", "fd00::10")
 		if got := snapshot.LocalAddrs; !slices.Equal(got, now) || !slices.Contains(owners, model.SelfOwner) {
-			t.Errorf("afterwards: %v, touched %v, want %v", got, owners, now)
+			t.Errorf("afterwards: %v, dirty %v, want %v", got, owners, now)
 		}
 		s.Apply(state.SetLocalAddrs{Addrs: nil})
-		if snapshot, owners := s.Take(); len(snapshot.LocalAddrs) != 0 || !slices.Equal(owners, []model.Owner{model.SelfOwner}) {
-			t.Errorf("without any: %v, touched %v", snapshot.LocalAddrs, owners)
+		if snapshot, owners := take(t, s, compiler); len(snapshot.LocalAddrs) != 0 || !slices.Equal(owners, []model.Owner{model.SelfOwner}) {
+			t.Errorf("without any: %v, dirty %v", snapshot.LocalAddrs, owners)
 		}
 	}
 }

@@ -34,11 +34,8 @@ func (s *Store) resolvePaths() {
 		changed = true
 		s.resolver.SetPodCIDRs(name, now[name].PodCIDRs)
 		if name != s.next.Self.Name {
-			s.touched[model.NodeOwner(name)] = true
-			return
+			s.changed[model.NodeOwner(name)] = true
 		}
-		s.touched[model.SelfOwner] = true
-		s.touchServices() // what comes from the node's own pod CIDRs is internal
 	}
 	for name, path := range now {
 		if !path.Equal(before[name]) {
@@ -51,8 +48,7 @@ func (s *Store) resolvePaths() {
 		}
 	}
 	if changed {
-		s.next.Paths = now
+		s.next.Paths, s.differs.nodes = now, true
 		s.next.Revision++
-		s.next.NodesRevision = s.next.Revision
 	}
 }

@@ -92,6 +92,12 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		s.name, s.other = c.Namespace, c.Name
 	case SetService:
 		s.name = c.Service.Name
+	case SetJoinedService:
+		s.name = c.Service.Name
+	case SetSlice:
+		s.name = c.Slice.Name
+	case DeleteSlice:
+		s.name = c.Name
 	case DeleteService:
 		s.name = c.Name
 	case SetAttachment:
@@ -100,7 +106,11 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		s.name, s.other = c.Key.ContainerID, c.Key.IfName
 	case SetOtherProxy:
 		s.name = c.Service
-	case SetLocalAddrs, SetClusterCIDRs, SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished:
+	case SetServiceCIDRs:
+		if c.Configured {
+			s.name = "configured"
+		}
+	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished:
 	default:
 		return s, false
 	}

@@ -22,7 +22,7 @@ func TestPendingIsBounded(t *testing.T) {
 		for n := range objects {
 			name := fmt.Sprintf("o%d", n)
 			p.Add(state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: name, UID: fmt.Sprint(i)}})
-			p.Add(state.SetService{Service: model.Service{Name: "ns/" + name, HealthCheckNodePort: uint16(i)}})
+			p.Add(state.SetJoinedService{Service: model.Service{Name: "ns/" + name, HealthCheckNodePort: uint16(i)}})
 			p.Add(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: name, Err: fmt.Sprint(i)}})
 			p.Add(state.SetNamespace{Namespace: policy.Namespace{Name: name, Labels: map[string]string{"i": fmt.Sprint(i)}}})
 			p.Add(state.SetNode{Node: node(name, "172.30.0.1", "10.244.1.0/24")}) // a heartbeat
@@ -45,11 +45,11 @@ func TestPendingIsBounded(t *testing.T) {
 // TestPendingChangesNothing: a store that is given what is pending comes to the same as one that is given each change.
 func TestPendingChangesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		direct, batched := state.New("n1"), state.New("n1")
+		direct, batched, d := state.New("n1"), state.New("n1"), newDrawing(t)
 		var p state.Pending
 		for range rapid.IntRange(1, 20).Draw(t, "rounds") {
 			for range rapid.IntRange(0, 12).Draw(t, "changes") {
-				c := drawChange(t)
+				c := d.change()
 				direct.Apply(c)
 				p.Add(c)
 			}
@@ -70,44 +70,4 @@ func facts(s *model.Snapshot) model.Snapshot {
 	copied := *s
 	copied.Revision, copied.NodesRevision, copied.ServicesRevision, copied.PodsRevision = 0, 0, 0, 0
 	return copied
-}
-
-func drawChange(t *rapid.T) state.Change {
-	name := rapid.SampledFrom([]string{"a", "b"}).Draw(t, "name")
-	n := rapid.IntRange(1, 3).Draw(t, "n")
-	attachment := pod(name, uint32(n))
-	attachment.Pod.UID = fmt.Sprint(rapid.IntRange(1, 2).Draw(t, "sandbox's uid"))
-	switch rapid.SampledFrom([]string{"node", "no node", "pod", "no pod", "ns", "no ns", "policy", "no policy", "service", "no service",
-		"attached", "detached", "tunnel", "keep"}).Draw(t, "change") {
-	case "node":
-		cidr := fmt.Sprintf("10.244.%d.0/24", n)
-		return state.SetNode{Node: node(rapid.SampledFrom([]string{"n1", "n2", "n3"}).Draw(t, "node"), fmt.Sprintf("172.30.0.%d", n), cidr)}
-	case "no node":
-		return state.DeleteNode{Name: rapid.SampledFrom([]string{"n1", "n2", "n3"}).Draw(t, "node")}
-	case "pod":
-		return state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: name, UID: fmt.Sprint(rapid.IntRange(1, 2).Draw(t, "uid")), Node: "n1",
-			Labels: map[string]string{"n": fmt.Sprint(n)}}}
-	case "no pod":
-		return state.DeletePod{Namespace: "ns", Name: name}
-	case "ns":
-		return state.SetNamespace{Namespace: policy.Namespace{Name: "ns", Labels: map[string]string{"n": fmt.Sprint(n)}}}
-	case "no ns":
-		return state.DeleteNamespace{Name: "ns"}
-	case "policy":
-		return state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: name, Err: fmt.Sprint(n)}}
-	case "no policy":
-		return state.DeletePolicy{Namespace: "ns", Name: name}
-	case "service":
-		return state.SetService{Service: model.Service{Name: "ns/" + name, HealthCheckNodePort: uint16(n)}}
-	case "no service":
-		return state.DeleteService{Name: "ns/" + name}
-	case "attached":
-		return state.SetAttachment{Attachment: attachment}
-	case "detached":
-		return state.DeleteAttachment{Key: attachment.Key()}
-	case "tunnel":
-		return state.SetTunnel{Type: rapid.SampledFrom(model.TunnelTypes).Draw(t, "type")}
-	default:
-		return state.SetKeepEstablished{Keep: n == 1}
-	}
 }

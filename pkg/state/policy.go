@@ -81,7 +81,7 @@ func (s *Store) resolvePolicies() {
 		} else {
 			s.next.Policies[name] = *p
 		}
-		s.touched[model.PolicyOwner(name)] = true
+		s.changed[model.PolicyOwner(name)] = true
 	}
 	if len(changes.Unknown) == 0 {
 		return
@@ -94,7 +94,7 @@ func (s *Store) resolvePolicies() {
 			delete(s.next.Unknown, key)
 		}
 		if a, ok := s.next.Attachments[key]; ok {
-			s.touched[model.PodOwner(a)] = true
+			s.changed[model.PodOwner(a)] = true
 		}
 	}
 }

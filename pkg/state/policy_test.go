@@ -31,7 +31,7 @@ func TestPolicyChanges(t *testing.T) {
 	for _, step := range []struct {
 		name    string
 		changes []state.Change
-		touched []model.Owner
+		changed []model.Owner
 		want    string // unknown attachments, policies and their peers
 	}{
 		{"a policy about nobody here", []state.Change{state.SetPolicy{Policy: about}, state.SetPolicy{Policy: elsewhere}}, nil, "0 map[]"},
@@ -52,11 +52,11 @@ func TestPolicyChanges(t *testing.T) {
 		for _, c := range step.changes {
 			s.Apply(c)
 		}
-		after, touched := s.Take()
-		if !slices.Equal(touched, step.touched) || describe(after) != step.want {
-			t.Errorf("%s: touched %v, want %v; %s, want %s", step.name, touched, step.touched, describe(after), step.want)
+		after, changed := s.Take()
+		if !slices.Equal(changed, step.changed) || describe(after) != step.want {
+			t.Errorf("%s: changed %v, want %v; %s, want %s", step.name, changed, step.changed, describe(after), step.want)
 		}
-		if after.Revision > before.Revision != (len(step.touched) > 0) {
+		if after.Revision > before.Revision != (len(step.changed) > 0) {
 			t.Errorf("%s: revision %d to %d", step.name, before.Revision, after.Revision)
 		}
 		if describe(before) != was {

@@ -53,16 +53,9 @@ func (s *Store) resolveSelf() {
 	if equalNodes(before, self) && text == s.next.SelfHeld && slices.Equal(waiting, s.next.NewPodCIDRs) {
 		return
 	}
-	if !slices.Equal(before.Addrs, self.Addrs) {
-		s.touchServices() // they name the node's addresses
-	}
-	if !equalNodes(before, self) {
-		s.touched[model.SelfOwner] = true
-	}
 	s.next.Self, s.next.SelfHeld, s.next.NewPodCIDRs = self, text, waiting
-	s.localsDirty = true
+	s.differs.nodes = true
 	s.next.Revision++
-	s.next.NodesRevision = s.next.Revision
 }
 
 // podCIDRsHeld says why the pod CIDRs of the Node object cannot replace the old ones, or "".

@@ -1,5 +1,6 @@
 // Package state is the node's view of the cluster as it changes: a store that takes model changes one at a time and
-// gives immutable snapshots, each with the owners that it touched since the one before.
+// gives immutable snapshots, each with the owners whose objects have changed since the one before. What else must be
+// compiled because of a change follows from what the compiler reads (flows.Compiler.Dirty).
 //
 // A Store belongs to one goroutine, the agent's loop, which is the single writer of desired state. Informers, CNI
 // requests and the configuration reach it as Change values through the loop's queue.
@@ -22,16 +23,18 @@ type Store struct {
 	next     model.Snapshot
 	// own… say that next has maps of its own, which no snapshot shares: many changes between two snapshots cost one copy of
 	// a map, not many.
-	ownNodes, ownAttachments, ownServices, ownPolicies bool
-	touched                                            map[model.Owner]bool
+	ownNodes, ownAttachments, ownServices, ownProblems, ownPolicies bool
+	changed                                                         map[model.Owner]bool // owners
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
-	claims       *service.Claims // who has which external address
+	services     *service.Resolver // joins Services with their EndpointSlices
+	claims       *service.Claims   // who has which external address
 	budget       serviceBudget
 	serviceCIDRs map[bool][]netip.Prefix // by whether they are configured
 	localAddrs   []netip.Addr            // as SetLocalAddrs said last
-	localsDirty  bool                    // LocalAddrs must be resolved again
-	pathsDirty   bool                    // paths must be resolved again
+	differs      parts
+	localsDirty  bool // LocalAddrs must be resolved again
+	pathsDirty   bool // paths must be resolved again
 	announced    announced
 	copied       *copied    // nil unless the store works from a copy
 	usable       model.Node // the last addresses and pod CIDRs of this node that could be used
@@ -51,26 +54,28 @@ func New(node string) *Store {
 		Policies:    map[string]model.Policy{},
 		Unknown:     map[model.AttachmentKey]bool{},
 
-		OtherProxies: map[string][]netip.Addr{},
+		OtherProxies:    map[string][]netip.Addr{},
+		ServiceProblems: map[string]string{},
 	}
 	return &Store{
 		snapshot:     &empty,
 		serviceCIDRs: map[bool][]netip.Prefix{},
 		next:         empty,
 		resolver:     policy.NewResolver(node),
+		services:     service.NewResolver(node),
 		claims:       service.NewClaims(),
 		budget:       newServiceBudget(),
-		touched:      map[model.Owner]bool{model.PipelineOwner: true, model.SelfOwner: true},
+		changed:      map[model.Owner]bool{},
 	}
 }
 
 // Change is one change of what the node knows.
 type Change interface {
-	// apply changes s.next, marks what it touches, and says whether anything changed.
+	// apply changes s.next, marks the owner whose object it is, and says whether anything changed.
 	apply(s *Store) bool
 }
 
-// Apply makes a change. A change that says what is known already touches nothing and makes no new revision.
+// Apply makes a change. A change that says what is known already marks nothing and makes no new revision.
 func (s *Store) Apply(c Change) {
 	if s.copied != nil && s.toLive(c) {
 		return
@@ -78,38 +83,45 @@ func (s *Store) Apply(c Change) {
 	if !c.apply(s) {
 		return
 	}
-	switch c.(type) {
-	case SetNode, DeleteNode, SetClusterCIDRs, SetOtherProxy, SetServiceCIDRs:
-		s.localsDirty = true
-	}
 	s.next.Revision++
-	switch c.(type) {
-	case SetNode, DeleteNode, SetTunnel, SetClusterCIDRs:
-		s.next.NodesRevision = s.next.Revision
-	case SetAttachment, DeleteAttachment:
-		s.next.PodsRevision = s.next.Revision
-	case SetService, DeleteService, SetOtherProxy, SetServiceCIDRs:
-		s.next.ServicesRevision = s.next.Revision
-	}
 }
 
 // Snapshot is the view of the last Take.
 func (s *Store) Snapshot() *model.Snapshot { return s.snapshot }
 
-// Take gives the newest view and the owners that were touched since the last Take, in order.
+// Take returns the newest snapshot and the owners whose objects have changed since the last Take, in order.
 func (s *Store) Take() (*model.Snapshot, []model.Owner) {
+	s.resolveServices() // whose addresses at load balancers decide about pod CIDRs
 	s.resolvePaths()
 	s.resolveLocals()
 	s.resolvePolicies()
 	s.budgetServices()
+	s.countParts()
 	if s.next.Revision != s.snapshot.Revision {
 		snapshot := s.next
 		s.snapshot = &snapshot
-		s.ownNodes, s.ownAttachments, s.ownServices, s.ownPolicies = false, false, false, false
+		s.ownNodes, s.ownAttachments, s.ownServices, s.ownProblems, s.ownPolicies = false, false, false, false, false
 	}
-	owners := slices.SortedFunc(maps.Keys(s.touched), model.Owner.Compare)
-	clear(s.touched)
+	owners := slices.SortedFunc(maps.Keys(s.changed), model.Owner.Compare)
+	clear(s.changed)
 	return s.snapshot, owners
+}
+
+// parts says which parts of the next snapshot differ from the last one.
+type parts struct{ nodes, attachments, services bool }
+
+// countParts gives the parts that differ the next snapshot's revision.
+func (s *Store) countParts() {
+	if s.differs.nodes {
+		s.next.NodesRevision = s.next.Revision
+	}
+	if s.differs.attachments {
+		s.next.PodsRevision = s.next.Revision
+	}
+	if s.differs.services {
+		s.next.ServicesRevision = s.next.Revision
+	}
+	s.differs = parts{}
 }
 
 // SetNode says what a node is now: this one or another.
@@ -127,7 +139,6 @@ func (c SetNode) apply(s *Store) bool {
 		return false
 	}
 	s.nodes()[c.Node.Name], s.pathsDirty = c.Node, true
-	s.touched[model.NodeOwner(c.Node.Name)] = true
 	return true
 }
 
@@ -145,7 +156,6 @@ func (c DeleteNode) apply(s *Store) bool {
 	}
 	delete(s.nodes(), c.Name)
 	s.pathsDirty = true
-	s.touched[model.NodeOwner(c.Name)] = true
 	return true
 }
 
@@ -156,8 +166,7 @@ func (c SetTunnel) apply(s *Store) bool {
 	if s.next.Tunnel == c.Type {
 		return false
 	}
-	s.next.Tunnel = c.Type
-	s.touchNodes()
+	s.next.Tunnel, s.differs.nodes = c.Type, true
 	return true
 }
 
@@ -169,14 +178,6 @@ func (c SetKernelDatapath) apply(s *Store) bool {
 		return false
 	}
 	s.next.KernelDatapath = c.Kernel
-	s.touched[model.PipelineOwner] = true
-	for _, a := range s.next.Attachments {
-		s.touched[model.PodOwner(a)] = true
-	}
-	for name := range s.next.Services {
-		s.touched[model.ServiceOwner(name)] = true
-	}
-	s.touched[model.SelfOwner] = true
 	return true
 }
 
@@ -188,7 +189,6 @@ func (c SetKeepEstablished) apply(s *Store) bool {
 		return false
 	}
 	s.next.KeepEstablished = c.Keep
-	s.touched[model.PipelineOwner] = true
 	return true
 }
 
@@ -201,13 +201,13 @@ func (c SetAttachment) apply(s *Store) bool {
 		if equalAttachments(old, c.Attachment) {
 			return false
 		}
-		s.touched[model.PodOwner(old)] = true
+		s.changed[model.PodOwner(old)] = true
 		s.localsChanged(old.IPs)
 	}
 	s.localsChanged(c.Attachment.IPs)
 	s.attachments()[key] = c.Attachment
 	s.resolver.SetAttachment(c.Attachment)
-	s.touched[model.PodOwner(c.Attachment)] = true
+	s.changed[model.PodOwner(c.Attachment)] = true
 	return true
 }
 
@@ -223,18 +223,13 @@ func (c DeleteAttachment) apply(s *Store) bool {
 	s.pathsDirty = s.pathsDirty || len(s.next.NewPodCIDRs) > 0 // which may have waited for this
 	s.resolver.DeleteAttachment(c.Key)
 	s.localsChanged(old.IPs)
-	s.touched[model.PodOwner(old)] = true
+	s.changed[model.PodOwner(old)] = true
 	return true
-}
-
-func (s *Store) touchNodes() {
-	for name := range s.next.Nodes {
-		s.touched[model.NodeOwner(name)] = true
-	}
 }
 
 // nodes is the map of nodes to write to.
 func (s *Store) nodes() map[string]model.Node {
+	s.differs.nodes = true
 	if !s.ownNodes {
 		s.next.Nodes, s.ownNodes = maps.Clone(s.next.Nodes), true
 	}
@@ -243,6 +238,7 @@ func (s *Store) nodes() map[string]model.Node {
 
 // attachments is the map of attachments to write to.
 func (s *Store) attachments() map[model.AttachmentKey]model.Attachment {
+	s.differs.attachments = true
 	if !s.ownAttachments {
 		s.next.Attachments, s.ownAttachments = maps.Clone(s.next.Attachments), true
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -17,7 +18,19 @@ func pod(name string, port uint32) model.Attachment {
 	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name}, OFPort: port}
 }
 
-func TestTouchedOwners(t *testing.T) {
+// take returns the newest snapshot and the owners that are dirty by it, sorted, and has them compiled.
+func take(t *testing.T, s *state.Store, c *flows.Compiler) (*model.Snapshot, []model.Owner) {
+	t.Helper()
+	snapshot, changed := s.Take()
+	dirty := c.Dirty(snapshot, changed)
+	if _, failed := c.Update(snapshot, changed); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	slices.SortFunc(dirty, model.Owner.Compare)
+	return snapshot, dirty
+}
+
+func TestDirtyOwners(t *testing.T) {
 	self, n2, n3 := node("n1", "172.30.0.1", "10.244.1.0/24"), node("n2", "172.30.0.2", "10.244.2.0/24"), node("n3", "172.30.0.3", "10.244.3.0/24")
 	moved := self
 	moved.Addrs = []netip.Addr{netip.MustParseAddr("172.30.0.9")}
@@ -26,7 +39,7 @@ func TestTouchedOwners(t *testing.T) {
 	renumbered := pod("a", 17)
 	all := []model.Owner{model.NodeOwner("n2"), model.NodeOwner("n3")}
 
-	s := state.New("n1")
+	s, c := state.New("n1"), flows.NewCompiler()
 	for _, step := range []struct {
 		name   string
 		change state.Change
@@ -56,9 +69,9 @@ func TestTouchedOwners(t *testing.T) {
 		if step.change != nil {
 			s.Apply(step.change)
 		}
-		after, got := s.Take()
+		after, got := take(t, s, c)
 		if !slices.Equal(got, step.want) {
-			t.Errorf("%s: touched %v, want %v", step.name, got, step.want)
+			t.Errorf("%s: dirty are %v, want %v", step.name, got, step.want)
 		}
 		told := after.SelfHeld != before.SelfHeld // of which no flow depends
 		if newer := after.Revision > before.Revision; step.change != nil && newer != (len(step.want) > 0 || told) {
@@ -93,8 +106,8 @@ func TestSnapshotsAreImmutable(t *testing.T) {
 // TestExternalAddressesAreTouched: a load balancer's address that comes and goes touches the Service that claims it, too.
 func TestExternalAddressesAreTouched(t *testing.T) {
 	at := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
-	one := func(name string, external, balancer []netip.Addr) state.SetService {
-		return state.SetService{Service: model.Service{Name: name, Ports: []model.ServicePort{{
+	one := func(name string, external, balancer []netip.Addr) state.SetJoinedService {
+		return state.SetJoinedService{Service: model.Service{Name: name, Ports: []model.ServicePort{{
 			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), ExternalIPs: external, LoadBalancerIPs: balancer}}}}
 	}
 	thief, victim := model.ServiceOwner("a/thief"), model.ServiceOwner("z/web")
@@ -117,7 +130,7 @@ func TestExternalAddressesAreTouched(t *testing.T) {
 		s.Apply(step.change)
 		snapshot, got := s.Take()
 		if !slices.Equal(got, step.want) {
-			t.Errorf("%s: touched %v, want %v", step.name, got, step.want)
+			t.Errorf("%s: changed %v, want %v", step.name, got, step.want)
 		}
 		if lost := snapshot.Services["a/thief"].Lost; len(lost) != step.lost {
 			t.Errorf("%s: the thief lost %v", step.name, lost)

@@ -56,12 +56,11 @@ func newWorld(t testing.TB, o objects) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler), Report: w.note(w.reported)})
+	w.loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler), Report: w.note(w.reported), Problem: w.note(w.problems)})
 	watcher, err := kube.NewWatcher(client, "n1", w.loop.Submit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	watcher.Problem = w.note(w.problems)
 	for _, a := range o.attached {
 		w.loop.Submit(state.SetAttachment{Attachment: a})
 	}
