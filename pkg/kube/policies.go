@@ -333,7 +333,7 @@ func portOf(port networkingv1.NetworkPolicyPort) (policy.Port, error) {
 		p.Name = port.Port.StrVal
 	default:
 		if p.Number, ok = portNumber(port.Port.IntVal); !ok {
-			return p, fmt.Errorf("ports: %d is no port", port.Port.IntVal)
+			return p, fmt.Errorf("ports: invalid port %d", port.Port.IntVal)
 		}
 	}
 	if port.EndPort != nil {
