@@ -43,19 +43,19 @@ spec:
 // chaosLab are the places that traffic comes from and goes to.
 type chaosLab struct {
 	*chaos
-	pods, hosts map[string]*client
-	outside     *client
-	vips        []netip.Addr
+	pods    map[string]*client
+	outside *client
+	vips    []netip.Addr
 	// routes is how many have been started.
 	routes int
 }
 
 // upChaos starts the lab and its traffic: between pods of one node and of two, through Services, between nodes and
 // pods, from the host outside and to it; and what the policies forbid.
-func upChaos(t *testing.T) *chaos {
+func upChaos(t *testing.T, name string) *chaos {
 	const ns = "chaos"
-	c := &chaos{walled: upWalled(t, "chaos", map[string]string{"a.yaml": chaosManifests(ns)}), t: t}
-	l := &chaosLab{chaos: c, pods: map[string]*client{}, hosts: map[string]*client{}}
+	c := &chaos{walled: upWalled(t, name, map[string]string{"a.yaml": chaosManifests(ns)}), t: t, hosts: map[string]*client{}}
+	l := &chaosLab{chaos: c, pods: map[string]*client{}}
 	l.outside = openClient(t, c.Status(), "", "", "outside")
 	for _, node := range []string{"node1", "node2"} {
 		l.hosts[node] = c.host(t, node)

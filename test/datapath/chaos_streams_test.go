@@ -21,7 +21,7 @@ import (
 const (
 	// chaosDialEvery is the time between two new connections of a route, and chaosStreamEvery that between two messages
 	// of an established one.
-	chaosDialEvery   = 250 * time.Millisecond
+	chaosDialEvery   = 500 * time.Millisecond
 	chaosStreamEvery = 200 * time.Millisecond
 	// chaosSegment is the size of a message.
 	chaosSegment = 256

@@ -40,6 +40,8 @@ const (
 type chaos struct {
 	*walled
 	t *testing.T
+	// hosts are the nodes' own networks, by name.
+	hosts map[string]*client
 	// watch is traffic that policies allow, but for the streams; forbidden is traffic that no policy allows.
 	watch     []traffic
 	forbidden []*series
@@ -71,7 +73,7 @@ type fault struct {
 // forbid never passes; faults of the agent, of the API server and of objects lose nothing; others lose no more than their
 // bound, and connections outlive them; everything is as before afterwards by itself, and nothing is left over.
 func TestChaos(t *testing.T) {
-	c := upChaos(t)
+	c := upChaos(t, "chaos")
 	only := regexp.MustCompile(os.Getenv(chaosOnlyVariable))
 	faults := slices.DeleteFunc(slices.Concat(agentFaults(), objectFaults(), nodeFaults(), switchFaults()),
 		func(f fault) bool { return !only.MatchString(f.name) })
@@ -89,7 +91,7 @@ func TestChaos(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", chaosVariable, err)
 		}
-		for time.Since(begin) < duration && !t.Failed() {
+		for time.Since(begin) < duration {
 			c.breakOne(faults[random.IntN(len(faults))])
 		}
 	}
@@ -257,6 +259,11 @@ func (c *chaos) unsettled() error {
 			return fmt.Errorf("%s: nothing arrives", s.name)
 		}
 	}
+	return c.contentAgents()
+}
+
+// contentAgents returns why an agent is not content, or nil.
+func (c *chaos) contentAgents() error {
 	for _, node := range []string{"node1", "node2"} {
 		var r agent.Report
 		if err := c.ask(node, "/v1/status", &r); err != nil {

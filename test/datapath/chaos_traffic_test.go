@@ -17,7 +17,7 @@ import (
 
 // What a route sends, and how often. Sizes follow each other in turn.
 const (
-	chaosEvery = 50 * time.Millisecond
+	chaosEvery = 100 * time.Millisecond
 	// chaosFragmentsEvery is the same of datagrams in fragments, of which the userspace datapath loses some when more
 	// complete at once than fit into a batch (see loads).
 	chaosFragmentsEvery = 250 * time.Millisecond
