@@ -1,10 +1,12 @@
 package ovsdb
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -40,12 +42,17 @@ const (
 // portConfig keeps the OpenFlow configuration of the bridge's ports as the flows need it: "ovs-ofctl mod-port PORT
 // down|no-forward|no-receive|no-packet-in" is undone at once, and so is "ip link set PORT down", which OVS shows in the
 // same bit. The database holds none of this. PORT_STATUS tells of every change; PORT_DESC of what was before.
-// One goroutine uses it; it ends with its connection.
+// One goroutine runs it and another asks; both end with its connection.
 type portConfig struct {
 	conn io.ReadWriter
 	log  *slog.Logger
 	// gone says that OVSDB has no port of a name any more: its link goes down because it is removed.
 	gone func(name string) bool
+	// changed is called when the switch treats fragments in another way than at the last look (set-frags).
+	changed func()
+
+	asked     bool // for the configuration, at least once
+	fragments uint16
 }
 
 func ofMessage(kind byte, body []byte) []byte {
@@ -72,6 +79,26 @@ func (p *portConfig) begin() error {
 		}
 	}
 	return nil
+}
+
+// configEvery is the time between two looks at the switch's configuration: no message tells of its changes.
+const configEvery = time.Second
+
+// ask looks at the switch's configuration again and again until the context ends or the switch hangs up. It may run
+// beside run.
+func (p *portConfig) ask(ctx context.Context) {
+	ticker := time.NewTicker(configEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := p.conn.Write(ofMessage(ofGetConfig, nil)); err != nil {
+			return // run notices it, too
+		}
+	}
 }
 
 // run reads what the switch says until it hangs up, and repairs.
@@ -104,6 +131,14 @@ func (p *portConfig) receive(header [ofHeaderLen]byte, body []byte) error {
 		_, err := p.conn.Write(reply)
 		return err
 	case kind == ofConfigReply && len(body) >= 4:
+		before, asked := p.fragments, p.asked
+		p.fragments, p.asked = binary.BigEndian.Uint16(body), true
+		if asked {
+			if p.fragments != before {
+				p.changed()
+			}
+			return nil
+		}
 		config := []byte{body[0], body[1], 0, 1}
 		// PORT_DESC again: a change between the first answer and now was not told.
 		desc := make([]byte, 8)
