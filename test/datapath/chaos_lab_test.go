@@ -117,7 +117,10 @@ func (l *chaosLab) allow(v4 bool) {
 		if r.connects {
 			l.watch = append(l.watch, startDialer(l.t, r.from, r.to, allowed, name+", new connections"))
 		}
-		l.startStream(r.from, r.to, r.to == service || r.to == nodePort, name+", a stream")
+		l.startStream(&chaosStream{
+			name: name + ", a stream", from: r.from, to: r.to,
+			translated: r.to == service || r.to == nodePort, masqueraded: r.to == nodePort || r.to == direct(outside),
+		})
 	}
 }
 

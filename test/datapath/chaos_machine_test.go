@@ -19,9 +19,8 @@ const (
 	// machineEvery is the time between two looks at the machine.
 	machineEvery = 20 * time.Millisecond
 	// machineLate is how long the thread that forwards packets has to wait for a processor until its queues, of
-	// net.core.rmem_default bytes, may overflow; and machineExcuse what that may cost.
-	machineLate   = 100 * time.Millisecond
-	machineExcuse = time.Second
+	// net.core.rmem_default bytes, may overflow.
+	machineLate = 100 * time.Millisecond
 )
 
 // machine measures how late the machine is, so that its delays are told from those of Weft: how long the thread that

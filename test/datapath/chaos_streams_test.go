@@ -169,8 +169,9 @@ type chaosStream struct {
 	number int
 	from   *client
 	to     netip.AddrPort
-	// translated says that connection tracking knows the server's address, and the client does not.
-	translated bool
+	// translated says that only the switch's connection tracking knows which endpoint of a Service it goes to, and
+	// masqueraded that the kernel of node1 translates an address.
+	translated, masqueraded bool
 
 	mu     sync.Mutex
 	conns  [2]net.Conn    // the newest, at each end
@@ -185,9 +186,9 @@ type breakage struct {
 }
 
 // startStream connects and goes on until the test ends.
-func (c *chaos) startStream(from *client, to netip.AddrPort, translated bool, name string) {
-	s := &chaosStream{name: name, number: len(c.streams) + 1, from: from, to: to, translated: translated}
+func (c *chaos) startStream(s *chaosStream) {
 	c.streams = append(c.streams, s)
+	s.number = len(c.streams)
 	end := make(chan struct{})
 	var done sync.WaitGroup
 	c.t.Cleanup(func() { close(end); done.Wait() })

@@ -23,7 +23,7 @@ const restartFlows = 100_000
 func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
-	labtest.Eventually(t, 3*time.Minute, func() error {
+	labtest.Eventually(t, 10*time.Minute, func() error {
 		if r := new(agent.Report); c.ask("node1", "/v1/status", r) != nil || r.Flows.Flows < restartFlows {
 			return fmt.Errorf("node1 has %d flows", r.Flows.Flows)
 		}
