@@ -132,8 +132,9 @@ func nodeFaults() []fault {
 		"ip rule del priority 870; ip -6 rule del priority 870",
 	} {
 		list = append(list, fault{
-			name: script, cause: "node", bound: 2500 * time.Millisecond, unmasked: script == "nft flush ruleset",
-			do: func(c *chaos) { c.damage("node1", script) },
+			name: script, cause: "node", bound: 2500 * time.Millisecond,
+			unmasked: strings.HasPrefix(script, "nft ") || strings.HasPrefix(script, "ip addr "),
+			do:       func(c *chaos) { c.damage("node1", script) },
 		})
 	}
 	return list

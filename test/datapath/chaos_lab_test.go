@@ -119,7 +119,8 @@ func (l *chaosLab) allow(v4 bool) {
 		}
 		l.startStream(&chaosStream{
 			name: name + ", a stream", from: r.from, to: r.to,
-			translated: r.to == service || r.to == nodePort, masqueraded: r.to == nodePort || r.to == direct(outside),
+			translated:  r.to == service || r.to == nodePort,
+			masqueraded: r.from == node1 || r.to == nodePort || r.to == direct(outside),
 		})
 	}
 }

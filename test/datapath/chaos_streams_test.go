@@ -170,7 +170,7 @@ type chaosStream struct {
 	from   *client
 	to     netip.AddrPort
 	// translated says that only the switch's connection tracking knows which endpoint of a Service it goes to, and
-	// masqueraded that the kernel of node1 translates an address.
+	// masqueraded that an address is node1's own, or translated by its kernel.
 	translated, masqueraded bool
 
 	mu     sync.Mutex

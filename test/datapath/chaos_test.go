@@ -66,7 +66,7 @@ type fault struct {
 	bound time.Duration
 	// untracked says that the switch loses its connections: a stream whose server's address is translated may end.
 	untracked bool
-	// unmasked says that the kernel of node1 translates nothing for a moment: it resets a stream that it translates.
+	// unmasked says that the kernel of node1 lacks an address or its translation for a moment: it resets streams of it.
 	unmasked bool
 	do       func(c *chaos)
 }
