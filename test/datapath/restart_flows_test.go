@@ -5,7 +5,6 @@ package datapath
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"sync"
@@ -103,7 +102,7 @@ func (c *chaos) watchFlows(node string) *flowWatcher {
 	c.t.Helper()
 	w := &flowWatcher{}
 	cmd := c.Exec("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "monitor", "weft", "watch:!initial")
-	cmd.Stdout, cmd.Stderr = w, io.Discard
+	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
