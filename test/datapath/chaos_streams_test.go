@@ -144,13 +144,10 @@ func (d *dialer) dial() error {
 	return err
 }
 
-func connect(from *client, to netip.AddrPort, deadline time.Time) (conn *net.TCPConn, err error) {
-	err = from.ns.Do(func() error {
+func connect(from *client, to netip.AddrPort, deadline time.Time) (conn net.Conn, err error) {
+	err = from.ns.Do(func() (err error) {
 		d := net.Dialer{Deadline: deadline}
-		c, err := d.Dial("tcp", to.String())
-		if err == nil {
-			conn = c.(*net.TCPConn)
-		}
+		conn, err = d.Dial("tcp", to.String())
 		return err
 	})
 	return conn, err
@@ -254,7 +251,11 @@ func (s *chaosStream) run(at int, conn net.Conn, end <-chan struct{}) {
 
 // giveUpAfter bounds how long a connection lives whose other end does not acknowledge what is sent.
 func giveUpAfter(conn net.Conn, d time.Duration) error {
-	raw, err := conn.(syscall.Conn).SyscallConn()
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return fmt.Errorf("%T is no socket", conn)
+	}
+	raw, err := socket.SyscallConn()
 	if err != nil {
 		return err
 	}

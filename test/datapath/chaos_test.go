@@ -198,7 +198,7 @@ func (c *chaos) judge(f fault, from time.Time) {
 		}
 		text := s.name + ": " + strings.Join(why, "; ")
 		c.t.Log(text)
-		if !(f.untracked && s.translated) && !(f.unmasked && s.masqueraded) {
+		if (!f.untracked || !s.translated) && (!f.unmasked || !s.masqueraded) {
 			wrong = append(wrong, text)
 		}
 	}
