@@ -168,9 +168,8 @@ func (c *chaos) sample() sample {
 	return s
 }
 
-// agentMetrics are the metrics of a node's agent that have no labels.
-func (c *chaos) agentMetrics(node string) map[string]float64 {
-	c.t.Helper()
+// askHealth asks where a node's agent serves its health and its metrics. The caller closes the body.
+func (c *chaos) askHealth(node, path string) (*http.Response, error) {
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = c.hosts[node].ns.Do(func() error {
 			var d net.Dialer
@@ -179,7 +178,13 @@ func (c *chaos) agentMetrics(node string) map[string]float64 {
 		})
 		return conn, err
 	}}
-	response, err := (&http.Client{Transport: transport, Timeout: testenv.Patience(20 * time.Second)}).Get("http://127.0.0.1:9470/metrics")
+	return (&http.Client{Transport: transport, Timeout: testenv.Patience(20 * time.Second)}).Get("http://127.0.0.1:9470" + path)
+}
+
+// agentMetrics are the metrics of a node's agent that have no labels.
+func (c *chaos) agentMetrics(node string) map[string]float64 {
+	c.t.Helper()
+	response, err := c.askHealth(node, "/metrics")
 	if err != nil {
 		c.t.Fatalf("the metrics of %s: %v", node, err)
 	}
