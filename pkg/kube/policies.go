@@ -338,7 +338,7 @@ func portOf(port networkingv1.NetworkPolicyPort) (policy.Port, error) {
 	}
 	if port.EndPort != nil {
 		if p.EndPort, ok = portNumber(*port.EndPort); !ok {
-			return p, fmt.Errorf("ports: endPort %d is no port", *port.EndPort)
+			return p, fmt.Errorf("ports: invalid endPort %d", *port.EndPort)
 		}
 	}
 	return p, nil

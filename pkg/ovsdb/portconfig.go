@@ -1,10 +1,12 @@
 package ovsdb
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"log/slog"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -40,12 +42,17 @@ const (
 // portConfig keeps the bridge's ports unblocked: it reverts "ovs-ofctl mod-port PORT
 // down|no-forward|no-receive|no-packet-in" at once, and also "ip link set PORT down", which OVS reports in the same
 // bit. The database holds none of these states. PORT_STATUS reports changes, PORT_DESC the initial state. One goroutine
-// uses it; it ends with its connection.
+// calls run and another ask; both end with its connection.
 type portConfig struct {
 	conn io.ReadWriter
 	log  *slog.Logger
 	// removed reports that OVSDB has no port of that name: its link goes down because it is removed.
 	removed func(name string) bool
+	// changed is called when the switch treats fragments differently than at the last reply (set-frags).
+	changed func()
+
+	asked     bool // the configuration was received at least once
+	fragments uint16
 }
 
 func ofMessage(kind byte, body []byte) []byte {
@@ -73,6 +80,26 @@ func (p *portConfig) begin() error {
 		}
 	}
 	return nil
+}
+
+// configEvery is the time between two requests for the switch's configuration: no message reports its changes.
+const configEvery = time.Second
+
+// ask requests the switch's configuration once per configEvery, until the context ends or the switch closes the
+// connection. It may run beside run, which reads the replies.
+func (p *portConfig) ask(ctx context.Context) {
+	ticker := time.NewTicker(configEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := p.conn.Write(ofMessage(ofGetConfig, nil)); err != nil {
+			return // run notices it, too
+		}
+	}
 }
 
 // run reads messages until the switch closes the connection, and repairs ports.
@@ -105,6 +132,14 @@ func (p *portConfig) receive(header [ofHeaderLen]byte, body []byte) error {
 		_, err := p.conn.Write(reply)
 		return err
 	case kind == ofConfigReply && len(body) >= 4:
+		before, asked := p.fragments, p.asked
+		p.fragments, p.asked = binary.BigEndian.Uint16(body), true
+		if asked {
+			if p.fragments != before {
+				p.changed()
+			}
+			return nil
+		}
 		config := []byte{body[0], body[1], 0, 1}
 		// Request PORT_DESC again: changes between the first reply and now were not reported.
 		desc := make([]byte, 8)

@@ -78,3 +78,31 @@ func TestBlockedPorts(t *testing.T) {
 		t.Errorf("fragments are handled as %q, which is not the client's to change", got)
 	}
 }
+
+// TestFragmentsChange: Open vSwitch tells of no change of how it treats fragments (ovs-ofctl set-frags), and Changes does
+// within two seconds. What stays as it is is no change.
+func TestFragmentsChange(t *testing.T) {
+	l := newLab(t)
+	l.ensure()
+	l.ofctl("set-frags", "weft", "nx-match")
+	l.eventually("the switch is watched", func() bool { return l.c.Healthy() == nil })
+	time.Sleep(2 * time.Second)
+	l.drain()
+	time.Sleep(2 * time.Second)
+	select {
+	case <-l.c.Changes():
+		t.Error("a change was reported, and there was none")
+	default:
+	}
+	for _, mode := range []string{"drop", "normal", "nx-match"} {
+		l.ofctl("set-frags", "weft", mode)
+		l.within(2, "a change of fragments to "+mode+" is reported", func() bool {
+			select {
+			case <-l.c.Changes():
+				return true
+			default:
+				return false
+			}
+		})
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -48,10 +49,18 @@ func (c *Client) watchSwitch(ctx context.Context, socket string) {
 func (c *Client) superviseSwitch(ctx context.Context, conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	defer conn.Close()
-	ports := &portConfig{conn: conn, log: c.log, removed: func(name string) bool { return c.hasNoPort(ctx, name) }}
+	ports := &portConfig{
+		conn: conn, log: c.log, removed: func(name string) bool { return c.hasNoPort(ctx, name) },
+		changed: func() { notify(c.changes) },
+	}
 	if err := ports.begin(); err != nil {
 		return
 	}
+	asking, stop := context.WithCancel(ctx)
+	var asker sync.WaitGroup
+	asker.Go(func() { ports.ask(asking) })
+	defer asker.Wait()
+	defer stop()
 	c.log.Info("ovs-vswitchd serves the bridge", "bridge", c.bridge)
 	c.served.Store(true)
 	defer c.served.Store(false)

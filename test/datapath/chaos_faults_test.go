@@ -22,10 +22,10 @@ func agentFaults() []fault {
 	const away = `nft add table inet chaos; nft 'add chain inet chaos out { type filter hook output priority 0; }'
 nft add rule inet chaos out tcp dport 6443 drop`
 	return []fault{
-		{"nothing", "none", 0, func(c *chaos) { time.Sleep(3 * time.Second) }},
-		{"one is killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1") }},
-		{"all are killed", "agent", 0, func(c *chaos) { agentKilled(c, "node1", "node2") }},
-		{"one is killed while it sends a bundle", "agent", 0, func(c *chaos) {
+		{name: "nothing", cause: "none", do: func(c *chaos) { time.Sleep(3 * time.Second) }},
+		{name: "one is killed", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1") }},
+		{name: "all are killed", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1", "node2") }},
+		{name: "one is killed while it sends a bundle", cause: "agent", do: func(c *chaos) {
 			for _, after := range []int{300, 600, 900} { // milliseconds; the lab looks at its manifests twice a second
 				c.write(c.t, "b.yaml", idlePolicies(40))
 				time.Sleep(time.Duration(after) * time.Millisecond)
@@ -33,7 +33,7 @@ nft add rule inet chaos out tcp dport 6443 drop`
 				c.write(c.t, "b.yaml", "")
 			}
 		}},
-		{"one stands still", "agent", 0, func(c *chaos) {
+		{name: "one stands still", cause: "agent", do: func(c *chaos) {
 			process := c.nodeStatus("node1").Agent
 			for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
 				if err := process.Signal(signal); err != nil {
@@ -42,12 +42,12 @@ nft add rule inet chaos out tcp dport 6443 drop`
 				time.Sleep(3 * time.Second)
 			}
 		}},
-		{"away", "API server", 0, func(c *chaos) {
+		{name: "away", cause: "API server", do: func(c *chaos) {
 			c.damage("node1", away)
 			time.Sleep(5 * time.Second)
 			c.damage("node1", "nft delete table inet chaos")
 		}},
-		{"away while an agent starts", "API server", 0, func(c *chaos) {
+		{name: "away while an agent starts", cause: "API server", do: func(c *chaos) {
 			c.damage("node1", away)
 			agentKilled(c, "node1")
 			time.Sleep(5 * time.Second)
@@ -93,7 +93,7 @@ func idlePolicies(n int) string {
 // each in the userspace datapath (see refresh in pkg/ofswitch), whose queues are short.
 func objectFaults() []fault {
 	change := func(name, text string) fault {
-		return fault{name, "objects", onDatapath(500*time.Millisecond, 0), func(c *chaos) {
+		return fault{name: name, cause: "objects", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
 			before := c.objects()
 			for range 3 {
 				for _, there := range []bool{true, false} {
@@ -131,7 +131,11 @@ func nodeFaults() []fault {
 		"ip route flush dev weft0; ip -6 route flush dev weft0",
 		"ip rule del priority 870; ip -6 rule del priority 870",
 	} {
-		list = append(list, fault{script, "node", 2500 * time.Millisecond, func(c *chaos) { c.damage("node1", script) }})
+		list = append(list, fault{
+			name: script, cause: "node", bound: 2500 * time.Millisecond,
+			unmasked: strings.HasPrefix(script, "nft ") || strings.HasPrefix(script, "ip addr "),
+			do:       func(c *chaos) { c.damage("node1", script) },
+		})
 	}
 	return list
 }
@@ -149,25 +153,34 @@ func switchFaults() []fault {
 		"ovs-appctl dpctl/flush-conntrack",
 		"ovs-ofctl -O OpenFlow15 set-frags weft drop",
 	} {
-		list = append(list, fault{script, "switch", 2500 * time.Millisecond, func(c *chaos) { c.damage("node1", script) }})
+		list = append(list, fault{
+			name: script, cause: "switch", bound: 2500 * time.Millisecond, untracked: script == "ovs-appctl dpctl/flush-conntrack",
+			do: func(c *chaos) { c.damage("node1", script) },
+		})
 	}
 	return append(list,
-		fault{"ovs-vsctl del-br weft", "switch", 5 * time.Second, func(c *chaos) { c.damage("node1", "ovs-vsctl --no-wait del-br weft") }},
+		fault{name: "ovs-vsctl del-br weft", cause: "switch", bound: 5 * time.Second, do: func(c *chaos) {
+			c.damage("node1", "ovs-vsctl --no-wait del-br weft")
+		}},
 		// Without the database, ovs-vswitchd 3.1 does not poll the ports of the userspace datapath. It tries to
 		// connect after a second, and two and four seconds later.
-		fault{"ovsdb-server is killed", "Open vSwitch", onDatapath(9*time.Second, 0), func(c *chaos) {
+		fault{name: "ovsdb-server is killed", cause: "Open vSwitch", bound: onDatapath(9*time.Second, 0), do: func(c *chaos) {
 			ovsEnds(c, "ovsdb-server")
 			ovsStarts(c, false, "ovsdb-server")
 		}},
-		fault{"ovs-vswitchd is killed", "Open vSwitch", onDatapath(5*time.Second, 3*time.Second), func(c *chaos) {
-			ovsEnds(c, "ovs-vswitchd")
-			ovsStarts(c, false, "ovs-vswitchd")
-		}},
-		fault{"both are killed and the database is gone", "Open vSwitch", 15 * time.Second, func(c *chaos) {
-			ovsEnds(c, "ovs-vswitchd", "ovsdb-server")
-			c.Run("node/node1", "sh", "-ec", "rm -f /run/openvswitch/conf.db; ovsdb-tool create /run/openvswitch/conf.db /usr/share/openvswitch/vswitch.ovsschema")
-			ovsStarts(c, true, "ovsdb-server", "ovs-vswitchd")
-		}},
+		fault{
+			name: "ovs-vswitchd is killed", cause: "Open vSwitch", bound: onDatapath(5*time.Second, 3*time.Second),
+			untracked: onDatapath(true, false), do: func(c *chaos) {
+				ovsEnds(c, "ovs-vswitchd")
+				ovsStarts(c, false, "ovs-vswitchd")
+			}},
+		fault{
+			name: "both are killed and the database is gone", cause: "Open vSwitch", bound: 15 * time.Second,
+			untracked: onDatapath(true, false), do: func(c *chaos) {
+				ovsEnds(c, "ovs-vswitchd", "ovsdb-server")
+				c.Run("node/node1", "sh", "-ec", "rm -f /run/openvswitch/conf.db; ovsdb-tool create /run/openvswitch/conf.db /usr/share/openvswitch/vswitch.ovsschema")
+				ovsStarts(c, true, "ovsdb-server", "ovs-vswitchd")
+			}},
 	)
 }
 

@@ -3,8 +3,10 @@
 package datapath
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,24 +15,107 @@ import (
 	"time"
 )
 
-// chaosEvery is the time between two datagrams of a route, which are small and large in turn.
-const chaosEvery = 50 * time.Millisecond
+// What a route sends, and how often. Sizes follow each other in turn.
+const (
+	chaosEvery = 100 * time.Millisecond
+	// chaosFragmentsEvery is the same of datagrams in fragments, of which the userspace datapath loses some when more
+	// complete at once than fit into a batch (see loads).
+	chaosFragmentsEvery = 250 * time.Millisecond
+)
 
-var chaosSizes = []int{64, 1300}
+var (
+	chaosSizes         = []int{64, 1300}
+	chaosFragmentSizes = []int{2000, 8000}
+	// chaosForbiddenSizes are of what no policy allows: also fragments.
+	chaosForbiddenSizes = []int{64, 2000}
+)
 
-// pinger sends numbered datagrams one way without end, and notes which of them are answered.
-type pinger struct {
-	name string
-	conn *net.UDPConn
+// kind tells a receiver whether policies allow that a message reaches it.
+type kind byte
 
-	mu       sync.Mutex
-	sent     []time.Time // of each number
-	answered []bool
+const (
+	allowed kind = iota + 1
+	forbidden
+)
+
+// traffic is what is tried over and over one way while things break.
+type traffic interface {
+	label() string
+	// since counts what was tried in a time and did not succeed, and measures the longest time that nothing did.
+	since(from, to time.Time) (tried, lost int, gap time.Duration)
 }
 
-func startPinger(t *testing.T, from *client, to netip.AddrPort, name string) *pinger {
+// series are attempts with their outcomes.
+type series struct {
+	name  string
+	every time.Duration
+
+	mu    sync.Mutex
+	begun []time.Time // by number
+	done  []bool
+}
+
+func (s *series) label() string { return s.name }
+
+func (s *series) begin() (number int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.begun, s.done = append(s.begun, time.Now()), append(s.done, false)
+	return len(s.begun) - 1
+}
+
+func (s *series) succeed(number int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if number < len(s.done) {
+		s.done[number] = true
+	}
+}
+
+func (s *series) since(from, to time.Time) (tried, lost int, gap time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first, _ := slices.BinarySearchFunc(s.begun, from, time.Time.Compare)
+	var begin time.Time
+	for i := first; i < len(s.begun) && !s.begun[i].After(to); i++ {
+		tried++
+		if s.done[i] {
+			begin = time.Time{}
+			continue
+		}
+		lost++
+		if begin.IsZero() {
+			begin = s.begun[i]
+		}
+		gap = max(gap, s.begun[i].Add(s.every).Sub(begin))
+	}
+	return tried, lost, gap
+}
+
+// succeeded counts the successes so far.
+func (s *series) succeeded() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, ok := range s.done {
+		if ok {
+			n++
+		}
+	}
+	return n
+}
+
+// pinger sends numbered datagrams one way without end, and notes which of them come back as they were sent.
+type pinger struct {
+	series
+	kind  kind
+	sizes []int
+	conn  *net.UDPConn
+}
+
+// startPinger sends until the test ends, the first time after a pause: routes that begin together would send together.
+func startPinger(t *testing.T, from *client, to netip.AddrPort, k kind, sizes []int, every, pause time.Duration, name string) *pinger {
 	t.Helper()
-	p := &pinger{name: name}
+	p := &pinger{series: series{name: name, every: every}, kind: k, sizes: sizes}
 	if err := from.ns.Do(func() (err error) {
 		p.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
 		return err
@@ -39,7 +124,13 @@ func startPinger(t *testing.T, from *client, to netip.AddrPort, name string) *pi
 	}
 	end := make(chan struct{})
 	var done sync.WaitGroup
-	done.Go(func() { p.send(end) })
+	done.Go(func() {
+		select {
+		case <-end:
+		case <-time.After(pause):
+			repeat(end, every, p.send)
+		}
+	})
 	done.Go(p.receive)
 	t.Cleanup(func() {
 		close(end)
@@ -49,80 +140,67 @@ func startPinger(t *testing.T, from *client, to netip.AddrPort, name string) *pi
 	return p
 }
 
-func (p *pinger) send(end <-chan struct{}) {
-	ticker := time.NewTicker(chaosEvery)
+// repeat calls f until the end.
+func repeat(end <-chan struct{}, every time.Duration, f func()) {
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	for number := uint64(0); ; number++ {
+	for {
 		select {
 		case <-end:
 			return
 		case <-ticker.C:
+			f()
 		}
-		message := make([]byte, chaosSizes[number%uint64(len(chaosSizes))])
-		binary.BigEndian.PutUint64(message, number)
-		p.mu.Lock()
-		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, false)
-		p.mu.Unlock()
-		_, _ = p.conn.Write(message) // an error is one of an earlier datagram, which then has no answer
 	}
 }
 
+// chaosMessage is a message: its number, whether it is allowed, and bytes that follow from the number.
+func chaosMessage(number uint64, k kind, size int) []byte {
+	b := make([]byte, size)
+	binary.BigEndian.PutUint64(b, number)
+	b[8] = byte(k)
+	fill(b[9:], number)
+	return b
+}
+
+// isWhole tells whether a message arrived as it was sent.
+func isWhole(b []byte) bool {
+	return len(b) > 8 && bytes.Equal(b, chaosMessage(binary.BigEndian.Uint64(b), kind(b[8]), len(b)))
+}
+
+func (p *pinger) send() {
+	number := p.begin()
+	// An error is one of an earlier datagram, which then has no answer.
+	_, _ = p.conn.Write(chaosMessage(uint64(number), p.kind, p.sizes[number%len(p.sizes)]))
+}
+
 func (p *pinger) receive() {
-	message := make([]byte, 2000)
+	message := make([]byte, 1<<14)
 	for {
 		n, err := p.conn.Read(message)
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
-		case err != nil || n < 8:
-			continue // a datagram was refused; it has no answer
+		case err != nil || !isWhole(message[:n]):
+			continue // a datagram was refused, or damaged; it has no answer
 		}
-		number := binary.BigEndian.Uint64(message)
-		p.mu.Lock()
-		if number < uint64(len(p.answered)) {
-			p.answered[number] = true
+		if number := int(binary.BigEndian.Uint64(message)); n == p.sizes[number%len(p.sizes)] {
+			p.succeed(number)
 		}
-		p.mu.Unlock()
 	}
 }
 
-// since counts the datagrams that were sent in a time and have no answer, and measures the longest time that each
-// datagram sent was lost.
-func (p *pinger) since(from, to time.Time) (sent, lost int, gap time.Duration) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var begin time.Time
-	for i, at := range p.sent {
-		if at.Before(from) || at.After(to) {
-			continue
-		}
-		sent++
-		if p.answered[i] {
-			begin = time.Time{}
-			continue
-		}
-		lost++
-		if begin.IsZero() {
-			begin = at
-		}
-		gap = max(gap, at.Add(chaosEvery).Sub(begin))
-	}
-	return sent, lost, gap
-}
-
-// echoServer answers datagrams with themselves, and notes from where they came.
+// echoServer answers datagrams with themselves, and notes those that policies forbid or that are not as they were sent.
 type echoServer struct {
 	name string
-	// forbidden are addresses that policies keep away from it.
-	forbidden []netip.Addr
 
-	mu      sync.Mutex
-	sources map[netip.Addr]bool
+	mu    sync.Mutex
+	wrong map[string]int
 }
 
 func serveEcho(t *testing.T, at *client, port uint16) *echoServer {
 	t.Helper()
-	s := &echoServer{name: at.name, sources: map[netip.Addr]bool{}}
+	s := &echoServer{name: at.name, wrong: map[string]int{}}
 	var conn *net.UDPConn
 	if err := at.ns.Do(func() (err error) {
 		conn, err = net.ListenUDP("udp", &net.UDPAddr{Port: int(port)})
@@ -132,15 +210,18 @@ func serveEcho(t *testing.T, at *client, port uint16) *echoServer {
 	}
 	var done sync.WaitGroup
 	done.Go(func() {
-		message := make([]byte, 2000)
+		message := make([]byte, 1<<14)
 		for {
 			n, from, err := conn.ReadFromUDPAddrPort(message)
 			if err != nil {
 				return
 			}
-			s.mu.Lock()
-			s.sources[from.Addr().Unmap()] = true
-			s.mu.Unlock()
+			switch {
+			case !isWhole(message[:n]):
+				s.note(fmt.Sprintf("%d bytes from %s that nothing sent", n, from.Addr().Unmap()))
+			case kind(message[8]) != allowed:
+				s.note(fmt.Sprintf("a forbidden datagram of %d bytes from %s", n, from.Addr().Unmap()))
+			}
 			_, _ = conn.WriteToUDPAddrPort(message[:n], from) // the sender counts what it does not get
 		}
 	})
@@ -148,15 +229,19 @@ func serveEcho(t *testing.T, at *client, port uint16) *echoServer {
 	return s
 }
 
-// strangers are the forbidden addresses that reached the server.
-func (s *echoServer) strangers() (list []netip.Addr) {
+func (s *echoServer) note(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, a := range s.forbidden {
-		if s.sources[a] {
-			list = append(list, a)
-		}
+	s.wrong[what]++
+}
+
+// violations are what reached the server and must not have.
+func (s *echoServer) violations() (list []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for what, times := range s.wrong {
+		list = append(list, fmt.Sprintf("%s got %s, %d times", s.name, what, times))
 	}
-	slices.SortFunc(list, netip.Addr.Compare)
+	slices.Sort(list)
 	return list
 }

@@ -150,7 +150,7 @@ func askAgent(ctx context.Context, files, path string, v any) error {
 	if err != nil {
 		return err
 	}
-	response, err := (&http.Client{Transport: transport, Timeout: 5 * time.Second}).Do(request)
+	response, err := (&http.Client{Transport: transport, Timeout: testenv.Patience(30 * time.Second)}).Do(request)
 	if err != nil {
 		return err
 	}
