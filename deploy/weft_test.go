@@ -77,7 +77,7 @@ func agent(t *testing.T) corev1.Container {
 	return spec.Containers[0]
 }
 
-// What is granted is written down twice, so that nobody grants more by the way.
+// What is granted is written down twice, so that no change grants more in passing.
 func TestPermissions(t *testing.T) {
 	want := `"" nodes: get, list, watch
 "" nodes/status: patch
@@ -169,7 +169,7 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// The commented keys are the defaults, all of them, and become valid when somebody takes the comment sign away.
+// The commented keys are the defaults, all of them, and become valid without the comment sign.
 func TestConfigMapShowsTheDefaults(t *testing.T) {
 	cm := only[*corev1.ConfigMap](t)
 	if len(cm.Data) != 1 {
@@ -246,7 +246,7 @@ func TestPathsFit(t *testing.T) {
 	}
 	for _, v := range spec.Volumes {
 		if !used[v.Name] {
-			t.Errorf("nobody mounts the volume %s", v.Name)
+			t.Errorf("no container mounts the volume %s", v.Name)
 		}
 		if v.HostPath != nil && (v.HostPath.Type == nil || *v.HostPath.Type == corev1.HostPathUnset) {
 			t.Errorf("the volume %s takes whatever is at %s", v.Name, v.HostPath.Path)
@@ -267,7 +267,7 @@ func argument(t *testing.T, args []string, flag string) string {
 	return args[i+1]
 }
 
-// A kubelet that probes another address than the agent serves restarts it for ever.
+// A kubelet that probes another address than the agent serves restarts it again and again.
 func TestProbesFit(t *testing.T) {
 	c := agent(t)
 	for want, probe := range map[string]*corev1.Probe{"/healthz": c.LivenessProbe, "/readyz": c.ReadinessProbe} {

@@ -79,7 +79,7 @@ func tunnel(r report.Status) string {
 	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, orNone(r.Underlay), r.Datapath, r.MTU)
 }
 
-// realised says how far the switch has what it shall have.
+// realised says which part of the desired state is installed.
 func realised(s report.Switch) string {
 	switch {
 	case s.Flows == 0:

@@ -50,7 +50,7 @@ func weftctl(socket string, args ...string) (string, error) {
 	return out.String(), err
 }
 
-// wantText compares line by line; tabwriter leaves blanks at the ends of lines, which nobody sees.
+// wantText compares line by line; tabwriter leaves blanks at the ends of lines, which are invisible.
 func wantText(t *testing.T, got, want string) {
 	t.Helper()
 	var lines []string

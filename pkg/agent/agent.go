@@ -206,7 +206,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 
-	// Before the loop: flows that name these addresses are not to be removed and made again.
+	// Before the loop: flows that name these addresses are not to be removed and added again.
 	if err := a.retry(ctx, "addresses of the node", a.findAddresses); err != nil {
 		return err
 	}

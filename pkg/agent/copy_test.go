@@ -112,7 +112,7 @@ func TestStartFromACopy(t *testing.T) {
 	}
 
 	again, late := ofswitch.NewFake(flows.Check), shopPod("late", 4)
-	moved := front // its sandbox was made anew: its address is not the one that the copy's policies name
+	moved := front // its sandbox was recreated: its address is not the one that the copy's policies name
 	moved.ContainerID, moved.IPs = "c-moved", []netip.Addr{addr("10.244.1.9")}
 	second := started(t, again, func(l *Loop) {
 		l.Submit(state.SetNode{Node: model.Node{Name: "n1"}}) // the API server got no further

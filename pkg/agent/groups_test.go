@@ -78,7 +78,7 @@ func (b *bench) groups() []openflow.Group {
 }
 
 // TestRestartTouchesNoGroup: an agent that comes back leaves groups alone that are right, removes those of Services that were
-// deleted while it was away, and spares others'. Whoever uses a group never finds it gone.
+// deleted while it was away, and spares others'. A flow never uses a group that is gone.
 func TestRestartTouchesNoGroup(t *testing.T) {
 	web, gone := service("web", 1, 2, 3), service("gone", 2, 4)
 	web.Affinity, gone.Affinity = time.Hour, time.Hour
@@ -155,7 +155,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	}
 }
 
-// TestRepairsGroups: a group that somebody deletes takes its flows with it; both come back, as does one that somebody changes, long
+// TestRepairsGroups: a group that another program deletes takes its flows with it; both come back, as does a changed one, long
 // before the switch is read back by the clock.
 func TestRepairsGroups(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))

@@ -95,7 +95,7 @@ func TestHealthOfTheLoop(t *testing.T) {
 }
 
 // TestHealthOfTheRunDirectory: a directory that was deleted while it is mounted is of no more use; one that is missing
-// may come again, and one that was made again is found by its path.
+// may come again, and one that was recreated is found by its path.
 func TestHealthOfTheRunDirectory(t *testing.T) {
 	run := t.TempDir()
 	dir := filepath.Join(run, "openvswitch")
@@ -136,7 +136,7 @@ func TestHealthOfTheRunDirectory(t *testing.T) {
 			continue
 		}
 		if status, text := ask(a, "/healthz"); status != http.StatusOK {
-			t.Errorf("mounted is %s, which was made again: %d %q", name, status, text)
+			t.Errorf("mounted is %s, which was recreated: %d %q", name, status, text)
 		}
 	}
 }

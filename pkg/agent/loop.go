@@ -35,7 +35,7 @@ const (
 	retryPause    = 200 * time.Millisecond
 	maxRetryPause = 2 * time.Second
 	// applyTimeout and applyTimePerFlow bound one conversation with the switch. A bundle is all or nothing, so one that a slow machine
-	// cannot finish in time would be begun for ever.
+	// cannot finish in time would never end.
 	applyTimeout     = 30 * time.Second
 	applyTimePerFlow = time.Millisecond
 	// stuckAfter is how late the loop's goroutine may be, after everything that it waits for has timed out, before it
@@ -125,7 +125,7 @@ type request struct {
 	verify bool
 }
 
-// errStopped is the answer to whoever asks a loop that has ended.
+// errStopped is the answer of a loop that has ended.
 var errStopped = errors.New("the agent is stopping, try again")
 
 // place is where an event of the switch says something happened; it does not say at which priority.
@@ -227,7 +227,7 @@ func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
 	return nil
 }
 
-// Sync returns when the switch was read back and holds everything that it shall.
+// Sync returns when the switch was read back and holds everything desired.
 func (l *Loop) Sync(ctx context.Context) error {
 	return l.await(ctx, request{verify: true}, "read the switch back")
 }
@@ -288,7 +288,7 @@ func (l *Loop) Programmed() (*model.Snapshot, map[model.Owner]error) {
 	return l.settled, l.refused
 }
 
-// Desired is a copy of what the switch shall hold.
+// Desired returns a copy of the desired flows and groups.
 func (l *Loop) Desired(ctx context.Context) (flows.Desired, error) {
 	answer := make(chan flows.Desired, 1)
 	select {
@@ -345,7 +345,7 @@ func (l *Loop) Run(ctx context.Context) error {
 		}
 		l.wait(ctx, pause)
 	}
-	return nil // whoever waits hears of it through l.stopped
+	return nil // callers that wait learn of it by l.stopped
 }
 
 // complain logs a failure when it is news.

@@ -392,7 +392,7 @@ func TestAttachWaitsForThePod(t *testing.T) {
 }
 
 // TestForeignFlowsAreNamed: a foreign flow that comes while the agent runs is named at once, without a change of what
-// Weft has, and does not count as a repair. Flows that the switch learns are no news.
+// Weft has, and does not count as a repair. Flows that the switch learns are not drift.
 func TestForeignFlowsAreNamed(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	b := start(t, sw, pod("a", 2))

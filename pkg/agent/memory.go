@@ -10,7 +10,7 @@ import (
 // and half of what it holds, on every node of a cluster, is a poor bargain for the few milliseconds that a rarer collection saves.
 const steadyGC = 50
 
-// slim gives back what the start needed and the agent does not. Whoever sets GOGC has decided otherwise about the collector's target.
+// slim gives back what the start needed and the agent does not. A user who sets GOGC has chosen the collector's target.
 func slim() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(steadyGC)

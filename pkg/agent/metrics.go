@@ -52,8 +52,8 @@ func (a *Agent) metrics() *prometheus.Registry {
 	counter := func(name, help string, read func(report.Programming) float64) {
 		registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, status(read)))
 	}
-	gauge("weft_flows", "Flows that the switch shall hold.", func(s report.Programming) float64 { return float64(s.Flows) })
-	gauge("weft_groups", "Groups that the switch shall hold.", func(s report.Programming) float64 { return float64(s.Groups) })
+	gauge("weft_flows", "Number of desired flows.", func(s report.Programming) float64 { return float64(s.Flows) })
+	gauge("weft_groups", "Number of desired groups.", func(s report.Programming) float64 { return float64(s.Groups) })
 	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
 	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 { return float64(s.Desired) })
 	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s report.Programming) float64 { return float64(s.Realised) })
@@ -65,7 +65,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 		Name: "weft_datapath_cache_purges_total",
 		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
 	}, ofLoop(func(*Loop) float64 { return float64(a.sw.Purges()) })))
-	counter("weft_repairs_total", "Flows that somebody else had changed.", func(s report.Programming) float64 { return float64(s.Repairs) })
+	counter("weft_repairs_total", "Flows and groups that another program had changed and the agent repaired.", func(s report.Programming) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *Loop) float64 { return read(l.View()) })))
 	}

@@ -62,7 +62,7 @@ func (c *counted) after(packets map[string]uint64) report.Counts {
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
 
-// isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 to nobody but 192.0.2.1, 5.
+// isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 only to 192.0.2.1, 5.
 func isolated(name string, pods ...netip.Addr) model.Policy {
 	return model.Policy{Name: name, Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
 		{Index: 3, ID: 7, Pods: pods, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}},

@@ -21,7 +21,7 @@ type policyLog struct {
 	log  *slog.Logger
 	view func() *model.Snapshot
 
-	stop    context.CancelFunc // ends the listener; nil when nobody listens
+	stop    context.CancelFunc // ends the listener; nil when there is no listener
 	stopped chan struct{}      // closed when it has ended
 	checked time.Time          // when the meters were looked at
 	held    map[openflow.MeterID]uint64
@@ -34,7 +34,7 @@ type packetSource interface {
 	Packets(ctx context.Context, each func(openflow.PacketIn)) error
 }
 
-// meterPause is how often the meters are looked at: whether somebody took them away, and what they have held back.
+// meterPause is how often the meters are looked at: whether another program removed them, and what they have held back.
 const meterPause = 30 * time.Second
 
 // sync listens if a policy asks for it. An error means that it is to be called again soon.

@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// copies is a switch as far as copies of packets go: it has meters, and whoever listens gets what is sent meanwhile.
+// copies is a switch as far as copies of packets go: it has meters, and a listener gets what is sent meanwhile.
 type copies struct {
 	mu        sync.Mutex
 	meters    map[openflow.MeterID]openflow.Meter
@@ -106,7 +106,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestPolicyLog: somebody listens while a policy asks for it; what is written names the packet, the verdict and who decided.
+// TestPolicyLog: the agent listens while a policy asks for it; what is written names the packet, the verdict and who decided.
 func TestPolicyLog(t *testing.T) {
 	pod := addr("10.244.1.2")
 	loud, quiet := isolated("ns/loud", pod), isolated("ns/quiet", pod)
@@ -131,7 +131,7 @@ func TestPolicyLog(t *testing.T) {
 	view = &model.Snapshot{Policies: policies(quiet, loud), Attachments: view.Attachments}
 	sw.down = true
 	if err := l.sync(t.Context()); err == nil {
-		t.Error("without meters somebody listens: nothing would limit it")
+		t.Error("the agent listens without meters: nothing would limit it")
 	}
 	sw.down = false
 	sync()
@@ -139,7 +139,7 @@ func TestPolicyLog(t *testing.T) {
 	cookie := flows.Cookie(model.PolicyOwner("ns/loud"))
 	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy), 0, 0, 0, 3}, Protocol: "tcp6",
 		Source: addr("10.9.0.1"), Destination: pod, SourcePort: 1234, DestinationPort: 80}
-	until(t, "nobody listens", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
+	until(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
 	sw.send(packet)
 	packet.Data = []byte{0x57, byte(flows.IngressPolicy), 0xff, 0xff, 0xff, 0xff}
 	packet.Protocol, packet.DestinationPort = "icmp", 0
@@ -157,7 +157,7 @@ func TestPolicyLog(t *testing.T) {
 	l.checked = time.Time{}
 	sync()
 	if !out.has("these were not logged\" denied=7 allowed=0") {
-		t.Error("nobody says how much was not logged")
+		t.Error("the log does not say how much was not logged")
 	}
 	view = &model.Snapshot{Policies: policies(quiet)}
 	sync()

@@ -78,7 +78,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 			l.sent.reset() // the switch reports what was sent before its watch began to no one
 		}
 		l.countRepairs(delta, change)
-		l.disturbed = false // until apply quarantines somebody
+		l.disturbed = false // until apply quarantines an owner
 	}
 	l.withdrawn = flows.Delta{}
 	if err := l.apply(ctx, l.parts(delta)); err != nil {
@@ -402,7 +402,7 @@ func (l *Loop) countRepairs(d, change flows.Delta) {
 		}
 	}
 	if repairs > 0 {
-		l.log.Warn("the switch differed from what it shall hold; repairing it", "differences", repairs)
+		l.log.Warn("the switch differs from the desired flows; repairing it", "differences", repairs)
 		l.mu.Lock()
 		l.status.Repairs += uint64(repairs)
 		l.mu.Unlock()

@@ -53,7 +53,7 @@ func (l *Loop) quarantine(p part, err error) {
 		return // nothing of it is in the switch
 	}
 	// What the owner had before is still in the switch, and must not stay. What this leaves, a read-back finds, and it
-	// is nobody else's doing.
+	// is not another program's doing.
 	l.withdrawn.Delete = append(l.withdrawn.Delete, p.Delete...)
 	l.disturbed = true
 	l.Verify()

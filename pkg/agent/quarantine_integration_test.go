@@ -113,7 +113,7 @@ func (r *realSwitch) grow(t *testing.T, loop *agent.Loop) {
 }
 
 // TestFullTable: what a real switch has no room for is quarantined, everything else is in, and the rest follows as soon
-// as there is room. A restart of the switch meanwhile is no reason to refuse anything.
+// as there is room. A restart of the switch meanwhile is not a reason to reject anything.
 func TestFullTable(t *testing.T) {
 	r := startFull(t, flows.Forwarding, 60)
 	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: r.sw, Log: slog.New(slog.DiscardHandler)})

@@ -51,7 +51,7 @@ func TestOneBadObject(t *testing.T) {
 	}
 	b.mu.Lock()
 	if b.reports["pod/ns/bad"] == nil {
-		t.Error("nobody was told of the bad pod")
+		t.Error("the bad pod was not reported")
 	}
 	b.mu.Unlock()
 
@@ -65,7 +65,7 @@ func TestOneBadObject(t *testing.T) {
 	}
 }
 
-// TestHalvesAreNeverOpen: when a bundle is halved because of somebody's flows, no half has a pod's port open before the flows of the
+// TestHalvesAreNeverOpen: when a bundle is halved because of an owner's flows, no half has a pod's port open before the flows of the
 // policy that isolates the pod.
 func TestHalvesAreNeverOpen(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
@@ -163,7 +163,7 @@ func TestMistakenPolicyIsReported(t *testing.T) {
 	}
 	b.mu.Lock()
 	if b.reports["policy/ns/bad"] == nil {
-		t.Error("nobody was told of it")
+		t.Error("it was not reported")
 	}
 	b.mu.Unlock()
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad"}})
@@ -171,6 +171,6 @@ func TestMistakenPolicyIsReported(t *testing.T) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.reports["policy/ns/bad"] != nil {
-		t.Error("nobody was told that it is over")
+		t.Error("its end was not reported")
 	}
 }

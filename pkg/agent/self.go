@@ -50,7 +50,7 @@ func (a *Agent) setUnavailable(unavailable bool) {
 }
 
 // syncCondition tells the scheduler that pods may be placed here, whenever the Node object does not say so: it may have
-// been made again, or another controller may have changed it.
+// been recreated, or another controller may have changed it.
 func (a *Agent) syncCondition(ctx context.Context) error {
 	if !a.unavailable.Load() {
 		return nil

@@ -61,7 +61,7 @@ func TestPodCIDRsChange(t *testing.T) {
 	check("a pod from before", "pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/old", "")
 }
 
-// TestConditionIsSetAgain: each Node object that needs it gets the condition, however often it is made again; one that
+// TestConditionIsSetAgain: each Node object that needs it gets the condition, however often it is recreated; one that
 // has it is left alone, and a failure is tried again.
 func TestConditionIsSetAgain(t *testing.T) {
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})

@@ -126,7 +126,7 @@ func (t *tally) index(
 	return rules, byFlow, nil
 }
 
-// samePolicy says whether two values are one: nobody changes what they point to.
+// samePolicy says whether two values are one: what they point to is immutable.
 func samePolicy(a, b model.Policy) bool {
 	return a.Ingress == b.Ingress && a.Egress == b.Egress && a.Log == b.Log && a.Err == b.Err
 }

@@ -448,7 +448,7 @@ func TestFailureRollsBack(t *testing.T) {
 	broken := &brokenPorts{Client: n.db, err: errors.New("OVSDB is away")}
 	n.startWith(broken)
 	_, err = n.add(list, p)
-	wantCode(t, err, types.ErrTryAgainLater, "rolling it back failed")
+	wantCode(t, err, types.ErrTryAgainLater, "the rollback failed")
 	_, err = n.add(list, p)
 	wantCode(t, err, cni.ErrAlreadyAttached, "DEL it first")
 	wantCode(t, n.libcni.DelNetworkList(n.ctx, list, p.rt), types.ErrTryAgainLater, "OVSDB is away")

@@ -279,8 +279,8 @@ func TestRecoverWhatIsGone(t *testing.T) {
 	n.start()
 	links := n.links()
 	slices.Sort(links)
-	if len(n.attached()) != 1 || len(n.kept) != 1 || len(links) != 3 || links[0] != "foreign-1" ||
-		links[1] != "foreign-1p" || !strings.HasPrefix(links[2], "complete-") {
+	if len(n.attached()) != 1 || len(n.kept) != 1 || len(links) != 3 || !strings.HasPrefix(links[0], "complete-") ||
+		links[1] != "foreign-1" || links[2] != "foreign-1p" {
 		t.Errorf("ports %v, links %v", n.attached(), links)
 	}
 	foreign, err := netlink.LinkByName("foreign-1")

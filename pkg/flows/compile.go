@@ -30,8 +30,8 @@ type Reason string
 // The reasons. They are part of the interface to users: metrics, weftctl status, documents.
 const (
 	UnknownPort       Reason = "unknown-port"       // a port that no object vouches for (yet)
-	OwnAddress        Reason = "own-address"        // a pod asks for its own address, to detect duplicates: nobody answers
-	DuplicateProbe    Reason = "duplicate-probe"    // IPv6 duplicate address detection: nobody answers
+	OwnAddress        Reason = "own-address"        // a pod asks for its own address, to detect duplicates: there is no answer
+	DuplicateProbe    Reason = "duplicate-probe"    // IPv6 duplicate address detection: there is no answer
 	SpoofedARP        Reason = "spoofed-arp"        // ARP that is not a question in the pod's own name
 	SpoofedND         Reason = "spoofed-nd"         // neighbour or router discovery that is not a question in the pod's own name
 	SpoofedMAC        Reason = "spoofed-mac"        // a source MAC that is not the pod's
@@ -44,7 +44,7 @@ const (
 	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
 	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
-	NoRoute           Reason = "no-route"           // from the gateway to an address that is no pod's
+	NoRoute           Reason = "no-route"           // from the gateway to an address that no pod has
 	NoLocalEndpoint   Reason = "no-local-endpoint"  // a Service with the traffic policy Local has endpoints on other nodes only
 	SourceRange       Reason = "source-range"       // a client that loadBalancerSourceRanges leaves out
 	UnservedFragment  Reason = "unserved-fragment"  // the beginning of a fragmented datagram to a port that no Service has
@@ -68,7 +68,7 @@ const (
 	prioTop    uint16 = 210
 )
 
-// withPaths returns the snapshot with its paths resolved anew, whatever paths it has.
+// withPaths returns the snapshot with its paths resolved again.
 func withPaths(s *model.Snapshot) *model.Snapshot {
 	complete := *s
 	complete.Paths = nodepath.Resolve(s)
@@ -133,7 +133,7 @@ func (b *builder) add(i in, actions ...ovs.Action) { b.append("", i, actions...)
 func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
 
 // maxFlows is how many flows one owner may have. A Service's are its addresses times its endpoints when it has affinity, and a policy's
-// exceptions from ranges are many ranges each: a single object that anybody may write could ask for millions, and the node would do nothing else.
+// exceptions from ranges are many ranges each: a single object that a tenant may write could ask for millions, and the node would do nothing else.
 const maxFlows = 250_000
 
 func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
@@ -278,7 +278,7 @@ func (b *builder) advertise(router model.MAC) {
 		openflow.InPort())
 }
 
-// askBack answers a neighbour solicitation with one that goes the other way: whoever is asked learns from the question where
+// askBack answers a neighbour solicitation with one that goes the other way: the asked node learns from the question where
 // the asker is (RFC 4861, 7.2.3). With the kernel's datapath there can be no advertisement, because OVS refuses flows that
 // write its option's type or its flags. The gateway's answer to our question is dropped; a pod's is in pod.
 func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
@@ -404,7 +404,7 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from), solicitSourceMAC(a.MAC))},
 					openflow.Goto(ARPNDReply))
 				if on.kernel {
-					// The true answer to what askBack has asked; it is no mistake, so it is not counted as one.
+					// The true answer to what askBack has asked; it is not a mistake, so it is not counted as one.
 					b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), port, mac, openflow.Source(from), target(from))}, ovs.Drop())
 				}
 			}
@@ -435,5 +435,5 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 }
 
 // linkLocal is where IPv6 hosts ask from about their router. Such a question is answered to its port only, so it cannot
-// mislead anybody else.
+// mislead another node.
 var linkLocal = netip.MustParsePrefix("fe80::/10")

@@ -56,9 +56,9 @@ type Compiler struct {
 	// excluded are the owners whose flows the switch refuses: they contribute nothing, but what isolates, until they
 	// change.
 	excluded map[model.Owner]bool
-	// disputed are the keys at which not all is used that owners want, and whose is not; losers counts them by owner.
-	disputed map[openflow.Key][]model.Owner
-	losers   map[model.Owner]int
+	// conflicting are the keys that several owners claim, with those that do not have them; losers counts them by owner.
+	conflicting map[openflow.Key][]model.Owner
+	losers      map[model.Owner]int
 }
 
 // owned is what an owner has in a Compiler.
@@ -88,7 +88,7 @@ func newCompiler(
 		pods:          map[openflow.Key][]model.Owner{},
 		numbers:       newNumbers(),
 		excluded:      map[model.Owner]bool{},
-		disputed:      map[openflow.Key][]model.Owner{},
+		conflicting:   map[openflow.Key][]model.Owner{},
 		losers:        map[model.Owner]int{},
 	}
 }
@@ -104,7 +104,7 @@ func Compile(s *model.Snapshot) (Desired, error) {
 	return c.desired, errors.Join(errs...)
 }
 
-// Desired is what the switch shall hold now. It is the compiler's own; callers must not change it, and it changes with
+// Desired returns the desired flows and groups. It is the compiler's own; callers must not change it, and it changes with
 // the next Update.
 func (c *Compiler) Desired() Desired { return c.desired }
 
@@ -290,7 +290,7 @@ func (c *Compiler) settleGroups(t *touched, d *Delta) {
 			delete(t.ids, now.ID)
 		}
 	}
-	// Who now has a number that was another's was touched, too; so nobody has these.
+	// Who now has a number that was another's was dirty, too; so no owner has these.
 	for id := range t.ids {
 		if old, had := c.desired.Groups[id]; had {
 			delete(c.desired.Groups, id)
@@ -380,7 +380,7 @@ type Conflict struct {
 // Conflicts lists the keys that several owners want differently, in the tables' order.
 func (c *Compiler) Conflicts() []Conflict {
 	var conflicts []Conflict
-	for key, losers := range c.disputed {
+	for key, losers := range c.conflicting {
 		conflict := Conflict{Key: key, Losers: losers}
 		for _, f := range c.contributions[key] {
 			conflict.Owners = append(conflict.Owners, f.Owner)
@@ -397,17 +397,17 @@ func (c *Compiler) Losers() map[model.Owner]int { return maps.Clone(c.losers) }
 
 // dispute notes who lacks something at a key.
 func (c *Compiler) dispute(key openflow.Key, losers []model.Owner) {
-	for _, o := range c.disputed[key] {
+	for _, o := range c.conflicting[key] {
 		c.losers[o]--
 		if c.losers[o] == 0 {
 			delete(c.losers, o)
 		}
 	}
 	if len(losers) == 0 {
-		delete(c.disputed, key)
+		delete(c.conflicting, key)
 		return
 	}
-	c.disputed[key] = losers
+	c.conflicting[key] = losers
 	for _, o := range losers {
 		c.losers[o]++
 	}

@@ -91,7 +91,7 @@ func TestKeptConnections(t *testing.T) {
 	}
 }
 
-// A Service whose ports userspace cannot translate is refused at its own addresses, and takes nobody else's.
+// A Service whose ports userspace cannot translate is refused at its own addresses, and takes no other's.
 func TestUntranslatableTakesNothing(t *testing.T) {
 	addr := netip.MustParseAddr
 	endpoint := func(port uint16) []model.Endpoint { return []model.Endpoint{{Addr: addr("10.244.1.9"), Port: port}} }
@@ -186,7 +186,7 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 	}
 	foreign := parse("cookie=0x1,table=0,priority=7,in_port=9 actions=drop")
 	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop", flows.Cookie(model.NodeOwner("gone"))))
-	// Somebody overwrote one of ours with another cookie: it is ours again.
+	// Another program overwrote one of ours with another cookie: it is ours again.
 	overwritten := slices.IndexFunc(actual, func(e openflow.Entry) bool { return e.Table == flows.Output })
 	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
 	actual = append(actual, foreign, stale)

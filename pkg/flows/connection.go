@@ -100,7 +100,7 @@ func serving(p model.ServicePort) []netip.AddrPort {
 
 // Check gives the cause for which a connection is to be denied, allowed again or removed. TCP and SCTP connections of
 // pods that exist need not be denied: both ends send in either direction, if only to acknowledge, and a denied packet
-// of the original direction takes the mark back. (A TCP entry that is removed would be begun anew from the middle by
+// of the original direction takes the mark back. (A TCP entry that is removed would be begun again from the middle by
 // whichever end sends first; for the userspace datapath all SCTP between two addresses is one connection, of no port
 // that policies could name.) On the kernel's datapath TCP is not allowed again: it tracks no made-up segment, as its
 // sequence number is outside of the window.

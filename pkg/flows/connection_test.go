@@ -97,7 +97,7 @@ func TestAudit(t *testing.T) {
 		{"through a Service to a pod that is gone", tcp, "192.0.2.1:1", "10.96.0.10:53", "10.244.1.9:80", 0, flows.PodGone},
 		{"of a pod of another node", tcp, "10.244.2.9:1", "10.244.2.8:80", "", allowed, ""},
 		{"of a pod that had an address of another range", tcp, "10.7.0.1:1", "192.0.2.1:80", "", allowed, flows.PodGone},
-		{"the gateway is no pod", tcp, "10.244.1.1:1", "192.0.2.1:80", "", allowed, ""},
+		{"the gateway is not a pod", tcp, "10.244.1.1:1", "192.0.2.1:80", "", allowed, ""},
 	} {
 		if c.at == "" {
 			c.at = c.to
@@ -151,7 +151,7 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 	}
 }
 
-// TestCommonChangesDoNotNarrow: pods that come are no reason to read all connections; pods that go are one.
+// TestCommonChangesDoNotNarrow: pods that come do not make the sweep read all connections; pods that go do.
 func TestCommonChangesDoNotNarrow(t *testing.T) {
 	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	policy := func(pods []netip.Addr, peers ...netip.Prefix) model.Policy {

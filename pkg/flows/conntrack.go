@@ -77,7 +77,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		b.fragments()
 	}
 	b.drop(InvalidConnection, in{ConntrackState, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
-	// An ICMP error is about a packet of a connection; it is for whoever sent that.
+	// An ICMP error is about a packet of a connection; it is for that packet's sender.
 	b.add(in{ConntrackState, prioHigher, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
 	b.drop(InvalidConnection, in{ConntrackState, prioHigh, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))})
 	if keepEstablished {

@@ -9,7 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Desired is what a switch shall hold: one flow for each key, one group for each number.
+// Desired are the flows and groups that a switch should hold, by key and by number.
 type Desired struct {
 	Flows  map[openflow.Key]Flow
 	Groups map[openflow.GroupID]Group
@@ -38,7 +38,7 @@ func (d Desired) Clone() Desired {
 	return Desired{Flows: maps.Clone(d.Flows), Groups: maps.Clone(d.Groups)}
 }
 
-// Delta is a change of what a switch shall hold. It is to be made as a whole: flows may use groups of the same delta.
+// Delta is a change of Desired. It must be applied as a whole: flows may use groups of the same delta.
 type Delta struct {
 	// Set are flows to add, or to replace where the key exists.
 	Set []Flow
@@ -91,7 +91,7 @@ func (d Delta) sort() {
 	slices.SortFunc(d.DeleteGroups, byID)
 }
 
-// Diff says how to make what a switch holds into what it shall hold. What is not ours is left alone, unless it stands in the
+// Diff returns the change that brings a switch from what it holds to desired. What is not ours is left alone, unless it stands in the
 // place of something of ours; so are the flows that the switch itself has learned, as long as it would learn them.
 func Diff(actual openflow.Contents, desired Desired) Delta {
 	var d Delta

@@ -297,7 +297,7 @@ func (d *docWriter) cookies() {
 	pods := flows.Cookie(model.Owner{Kind: model.KindPod}) &^ (1<<40 - 1)
 	d.line("    ovs-ofctl --names -O OpenFlow15 dump-flows weft cookie=%#x/%#x", pods, ^uint64(1<<40-1))
 	d.line("    ovs-ofctl --names -O OpenFlow15 dump-flows weft cookie=%#x/-1", flows.Cookie(model.PodOwner(examplePod)))
-	d.line("\nWeft deletes only flows that have its mark, and repairs those that somebody changed.")
+	d.line("\nWeft deletes only flows that have its mark, and repairs those that another program changed.")
 }
 
 // reasons lists why packets are dropped, and by which flows of the example.

@@ -18,7 +18,7 @@ type Group struct {
 	Table openflow.TableID
 }
 
-// Groups have no cookie, so their numbers say that they are ours: 2 bits that nobody else is likely to set, and 30 bits of a
+// Groups have no cookie, so their numbers say that they are ours: 2 bits that other programs are unlikely to set, and 30 bits of a
 // hash of what the group is for.
 const (
 	groupMark openflow.GroupID = 0x4000_0000
@@ -67,7 +67,7 @@ func CheckGroup(g Group) error {
 }
 
 // numbers settles which group has which number. Groups are compiled with the number that they want. Where several want one, the
-// first in the owners' order has it and each of the others takes the next that nobody wants. So the numbers follow from the
+// first in the owners' order has it and each of the others takes the next that no group wants. So the numbers follow from the
 // snapshot alone, and a group's number changes only when one that wants the same comes or goes.
 type numbers struct {
 	wanted    map[openflow.GroupID][]model.Owner // in the owners' order

@@ -9,7 +9,7 @@ import (
 )
 
 // A compile function receives what it reads, by value: the object of its owner, and the inputs that all owners of its
-// kind have in common. So what must be compiled anew follows from types: an owner whose object has changed, and all
+// kind have in common. So what must be compiled again follows from types: an owner whose object has changed, and all
 // owners of a kind whose inputs have. No compile function receives a snapshot.
 
 // kind is the owners of one kind: where a snapshot has what they read, and what follows from it.

@@ -117,7 +117,7 @@ type Table struct {
 var Pipeline = []Table{
 	{
 		ID: Classifier, Name: "Classifier",
-		Doc: "Tells by the port where a packet comes from: a pod, a tunnel or the node's gateway. A port that nobody " +
+		Doc: "Tells by the port where a packet comes from: a pod, a tunnel or the node's gateway. A port that no owner " +
 			"vouches for is dropped and counted: a pod's port forwards nothing before its own flows are in.",
 		Match:   []string{"in_port"},
 		Actions: []string{"set_field->reg0", "goto_table"},
@@ -134,7 +134,7 @@ var Pipeline = []Table{
 	{
 		ID: ARPNDReply, Name: "ARPNDReply",
 		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router MAC; " +
-			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so nobody else ever sees the question.",
+			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so no other port ever sees the question.",
 		Match: []string{"arp", "icmp6", "arp_op", "icmp_type", "icmp_code"},
 		Actions: []string{"move->NXM_OF_ETH_DST[]", "set_field->eth_src", "set_field->arp_op", "move->NXM_NX_ARP_THA[]", "set_field->arp_sha",
 			"move->NXM_NX_REG2[]", "move->NXM_OF_ARP_TPA[]", "move->NXM_OF_ARP_SPA[]", "set_field->icmpv6_type",
@@ -246,7 +246,7 @@ var Pipeline = []Table{
 		ID: Forwarding, Name: "Forwarding",
 		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR into the tunnel, everything " +
 			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came through a tunnel never leaves through " +
-			"one, and pods reach nobody but pods at the tunnels' UDP ports: masqueraded, they would pass for their node.",
+			"one, and at the tunnels' UDP ports pods reach only pods: masqueraded, they would pass for their node.",
 		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
 		Next:    []openflow.TableID{Commit},

@@ -136,7 +136,7 @@ const (
 )
 
 // dimensionsOf gives a rule's dimensions in one family: pods, peers and ports, as far as the rule limits them; nil when it allows
-// nothing there. Two of them become one where their product is no larger than their sum.
+// nothing there. Two of them become one where their product does not exceed their sum.
 func dimensionsOf(s stage, r model.PolicyRule, is4 bool) [][]condition {
 	proto := ovs.ProtocolIPv6
 	if is4 {
@@ -197,7 +197,7 @@ func product(a, b []condition) []condition {
 
 // Always allowed, whatever policies say.
 
-// allowRejection lets pods reach the address where Services without endpoints lead: that somebody refuses is no secret.
+// allowRejection lets pods reach the address where Services without endpoints lead: that a Service has no endpoint is not a secret.
 func (b *builder) allowRejection() {
 	for _, any := range families {
 		b.add(in{EgressPolicy, prioHigh, openflow.Protocol(any), matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(IngressPolicy))

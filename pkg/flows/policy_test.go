@@ -84,7 +84,7 @@ func TestPolicyFailsClosed(t *testing.T) {
 	bad := square("ns/p", 1, 2, 2, 1)
 	bad.Ingress.Rules[0].Ports[0] = model.PortMatch{Protocol: model.TCP, Port: 81, Mask: 0xfffe} // 81 is not of that range
 	understood := square("ns/p", 1, 2, 2, 1)
-	understood.Err = "a rule that nobody understands"
+	understood.Err = "an invalid rule"
 	isolation := func(desired flows.Desired) (drops, others int) {
 		for _, f := range desired.Flows {
 			switch {
@@ -148,7 +148,7 @@ func TestCounters(t *testing.T) {
 			continue // only there when a policy of the pod logs; TestCountersWhereOthersLog
 		}
 		if !ok || f.Owner != model.PolicyOwner("shop/web") {
-			t.Errorf("counter %v is no flow of the policy: %v", c, f)
+			t.Errorf("counter %v is not a flow of the policy: %v", c, f)
 		}
 		got = append(got, fmt.Sprintf("%s %d %s %s", c.Direction, c.Rule, flows.TableName(c.Key.Table), c.Key.Match))
 	}

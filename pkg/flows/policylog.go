@@ -33,7 +33,7 @@ func copyOf(s stage, rule int, meter openflow.Meter) ovs.Action {
 	return openflow.Copy{Bytes: copied, Data: binary.BigEndian.AppendUint32(data, uint32(int32(rule))), Meter: meter.ID}.Action()
 }
 
-// copyVersion begins the data of every copy; what begins otherwise is somebody else's.
+// copyVersion begins the data of every copy; what begins otherwise is another program's.
 const copyVersion = 0x57
 
 // logDenied copies what a flow denies.

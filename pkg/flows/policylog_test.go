@@ -25,8 +25,8 @@ func logged() *model.Snapshot {
 	}}
 }
 
-// TestLoggingDisputesNothing: policies that allow the same want to write down different things about it; that is no conflict.
-func TestLoggingDisputesNothing(t *testing.T) {
+// TestLoggingIsNoConflict: policies that allow the same want to write down different things about it; that does not conflict.
+func TestLoggingIsNoConflict(t *testing.T) {
 	c := flows.NewCompiler()
 	s := logged()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
@@ -113,7 +113,7 @@ func TestDecisionOf(t *testing.T) {
 		got[fmt.Sprint(d, ok)] = true
 		p.Cookie = 1
 		if _, ok := flows.DecisionOf(p); ok {
-			t.Error("somebody else's copy was taken for ours")
+			t.Error("another program's copy was taken for ours")
 		}
 	}
 	for _, want := range []string{"{Ingress 0} true", "{Ingress -1} true"} {

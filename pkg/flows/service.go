@@ -37,7 +37,7 @@ func (b *builder) service(s model.Service, self localInputs) {
 			sb.refused = Untranslatable(p, f, self.kernel) != nil
 			switch {
 			case f.Kind == model.ClusterIP:
-				// Above all external addresses: these are whatever somebody writes into a Service, another's ClusterIP, too.
+				// Above all external addresses: a tenant may write any address there, another Service's ClusterIP, too.
 				sb.frontend(prioHigh, sb.pool(f.Local), match...)
 				if !self.kernel && onlyPort(s, p) {
 					later, match := sb.laterFragments(f.At.Addr())
@@ -72,7 +72,7 @@ func Untranslatable(p model.ServicePort, f model.Frontend, kernelDatapath bool) 
 	return nil
 }
 
-// noService keeps the addresses of pods and gateways out of Services' reach: whoever may write a Service names its external
+// noService keeps the addresses of pods and gateways out of Services' reach: a user who may write a Service names its external
 // addresses, and must not draw other pods' clients to itself.
 func (b *builder) noService(podCIDR netip.Prefix) {
 	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
@@ -96,7 +96,7 @@ func (b *builder) otherProxy(clusterIP netip.Addr) {
 	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), match}, openflow.Goto(EgressPolicy))
 }
 
-// notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever somebody writes into a
+// notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever a user writes into a
 // slice, and two Services whose endpoints are each other's addresses would send a packet to and fro until its time is over.
 func (b *builder) notTwice() {
 	for _, any := range families {
@@ -199,7 +199,7 @@ func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
 }
 
 // withGateway adds the node's gateway address to ranges that one of its other addresses is in: what the node itself sends has that
-// source here, and whoever wrote the ranges knows the others.
+// source here, and the author of the ranges knows the others.
 func withGateway(sources []netip.Prefix, addrs []netip.Addr, own netip.Prefix) []netip.Prefix {
 	listed := func(r netip.Prefix) bool { return slices.ContainsFunc(addrs, r.Contains) }
 	if !own.IsValid() || !slices.ContainsFunc(sources, listed) {

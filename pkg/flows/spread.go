@@ -26,7 +26,7 @@ const (
 
 // spread makes the groups that choose among buckets. The datapath's hash of the connection chooses among few, without an
 // upcall. TCP has that hash with many, too: the client's port chooses a group first (see byPort). Otherwise
-// ovs-vswitchd hashes fields of each connection. That is even for any number of buckets, but weights are no shares.
+// ovs-vswitchd hashes fields of each connection. That is even for any number of buckets, but weights are not shares.
 // Buckets that exceed one group are divided among groups of equal size.
 func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []portClass {
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)

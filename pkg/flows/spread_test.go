@@ -12,7 +12,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestPlaces: whatever the weights, OVS shall take its 256 places, no more, and the shares are what the weights say.
+// TestPlaces: whatever the weights, OVS must take its 256 slots, no more, and the shares are what the weights say.
 func TestPlaces(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		weights := rapid.SliceOfN(rapid.Uint16Range(1, 100), 1, maxDPHash).Draw(t, "weights")

@@ -49,7 +49,7 @@ func TestNode(t *testing.T) {
 			want:   model.Node{Name: "n", Addrs: addrs("172.30.0.1"), PodCIDRs: cidrs("10.244.1.0/24")}, bad: true,
 		},
 		{
-			name:   "IPv4 in IPv6's clothes is IPv4, and a zone is no part of an address",
+			name:   "an IPv4-mapped address is IPv4, and a zone does not belong to an address",
 			object: object("n", nil, internal("fe80::1%x\nflow add table=0 actions=NORMAL"), internal("::ffff:172.30.0.1")),
 			want:   model.Node{Name: "n", Addrs: addrs("172.30.0.1")}, bad: true,
 		},

@@ -70,7 +70,7 @@ func Service(object *corev1.Service) (service.Service, error) {
 	if s.ExternalLocal && spec.Type == corev1.ServiceTypeLoadBalancer {
 		var ok bool
 		if s.HealthCheckNodePort, ok = portNumber(spec.HealthCheckNodePort); !ok && spec.HealthCheckNodePort != 0 {
-			bad.add("spec.healthCheckNodePort: %d is no port", spec.HealthCheckNodePort)
+			bad.add("spec.healthCheckNodePort: invalid port %d", spec.HealthCheckNodePort)
 		}
 	}
 	if spec.SessionAffinity == corev1.ServiceAffinityClientIP {
@@ -106,17 +106,17 @@ func clusterIPs(spec *corev1.ServiceSpec, bad *problems) (out []netip.Addr) {
 func servicePort(p corev1.ServicePort, bad *problems) (service.Port, bool) {
 	protocol, ok := protocolOf(p.Protocol)
 	if !ok {
-		bad.add("spec.ports: port %s%d: %q is no protocol", named(p.Name), p.Port, p.Protocol)
+		bad.add("spec.ports: port %s%d: unknown protocol %q", named(p.Name), p.Port, p.Protocol)
 		return service.Port{}, false
 	}
 	number, ok := portNumber(p.Port)
 	if !ok {
-		bad.add("spec.ports: %s%d is no port", named(p.Name), p.Port)
+		bad.add("spec.ports: invalid port %s%d", named(p.Name), p.Port)
 		return service.Port{}, false
 	}
 	nodePort, ok := portNumber(p.NodePort)
 	if !ok && p.NodePort != 0 {
-		bad.add("spec.ports: port %s%d: nodePort %d is no port", named(p.Name), p.Port, p.NodePort)
+		bad.add("spec.ports: port %s%d: invalid nodePort %d", named(p.Name), p.Port, p.NodePort)
 	}
 	return service.Port{Name: p.Name, Protocol: protocol, Port: number, NodePort: nodePort}, true
 }
@@ -141,7 +141,7 @@ func sources(object *corev1.Service, s *service.Service, bad *problems) {
 		}
 		if cidr, err := parsePrefix(text); err != nil {
 			s.SourcesLost = true
-			bad.add("%s: %w; a family without another range accepts nobody", where, err)
+			bad.add("%s: %w; a family without another range accepts no client", where, err)
 		} else {
 			s.LoadBalancerSources = append(s.LoadBalancerSources, cidr)
 		}
@@ -203,7 +203,7 @@ func slicePort(p discoveryv1.EndpointPort, bad *problems) (service.SlicePort, bo
 	}
 	var ok bool
 	if out.Port, ok = portNumber(*p.Port); !ok {
-		bad.add("ports: port %q: %d is no port", out.Name, *p.Port)
+		bad.add("ports: port %q: invalid port %d", out.Name, *p.Port)
 		return out, false
 	}
 	var protocol corev1.Protocol
@@ -211,7 +211,7 @@ func slicePort(p discoveryv1.EndpointPort, bad *problems) (service.SlicePort, bo
 		protocol = *p.Protocol
 	}
 	if out.Protocol, ok = protocolOf(protocol); !ok {
-		bad.add("ports: port %q: %q is no protocol", out.Name, protocol)
+		bad.add("ports: port %q: unknown protocol %q", out.Name, protocol)
 	}
 	return out, ok
 }
@@ -325,7 +325,7 @@ func parseAddr(text string) (netip.Addr, error) {
 		}
 	}
 	if err != nil {
-		return addr, fmt.Errorf("%q is no address", text)
+		return addr, fmt.Errorf("invalid address %q", text)
 	}
 	if addr.Zone() != "" {
 		return addr, fmt.Errorf("%q has a zone", text)
@@ -334,7 +334,7 @@ func parseAddr(text string) (netip.Addr, error) {
 }
 
 func parsePrefix(text string) (netip.Prefix, error) {
-	bad := fmt.Errorf("%q is no address range", text)
+	bad := fmt.Errorf("invalid CIDR %q", text)
 	addrText, bitsText, ok := strings.Cut(text, "/")
 	addr, err := parseAddr(addrText)
 	if !ok || err != nil {

@@ -153,7 +153,7 @@ func TestServicesOfACluster(t *testing.T) {
 		t.Errorf("after the start (-want +got):\n%s", diff)
 	}
 	v.mu.Lock()
-	if diff := cmp.Diff(map[string]string{"ns/bad": `spec.externalIPs: "x" is no address`}, v.store.Snapshot().ServiceProblems); diff != "" {
+	if diff := cmp.Diff(map[string]string{"ns/bad": `spec.externalIPs: invalid address "x"`}, v.store.Snapshot().ServiceProblems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
 	before := v.changes

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// Addresses that are the same on every node and never leave it; docs/architecture.md has the table. The IPv4 ones are
+// Addresses that are the same on every node and never leave it; docs/findings.md has the table. The IPv4 ones are
 // link-local or reserved (240.0.0.0/4, RFC 1112), the IPv6 ones unique local (RFC 4193).
 var (
 	nodePort4, nodePort6     = netip.MustParseAddr("169.254.87.1"), netip.MustParseAddr("fd57:6566:7400::1")

@@ -208,7 +208,7 @@ func TestOwnPodCIDR(t *testing.T) {
 	for key, f := range desired.Flows {
 		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") && !strings.Contains(key.Match, "=172.30.0.1") &&
 			!strings.Contains(key.Match, "=10.96.") && !strings.Contains(key.Match, "=fd96:") {
-			t.Errorf("a flow for a range that is no pod CIDR: %s", f)
+			t.Errorf("a flow for a range that is not a pod CIDR: %s", f)
 		}
 	}
 }

@@ -140,7 +140,7 @@ func TestConnections(t *testing.T) {
 			}
 			break
 		}
-		for range 2 { // what is gone is no error
+		for range 2 { // idempotent
 			if err := sw.Remove(t.Context(), all[0]); err != nil {
 				t.Fatal(err)
 			}

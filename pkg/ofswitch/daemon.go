@@ -72,7 +72,7 @@ func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err err
 		if _, err := s.appctl(ctx, limit.command, append([]string{userspaceDatapath}, limit.args...)...); err != nil {
 			return changed, fmt.Errorf("set the limit of fragments %q to %s: %w", limit.name, limit.want, err)
 		}
-		if ok { // an unknown name is no news once a minute
+		if ok { // an unknown name is not worth a line a minute
 			changed = append(changed, fmt.Sprintf("fragments, %s: %s to %s", limit.name, now, limit.want))
 		}
 	}

@@ -178,7 +178,7 @@ func (s *Fake) Watch(ctx context.Context, ready func(), changed func(Event)) err
 	}
 }
 
-// Put adds or replaces a flow behind the back of whoever programs the switch.
+// Put adds or replaces a flow as another program would.
 func (s *Fake) Put(f openflow.Flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -193,21 +193,21 @@ func (s *Fake) Learn(f openflow.Flow, idleTimeout uint16) {
 	s.put(f)
 }
 
-// Remove deletes a flow behind the back of whoever programs the switch.
+// Remove deletes a flow as another program would.
 func (s *Fake) Remove(key openflow.Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.remove(key)
 }
 
-// PutGroup adds or replaces a group behind the back of whoever programs the switch.
+// PutGroup adds or replaces a group as another program would.
 func (s *Fake) PutGroup(g openflow.Group) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.putGroup(g)
 }
 
-// RemoveGroup deletes a group, and the flows that use it, behind the back of whoever programs the switch.
+// RemoveGroup deletes a group, and the flows that use it, as another program would.
 func (s *Fake) RemoveGroup(id openflow.GroupID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

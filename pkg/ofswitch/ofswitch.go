@@ -66,7 +66,7 @@ func (e *RejectedError) Error() string { return "the switch rejected the bundle:
 // Dump reads every flow of the bridge with its counters, and every group.
 func (s *Switch) Dump(ctx context.Context) (openflow.Contents, error) {
 	var c openflow.Contents
-	// Groups first: whoever deletes one of them meanwhile is found out by the flows that went with it.
+	// Groups first: a deletion in between shows by the flows that went with the group.
 	err := s.dump(ctx, "dump-groups", "group_id=", func(line string) error {
 		g, err := openflow.ParseGroup(line)
 		c.Groups = append(c.Groups, g)
@@ -128,7 +128,7 @@ func (s *Switch) Apply(ctx context.Context, d openflow.Delta) error {
 		b.WriteByte('\n')
 	}
 	for _, f := range d.Delete {
-		// The cookie keeps us from deleting a flow that somebody put in the place of ours.
+		// The cookie protects a flow that another program put in the place of Weft's.
 		fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)
 	}
 	for _, f := range d.Forget {

@@ -196,7 +196,7 @@ func TestUnreachableSwitchIsNotARejection(t *testing.T) {
 	}
 }
 
-// A cache that cannot be emptied is no success, and is emptied as soon as that is possible, although there is nothing to send then.
+// A cache that cannot be emptied is an error, and is emptied as soon as that is possible, although there is nothing to send then.
 func TestCacheThatCannotBeEmptied(t *testing.T) {
 	ovs, sw := start(t)
 	pid := filepath.Join(ovs.RunDir(), "ovs-vswitchd.pid")
@@ -206,10 +206,10 @@ func TestCacheThatCannotBeEmptied(t *testing.T) {
 	err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{flow(t, "table=0 actions=drop")}})
 	var rejected *ofswitch.RejectedError
 	if err == nil || errors.As(err, &rejected) || !strings.Contains(err.Error(), "--pidfile") {
-		t.Errorf("without a control socket: %v; want an error that says what to do and is no rejection", err)
+		t.Errorf("without a control socket: %v; want an error that says what to do and is not a rejection", err)
 	}
 	if err := sw.Apply(t.Context(), openflow.Delta{}); err == nil {
-		t.Error("the cache was not emptied, and nobody is told any more")
+		t.Error("the cache was not emptied, and no error says so")
 	}
 	if err := os.Rename(pid+".away", pid); err != nil {
 		t.Fatal(err)
@@ -348,7 +348,7 @@ func TestSpareKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{second}}); err == nil {
-		t.Error("a bundle that nobody sent counts as applied")
+		t.Error("a bundle that was not sent counts as applied")
 	}
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{second}}); err != nil {
 		t.Fatal(err)

@@ -127,7 +127,7 @@ func (s *Switch) Packets(ctx context.Context, each func(openflow.PacketIn)) erro
 
 const anyLength = 65535
 
-// readPackets reads until the program ends and returns its last line. What cannot be read is somebody else's packet.
+// readPackets reads until the program ends and returns its last line. What cannot be parsed is another program's packet.
 func readPackets(r io.Reader, each func(openflow.PacketIn)) (last string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)

@@ -16,7 +16,7 @@ import (
 	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
-// Event is a flow or a group that somebody, perhaps we, added, changed or deleted.
+// Event is a flow or a group that Weft or another program added, changed or deleted.
 type Event struct {
 	// Deleted is false for what is in the switch now.
 	Deleted bool
@@ -53,7 +53,7 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	if err = errors.Join(err, closeErr); err != nil {
 		return errors.Join(fmt.Errorf("watch the switch: %w", err), out.Close())
 	}
-	// Beside the reading: the program opens its socket only when the initial flows are printed, and it cannot print what nobody reads.
+	// Beside the reading: the program opens its socket only when the initial flows are printed, and printing blocks until the output is read.
 	asking, printed := context.WithCancel(ctx)
 	asked := make(chan error, 1)
 	go func() {
@@ -78,7 +78,7 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	return fmt.Errorf("watch the switch: the switch closed the connection: %s", last)
 }
 
-// setAsync is OpenFlow 1.5's OFPT_SET_ASYNC: of the group changes that others make, in bundles or not, the switch shall tell this
+// setAsync is OpenFlow 1.5's OFPT_SET_ASYNC: of the group changes that others make, in bundles or not, the switch must tell this
 // connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
 const setAsync = "061c0018" + "00000009" + "000a000800000001" + "000b000800000001"
 

@@ -12,7 +12,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind is in nobody's
+// TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind is in no
 // way.
 func TestWatchFullSwitch(t *testing.T) {
 	ovs, sw := start(t)

@@ -27,7 +27,7 @@ func (m textMatch) MarshalText() ([]byte, error) { return []byte(m), nil }
 // GoString implements ovs.Match.
 func (m textMatch) GoString() string { return fmt.Sprintf("openflow.textMatch(%q)", string(m)) }
 
-// invalid is an action or match that cannot be: whoever builds a flow or group with it gets the error.
+// invalid is an action or match that cannot be: building a flow or group with it returns the error.
 type invalid struct{ err error }
 
 // MarshalText implements ovs.Action and ovs.Match.
@@ -222,7 +222,7 @@ func Destination(p netip.Prefix) ovs.Match { return rangeMatch("nw_dst=", "ipv6_
 func rangeMatch(v4, v6 string, p netip.Prefix) ovs.Match {
 	switch {
 	case !p.IsValid():
-		return invalid{fmt.Errorf("%s%s is no range", v6, p)}
+		return invalid{fmt.Errorf("%s%s is not a range", v6, p)}
 	case p.Addr().Is4():
 		return textMatch(v4 + prefixText(p))
 	}

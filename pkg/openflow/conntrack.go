@@ -30,7 +30,7 @@ var stateNames = []string{"new", "est", "rel", "rpl", "inv", "trk", "snat", "dna
 // ConnectionState matches packets whose connection has all states of is and none of isNot.
 func ConnectionState(is, isNot ConnState) ovs.Match {
 	if is|isNot == ^ConnState(0) {
-		// OVS has another spelling for this, and nobody needs it.
+		// OVS has another spelling for this, which Weft does not need.
 		return invalid{errors.New("ct_state: leave one of the eight states open")}
 	}
 	if is&isNot != 0 || is|isNot == 0 {

@@ -16,7 +16,7 @@ type Learn struct {
 	Cookie   uint64
 	// IdleTimeout is in seconds; 0 is none.
 	IdleTimeout uint16
-	// Limit is how many flows with the cookie the table may have before no more are learned; 0 is no limit.
+	// Limit is how many flows with the cookie the table may have before no more are learned; 0 means unlimited.
 	Limit uint32
 	// Specs say what the learned flow matches and does. OVS wants what others depend on first: LearnFamily, LearnProtocol.
 	Specs []LearnSpec

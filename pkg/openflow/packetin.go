@@ -11,7 +11,7 @@ import (
 	"github.com/digitalocean/go-openvswitch/ovs"
 )
 
-// Copy sends the beginning of the packet to whoever listens for packets, no more of them than a meter lets through. The packet
+// Copy sends the beginning of the packet to listeners for packets, no more of them than a meter lets through. The packet
 // itself goes on.
 type Copy struct {
 	// Bytes is how much of the packet is sent.

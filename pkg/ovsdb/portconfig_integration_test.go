@@ -80,7 +80,7 @@ func TestBlockedPorts(t *testing.T) {
 }
 
 // TestFragmentsChange: Open vSwitch tells of no change of how it treats fragments (ovs-ofctl set-frags), and Changes does
-// within two seconds. What stays as it is is no change.
+// within two seconds. An unchanged setting reports nothing.
 func TestFragmentsChange(t *testing.T) {
 	l := newLab(t)
 	l.ensure()

@@ -10,7 +10,7 @@ const (
 	// minEpoch is the shortest epoch. Each new one costs the switch a bundle, which on the userspace datapath empties
 	// the cache.
 	minEpoch = 10 * time.Second
-	// respreadBudget bounds how much is compiled anew at one time because epochs have changed, in ways from a
+	// respreadBudget bounds how much is compiled again at one time because epochs have changed, in ways from a
 	// frontend to an endpoint: some fifty milliseconds of a core. What does not fit waits for the next time.
 	respreadBudget = 2000
 )

@@ -44,7 +44,7 @@ func TestLoadBalancerChangesPaths(t *testing.T) {
 	s.Apply(web("198.51.100.9", 5))
 	check("the first again", false)
 	s.Apply(web("198.51.100.9", 50))
-	check("the Service was made again", true)
+	check("the Service was recreated", true)
 	s.Apply(web("198.51.100.9", 5))
 	check("and is the old one", false)
 	s.Apply(state.SetClusterCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/22")}})

@@ -3,7 +3,7 @@ package state
 import "reflect"
 
 // Pending are changes that a Store has not been given yet. A change that a later one makes meaningless is dropped, so
-// that the number of changes is bounded by the objects that they are about, however long nobody takes them. It is not
+// that the number of changes is bounded by the objects that they are about, however long they are not taken. It is not
 // safe for concurrent use.
 type Pending struct {
 	changes []Change // nil for what was dropped

@@ -34,11 +34,11 @@ func TestPolicyChanges(t *testing.T) {
 		changed []model.Owner
 		want    string // unknown attachments, policies and their peers
 	}{
-		{"a policy about nobody here", []state.Change{state.SetPolicy{Policy: about}, state.SetPolicy{Policy: elsewhere}}, nil, "0 map[]"},
+		{"a policy about no pod here", []state.Change{state.SetPolicy{Policy: about}, state.SetPolicy{Policy: elsewhere}}, nil, "0 map[]"},
 		{"an attachment whose pod is not known", []state.Change{state.SetAttachment{Attachment: attached}}, []model.Owner{podOwner}, "1 map[]"},
 		{"its pod", []state.Change{state.SetPod{Pod: web}}, []model.Owner{podOwner, policyOwner}, "0 map[ns/p:[]]"},
 		{"the same again", []state.Change{state.SetPod{Pod: web}, state.SetPolicy{Policy: about}}, nil, "0 map[ns/p:[]]"},
-		{"a namespace that nobody asks for", []state.Change{state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}}}, nil, "0 map[ns/p:[]]"},
+		{"a namespace that no policy selects", []state.Change{state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}}}, nil, "0 map[ns/p:[]]"},
 		{"a peer", []state.Change{state.SetPod{Pod: peer}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.2/32]]"},
 		{"there and back", []state.Change{state.SetPod{Pod: moved}, state.SetPod{Pod: peer}}, nil, "0 map[ns/p:[10.244.2.2/32]]"},
 		{"its address", []state.Change{state.SetPod{Pod: moved}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.3/32]]"},

@@ -18,7 +18,7 @@ type announced struct {
 
 // resolveSelf finds out with which addresses and pod CIDRs this node works. They are those of its Node object as soon
 // as these can be used; until then the last usable ones hold, so that pods keep their network while the object is
-// deleted, made again or emptied. Other pod CIDRs wait until no attachment has an address of the old ones: the node's
+// deleted, recreated or emptied. Other pod CIDRs wait until no attachment has an address of the old ones: the node's
 // routes and translations are for one range of each family.
 func (s *Store) resolveSelf() {
 	self := s.announced.Node

@@ -23,7 +23,7 @@ func selfNode(addrs, cidrs string) model.Node {
 	return n
 }
 
-// TestSelfHolds: this node's object is deleted, made again, emptied, and given values that cannot be used. The node works
+// TestSelfHolds: this node's object is deleted, recreated, emptied, and given values that cannot be used. The node works
 // on with the last values that could be, and says so, until the new ones are whole.
 func TestSelfHolds(t *testing.T) {
 	const addr, both = "172.30.0.1 fd30::1", "10.244.1.0/24 fd44:1::/64"

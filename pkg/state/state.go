@@ -142,7 +142,7 @@ func (c SetNode) apply(s *Store) bool {
 	return true
 }
 
-// DeleteNode says that a node is gone. This node's own object may be deleted and made again while its pods run: its
+// DeleteNode says that a node is gone. This node's own object may be deleted and recreated while its pods run: its
 // values hold (see resolveSelf).
 type DeleteNode struct{ Name string }
 

@@ -86,7 +86,7 @@ func TestDirtyOwners(t *testing.T) {
 	}
 }
 
-// TestSnapshotsAreImmutable: a snapshot that somebody holds never changes.
+// TestSnapshotsAreImmutable: a snapshot never changes after it was returned.
 func TestSnapshotsAreImmutable(t *testing.T) {
 	s := state.New("n1")
 	s.Apply(state.SetNode{Node: node("n2", "172.30.0.2", "10.244.2.0/24")})

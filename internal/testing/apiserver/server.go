@@ -184,7 +184,7 @@ func body(req *http.Request) ([]byte, error) {
 func answer(w http.ResponseWriter, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client may be gone; there is nobody else to tell
+	_ = json.NewEncoder(w).Encode(v) // the client may be gone; there is no other reader
 }
 
 func fail(w http.ResponseWriter, err *apierrors.StatusError) {

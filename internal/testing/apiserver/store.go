@@ -1,5 +1,5 @@
 // Package apiserver is as much of a Kubernetes API server as the agent's informers need: list and watch of a few kinds,
-// fed by whoever calls Apply, events, and patches of a Node's status.
+// fed by callers of Apply, events, and patches of a Node's status.
 //
 // A Store holds the objects and the history of their changes; it may be used from any goroutine. Objects that were handed
 // to it, or come from it, are never changed again.

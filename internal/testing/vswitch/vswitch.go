@@ -31,7 +31,7 @@ type Config struct {
 	RunDir string
 	// DataDir holds conf.db and the logs.
 	DataDir string
-	// Enter is the command that enters the namespaces the daemons shall run in, for example
+	// Enter is the command that enters the namespaces the daemons run in, for example
 	// {"nsenter", "--net=/run/netns/node1"}. Empty means the caller's own.
 	Enter []string
 }
