@@ -67,6 +67,12 @@ RACE       ?= -race
 CONCURRENT := agent|cni|ovsdb|ofswitch|kube|healthcheck|state|host|unixctl
 concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
 
+.PHONY: check
+check: ## Before a commit, in a minute: format, words, go vet, and the product's unit tests in short with the race detector
+	build/format.sh
+	go vet ./...
+	go test $(RACE) -short ./...
+
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
 	go test $(RACE) $(concurrent)

@@ -1,18 +1,12 @@
 #!/bin/sh
-# Checks the product's module and the workshop's (test): gofmt, words (build/words.sh), weftctl for other systems, go vet and
-# golangci-lint, whose version and dependencies build/tools/go.mod pins. The first run builds the linter into the cache.
+# Checks the product's module and the workshop's (test): gofmt and words (build/format.sh), go vet and golangci-lint, whose
+# version and dependencies build/tools/go.mod pins. The first run builds the linter into the cache.
 # Arguments are the packages to check, as seen from the root of the repository; without any, all of them.
 set -eu
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- ./... ./test/...
 
-files=$(git ls-files --cached --others --exclude-standard -- '*.go') # apart, so that git's failure is one
-unformatted=$(printf '%s\n' "$files" | xargs -r gofmt -l)
-if [ -n "$unformatted" ]; then
-	printf 'gofmt would change these files; run gofmt -w on them:\n%s\n' "$unformatted" >&2
-	exit 1
-fi
-build/words.sh
+build/format.sh
 
 # Another Go or another pin is another linter.
 pin=$({ go version; cat build/tools/go.mod build/tools/go.sum; } | sha256sum | cut -c1-16)

@@ -19,6 +19,9 @@ import (
 func checks(t *testing.T, byDefault int) {
 	t.Helper()
 	n := byDefault
+	if testing.Short() {
+		n = max(1, byDefault/20)
+	}
 	if text := os.Getenv("WEFT_POLICY_SETS"); text != "" {
 		var err error
 		if n, err = strconv.Atoi(text); err != nil {
