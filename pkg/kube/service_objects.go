@@ -111,7 +111,7 @@ func servicePort(p corev1.ServicePort, bad *problems) (service.Port, bool) {
 	}
 	number, ok := portNumber(p.Port)
 	if !ok {
-		bad.add("spec.ports: invalid port %s%d", named(p.Name), p.Port)
+		bad.add("spec.ports: port %s%d: invalid number", named(p.Name), p.Port)
 		return service.Port{}, false
 	}
 	nodePort, ok := portNumber(p.NodePort)
