@@ -82,7 +82,7 @@ func (c *testCluster) down(t *testing.T) {
 	t.Helper()
 	c.takeNote(t)
 	c.run(t, c.command("down"))
-	// Processes that were killed stay zombies until whoever inherited them looks.
+	// Processes that were killed stay zombies until their new parent reaps them.
 	var left []string
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if left = c.leftovers(t); len(left) == 0 {
@@ -229,7 +229,7 @@ func TestDownLeavesNothing(t *testing.T) {
 		t.Fatalf("the search finds only %d things of a cluster that stands:\n%s", len(left), strings.Join(left, "\n"))
 	}
 	c.down(t)
-	c.run(t, c.command("down")) // nothing to do is no error
+	c.run(t, c.command("down")) // idempotent
 }
 
 // TestDownAfterDamage removes a cluster half of whose processes are dead and whose record is lost.

@@ -52,7 +52,7 @@ func writeCredentials(dir paths, plan state.Plan, nodes []state.Node) error {
 	if err != nil {
 		return err
 	}
-	// etcd trusts an authority of its own: whoever has a certificate of the cluster's must not get at its data.
+	// etcd trusts an authority of its own: a client with a certificate of the cluster's must not read its data.
 	etcdCA, err := pki.NewAuthority(dir.pki(), "etcd-ca")
 	if err != nil {
 		return err

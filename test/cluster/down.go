@@ -36,7 +36,7 @@ func down(ctx context.Context, p *progress, group sandbox.Group, dir string) err
 		if err := os.Remove(filepath.Join(dir, lockFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("remove the state directory: %w", err)
 		}
-		// The directory itself goes too unless somebody else keeps something there.
+		// The directory itself goes too unless it has other files.
 		err = os.Remove(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
 			return fmt.Errorf("remove the state directory: %w", err)

@@ -33,7 +33,7 @@ var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/li
 // copyOnWrite are the directories that a node may change for itself.
 var copyOnWrite = []string{"/etc", "/opt", "/var/lib", "/var/log"}
 
-// nodeFiles writes the files that a node needs before it starts, and says where it shall see them.
+// nodeFiles writes the files that a node needs before it starts, and says where it sees them.
 func nodeFiles(dir paths, plan state.Plan, index int) (sandbox.Files, error) {
 	name := state.NodeName(index)
 	files := sandbox.Files{CopyOnWrite: copyOnWrite}

@@ -38,7 +38,7 @@ func main() {
 	}
 }
 
-// isolate gives the program namespaces of its own, and a directory for the pods' that nobody else sees.
+// isolate gives the program namespaces of its own, and a private directory for the pods'.
 func isolate() error {
 	if err := testenv.Isolate(); err != nil {
 		return err

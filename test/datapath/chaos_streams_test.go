@@ -160,7 +160,7 @@ const (
 )
 
 // chaosStream is an established TCP connection on which both ends send numbered messages without end. One that breaks is
-// noted and made anew.
+// noted and connected again.
 type chaosStream struct {
 	name   string
 	number int
@@ -253,7 +253,7 @@ func (s *chaosStream) run(at int, conn net.Conn, end <-chan struct{}) {
 func giveUpAfter(conn net.Conn, d time.Duration) error {
 	socket, ok := conn.(syscall.Conn)
 	if !ok {
-		return fmt.Errorf("%T is no socket", conn)
+		return fmt.Errorf("%T is not a socket", conn)
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {

@@ -284,7 +284,7 @@ func (c *chaos) contentAgents() error {
 	return nil
 }
 
-// freshCompile starts the agents anew. One that finds the switch as it would have made it sends it nothing.
+// freshCompile restarts the agents. One that finds the switch as it would have made it sends it nothing.
 func (c *chaos) freshCompile() {
 	c.t.Helper()
 	c.breakOne(fault{name: "the last start", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1", "node2") }})

@@ -60,7 +60,7 @@ var handmades = []handmade{
 		all[1].from -= 8
 		return all
 	}},
-	// Both datapaths drop the copy, which is no overlap (RFC 5722, erratum 3089); but if an upcall of the kernel's lets
+	// Both datapaths drop the copy, which does not overlap (RFC 5722, erratum 3089); but if an upcall of the kernel's lets
 	// it pass its original, that overlaps.
 	{name: "one inside of the first", may: true, pieces: func(all []piece) []piece {
 		return slices.Insert(all, 1, piece{from: 0, to: 80})

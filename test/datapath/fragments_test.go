@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	// namedPort is what the policies name; at deniedPort somebody listens as well.
+	// namedPort is what the policies name; there is a listener at deniedPort, too.
 	namedPort, deniedPort = 7001, 7003
 	// inARow is how many datagrams a socket sends of one size. The first of the first size begins the connection.
 	inARow = 5
@@ -166,7 +166,7 @@ func TestFragments(t *testing.T) {
 		for name, a := range f.answers {
 			a.mu.Lock()
 			if len(a.bad) > 0 {
-				t.Errorf("%s got %d datagrams that nobody sent: %v", name, len(a.bad), a.bad[:min(5, len(a.bad))])
+				t.Errorf("%s got %d datagrams that were not sent: %v", name, len(a.bad), a.bad[:min(5, len(a.bad))])
 			}
 			a.mu.Unlock()
 		}

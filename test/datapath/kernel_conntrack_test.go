@@ -21,7 +21,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// early are UDP sockets that have sent to what nobody serves, and never pause.
+// early are UDP sockets that have sent to an address without a server, and never pause.
 type early struct {
 	*labtest.Lab
 	file    string

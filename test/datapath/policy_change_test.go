@@ -196,7 +196,7 @@ func TestPolicyAddressOfAnother(t *testing.T) {
 		reach(before, s, podns.Answered)
 	}
 	reach(asker, before, podns.Silent)
-	w.write(t, "pods.yaml", "# nobody\n")
+	w.write(t, "pods.yaml", "# no pods\n")
 	w.gone(t, "before")
 	w.forgetAddresses("node1")
 	agent := w.node(t, "node1").Agent
@@ -264,7 +264,7 @@ func TestPolicyEditsOpenNoWindow(t *testing.T) {
 	}
 	selectors := []string{"{}", "{matchLabels: {app: server}}", "{matchExpressions: [{key: app, operator: In, values: [server, enemy]}]}", "{matchExpressions: [{key: app, operator: NotIn, values: [friend]}]}"}
 	peers := []string{"{podSelector: {matchLabels: {app: friend}}}", "{podSelector: {matchExpressions: [{key: role, operator: Exists}]}}", blocks,
-		"{namespaceSelector: {}, podSelector: {matchLabels: {role: guest}}}", "{podSelector: {matchLabels: {app: nobody}}}, {podSelector: {matchLabels: {app: friend}}}"}
+		"{namespaceSelector: {}, podSelector: {matchLabels: {role: guest}}}", "{podSelector: {matchLabels: {app: absent}}}, {podSelector: {matchLabels: {app: friend}}}"}
 	ports := []string{"", fmt.Sprintf(", ports: [{protocol: UDP, port: %d}]", streamPort), ", ports: [{protocol: UDP, port: 9000, endPort: 9999}, {port: tcp}]", ", ports: [{protocol: UDP}, {protocol: TCP}]"}
 	const edits = 24
 	for i := range edits {

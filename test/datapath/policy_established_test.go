@@ -77,7 +77,7 @@ func (s *stream) sentAfter(at time.Time) (n int) {
 }
 
 // An edit of a policy, of either end, stops what is established and not allowed any more: TCP both ways, UDP both
-// ways, and UDP that nobody answers. When it is allowed again the same connections go on. A neighbor that is allowed
+// ways, and UDP without answers. When it is allowed again the same connections go on. A neighbor that is allowed
 // all the while loses nothing.
 func TestPolicyEditStopsEstablished(t *testing.T) {
 	const ns = "estab"

@@ -92,7 +92,7 @@ func TestPolicyStopsEstablished(t *testing.T) {
 	w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForFriends), policyManifest("mid", "cage", cage))
 	w.enforces(t, "node1", "mid", "wall", "cage")
 	w.enforces(t, "node2", "mid", "cage")
-	// Who has never been answered has no connection that is established, and is judged.
+	// A client without an answer has no established connection, so policies are evaluated.
 	allFlow(t, "established connections are kept", slices.DeleteFunc(slices.Clone(theirs), func(s *stream) bool { return !s.answered }))
 	if answer, err := w.pod(t, "far").outcome(podns.TCP, netip.AddrPortFrom(w.pod(t, "server").addr(true), 8080), time.Second); err != nil || answer.Outcome != podns.Silent {
 		t.Errorf("a new connection while established ones are kept: %s, %v", answer.Outcome, err)

@@ -11,7 +11,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// fieldPolicies has every field of the API. Namespace x is judged by most of them, y and z are other teams.
+// fieldPolicies has every field of the API. Most of them select pods of namespace x; y and z are other teams.
 const fieldPolicies = `---
 # Names of ports, which are other numbers in other pods; a selector, and both selectors together.
 apiVersion: networking.k8s.io/v1
@@ -100,7 +100,7 @@ spec:
 }
 
 // Every field of the API, from every pod to every port of every pod and Service, over every protocol that the kernel has, in both
-// families: packets do what policy.Eval says. Services are judged by the pod's own address and port.
+// families: packets do what policy.Eval says. For Services, the endpoint's address and port count.
 func TestPolicyMatrix(t *testing.T) {
 	text := namespaceManifest("x", "team: green") + namespaceManifest("y", "team: red") + namespaceManifest("z", "") +
 		fieldPod("x", "web-1", "node1", "app: web", 8080, 5353) + fieldPod("x", "web-2", "node2", "app: web", 8081, 5354) +

@@ -23,7 +23,7 @@ const (
 )
 
 // floodEvery is the time between two rounds of a flood: each pod is sent eight frames by enemies in that time. A slow machine, which
-// takes as much longer for everything, is given less: what starves it reaches nobody.
+// takes as much longer for everything, is given less: what starves it has no effect on others.
 func floodEvery() time.Duration { return testenv.Patience(testenv.Patience(5 * time.Millisecond)) }
 
 const (
@@ -42,7 +42,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 	})
 	near, far, friend := w.pod(t, "near"), w.pod(t, "far"), w.pod(t, "friend")
 	host := w.host(t, "node1")
-	known := map[int]bool{} // interfaces that are no victim's
+	known := map[int]bool{} // interfaces other than victims'
 	tags := []string{enemyNear, enemyFar, friendTag}
 	all := host.listen(t, "", func(h heard) bool { return h.leaving && slices.Contains(tags, h.tag) })
 	for _, index := range host.interfaces(t) {

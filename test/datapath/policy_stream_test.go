@@ -428,6 +428,6 @@ func (c *client) meet(l *listeners, proto podns.Proto, to netip.AddrPort) (mine,
 	case theirs = <-l.from(unmapped(mine.LocalAddr())):
 		return mine, theirs, nil
 	case <-time.After(2 * time.Second):
-		return nil, nil, errors.Join(fmt.Errorf("%s to %s: nobody came", c.name, to), mine.Close())
+		return nil, nil, errors.Join(fmt.Errorf("%s to %s: no connection came", c.name, to), mine.Close())
 	}
 }

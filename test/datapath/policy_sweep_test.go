@@ -233,7 +233,7 @@ func TestAddressUsedAgain(t *testing.T) {
 		})
 	}
 	first := talk("first")
-	w.write(t, "pods.yaml", "# nobody\n")
+	w.write(t, "pods.yaml", "# no pods\n")
 	w.gone(t, "first")
 	clean("the pod is gone", first)
 	w.forgetAddresses("node1")
@@ -288,7 +288,7 @@ func TestEndpointGoneWhileAgentDead(t *testing.T) {
 			labtest.Eventually(t, 5*time.Second, func() error {
 				got, err := askAgain(conn)
 				if err == nil && got == had {
-					err = fmt.Errorf("the socket still reaches %s, which is no endpoint", got)
+					err = fmt.Errorf("the socket still reaches %s, which is not an endpoint", got)
 				}
 				return err
 			})

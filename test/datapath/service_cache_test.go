@@ -187,7 +187,7 @@ func TestForgottenNodePort(t *testing.T) {
 	if _, err := server.Write([]byte("y")); err != nil {
 		t.Fatal(err)
 	}
-	// It leaves the endpoint a second and a third time, since nobody acknowledges it.
+	// It leaves the endpoint a second and a third time, since it is not acknowledged.
 	labtest.Eventually(t, 10*time.Second, func() error {
 		if n := repeated(t, server); n < 2 {
 			return fmt.Errorf("the endpoint has repeated its words %d times", n)
@@ -211,7 +211,7 @@ func repeated(t *testing.T, conn net.Conn) uint32 {
 	t.Helper()
 	socket, ok := conn.(*net.TCPConn)
 	if !ok {
-		t.Fatalf("%T is no TCP connection", conn)
+		t.Fatalf("%T is not a TCP connection", conn)
 	}
 	raw, err := socket.SyscallConn()
 	if err != nil {

@@ -65,7 +65,7 @@ func TestServiceAffinity(t *testing.T) {
 	stays("after six endpoints more")
 	c.restartAgents(t, func() { stays("while the agents are away") })
 	stays("after the agents came back")
-	// What the clients had goes; they choose anew, and stay there.
+	// What the clients had goes; they choose again, and stay there.
 	endpoints = slices.DeleteFunc(endpoints, func(text string) bool {
 		for _, name := range had {
 			if isOf(text, strings.TrimPrefix(name, "default/")) {

@@ -145,7 +145,7 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	t.Logf("connections for each pod: %v", perPod)
 }
 
-// What pods send beyond the pod network gets a source port that is no tunnel's: the userspace datapath would take the answer.
+// What pods send beyond the pod network gets a source port other than the tunnels': the userspace datapath would take the answer.
 func TestServiceMasqueradePorts(t *testing.T) {
 	c := upChanging(t, "svcmasq", "")
 	host, err := c.Status().Find("host")

@@ -69,7 +69,7 @@ type expectation struct {
 //     replaces it by its own. For an endpoint on that very node we keep it, which is allowed and better.
 //   - The Service API: loadBalancerSourceRanges restrict clients of the load balancer's addresses; a Service without endpoints rejects.
 //
-// It is not ok for cases that make no sense: nobody outside knows cluster IPs, and inside all ways to a balancer's addresses are one.
+// It is not ok for cases that make no sense: cluster IPs are unknown outside, and inside all ways to a balancer's addresses are one.
 func (tb table) reference(s tableService, c *client, t target) (expectation, bool) {
 	v4 := t.addr.Addr().Is4()
 	inside := c.kind != "outside"
@@ -129,7 +129,7 @@ func (tb table) source(c *client, t target, e endpoint, entry string, original [
 		return tb.nodes[entry].Addrs[:1] // which e2e wants of the policy Local
 	case e.onHost && c.kind != "outside":
 		// To a node's address packets leave the pod network with their node's address; what comes back to the node it came from may
-		// have the address that is nobody's.
+		// have the address that no host has.
 		own := append(tb.nodeAddrs(entry, v4), model.MasqueradeAddr(v4))
 		return append(own, original...)
 	case local, e.node == entry, t.kind == clusterIP:

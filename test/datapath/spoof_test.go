@@ -19,7 +19,7 @@ import (
 const (
 	// spoofCount is how often every forged frame is sent.
 	spoofCount = 10
-	// On targetPort listens nobody but the sniffers.
+	// Only the sniffers listen on targetPort.
 	sourcePort, targetPort = 17009, 17010
 	// honestTag marks the frames that have to arrive: they prove that the sniffers hear.
 	honestTag = "legit"
@@ -70,7 +70,7 @@ var destinations = map[string]string{"127.0.0.1": "loopback", "127.1.2.3": "loop
 // tagged puts a VLAN's tag into a frame.
 func tagged(frame []byte) []byte { return slices.Insert(frame, 12, 0x81, 0x00, 0x00, 0x05) }
 
-// A pod forges addresses of every layer; nobody receives any of it, and the switch counts each frame with its reason.
+// A pod forges addresses of every layer; none of it is received, and the switch counts each frame with its reason.
 func TestSpoofing(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
 	a := newAttack()
@@ -88,7 +88,7 @@ func TestSpoofing(t *testing.T) {
 					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(source, sourcePort), to, mark)
 				})
 			}
-			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "nobody": {2, 0, 0, 0, 0, 1}} {
+			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "no host": {2, 0, 0, 0, 0, 1}} {
 				a.frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who), func(mark []byte) []byte {
 					return wire.UDPFrame(router, mac, netip.AddrPortFrom(own, sourcePort), to, mark)
 				})
@@ -136,7 +136,7 @@ func (m mesh) cidr(node string, v4 bool) netip.Prefix {
 	return netip.Prefix{}
 }
 
-// Encapsulated packets reach nobody unless the node that owns their inner source made them.
+// Encapsulated packets reach no pod unless the node that owns their inner source made them.
 func TestTunnelSpoofing(t *testing.T) {
 	m := up(t, lab.IPv4, model.Geneve)
 	wraps := map[uint16]func(uint32, []byte) []byte{model.Geneve.UDPPort(): wire.Geneve, model.VXLAN.UDPPort(): wire.VXLAN}

@@ -30,7 +30,7 @@ func TestOnlyFlowsThatGrewAreShown(t *testing.T) {
 	after := []report.Flow{
 		flow("Classifier", 0, "pod/demo/client", "in_port=client-1", "set_field:0x1/0xf->reg0,goto_table:ARPND", 15),
 		flow("Classifier", 0, "pipeline", "in_port=weft0", "set_field:0x3/0xf->reg0,goto_table:ARPND", 9), // fewer than were sent
-		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 20),                             // made anew
+		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 20),                             // recreated
 		flow("Forwarding", 60, "node/node2", "ip,nw_dst=10.244.1.0/24", toTunnel, 10),
 		flow("Output", 90, "pipeline", "", "output:NXM_NX_REG1[]", 20), // a flow that was not there before
 	}

@@ -80,7 +80,7 @@ type session struct {
 	cancel context.CancelFunc
 }
 
-// start runs a long-running probe command and returns when it is at work. The test's end stops it if nobody else did.
+// start runs a long-running probe command and returns when it is at work. The test's end stops it.
 func (p *pod) start(t *testing.T, args ...string) *session {
 	t.Helper()
 	return startSession(t, p.name+": probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out, stderr io.Writer) error {

@@ -30,7 +30,7 @@ const (
 	configKey     = "config.yaml"
 )
 
-// env is the cluster under test. TestMain sets it before any test runs; nobody changes it afterwards, apart from the
+// env is the cluster under test. TestMain sets it before any test runs; it is not changed afterwards, apart from the
 // shared pods, which guard themselves.
 var env *environment
 

@@ -115,7 +115,7 @@ func reach[D comparableDialer](t *testing.T, wanted map[D][]wire.Target) map[D][
 	return reached
 }
 
-// Every ordered pair of pods, itself included, in every family and by every protocol; and nobody's address is changed on
+// Every ordered pair of pods, itself included, in every family and by every protocol; and no address is changed on
 // the way.
 func TestMesh(t *testing.T) {
 	pods, _ := meshPods(t)

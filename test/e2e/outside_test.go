@@ -42,7 +42,7 @@ func (o outside) probe(ctx context.Context, request, reply any, args ...string) 
 	return runProbe(cmd, "outside: probe "+strings.Join(args, " "), request, reply)
 }
 
-// runProbe runs a probe that is no pod's with a JSON request, and reads its JSON reply.
+// runProbe runs a probe outside pods with a JSON request, and reads its JSON reply.
 func runProbe(cmd *exec.Cmd, what string, request, reply any) error {
 	data, err := json.Marshal(request)
 	if err != nil {

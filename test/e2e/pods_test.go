@@ -18,7 +18,7 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// Ports of the probe's servers: in pods, and in the host's network, where nobody else may have them.
+// Ports of the probe's servers: in pods, and in the host's network, where they must be free.
 const (
 	echoPort, webPort         = 7000, 7080
 	hostEchoPort, hostWebPort = 17000, 17080

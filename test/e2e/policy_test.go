@@ -22,7 +22,7 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// denialPatience is how long an answer is waited for that shall not come.
+// denialPatience is how long the test waits for an answer that must not come.
 const denialPatience = 700 * time.Millisecond
 
 // applyPolicy makes a NetworkPolicy this. The test's end deletes it.
@@ -75,7 +75,7 @@ func selecting(value string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{"policy": value}}
 }
 
-// denied checks that nobody answered, and nobody said no either.
+// denied checks that there was neither an answer nor a refusal.
 func denied(r wire.Result) error {
 	if r.OK() {
 		return errors.New("reached, although a policy forbids it")
@@ -96,7 +96,7 @@ func refusing(targets []wire.Target) []wire.Target {
 	return short
 }
 
-// becomes waits until all of what is dialled goes as it shall, and says how long that took.
+// becomes waits until all of what is dialled goes as expected, and says how long that took.
 func becomes(t *testing.T, what string, wanted map[*pod][]wire.Target, check func(wire.Result) error) {
 	t.Helper()
 	start := time.Now()
@@ -123,7 +123,7 @@ func becomes(t *testing.T, what string, wanted map[*pod][]wire.Target, check fun
 }
 
 // Policies as a user applies them: of each direction, changed, and by labels of the namespace. The kubelet's probes of an isolated pod go on,
-// other nodes do not get in, and a Service is no way around.
+// other nodes do not get in, and a Service does not lead around.
 func TestNetworkPolicy(t *testing.T) {
 	_, hosts := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "policy-server", "policy-near", "policy-far") })
@@ -139,7 +139,7 @@ func TestNetworkPolicy(t *testing.T) {
 	wall := networkingv1.NetworkPolicySpec{PodSelector: selecting("server"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
 	applyPolicy(t, "wall", wall)
 	isolated := time.Now()
-	becomes(t, "nobody is let in", map[*pod][]wire.Target{near: clients[near], far: clients[far], hosts[1]: direct}, denied)
+	becomes(t, "no client gets in", map[*pod][]wire.Target{near: clients[near], far: clients[far], hosts[1]: direct}, denied)
 	becomes(t, "but the server's own node", map[*pod][]wire.Target{hosts[0]: direct}, reached)
 
 	wall.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
@@ -170,7 +170,7 @@ func TestNetworkPolicy(t *testing.T) {
 	becomes(t, "the policy is deleted", clients, reached)
 
 	applyPolicy(t, "cage", networkingv1.NetworkPolicySpec{PodSelector: selecting("client"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}})
-	becomes(t, "clients may ask nobody", clients, denied)
+	becomes(t, "clients reach no server", clients, denied)
 	becomes(t, "but may be asked", map[*pod][]wire.Target{server: append(targetsOf(near), targetsOf(far)...)}, reached)
 }
 
@@ -184,7 +184,7 @@ func withoutICMP(targets []wire.Target) []wire.Target {
 	return rest
 }
 
-// A pod that may ask nobody but the cluster's DNS asks that, through its Service, and nobody else.
+// A pod that may reach only the cluster's DNS reaches that, through its Service, and no other.
 func TestNetworkPolicyForDNS(t *testing.T) {
 	pods, _ := meshPods(t)
 	waitForDNS(t)
@@ -220,5 +220,5 @@ func TestNetworkPolicyForDNS(t *testing.T) {
 	applyPolicy(t, "cage", cage)
 	resolves(t, from, names, wire.Query{})
 	resolves(t, from, names, wire.Query{Server: server, Net: "tcp"})
-	becomes(t, "nobody but the DNS", map[*pod][]wire.Target{from: targetsOf(pods[0])}, denied)
+	becomes(t, "only the DNS", map[*pod][]wire.Target{from: targetsOf(pods[0])}, denied)
 }

@@ -33,8 +33,8 @@ func TestFlowRestoreWait(t *testing.T) {
 	reach(t, map[dialer][]wire.Target{pods[0]: append(targetsOf(pods[1]), targetsOf(pods[2])...)})
 }
 
-// Somebody takes a pod's port off the bridge, then the whole bridge away: Weft brings back what was there, and the pods
-// that run never have to be made anew.
+// Another program removes a pod's port from the bridge, then the whole bridge: Weft brings back what was there, and the pods
+// that run never have to be recreated.
 func TestBridgeComesBack(t *testing.T) {
 	pods, hosts := meshPods(t)
 	n := env.nodes[0]

@@ -75,7 +75,7 @@ func TestSwitchRestart(t *testing.T) {
 	pods, hosts := meshPods(t)
 	const index = 2
 	n := env.nodes[index]
-	// Both come from other nodes: this node's own are cut off from whoever watches them.
+	// Both come from other nodes: this node's own are cut off from their watchers.
 	traffic := &steadyTraffic{}
 	traffic.ping(t, pods[0], pods[2*index])
 	traffic.ping(t, hosts[1], pods[2*index+1])

@@ -104,7 +104,7 @@ func TestExternalTrafficPolicyLocal(t *testing.T) {
 // A Service without endpoints rejects at once: a reset for TCP, an ICMP error for UDP; to pods, to nodes and to the outside.
 func TestServiceWithoutEndpoints(t *testing.T) {
 	pods, hosts := meshPods(t)
-	s := createService(t, "nobody", nodePorts(corev1.ServiceExternalTrafficPolicyCluster))
+	s := createService(t, "empty", nodePorts(corev1.ServiceExternalTrafficPolicyCluster))
 	inside, beyond := clusterTargets(t, s), nodeTargets(s, env.nodes[1])
 	wanted := map[dialer][]wire.Target{pods[0]: inside, pods[2]: inside, hosts[0]: inside, hosts[1]: inside, outside{}: beyond}
 	programmed(t, wanted, func(r wire.Result) error {
@@ -116,7 +116,7 @@ func TestServiceWithoutEndpoints(t *testing.T) {
 }
 
 // rolling is a Deployment behind a Service of its own name whose pods tell the Service's clients in time that they go: they serve
-// on for a while after they are asked to end, which is what Kubernetes demands of whoever wants no connection to fail.
+// on for a while after they are asked to end, which is what Kubernetes demands where no connection may fail.
 func rolling(name string, replicas int32) *appsv1.Deployment {
 	template := spec("", "", behind(name), withReadiness(httpGet("/healthz")), func(p *corev1.Pod) {
 		p.Spec.NodeName = ""
@@ -212,7 +212,7 @@ func TestRollingRestart(t *testing.T) {
 	traffic.wantNoLoss(t)
 }
 
-// The agent's restart is not noticed by whoever makes connections through a Service.
+// The agent's restart is not noticed by clients of a Service.
 func TestServicesThroughAgentRestart(t *testing.T) {
 	pods, hosts := meshPods(t)
 	const name = "restart"

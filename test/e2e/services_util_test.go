@@ -108,7 +108,7 @@ func clusterIPs(t *testing.T, s *corev1.Service) []netip.Addr {
 	return addrs
 }
 
-// programmed waits until check says that what was dialled went as it shall, from everywhere.
+// programmed waits until check says that what was dialled went as expected, from everywhere.
 func programmed[D comparableDialer](t *testing.T, wanted map[D][]wire.Target, check func(wire.Result) error) {
 	t.Helper()
 	start := time.Now()

@@ -19,7 +19,7 @@ import (
 // How often every forged frame is sent.
 const spoofCount = 10
 
-// Ports of forged datagrams: on targetPort listens nobody but the sniffers.
+// Ports of forged datagrams: only the sniffers listen on targetPort.
 const (
 	sourcePort = 17009
 	targetPort = 17010
@@ -95,7 +95,7 @@ func stationOf(t *testing.T, p *pod) station {
 	return station{p, wire.MAC(mac)}
 }
 
-// A pod that may send any frame it likes forges addresses of every layer. Nobody gets any of it: not a pod on its node, not
+// A pod that may send any frame it likes forges addresses of every layer. None of it arrives: not at a pod on its node, not
 // one on another node, not the nodes. The switch counts every frame with its reason, and the victims' tables hold.
 func TestSpoofing(t *testing.T) {
 	pods, hosts := meshPods(t)
@@ -123,7 +123,7 @@ func TestSpoofing(t *testing.T) {
 	wantNothingBut(t, a, sniffers)
 	wantDrops(t, here, before, a.reasons)
 
-	// Had anybody believed the forged advertisements, these would go astray.
+	// Had the forged advertisements been believed, these would go astray.
 	reach(t, map[dialer][]wire.Target{near.pod: targetsOf(far.pod), far.pod: targetsOf(near.pod), hosts[0]: targetsOf(near.pod)})
 }
 

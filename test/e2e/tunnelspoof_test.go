@@ -27,7 +27,7 @@ var encapsulations = []struct {
 	{"VXLAN", vxlanPort, wire.VXLAN},
 }
 
-// Encapsulated packets that were not made by the node that owns their inner source reach nobody: not from outside the
+// Encapsulated packets that were not made by the node that owns their inner source reach no pod: not from outside the
 // cluster, not from another node, not from a pod whose packets leave with its node's address.
 func TestTunnelSpoofing(t *testing.T) {
 	pods, hosts := meshPods(t)

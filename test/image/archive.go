@@ -21,7 +21,7 @@ import (
 	"github.com/weft-cni/weft/build"
 )
 
-// writeImage writes the archive beside its name and renames it, so that nobody loads half an image.
+// writeImage writes the archive beside its name and renames it, so that half an image is never loaded.
 func writeImage(out string, ref name.Tag, version string, c collected) error {
 	img, err := newImage(version, c)
 	if err != nil {

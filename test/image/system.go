@@ -73,7 +73,7 @@ func systemFile(where string) (file, error) {
 	return file{path: strings.TrimPrefix(filepath.Join(dir, filepath.Base(where)), "/"), mode: 0o755, from: from}, nil
 }
 
-// lookup looks where packages install, not in PATH: what somebody has in /usr/local must not end in an image.
+// lookup looks where packages install, not in PATH: local programs in /usr/local must not end in an image.
 func lookup(p program) (string, error) {
 	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/bin", "/sbin"} {
 		if where, err := exec.LookPath(filepath.Join(dir, p.name)); err == nil {

@@ -83,7 +83,7 @@ func (l *Lab) serveControl(ctx context.Context) error {
 
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(v) // the reader may be gone; there is nobody else to tell
+	_ = json.NewEncoder(w).Encode(v) // the reader may be gone; there is no other reader
 }
 
 // serveProgress streams the steps until the lab is up or has failed.

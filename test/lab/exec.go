@@ -69,7 +69,7 @@ func (s Status) enter(where string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	// /sys shows the network devices of whoever mounted it.
+	// /sys shows the network devices of the namespace that mounted it.
 	const setup = `echo "$1" >/proc/sys/kernel/hostname; mount -t sysfs sysfs /sys; shift; exec "$@"`
 	return append(enter, "nsenter", "--net="+pod.NetNS, "--", "unshare", "--mount", "--uts", "--propagation", "private", "--",
 		"sh", "-ec", setup, "sh", pod.Name), nil

@@ -149,7 +149,7 @@ func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
 	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto), Port: b.addr.Port()})
 }
 
-// kept tells whether packets did what was expected: who answered must be one who may, and somebody must answer who has to.
+// kept tells whether packets did what was expected: an answer must come from an endpoint that may answer, and where one is expected it must come.
 func (v view) kept(from *pod, t Target, p Probe) bool {
 	switch {
 	case p.Expected == Reject:

@@ -35,7 +35,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// Options say which lab shall stand.
+// Options describe a lab.
 type Options struct {
 	Name string
 	// Manifests are absolute paths of files and directories.
@@ -203,7 +203,7 @@ func CheckMachine(opt Options) error {
 		return err
 	}
 	if info, err := os.Stat(opt.Agent); err != nil || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("the agent %s is no program that can be run (build it with `make build`, or name it with --agent)", opt.Agent)
+		return fmt.Errorf("the agent %s is not an executable program (build it with `make build`, or name it with --agent)", opt.Agent)
 	}
 	_, err := findDatapath(opt.Datapath)
 	return err

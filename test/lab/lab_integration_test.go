@@ -40,7 +40,7 @@ spec:
 `, name, replicas, port)
 }
 
-// machine is a network namespace that stands for the machine's own, with nobody else's links in it, and everything that a
+// machine is a network namespace that stands for the machine's own, without other links in it, and everything that a
 // lab could leave on the machine.
 type machine struct {
 	ns podns.Namespace
@@ -251,7 +251,7 @@ func TestBadInput(t *testing.T) {
 		{[]string{"-f", good, "--datapath=magic"}, []string{`datapath "magic": want netdev or system`}},
 		{[]string{"-f", good, "--ip-family=ipv5"}, []string{`IP family "ipv5": want ipv4, ipv6 or dual`}},
 		{[]string{"-f", good, "--nodes=-1"}, []string{"--nodes -1: want 1 to 50"}},
-		{[]string{"-f", good, "--agent=/etc/passwd"}, []string{"the agent /etc/passwd is no program"}},
+		{[]string{"-f", good, "--agent=/etc/passwd"}, []string{"the agent /etc/passwd is not an executable program"}},
 		// An agent that does not start: found out late, and still nothing stays.
 		{[]string{"-f", good, "--agent=/bin/false"}, []string{"start false of node", "it ended"}},
 	} {
@@ -379,7 +379,7 @@ func TestExec(t *testing.T) {
 	if _, err := labtest.Run(l.Exec("web-0", "sh", "-c", "exit 7")); !errors.As(err, &exit) || exit.ExitCode() != 7 {
 		t.Errorf("exit status of a command in a pod: %v, want 7", err)
 	}
-	for _, where := range []string{"nobody", "node/node9"} {
+	for _, where := range []string{"unknown", "node/node9"} {
 		if _, err := labtest.Run(l.Exec(where, "true")); err == nil || !strings.Contains(err.Error(), "has no") {
 			t.Errorf("exec in %s: %v", where, err)
 		}

@@ -84,7 +84,7 @@ func (l *Lab) startOVS(ctx context.Context, n *node) error {
 	// Every Kubernetes node is a router.
 	const prepare = `echo 1 >/proc/sys/net/ipv4/ip_forward
 [ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
-# One client is told once a second that nobody is there; a probe asks many at once.
+# One client is told once a second that there is no host; a probe asks many at once.
 echo 0 >/proc/sys/net/ipv4/icmp_ratelimit
 [ ! -e /proc/sys/net/ipv6 ] || echo 0 >/proc/sys/net/ipv6/icmp/ratelimit
 mkdir "$1"; ovsdb-tool create "$2" "$3"`
@@ -177,7 +177,7 @@ func (l *Lab) keepAgent(ctx context.Context, n *node) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(restartPause): // one that ends at once shall not keep the machine busy
+		case <-time.After(restartPause): // one that ends at once must not keep the machine busy
 		}
 	}
 }

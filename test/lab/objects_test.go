@@ -71,7 +71,7 @@ spec: {selector: {app: web}, ports: [{name: a, port: 80, targetPort: http}, {nam
 apiVersion: v1
 kind: Service
 metadata: {name: none}
-spec: {selector: {app: nobody}, ports: [{port: 80}]}
+spec: {selector: {app: absent}, ports: [{port: 80}]}
 ---
 apiVersion: v1
 kind: Service
@@ -246,7 +246,7 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 	want := map[string]Expectation{
 		"pod default/one 8080/TCP": Allow, "pod default/one 9/TCP": Deny, "pod default/two 8081/TCP": Deny,
 		"pod x/other 8081/TCP": Allow, "pod x/other 5/UDP": Allow,
-		// One endpoint listens on 8080, the other on 8081; nobody is behind the third.
+		// One endpoint listens on 8080, the other on 8081; the third has none.
 		"service default/web 80/TCP": Either, "service default/web 9/TCP": Deny, "service default/none 80/TCP": Reject,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -259,7 +259,7 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 			reached string
 			want    bool
 		}{
-			{podns.Silent, "", expected != Allow && expected != Reject}, {podns.Refused, "", expected != Allow}, {podns.Answered, "somebody/else", false},
+			{podns.Silent, "", expected != Allow && expected != Reject}, {podns.Refused, "", expected != Allow}, {podns.Answered, "another/pod", false},
 			{podns.Answered, "default/two", false},
 			{podns.Answered, "default/one", strings.HasSuffix(target.String(), "default/one 8080/TCP") || target.String() == "service default/web 80/TCP"},
 		} {

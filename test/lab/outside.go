@@ -8,7 +8,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// outsideName is what people call the host on the underlay that is no node.
+// outsideName is what people call the host on the underlay that is not a node.
 const outsideName = "outside"
 
 // startOutside brings up a host beside the nodes, for what comes from beyond the cluster.
@@ -53,7 +53,7 @@ func (l *Lab) routeOutside(ctx context.Context) error {
 	return nil
 }
 
-// unrouteOutside takes away the host's way to an address that is nobody's any more, if the person has not done so before.
+// unrouteOutside takes away the host's way to an address that is not in use any more, if it still exists.
 func (l *Lab) unrouteOutside(ctx context.Context, addr netip.Addr) error {
 	family := "-6"
 	if addr.Is4() {

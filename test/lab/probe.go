@@ -24,11 +24,11 @@ const ProbeTimeout = 5 * time.Second
 const (
 	// attemptsAtOnce bounds the attempts under way: each has a thread.
 	attemptsAtOnce = 128
-	// askedAtOnce bounds, for each processor, those of them that somebody should answer: more would only wait for each other, and on a
+	// askedAtOnce bounds, for each processor, those of them that should be answered: more would only wait for each other, and on a
 	// slow machine until packets are lost. So they go as fast as the machine; one that is not answered holds the others up for holdUp.
 	askedAtOnce = 4
 	holdUp      = 250 * time.Millisecond
-	// silence is how long an answer is waited for at least that nobody should give. A lost packet must not pass for a forbidden one: TCP
+	// silence is how long an answer is waited for at least that should not come. A lost packet must not pass for a forbidden one: TCP
 	// repeats its first after a second.
 	silence = 2 * time.Second
 	// maxTraces bounds how many differences are traced, since one cause often has many.
@@ -151,8 +151,8 @@ type view struct {
 	problem string
 }
 
-// probe sends real packets from every pod to every port: first where somebody should answer, which tells how fast that goes here and
-// now, then where nobody should or need.
+// probe sends real packets from every pod to every port: first where an answer is expected, which tells how fast that goes here and
+// now, then where none is.
 func (l *Lab) probe(ctx context.Context, timeout time.Duration) (Report, error) {
 	begin := time.Now()
 	v, err := l.view()

@@ -13,7 +13,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// A switch that is slow to answer is no difference, and silence is waited for longer then. What is not answered in the time that a
+// A switch that is slow to answer does not count as a difference, and silence is waited for longer then. What is not answered in the time that a
 // person gives is one.
 func TestProbeTakesItsTime(t *testing.T) {
 	l := labtest.Up(t, "slow", "-f", labtest.Write(t, map[string]string{"f.yaml": deployment("open", 2, 80) + deployment("shut", 1, 80) +
@@ -49,7 +49,7 @@ func TestProbeTakesItsTime(t *testing.T) {
 		t.Errorf("the slowest answer took %.2f s, want at least 1; all took %.2f s, want at least %.2f", r.Slowest, r.Seconds, want)
 	}
 
-	l.Run("node/node1", "ovs-ofctl", "add-flow", "weft", "table=60,priority=999,tcp,actions=drop") // of nobody that the agent knows
+	l.Run("node/node1", "ovs-ofctl", "add-flow", "weft", "table=60,priority=999,tcp,actions=drop") // not Weft's
 	begin := time.Now()
 	r, err = lab.ReadProbe(t.Context(), l.Name, 200*time.Millisecond)
 	if took := time.Since(begin); err != nil || r.Counts[lab.Differs] == 0 || took > testenv.Patience(2*time.Second) {

@@ -33,7 +33,7 @@ type Status struct {
 	// Problem says why the manifests as they are now are not what stands.
 	Problem string       `json:"problem,omitempty"`
 	Nodes   []NodeStatus `json:"nodes"`
-	// Outside is a host on the underlay that is no node.
+	// Outside is a host on the underlay that is not a node.
 	Outside  OutsideStatus   `json:"outside"`
 	Pods     []PodStatus     `json:"pods"`
 	Services []ServiceStatus `json:"services"`

@@ -27,7 +27,7 @@ type journey struct {
 	reply            bool
 }
 
-// trace follows the first packet of a probe that differs and, when nobody answered, what a reply would do. Whatever fails
+// trace follows the first packet of a probe that differs and, without an answer, what a reply would do. Whatever fails
 // becomes part of the text: it is shown to a person, beside what it explains.
 func (l *Lab) trace(ctx context.Context, from *pod, t Target, answered bool, pods []*pod) string {
 	src, ok := from.source(t.Addr.Is4())

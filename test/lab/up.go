@@ -112,7 +112,7 @@ func start(ctx context.Context, group sandbox.Group, dir string, args []string, 
 		return err
 	}
 	daemon := program{name: "the lab's daemon", log: log, running: running}
-	// The socket's file is there before anybody listens at it, so its presence says nothing.
+	// The socket's file is there before there is a listener, so its presence says nothing.
 	if err := daemon.wait(ctx, func(ctx context.Context) error { return answers(ctx, dir) }); err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func start(ctx context.Context, group sandbox.Group, dir string, args []string, 
 	}
 }
 
-// Down removes a lab, in whatever state it is; an Up that is still at work is ended. It is no error when there is none.
+// Down removes a lab, in whatever state it is; an Up that is still at work is ended. Idempotent.
 func Down(ctx context.Context, name string) error {
 	group, err := groupOf(name)
 	if err != nil {

@@ -67,7 +67,7 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 		return err
 	}
 	if s.Flows.Realised != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
-		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are refused, %d keys are disputed", s.Flows.Realised, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
+		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are quarantined, %d keys conflict", s.Flows.Realised, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
 	}
 	r.number("flows", float64(s.Flows.Flows), "", 0)
 	r.number("groups", float64(s.Flows.Groups), "", 0)
@@ -75,7 +75,7 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	return nil
 }
 
-// restart starts the agent anew while everything is in the switch: it must not change anything there. The memory is that of a while
+// restart restarts the agent while everything is in the switch: it must not change anything there. The memory is that of a while
 // of running before it.
 func (n *node) restart(ctx context.Context, r *report, aimed float64) error {
 	m, err := n.runs.memory()

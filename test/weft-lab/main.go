@@ -65,7 +65,7 @@ func newRoot() *cobra.Command {
 	return cmd
 }
 
-// labFlags are the flags that say what a lab shall be.
+// labFlags are the flags that describe a lab.
 func labFlags(cmd *cobra.Command, opt *lab.Options) {
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil, "file or directory of Kubernetes manifests, also several times; changes are followed")
@@ -178,7 +178,7 @@ func execCommand(name *string) *cobra.Command {
 		Use:   "exec POD|node/NODE|outside -- COMMAND [ARGUMENT…]",
 		Short: "Run a command in a pod's network, on a node, or on a host outside",
 		Long: "Runs a program of this machine in the network namespace of a pod (NAME or NAMESPACE/NAME), or in all namespaces of a\n" +
-			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent. The host outside is no node: its\n" +
+			"node, where ovs-ofctl, ovs-vsctl and weftctl find the node's own Open vSwitch and agent. The host outside is not a node: its\n" +
 			"routes lead LoadBalancer and external addresses to the first one.",
 		Args: cobra.MinimumNArgs(2),
 		Example: "  weft-lab exec shop/frontend-0 -- ip addr\n" +
@@ -233,7 +233,7 @@ func showLab(out io.Writer, s lab.Status) error {
 		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, "the manifests as they are now were not applied: "+s.Problem))
 	}
 	if len(s.Outside.Addrs) > 0 {
-		fmt.Fprintf(w, "Outside\ta host at %s, which is no node\n", join(s.Outside.Addrs))
+		fmt.Fprintf(w, "Outside\ta host at %s, which is not a node\n", join(s.Outside.Addrs))
 	}
 	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
 	for _, n := range s.Nodes {

@@ -113,7 +113,7 @@ Manifests  /shop
 Network    ipv4, geneve tunnels, netdev datapath
 Ignored    ConfigMap, which mean nothing to a network
 Problem    the manifests as they are now were not applied: f.yaml:1: not YAML
-Outside    a host at 172.31.0.2, which is no node
+Outside    a host at 172.31.0.2, which is not a node
 
 NODE   ADDRESSES    POD CIDRS      FLOWS  STATE
 node1  172.31.0.11  10.244.0.0/24  63     ready

@@ -84,7 +84,7 @@ func TestParseLdd(t *testing.T) {
 		t.Errorf("libraries (-want +got): %v\n%s", err, diff)
 	}
 	if _, err := parseLdd("\tlibgone.so.1 => not found\n"); err == nil {
-		t.Errorf("a missing library is no error")
+		t.Errorf("a missing library gave no error")
 	}
 }
 

@@ -31,7 +31,7 @@ import (
 )
 
 const (
-	// protocol marks the routes as this program's: a number that rt_protos(5) has for nobody.
+	// protocol marks the routes as this program's: a number that rt_protos(5) does not assign.
 	protocol = 87
 	// retryInterval is the pause after a route that the kernel did not take.
 	retryInterval = time.Second
@@ -153,7 +153,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// prefixOf is invalid for what is no prefix.
+// prefixOf returns an invalid prefix for invalid input.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	if n == nil {
 		return netip.Prefix{}
@@ -163,6 +163,6 @@ func prefixOf(n *net.IPNet) netip.Prefix {
 }
 
 func addrOf(ip net.IP) netip.Addr {
-	addr, _ := netip.AddrFromSlice(ip) // invalid for what is no address
+	addr, _ := netip.AddrFromSlice(ip) // invalid for invalid input
 	return addr.Unmap()
 }

@@ -39,7 +39,7 @@ const MaxNodes = 100
 // The plan. Pod and Service ranges never leave the cluster's own namespaces, so all clusters share them; underlays show
 // in the machine's own network namespace, so each cluster name has its own.
 const (
-	controlPlaneNumber = 1  // etcd and the Kubernetes programs that are no node's
+	controlPlaneNumber = 1  // etcd and the Kubernetes programs that belong to no node
 	outsideNumber      = 2  // the world beyond the nodes, also their default gateway
 	hostNumber         = 3  // the machine itself, where kubectl and tests run
 	firstNode          = 11 // node1

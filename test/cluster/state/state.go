@@ -32,7 +32,7 @@ type Cluster struct {
 	// Underlay is the network between the nodes.
 	Underlay sandbox.Underlay `json:"underlay"`
 	Outside  Outside          `json:"outside"`
-	// ControlPlane is where etcd and the Kubernetes programs that are no node's run. It has routes to all pods.
+	// ControlPlane is where etcd and the Kubernetes programs that belong to no node run. It has routes to all pods.
 	ControlPlane sandbox.Node `json:"controlPlane"`
 	Nodes        []Node       `json:"nodes"`
 	// Processes are the control plane's, by program.
@@ -56,7 +56,7 @@ type Node struct {
 	Processes map[string]sandbox.Process `json:"processes"`
 }
 
-// What the tool calls the members of the underlay that are no nodes.
+// What the tool calls the members of the underlay other than nodes.
 const (
 	OutsideName      = "outside"
 	ControlPlaneName = "control-plane"

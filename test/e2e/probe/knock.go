@@ -11,7 +11,7 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// knock opens a new TCP connection to every echo server at a fixed rate until its standard input is closed. Whoever does not
+// knock opens a new TCP connection to every echo server at a fixed rate until its standard input is closed. A server that does not
 // echo in time is lost.
 func knock(args []string) error {
 	flags := flag.NewFlagSet("knock", flag.ContinueOnError)

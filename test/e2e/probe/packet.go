@@ -62,7 +62,7 @@ func sendDatagram(d wire.LabelledDatagram, count int) error {
 	}
 	defer conn.Close()
 	for range count {
-		// A port that nobody listens on is reported on the next write; the datagram before it has left all the same.
+		// A port without a listener is reported on the next write; the datagram before it has left all the same.
 		if _, err := conn.Write(d.Data); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 			return fmt.Errorf("send datagram %s to %s: %w", d.Label, d.To, err)
 		}

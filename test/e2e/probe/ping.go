@@ -151,7 +151,7 @@ func everyTick(interval time.Duration, done <-chan struct{}, step func() (goOn b
 	}
 }
 
-// waitComplete waits until nothing is outstanding, but not for ever.
+// waitComplete waits until nothing is outstanding, within a bound.
 func waitComplete(t *tally, atMost time.Duration) {
 	for end := time.Now().Add(atMost); !t.complete() && time.Now().Before(end); {
 		time.Sleep(5 * time.Millisecond)

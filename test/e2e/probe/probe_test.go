@@ -88,7 +88,7 @@ func TestUDPAnswersFromTheAddressThatWasAsked(t *testing.T) {
 }
 
 func TestDialReportsWhatCannotBeReached(t *testing.T) {
-	// A UDP socket that never answers, and a TCP port on which nobody listens.
+	// A UDP socket that never answers, and a TCP port without a listener.
 	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

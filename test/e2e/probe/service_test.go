@@ -11,23 +11,23 @@ import (
 )
 
 func TestKnock(t *testing.T) {
-	// Nobody listens at the second address.
+	// The second address has no listener.
 	echo := startEcho(t)
 	closed, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	nobody := netip.MustParseAddrPort(closed.Addr().String())
+	unserved := netip.MustParseAddrPort(closed.Addr().String())
 	closed.Close()
 	done := make(chan struct{})
 	time.AfterFunc(100*time.Millisecond, func() { close(done) })
-	reply := knockUntil([]netip.AddrPort{echo, nobody}, 5*time.Millisecond, 5*time.Second, done)
+	reply := knockUntil([]netip.AddrPort{echo, unserved}, 5*time.Millisecond, 5*time.Second, done)
 	good, bad := reply.Series[0], reply.Series[1]
 	if good.Sent < 2 || good.Received != good.Sent || good.SendErrors != 0 {
 		t.Errorf("knocking at an echo server: %+v", good)
 	}
 	if bad.Sent < 2 || bad.Received != 0 || bad.SendErrors != bad.Sent || !strings.Contains(bad.FirstError, "refused") {
-		t.Errorf("knocking where nobody listens: %+v", bad)
+		t.Errorf("knocking without a listener: %+v", bad)
 	}
 }
 
@@ -91,6 +91,6 @@ func TestResolve(t *testing.T) {
 		}
 	}
 	if a := reply.Answers[2]; a.Error == "" || len(a.Addrs) > 0 {
-		t.Errorf("nobody was asked: %+v", a)
+		t.Errorf("no server was asked: %+v", a)
 	}
 }

@@ -15,7 +15,7 @@ import (
 // lastFrames is how long sniff waits for the frames that it was told to await.
 const lastFrames = 5 * time.Second
 
-// sniffTick is how often sniff looks whether it shall end.
+// sniffTick is how often sniff checks whether it must end.
 const sniffTick = 50 * time.Millisecond
 
 // sniff counts what arrives, by mark, until its standard input is closed: the frames on an interface or, with --port, the

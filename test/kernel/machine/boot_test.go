@@ -36,7 +36,7 @@ func bootable(t *testing.T, command ...string) (Config, *bytes.Buffer) {
 	}, &output
 }
 
-// nothingLeft checks that no file stays, and no process: whoever ran there would hold a file below it open.
+// nothingLeft checks that no file stays, and no process: one that ran there would hold a file below it open.
 func nothingLeft(t *testing.T, c Config) {
 	t.Helper()
 	left, err := os.ReadDir(os.Getenv("TMPDIR"))

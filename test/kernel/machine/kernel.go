@@ -48,7 +48,7 @@ func EnsureKernel(ctx context.Context, out io.Writer, cache string) (Kernel, err
 	}
 	version := strings.TrimPrefix(name, "linux-image-")
 	k := Kernel{Version: version, Dir: filepath.Join(cache, version)}
-	// It appears whole or not at all. Somebody else may have been faster.
+	// It appears whole or not at all. Another process may have been faster.
 	if err := os.Rename(filepath.Join(tmp, "root"), k.Dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return Kernel{}, fmt.Errorf("get a kernel: %w", err)
 	}
@@ -83,7 +83,7 @@ func newestKernel(cache string) (Kernel, error) {
 func (k Kernel) check() error {
 	for _, path := range []string{k.image(), filepath.Join(k.modules(), "modules.dep")} {
 		if _, err := os.Stat(path); err != nil {
-			return fmt.Errorf("%s is no unpacked kernel, remove it: %w", k.Dir, err)
+			return fmt.Errorf("%s is not an unpacked kernel, remove it: %w", k.Dir, err)
 		}
 	}
 	return nil

@@ -95,7 +95,7 @@ func (d Datapath) Connect(ctx context.Context, n sandbox.Node, up Uplink) error 
 	return d.Readdress(n, up)
 }
 
-// Readdress puts back the addresses and routes of a node that was connected, after its Open vSwitch made its links anew.
+// Readdress puts back the addresses and routes of a node that was connected, after its Open vSwitch recreated its links.
 func (d Datapath) Readdress(n sandbox.Node, up Uplink) error {
 	link := nic // the kernel's tunnels leave through the node's own network
 	if d == Netdev {

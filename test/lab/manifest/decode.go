@@ -34,7 +34,7 @@ var ignored = []string{
 	"storage.k8s.io/v1 StorageClass", "scheduling.k8s.io/v1 PriorityClass",
 }
 
-// reserved are names of what is no node, and is beside the nodes.
+// reserved are names of the lab's parts other than nodes.
 var reserved = []string{"underlay", "outside", "lab"}
 
 func (l *loader) read(file string, data []byte) {

@@ -96,7 +96,7 @@ func TestMistakes(t *testing.T) {
 		{"a traffic policy", serviceHead + "  internalTrafficPolicy: local\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.internalTrafficPolicy: "local" is not allowed; allowed: Cluster, Local`}},
 		{"affinity of a Service", serviceHead + "  sessionAffinity: Client\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.sessionAffinity: "Client" is not allowed; allowed: None, ClientIP`}},
 		{"a balancer without one", serviceHead + "  ports: [{port: 1}]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n", []string{"f.yaml:6: status.loadBalancer: only a Service of type LoadBalancer has one"}},
-		{"a slice of nobody", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
+		{"a slice of no Service", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
 			"f.yaml:3: metadata: the label kubernetes.io/service-name is missing", "f.yaml:5: endpoints[0].addresses: fd00::1 is not of type IPv4", "f.yaml:6: ports[0]: port is missing"}},
 		{"ExternalName", serviceHead + "  type: ExternalName\n", []string{"f.yaml:5: spec.type: not supported"}},
 		{"a policy's type", policyHead + "  policyTypes: [Ingres]\n", []string{`f.yaml:6: spec.policyTypes[0]: "Ingres" is not allowed; allowed: Ingress, Egress`}},

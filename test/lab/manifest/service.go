@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// NodePorts are the first and the last port that Services have at nodes, as in a cluster where nobody says otherwise.
+// NodePorts are the first and the last port that Services have at nodes, as in a cluster by default.
 const (
 	FirstNodePort = 30000
 	LastNodePort  = 32767

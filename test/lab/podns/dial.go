@@ -18,8 +18,8 @@ type Outcome string
 // The outcomes.
 const (
 	Answered Outcome = "answered"
-	Refused  Outcome = "refused" // somebody said no: a reset, or an ICMP error
-	Silent   Outcome = "silent"  // nobody said anything in time
+	Refused  Outcome = "refused" // a reset, or an ICMP error
+	Silent   Outcome = "silent"  // no answer in time
 )
 
 // Answer says how a Dial went.

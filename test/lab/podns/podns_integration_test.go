@@ -72,7 +72,7 @@ func TestResponderAnswersItsName(t *testing.T) {
 	}
 }
 
-// Nobody home: silence within the time that was given, and a network that is not there at once.
+// No host: silence within the time that was given, and a network that is not there at once.
 func TestDialSilence(t *testing.T) {
 	ns := newNS(t)
 	var mute net.Listener

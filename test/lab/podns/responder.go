@@ -33,7 +33,7 @@ type Port struct {
 
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Proto) }
 
-// Responder answers on ports of a namespace with a name, so that whoever asks knows whom it reached, and with its port and the
+// Responder answers on ports of a namespace with a name, so that clients know whom they reached, and with its port and the
 // asker's address as they arrived there.
 type Responder struct {
 	ns   Namespace
@@ -87,7 +87,7 @@ func (r *Responder) Close() {
 }
 
 func (r *Responder) close(p Port) {
-	_ = r.open[p].Close() // a listener that is given up has nobody to tell
+	_ = r.open[p].Close() // the listener is given up
 	delete(r.open, p)
 }
 
@@ -139,7 +139,7 @@ func (r *Responder) answerStream(l net.Listener, port uint16) {
 			return // closed
 		}
 		go func() {
-			// Whoever asked may be gone; there is nobody else to tell.
+			// The client may be gone.
 			peer, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
 			_, _ = io.WriteString(conn, r.answer(port, peer))
 			_ = conn.Close()

@@ -258,7 +258,7 @@ func joined(hierarchies []hierarchy) []hierarchy {
 }
 
 // passControllers makes the controllers that a version 2 cgroup has available to its children. In version 1 they are. Where
-// the parent holds processes, which forbids it (in a container, the root does), whoever needs a controller finds out itself.
+// the parent holds processes, which forbids it (in a container, the root does), a caller that needs a controller finds out itself.
 func (h hierarchy) passControllers(dir string) error {
 	if !h.v2 {
 		return nil

@@ -74,7 +74,7 @@ func (l LockFile) try() (unlock func(), err error) {
 	return func() { file.Close() }, nil
 }
 
-// Seize takes the lock from whoever holds it, by ending that process.
+// Seize takes the lock from its holder, by ending that process.
 func (l LockFile) Seize(ctx context.Context) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, seizeTimeout)
 	defer cancel()

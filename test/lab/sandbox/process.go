@@ -118,7 +118,7 @@ func start(cmd *exec.Cmd) (Running, error) {
 	proc, err := FindProcess(cmd.Process.Pid)
 	exited := make(chan struct{})
 	go func() {
-		// A daemon's exit status says less than its log, which whoever waits for Exited points to.
+		// A daemon's exit status says less than its log, to which callers of Exited point.
 		_ = cmd.Wait()
 		close(exited)
 	}()

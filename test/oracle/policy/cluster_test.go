@@ -119,7 +119,7 @@ func (s *state) do(a *generator.Action) error {
 func (s *state) cells(config *generator.ProbeConfig) []*probe.Job {
 	builder := &probe.JobBuilder{TimeoutSeconds: 1}
 	jobs := builder.GetJobsForProbeConfig(s.resources, config)
-	list := slices.Concat(jobs.Valid, jobs.BadPortProtocol) // a port that nobody serves is a port, too
+	list := slices.Concat(jobs.Valid, jobs.BadPortProtocol) // a port without a server is a port, too
 	if config.AllAvailable {
 		return list
 	}

@@ -1,5 +1,5 @@
-// Package policy compares Weft's NetworkPolicies with oracles that nobody here wrote: every case that cyclonus generates, on its
-// nine pods and the ports and protocols that it probes, is judged by cyclonus' matcher, by the evaluator of
+// Package policy compares Weft's NetworkPolicies with other projects' oracles: every case that cyclonus generates, on its
+// nine pods and the ports and protocols that it probes, is evaluated by cyclonus' matcher, by the evaluator of
 // sigs.k8s.io/kube-network-policies, by policy.Eval, and by packets that go through the compiled flows of two nodes. Objects take
 // the way that the agent's take: pkg/kube, policy.Resolve, flows.Compiler. Everything runs on the test's goroutine.
 //

@@ -87,7 +87,7 @@ func (j judges) weft(t *testing.T, name string, cell *probe.Job) bool {
 	t.Helper()
 	p := packet(cell)
 	verdict := tracetest.Expected(j.view, p)
-	// Cells are judged one by one: what one has established is not for the next.
+	// Cells are evaluated one by one: what one has established is not for the next.
 	j.network.Forget()
 	if err := tracetest.Check(verdict, j.network.Send(p)); err != nil {
 		t.Fatalf("%s: %+v: %v\n%s", name, p, err, j.network.Explain(p))
@@ -138,14 +138,14 @@ var reasons = map[string]string{
 func document(t *testing.T, found map[disagreement]map[string]int, total map[string]int) string {
 	var b strings.Builder
 	b.WriteString("<!-- Made by: go test -C test/oracle/policy -update -->\n# Oracles for NetworkPolicies\n\n" +
-		"`test/oracle/policy` has every case that [cyclonus](https://github.com/mattfenwick/cyclonus) generates judged cell by cell by cyclonus' `matcher`, by the evaluator of\n" +
+		"`test/oracle/policy` has every case that [cyclonus](https://github.com/mattfenwick/cyclonus) generates evaluated cell by cell by cyclonus' `matcher`, by the evaluator of\n" +
 		"[kube-network-policies](https://sigs.k8s.io/kube-network-policies), by `policy.Eval`, and by packets through the compiled flows of two nodes, there and back. Eval and the\n" +
 		"flows agree on every cell. A cell is a pod, another (or the same) pod, and a protocol and port.\n\n" +
 		"| | Cases | Steps | Cells |\n|---|---|---|---|\n")
 	for _, family := range []string{"IPv4", "IPv6"} {
 		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", family, total[family+" cases"], total[family+" steps"], total[family+" cells"])
 	}
-	b.WriteString("\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions and ranges, are judged by both, too. There they agree with Eval but for\n" +
+	b.WriteString("\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions and ranges, are evaluated by both, too. There they agree with Eval but for\n" +
 		"one thing: for cyclonus `NotIn` does not match where the label is missing. For Kubernetes' own selectors, and for kube-network-policies, which uses them, it does.\n")
 	b.WriteString("\n## Disagreements\n")
 	keys := make([]disagreement, 0, len(found))
@@ -160,7 +160,7 @@ func document(t *testing.T, found map[disagreement]map[string]int, total map[str
 		if d.what != last {
 			reason, ok := reasons[d.what]
 			if !ok {
-				t.Errorf("%s and Weft disagree, and nobody says why: %s, in %v", d.oracle, d.what, found[d])
+				t.Errorf("%s and Weft disagree, for an unknown reason: %s, in %v", d.oracle, d.what, found[d])
 			}
 			fmt.Fprintf(&b, "\n### %s\n%s\n\n| Oracle | Family | Cases | Cells |\n|---|---|---|---|\n", d.what, reason)
 			last = d.what

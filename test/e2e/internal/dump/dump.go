@@ -25,7 +25,7 @@ type Flow struct {
 // Identity tells flows apart by what they do and who owns them.
 func (f Flow) Identity() string { return fmt.Sprintf("cookie=%#x, %s", f.Cookie, f.Spec) }
 
-// volatile are the fields of a dumped flow that change while nobody touches the flow. "importance" and the timeouts do not.
+// volatile are the fields of a dumped flow that change although the flow does not. "importance" and the timeouts do not.
 var volatile = map[string]bool{"cookie": true, "duration": true, "n_packets": true, "n_bytes": true, "idle_age": true, "hard_age": true}
 
 // Flows reads `ovs-ofctl dump-flows`.

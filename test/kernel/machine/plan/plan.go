@@ -21,7 +21,7 @@ const (
 	ExitFile = "exit-status"
 )
 
-// Plan is what the guest shall do.
+// Plan is what the guest does.
 type Plan struct {
 	// Modules are the kernel modules to load from ModuleDir, in this order.
 	Modules []string `json:"modules"`
