@@ -174,7 +174,8 @@ func TestServicesOfACluster(t *testing.T) {
 		defer v.mu.Unlock()
 		return v.changes > before
 	})
-	if v.mu.Lock(); v.changes != before+1 {
+	v.mu.Lock()
+	if v.changes != before+1 {
 		t.Errorf("%d changes are emitted, want 1", v.changes-before)
 	}
 	v.mu.Unlock()

@@ -40,7 +40,7 @@ func (s *Switch) Connections(ctx context.Context, zone uint16, each func(openflo
 }
 
 // ErrNotRemovable means that this Open vSwitch cannot remove such a connection. It ends by itself.
-var ErrNotRemovable = errors.New("Open vSwitch cannot remove a connection of ICMPv6")
+var ErrNotRemovable = errors.New("ovs-vswitchd cannot remove a connection of ICMPv6")
 
 // Remove removes a connection from the tracker. Idempotent: a connection that does not exist is not an error. The next
 // packet begins a new connection.

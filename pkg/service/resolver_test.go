@@ -123,7 +123,8 @@ func historyDoesNotMatter(t *rapid.T) {
 	for name := range slices {
 		r.DeleteSlice(name)
 	}
-	if flushed(r, got); len(got) != 0 {
+	flushed(r, got)
+	if len(got) != 0 {
 		t.Errorf("Services that do not exist: %v", got)
 	}
 	if services, slices := r.Size(); services+slices != 0 {
