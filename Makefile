@@ -101,7 +101,7 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m $(concurrent)
 	go test -tags integration -timeout 20m $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
 	go test -C test -tags integration -timeout 20m ./image
-	go test -C test -tags integration -timeout 20m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
 
 .PHONY: nightly
 nightly: ## 100,000 sets of random policies through the compiled flows, 10,000 sequences of changes; 40 minutes
