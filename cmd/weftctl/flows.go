@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/report"
 )
@@ -44,7 +45,7 @@ func flowsCommand(c *client) *cobra.Command {
 			if used {
 				flows = slices.DeleteFunc(flows, func(f report.Flow) bool { return f.Packets == 0 })
 			}
-			return c.print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows, len(args) == 1) })
 		},
 	}
 	cmd.Flags().BoolVar(&used, "used", false, "only flows that packets have taken")
@@ -57,7 +58,7 @@ func showFlows(out io.Writer, flows []report.Flow, withGroups bool) error {
 	for _, f := range flows {
 		actions := f.Actions
 		if f.Reason != "" {
-			actions = paint(out, faint, actions+" ("+string(f.Reason)+")")
+			actions = terminal.Paint(out, terminal.Faint, actions+" ("+string(f.Reason)+")")
 		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%s\n", f.Table, f.Priority, f.Packets, f.Owner, orAny(f.Match), actions)
 	}

@@ -39,7 +39,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&c.socket, "socket", api.DefaultSocket, "the agent's Unix socket")
-	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "table or json")
+	root.PersistentFlags().StringVarP((*string)(&c.output), "output", "o", "table", "table or json")
 	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c))
 	return root
 }

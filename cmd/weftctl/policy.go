@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/report"
 )
 
@@ -36,7 +37,7 @@ func policyCommand(c *client) *cobra.Command {
 			if len(policies) == 0 && len(args) == 1 {
 				return fmt.Errorf("no policy %s selects a pod of this node; weftctl policy lists those that do, kubectl get networkpolicies -A all of them", args[0])
 			}
-			return c.print(cmd.OutOrStdout(), policies, func(w io.Writer) error { return showPolicies(w, policies, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), policies, func(w io.Writer) error { return showPolicies(w, policies, len(args) == 1) })
 		},
 	}
 }
@@ -69,7 +70,7 @@ const fewEntries = 3
 // some is a list in a table's column: its first entries, or all of it.
 func some(list []string, all bool) string {
 	if all || len(list) <= fewEntries+1 {
-		return orNone(strings.Join(list, ","))
+		return terminal.OrNone(strings.Join(list, ","))
 	}
 	return fmt.Sprintf("%s,+%d", strings.Join(list[:fewEntries], ","), len(list)-fewEntries)
 }

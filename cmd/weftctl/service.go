@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/report"
 )
 
@@ -35,7 +36,7 @@ func serviceCommand(c *client) *cobra.Command {
 			if len(services) == 0 && len(args) == 1 {
 				return fmt.Errorf("this node serves no Service %s; headless Services and those of type ExternalName need no flows, kubectl get services -A lists all", args[0])
 			}
-			return c.print(cmd.OutOrStdout(), services, func(w io.Writer) error { return showServices(w, services, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), services, func(w io.Writer) error { return showServices(w, services, len(args) == 1) })
 		},
 	}
 }
@@ -50,7 +51,7 @@ func showServices(out io.Writer, services []report.Service, all bool) error {
 	for _, s := range services {
 		for _, f := range s.Frontends {
 			problem := joinNotEmpty("; ", f.Without, s.Problem)
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", s.Service, f.Kind, f.Address, f.Protocol, trafficPolicy(f), orNone(s.Affinity), f.Packets,
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", s.Service, f.Kind, f.Address, f.Protocol, trafficPolicy(f), terminal.OrNone(s.Affinity), f.Packets,
 				some(endpoints(f), all), state(out, problem, "realised"))
 		}
 		if len(s.Frontends) == 0 {
@@ -70,7 +71,7 @@ func trafficPolicy(f report.Frontend) string {
 	if len(f.Sources) == 0 {
 		return f.Policy
 	}
-	return f.Policy + " from " + join(f.Sources)
+	return f.Policy + " from " + terminal.Join(f.Sources)
 }
 
 func endpoints(f report.Frontend) []string {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 )
@@ -32,21 +33,21 @@ func statusCommand(c *client) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showStatus(w, r) })
+			return c.output.Print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showStatus(w, r) })
 		},
 	}
 }
 
 func showStatus(out io.Writer, r report.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	ready := paint(out, green, "ready")
+	ready := terminal.Paint(out, terminal.Green, "ready")
 	if !r.Ready {
-		ready = paint(out, red, "not ready: "+r.NotReady)
+		ready = terminal.Paint(out, terminal.Red, "not ready: "+r.NotReady)
 	}
 	fmt.Fprintf(w, "Node\t%s\n", r.Node)
 	fmt.Fprintf(w, "Agent\t%s, %s\n", r.Version, ready)
-	fmt.Fprintf(w, "Addresses\t%s\n", join(r.Addrs))
-	fmt.Fprintf(w, "Pod CIDRs\t%s\n", join(r.PodCIDRs))
+	fmt.Fprintf(w, "Addresses\t%s\n", terminal.Join(r.Addrs))
+	fmt.Fprintf(w, "Pod CIDRs\t%s\n", terminal.Join(r.PodCIDRs))
 	fmt.Fprintf(w, "Tunnel\t%s\n", tunnel(r))
 	fmt.Fprintf(w, "Flows\t%s\n", realised(r.Flows))
 	if r.Flows.Flows > 0 {
@@ -54,12 +55,12 @@ func showStatus(out io.Writer, r report.Status) error {
 		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
 	}
 	if r.FromCopy != nil {
-		fmt.Fprintf(w, "API news\t%s\n", paint(out, red, "from a copy of "+r.FromCopy.UTC().Format(time.DateTime)+" UTC"))
+		fmt.Fprintf(w, "API news\t%s\n", terminal.Paint(out, terminal.Red, "from a copy of "+r.FromCopy.UTC().Format(time.DateTime)+" UTC"))
 	} else if len(r.API) > 0 {
 		fmt.Fprintf(w, "API news\t%s\n", news(r.API))
 	}
 	for _, p := range problems(r) {
-		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, p))
+		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, p))
 	}
 	for _, c := range r.Restart {
 		fmt.Fprintf(w, "Restart\t%s is %s, configured is %s: kubectl -n weft-system rollout restart daemonset/weft-agent\n", c.Key, c.Old, c.New)
@@ -76,7 +77,7 @@ func tunnel(r report.Status) string {
 	if r.MTU == 0 {
 		return fmt.Sprintf("%s, %s datapath, underlay and MTU not known yet", r.Tunnel, r.Datapath)
 	}
-	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, orNone(r.Underlay), r.Datapath, r.MTU)
+	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, terminal.OrNone(r.Underlay), r.Datapath, r.MTU)
 }
 
 // realised says which part of the desired state is installed.
@@ -123,11 +124,11 @@ func showPods(w, out io.Writer, pods []report.Pod) {
 	}
 	fmt.Fprint(w, "\nPOD\tIPS\tPORT\tOFPORT\tSTATE\n")
 	for _, p := range pods {
-		ofport := orNone("")
+		ofport := terminal.OrNone("")
 		if p.OFPort != 0 {
 			ofport = fmt.Sprint(p.OFPort)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, join(p.IPs), orNone(p.Port), ofport, state(out, p.Problem, "realised"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, terminal.Join(p.IPs), terminal.OrNone(p.Port), ofport, state(out, p.Problem, "realised"))
 	}
 }
 
@@ -137,7 +138,7 @@ func showNodes(w, out io.Writer, nodes []report.Node) {
 	}
 	fmt.Fprint(w, "\nNODE\tTUNNEL TO\tPOD CIDRS\tSTATE\n")
 	for _, n := range nodes {
-		tunnel := orNone("")
+		tunnel := terminal.OrNone("")
 		if n.Tunnel.IsValid() {
 			tunnel = n.Tunnel.String()
 		}
@@ -146,7 +147,7 @@ func showNodes(w, out io.Writer, nodes []report.Node) {
 			problems = slices.Concat([]string{n.Unreachable}, problems)
 		}
 		known := state(out, strings.Join(problems, "; "), "known")
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, join(n.PodCIDRs), known)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, terminal.Join(n.PodCIDRs), known)
 	}
 }
 
@@ -182,22 +183,7 @@ func problems(r report.Status) []string {
 
 func state(out io.Writer, problem, fine string) string {
 	if problem != "" {
-		return paint(out, red, problem)
+		return terminal.Paint(out, terminal.Red, problem)
 	}
-	return paint(out, green, fine)
-}
-
-func join[T fmt.Stringer](list []T) string {
-	texts := make([]string, len(list))
-	for i, v := range list {
-		texts[i] = v.String()
-	}
-	return orNone(strings.Join(texts, ","))
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
+	return terminal.Paint(out, terminal.Green, fine)
 }

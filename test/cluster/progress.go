@@ -7,7 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
 // quietInterval is how often a long step says that it is still at work when its output is not a terminal.
@@ -21,9 +21,7 @@ type progress struct {
 }
 
 func newProgress(out *os.File) *progress {
-	// A character device is not yet a terminal; only one of those has terminal settings.
-	_, err := unix.IoctlGetTermios(int(out.Fd()), unix.TCGETS)
-	return &progress{out: out, terminal: err == nil, begun: time.Now()}
+	return &progress{out: out, terminal: terminal.Is(out), begun: time.Now()}
 }
 
 // step runs f and prints its outcome. f may report what it is doing from any goroutine.
@@ -59,13 +57,13 @@ func (p *progress) step(name string, f func(detail func(string)) error) error {
 	close(done)
 	<-stopped
 	if err != nil {
-		p.line("31", "✗", fmt.Sprintf("%s failed after %s", name, seconds(time.Since(start))))
+		p.line(terminal.Red, "✗", fmt.Sprintf("%s failed after %s", name, seconds(time.Since(start))))
 		return err
 	}
 	if detail != "" {
 		name += ": " + detail
 	}
-	p.line("32", "✓", fmt.Sprintf("%s (%s)", name, seconds(time.Since(start))))
+	p.line(terminal.Green, "✓", fmt.Sprintf("%s (%s)", name, seconds(time.Since(start))))
 	return nil
 }
 
@@ -81,11 +79,11 @@ func (p *progress) running(name, detail string) {
 	p.line("", "…", name)
 }
 
-func (p *progress) line(colour, sign, text string) {
+func (p *progress) line(color terminal.Color, sign, text string) {
 	if p.terminal {
-		sign = "\x1b[" + colour + "m" + sign + "\x1b[0m"
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
+	sign = terminal.Paint(p.out, color, sign)
 	fmt.Fprintf(p.out, "%7s %s %s\n", seconds(time.Since(p.begun)), sign, text)
 }
 

@@ -6,43 +6,37 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
-const (
-	bold  = "1"
-	cyan  = "36"
-	green = "32"
-)
-
-// printer writes the tour: colours and lines that change in place are for terminals only.
+// printer writes the tour: colors and lines that change in place are for terminals only.
 type printer struct {
 	out      io.Writer
-	terminal bool
+	terminal bool // lines may change in place, and have colors
 	chapters int
 }
 
 func newPrinter(out *os.File) *printer {
-	// A character device is not yet a terminal; only one of those has terminal settings.
-	_, err := unix.IoctlGetTermios(int(out.Fd()), unix.TCGETS)
-	return &printer{out: out, terminal: err == nil && os.Getenv("NO_COLOR") == ""}
+	return &printer{out: out, terminal: terminal.HasColors(out)}
 }
 
-func (p *printer) paint(colour, text string) string {
+func (p *printer) paint(c terminal.Color, text string) string {
 	if !p.terminal {
 		return text
 	}
-	return "\x1b[" + colour + "m" + text + "\x1b[0m"
+	return terminal.Escape(c, text)
 }
 
 // chapter begins the tour's next part.
 func (p *printer) chapter(title string) {
 	p.chapters++
-	fmt.Fprintf(p.out, "\n%s\n", p.paint(bold, fmt.Sprintf("%d. %s", p.chapters, title)))
+	fmt.Fprintf(p.out, "\n%s\n", p.paint(terminal.Bold, fmt.Sprintf("%d. %s", p.chapters, title)))
 }
 
 // command shows what is typed, and result what came back.
-func (p *printer) command(line string) { fmt.Fprintf(p.out, "  %s\n", p.paint(cyan, "$ "+line)) }
+func (p *printer) command(line string) {
+	fmt.Fprintf(p.out, "  %s\n", p.paint(terminal.Cyan, "$ "+line))
+}
 
 func (p *printer) result(text string) {
 	for line := range strings.Lines(strings.Trim(text, "\n") + "\n") {
@@ -65,5 +59,5 @@ func (p *printer) done(text string) {
 	if p.terminal {
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
-	fmt.Fprintf(p.out, "  %s %s\n", p.paint(green, "✓"), text)
+	fmt.Fprintf(p.out, "  %s %s\n", p.paint(terminal.Green, "✓"), text)
 }

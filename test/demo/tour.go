@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -170,7 +171,7 @@ func (t *tour) flows(ctx context.Context, a app) error {
 			return err
 		}
 		t.out.gap()
-		t.out.say(fmt.Sprintf("%s, where %s is:", t.out.paint(bold, node), end.pod.Name))
+		t.out.say(fmt.Sprintf("%s, where %s is:", t.out.paint(terminal.Bold, node), end.pod.Name))
 		t.out.result(render(hits))
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
@@ -45,7 +46,7 @@ const serveName = "serve"
 
 func newRoot() *cobra.Command {
 	var name string
-	var p printer
+	var p terminal.Format
 	cmd := &cobra.Command{
 		Use:   "weft-lab",
 		Short: "Bring Kubernetes manifests up on real switches, without Kubernetes",
@@ -60,7 +61,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
-	cmd.PersistentFlags().StringVarP(&p.output, "output", "o", "table", "table or json")
+	cmd.PersistentFlags().StringVarP((*string)(&p), "output", "o", "table", "table or json")
 	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name), downCommand(&name), serveCommand(&name))
 	return cmd
 }
@@ -200,57 +201,64 @@ type exitCode int
 
 func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
-func statusCommand(p *printer, name *string) *cobra.Command {
+func statusCommand(p *terminal.Format, name *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "status",
 		Short:   "Show a lab's nodes, pods and services",
 		Args:    cobra.NoArgs,
 		Example: "  weft-lab status\n  weft-lab status -o json | jq '.pods[].ips'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := p.check(); err != nil {
+			if err := p.Check(); err != nil {
 				return err
 			}
 			s, err := lab.ReadStatus(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			return p.print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
+			return p.Print(cmd.OutOrStdout(), s, func(w io.Writer) error { return showLab(w, s) })
 		},
 	}
 }
 
 func showLab(out io.Writer, s lab.Status) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	up := paint(out, green, "up since "+s.Since.Format(time.DateTime))
+	up := terminal.Paint(out, terminal.Green, "up since "+s.Since.Format(time.DateTime))
 	if !s.Up {
-		up = paint(out, red, "coming up")
+		up = terminal.Paint(out, terminal.Red, "coming up")
 	}
 	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up, strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
 	if len(s.Ignored) > 0 {
 		fmt.Fprintf(w, "Ignored\t%s, which mean nothing to a network\n", strings.Join(s.Ignored, ", "))
 	}
 	if s.Problem != "" {
-		fmt.Fprintf(w, "Problem\t%s\n", paint(out, red, "the manifests as they are now were not applied: "+s.Problem))
+		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, "the manifests as they are now were not applied: "+s.Problem))
 	}
 	if len(s.Outside.Addrs) > 0 {
-		fmt.Fprintf(w, "Outside\ta host at %s, which is not a node\n", join(s.Outside.Addrs))
+		fmt.Fprintf(w, "Outside\ta host at %s, which is not a node\n", terminal.Join(s.Outside.Addrs))
 	}
 	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, join(n.Addrs), join(n.PodCIDRs), n.Flows, state(out, n.Problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, terminal.Join(n.Addrs), terminal.Join(n.PodCIDRs), n.Flows, state(out, n.Problem))
 	}
 	fmt.Fprint(w, "\nPOD\tNODE\tIPS\tPORTS\n")
 	for _, p := range s.Pods {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Node, join(p.IPs), join(p.Ports))
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\n", p.Namespace, p.Name, p.Node, terminal.Join(p.IPs), terminal.Join(p.Ports))
 	}
 	if len(s.Services) > 0 {
 		fmt.Fprint(w, "\nSERVICE\tTYPE\tIPS\tEXTERNAL\tPORTS\tENDPOINTS\n")
 	}
 	for _, one := range s.Services {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","), join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","), terminal.Join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
 	}
 	for _, e := range s.Events {
 		fmt.Fprintf(w, "\nEvent\t%s", e)
 	}
 	return w.Flush()
+}
+
+func state(out io.Writer, problem string) string {
+	if problem != "" {
+		return terminal.Paint(out, terminal.Red, problem)
+	}
+	return terminal.Paint(out, terminal.Green, "ready")
 }

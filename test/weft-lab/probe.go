@@ -10,11 +10,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-func probeCommand(pr *printer, name *string) *cobra.Command {
+func probeCommand(pr *terminal.Format, name *string) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "probe",
@@ -25,7 +26,7 @@ func probeCommand(pr *printer, name *string) *cobra.Command {
 		Args:    cobra.NoArgs,
 		Example: "  weft-lab probe\n  weft-lab probe -o json | jq '.probes[] | select(.state == \"differs\")'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := pr.check(); err != nil {
+			if err := pr.Check(); err != nil {
 				return err
 			}
 			if timeout <= 0 {
@@ -35,7 +36,7 @@ func probeCommand(pr *printer, name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := pr.print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showMatrix(w, r) }); err != nil {
+			if err := pr.Print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showMatrix(w, r) }); err != nil {
 				return err
 			}
 			return verdict(r)
@@ -98,7 +99,7 @@ func showMatrix(out io.Writer, r lab.Report) error {
 	for i, from := range r.From {
 		fmt.Fprintf(&b, "%-*s", rowWidth, from)
 		for _, p := range r.Probes[i*len(r.Targets) : (i+1)*len(r.Targets)] {
-			b.WriteString(strings.Repeat(" ", cellWidth) + paint(out, colour(p), symbol(p.Expected)+did(p)))
+			b.WriteString(strings.Repeat(" ", cellWidth) + terminal.Paint(out, color(p), symbol(p.Expected)+did(p)))
 		}
 		b.WriteByte('\n')
 	}
@@ -109,14 +110,14 @@ func showMatrix(out io.Writer, r lab.Report) error {
 	return err
 }
 
-func colour(p lab.Probe) string {
+func color(p lab.Probe) terminal.Color {
 	switch {
 	case p.State == lab.Differs:
-		return red
+		return terminal.Red
 	case p.State != lab.AsExpected || p.Expected == lab.Deny || p.Expected == lab.Reject:
-		return faint
+		return terminal.Faint
 	}
-	return green
+	return terminal.Green
 }
 
 // legend explains the marks that are there.
@@ -151,7 +152,7 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 		if p.Detail != "" {
 			got += ": " + p.Detail
 		}
-		fmt.Fprintf(b, "\n%s\n", paint(out, red, fmt.Sprintf("%s to %s: expected %s, %s", p.From, r.Targets[p.To], p.Expected, got)))
+		fmt.Fprintf(b, "\n%s\n", terminal.Paint(out, terminal.Red, fmt.Sprintf("%s to %s: expected %s, %s", p.From, r.Targets[p.To], p.Expected, got)))
 		fmt.Fprintf(b, "  %s\n", p.Why)
 		for line := range strings.Lines(p.Trace) {
 			b.WriteString("    " + strings.TrimRight(line, "\n") + "\n")
@@ -160,9 +161,9 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 }
 
 func showCounts(b *strings.Builder, out io.Writer, r lab.Report) {
-	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, paint(out, green, fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
+	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, terminal.Paint(out, terminal.Green, fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
 	if n := r.Counts[lab.Differs]; n > 0 {
-		b.WriteString(", " + paint(out, red, fmt.Sprintf("%d differ", n)))
+		b.WriteString(", " + terminal.Paint(out, terminal.Red, fmt.Sprintf("%d differ", n)))
 	}
 	if n := r.Counts[lab.NoProtocol]; n > 0 {
 		fmt.Fprintf(b, ", %d of a protocol that this kernel does not have", n)
