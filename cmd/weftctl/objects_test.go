@@ -25,13 +25,13 @@ func TestPolicy(t *testing.T) {
 		{[]string{"policy"}, `
 POLICY       DIRECTION  RULE    PACKETS  BYTES  PODS      STATE
 shop/broken  Egress     denied  0        0      a,b,c,d   no such port
-shop/web     Ingress    0       12       1200   web       realised, logged
-shop/web     Ingress    denied  3        222    a,b,c,+2  realised, logged
+shop/web     Ingress    0       12       1200   web       programmed, logged
+shop/web     Ingress    denied  3        222    a,b,c,+2  programmed, logged
 `},
 		{[]string{"policy", "shop/web"}, `
 POLICY    DIRECTION  RULE    PACKETS  BYTES  PODS       STATE
-shop/web  Ingress    0       12       1200   web        realised, logged
-shop/web  Ingress    denied  3        222    a,b,c,d,e  realised, logged
+shop/web  Ingress    0       12       1200   web        programmed, logged
+shop/web  Ingress    denied  3        222    a,b,c,d,e  programmed, logged
 `},
 	} {
 		out, err := weftctl(socket, tc.args...)
@@ -69,8 +69,8 @@ func TestService(t *testing.T) {
 SERVICE      KIND          ADDRESS        PROTO  TRAFFIC                     AFFINITY  NEW  ENDPOINTS                                                      STATE
 shop/api     ClusterIP     [fd96::1]:80   UDP    Cluster                     -         0    -                                                              rejected: there is no endpoint
 shop/broken  -             -              -      -                           -         -    -                                                              spec.clusterIPs: bad
-shop/web     ClusterIP     10.96.0.80:80  TCP    Cluster                     3h0m0s    7    10.244.0.2:8080*,10.244.1.5:8080(weight 3),10.244.1.6:8080,+2  realised
-shop/web     LoadBalancer  192.0.2.80:80  TCP    Local from 198.51.100.0/24  3h0m0s    0    10.244.0.2:8080*                                               realised
+shop/web     ClusterIP     10.96.0.80:80  TCP    Cluster                     3h0m0s    7    10.244.0.2:8080*,10.244.1.5:8080(weight 3),10.244.1.6:8080,+2  programmed
+shop/web     LoadBalancer  192.0.2.80:80  TCP    Local from 198.51.100.0/24  3h0m0s    0    10.244.0.2:8080*                                               programmed
 
 shop/web tells load balancers at port 32000 of this node that it has 1 endpoints here.
 `},

@@ -53,7 +53,7 @@ func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 	}
 	fmt.Fprint(w, "POLICY\tDIRECTION\tRULE\tPACKETS\tBYTES\tPODS\tSTATE\n")
 	for _, p := range policies {
-		fine := "realised"
+		fine := "programmed"
 		if p.Log {
 			fine += ", logged"
 		}

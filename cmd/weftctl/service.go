@@ -52,7 +52,7 @@ func showServices(out io.Writer, services []report.Service, all bool) error {
 		for _, f := range s.Frontends {
 			problem := joinNotEmpty("; ", f.Without, s.Problem)
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", s.Service, f.Kind, f.Address, f.Protocol, trafficPolicy(f), terminal.OrNone(s.Affinity), f.Packets,
-				some(endpoints(f), all), state(out, problem, "realised"))
+				some(endpoints(f), all), state(out, problem, "programmed"))
 		}
 		if len(s.Frontends) == 0 {
 			fmt.Fprintf(w, "%s\t-\t-\t-\t-\t-\t-\t-\t%s\n", s.Service, state(out, s.Problem, "no address"))

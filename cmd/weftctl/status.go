@@ -20,7 +20,7 @@ import (
 func statusCommand(c *client) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show what this node has realised, its pods, the other nodes and what was dropped",
+		Short: "Show what this node has programmed, its pods, the other nodes and what was dropped",
 		Args:  cobra.NoArgs,
 		Example: "  weftctl status\n" +
 			"  weftctl status -o json | jq .drops",
@@ -49,7 +49,7 @@ func showStatus(out io.Writer, r report.Status) error {
 	fmt.Fprintf(w, "Addresses\t%s\n", terminal.Join(r.Addrs))
 	fmt.Fprintf(w, "Pod CIDRs\t%s\n", terminal.Join(r.PodCIDRs))
 	fmt.Fprintf(w, "Tunnel\t%s\n", tunnel(r))
-	fmt.Fprintf(w, "Flows\t%s\n", realised(r.Flows))
+	fmt.Fprintf(w, "Flows\t%s\n", programmed(r.Flows))
 	if r.Flows.Flows > 0 {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
 		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
@@ -80,15 +80,15 @@ func tunnel(r report.Status) string {
 	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, terminal.OrNone(r.Underlay), r.Datapath, r.MTU)
 }
 
-// realised says which part of the desired state is installed.
-func realised(s report.Switch) string {
+// programmed says which part of the desired state is installed.
+func programmed(s report.Switch) string {
 	switch {
 	case s.Flows == 0:
 		return "none yet"
-	case s.Realised < s.Desired:
-		return fmt.Sprintf("%d, only revision %d of %d realised, %d bundles, %d repairs", s.Flows, s.Realised, s.Desired, s.Bundles, s.Repairs)
+	case s.Programmed < s.Desired:
+		return fmt.Sprintf("%d, only revision %d of %d programmed, %d bundles, %d repairs", s.Flows, s.Programmed, s.Desired, s.Bundles, s.Repairs)
 	}
-	return fmt.Sprintf("%d, all realised (revision %d), %d bundles, %d repairs", s.Flows, s.Realised, s.Bundles, s.Repairs)
+	return fmt.Sprintf("%d, all programmed (revision %d), %d bundles, %d repairs", s.Flows, s.Programmed, s.Bundles, s.Repairs)
 }
 
 // news says how old the oldest news of a resource is, and which cannot be had.
@@ -128,7 +128,7 @@ func showPods(w, out io.Writer, pods []report.Pod) {
 		if p.OFPort != 0 {
 			ofport = fmt.Sprint(p.OFPort)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, terminal.Join(p.IPs), terminal.OrNone(p.Port), ofport, state(out, p.Problem, "realised"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, terminal.Join(p.IPs), terminal.OrNone(p.Port), ofport, state(out, p.Problem, "programmed"))
 	}
 }
 

@@ -84,7 +84,7 @@ func exampleReport() report.Status {
 		Addrs: addrs("172.30.0.11", "fd30::11"), PodCIDRs: cidrs("10.244.0.0/24", "fd44::/64"),
 		Objects: report.ObjectCounts{Services: 12, Policies: 3},
 		API:     []report.Feed{{Resource: "nodes", AgeSeconds: 3}, {Resource: "pods", AgeSeconds: 41.3}},
-		Flows:   report.Switch{Progress: report.Progress{Realised: 8, Desired: 8, Flows: 61, Bundles: 7}},
+		Flows:   report.Switch{Progress: report.Progress{Programmed: 8, Desired: 8, Flows: 61, Bundles: 7}},
 		Nodes:   []report.Node{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
 		Pods:    []report.Pod{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
 		Drops:   []report.Drop{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},
@@ -102,13 +102,13 @@ Agent      v1, ready
 Addresses  172.30.0.11,fd30::11
 Pod CIDRs  10.244.0.0/24,fd44::/64
 Tunnel     geneve over eth0, system datapath, pod MTU 1450
-Flows      61, all realised (revision 8), 7 bundles, 0 repairs
+Flows      61, all programmed (revision 8), 7 bundles, 0 repairs
 Services   12
 Policies   3 about pods of this node
 API news   of all resources within 41s (pods)
 
 POD       IPS                 PORT        OFPORT  STATE
-shop/web  10.244.0.2,fd44::2  web-123456  16      realised
+shop/web  10.244.0.2,fd44::2  web-123456  16      programmed
 
 NODE   TUNNEL TO    POD CIDRS                      STATE
 node2  172.30.0.12  10.244.1.0/24,fd44:0:0:1::/64  known
@@ -121,7 +121,7 @@ spoofed-ip       3        294
 // Everything that is wrong is said, each time in the same order.
 func TestStatusShowsProblems(t *testing.T) {
 	r := exampleReport()
-	r.Flows.Realised = 6
+	r.Flows.Programmed = 6
 	r.Objects.ServicesWithProblems, r.Objects.PoliciesWithErrors = 2, 1
 	r.Flows.Quarantined = map[string]string{"policy/shop/db": "no such port", "pod/shop/web": "refused", "node/node2": "refused too", "pod/shop/api": "and this"}
 	r.Flows.Conflicts = []string{"10.244.1.0/24 is claimed twice"}
@@ -144,7 +144,7 @@ Agent      v1, ready
 Addresses  172.30.0.11,fd30::11
 Pod CIDRs  10.244.0.0/24,fd44::/64
 Tunnel     geneve over eth0, system datapath, pod MTU 1450
-Flows      61, only revision 6 of 8 realised, 7 bundles, 0 repairs
+Flows      61, only revision 6 of 8 programmed, 7 bundles, 0 repairs
 Services   12, 2 with problems
 Policies   3 about pods of this node, 1 with errors
 API news   of all resources within 41s (pods), failing: pods

@@ -152,7 +152,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache,
 		Sweep: func(r SweepRequest) { sweeper.request(r) },
 	})
-	sweeper = newSweeper(connectionTracker{a.sw}, loop.Programmed, a.log)
+	sweeper = newSweeper(connectionTracker{a.sw}, loop.Installed, a.log)
 	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
 	if err != nil {
 		return err
@@ -264,7 +264,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		a.keep(ctx, "connections of the kernel", a.flushConnections, a.pokeConnections)
 		return nil
 	})
-	if err := a.retry(ctx, "first programming", a.realised); err != nil {
+	if err := a.retry(ctx, "first programming", a.programmed); err != nil {
 		return err
 	}
 	if err := a.retry(ctx, "flow-restore-wait", a.startForwarding); err != nil {
@@ -290,13 +290,13 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 // firstProgramming is how long the first bundle may take before the agent says that it waits for it.
 const firstProgramming = time.Second
 
-// realised waits, for a while and then by failing, until the switch holds the flows.
-func (a *Agent) realised(ctx context.Context) error {
+// programmed waits, for a while and then by failing, until the switch holds the flows.
+func (a *Agent) programmed(ctx context.Context) error {
 	settled, cancel := context.WithTimeout(ctx, firstProgramming)
 	defer cancel()
 	_ = a.loop.Settled(settled) // the status says what is missing
-	if s := a.loop.Status(); s.Realised < s.Desired || s.Flows == 0 {
-		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Realised, s.Desired, s.Error)
+	if s := a.loop.Status(); s.Programmed < s.Desired || s.Flows == 0 {
+		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Programmed, s.Desired, s.Error)
 	}
 	if err := a.ovs.Healthy(); err != nil {
 		return err

@@ -91,8 +91,8 @@ func TestPodIsClosedUntilItsPoliciesAreIn(t *testing.T) {
 	if b.has("nw_dst=10.244.1.2") {
 		t.Error("the pod has flows that forward before its policy is known")
 	}
-	if err := b.Realised(ctx, web.Key()); err == nil || !strings.Contains(err.Error(), "is closed") {
-		t.Errorf("realised: %v", err)
+	if err := b.Programmed(ctx, web.Key()); err == nil || !strings.Contains(err.Error(), "is closed") {
+		t.Errorf("programmed: %v", err)
 	}
 	close(released)
 	select {

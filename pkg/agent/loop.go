@@ -207,8 +207,8 @@ func (l *Loop) forget(r request) {
 	l.waiting = slices.DeleteFunc(l.waiting, same)
 }
 
-// Realised returns nil when the flows of the attachment are in the switch, and otherwise what is wrong.
-func (l *Loop) Realised(_ context.Context, key model.AttachmentKey) error {
+// Programmed returns nil when the flows of the attachment are in the switch, and otherwise what is wrong.
+func (l *Loop) Programmed(_ context.Context, key model.AttachmentKey) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a, ok := l.settled.Attachments[key]
@@ -281,8 +281,8 @@ func (l *Loop) View() *model.Snapshot {
 	return l.latest
 }
 
-// Programmed is the snapshot that is in the switch, and the owners whose flows are not.
-func (l *Loop) Programmed() (*model.Snapshot, map[model.Owner]error) {
+// Installed is the snapshot that is in the switch, and the owners whose flows are not.
+func (l *Loop) Installed() (*model.Snapshot, map[model.Owner]error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.settled, l.refused

@@ -105,7 +105,7 @@ func (b *bench) holds(what string) {
 		}
 		delta := flows.Diff(actual, want)
 		status := b.Status()
-		return delta.Empty() && status.Realised == status.Desired && status.Error == ""
+		return delta.Empty() && status.Programmed == status.Desired && status.Error == ""
 	})
 }
 
@@ -133,7 +133,7 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 		if !b.has(pod("a", i).IPs[0].String()) {
 			t.Fatalf("Attach returned before the flows of %s were in", pod("a", i).IPs[0])
 		}
-		if err := b.Realised(t.Context(), pod("a", i).Key()); err != nil {
+		if err := b.Programmed(t.Context(), pod("a", i).Key()); err != nil {
 			t.Error(err)
 		}
 		if err := b.Detach(t.Context(), pod("a", i).Key()); err != nil {
@@ -143,8 +143,8 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 			t.Fatal("Detach returned before the flows were gone")
 		}
 	}
-	if err := b.Realised(t.Context(), pod("a", 2).Key()); err == nil {
-		t.Error("a pod that was detached counts as realised")
+	if err := b.Programmed(t.Context(), pod("a", 2).Key()); err == nil {
+		t.Error("a pod that was detached counts as programmed")
 	}
 	if err := b.Detach(t.Context(), model.AttachmentKey{ContainerID: "never"}); err != nil {
 		t.Errorf("detaching what never was: %v", err)
@@ -274,7 +274,7 @@ func TestManyFlowsHaveTime(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = l.Run(ctx) }()
-	eventually(t, "first programming", func() bool { return l.Status().Realised > 0 })
+	eventually(t, "first programming", func() bool { return l.Status().Programmed > 0 })
 	stop()
 	<-ended
 	if count := l.Status().Flows; count < 10_000 || sw.given < 38*time.Second {
@@ -333,7 +333,7 @@ func TestSettled(t *testing.T) {
 	if err := b.Settled(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s := b.Status(); s.Realised != s.Desired || s.Flows == 0 {
+	if s := b.Status(); s.Programmed != s.Desired || s.Flows == 0 {
 		t.Errorf("settled with %+v", s)
 	}
 }
@@ -354,8 +354,8 @@ func TestAttachWaitsForThePod(t *testing.T) {
 	if b.has("10.244.1.2") || b.has("in_port=18") {
 		t.Error("a pod that is not known has flows")
 	}
-	if err := b.Realised(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
-		t.Errorf("a pod that is not known counts as realised: %v", err)
+	if err := b.Programmed(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
+		t.Errorf("a pod that is not known counts as programmed: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()

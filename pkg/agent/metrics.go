@@ -56,7 +56,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 	gauge("weft_groups", "Number of desired groups.", func(s report.Programming) float64 { return float64(s.Groups) })
 	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
 	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 { return float64(s.Desired) })
-	gauge("weft_revision_realised", "Revision that is wholly in the switch.", func(s report.Programming) float64 { return float64(s.Realised) })
+	gauge("weft_revision_programmed", "Revision that is wholly in the switch.", func(s report.Programming) float64 { return float64(s.Programmed) })
 	gauge("weft_quarantined", "Objects whose flows are refused.", func(s report.Programming) float64 { return float64(len(s.Quarantined)) })
 	gauge("weft_conflicts", "Match fields that several objects claim.", func(s report.Programming) float64 { return float64(len(s.Conflicts)) })
 	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 { return float64(s.ForeignFlows) })

@@ -66,13 +66,13 @@ func (a *Agent) setProblem(part string, err error) {
 	defer a.mu.Unlock()
 	if err == nil {
 		if _, ok := a.problems[part]; ok {
-			a.log.Info("no longer waiting", "for", part)
+			a.log.Info(part + " ready")
 			delete(a.problems, part)
 		}
 		return
 	}
 	if a.problems[part] != err.Error() {
-		a.log.Warn("waiting", "for", part, "err", err)
+		a.log.Warn(part+" not ready", "err", err)
 		a.problems[part] = err.Error()
 	}
 }

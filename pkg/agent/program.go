@@ -233,7 +233,7 @@ func (l *Loop) settle() {
 	conflicts := l.compiler.Conflicts()
 	l.reportIncomplete()
 	l.mu.Lock()
-	l.status.Realised = l.latest.Revision
+	l.status.Programmed = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
 	l.status.Conflicts = conflicts

@@ -86,7 +86,7 @@ func (r *realSwitch) restart(t *testing.T, loop *agent.Loop) {
 	}
 	agent.Eventually(t, "the switch is programmed again", func() bool {
 		s := loop.Status()
-		return s.Error == "" && s.Realised == s.Desired
+		return s.Error == "" && s.Programmed == s.Desired
 	})
 }
 
@@ -123,7 +123,7 @@ func TestFullTable(t *testing.T) {
 	r.run(t, loop)
 	full := func() bool {
 		s := loop.Status()
-		return s.Error == "" && s.Realised == s.Desired && len(s.Quarantined) > 5 && len(s.Quarantined) < 35
+		return s.Error == "" && s.Programmed == s.Desired && len(s.Quarantined) > 5 && len(s.Quarantined) < 35
 	}
 	agent.Eventually(t, "the table is full, and the other nodes' flows are in", full)
 	r.restart(t, loop)

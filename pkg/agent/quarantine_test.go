@@ -171,7 +171,7 @@ func TestBusySwitchIsNotRefusal(t *testing.T) {
 			loop.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), n+1, 2)})
 			time.Sleep(3 * time.Second)
 		}
-		if s := loop.Status(); len(s.Quarantined) > 0 || s.Error != "" || s.Realised != s.Desired || s.Groups != 10 {
+		if s := loop.Status(); len(s.Quarantined) > 0 || s.Error != "" || s.Programmed != s.Desired || s.Groups != 10 {
 			t.Errorf("the status is %+v", s)
 		}
 		stop()

@@ -28,7 +28,7 @@ func TestOneBadObject(t *testing.T) {
 	}
 	attachments[3] = bad
 	b := start(t, sw, attachments...)
-	eventually(t, "first programming", func() bool { return b.Status().Realised > 0 })
+	eventually(t, "first programming", func() bool { return b.Status().Programmed > 0 })
 	if !b.has("10.244.1.4") || !b.has("10.244.1.19") || !b.has("10.244.2.0/24") {
 		t.Error("a pod or node beside the bad one was not programmed")
 	}
@@ -38,8 +38,8 @@ func TestOneBadObject(t *testing.T) {
 	if b.Status().Quarantined[model.PodOwner(bad)] == "" {
 		t.Errorf("status does not name the bad pod: %+v", b.Status())
 	}
-	if err := b.Realised(t.Context(), bad.Key()); err == nil {
-		t.Error("the refused pod counts as realised")
+	if err := b.Programmed(t.Context(), bad.Key()); err == nil {
+		t.Error("the refused pod counts as programmed")
 	}
 	if err := b.Attach(t.Context(), pod("late", 40)); err != nil {
 		t.Errorf("a pod beside the bad one: %v", err)
@@ -88,7 +88,7 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	ended := make(chan struct{})
 	defer func() { stop(); <-ended }()
 	go func() { defer close(ended); _ = l.Run(ctx) }()
-	eventually(t, "all but the bad pod are programmed", func() bool { return l.Status().Realised > 0 })
+	eventually(t, "all but the bad pod are programmed", func() bool { return l.Status().Programmed > 0 })
 	isolated, open := false, 0
 	for _, d := range sw.Applied() {
 		for _, f := range d.Set {
@@ -126,14 +126,14 @@ func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 	if err := b.Attach(t.Context(), young); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Realised(t.Context(), young.Key()); err != nil {
+	if err := b.Programmed(t.Context(), young.Key()); err != nil {
 		t.Errorf("the new sandbox is blamed: %v", err)
 	}
 	if b.Refused(old) == nil || b.Refused(young) != nil {
 		t.Errorf("refused: old %v, new %v", b.Refused(old), b.Refused(young))
 	}
 	b.Verify()
-	eventually(t, "a read-back", func() bool { return b.Status().Realised == b.Status().Desired })
+	eventually(t, "a read-back", func() bool { return b.Status().Programmed == b.Status().Desired })
 	if got := b.Status().Repairs; got != 0 {
 		t.Errorf("%d repairs counted for our own doing", got)
 	}

@@ -92,7 +92,7 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 					if what := b.Status().Quarantined[model.PodOwner(closed)]; !strings.Contains(what, "policy/ns/wall") {
 						t.Errorf("pod %s: the status says %q", closed.Pod, what)
 					}
-					if b.Realised(t.Context(), closed.Key()) == nil {
+					if b.Programmed(t.Context(), closed.Key()) == nil {
 						t.Errorf("pod %s counts as programmed", closed.Pod)
 					}
 				}

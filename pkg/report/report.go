@@ -16,11 +16,11 @@ import (
 
 // Progress is how far the switch is programmed.
 type Progress struct {
-	// Realised is the revision of the newest snapshot of which every flow is in the switch, less quarantined owners;
+	// Programmed is the revision of the newest snapshot of which every flow is in the switch, less quarantined owners;
 	// Desired is that of the newest snapshot. The switch is in sync when they are equal. 0: none yet.
-	Realised uint64 `json:"realised"`
-	Desired  uint64 `json:"desired"`
-	// Flows and Groups count those of revision Realised.
+	Programmed uint64 `json:"programmed"`
+	Desired    uint64 `json:"desired"`
+	// Flows and Groups count those of revision Programmed.
 	Flows  int `json:"flows"`
 	Groups int `json:"groups"`
 	// Bundles counts the bundles sent to the switch since the agent started, rejected ones too. Repairs counts the

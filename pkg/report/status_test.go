@@ -32,7 +32,7 @@ func TestNewStatus(t *testing.T) {
 	ready := programming
 	ready.Ready, ready.NotReady, ready.CountsErr = true, "", nil
 	ready.MTU, ready.Underlay = 1450, "eth0"
-	ready.Programming = Programming{Progress: Progress{Realised: 3, Desired: 3, Flows: 61}}
+	ready.Programming = Programming{Progress: Progress{Programmed: 3, Desired: 3, Flows: 61}}
 	spoofed, noRoute := openflow.Stats{Packets: 2}, openflow.Stats{Packets: 1, Bytes: 60}
 	ready.Counts.Drops = map[flows.Reason]openflow.Stats{flows.SpoofedIP: spoofed, flows.NoRoute: noRoute}
 
@@ -175,10 +175,10 @@ func TestSwitchJSON(t *testing.T) {
 		Owners: []model.Owner{policy, node}, Losers: []model.Owner{node},
 	}
 	text, err := json.Marshal(newSwitch(Programming{
-		Progress:    Progress{Realised: 3, Desired: 4, Flows: 61, Groups: 2, Bundles: 7, Repairs: 1, Error: "no answer"},
+		Progress:    Progress{Programmed: 3, Desired: 4, Flows: 61, Groups: 2, Bundles: 7, Repairs: 1, Error: "no answer"},
 		Quarantined: map[model.Owner]string{policy: "no such port", node: "refused"}, Conflicts: []flows.Conflict{conflict},
 	}))
-	want := `{"realised":3,"desired":4,"flows":61,"groups":2,"bundles":7,"repairs":1,"error":"no answer",` +
+	want := `{"programmed":3,"desired":4,"flows":61,"groups":2,"bundles":7,"repairs":1,"error":"no answer",` +
 		`"quarantined":{"node/n2":"refused","policy/shop/db":"no such port"},` +
 		`"conflicts":["table=50,priority=100,ip is claimed by [policy/shop/db node/n2]; left out are flows of [node/n2]"]}`
 	if err != nil || string(text) != want {

@@ -56,7 +56,7 @@ func report(weft, bridge *contender, rounds, pods int, datapath string) {
 		total   time.Duration
 		phases  [][2]string
 	}{
-		{"ADD", quantile(weft.adds, 0.5), [][2]string{{"flows", "flows compiled and realised"}, {"veth", "veth pair made"}, {"pod", "pod's end configured"}, {"port", "OVSDB port added and realised"}}},
+		{"ADD", quantile(weft.adds, 0.5), [][2]string{{"flows", "flows compiled and programmed"}, {"veth", "veth pair made"}, {"pod", "pod's end configured"}, {"port", "OVSDB port added and programmed"}}},
 		{"DEL", quantile(weft.dels, 0.5), [][2]string{{"remove-flows", "flows removed"}, {"remove-port", "OVSDB port removed"}, {"remove-link", "veth pair deleted"}}},
 	} {
 		server := weft.phases.median(c.command + " total")

@@ -276,9 +276,9 @@ func (c *chaos) contentAgents() error {
 		if err := c.ask(node, "/v1/status", &r); err != nil {
 			return fmt.Errorf("the agent of %s: %w", node, err)
 		}
-		if !r.Ready || len(r.Problems) > 0 || r.Flows.Realised != r.Flows.Desired || r.Flows.Error != "" {
+		if !r.Ready || len(r.Problems) > 0 || r.Flows.Programmed != r.Flows.Desired || r.Flows.Error != "" {
 			return fmt.Errorf("the agent of %s is not content: %s %q, revision %d of %d %s",
-				node, r.NotReady, r.Problems, r.Flows.Realised, r.Flows.Desired, r.Flows.Error)
+				node, r.NotReady, r.Problems, r.Flows.Programmed, r.Flows.Desired, r.Flows.Error)
 		}
 	}
 	return nil

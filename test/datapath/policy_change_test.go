@@ -136,7 +136,7 @@ func TestPolicyFollowsPods(t *testing.T) {
 	const nearName, farName, guestName = ns + "/near", ns + "/far", "other/guest"
 	all := []string{nearName, farName, guestName}
 	opens, closes, shut := (*beat).opens, (*beat).closes, (*beat).shut
-	// told waits until the agent has realised what was written before, of which it may show nothing: it learns of pods in the order of
+	// told waits until the agent has programmed what was written before, of which it may show nothing: it learns of pods in the order of
 	// their changes, those of one edit in the order of their names, and of this one last.
 	step := 0
 	told := func() {

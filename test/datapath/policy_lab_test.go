@@ -176,8 +176,8 @@ func (w *walled) enforces(t *testing.T, node, namespace string, names ...string)
 		}
 		var status report.Status
 		w.report(t, node, "/v1/status", &status)
-		if f := status.Flows; f.Realised != f.Desired {
-			return fmt.Errorf("the switch of %s has revision %d of %d", node, f.Realised, f.Desired)
+		if f := status.Flows; f.Programmed != f.Desired {
+			return fmt.Errorf("the switch of %s has revision %d of %d", node, f.Programmed, f.Desired)
 		}
 		return nil
 	})

@@ -40,7 +40,7 @@ func TestAgentRestart(t *testing.T) {
 	}
 	must(t, 2*time.Minute, func(ctx context.Context) error { return n.agentReady(ctx, uid) })
 	t.Logf("a new agent was Ready after %.1f s", time.Since(start).Seconds())
-	// It serves again: it can say what it has realised.
+	// It serves again: it can say what it has programmed.
 	must(t, 30*time.Second, func(ctx context.Context) error {
 		_, err := n.status(ctx)
 		return err

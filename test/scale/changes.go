@@ -15,7 +15,7 @@ import (
 // settled is how long nothing must have changed in the switch before a change counts as done.
 const settled = 300 * time.Millisecond
 
-// changes follows what is written to the switch: the switch itself tells, so a realised flow is one that it holds.
+// changes follows what is written to the switch: the switch itself tells, so a programmed flow is one that it holds.
 type changes struct {
 	stop func()
 

@@ -146,7 +146,7 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 	}
 	defer c.stop()
 	client := n.pods[0]
-	var realised, connected, changed []time.Duration
+	var programmed, connected, changed []time.Duration
 	most := map[string]int{}
 	for i := range opt.rounds {
 		s := service(30000 + first + i)
@@ -176,7 +176,7 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 		if first.err != nil {
 			return first.err
 		}
-		realised, connected = append(realised, took), append(connected, first.took)
+		programmed, connected = append(programmed, took), append(connected, first.took)
 		most["flows"], most["groups"] = max(most["flows"], flows), max(most["groups"], groups)
 
 		took, flows, groups, err = c.after(ctx, func() error { return n.api.Put(apiserver.EndpointSlices, slice(s, endpoints[0], remote(i))) })
@@ -186,7 +186,7 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 		changed = append(changed, took)
 		most["changed"] = max(most["changed"], flows+groups)
 	}
-	r.times("one more Service"+among+", from the write of its endpoints to the switch", realised, 20*time.Millisecond)
+	r.times("one more Service"+among+", from the write of its endpoints to the switch", programmed, 20*time.Millisecond)
 	r.times("one more Service"+among+", from the write of its endpoints to the first connection of a pod", connected, 50*time.Millisecond)
 	r.times("one Service of those changes an endpoint, to the switch", changed, 20*time.Millisecond)
 	r.number("flows that one more Service changed in the switch, at most", float64(most["flows"]), "", serviceFlows)

@@ -66,8 +66,8 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	if err != nil {
 		return err
 	}
-	if s.Flows.Realised != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
-		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are quarantined, %d keys conflict", s.Flows.Realised, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
+	if s.Flows.Programmed != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
+		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are quarantined, %d keys conflict", s.Flows.Programmed, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
 	}
 	r.number("flows", float64(s.Flows.Flows), "", 0)
 	r.number("groups", float64(s.Flows.Groups), "", 0)
@@ -126,7 +126,7 @@ func (n *node) programmed(ctx context.Context, services int) error {
 	for begun := time.Now(); ; {
 		s, err := api.Client{Socket: filepath.Join(n.dir, "agent.sock")}.Status(ctx)
 		switch {
-		case err == nil && s.Flows.Groups >= services && s.Flows.Realised == s.Flows.Desired:
+		case err == nil && s.Flows.Groups >= services && s.Flows.Programmed == s.Flows.Desired:
 			return nil
 		case time.Since(begun) > deadline:
 			return errors.Join(err, fmt.Errorf("the switch has %d groups of %d Services after %s", s.Flows.Groups, services, deadline))
