@@ -60,6 +60,9 @@ func (d deaf) Watch(ctx context.Context, ready func(), _ func(ofswitch.Event)) e
 // TestOwnEventsAreBounded: the loop forgets an event of its own as soon as the switch has reported it, and stops
 // remembering them where the switch reports none.
 func TestOwnEventsAreBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many flows: left to make unit")
+	}
 	const changes = 2000
 	for name, limit := range map[string]int{"reported": 10, "not reported": 4096} {
 		t.Run(name, func(t *testing.T) {
