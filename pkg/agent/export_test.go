@@ -1,20 +1,5 @@
 package agent
 
-import (
-	"testing"
-	"time"
-)
-
-// Eventually waits until a condition holds.
-func Eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
-}
-
 // Queued is how many changes the loop has not taken yet.
 func (l *Loop) Queued() int {
 	l.mu.Lock()

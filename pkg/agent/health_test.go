@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
@@ -158,12 +159,12 @@ func TestHealthPortTaken(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.problems["health address"]
 	}
-	Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
+	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
 	if got := problem(); !strings.Contains(got, "on healthAddr "+other.Addr().String()) || !strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()
-	Eventually(t, "the free port answers", func() bool {
+	testenv.Eventually(t, "the free port answers", func() bool {
 		r, err := http.Get(fmt.Sprintf("http://%s/livez", a.cfg.HealthAddr))
 		if err != nil {
 			return false

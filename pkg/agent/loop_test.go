@@ -109,7 +109,7 @@ func (b *bench) holds(what string) {
 	})
 }
 
-var eventually = agent.Eventually
+var eventually = testenv.Eventually
 
 func (b *bench) has(text string) bool {
 	actual, err := b.sw.Dump(b.t.Context())

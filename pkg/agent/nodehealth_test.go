@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // TestNodeHealth: what load balancers hear that ask for the node, as from kube-proxy.
@@ -64,13 +66,13 @@ func TestNodeHealthPortTaken(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.problems["node health check"]
 	}
-	Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
+	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
 	if got := problem(); !strings.Contains(got, "serve load balancers on nodeHealthAddr "+addr.String()) || !strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()
 	var status string
-	Eventually(t, "the free port answers", func() bool {
+	testenv.Eventually(t, "the free port answers", func() bool {
 		r, err := http.Get(fmt.Sprintf("http://%s/healthz", addr))
 		if err != nil {
 			return false

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -97,15 +98,6 @@ func (l *lines) has(text string) bool {
 	return strings.Contains(l.text.String(), text)
 }
 
-func until(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(what)
-		}
-	}
-}
-
 // TestPolicyLog: the agent listens while a policy asks for it; what is written names the packet, the verdict and who decided.
 func TestPolicyLog(t *testing.T) {
 	pod := addr("10.244.1.2")
@@ -139,7 +131,7 @@ func TestPolicyLog(t *testing.T) {
 	cookie := flows.Cookie(model.PolicyOwner("ns/loud"))
 	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy), 0, 0, 0, 3}, Protocol: "tcp6",
 		Source: addr("10.9.0.1"), Destination: pod, SourcePort: 1234, DestinationPort: 80}
-	until(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
+	testenv.Eventually(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
 	sw.send(packet)
 	packet.Data = []byte{0x57, byte(flows.IngressPolicy), 0xff, 0xff, 0xff, 0xff}
 	packet.Protocol, packet.DestinationPort = "icmp", 0
@@ -148,7 +140,7 @@ func TestPolicyLog(t *testing.T) {
 		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 port=80 proto=tcp verdict=allowed policy=ns/loud direction=Ingress rule=3 pod=ns/web` + "\n",
 		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 proto=icmp verdict=denied policy=ns/loud,ns/quiet direction=Ingress pod=ns/web` + "\n",
 	} {
-		until(t, "the log has not "+want, func() bool { return out.has(want) })
+		testenv.Eventually(t, "the log has "+want, func() bool { return out.has(want) })
 	}
 
 	sw.mu.Lock()

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -80,11 +81,11 @@ func (r *realSwitch) restart(t *testing.T, loop *agent.Loop) {
 	if err := r.ovs.StopDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	agent.Eventually(t, "the switch is missed", func() bool { return loop.Status().Error != "" })
+	testenv.Eventually(t, "the switch is missed", func() bool { return loop.Status().Error != "" })
 	if err := r.ovs.StartDaemon(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	agent.Eventually(t, "the switch is programmed again", func() bool {
+	testenv.Eventually(t, "the switch is programmed again", func() bool {
 		s := loop.Status()
 		return s.Error == "" && s.Programmed == s.Desired
 	})
@@ -125,9 +126,9 @@ func TestFullTable(t *testing.T) {
 		s := loop.Status()
 		return s.Error == "" && s.Programmed == s.Desired && len(s.Quarantined) > 5 && len(s.Quarantined) < 35
 	}
-	agent.Eventually(t, "the table is full, and the other nodes' flows are in", full)
+	testenv.Eventually(t, "the table is full, and the other nodes' flows are in", full)
 	r.restart(t, loop)
-	agent.Eventually(t, "the table is full again", full)
+	testenv.Eventually(t, "the table is full again", full)
 	r.grow(t, loop)
 }
 
@@ -163,7 +164,7 @@ func TestFullIsolation(t *testing.T) {
 		}
 		return n
 	}
-	agent.Eventually(t, "all pods are open before there is a policy", func() bool { return reached("192.0.2.1") == pods })
+	testenv.Eventually(t, "all pods are open before there is a policy", func() bool { return reached("192.0.2.1") == pods })
 	loop.Submit(state.SetPolicy{Policy: wall()}) // which lets in 10.0.0.0/8
 	check := func(when string) {
 		t.Helper()

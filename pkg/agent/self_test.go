@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
@@ -89,8 +90,8 @@ func TestConditionIsSetAgain(t *testing.T) {
 		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		return err == nil && len(n.Status.Conditions) == 1 && n.Status.Conditions[0].Status == corev1.ConditionFalse
 	}
-	Eventually(t, "the first object", has)
-	Eventually(t, "the agent sees it", func() bool { return !a.unavailable.Load() })
+	testenv.Eventually(t, "the first object", has)
+	testenv.Eventually(t, "the agent sees it", func() bool { return !a.unavailable.Load() })
 	if err := client.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +100,7 @@ func TestConditionIsSetAgain(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Create(ctx, tainted, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, "the next object", has)
+	testenv.Eventually(t, "the next object", has)
 	if n := patched(); n != 2 {
 		t.Errorf("%d patches for two objects", n)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/cni/wire"
 )
 
@@ -66,15 +67,6 @@ func call(s *Server, command string) error {
 	return err
 }
 
-func waitFor(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
-}
-
 // TestAcceptErrorPasses: an agent without free file descriptors reports that, and answers once it has one again.
 func TestAcceptErrorPasses(t *testing.T) {
 	s, problems := served(t, newLimits(4, 4, 4), nil)
@@ -102,7 +94,7 @@ func TestAcceptErrorPasses(t *testing.T) {
 	if err := <-answer; err != nil {
 		t.Errorf("the request that came meanwhile: %v", err)
 	}
-	waitFor(t, "the problem is over", func() bool {
+	testenv.Eventually(t, "the problem is over", func() bool {
 		select {
 		case err := <-problems:
 			return err == nil
@@ -170,7 +162,7 @@ func TestBusy(t *testing.T) {
 	}
 	running := make(chan error, 1)
 	go func() { running <- call(s, "STATUS") }()
-	waitFor(t, "STATUS runs", func() bool { return len(s.limits.detach) == 1 })
+	testenv.Eventually(t, "STATUS runs", func() bool { return len(s.limits.detach) == 1 })
 	if err := call(s, "DEL"); codeOf(err) != types.ErrTryAgainLater || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("DEL: %v", err)
 	}
@@ -181,7 +173,7 @@ func TestBusy(t *testing.T) {
 	if err := <-running; err != nil {
 		t.Error(err)
 	}
-	waitFor(t, "the place is free", func() bool { return len(s.limits.detach) == 0 })
+	testenv.Eventually(t, "the place is free", func() bool { return len(s.limits.detach) == 0 })
 	if err := call(s, "DEL"); err != nil {
 		t.Error(err)
 	}
@@ -210,7 +202,7 @@ func TestHalfOpenClients(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, "the server has as many as it takes", func() bool { return len(s.limits.connections) == 3 })
+	testenv.Eventually(t, "the server has as many as it takes", func() bool { return len(s.limits.connections) == 3 })
 	for _, conn := range conns[3:] {
 		conn.Close()
 	}

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -86,7 +87,7 @@ func TestOneSpeaker(t *testing.T) {
 		}
 		return n
 	}
-	eventually(t, "every node's own Event", func() bool { return count("HealthCheckFailed") == len(nodes) })
+	testenv.Eventually(t, "every node's own Event", func() bool { return count("HealthCheckFailed") == len(nodes) })
 	if n := count("PartIgnored"); n != 1 {
 		t.Errorf("%d Events about one fault", n)
 	}
@@ -119,7 +120,7 @@ func TestPolicyNodes(t *testing.T) {
 		labelled("ns", "n4", "d", "db"), labelled("else", "n5", "e", "web"), labelled("ns", "", "f", "web"))
 	w := watch(t, client, func(state.Change) {})
 	synced(t, w)
-	eventually(t, "the pods' nodes", func() bool {
+	testenv.Eventually(t, "the pods' nodes", func() bool {
 		got := w.PolicyNodes("ns", "web")
 		slices.Sort(got)
 		return slices.Equal(got, []string{"n1", "n3"})

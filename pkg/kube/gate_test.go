@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -97,7 +98,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	var r recorded
 	w := watch(t, client, r.emit)
 	synced(t, w)
-	eventually(t, "the pod that runs", func() bool { return r.String() == "pod running u " })
+	testenv.Eventually(t, "the pod that runs", func() bool { return r.String() == "pod running u " })
 	ctx := t.Context()
 	create := func(p *corev1.Pod) {
 		t.Helper()
@@ -119,8 +120,8 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if err := client.CoreV1().Pods("ns").Delete(ctx, "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the remote pod and the deletion", func() bool { return r.has("pod remote 3 ") && r.has("no pod gone") })
-	eventually(t, "the pod is held, and why is known", func() bool {
+	testenv.Eventually(t, "the remote pod and the deletion", func() bool { return r.has("pod remote 3 ") && r.has("no pod gone") })
+	testenv.Eventually(t, "the pod is held, and why is known", func() bool {
 		n, _ := w.Held()
 		return n == 1
 	})
@@ -130,7 +131,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	}
 	close(released)
 	begun := time.Now()
-	eventually(t, "the pod is handed on", func() bool { return r.has("pod web 1 web") })
+	testenv.Eventually(t, "the pod is handed on", func() bool { return r.has("pod web 1 web") })
 	if took := time.Since(begun); took > time.Second {
 		t.Errorf("that took %s, want less than a second", took)
 	}
@@ -145,7 +146,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Update(ctx, bound, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "an update", func() bool { return r.has("pod web 1 else") })
+	testenv.Eventually(t, "an update", func() bool { return r.has("pod web 1 else") })
 	lists := func() (n int) {
 		for _, a := range client.Actions() {
 			if a.Matches("list", "networkpolicies") && a.GetNamespace() == "ns" {
@@ -158,7 +159,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Update(ctx, podOn("n1", "web", "4"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the next pod of the name", func() bool { return r.has("pod web 4 ") })
+	testenv.Eventually(t, "the next pod of the name", func() bool { return r.has("pod web 4 ") })
 	if after := lists(); after != before+1 {
 		t.Errorf("%d questions for one pod", after-before)
 	}
@@ -198,7 +199,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Create(t.Context(), podOn("n1", "web", "1"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the watch fails", func() bool { return failing() == "networkpolicies" })
+	testenv.Eventually(t, "the watch fails", func() bool { return failing() == "networkpolicies" })
 	const lag = "no news of networkpolicies for more than 30s: "
 	if err := w.LagAt(time.Now().Add(time.Minute)); err == nil || !strings.HasPrefix(err.Error(), lag) || !strings.HasSuffix(err.Error(), refusal.Error()) {
 		t.Errorf("a minute after the permission was withdrawn: %v", err)
@@ -206,7 +207,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 	if err := w.Lag(); err != nil {
 		t.Errorf("at once: %v", err)
 	}
-	eventually(t, "the pod is held", func() bool { n, _ := w.Held(); return n == 1 })
+	testenv.Eventually(t, "the pod is held", func() bool { n, _ := w.Held(); return n == 1 })
 	time.Sleep(300 * time.Millisecond)
 	const why = "pod ns/web and others that start there stay closed until the policies are known: list the NetworkPolicies of namespace ns: " +
 		"networkpolicies.networking.k8s.io is forbidden: not allowed"
@@ -214,7 +215,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		t.Errorf("held %d, %v; changes %q", n, err, &r)
 	}
 	refused.Store(false)
-	eventually(t, "with the permission", func() bool {
+	testenv.Eventually(t, "with the permission", func() bool {
 		n, err := w.Held()
 		return n == 0 && err == nil && r.String() == "pod web 1 " && failing() == ""
 	})
@@ -245,7 +246,7 @@ func TestBookmarksAreNews(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	before := heard()
 	policies.Action(apiwatch.Bookmark, namedPolicy("", "9"))
-	eventually(t, "the bookmark", func() bool { return heard().After(before) })
+	testenv.Eventually(t, "the bookmark", func() bool { return heard().After(before) })
 }
 
 // TestVersionsCompare: as KEP-5504 has it.

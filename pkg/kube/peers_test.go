@@ -9,6 +9,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 )
 
@@ -37,5 +38,5 @@ func TestPeers(t *testing.T) {
 		t.Errorf("connected to %v, want %s", got, at.Addr())
 	}
 	server.CloseClientConnections()
-	eventually(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
+	testenv.Eventually(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
 }

@@ -23,6 +23,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -116,15 +117,6 @@ func synced(t *testing.T, w *kube.Watcher) {
 	}
 }
 
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
-		}
-	}
-}
-
 // TestServicesOfACluster follows Services from the API: those that are there at the start are emitted when WaitSynced returns, those of
 // other proxies never.
 func TestServicesOfACluster(t *testing.T) {
@@ -169,7 +161,7 @@ func TestServicesOfACluster(t *testing.T) {
 	if _, err := client.DiscoveryV1().EndpointSlices("ns").Update(ctx, hint.DeepCopy(), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "another endpoint", func() bool {
+	testenv.Eventually(t, "another endpoint", func() bool {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		return v.changes > before
@@ -184,15 +176,15 @@ func TestServicesOfACluster(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.3:8080]" })
+	testenv.Eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.3:8080]" })
 	if err := client.DiscoveryV1().EndpointSlices("ns").Delete(ctx, "a-2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the endpoints without a slice", func() bool { return v.services()["ns/a"] == "[10.244.0.1:8080]" })
+	testenv.Eventually(t, "the endpoints without a slice", func() bool { return v.services()["ns/a"] == "[10.244.0.1:8080]" })
 	if err := client.CoreV1().Services("ns").Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
+	testenv.Eventually(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
 }
 
 // TestServicesSyncedMeansEmitted is TestSyncedMeansEmitted for Services: with a slow receiver all of them have their endpoints when
@@ -237,11 +229,11 @@ func TestServiceCIDRs(t *testing.T) {
 	if _, err := client.NetworkingV1().ServiceCIDRs().Create(ctx, cidr("more", "10.12.0.0/16", "10.96.0.0/12", "0.0.0.0/0", "?"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "one more range", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108")) })
+	testenv.Eventually(t, "one more range", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108")) })
 	if err := client.NetworkingV1().ServiceCIDRs().Delete(ctx, "kubernetes", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "one less", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12")) })
+	testenv.Eventually(t, "one less", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12")) })
 }
 
 // TestNoServiceCIDRs: an API server without the kind does not hold up the start, and says so once. One that cannot be asked does.
@@ -259,7 +251,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 	})
 	v := newView()
 	w := watch(t, client, v.emit)
-	eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
+	testenv.Eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if err := w.WaitSynced(short); err == nil {
@@ -277,7 +269,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 	if _, err := client.CoreV1().Services("ns").Create(t.Context(), service("b", "10.96.0.2"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })
+	testenv.Eventually(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })
 	if asked.Load() != before {
 		t.Error("the API server is asked again for what it does not have")
 	}
