@@ -34,6 +34,9 @@ func (s stuck) wait(ctx context.Context) error {
 // change. The loop keeps one change for each object, only callers that still wait, and of the pods that came and went
 // none of which the switch never heard.
 func TestNothingGrowsWithoutSwitch(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many flows: left to make unit")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		sw := ofswitch.NewFake(flows.Check)
 		programmed := []model.Attachment{pod("a", 2), pod("b", 3)}

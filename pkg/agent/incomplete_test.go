@@ -31,6 +31,9 @@ func rulesTo(namespace, name string, rules, peers int) policy.Policy {
 // TestIncompletePolicyIsNamed: the policies that ask for more clauses than fit are named, and another namespace's is
 // not among them; when there is room again, that is over.
 func TestIncompletePolicyIsNamed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("many flows: left to make unit")
+	}
 	var attachments []model.Attachment
 	for i, namespace := range []string{"aaa", "aaa", "zzz", "zzz"} {
 		a := pod(fmt.Sprintf("p%d", i), byte(i+2))
