@@ -11,9 +11,12 @@ for path in $unpassed; do
 	checked=$(printf '%s\n' "$checked" | awk -v p="$path" 'index($0, p) != 1')
 done
 
-# found FILES PATTERN: prints the matching lines of these files.
+# found FILES PATTERN: prints the matching lines of these files. xargs makes one status of "no match" and "error", so the
+# pattern and the files are tried first.
 found() {
-	printf '%s\n' "$1" | xargs -r grep -nPi -- "$2" /dev/null || true
+	[ -n "$1" ] || return 0
+	grep -qPi -- "$2" /dev/null || [ $? -eq 1 ] || { echo "build/words.txt: invalid pattern: $2" >&2; exit 1; }
+	printf '%s\n' "$1" | xargs grep -nPis -- "$2" /dev/null || [ $? -eq 123 ]
 }
 
 failed=false

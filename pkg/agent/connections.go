@@ -11,7 +11,18 @@ import (
 )
 
 // connectionTracker is the connection tracker of a switch, with the verdicts of the pipeline.
-type connectionTracker struct{ *ofswitch.Switch }
+type connectionTracker struct {
+	of interface { // *ofswitch.Switch
+		Connections(ctx context.Context, zone uint16, each func(openflow.Connection)) error
+		Remove(ctx context.Context, c openflow.Connection) error
+		Send(ctx context.Context, packets []ofswitch.PacketOut) error
+	}
+}
+
+// Connections reads a zone (ofswitch.Switch.Connections).
+func (t connectionTracker) Connections(ctx context.Context, zone uint16, each func(openflow.Connection)) error {
+	return t.of.Connections(ctx, zone, each)
+}
 
 // Deny takes the allowed mark from connections (flows.Deny). The entries stay, so that packets of the other direction
 // remain replies of a denied connection and do not begin one of their own. A connection that has ended meanwhile is not
@@ -27,7 +38,7 @@ func (t connectionTracker) Allow(ctx context.Context, connections []openflow.Con
 
 // Remove removes a connection. One that the switch cannot remove is denied instead.
 func (t connectionTracker) Remove(ctx context.Context, c openflow.Connection) error {
-	err := t.Switch.Remove(ctx, c)
+	err := t.of.Remove(ctx, c)
 	if !errors.Is(err, ofswitch.ErrNotRemovable) {
 		return err
 	}
@@ -42,7 +53,7 @@ func (t connectionTracker) send(ctx context.Context, verb string, connections []
 	for i, c := range connections {
 		packets[i] = ofswitch.PacketOut{Packet: c.Packet(), Actions: verdict(c)}
 	}
-	if err := t.Send(ctx, packets); err != nil {
+	if err := t.of.Send(ctx, packets); err != nil {
 		return fmt.Errorf("%s %d connections: %w", verb, len(connections), err)
 	}
 	return nil
