@@ -112,7 +112,7 @@ func (c *Compiler) Desired() Desired { return c.desired }
 // (see Dirty), and says what is different now. The first Update compiles all. An owner that cannot be compiled keeps
 // none of its flows but those that isolate (its pods stay closed) and is listed as failed; the others are not affected.
 func (c *Compiler) Update(s *model.Snapshot, changed []model.Owner) (d Delta, failed []*OwnerError) {
-	t := newTouched()
+	t := newAffected()
 	var forget []Flow
 	now := c.read(s)
 	owners := c.dirty(s, now, changed)
@@ -145,26 +145,26 @@ func (c *Compiler) Update(s *model.Snapshot, changed []model.Owner) (d Delta, fa
 // it: it is closed without them.
 func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
-	t := newTouched()
-	c.touch(o, t)
+	t := newAffected()
+	c.markAffected(o, t)
 	d := c.settle(t)
 	d.sort()
 	return d
 }
 
-// touched is what an update may have changed.
-type touched struct {
+// affected is what an update may have changed.
+type affected struct {
 	owners map[model.Owner]bool
 	keys   map[openflow.Key]bool
 	ids    map[openflow.GroupID]bool // that the owners' groups had before
 }
 
-func newTouched() *touched {
-	return &touched{owners: map[model.Owner]bool{}, keys: map[openflow.Key]bool{}, ids: map[openflow.GroupID]bool{}}
+func newAffected() *affected {
+	return &affected{owners: map[model.Owner]bool{}, keys: map[openflow.Key]bool{}, ids: map[openflow.GroupID]bool{}}
 }
 
-// touch notes what an owner has.
-func (c *Compiler) touch(o model.Owner, t *touched) {
+// markAffected records the keys and groups that an owner has.
+func (c *Compiler) markAffected(o model.Owner, t *affected) {
 	t.owners[o] = true
 	for _, key := range c.byOwner[o].keys {
 		t.keys[key] = true
@@ -178,8 +178,8 @@ func (c *Compiler) touch(o model.Owner, t *touched) {
 }
 
 // replace exchanges what one owner contributes.
-func (c *Compiler) replace(o model.Owner, now compiled, t *touched) {
-	c.touch(o, t)
+func (c *Compiler) replace(o model.Owner, now compiled, t *affected) {
+	c.markAffected(o, t)
 	for _, key := range c.byOwner[o].keys {
 		if rest := removeOwner(c.contributions[key], o); len(rest) == 0 {
 			delete(c.contributions, key)
@@ -245,12 +245,12 @@ func removeOwner(list []Flow, o model.Owner) []Flow {
 	return slices.Delete(list, from, to)
 }
 
-// settle folds the contributions of the touched keys and moves desired to the result, and the groups likewise.
-func (c *Compiler) settle(t *touched) Delta {
+// settle folds the contributions of the affected keys and moves desired to the result, and the groups likewise.
+func (c *Compiler) settle(t *affected) Delta {
 	moved := c.numbers.settle()
 	for _, o := range c.numbers.differ(moved) {
 		if !t.owners[o] { // else what the owner had before is noted, and what it has now never had the old numbers
-			c.touch(o, t)
+			c.markAffected(o, t)
 		}
 	}
 	c.numbers.moved = moved
@@ -259,7 +259,7 @@ func (c *Compiler) settle(t *touched) Delta {
 	for key := range t.keys {
 		old, had := c.desired.Flows[key]
 		now, has, losers := c.fold(c.contributions[key])
-		c.dispute(key, losers)
+		c.setConflict(key, losers)
 		switch {
 		case has:
 			c.desired.Flows[key] = now
@@ -275,7 +275,7 @@ func (c *Compiler) settle(t *touched) Delta {
 	return d
 }
 
-func (c *Compiler) settleGroups(t *touched, d *Delta) {
+func (c *Compiler) settleGroups(t *affected, d *Delta) {
 	for o := range t.owners {
 		if c.excluded[o] {
 			continue
@@ -395,8 +395,8 @@ func (c *Compiler) Conflicts() []Conflict {
 // Losers counts, for each owner that lacks something because of others, the keys at which it does.
 func (c *Compiler) Losers() map[model.Owner]int { return maps.Clone(c.losers) }
 
-// dispute notes who lacks something at a key.
-func (c *Compiler) dispute(key openflow.Key, losers []model.Owner) {
+// setConflict notes who lacks something at a key.
+func (c *Compiler) setConflict(key openflow.Key, losers []model.Owner) {
 	for _, o := range c.conflicting[key] {
 		c.losers[o]--
 		if c.losers[o] == 0 {
