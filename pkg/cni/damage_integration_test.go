@@ -197,7 +197,7 @@ func TestAgentKilledDuringAdd(t *testing.T) {
 			agent.Stdout, agent.Stderr = os.Stderr, os.Stderr
 			check(t, agent.Start())
 			p := n.pod("broken")
-			n.eventually("the other agent listens", func() bool { _, err := os.Stat(n.socket); return err == nil })
+			n.eventually("the other agent listens", n.listens)
 			added := make(chan error, 1)
 			go func() { _, err := n.add(list, p); added <- err }()
 			ports := 1

@@ -47,14 +47,12 @@ func served(t *testing.T, l limits, settings func() Settings) (s *Server, proble
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(s.cfg.Socket); err == nil {
-			return s, reported
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the server does not listen")
-		}
-	}
+	testenv.Eventually(t, "the server listens", func() bool {
+		// The socket appears before the server listens on it, and gets its mode after that.
+		info, err := os.Stat(s.cfg.Socket)
+		return err == nil && info.Mode().Perm() == 0o600
+	})
+	return s, reported
 }
 
 // call returns the error that the plugin would print.
@@ -70,41 +68,45 @@ func call(s *Server, command string) error {
 // TestAcceptErrorPasses: an agent without free file descriptors reports that, and answers once it has one again.
 func TestAcceptErrorPasses(t *testing.T) {
 	s, problems := served(t, newLimits(4, 4, 4), nil)
-	if err := call(s, "STATUS"); err != nil {
-		t.Fatal(err)
-	}
 	release := exhaustFiles(t, 1) // for the caller's end
 	answer := make(chan error, 1)
 	go func() { answer <- call(s, "STATUS") }()
-	for deadline := time.After(10 * time.Second); ; {
-		select {
-		case err := <-problems:
-			if err == nil {
-				continue
-			}
-			if !errors.Is(err, syscall.EMFILE) || !strings.Contains(err.Error(), s.cfg.Socket) {
-				t.Errorf("problem %v", err)
-			}
-		case <-deadline:
-			t.Fatal("no problem was reported")
-		}
-		break
+	if err := <-problems; !errors.Is(err, syscall.EMFILE) || !strings.Contains(err.Error(), s.cfg.Socket) {
+		t.Errorf("problem %v", err)
 	}
 	release()
 	if err := <-answer; err != nil {
 		t.Errorf("the request that came meanwhile: %v", err)
 	}
-	testenv.Eventually(t, "the problem is over", func() bool {
+	waitFor(t, problems, "the problem is over", func(err error) bool { return err == nil })
+}
+
+// TestAcceptErrorEnds: the report ends with the shortage, also when no other request comes.
+func TestAcceptErrorEnds(t *testing.T) {
+	s, problems := served(t, newLimits(4, 4, 4), nil)
+	release := exhaustFiles(t, 2) // for both ends of one connection
+	conn, err := net.Dial("unix", s.cfg.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	waitFor(t, problems, "the connection is accepted", func(err error) bool { return err == nil })
+	waitFor(t, problems, "a problem while no connection waits", func(err error) bool { return errors.Is(err, syscall.EMFILE) })
+	release()
+	waitFor(t, problems, "the problem is over", func(err error) bool { return err == nil })
+}
+
+// waitFor reads the server's Problems until one is as described.
+func waitFor(t *testing.T, problems <-chan error, what string, ok func(error) bool) {
+	t.Helper()
+	testenv.Eventually(t, what, func() bool {
 		select {
 		case err := <-problems:
-			return err == nil
+			return ok(err)
 		default:
 			return false
 		}
 	})
-	if err := call(s, "STATUS"); err != nil {
-		t.Error(err)
-	}
 }
 
 // exhaustFiles uses up all but that many file descriptors of the process until release is called.

@@ -206,10 +206,14 @@ func (n *node) startWith(ports cni.Ports) {
 		cancel()
 		return <-done
 	}
-	n.eventually("the CNI server listens", func() bool {
-		info, err := os.Stat(n.socket)
-		return err == nil && info.Mode().Perm() == 0o600
-	})
+	n.eventually("the CNI server listens", n.listens)
+}
+
+// listens reports whether an agent has the CNI socket. The socket appears before the agent listens on it, and gets its
+// mode after that.
+func (n *node) listens() bool {
+	info, err := os.Stat(n.socket)
+	return err == nil && info.Mode().Perm() == 0o600
 }
 
 func (n *node) eventually(what string, ok func() bool) {

@@ -114,14 +114,16 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync
 			return
 		}
 		conn, err := l.AcceptUnix()
+		if err != nil {
+			<-s.limits.connections
+		}
 		switch {
 		case ctx.Err() != nil:
 			if err == nil {
 				conn.Close()
 			}
 			return
-		case err != nil:
-			<-s.limits.connections
+		case err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
 			s.cfg.Problem(fmt.Errorf("accept on CNI socket %s: %w; retrying, pods cannot be attached or removed until then",
 				s.cfg.Socket, err))
 			select {
@@ -129,10 +131,15 @@ func (s *Server) accept(ctx context.Context, l *net.UnixListener, requests *sync
 			case <-ctx.Done():
 				return
 			}
+			// Without a free descriptor accept fails also when no connection waits; when it waits for one, the error is over.
+			_ = l.SetDeadline(time.Now().Add(acceptPause))
 			pause = min(2*pause, maxAcceptPause)
-		default:
-			pause = acceptPause
-			s.cfg.Problem(nil)
+			continue
+		}
+		pause = acceptPause
+		_ = l.SetDeadline(time.Time{})
+		s.cfg.Problem(nil)
+		if err == nil {
 			requests.Go(func() {
 				defer func() { <-s.limits.connections }()
 				s.handle(ctx, conn)

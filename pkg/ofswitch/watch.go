@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,22 +83,21 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 // connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
 const setAsync = "061c0018" + "00000009" + "000a000800000001" + "000b000800000001"
 
-// askPause is how long watchGroups waits for the program's socket before it looks again.
+// askPause is how long watchGroups waits for the program's socket before it tries again.
 const askPause = 20 * time.Millisecond
 
-// watchGroups makes the program that watches ask for groups, too, as soon as it listens.
+// watchGroups makes the program that watches ask for groups, too, as soon as it listens: the socket appears in the
+// directory a moment before that.
 func watchGroups(ctx context.Context, socket string) error {
-	for {
-		if _, err := os.Stat(socket); err == nil {
-			break
-		}
+	out, err := unixctl.Call(ctx, socket, "ofctl/send", setAsync)
+	for errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		select {
 		case <-ctx.Done():
 			return errors.New("ask for changes of groups: ovs-ofctl ended before it listened")
 		case <-time.After(askPause):
 		}
+		out, err = unixctl.Call(ctx, socket, "ofctl/send", setAsync)
 	}
-	out, err := unixctl.Call(ctx, socket, "ofctl/send", setAsync)
 	if err == nil && strings.TrimSpace(out) != "sent" {
 		err = fmt.Errorf("an unknown answer: %s", out)
 	}
