@@ -40,8 +40,7 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
 		return fmt.Errorf("watch the switch: %w", err)
 	}
-	// Without the initial flows ("!initial") OVS 3.1 leaves the actions out of every event; they are skipped instead.
-	cmd := ofctl(ctx, "--unixctl="+socket, "monitor", s.target, "watch:")
+	cmd := ofctl(ctx, "--unixctl="+socket, "monitor", s.target, "watch:!initial")
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it takes its socket with it
 	// ovs-ofctl prints the reply to its request on standard output, and every event on standard error.
 	out, in, err := os.Pipe()

@@ -21,7 +21,7 @@ import (
 const restartFlows = 100_000
 
 // TestRestartTouchesNothing starts an agent over a switch with 100,000 flows of Weft's: the switch reports no change of any
-// flow, no connection breaks, and no traffic is lost but for what the userspace datapath loses while the agent reads them.
+// flow, no connection breaks, and no traffic is lost.
 func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
@@ -52,9 +52,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 		return errors.Join(err, response.Body.Close())
 	})
 	time.Sleep(3*time.Second + chaosPatience())
-	// One thread of ovs-vswitchd forwards what pods send in the userspace datapath and answers the agent's question for all
-	// flows, some tenths of a second for 100,000: the queues of pods' ports overflow meanwhile.
-	c.judge(fault{name: "one is killed", cause: "agent", bound: onDatapath(time.Second, 0)}, begin)
+	c.judge(fault{name: "one is killed", cause: "agent"}, begin)
 	var r report.Status
 	if err := c.ask("node1", "/v1/status", &r); err != nil {
 		t.Fatal(err)
