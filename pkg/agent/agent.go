@@ -28,6 +28,7 @@ import (
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
 	"github.com/weft-cni/weft/pkg/state"
@@ -358,11 +359,6 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	mtu := a.mtu
 	cfg := a.cfg
 	a.mu.Unlock()
-	view := a.loop.View()
-	checksum := view.Self.TunnelAddr().Is6()
-	for _, path := range view.Paths {
-		checksum = checksum || path.Remote.Is6()
-	}
 	known, err := a.cni.Known()
 	if err != nil {
 		return err
@@ -370,12 +366,12 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
-		Tunnel:     cfg.TunnelType,
+		Tunnel:     cfg.Transport().Encapsulation,
 		Tables:     flows.TableNames(),
 		Zones: []ovsdb.Zone{
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},
 		},
-		TunnelChecksum: checksum,
+		TunnelChecksum: nodepath.OuterIPv6(a.loop.View().Paths),
 		Version:        a.opt.Version,
 		Pods:           known,
 	})

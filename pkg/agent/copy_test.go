@@ -52,7 +52,7 @@ func shopPod(name string, n byte) model.Attachment {
 func started(t *testing.T, sw *ofswitch.Fake, before func(*Loop)) *Loop {
 	t.Helper()
 	l := NewLoop(LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
-	l.Submit(state.SetTunnel{Type: model.VXLAN})
+	l.Submit(state.SetTransport{Transport: model.Tunnel(model.VXLAN)})
 	l.Submit(state.SetClusterCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}})
 	before(l)
 	ctx, stop := context.WithCancel(t.Context())
@@ -161,7 +161,7 @@ func TestStartFromACopy(t *testing.T) {
 	second.Submit(state.Synced{})
 	view = settled(t, second, again, "when the API server has told all")
 	if len(view.Services) != 1 || view.Services["shop/new"].Name == "" || len(view.Policies) != 0 || len(view.Unknown) != 0 || len(view.Attachments) != 2 ||
-		view.Tunnel != model.VXLAN || len(view.ClusterCIDRs) != 1 || view.Revision <= revision || len(view.SelfPath().PodCIDRs) != 1 {
+		view.Transport != model.Tunnel(model.VXLAN) || len(view.ClusterCIDRs) != 1 || view.Revision <= revision || len(view.SelfPath().PodCIDRs) != 1 {
 		t.Errorf("view %+v", view)
 	}
 	// From here on it is a store as any other.

@@ -29,7 +29,7 @@ func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 	t.Helper()
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}, Services: map[string]model.Service{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}, Services: map[string]model.Service{}}
 	for _, svc := range services {
 		s.Services[svc.Name] = svc
 	}
@@ -53,7 +53,7 @@ func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
 	t.Helper()
 	d, err := flows.Compile(&model.Snapshot{
-		Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{s.Name: s},
+		Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{s.Name: s},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -33,7 +33,7 @@ func hostPorts(view *model.Snapshot, pods []model.Pod) []host.HostPort {
 // appendHostPort adds a host port for each of the pod's addresses of its family. At loopback addresses there are none:
 // see host.NodePort.
 func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr) []host.HostPort {
-	if port.Addr.IsValid() && port.Addr.IsLoopback() || port.Protocol == model.UDP && isTunnelPort(port.Port) {
+	if port.Addr.IsValid() && port.Addr.IsLoopback() || port.Protocol == model.UDP && model.IsTunnelUDPPort(port.Port) {
 		return list
 	}
 	for _, ip := range ips {
@@ -48,10 +48,6 @@ func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr)
 		list = append(list, host.HostPort{Addr: at, Protocol: port.Protocol, Port: port.Port, To: to})
 	}
 	return list
-}
-
-func isTunnelPort(port uint16) bool {
-	return slices.ContainsFunc(model.TunnelTypes, func(t model.TunnelType) bool { return t.UDPPort() == port })
 }
 
 // hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told

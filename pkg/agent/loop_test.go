@@ -187,7 +187,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 
 func flowsOf(t *testing.T, attachments ...model.Attachment) flows.Desired {
 	t.Helper()
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, a := range attachments {
 		s.Attachments[a.Key()] = a
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -74,19 +75,16 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.mu.Lock()
 	mtu := a.mtu
 	a.mu.Unlock()
-	own, remote, invalid := podCIDRs(view)
+	peers, invalid := peerPaths(view)
 	desired := host.Desired{
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
 		KernelDatapath: cfg.Datapath == config.DatapathSystem,
-		Address:        view.Self.TunnelAddr(),
-		PodCIDRs:       own,
-		RemotePodCIDRs: remote,
+		Address:        view.Self.Primary(),
+		PodCIDRs:       view.SelfPath().PodCIDRs,
+		Peers:          peers,
 		Masquerade:     cfg.EgressMasquerade,
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
-	}
-	for _, n := range view.Nodes {
-		desired.Nodes = append(desired.Nodes, n.Addrs...)
 	}
 	desired.NodePortAddrs = nodePortAddrs(cfg.NodePortAddresses, view.Self)
 	desired.HostPorts = hostPorts(view, a.kube.Pods())
@@ -137,15 +135,14 @@ func (a *Agent) findAddresses(context.Context) error {
 	return nil
 }
 
-// podCIDRs returns the accepted pod CIDRs of this node and, in the order of their names, of the others, and what is
-// wrong with the others' Node objects.
-func podCIDRs(view *model.Snapshot) (own, remote []netip.Prefix, invalid error) {
+// peerPaths returns the paths to the peer nodes, in the order of their names, and the errors of their Node objects.
+func peerPaths(view *model.Snapshot) (peers []model.Path, invalid error) {
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
-		remote = append(remote, view.Paths[name].PodCIDRs...)
+		peers = append(peers, view.Paths[name])
 		errs = append(errs, report.RejectedPodCIDRs(view, name))
 	}
-	return view.SelfPath().PodCIDRs, remote, errors.Join(errs...)
+	return peers, errors.Join(errs...)
 }
 
 // flushConnections removes connections without the translation that they should have from the kernel's table. It may
@@ -170,7 +167,7 @@ func (a *Agent) resolveNeighbours(context.Context) error {
 	var addrs []netip.Addr
 	for _, path := range view.Paths {
 		if path.Reachable() {
-			addrs = append(addrs, path.Remote)
+			addrs = append(addrs, path.NextHop)
 		}
 	}
 	return host.ResolveNeighbors(addrs)
@@ -179,7 +176,7 @@ func (a *Agent) resolveNeighbours(context.Context) error {
 // findMTU follows the underlay's MTU.
 func (a *Agent) findMTU(context.Context) error {
 	self := a.loop.View().Self
-	under, underlay, err := host.UnderlayMTU(self.TunnelAddr())
+	under, underlay, err := host.UnderlayMTU(self.Primary())
 	if err != nil {
 		return err
 	}
@@ -206,17 +203,11 @@ func (a *Agent) syncPods(ctx context.Context) error {
 	return a.cni.SetMTU(ctx, mtu)
 }
 
-// podMTU is what fits into a tunnel packet on an underlay with this MTU, unless the configuration says otherwise.
+// podMTU is the configured MTU of pods, or the one that the paths and the MTU of the underlay allow.
 func podMTU(cfg config.Config, view *model.Snapshot, underlay int) (int, error) {
 	mtu := cfg.MTU
 	if mtu == 0 {
-		overhead := cfg.TunnelType.Overhead(view.Self.TunnelAddr())
-		for _, path := range view.Paths {
-			if path.Reachable() { // perhaps in the other family
-				overhead = max(overhead, cfg.TunnelType.Overhead(path.Remote))
-			}
-		}
-		mtu = underlay - overhead
+		mtu = nodepath.PodMTU(view.Paths, underlay)
 	}
 	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
 	isIPv6 := func(p netip.Prefix) bool { return p.Addr().Is6() }

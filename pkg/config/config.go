@@ -44,7 +44,7 @@ const (
 type Config struct {
 	// The encapsulation with which this node sends. Every node receives both, so a running cluster can change it
 	// without packet loss.
-	TunnelType model.TunnelType `json:"tunnelType"`
+	TunnelType model.Encapsulation `json:"tunnelType"`
 
 	// Where Open vSwitch forwards: `system` is the kernel module, `netdev` the userspace datapath, which needs no
 	// module.
@@ -111,6 +111,9 @@ type Config struct {
 
 // PrimaryAddresses stands, as the only entry of NodePortAddresses, for the node's InternalIPs.
 const PrimaryAddresses = "primary"
+
+// Transport is the transport to peer nodes that the settings ask for.
+func (c Config) Transport() model.Transport { return model.Tunnel(c.TunnelType) }
 
 // Default is the configuration of an empty file.
 func Default() Config {

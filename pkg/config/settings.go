@@ -46,8 +46,8 @@ var errNotAllowed = errors.New("not allowed")
 
 var settings = []setting{
 	{
-		key: "tunnelType", live: true, allowed: oneOf(model.TunnelTypes),
-		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.TunnelTypes) },
+		key: "tunnelType", live: true, allowed: oneOf(model.Encapsulations),
+		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.Encapsulations) },
 		value: func(c Config) any { return c.TunnelType },
 	}, {
 		key: "datapath", allowed: oneOf(datapaths),

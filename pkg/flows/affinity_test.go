@@ -32,7 +32,7 @@ func stickyService(name string, timeout time.Duration, endpoints int) model.Serv
 func TestEpochChangesGroupsAlone(t *testing.T) {
 	for _, endpoints := range []int{3, 40, 1200} { // few, many, and so many that groups choose among groups
 		c := flows.NewCompiler()
-		s := &model.Snapshot{Tunnel: model.Geneve, Services: map[string]model.Service{}}
+		s := &model.Snapshot{Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{}}
 		service := stickyService("ns/web", time.Hour, endpoints)
 		service.AffinityEpoch = 499
 		s.Services[service.Name] = service

@@ -12,7 +12,7 @@ import (
 
 // cluster is a large one: 5,000 dual-stack nodes, 110 pods on this one.
 func cluster() *model.Snapshot {
-	s := &model.Snapshot{Self: node("self", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: node("self", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for i := range 5000 {
 		n := model.Node{Name: fmt.Sprintf("n%d", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})},
 			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))}}

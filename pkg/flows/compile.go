@@ -195,9 +195,6 @@ func (b *builder) everyNode(_ none, in pipelineInputs) {
 }
 
 func (b *builder) pipeline(kernelDatapath bool) {
-	for _, port := range []uint32{model.PortGeneve, model.PortVXLAN} {
-		b.add(in{Classifier, prioNormal, "", matches(inPort(port))}, Origin.Set(OriginTunnel), openflow.Goto(SpoofGuard))
-	}
 	gateway := inPort(model.PortGateway)
 	b.add(in{Classifier, prioNormal, "", matches(gateway)}, Origin.Set(OriginGateway), openflow.Goto(ARPND))
 	b.drop(UnknownPort, in{Classifier, prioMiss, "", nil})
@@ -226,20 +223,12 @@ func (b *builder) pipeline(kernelDatapath bool) {
 
 	b.noDestination()
 	b.add(in{SpoofGuard, prioNormal, "", matches(Origin.Is(OriginGateway))}, openflow.Goto(Conntrack))
-	b.drop(TunnelSource, in{SpoofGuard, prioLower, "", matches(Origin.Is(OriginTunnel))})
 	b.drop(UnknownPort, in{SpoofGuard, prioMiss, "", nil})
 
-	for _, proto := range []ovs.Protocol{ovs.ProtocolIPv4, ovs.ProtocolIPv6} {
-		b.drop(TunnelDestination, in{Forwarding, prioRaised, proto, matches(Origin.Is(OriginTunnel))})
-		b.add(in{Forwarding, prioLower, proto, matches(Origin.Is(OriginPod))}, toGateway()...)
+	for _, family := range families {
+		b.add(in{Forwarding, prioLower, openflow.Protocol(family), matches(Origin.Is(OriginPod))}, toGateway()...)
 	}
-	// What a pod sends to another node leaves with this node's address, which is all that a tunnel's receiver asks for.
-	// A node may have addresses that we do not know of, so nothing but pods can be reached at these ports.
-	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6} {
-		for _, tunnel := range model.TunnelTypes {
-			b.drop(TunnelPort, in{Forwarding, prioLow, proto, matches(Origin.Is(OriginPod), ovs.TransportDestinationPort(tunnel.UDPPort()))})
-		}
-	}
+	b.peers()
 	b.drop(NoRoute, in{Forwarding, prioMiss, "", nil})
 
 	b.add(in{Output, prioNormal, "", nil}, OutPort.Output())
@@ -317,65 +306,7 @@ func (b *builder) self(n localInputs) {
 		if !n.kernel {
 			b.gatewayPorts(gateway)
 		}
-		// Other nodes take from our tunnel only what is this node's, and their answer must come back to this switch.
-		// What the node sends by itself has that source, and a port of OwnPorts, which no other connection gets (see model).
-		// It must not be translated: a translation to the same address and port is what Open vSwitch 3.1's userspace
-		// datapath dies of when the port is used again.
-		for _, tunnel := range model.TunnelTypes {
-			away := matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(tunnel.Port()))
-			b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(gateway)))}, openflow.Goto(Output))
-			if node := n.tunnelAddr(); node.IsValid() && openflow.Protocol(node) == proto {
-				b.add(in{SourceNAT, prioHigh, proto, also(away, openflow.Source(openflow.Host(node)))}, openflow.Goto(Output))
-			}
-			translate := func(ports model.PortRange) ovs.Action {
-				return openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNATPorts(gateway, ports.First, ports.Last)}.Action()
-			}
-			b.add(in{SourceNAT, prioNormal, proto, away}, translate(model.ForwardedPorts))
-			// A later fragment has no port, which is none below 1024. In the userspace datapath conntrack translates
-			// a whole datagram as the fragment asks for that comes last, so a client whose first datagram is in
-			// fragments is not seen as a privileged one.
-			for _, t := range transports {
-				b.add(in{SourceNAT, prioRaised, t.of(gateway.Is4()), also(away, openflow.Fragments("not_later"), openflow.SourcePort(0, privilegedBits))},
-					translate(model.ForwardedPrivilegedPorts))
-			}
-		}
-		b.add(in{Conntrack, prioRaised, proto, matches(Origin.Is(OriginTunnel), openflow.Destination(openflow.Host(gateway)))},
-			openflow.CT{Table: ConntrackNAT, Zone: SourceZone, NAT: openflow.Translate()}.Action())
-	}
-}
-
-// privilegedBits of a port are 0 when it is below model.FirstUnprivilegedPort.
-const privilegedBits = ^(model.FirstUnprivilegedPort - 1)
-
-// node gives the way to another node's pods, and back.
-func (b *builder) node(path model.Path, tunnel model.TunnelType) {
-	if !path.Reachable() {
-		return
-	}
-	remote := path.Remote
-	into := func() []ovs.Action {
-		return []ovs.Action{
-			setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC),
-			openflow.SetTunnelSource(path.Local), openflow.SetTunnelDestination(remote),
-			OutPort.Set(tunnel.Port()), openflow.Goto(Commit),
-		}
-	}
-	for _, cidr := range path.PodCIDRs {
-		proto := openflow.Protocol(cidr.Addr())
-		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(cidr))}, openflow.Goto(Conntrack))
-		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, into()...)
-		b.noService(cidr)
-		if path.Primary.Is4() != cidr.Addr().Is4() {
-			continue
-		}
-		// A peer node's clients of its own node ports keep its primary address. The outer source proves the node.
-		// Replies to a connection that came through this node's kernel instead return through that kernel
-		// (MarkGateway).
-		node := openflow.Host(path.Primary)
-		reply := openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0)
-		b.add(in{SpoofGuard, prioNormal, proto, matches(Origin.Is(OriginTunnel), openflow.TunnelSource(remote), openflow.Source(node))},
-			openflow.Goto(Conntrack))
-		b.add(in{Forwarding, prioHigh, proto, matches(reply, Origin.Is(OriginPod), openflow.Destination(node))}, into()...)
+		b.gatewayToPeers(gateway, n.primaryAddr())
 	}
 }
 

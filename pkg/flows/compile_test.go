@@ -22,11 +22,11 @@ var update = flag.Bool("update", false, "write the flows that were compiled into
 
 // view is a snapshot as a golden file's author writes it.
 type view struct {
-	Self   model.Node         `json:"self"`
-	Tunnel model.TunnelType   `json:"tunnel"`
-	Kernel bool               `json:"kernelDatapath"`
-	Nodes  []model.Node       `json:"nodes"`
-	Pods   []model.Attachment `json:"pods"`
+	Self   model.Node          `json:"self"`
+	Tunnel model.Encapsulation `json:"tunnel"`
+	Kernel bool                `json:"kernelDatapath"`
+	Nodes  []model.Node        `json:"nodes"`
+	Pods   []model.Attachment  `json:"pods"`
 	// Policies and Services are as the store resolves them: selectors are addresses already.
 	Policies []model.Policy  `json:"policies"`
 	Services []model.Service `json:"services"`
@@ -34,7 +34,7 @@ type view struct {
 }
 
 func (v view) snapshot() *model.Snapshot {
-	s := &model.Snapshot{Self: v.Self, Tunnel: v.Tunnel, KernelDatapath: v.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: v.Self, Transport: model.Tunnel(v.Tunnel), KernelDatapath: v.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, n := range v.Nodes {
 		s.Nodes[n.Name] = n
 	}

@@ -24,7 +24,7 @@ func node(name string, last byte) model.Node {
 
 // TestChangeTouchesOnlyItsOwn: cost follows the change, not the cluster (design.md, invariant 11).
 func TestChangeTouchesOnlyItsOwn(t *testing.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{}}
 	for i := byte(2); i < 200; i++ {
 		n := node(fmt.Sprintf("n%d", i), i)
 		s.Nodes[n.Name] = n
@@ -46,13 +46,14 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 }
 
 func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Nodes: map[string]model.Node{"n2": node("n2", 2)}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}}
 	s.Paths = nodepath.Resolve(s)
 	c := flows.NewCompiler()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
 		t.Fatal(failed)
 	}
-	s.Tunnel = model.VXLAN
+	s.Transport = model.Tunnel(model.VXLAN)
+	s.Paths = nodepath.Resolve(s)
 	delta, failed := c.Update(s, flows.Owners(s))
 	if len(failed) > 0 {
 		t.Fatal(failed)
@@ -67,7 +68,7 @@ func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 func TestKeptConnections(t *testing.T) {
 	for _, kernel := range []bool{true, false} {
 		for _, keep := range []bool{true, false} {
-			desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, KernelDatapath: kernel, KeepEstablished: keep})
+			desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), KernelDatapath: kernel, KeepEstablished: keep})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -98,7 +99,7 @@ func TestUntranslatableTakesNothing(t *testing.T) {
 	victim := model.Service{Name: "ns/victim", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, ClusterIP: addr("10.96.0.1"), Cluster: endpoint(9000)}}}
 	thief := model.Service{Name: "a/thief", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, NodePort: 30900, ClusterIP: addr("10.96.0.2"),
 		ExternalIPs: []netip.Addr{addr("10.96.0.1")}, Cluster: endpoint(9001)}}}
-	desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{victim.Name: victim, thief.Name: thief}})
+	desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{victim.Name: victim, thief.Name: thief}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +127,7 @@ func TestUntranslatableTakesNothing(t *testing.T) {
 func TestOneBadObject(t *testing.T) {
 	bad := model.Attachment{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "bad"}, OFPort: 16, IPs: []netip.Addr{{}}}
 	good := model.Attachment{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "good"}, OFPort: 17, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
 	desired, err := flows.Compile(s)
 	var ownerErr *flows.OwnerError
 	if !errors.As(err, &ownerErr) || ownerErr.Owner != model.PodOwner(bad) {
@@ -145,7 +146,7 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 	a := model.Attachment{ContainerID: "a", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
 	b := a
 	b.ContainerID, b.Pod.Name, b.OFPort = "b", "b", 17
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, KernelDatapath: true, Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a, b.Key(): b}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), KernelDatapath: true, Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a, b.Key(): b}}
 	for _, order := range [][]model.Owner{
 		{model.PodOwner(a), model.PodOwner(b), model.SelfOwner},
 		{model.PodOwner(b), model.SelfOwner, model.PodOwner(a)},
@@ -168,7 +169,7 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 }
 
 func TestDiffLeavesForeignFlows(t *testing.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve)}
 	desired, err := flows.Compile(s)
 	if err != nil {
 		t.Fatal(err)

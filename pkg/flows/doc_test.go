@@ -126,7 +126,7 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
 func document(t *testing.T) []byte {
 	t.Helper()
 	example := model.Snapshot{
-		Self: exampleSelf, Tunnel: model.Geneve,
+		Self: exampleSelf, Transport: model.Tunnel(model.Geneve),
 		Nodes:        map[string]model.Node{exampleNode.Name: exampleNode},
 		Attachments:  map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
 		Services:     map[string]model.Service{exampleService.Name: exampleService},
@@ -249,8 +249,8 @@ func (d *docWriter) block(which func(flows.Flow) bool, withTable bool) {
 
 func (d *docWriter) registers() {
 	d.line("\n## Registers\n| Register | Bits | Meaning |\n|---|---|---|")
-	d.line("| `%s` | %#x | where the packet came in: %d a pod, %d a tunnel, %d the gateway |",
-		flows.Origin.Register, flows.Origin.Mask, flows.OriginPod, flows.OriginTunnel, flows.OriginGateway)
+	d.line("| `%s` | %#x | where the packet came from: %d a pod of this node, %d another node, %d the gateway |",
+		flows.Origin.Register, flows.Origin.Mask, flows.OriginPod, flows.OriginNode, flows.OriginGateway)
 	d.line("| `%s` | %#x | the packet may leave by the port that it came in by |", flows.Returns.Register, flows.Returns.Mask)
 	d.line("| `%s` | %#x | the agent has made the packet for a connection that policies allow again |", flows.AllowAgain.Register, flows.AllowAgain.Mask)
 	d.line("| `%s` | all | the OpenFlow port that Output sends to |", flows.OutPort)
@@ -259,11 +259,12 @@ func (d *docWriter) registers() {
 
 func (d *docWriter) portsAndAddresses() {
 	d.line("\n## Ports\n| OpenFlow port | Name | What |\n|---|---|---|")
-	d.line("| %d | `%s` | Geneve tunnels to every node, UDP port %d |", model.PortGeneve, model.GenevePortName, model.Geneve.UDPPort())
-	d.line("| %d | `%s` | VXLAN tunnels to every node, UDP port %d |", model.PortVXLAN, model.VXLANPortName, model.VXLAN.UDPPort())
+	for _, e := range model.Encapsulations {
+		d.line("| %d | `%s` | %s tunnels to every node, UDP port %d |", e.Port(), e.PortName(), e.Title(), e.UDPPort())
+	}
 	d.line("| %d | `%s` | the gateway: the node's own interface, with the first address of each pod CIDR |", model.PortGateway, model.GatewayName)
 	d.line("| %d to %d | the pod's name and six hexadecimal digits | pods |", model.PortPodMin, model.PortPodMax)
-	d.line("\nBoth tunnel ports receive; `tunnelType` says which one sends.")
+	d.line("\nAll tunnel ports receive; `tunnelType` says which one sends.")
 	d.line("\n## MAC addresses\n| Address | Whose |\n|---|---|")
 	d.line("| `%s` | the router: the next hop of every pod and of every gateway, on every node |", model.RouterMAC)
 	d.line("| `%s` | the gateway `%s`, on every node |", model.GatewayMAC, model.GatewayName)

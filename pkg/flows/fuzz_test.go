@@ -200,7 +200,7 @@ func drawChange(t *rapid.T) state.Change {
 		return state.SetServiceCIDRs{Configured: rapid.Bool().Draw(t, "configured"), CIDRs: drawRanges(t, "Service range")}
 	}
 	return rapid.SampledFrom([]state.Change{
-		state.SetTunnel{Type: model.VXLAN}, state.SetTunnel{Type: model.Geneve}, state.SetKernelDatapath{Kernel: true}, state.SetKernelDatapath{},
+		state.SetTransport{Transport: model.Tunnel(model.VXLAN)}, state.SetTransport{Transport: model.Tunnel(model.Geneve)}, state.SetKernelDatapath{Kernel: true}, state.SetKernelDatapath{},
 		state.SetKeepEstablished{Keep: true}, state.SetKeepEstablished{}, state.SetTime{Now: time.Unix(1_700_000_000, 0)}, state.DeletePod{Namespace: "ns", Name: "a"},
 		state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}, state.SetClusterCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 	}).Draw(t, "setting")

@@ -36,7 +36,7 @@ var kinds = map[model.Kind]interface {
 }{
 	model.KindPipeline: kind[none, pipelineInputs]{thereIs, pipelineInputsOf, (*builder).everyNode},
 	model.KindSelf:     kind[none, selfInputs]{thereIs, selfInputsOf, (*builder).thisNode},
-	model.KindNode:     kind[model.Path, model.TunnelType]{pathOf, tunnelOf, (*builder).node},
+	model.KindNode:     kind[model.Path, none]{pathOf, nothing, (*builder).node},
 	model.KindPod:      kind[podObject, datapath]{podOf, datapathOf, (*builder).podOrClosed},
 	model.KindService:  kind[serviceObject, localInputs]{serviceOf, localInputsOf, (*builder).serviceOrProxy},
 	model.KindPolicy:   kind[model.Policy, none]{policyOf, nothing, (*builder).policy},
@@ -51,8 +51,7 @@ func nothing(*model.Snapshot) none                      { return none{} }
 // datapath is the kind of the switch's datapath.
 type datapath struct{ kernel bool }
 
-func datapathOf(s *model.Snapshot) datapath       { return datapath{s.KernelDatapath} }
-func tunnelOf(s *model.Snapshot) model.TunnelType { return s.Tunnel }
+func datapathOf(s *model.Snapshot) datapath { return datapath{s.KernelDatapath} }
 
 // pipelineInputs are what the flows of every node follow from.
 type pipelineInputs struct {
@@ -75,8 +74,8 @@ func localInputsOf(s *model.Snapshot) localInputs {
 	return localInputs{datapathOf(s), s.Self.Addrs, s.SelfPath().PodCIDRs}
 }
 
-// tunnelAddr is the address that the node's own packets have; invalid when it has none.
-func (n localInputs) tunnelAddr() netip.Addr { return model.Node{Addrs: n.addrs}.TunnelAddr() }
+// primaryAddr is the source address of the node's own packets; invalid when it has none.
+func (n localInputs) primaryAddr() netip.Addr { return model.Node{Addrs: n.addrs}.Primary() }
 
 // ownRange is the node's pod CIDR of a family: what comes from there, the gateway's address included, is internal.
 func (n localInputs) ownRange(is4 bool) netip.Prefix {

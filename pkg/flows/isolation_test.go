@@ -24,7 +24,7 @@ func TestExclusions(t *testing.T) { rapid.Check(t, exclusions) }
 func FuzzExclusions(f *testing.F) { fuzzing.Property(f, exclusions) }
 
 func exclusions(t *rapid.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{},
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{},
 		Unknown: map[model.AttachmentKey]bool{}, Policies: map[string]model.Policy{}}
 	s.Paths = nodepath.Resolve(s)
 	c, excluded := flows.NewCompiler(), map[model.Owner]bool{}

@@ -14,7 +14,7 @@ import (
 
 // stickyNode is a node with Services.
 func stickyNode(services ...model.Service) *model.Snapshot {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Services: map[string]model.Service{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{}}
 	for _, service := range services {
 		s.Services[service.Name] = service
 	}

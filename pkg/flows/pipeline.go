@@ -94,9 +94,9 @@ const (
 
 // Values of Origin.
 const (
-	OriginPod     uint32 = 1
-	OriginTunnel  uint32 = 2
-	OriginGateway uint32 = 3
+	OriginPod     uint32 = 1 // a pod of this node
+	OriginNode    uint32 = 2 // another node
+	OriginGateway uint32 = 3 // this node's network
 )
 
 // Table is the contract of one table: what its flows may match, do and go to. Check holds every compiled flow to it.
@@ -117,8 +117,8 @@ type Table struct {
 var Pipeline = []Table{
 	{
 		ID: Classifier, Name: "Classifier",
-		Doc: "Tells by the port where a packet comes from: a pod, a tunnel or the node's gateway. A port that no owner " +
-			"vouches for is dropped and counted: a pod's port forwards nothing before its own flows are in.",
+		Doc: "Tells by the port where a packet comes from: a pod, another node (through a tunnel) or the node's gateway. " +
+			"A port that no owner vouches for is dropped and counted: a pod's port forwards nothing before its own flows are in.",
 		Match:   []string{"in_port"},
 		Actions: []string{"set_field->reg0", "goto_table"},
 		Next:    []openflow.TableID{ARPND, SpoofGuard},
@@ -151,9 +151,9 @@ var Pipeline = []Table{
 	},
 	{
 		ID: SpoofGuard, Name: "SpoofGuard",
-		Doc: "Lets through only what its source may send: a pod its own MAC and addresses, a tunnel what the sending node " +
-			"owns, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here, by MAC and by " +
-			"address: the overlay is routed. So do packets to a loopback address and frames with a VLAN tag.",
+		Doc: "Lets through only what its source may send: a pod its own MAC and addresses, another node its own addresses " +
+			"and pod CIDRs, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here, by " +
+			"MAC and by address: the overlay is routed. So do packets to a loopback address and frames with a VLAN tag.",
 		Match: []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "vlan_tci", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tun_src",
 			"tun_ipv6_src"},
 		Actions: []string{"goto_table"},
@@ -244,9 +244,10 @@ var Pipeline = []Table{
 	},
 	{
 		ID: Forwarding, Name: "Forwarding",
-		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR into the tunnel, everything " +
-			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came through a tunnel never leaves through " +
-			"one, and at the tunnels' UDP ports pods reach only pods: masqueraded, they would pass for their node.",
+		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR to that node, everything else " +
+			"from a pod to the node's gateway. Replies to what came from the gateway return there. What came from another node " +
+			"goes to this node's pods and gateway only, and at the tunnels' UDP ports pods reach only pods: masqueraded, they " +
+			"would pass for their node.",
 		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
 		Next:    []openflow.TableID{Commit},
@@ -269,8 +270,9 @@ var Pipeline = []Table{
 	},
 	{
 		ID: SourceNAT, Name: "SourceNAT",
-		Doc: "Changes the source where replies would not find back: what the gateway sends into a tunnel gets the node's gateway address, " +
-			"with a port below 1024 if it had one; what a Service turns back to its origin gets an address that no host has.",
+		Doc: "Changes the source where replies would not find back: what the gateway sends to another node gets the node's " +
+			"gateway address, with a port below 1024 if it had one; what a Service turns back to its origin gets an address " +
+			"that no host has.",
 		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst",
 			"nw_frag", "tp_src"},
 		Actions: []string{"set_field->reg0", "ct", "goto_table"},

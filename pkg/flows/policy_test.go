@@ -13,7 +13,7 @@ import (
 )
 
 func withPolicies(policies ...model.Policy) *model.Snapshot {
-	s := &model.Snapshot{Self: node("n1", 1), Tunnel: model.Geneve, Policies: map[string]model.Policy{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Policies: map[string]model.Policy{}}
 	for _, p := range policies {
 		s.Policies[p.Name] = p
 	}

@@ -18,7 +18,7 @@ func logged() *model.Snapshot {
 	side := func(index int, id uint32) *model.PolicySide {
 		return &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{Index: index, ID: id, Pods: pod, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}}}}
 	}
-	return &model.Snapshot{Self: model.Node{Name: "n1"}, Tunnel: model.Geneve, Policies: map[string]model.Policy{
+	return &model.Snapshot{Self: model.Node{Name: "n1"}, Transport: model.Tunnel(model.Geneve), Policies: map[string]model.Policy{
 		"ns/a": {Name: "ns/a", Log: true, Ingress: side(0, 1)},
 		"ns/b": {Name: "ns/b", Log: true, Ingress: side(7, 2)},
 		"ns/c": {Name: "ns/c", Ingress: &model.PolicySide{Pods: pod}},

@@ -166,7 +166,7 @@ func (sb *serviceBuilder) to(at netip.AddrPort) []ovs.Match {
 // host.Desired.Address).
 func (sb *serviceBuilder) nodePort(self localInputs, match ...ovs.Match) {
 	match = also(match, Origin.Is(OriginGateway))
-	node := self.tunnelAddr()
+	node := self.primaryAddr()
 	if sb.port.ExternalLocal && node.IsValid() && node.Is4() == sb.port.ClusterIP.Is4() {
 		sb.frontend(prioRaised, sb.pool(false), also(match, openflow.Source(openflow.Host(node)))...)
 	}

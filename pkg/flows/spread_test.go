@@ -192,9 +192,9 @@ func TestNoIdleGroup(t *testing.T) {
 func TestPodsAreNoService(t *testing.T) {
 	here, there := netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")
 	s := &model.Snapshot{
-		Self:   model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{here}},
-		Tunnel: model.Geneve,
-		Nodes:  map[string]model.Node{"n2": {Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}, PodCIDRs: []netip.Prefix{there}}},
+		Self:      model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{here}},
+		Transport: model.Tunnel(model.Geneve),
+		Nodes:     map[string]model.Node{"n2": {Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}, PodCIDRs: []netip.Prefix{there}}},
 		Services: map[string]model.Service{"ns/thief": {Name: "ns/thief", Ports: []model.ServicePort{{
 			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), ExternalLocal: true, Elsewhere: true,
 			ExternalIPs: []netip.Addr{netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.244.1.7")},

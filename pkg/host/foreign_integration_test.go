@@ -28,8 +28,8 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 			}
 			want := n.run(tc.show)
 			d := dualStack()
-			if !slices.Contains(d.RemotePodCIDRs, prefixes(tc.cidr)[0]) {
-				d.RemotePodCIDRs = append(prefixes(tc.cidr), d.RemotePodCIDRs...)
+			if !slices.Contains(d.peerPodCIDRs(), prefixes(tc.cidr)[0]) {
+				d.addPeer(tc.cidr)
 			}
 			for range 2 {
 				done, err := n.h.Sync(t.Context(), d)
@@ -50,7 +50,7 @@ func TestForeignRouteToPodCIDRStays(t *testing.T) {
 					t.Errorf("lacks %q:\n%s", other, all)
 				}
 			}
-			d.RemotePodCIDRs = nil
+			d.Peers = nil
 			n.sync(d)
 			if got := n.run(tc.show); got != want {
 				t.Errorf("after the object is gone the route is %q, was %q", got, want)
@@ -89,9 +89,9 @@ func TestForeignRouteToOwnPodCIDR(t *testing.T) {
 func TestOneBadRoute(t *testing.T) {
 	n := newNode(t)
 	d := dualStack()
-	d.RemotePodCIDRs = append(d.RemotePodCIDRs, prefixes("10.244.4.0/24")...)
+	d.addPeer("10.244.4.0/24")
 	n.sync(d)
-	d.RemotePodCIDRs = prefixes("224.0.9.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.244.5.0/24", "224.0.8.0/24",
+	d.Peers = peers(nil, "224.0.9.0/24", "10.244.2.0/24", "10.244.3.0/24", "10.244.5.0/24", "224.0.8.0/24",
 		"fd00:10:2::/64", "fd00:10:3::/64")
 	done, err := n.h.Sync(t.Context(), d)
 	if err != nil {

@@ -52,11 +52,9 @@ type Desired struct {
 	Address netip.Addr
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
-	// RemotePodCIDRs are the other nodes' ranges. Those of a family without a local range get no routes.
-	RemotePodCIDRs []netip.Prefix
-	// Nodes are the other nodes' addresses: only these may send tunnel packets, and pods' packets to them are
-	// masqueraded.
-	Nodes []netip.Addr
+	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
+	// no routes. Only their addresses may send tunnel packets, and pods' packets to these addresses are masqueraded.
+	Peers []model.Path
 	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
 	Masquerade bool
 	// NoMasquerade are destinations, in addition to pods, that see pods' own addresses.
@@ -232,7 +230,7 @@ func (c *changes) add(format string, args ...any) {
 // normalized returns a copy of the remembered fields, with the Service fields sorted, and an error for each invalid
 // entry, which it removes.
 func (d Desired) normalized() (Desired, []error) {
-	d.PodCIDRs, d.RemotePodCIDRs = slices.Clone(d.PodCIDRs), slices.Clone(d.RemotePodCIDRs)
+	d.PodCIDRs, d.Peers = slices.Clone(d.PodCIDRs), slices.Clone(d.Peers)
 	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
 	errs := append(d.sortServices(), d.sortHostPorts()...)
 	return d, errs
@@ -242,7 +240,7 @@ func (d Desired) check() error {
 	if d.Gateway == "" {
 		return errors.New("the gateway interface has no name")
 	}
-	for _, p := range slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs) {
+	for _, p := range slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs) {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("invalid CIDR %v: not a masked prefix", p)
 		}

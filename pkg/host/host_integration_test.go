@@ -256,7 +256,7 @@ func TestNodeRemoved(t *testing.T) {
 	n := newNode(t)
 	d := dualStack()
 	n.sync(d)
-	d.RemotePodCIDRs = prefixes("10.244.2.0/24", "fd00:10:2::/64")
+	d.setPeerPodCIDRs("10.244.2.0/24", "fd00:10:2::/64")
 	want := []string{
 		"route to 10.244.3.0/24 removed", "route to fd00:10:3::/64 removed",
 		"nftables set direct-v4: 10.244.3.0/24 removed", "nftables set direct-v6: fd00:10:3::/64 removed",
@@ -295,7 +295,8 @@ func TestPodCIDRChanges(t *testing.T) {
 	n.sync(d)
 	n.sync(dualStack())
 	d = dualStack()
-	d.PodCIDRs, d.RemotePodCIDRs = d.PodCIDRs[:1], d.RemotePodCIDRs[:1] // single stack
+	d.PodCIDRs = d.PodCIDRs[:1] // single stack
+	d.setPeerPodCIDRs("10.244.2.0/24")
 	n.sync(d)
 	if all := strings.Join(n.state(), "\n"); strings.Contains(all, "fd00:10") {
 		t.Errorf("the IPv6 pod CIDR is still there:\n%s", all)

@@ -125,7 +125,7 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 		break
 	}
 	d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32", "2001:db8:80::90/128")...)
-	d.RemotePodCIDRs = append(prefixes("10.244.77.0/24"), d.RemotePodCIDRs...)
+	d.addPeer("10.244.77.0/24")
 	n.write(d)
 	n.write(withRoutes())
 	n.sync(d) // a comparison makes no difference

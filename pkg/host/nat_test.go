@@ -25,6 +25,17 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
+// peers is a path to these pod CIDRs of a node with these addresses.
+func peers(addrs []netip.Addr, podCIDRs ...string) []model.Path {
+	return []model.Path{{PodCIDRs: prefixes(podCIDRs...), Addrs: addrs}}
+}
+
+// setPeerPodCIDRs replaces the pod CIDRs of the peer node, and keeps its addresses.
+func (d *Desired) setPeerPodCIDRs(podCIDRs ...string) { d.Peers = peers(d.Peers[0].Addrs, podCIDRs...) }
+
+// addPeer puts a node without addresses before the other ones.
+func (d *Desired) addPeer(podCIDR string) { d.Peers = append(peers(nil, podCIDR), d.Peers...) }
+
 func dualStack() Desired {
 	return Desired{
 		Gateway:        "weft0",
@@ -32,10 +43,10 @@ func dualStack() Desired {
 		KernelDatapath: true,
 		Address:        netip.MustParseAddr("192.0.2.1"),
 		PodCIDRs:       prefixes("10.244.1.0/24", "fd00:10:1::/64"),
-		RemotePodCIDRs: prefixes("10.244.2.0/24", "fd00:10:2::/64", "10.244.3.0/24", "fd00:10:3::/64"),
-		Nodes:          addrs("192.0.2.12", "192.0.2.13", "2001:db8::12", "2001:db8::13"),
-		Masquerade:     true,
-		NoMasquerade:   prefixes("192.168.0.0/16", "10.244.2.0/25", "198.51.100.7/32"),
+		Peers: peers(addrs("192.0.2.12", "192.0.2.13", "2001:db8::12", "2001:db8::13"),
+			"10.244.2.0/24", "fd00:10:2::/64", "10.244.3.0/24", "fd00:10:3::/64"),
+		Masquerade:   true,
+		NoMasquerade: prefixes("192.168.0.0/16", "10.244.2.0/25", "198.51.100.7/32"),
 	}
 }
 
@@ -191,7 +202,7 @@ func TestNATElementWise(t *testing.T) {
 	n := &nat{nft: nft}
 	syncNAT(t, n, dualStack())
 	d := dualStack()
-	d.RemotePodCIDRs = prefixes("10.244.2.0/24", "fd00:10:2::/64", "10.244.4.0/24", "fd00:10:4::/64")
+	d.setPeerPodCIDRs("10.244.2.0/24", "fd00:10:2::/64", "10.244.4.0/24", "fd00:10:4::/64")
 	syncNAT(t, n, d)
 	want := strings.TrimLeft(`
 delete element inet weft pods-v4 { 10.244.3.0/24 }

@@ -21,7 +21,16 @@ var rawChains = []knftables.Chain{
 	hooked(leavingChain, knftables.FilterType, knftables.OutputHook, knftables.RawPriority),
 }
 
-var tunnelPorts = []any{"udp dport", "{", model.VXLAN.UDPPort(), ",", model.Geneve.UDPPort(), "}"}
+var tunnelPorts = func() []any {
+	words := []any{"udp dport", "{"}
+	for i, port := range model.TunnelUDPPorts() {
+		if i > 0 {
+			words = append(words, ",")
+		}
+		words = append(words, port)
+	}
+	return append(words, "}")
+}()
 
 // addForgedRules drops packets with a forged source, and packets with loopback addresses on a link. Policies match the
 // source address and always allow the node's own, so no other host may send with the address of a pod or of the node.
@@ -53,30 +62,6 @@ func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 	add(enteredChain, "tunnels of others: none", append(local[:len(local):len(local)], "drop")...)
 	add(leavingChain, "tunnels to nodes: not tracked, not translated",
 		slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, tunnelPorts, []any{"notrack"})...)
-}
-
-// pods are the ranges of all pods and gateways. Ranges inside others are removed, as in direct.
-func pods(d Desired, is4 bool) []element {
-	return prefixElements(append(d.PodCIDRs[:len(d.PodCIDRs):len(d.PodCIDRs)], d.RemotePodCIDRs...), is4)
-}
-
-// nodes are the other nodes' addresses.
-func nodes(d Desired, is4 bool) []element {
-	list := make([]netip.Prefix, 0, len(d.Nodes))
-	for _, a := range d.Nodes {
-		list = append(list, single(a))
-	}
-	return prefixElements(list, is4)
-}
-
-// nodeTranslationsRemoved: pods' packets to another node get the node's address, even when those to other destinations
-// do not.
-func nodeTranslationsRemoved(deleted, _ []element) removedTranslations {
-	var g removedTranslations
-	for _, e := range deleted {
-		g.direct = append(g.direct, e.prefix)
-	}
-	return g
 }
 
 func prefixElements(list []netip.Prefix, is4 bool) []element {

@@ -10,13 +10,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // TestTunnelPackets: tunnel packets between nodes bypass conntrack, and so all rules that translate their port. Other
 // hosts' are dropped until a Node object has their address.
 func TestTunnelPackets(t *testing.T) {
 	d := withServices()
-	d.Nodes = addrs("192.0.2.2", "2001:db8::2")
+	d.Peers[0].Addrs = addrs("192.0.2.2", "2001:db8::2")
 	n := newServiceNode(t, d)
 	// A hostPort rule of the portmap plugin, and a rule that makes the kernel track everything.
 	n.run(`nft 'table inet hostports { chain c { type nat hook prerouting priority dstnat - 10;
@@ -55,7 +57,7 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 			known, unknown = "2001:db8::2", "2001:db8::3"
 		}
 		// A node joins: the other two addresses.
-		d.Nodes = append(d.Nodes, addrs("192.0.2.3", "2001:db8::3")...)
+		d.Peers = append(d.Peers, model.Path{Addrs: addrs("192.0.2.3", "2001:db8::3")})
 		n.write(d)
 		for _, a := range []string{"192.0.2.3", "2001:db8::3"} {
 			at := "192.0.2.1:6081"
@@ -66,7 +68,7 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 				t.Errorf("the tunnel packet of a node that joined: the listener sees %q, want %s", got, a)
 			}
 		}
-		d.Nodes = d.Nodes[:2]
+		d.Peers = d.Peers[:1]
 		n.write(d)
 		known, unknown = "192.0.2.2", "192.0.2.3"
 	}

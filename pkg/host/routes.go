@@ -37,12 +37,13 @@ type routing struct {
 
 // routeInputs are the values that the routes depend on.
 type routeInputs struct {
-	link                                   int
-	podCIDRs, remotePodCIDRs, serviceCIDRs []netip.Prefix
+	link                   int
+	podCIDRs, serviceCIDRs []netip.Prefix
+	peers                  []peerRoute
 }
 
 func (w routeInputs) equal(o routeInputs) bool {
-	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.remotePodCIDRs, o.remotePodCIDRs) &&
+	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.peers, o.peers) &&
 		slices.Equal(w.serviceCIDRs, o.serviceCIDRs)
 }
 
@@ -69,7 +70,7 @@ func (r route) essential() bool { return !r.gateway.IsValid() }
 // desiredRoutes are the routes to all pods and cluster IPs, in the order of Desired. It may return several for one
 // destination, of which the first counts.
 func desiredRoutes(d Desired, link int) []route {
-	list := make([]route, 0, len(d.PodCIDRs)+len(d.RemotePodCIDRs)+len(d.ServiceCIDRs)+8)
+	list := make([]route, 0, len(d.PodCIDRs)+2*len(d.Peers)+len(d.ServiceCIDRs)+8)
 	var source [2]netip.Addr // by family
 	for _, p := range d.PodCIDRs {
 		source[index(p.Addr().Is4())] = model.GatewayAddr(p)
@@ -98,8 +99,8 @@ func desiredRoutes(d Desired, link int) []route {
 		// Not used while nftables rejects packets to this address. Otherwise it keeps them from the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)
 	}
-	for _, p := range d.RemotePodCIDRs {
-		add(p, model.GatewayAddr(p), link)
+	for _, r := range d.peerRoutes() {
+		add(r.dst, r.gateway, link)
 	}
 	for _, p := range d.ServiceCIDRs {
 		add(p, model.NodePortAddr(p.Addr().Is4()), link)
@@ -128,11 +129,11 @@ func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) e
 }
 
 func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
-	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.RemotePodCIDRs, d.ServiceCIDRs}
+	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.ServiceCIDRs, d.peerRoutes()}
 	if !compare && t.installed != nil && t.inputs.equal(inputs) {
 		return t.report(c)
 	}
-	want := make(map[netip.Prefix]route, len(d.RemotePodCIDRs))
+	want := make(map[netip.Prefix]route, 2*len(d.Peers))
 	order := slices.DeleteFunc(desiredRoutes(d, link.Attrs().Index), func(r route) bool {
 		_, twice := want[r.dst]
 		if !twice {

@@ -83,8 +83,6 @@ func compareBools(a, b bool) int {
 func (d *Desired) sortServices() []error {
 	var errs []error
 	sortAndCompact(&d.ServicePorts, compareServicePorts)
-	sortAndCompact(&d.Nodes, netip.Addr.Compare)
-	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !routable(a) })
 	sortAndCompact(&d.NodePorts, compareNodePorts)
 	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
 	d.ServicePorts = slices.DeleteFunc(d.ServicePorts, func(p ServicePort) bool {

@@ -148,9 +148,10 @@ func rules(d Desired) []*knftables.Rule {
 	}
 	privileged := fmt.Sprintf("< %d", model.FirstUnprivilegedPort)
 	// OVS' userspace datapath takes every packet to a tunnel's UDP port, including a reply to a masqueraded packet, so
-	// masquerade to ports above. Without a range, the kernel keeps a privileged port privileged.
+	// masquerade to other ports. Without a range, the kernel keeps a privileged port privileged.
 	masqueraded := func(comment string, words ...any) {
-		ports := fmt.Sprintf(":%d-65535", max(model.Geneve.UDPPort(), model.VXLAN.UDPPort())+1)
+		beside := model.PortsBesideTunnels()
+		ports := fmt.Sprintf(":%d-%d", beside.First, beside.Last)
 		unprivileged := append(slices.Clone(words), "udp sport >=", model.FirstUnprivilegedPort)
 		add(postroutingChain, comment+", UDP beside the tunnels' ports",
 			append(unprivileged, "masquerade to", ports, "fully-random")...)
@@ -435,7 +436,7 @@ func parsePort(s string) (uint16, bool) {
 // direct are the destinations that see pods' own addresses: all pods, and the configured exceptions. Ranges inside
 // others are removed, because an interval set rejects overlaps.
 func direct(d Desired, is4 bool) []element {
-	return prefixElements(slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade), is4)
+	return prefixElements(slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade), is4)
 }
 
 func directTranslationsRemoved(_, added []element) removedTranslations {

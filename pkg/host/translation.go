@@ -89,7 +89,7 @@ func translationsOf(d Desired, local []netip.Prefix, removed removedTranslations
 		for _, e := range nodes(d, is4) {
 			f.nodes = append(f.nodes, e.prefix)
 		}
-		f.toSwitch = disjoint(slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4)))
+		f.toSwitch = d.routedToSwitch(is4)
 		for _, e := range servicePorts(d, is4) {
 			if e.protocol == model.UDP {
 				f.services[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = true
@@ -162,7 +162,7 @@ func (t *translations) toService(f *familyTranslations, c connection) netip.Addr
 	to := c.destination.Addr()
 	switch port := c.destination.Port(); {
 	case !t.local.contain(to), c.source.Addr() == f.masquerade, to.IsLoopback(), to.Is6() && to.IsLinkLocalUnicast():
-	case port == model.Geneve.UDPPort(), port == model.VXLAN.UDPPort():
+	case model.IsTunnelUDPPort(port):
 	case f.external[c.destination].IsValid():
 		return f.external[c.destination]
 	case f.nodePorts[port] && (len(f.nodePortAt) == 0 || f.nodePortAt.contain(to)):

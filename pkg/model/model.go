@@ -50,18 +50,6 @@ var (
 	GatewayMAC = MAC{0x0a, 0x57, 0x65, 0x66, 0x74, 0x02}
 )
 
-// TunnelType is the encapsulation with which a node sends. Every node receives all types.
-type TunnelType string
-
-// The tunnel types, as in column "type" of OVSDB's Interface table.
-const (
-	Geneve TunnelType = "geneve"
-	VXLAN  TunnelType = "vxlan"
-)
-
-// TunnelTypes lists every type in a fixed order.
-var TunnelTypes = []TunnelType{Geneve, VXLAN}
-
 // OpenFlow port numbers of the ports that every bridge has. They are requested (ofport_request) and never change.
 const (
 	PortGeneve  uint32 = 1
@@ -80,34 +68,6 @@ const (
 	VXLANPortName  = "weft-vxlan"
 )
 
-// Port is the OpenFlow number of the type's port.
-func (t TunnelType) Port() uint32 {
-	if t == VXLAN {
-		return PortVXLAN
-	}
-	return PortGeneve
-}
-
-// UDPPort is the UDP destination port of the type: RFC 8926 (Geneve) and RFC 7348 (VXLAN).
-func (t TunnelType) UDPPort() uint16 {
-	if t == VXLAN {
-		return 4789
-	}
-	return 6081
-}
-
-// Overhead is the difference in bytes between the underlay's IP MTU and the pod's IP MTU: outer IP header, UDP header,
-// the tunnel header without options (8 bytes each: RFC 8926 section 3.4, RFC 7348 section 5) and the inner Ethernet
-// header.
-func (t TunnelType) Overhead(outer netip.Addr) int {
-	const udp, tunnel, innerEthernet = 8, 8, 14
-	ip := 20
-	if outer.Is6() {
-		ip = 40
-	}
-	return ip + udp + tunnel + innerEthernet
-}
-
 // Node is a node of the cluster.
 type Node struct {
 	Name string
@@ -120,34 +80,15 @@ type Node struct {
 	Created int64
 }
 
-// Path is the validated way to reach a node's pods: the accepted pod CIDRs and the tunnel. nodepath.Resolve makes it;
-// all other packages only read it.
-type Path struct {
-	// PodCIDRs are the accepted pod CIDRs; those of different nodes never overlap.
-	PodCIDRs []netip.Prefix
-	// Rejected holds the reason for each pod CIDR that is not accepted.
-	Rejected []string
-	// Local and Remote are the outer addresses of the tunnel. They are invalid when there is no tunnel.
-	Local, Remote netip.Addr
-	// Primary is the node's primary InternalIP: the source address of its own clients' packets to node ports of other
-	// nodes.
-	Primary netip.Addr
-	// Unreachable is the reason why there is no tunnel. It is empty when there is one, and for this node.
-	Unreachable string
-}
-
-// Reachable reports whether a tunnel leads to the node.
-func (p Path) Reachable() bool { return p.Remote.IsValid() }
-
 // Equal compares all fields.
-func (p Path) Equal(q Path) bool {
-	return slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Rejected, q.Rejected) &&
-		p.Local == q.Local && p.Remote == q.Remote && p.Primary == q.Primary && p.Unreachable == q.Unreachable
+func (n Node) Equal(o Node) bool {
+	return n.Name == o.Name && n.Created == o.Created && slices.Equal(n.Addrs, o.Addrs) &&
+		slices.Equal(n.PodCIDRs, o.PodCIDRs)
 }
 
-// TunnelAddr is the primary InternalIP; invalid while the node has no address. A tunnel between two nodes may use the
+// Primary is the primary InternalIP; invalid while the node has no address. A tunnel between two nodes may use the
 // other family (see Path).
-func (n Node) TunnelAddr() netip.Addr {
+func (n Node) Primary() netip.Addr {
 	if len(n.Addrs) == 0 {
 		return netip.Addr{}
 	}

@@ -9,28 +9,6 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestOverhead: a pod's packet must fit into the underlay's usual 1500 bytes, with the header lengths of RFC 791 (20),
-// RFC 8200 (40), RFC 768 (8), RFC 7348 and RFC 8926 (8), and an inner Ethernet header (14).
-func TestOverhead(t *testing.T) {
-	for _, tunnel := range model.TunnelTypes {
-		for outer, want := range map[string]int{"172.30.0.1": 50, "fd30::1": 70} {
-			if got := tunnel.Overhead(netip.MustParseAddr(outer)); got != want {
-				t.Errorf("%s over %s adds %d bytes, want %d", tunnel, outer, got, want)
-			}
-		}
-	}
-}
-
-// TestTunnelNumbers: these values are on the wire and in the switch, and never change.
-func TestTunnelNumbers(t *testing.T) {
-	if model.Geneve.UDPPort() != 6081 || model.VXLAN.UDPPort() != 4789 {
-		t.Errorf("UDP ports %d and %d, want IANA's 6081 and 4789", model.Geneve.UDPPort(), model.VXLAN.UDPPort())
-	}
-	if model.Geneve.Port() != 1 || model.VXLAN.Port() != 2 {
-		t.Errorf("OpenFlow ports %d and %d, want 1 and 2", model.Geneve.Port(), model.VXLAN.Port())
-	}
-}
-
 func TestGatewayAddr(t *testing.T) {
 	for cidr, want := range map[string]string{"10.244.1.0/24": "10.244.1.1", "10.244.1.77/24": "10.244.1.1",
 		"fd44:1::/64": "fd44:1::1"} {

@@ -7,7 +7,7 @@ import "net/netip"
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
-	// NodesRevision is the revision that last changed Self, Tunnel, Nodes or Paths.
+	// NodesRevision is the revision that last changed Self, Transport, Nodes or Paths.
 	NodesRevision uint64
 	// PodsRevision is the revision that last changed Attachments.
 	PodsRevision uint64
@@ -17,8 +17,8 @@ type Snapshot struct {
 	SelfHeld string
 	// NewPodCIDRs are pod CIDRs of the Node object that take effect once no attachment has an address of the old ones.
 	NewPodCIDRs []netip.Prefix
-	// Tunnel is the encapsulation with which this node sends.
-	Tunnel TunnelType
+	// Transport is the configured transport to peer nodes; each path has the one that it uses.
+	Transport Transport
 	// KernelDatapath selects OVS' kernel datapath, which cannot set the flags of a neighbor advertisement.
 	KernelDatapath bool
 	// LocalAddrs are the host's other addresses, as its kernel reports them, sorted. Policies treat them as the node,
@@ -27,8 +27,8 @@ type Snapshot struct {
 	LocalAddrs []netip.Addr
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
-	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, ServiceCIDRs and
-	// ClusterCIDRs.
+	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, Transport,
+	// ServiceCIDRs, ClusterCIDRs and, without ClusterCIDRs, Services.
 	Paths map[string]Path
 	// ClusterCIDRs are ranges that every pod CIDR must be in; empty sets no limit.
 	ClusterCIDRs []netip.Prefix

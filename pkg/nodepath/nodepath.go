@@ -1,7 +1,8 @@
-// Package nodepath validates what Node objects claim. It decides which pod CIDRs belong to which node, and how a tunnel
-// reaches each peer node. Flows, routes, policies and reports read its result (model.Path) and validate nothing again.
+// Package nodepath validates what Node objects claim. It decides which pod CIDRs belong to which node, and how packets
+// reach each peer node: the transport, the next hop, the overhead, or why they cannot. Flows, routes, nftables sets,
+// the MTU, policies and reports read its result (model.Path) and validate nothing again.
 //
-// Resolve is a pure function of a snapshot. It takes no lock and keeps no state.
+// All functions are pure. They take no lock and keep no state.
 package nodepath
 
 import (
@@ -104,18 +105,51 @@ func Resolve(s *model.Snapshot) map[string]model.Path {
 	}
 	paths := make(map[string]model.Path, len(nodes))
 	self := nodes[0]
-	paths[self.Name] = self.path
-	for _, n := range nodes[1:] {
-		n.path.Local, n.path.Remote = transport(self.Addrs, n.Addrs)
-		if err := r.reachable(n, self); err != nil {
-			n.path.Unreachable = err.Error()
-			n.path.Local, n.path.Remote = netip.Addr{}, netip.Addr{}
-		} else {
-			n.path.Primary = n.TunnelAddr()
-		}
+	for _, n := range nodes {
+		n.path.Addrs = n.Addrs
+		r.route(s.Transport, self, n)
 		paths[n.Name] = n.path
 	}
 	return paths
+}
+
+// route decides about the transport and the next hop of a node's path.
+func (r *resolver) route(t model.Transport, self, n *node) {
+	path := &n.path
+	local, nextHop := outerAddrs(self.Addrs, n.Addrs)
+	err := t.Check()
+	if n == self {
+		nextHop = netip.Addr{}
+	} else if err == nil {
+		err = r.reachable(n, self, nextHop)
+	}
+	switch {
+	case err == nil:
+		path.Transport, path.Local, path.NextHop, path.Overhead = t, local, nextHop, t.Overhead(local)
+	case n != self:
+		path.Unreachable = err.Error()
+	}
+}
+
+// PodMTU is the largest MTU in bytes of pods' interfaces with which packets on all paths fit into an underlay with this
+// MTU. With no reachable node it is the one that a first peer node with this node's primary family needs.
+func PodMTU(paths map[string]model.Path, underlay int) int {
+	overhead := 0
+	for _, path := range paths {
+		overhead = max(overhead, path.Overhead)
+	}
+	return underlay - overhead
+}
+
+// OuterIPv6 reports whether packets on a path have an outer IPv6 header, or will have one on the path to a first peer
+// node with this node's primary family.
+func OuterIPv6(paths map[string]model.Path) bool {
+	for _, path := range paths {
+		if path.Local.Is6() {
+			return true
+		}
+	}
+	return false
 }
 
 // ranked lists this node first, then the others by age and name.
@@ -281,9 +315,9 @@ func checkRange(cidr netip.Prefix) error {
 	return nil
 }
 
-// transport gives the outer addresses of the tunnel between two nodes: those of the family that both list first, else
+// outerAddrs gives the outer addresses of the tunnel between two nodes: those of the family that both list first, else
 // IPv4 when both have it, else IPv6. Both nodes choose the same, whatever the order of their addresses.
-func transport(local, remote []netip.Addr) (from, to netip.Addr) {
+func outerAddrs(local, remote []netip.Addr) (from, to netip.Addr) {
 	if len(local) == 0 || len(remote) == 0 {
 		return from, to
 	}
@@ -300,18 +334,18 @@ func transport(local, remote []netip.Addr) (from, to netip.Addr) {
 	return from, to
 }
 
-// reachable says why no tunnel leads to a node, or nil.
-func (r *resolver) reachable(n, self *node) error {
+// reachable says why no packets can be sent to a node through a next hop, or nil.
+func (r *resolver) reachable(n, self *node, nextHop netip.Addr) error {
 	switch {
 	case len(self.Addrs) == 0:
 		return errors.New("this node has no InternalIP")
 	case len(n.Addrs) == 0:
 		return fmt.Errorf("node %s has no InternalIP", n.Name)
-	case !n.path.Remote.IsValid():
+	case !nextHop.IsValid():
 		return fmt.Errorf("node %s has the InternalIPs %v, this node %v: a tunnel needs a common family",
 			n.Name, n.Addrs, self.Addrs)
 	}
-	for _, a := range []netip.Addr{n.path.Remote, n.TunnelAddr()} {
+	for _, a := range []netip.Addr{nextHop, n.Primary()} {
 		if slices.Contains(self.Addrs, a) {
 			return fmt.Errorf("node %s has the InternalIP %s of this node", n.Name, a)
 		}

@@ -30,7 +30,7 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func snapshot(self model.Node, others ...model.Node) *model.Snapshot {
-	s := &model.Snapshot{Self: self, Tunnel: model.Geneve, Nodes: map[string]model.Node{}, ServiceCIDRs: cidrs("10.96.0.0/16", "fd96::/108")}
+	s := &model.Snapshot{Self: self, Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{}, ServiceCIDRs: cidrs("10.96.0.0/16", "fd96::/108")}
 	for _, n := range others {
 		s.Nodes[n.Name] = n
 	}
@@ -154,9 +154,59 @@ func TestTransport(t *testing.T) {
 	} {
 		a, b := model.Node{Name: "a", Addrs: tc.a, PodCIDRs: cidrs("10.244.1.0/24")}, model.Node{Name: "b", Addrs: tc.b, PodCIDRs: cidrs("10.244.2.0/24")}
 		there, back := nodepath.Resolve(snapshot(a, b))["b"], nodepath.Resolve(snapshot(b, a))["a"]
-		if got := fmt.Sprint(there.Local, there.Remote); got != tc.want || there.Local != back.Remote || there.Remote != back.Local {
-			t.Errorf("%v to %v: %s, back %s %s, want %s", tc.a, tc.b, got, back.Local, back.Remote, tc.want)
+		if got := fmt.Sprint(there.Local, there.NextHop); got != tc.want || there.Local != back.NextHop || there.NextHop != back.Local {
+			t.Errorf("%v to %v: %s, back %s %s, want %s", tc.a, tc.b, got, back.Local, back.NextHop, tc.want)
 		}
+	}
+}
+
+// TestOverheadAndMTU: the MTU of pods fits the path with the largest overhead, whatever the order of families, and is
+// the same before and after the first peer node with this node's primary family joins. An unreachable node changes
+// nothing.
+func TestOverheadAndMTU(t *testing.T) {
+	v4 := model.Node{Name: "v4", Addrs: addrs("172.30.0.2"), PodCIDRs: cidrs("10.244.2.0/24")}
+	v6 := model.Node{Name: "v6", Addrs: addrs("fd30::2"), PodCIDRs: cidrs("10.244.3.0/24")}
+	for _, tc := range []struct {
+		name  string
+		self  []netip.Addr
+		peers []model.Node
+		mtu   int
+		ipv6  bool
+	}{
+		{"IPv4", addrs("172.30.0.1"), nil, 1450, false},
+		{"IPv6", addrs("fd30::1"), nil, 1430, true},
+		{"a peer", addrs("172.30.0.1"), []model.Node{v4}, 1450, false},
+		{"an unreachable peer", addrs("172.30.0.1"), []model.Node{v4, v6}, 1450, false},
+		{"peers of both families", addrs("172.30.0.1", "fd30::1"), []model.Node{v4, v6}, 1430, true},
+		{"IPv6 with an IPv4 peer", addrs("fd30::1", "172.30.0.1"), []model.Node{v4}, 1430, true},
+	} {
+		for _, e := range model.Encapsulations {
+			s := snapshot(model.Node{Name: "n1", Addrs: tc.self, PodCIDRs: cidrs("10.244.1.0/24")}, tc.peers...)
+			s.Transport = model.Tunnel(e)
+			paths := nodepath.Resolve(s)
+			if mtu, ipv6 := nodepath.PodMTU(paths, 1500), nodepath.OuterIPv6(paths); mtu != tc.mtu || ipv6 != tc.ipv6 {
+				t.Errorf("%s, %s: MTU %d, outer IPv6 %v, want %d, %v", tc.name, e, mtu, ipv6, tc.mtu, tc.ipv6)
+			}
+			for name, path := range paths {
+				if name != "n1" && (path.Transport == s.Transport) != path.Reachable() {
+					t.Errorf("%s, %s: path %+v", tc.name, e, path)
+				}
+			}
+		}
+	}
+}
+
+// TestUnknownTransport: without a transport that Weft has, each peer node is unreachable for that reason.
+func TestUnknownTransport(t *testing.T) {
+	s := snapshot(model.Node{Name: "n1", Addrs: addrs("172.30.0.1"), PodCIDRs: cidrs("10.244.1.0/24")},
+		model.Node{Name: "n2", Addrs: addrs("172.30.0.2"), PodCIDRs: cidrs("10.244.2.0/24")})
+	s.Transport = model.Tunnel("stt")
+	paths := nodepath.Resolve(s)
+	if got, want := paths["n2"], s.Transport.Check().Error(); got.Reachable() || got.Unreachable != want || got.Overhead != 0 {
+		t.Errorf("path %+v, want unreachable: %s", got, want)
+	}
+	if got := paths["n1"]; len(got.PodCIDRs) != 1 || got.Unreachable != "" || got.Transport != (model.Transport{}) {
+		t.Errorf("own path %+v", got)
 	}
 }
 

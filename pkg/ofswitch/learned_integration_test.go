@@ -41,7 +41,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		return list
 	}
 	sticky := func(affinity time.Duration, n int) *model.Snapshot {
-		s := &model.Snapshot{Self: snapshot(0).Self, Tunnel: model.Geneve, Services: map[string]model.Service{}}
+		s := &model.Snapshot{Self: snapshot(0).Self, Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{}}
 		for i, name := range []string{"ns/web", "ns/other"} {
 			service := model.Service{Name: name, Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80,
 				ClusterIP: netip.AddrFrom4([4]byte{10, 96, 0, byte(9 + i)}), Elsewhere: true, Cluster: endpoints(3)}}}

@@ -61,8 +61,8 @@ func snapshot(nodes int) *model.Snapshot {
 	s := &model.Snapshot{
 		Self: model.Node{Name: "self", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1"), netip.MustParseAddr("fd30::1")},
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("fd44::/64")}},
-		Tunnel: model.Geneve,
-		Nodes:  map[string]model.Node{},
+		Transport: model.Tunnel(model.Geneve),
+		Nodes:     map[string]model.Node{},
 		Attachments: map[model.AttachmentKey]model.Attachment{
 			{ContainerID: "c", IfName: "eth0"}: {ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16,
 				MAC: model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}},
@@ -102,7 +102,7 @@ func TestCanonicalText(t *testing.T) {
 		s := snapshot(30)
 		if self6 {
 			s.Self.Addrs = s.Self.Addrs[1:]
-			s.Tunnel = model.VXLAN
+			s.Transport = model.Tunnel(model.VXLAN)
 			s.KernelDatapath = true
 		}
 		desired, err := flows.Compile(s)

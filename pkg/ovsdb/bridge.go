@@ -31,9 +31,9 @@ type Bridge struct {
 	Tables map[uint8]string
 	// Zones are the conntrack zones whose timeouts Weft sets on the userspace datapath.
 	Zones []Zone
-	// Tunnel is the type with which the node sends, whose port must work. A broken port of another type is an
-	// OptionalPortError. When empty, the ports of all types must work.
-	Tunnel model.TunnelType
+	// Tunnel is the encapsulation with which the node sends, whose port must work. A broken port of another one is an
+	// OptionalPortError. When empty, the ports of all encapsulations must work.
+	Tunnel model.Encapsulation
 	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath,
 	// and has no advantage on kernels since 5.12. Set it over IPv6, whose header has no checksum of the outer
 	// addresses.
@@ -50,7 +50,6 @@ const (
 	failSecure   = "secure"
 	idBridge     = "weft"
 	idVersion    = idPrefix + "version"
-	vxlanPort    = "4789"
 	// bridgeMAC is the address of the bridge's LOCAL port, which carries no traffic. It is fixed because OVS otherwise
 	// takes the lowest address of all ports, and each change of it changes the datapath id and drops OpenFlow
 	// connections.
@@ -91,24 +90,24 @@ func (b Bridge) ports(bridge string) []interfaceRow {
 	if b.GatewayMTU > 0 {
 		gateway.MTURequest = ptr(b.GatewayMTU)
 	}
-	return []interfaceRow{
+	rows := []interfaceRow{
 		{Name: bridge, Type: typeInternal}, // the LOCAL port, as ovs-vsctl add-br creates it
 		gateway,
-		b.tunnel(model.GenevePortName, model.Geneve),
-		b.tunnel(model.VXLANPortName, model.VXLAN),
 	}
+	for _, e := range model.Encapsulations {
+		rows = append(rows, b.tunnel(e))
+	}
+	return rows
 }
 
-// tunnel is the only port of a type: flows set the remote address and the key of each packet.
-func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
+// tunnel is the only port of an encapsulation: flows set the remote address and the key of each packet.
+func (b Bridge) tunnel(e model.Encapsulation) interfaceRow {
 	options := map[string]string{"remote_ip": "flow", "key": "flow"}
-	if t == model.VXLAN {
-		options["dst_port"] = vxlanPort
-	}
+	maps.Copy(options, e.InterfaceOptions())
 	if b.TunnelChecksum {
 		options["csum"] = "true"
 	}
-	return interfaceRow{Name: name, Type: string(t), OFPortRequest: ptr(int(t.Port())), Options: options}
+	return interfaceRow{Name: e.PortName(), Type: e.InterfaceType(), OFPortRequest: ptr(int(e.Port())), Options: options}
 }
 
 // EnsureBridge makes the bridge match want: its settings, its table names, the timeouts of its zones, and the ports
@@ -188,7 +187,7 @@ func (b Bridge) fixedPorts(bridge string) (needed, optional []interfaceRow) {
 	for _, port := range b.ports(bridge) {
 		switch {
 		case port.OFPortRequest == nil:
-		case b.Tunnel == "" || port.Type == typeInternal || port.Type == string(b.Tunnel):
+		case b.Tunnel == "" || port.Type == typeInternal || port.Name == b.Tunnel.PortName():
 			needed = append(needed, port)
 		default:
 			optional = append(optional, port)
@@ -247,8 +246,8 @@ func (p *changeSet) build(want Bridge) error {
 	if want.Datapath != "system" && want.Datapath != datapathUserspace {
 		return fmt.Errorf("invalid datapath %q; allowed: \"system\", \"netdev\"", want.Datapath)
 	}
-	if want.Tunnel != "" && !slices.Contains(model.TunnelTypes, want.Tunnel) {
-		return fmt.Errorf("invalid tunnel type %q; allowed: %v", want.Tunnel, model.TunnelTypes)
+	if want.Tunnel != "" && !slices.Contains(model.Encapsulations, want.Tunnel) {
+		return fmt.Errorf("invalid tunnel type %q; allowed: %v", want.Tunnel, model.Encapsulations)
 	}
 	for _, port := range want.ports(p.snap.name) {
 		if on := p.snap.portsByName[port.Name].bridge; on != nil && on.Name != p.snap.name {

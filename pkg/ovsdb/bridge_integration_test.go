@@ -250,7 +250,7 @@ func TestOptionalTunnelPort(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "port taken on bridge br-other") {
 		t.Errorf("error %v does not name the port that is in the way", err)
 	}
-	for _, tunnel := range []model.TunnelType{model.VXLAN, ""} {
+	for _, tunnel := range []model.Encapsulation{model.VXLAN, ""} {
 		b.Tunnel = tunnel
 		if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || errors.As(err, &optional) ||
 			!strings.Contains(err.Error(), model.VXLANPortName) {

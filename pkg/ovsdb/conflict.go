@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // withConflictingPorts adds to the error of a tunnel port the names of ports with the same configuration: ovs-vswitchd
@@ -39,8 +41,12 @@ func (s *session) withConflictingPorts(port interfaceRow, err error) error {
 
 func sameTunnel(a, b interfaceRow) bool {
 	udpPort := func(i interfaceRow) string {
-		byType := map[string]string{"geneve": "6081", "vxlan": vxlanPort}
-		return cmp.Or(i.Options["dst_port"], byType[i.Type])
+		for _, e := range model.Encapsulations {
+			if e.InterfaceType() == i.Type {
+				return cmp.Or(i.Options["dst_port"], fmt.Sprint(e.UDPPort()))
+			}
+		}
+		return i.Options["dst_port"]
 	}
 	return a.Type == b.Type && udpPort(a) == udpPort(b) &&
 		a.Options["remote_ip"] == b.Options["remote_ip"] && a.Options["local_ip"] == b.Options["local_ip"] &&

@@ -90,10 +90,9 @@ func Flows(actual openflow.Contents, desired flows.Desired, view *model.Snapshot
 }
 
 func portNames(view *model.Snapshot) map[string]string {
-	names := map[string]string{
-		fmt.Sprint(model.PortGeneve):  model.GenevePortName,
-		fmt.Sprint(model.PortVXLAN):   model.VXLANPortName,
-		fmt.Sprint(model.PortGateway): model.GatewayName,
+	names := map[string]string{fmt.Sprint(model.PortGateway): model.GatewayName}
+	for _, e := range model.Encapsulations {
+		names[fmt.Sprint(e.Port())] = e.PortName()
 	}
 	for _, att := range view.Attachments {
 		names[fmt.Sprint(att.OFPort)] = att.HostIfName

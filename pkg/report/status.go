@@ -23,8 +23,8 @@ type Status struct {
 	// Ready says that the agent has programmed the switch once, so that it attaches pods.
 	Ready bool `json:"ready"`
 	// NotReady says what the agent waits for before it is ready; empty when it is.
-	NotReady string           `json:"notReady,omitempty"`
-	Tunnel   model.TunnelType `json:"tunnelType"`
+	NotReady string              `json:"notReady,omitempty"`
+	Tunnel   model.Encapsulation `json:"tunnelType"`
 	// Datapath is the setting: system (the kernel's) or netdev (userspace).
 	Datapath string `json:"datapath"`
 	// MTU is that of pods in bytes, from 576; 0 until the underlay's is known.
@@ -132,7 +132,7 @@ type StatusInput struct {
 	// NotReady is empty when the agent is ready, Degraded when the node can attach pods.
 	NotReady, Degraded string
 	// Tunnel is the setting; a View's replaces it.
-	Tunnel   model.TunnelType
+	Tunnel   model.Encapsulation
 	Datapath string
 	MTU      int
 	Underlay string
@@ -173,7 +173,7 @@ func NewStatus(in StatusInput) Status {
 	if in.View == nil {
 		return s
 	}
-	s.Tunnel, s.Addrs, s.PodCIDRs = in.View.Tunnel, in.View.Self.Addrs, in.View.Self.PodCIDRs
+	s.Tunnel, s.Addrs, s.PodCIDRs = in.View.Transport.Encapsulation, in.View.Self.Addrs, in.View.Self.PodCIDRs
 	s.Flows = newSwitch(in.Programming)
 	s.Objects = objectCounts(in.View, in.Programming, in.Objects)
 	s.Problems = append(s.Problems, snapshotProblems(in)...)
@@ -251,11 +251,11 @@ func peerNodes(view *model.Snapshot) []Node {
 	list := []Node{}
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		n := view.Nodes[name]
-		r := Node{Name: name, Tunnel: n.TunnelAddr(), PodCIDRs: n.PodCIDRs}
+		r := Node{Name: name, Tunnel: n.Primary(), PodCIDRs: n.PodCIDRs}
 		path := view.Paths[name]
 		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
 		if path.Reachable() {
-			r.Tunnel = path.Remote
+			r.Tunnel = path.NextHop
 		}
 		list = append(list, r)
 	}

@@ -23,7 +23,7 @@ func TestNewStatus(t *testing.T) {
 	starting.Restart = []Change{{Key: "datapath", Old: "system", New: "netdev"}}
 
 	view := shop()
-	view.Tunnel = model.VXLAN
+	view.Transport = model.Tunnel(model.VXLAN)
 	programming := settings
 	programming.View, programming.NotReady = view, "waiting for first programming: none"
 	programming.Pods = []model.Pod{{PodRef: attachment("shop", "web", 16).Pod}}
@@ -143,7 +143,7 @@ func TestPeerNodes(t *testing.T) {
 			"a": {Name: "a", Addrs: addrs("172.30.0.3")},
 		},
 		Paths: map[string]model.Path{
-			"b": {Remote: addr("fd30::2"), PodCIDRs: cidrs("10.244.2.0/24"), Rejected: []string{"10.0.0.0/7: too large"}},
+			"b": {NextHop: addr("fd30::2"), PodCIDRs: cidrs("10.244.2.0/24"), Rejected: []string{"10.0.0.0/7: too large"}},
 			"a": {Unreachable: "node a has no podCIDRs"},
 		},
 	}

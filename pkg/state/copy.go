@@ -69,7 +69,7 @@ func (c Restore) apply(s *Store) bool {
 	next := New(live.next.Self.Name)
 	next.serviceCIDRs[true] = live.serviceCIDRs[true]
 	for _, change := range []Change{
-		SetTime{live.now}, SetTunnel{live.next.Tunnel}, SetKernelDatapath{live.next.KernelDatapath},
+		SetTime{live.now}, SetTransport{live.next.Transport}, SetKernelDatapath{live.next.KernelDatapath},
 		SetKeepEstablished{live.next.KeepEstablished},
 		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{c.Copy.Self},
 	} {

@@ -36,9 +36,11 @@ func newDrawing(t *rapid.T) *drawing {
 
 // changes draw each type of change, by its name.
 var changes = map[string]func(d *drawing) state.Change{
-	"SetNode":            func(d *drawing) state.Change { return state.SetNode{Node: d.node()} },
-	"DeleteNode":         func(d *drawing) state.Change { return state.DeleteNode{Name: d.one("node", "n1", "n2", "n3")} },
-	"SetTunnel":          func(d *drawing) state.Change { return state.SetTunnel{Type: draw(d, "tunnel", model.TunnelTypes)} },
+	"SetNode":    func(d *drawing) state.Change { return state.SetNode{Node: d.node()} },
+	"DeleteNode": func(d *drawing) state.Change { return state.DeleteNode{Name: d.one("node", "n1", "n2", "n3")} },
+	"SetTransport": func(d *drawing) state.Change {
+		return state.SetTransport{Transport: model.Tunnel(draw(d, "encapsulation", model.Encapsulations))}
+	},
 	"SetKernelDatapath":  func(d *drawing) state.Change { return state.SetKernelDatapath{Kernel: d.maybe("kernel")} },
 	"SetKeepEstablished": func(d *drawing) state.Change { return state.SetKeepEstablished{Keep: d.maybe("keep")} },
 	"SetAttachment":      func(d *drawing) state.Change { return state.SetAttachment{Attachment: d.attachment()} },

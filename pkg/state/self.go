@@ -50,7 +50,7 @@ func (s *Store) resolveSelf() {
 	}
 	text := strings.Join(held, "; ")
 	before := s.next.Self
-	if equalNodes(before, self) && text == s.next.SelfHeld && slices.Equal(waiting, s.next.NewPodCIDRs) {
+	if before.Equal(self) && text == s.next.SelfHeld && slices.Equal(waiting, s.next.NewPodCIDRs) {
 		return
 	}
 	s.next.Self, s.next.SelfHeld, s.next.NewPodCIDRs = self, text, waiting

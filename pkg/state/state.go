@@ -46,7 +46,7 @@ type Store struct {
 func New(node string) *Store {
 	empty := model.Snapshot{
 		Self:        model.Node{Name: node},
-		Tunnel:      model.Geneve,
+		Transport:   model.Tunnel(model.Geneve),
 		Nodes:       map[string]model.Node{},
 		Paths:       map[string]model.Path{node: {}},
 		Attachments: map[model.AttachmentKey]model.Attachment{},
@@ -129,13 +129,13 @@ type SetNode struct{ Node model.Node }
 
 func (c SetNode) apply(s *Store) bool {
 	if c.Node.Name == s.next.Self.Name {
-		if s.announced.known && equalNodes(c.Node, s.announced.Node) {
+		if s.announced.known && c.Node.Equal(s.announced.Node) {
 			return false
 		}
 		s.announced, s.pathsDirty = announced{c.Node, true}, true
 		return false // Take finds out what comes of it
 	}
-	if old, ok := s.next.Nodes[c.Node.Name]; ok && equalNodes(old, c.Node) {
+	if old, ok := s.next.Nodes[c.Node.Name]; ok && old.Equal(c.Node) {
 		return false
 	}
 	s.nodes()[c.Node.Name], s.pathsDirty = c.Node, true
@@ -159,14 +159,14 @@ func (c DeleteNode) apply(s *Store) bool {
 	return true
 }
 
-// SetTunnel says which encapsulation the node sends with.
-type SetTunnel struct{ Type model.TunnelType }
+// SetTransport sets the transport to peer nodes, from which the paths follow.
+type SetTransport struct{ Transport model.Transport }
 
-func (c SetTunnel) apply(s *Store) bool {
-	if s.next.Tunnel == c.Type {
+func (c SetTransport) apply(s *Store) bool {
+	if s.next.Transport == c.Transport {
 		return false
 	}
-	s.next.Tunnel, s.differs.nodes = c.Type, true
+	s.next.Transport, s.differs.nodes, s.pathsDirty = c.Transport, true, true
 	return true
 }
 
@@ -243,10 +243,6 @@ func (s *Store) attachments() map[model.AttachmentKey]model.Attachment {
 		s.next.Attachments, s.ownAttachments = maps.Clone(s.next.Attachments), true
 	}
 	return s.next.Attachments
-}
-
-func equalNodes(a, b model.Node) bool {
-	return a.Name == b.Name && a.Created == b.Created && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
 func equalAttachments(a, b model.Attachment) bool {

@@ -40,7 +40,7 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 				s := &model.Snapshot{
 					Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr(family.node)},
 						PodCIDRs: []netip.Prefix{netip.MustParsePrefix(family.cidr)}},
-					Tunnel: model.Geneve,
+					Transport: model.Tunnel(model.Geneve),
 					Services: map[string]model.Service{"a/web": {Name: "a/web", Affinity: time.Hour, AffinityEpoch: epoch,
 						Algorithm: model.HashConnection, Ports: []model.ServicePort{port}}},
 				}

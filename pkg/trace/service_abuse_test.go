@@ -19,7 +19,7 @@ func abused(t *testing.T, services ...model.Service) (sw *trace.Switch, desired 
 	s := &model.Snapshot{
 		Self: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.11")},
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}},
-		Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{}, Services: map[string]model.Service{},
+		Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{}, Services: map[string]model.Service{},
 	}
 	for i, ip := range []netip.Addr{addr("10.0.1.2"), addr("10.0.1.3"), addr("10.0.1.4")} {
 		a := model.Attachment{ContainerID: ip.String(), IfName: "eth0", Pod: model.PodRef{Namespace: "a", Name: ip.String()},

@@ -21,7 +21,7 @@ func TestServiceMeetsPolicy(t *testing.T) {
 	s := &model.Snapshot{
 		Self: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.11")},
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}},
-		Tunnel: model.Geneve, Attachments: map[model.AttachmentKey]model.Attachment{}, Services: map[string]model.Service{}, Policies: map[string]model.Policy{},
+		Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{}, Services: map[string]model.Service{}, Policies: map[string]model.Policy{},
 	}
 	macs := map[netip.Addr]model.MAC{}
 	for i, ip := range []netip.Addr{client, friend, foe} {

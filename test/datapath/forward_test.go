@@ -21,7 +21,7 @@ import (
 // of every size up to the MTU and none above it; and so do the nodes and their pods.
 func TestForwarding(t *testing.T) {
 	for _, family := range []lab.Family{lab.IPv4, lab.IPv6, lab.Dual} {
-		for _, tunnel := range model.TunnelTypes {
+		for _, tunnel := range model.Encapsulations {
 			t.Run(fmt.Sprintf("%s/%s", family, tunnel), func(t *testing.T) {
 				m := up(t, family, tunnel)
 				t.Run("transport", m.transport)

@@ -54,7 +54,7 @@ type mesh struct {
 	manifests string
 }
 
-func up(t *testing.T, family lab.Family, tunnel model.TunnelType) mesh {
+func up(t *testing.T, family lab.Family, tunnel model.Encapsulation) mesh {
 	t.Helper()
 	file := filepath.Join(labtest.Write(t, map[string]string{"mesh.yaml": manifests()}), "mesh.yaml")
 	l := labtest.Up(t, "path", "-f", file, "--nodes=3", "--ip-family="+string(family), "--tunnel="+string(tunnel))

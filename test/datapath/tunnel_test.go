@@ -18,7 +18,7 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-var tunnelPorts = map[model.TunnelType]string{model.Geneve: model.GenevePortName, model.VXLAN: model.VXLANPortName}
+var tunnelPorts = map[model.Encapsulation]string{model.Geneve: model.GenevePortName, model.VXLAN: model.VXLANPortName}
 
 // The tunnel type changes on nodes that run, one after the other, and changes back: not one ping is lost, and packets leave
 // through the type that is configured.
@@ -29,7 +29,7 @@ func TestTunnelChange(t *testing.T) {
 		pings = append(pings, m.start(t, pair[0], "ping", "--interval=20ms", m.pods[pair[1]].IPs[0].String()))
 	}
 	m.wantSentThrough(t, model.Geneve, model.VXLAN)
-	for _, to := range []model.TunnelType{model.VXLAN, model.Geneve} {
+	for _, to := range []model.Encapsulation{model.VXLAN, model.Geneve} {
 		from := model.Geneve
 		if to == model.Geneve {
 			from = model.VXLAN
@@ -76,7 +76,7 @@ func (m mesh) configure(t *testing.T, n lab.NodeStatus, key, value string) {
 var transmitted = regexp.MustCompile(`tx pkts=(\d+)`)
 
 // sent counts the packets that left through a tunnel port.
-func (m mesh) sent(t *testing.T, node string, tunnel model.TunnelType) int {
+func (m mesh) sent(t *testing.T, node string, tunnel model.Encapsulation) int {
 	t.Helper()
 	out := m.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-ports", model.BridgeName, tunnelPorts[tunnel])
 	match := transmitted.FindStringSubmatch(strings.ReplaceAll(out, "\n", " "))
@@ -92,7 +92,7 @@ func (m mesh) sent(t *testing.T, node string, tunnel model.TunnelType) int {
 
 // wantSentThrough waits until every node sends through one tunnel and not through the other. The switch renews its counters
 // about once a second, so what it counts may be older: a window in which nothing came is what is waited for.
-func (m mesh) wantSentThrough(t *testing.T, used, unused model.TunnelType) {
+func (m mesh) wantSentThrough(t *testing.T, used, unused model.Encapsulation) {
 	t.Helper()
 	const window = 2 * time.Second
 	for name := range m.nodes {

@@ -42,7 +42,7 @@ type Options struct {
 	Manifests []string
 	// Nodes is how many to make where the manifests have none; 0 for the default.
 	Nodes    int
-	Tunnel   model.TunnelType
+	Tunnel   model.Encapsulation
 	Datapath config.Datapath
 	Family   Family
 	// Agent is the path of the weft-agent program.

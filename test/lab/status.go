@@ -23,13 +23,13 @@ import (
 
 // Status is how a lab is.
 type Status struct {
-	Name      string           `json:"name"`
-	Up        bool             `json:"up"`
-	Since     time.Time        `json:"since"`
-	Manifests []string         `json:"manifests"`
-	Tunnel    model.TunnelType `json:"tunnelType"`
-	Datapath  config.Datapath  `json:"datapath"`
-	Family    Family           `json:"ipFamily"`
+	Name      string              `json:"name"`
+	Up        bool                `json:"up"`
+	Since     time.Time           `json:"since"`
+	Manifests []string            `json:"manifests"`
+	Tunnel    model.Encapsulation `json:"tunnelType"`
+	Datapath  config.Datapath     `json:"datapath"`
+	Family    Family              `json:"ipFamily"`
 	// Problem says why the manifests as they are now are not what stands.
 	Problem string       `json:"problem,omitempty"`
 	Nodes   []NodeStatus `json:"nodes"`

@@ -69,7 +69,7 @@ func New(c Cluster) (*Network, error) {
 		n.nodes = append(n.nodes, &node{
 			Node: one, ct: &trace.Conntrack{Kernel: c.Kernel}, flows: flows.NewCompiler(),
 			snapshot: &model.Snapshot{
-				Self: one, Tunnel: model.Geneve, KernelDatapath: c.Kernel, Nodes: map[string]model.Node{},
+				Self: one, Transport: model.Tunnel(model.Geneve), KernelDatapath: c.Kernel, Nodes: map[string]model.Node{},
 				Attachments: map[model.AttachmentKey]model.Attachment{},
 			},
 		})
@@ -237,14 +237,14 @@ func (n *Network) send(p Packet, steps bool) Delivery {
 		}
 		out := r.Outputs[0]
 		if out.Port == model.PortGeneve {
-			next := slices.IndexFunc(n.nodes, func(o *node) bool { return o.TunnelAddr() == out.Packet.TunnelDst() })
+			next := slices.IndexFunc(n.nodes, func(o *node) bool { return o.Primary() == out.Packet.TunnelDst() })
 			if next < 0 {
 				d.Wrong = fmt.Sprintf("tunneled to %s, which is not a node", out.Packet.TunnelDst())
 				return d
 			}
 			in = trace.IP(model.PortGeneve, out.Packet.Src(), out.Packet.Dst(), p.Protocol, out.Packet.SrcPort(),
 				out.Packet.DstPort()).
-				WithMACs(out.Packet.SrcMAC(), out.Packet.DstMAC()).WithTunnel(here.TunnelAddr())
+				WithMACs(out.Packet.SrcMAC(), out.Packet.DstMAC()).WithTunnel(here.Primary())
 			if p.Protocol == 6 && p.TCPFlags != 0 {
 				in = in.WithTCPFlags(p.TCPFlags)
 			}
@@ -347,7 +347,7 @@ func (n *Network) Entries(p Packet, name string) []trace.Packet {
 	list := []trace.Packet{in(model.PortGateway, model.GatewayMAC)}
 	for _, other := range n.nodes {
 		if other.Name != name {
-			list = append(list, in(model.PortGeneve, model.RouterMAC).WithTunnel(other.TunnelAddr()))
+			list = append(list, in(model.PortGeneve, model.RouterMAC).WithTunnel(other.Primary()))
 		}
 	}
 	if at, ok := n.pods[p.Src]; ok && at.node.Name == name {

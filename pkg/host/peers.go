@@ -1,0 +1,73 @@
+package host
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// What the host network takes from the paths to peer nodes: routes, nftables sets, and what conntrack entries should
+// look like because of them.
+
+// peerPodCIDRs are the pod CIDRs of all peer nodes, in the order of Peers.
+func (d Desired) peerPodCIDRs() []netip.Prefix {
+	list := make([]netip.Prefix, 0, 2*len(d.Peers))
+	for _, path := range d.Peers {
+		list = append(list, path.PodCIDRs...)
+	}
+	return list
+}
+
+// peerRoute is the route to a pod CIDR of a peer node.
+type peerRoute struct {
+	dst netip.Prefix
+	// gateway is the next hop on the gateway interface. The switch answers for it, and for all of the peer's pods.
+	gateway netip.Addr
+}
+
+// peerRoutes are in the order of Peers. The switch has the path, or drops what goes to an unreachable node.
+func (d Desired) peerRoutes() []peerRoute {
+	list := make([]peerRoute, 0, 2*len(d.Peers))
+	for _, path := range d.Peers {
+		for _, cidr := range path.PodCIDRs {
+			list = append(list, peerRoute{dst: cidr, gateway: model.GatewayAddr(cidr)})
+		}
+	}
+	return list
+}
+
+// routedToSwitch are the ranges that the node's routes lead to the switch, without this node's pods and without the
+// addresses of single Services.
+func (d Desired) routedToSwitch(is4 bool) ranges {
+	return disjoint(slices.Concat(d.peerPodCIDRs(), d.ServiceCIDRs, model.VirtualPrefixes(is4)))
+}
+
+// pods are the ranges of all pods and gateways, none of which sends packets that arrive on an uplink. Ranges inside
+// others are removed, as in direct.
+func pods(d Desired, is4 bool) []element {
+	return prefixElements(slices.Concat(d.PodCIDRs, d.peerPodCIDRs()), is4)
+}
+
+// nodes are the peer nodes' addresses.
+func nodes(d Desired, is4 bool) []element {
+	list := make([]netip.Prefix, 0, 2*len(d.Peers))
+	for _, path := range d.Peers {
+		for _, a := range path.Addrs {
+			if routable(a) {
+				list = append(list, single(a))
+			}
+		}
+	}
+	return prefixElements(list, is4)
+}
+
+// nodeTranslationsRemoved: pods' packets to another node get the node's address, even when those to other destinations
+// do not.
+func nodeTranslationsRemoved(deleted, _ []element) removedTranslations {
+	var g removedTranslations
+	for _, e := range deleted {
+		g.direct = append(g.direct, e.prefix)
+	}
+	return g
+}

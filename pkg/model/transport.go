@@ -1,0 +1,195 @@
+package model
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+)
+
+// Mode is how packets travel between this node and the pods of a peer node.
+type Mode string
+
+// ModeTunnel: the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
+const ModeTunnel Mode = "tunnel"
+
+// Encapsulation is the header that a packet carries from node to node.
+type Encapsulation string
+
+// The encapsulations, as users write them in the setting tunnelType.
+const (
+	Geneve Encapsulation = "geneve"
+	VXLAN  Encapsulation = "vxlan"
+)
+
+// encapsulations has all facts about each encapsulation. A row adds the encapsulation to the bridge's ports, the flows,
+// the node's nftables rules, the MTU, the allowed settings and the documents.
+var encapsulations = []struct {
+	name  Encapsulation
+	title string
+	// port and portName are the OpenFlow number and the name of the encapsulation's port on every bridge.
+	port     uint32
+	portName string
+	// interfaceType is column "type" of OVSDB's Interface table, options are more of its options.
+	interfaceType string
+	options       map[string]string
+	udpPort       uint16
+	// header is the number of bytes between the outer IP header and the inner IP packet.
+	header int
+}{
+	{
+		name: Geneve, title: "Geneve", port: PortGeneve, portName: GenevePortName, interfaceType: "geneve",
+		udpPort: 6081, header: udpHeader + geneveHeader + ethernetHeader,
+	},
+	{
+		name: VXLAN, title: "VXLAN", port: PortVXLAN, portName: VXLANPortName, interfaceType: "vxlan",
+		options: map[string]string{"dst_port": "4789"},
+		udpPort: 4789, header: udpHeader + vxlanHeader + ethernetHeader,
+	},
+}
+
+// Lengths of headers in bytes.
+const (
+	ipv4Header     = 20
+	ipv6Header     = 40
+	udpHeader      = 8
+	geneveHeader   = 8 // without options: RFC 8926, section 3.4
+	vxlanHeader    = 8 // RFC 7348, section 5
+	ethernetHeader = 14
+)
+
+// Encapsulations lists every encapsulation in a fixed order. Every node receives all of them.
+var Encapsulations = func() []Encapsulation {
+	list := make([]Encapsulation, 0, len(encapsulations))
+	for _, e := range encapsulations {
+		list = append(list, e.name)
+	}
+	return list
+}()
+
+// index is the row of encapsulations; an encapsulation that is not one of Encapsulations panics.
+func (e Encapsulation) index() int {
+	i := slices.Index(Encapsulations, e)
+	if i < 0 {
+		panic(fmt.Sprintf("model: encapsulation %q has no facts", string(e))) // Transport.Check comes first
+	}
+	return i
+}
+
+// Title is the encapsulation's name in documents.
+func (e Encapsulation) Title() string { return encapsulations[e.index()].title }
+
+// Port is the OpenFlow number of the encapsulation's port on every bridge.
+func (e Encapsulation) Port() uint32 { return encapsulations[e.index()].port }
+
+// PortName is the name of this port.
+func (e Encapsulation) PortName() string { return encapsulations[e.index()].portName }
+
+// InterfaceType is the type of this port in OVSDB's Interface table.
+func (e Encapsulation) InterfaceType() string { return encapsulations[e.index()].interfaceType }
+
+// InterfaceOptions are options of this port in OVSDB in addition to those of every tunnel port. The caller must not
+// change them.
+func (e Encapsulation) InterfaceOptions() map[string]string { return encapsulations[e.index()].options }
+
+// UDPPort is the UDP destination port: RFC 8926 (Geneve) and RFC 7348 (VXLAN).
+func (e Encapsulation) UDPPort() uint16 { return encapsulations[e.index()].udpPort }
+
+// Overhead is the difference in bytes between the underlay's IP MTU and the pod's IP MTU, with an outer header of this
+// address's family.
+func (e Encapsulation) Overhead(outer netip.Addr) int {
+	ip := ipv4Header
+	if outer.Is6() {
+		ip = ipv6Header
+	}
+	return ip + encapsulations[e.index()].header
+}
+
+// TunnelUDPPorts are the UDP ports of all encapsulations, ascending. The node leaves packets to them untracked, accepts
+// them from nodes only, and gives the ports to no Service and no hostPort.
+func TunnelUDPPorts() []uint16 {
+	ports := make([]uint16, 0, len(encapsulations))
+	for _, e := range encapsulations {
+		ports = append(ports, e.udpPort)
+	}
+	slices.Sort(ports)
+	return ports
+}
+
+// IsTunnelUDPPort reports whether it is one of TunnelUDPPorts.
+func IsTunnelUDPPort(port uint16) bool { return slices.Contains(TunnelUDPPorts(), port) }
+
+// PortsBesideTunnels is the largest range of unprivileged ports without a tunnel's UDP port.
+func PortsBesideTunnels() PortRange {
+	first, length, begin := 0, 0, int(FirstUnprivilegedPort)
+	consider := func(end int) { // the range from begin to before end
+		if end-begin > length {
+			first, length = begin, end-begin
+		}
+		begin = end + 1
+	}
+	for _, port := range TunnelUDPPorts() {
+		consider(int(port))
+	}
+	consider(math.MaxUint16 + 1)
+	return PortRange{uint16(first), uint16(first + length - 1)}
+}
+
+// Transport is a way to send packets to a peer node: how they travel, and the header that they carry.
+type Transport struct {
+	Mode          Mode
+	Encapsulation Encapsulation
+}
+
+// Tunnel is the transport that sends through the tunnel port of an encapsulation.
+func Tunnel(e Encapsulation) Transport { return Transport{Mode: ModeTunnel, Encapsulation: e} }
+
+// Check returns an error when the transport is not one that Weft has.
+func (t Transport) Check() error {
+	if t.Mode != ModeTunnel {
+		return fmt.Errorf("invalid mode %q; allowed: %q", t.Mode, ModeTunnel)
+	}
+	if !slices.Contains(Encapsulations, t.Encapsulation) {
+		return fmt.Errorf("invalid encapsulation %q; allowed: %v", t.Encapsulation, Encapsulations)
+	}
+	return nil
+}
+
+// Overhead is the encapsulation's: see Encapsulation.Overhead.
+func (t Transport) Overhead(outer netip.Addr) int { return t.Encapsulation.Overhead(outer) }
+
+// Path is the validated way to reach a node's pods: the accepted pod CIDRs, the transport and the next hop.
+// nodepath.Resolve makes it; all other packages only read it.
+type Path struct {
+	// PodCIDRs are the accepted pod CIDRs; those of different nodes never overlap.
+	PodCIDRs []netip.Prefix
+	// Rejected holds the reason for each pod CIDR that is not accepted.
+	Rejected []string
+	// Addrs are the node's InternalIPs, the primary one first. Only they may be the source of the node's tunnel packets.
+	Addrs []netip.Addr
+	// Transport is what carries packets to the node's pods; zero for an unreachable node. This node's own entry has the
+	// transport, Local and Overhead of a peer node with the same primary family.
+	Transport
+	// Local is this node's address that packets come from, NextHop the peer node's that they go to: the outer addresses
+	// of the encapsulation. NextHop is invalid when the node is unreachable, and for this node.
+	Local, NextHop netip.Addr
+	// Overhead is how many bytes the transport adds to each IP packet.
+	Overhead int
+	// Unreachable is the reason why no packets can be sent to the node's pods. It is empty when they can, and for this
+	// node.
+	Unreachable string
+}
+
+// Reachable reports whether packets can be sent to the node's pods. This node's own entry is not reachable.
+func (p Path) Reachable() bool { return p.NextHop.IsValid() }
+
+// Primary is the node's primary InternalIP; invalid while the node has no address. The node's own clients of node ports
+// of other nodes have it as their source.
+func (p Path) Primary() netip.Addr { return Node{Addrs: p.Addrs}.Primary() }
+
+// Equal compares all fields.
+func (p Path) Equal(q Path) bool {
+	return slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Rejected, q.Rejected) &&
+		slices.Equal(p.Addrs, q.Addrs) && p.Transport == q.Transport && p.Local == q.Local && p.NextHop == q.NextHop &&
+		p.Overhead == q.Overhead && p.Unreachable == q.Unreachable
+}
