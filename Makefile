@@ -64,7 +64,7 @@ cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
 # The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
 # race detector needs a C compiler; RACE= leaves it out.
 RACE       ?= -race
-CONCURRENT := agent|cni|ovsdb|ofswitch|kube|healthcheck|state|host|unixctl
+CONCURRENT := agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|state|host|unixctl
 concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
 
 .PHONY: check

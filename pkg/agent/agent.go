@@ -1,7 +1,7 @@
 // Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
-// flow loop and the host's own network on the other.
+// loop that programs the switch (pkg/programmer) and the host's own network on the other.
 //
-// Loop.Run's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept
+// The loop's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept
 // right has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, the sweep
 // of connections, the policy log and others. One follows the configuration file, and the servers have theirs. They
 // share what the Agent's mutex guards, and the tally of counters, which has a mutex of its own.
@@ -31,6 +31,7 @@ import (
 	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -65,7 +66,7 @@ type Agent struct {
 	ovs    *ovsdb.Client
 	sw     *ofswitch.Switch
 	host   *host.Host
-	loop   *Loop
+	loop   *programmer.Loop
 	cni    *cni.Server
 	tally  tally
 	peers  kube.Peers
@@ -148,10 +149,10 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	}
 	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
 	var sweeper *sweeper
-	loop := NewLoop(LoopOptions{
+	loop := programmer.New(programmer.Options{
 		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
 		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache,
-		Sweep: func(r SweepRequest) { sweeper.request(r) },
+		Sweep: func(r programmer.SweepRequest) { sweeper.request(r) },
 	})
 	sweeper = newSweeper(connectionTracker{a.sw}, loop.Installed, a.log)
 	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
@@ -295,15 +296,16 @@ const firstProgramming = time.Second
 func (a *Agent) programmed(ctx context.Context) error {
 	settled, cancel := context.WithTimeout(ctx, firstProgramming)
 	defer cancel()
-	_ = a.loop.Settled(settled) // the status says what is missing
+	_ = a.loop.Programmed(settled, a.loop.Submitted()) // the status says what is missing
 	if s := a.loop.Status(); s.Programmed < s.Desired || s.Flows == 0 {
 		return fmt.Errorf("the switch holds revision %d of %d: %s", s.Programmed, s.Desired, s.Error)
 	}
 	if err := a.ovs.Healthy(); err != nil {
 		return err
 	}
+	_, quarantined := a.loop.Installed()
 	for _, o := range []model.Owner{model.PipelineOwner, model.SelfOwner} {
-		if err := a.loop.RefusedOwner(o); err != nil {
+		if err := quarantined[o]; err != nil {
 			return fmt.Errorf("without the flows of %s the node forwards nothing: %w", o, err)
 		}
 	}
@@ -317,7 +319,7 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 	if err != nil || !waiting {
 		return err
 	}
-	if err := a.loop.Sync(ctx); err != nil {
+	if err := a.loop.Programmed(ctx, a.loop.Verify()); err != nil {
 		return err
 	}
 	a.log.Warn("Open vSwitch was told to wait for its flows (other_config:flow-restore-wait); they are in, so it may forward")

@@ -22,11 +22,12 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
 // cluster submits what the API server tells of a small cluster, and what the node itself knows.
-func cluster(l *Loop, change func(*model.Service), attachments ...model.Attachment) {
+func cluster(l *programmer.Loop, change func(*model.Service), attachments ...model.Attachment) {
 	for name, n := range map[string]byte{"n1": 1, "n2": 2} {
 		l.Submit(state.SetNode{Node: model.Node{Name: name, Created: int64(n), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, n})},
 			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, n, 0}), 24)}}})
@@ -49,9 +50,9 @@ func shopPod(name string, n byte) model.Attachment {
 		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, n})}}
 }
 
-func started(t *testing.T, sw *ofswitch.Fake, before func(*Loop)) *Loop {
+func started(t *testing.T, sw *ofswitch.Fake, before func(*programmer.Loop)) *programmer.Loop {
 	t.Helper()
-	l := NewLoop(LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.SetTransport{Transport: model.Tunnel(model.VXLAN)})
 	l.Submit(state.SetClusterCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16")}})
 	before(l)
@@ -63,9 +64,9 @@ func started(t *testing.T, sw *ofswitch.Fake, before func(*Loop)) *Loop {
 }
 
 // settled waits until the switch holds what a full compilation of the view gives.
-func settled(t *testing.T, l *Loop, sw *ofswitch.Fake, what string) *model.Snapshot {
+func settled(t *testing.T, l *programmer.Loop, sw *ofswitch.Fake, what string) *model.Snapshot {
 	t.Helper()
-	if err := l.Settled(t.Context()); err != nil {
+	if err := l.Programmed(t.Context(), l.Submitted()); err != nil {
 		t.Fatal(err)
 	}
 	want, err := flows.Compile(l.View())
@@ -89,7 +90,7 @@ func TestStartFromACopy(t *testing.T) {
 	same := func(*model.Service) {}
 	sw := ofswitch.NewFake(flows.Check)
 	db, front := shopPod("db", 2), shopPod("front", 3)
-	first := started(t, sw, func(l *Loop) {
+	first := started(t, sw, func(l *programmer.Loop) {
 		cluster(l, same, db, front)
 		l.Submit(state.SetAttachment{Attachment: db})
 		l.Submit(state.SetAttachment{Attachment: front})
@@ -114,7 +115,7 @@ func TestStartFromACopy(t *testing.T) {
 	again, late := ofswitch.NewFake(flows.Check), shopPod("late", 4)
 	moved := front // its sandbox was recreated: its address is not the one that the copy's policies name
 	moved.ContainerID, moved.IPs = "c-moved", []netip.Addr{addr("10.244.1.9")}
-	second := started(t, again, func(l *Loop) {
+	second := started(t, again, func(l *programmer.Loop) {
 		l.Submit(state.SetNode{Node: model.Node{Name: "n1"}}) // the API server got no further
 		for _, a := range []model.Attachment{db, front, late} {
 			l.Submit(state.SetAttachment{Attachment: a})
@@ -173,11 +174,11 @@ func TestStartFromACopy(t *testing.T) {
 
 // TestCopyOfAnEmptiedNode: a Node object that is empty when the API server comes takes nothing from what the copy has.
 func TestCopyOfAnEmptiedNode(t *testing.T) {
-	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	cluster(l, func(*model.Service) {})
 	l.Gather()
 	c := state.NewCopy(l.View(), time.Now())
-	l = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l = programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.Restore{Copy: c})
 	l.Submit(state.SetNode{Node: model.Node{Name: "n1"}})
 	l.Submit(state.Synced{})
@@ -189,7 +190,7 @@ func TestCopyOfAnEmptiedNode(t *testing.T) {
 
 // TestCopyIsWholeOrNot: what was damaged, cut off, of another node or version, or open to others is named and not read.
 func TestCopyIsWholeOrNot(t *testing.T) {
-	l := NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
 	cluster(l, func(*model.Service) {}, shopPod("db", 2))
 	l.Submit(state.SetAttachment{Attachment: shopPod("db", 2)})
 	l.Gather()

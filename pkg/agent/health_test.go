@@ -22,6 +22,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/programmer"
 )
 
 // stuckSwitch never answers a bundle, whatever its context says, until it is released.
@@ -36,11 +37,11 @@ func (s stuckSwitch) Apply(ctx context.Context, d openflow.Delta) error {
 }
 
 // healthAgent is an agent with just what its health address asks for.
-func healthAgent(sw Switch) *Agent {
+func healthAgent(sw programmer.Switch) *Agent {
 	log := slog.New(slog.DiscardHandler)
 	return &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, opt: Options{HostRun: "/nowhere"},
-		loop: NewLoop(LoopOptions{Node: "n1", Switch: sw, Log: log}),
+		loop: programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: log}),
 	}
 }
 
@@ -64,7 +65,7 @@ func TestHealthOfTheLoop(t *testing.T) {
 				if tc.down {
 					fake.Stop()
 				}
-				var sw Switch = fake
+				var sw programmer.Switch = fake
 				if tc.stuck {
 					sw = stuckSwitch{fake, release}
 				}

@@ -19,6 +19,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -51,7 +52,7 @@ ip link add weft0 type veth peer name switch0`)
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
-		loop: NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log}),
+		loop: programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log}),
 	}
 	if a.kube, err = kube.NewWatcher(fake.NewClientset(), "n1", a.loop.Submit, log); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
 )
 
@@ -32,7 +33,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds, endedConnections)
 	// ofLoop is 0 until there is a loop.
-	ofLoop := func(read func(*Loop) float64) func() float64 {
+	ofLoop := func(read func(*programmer.Loop) float64) func() float64 {
 		return func() float64 {
 			a.mu.Lock()
 			loop := a.loop
@@ -44,7 +45,7 @@ func (a *Agent) metrics() *prometheus.Registry {
 		}
 	}
 	status := func(read func(report.Programming) float64) func() float64 {
-		return ofLoop(func(l *Loop) float64 { return read(l.Status()) })
+		return ofLoop(func(l *programmer.Loop) float64 { return read(l.Status()) })
 	}
 	gauge := func(name, help string, read func(report.Programming) float64) {
 		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, status(read)))
@@ -64,10 +65,10 @@ func (a *Agent) metrics() *prometheus.Registry {
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weft_datapath_cache_purges_total",
 		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
-	}, ofLoop(func(*Loop) float64 { return float64(a.sw.Purges()) })))
+	}, ofLoop(func(*programmer.Loop) float64 { return float64(a.sw.Purges()) })))
 	counter("weft_repairs_total", "Flows and groups that another program had changed and the agent repaired.", func(s report.Programming) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *Loop) float64 { return read(l.View()) })))
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *programmer.Loop) float64 { return read(l.View()) })))
 	}
 	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 { return float64(len(s.Services)) })
 	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 { return float64(len(s.Policies)) })

@@ -9,6 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
 )
 
@@ -57,14 +58,14 @@ func (a *Agent) speaks(o model.Owner) bool {
 
 // reportOwner tells Kubernetes of an object whose flows are refused.
 func (a *Agent) reportOwner(o model.Owner, err error) {
-	var incomplete *IncompleteError
+	var incomplete *programmer.IncompleteError
 	switch {
 	case err == nil:
 	case errors.As(err, &incomplete):
 		a.events.Warn(o, "PolicyIncomplete", err.Error())
-	case errors.As(err, new(*ClosedError)):
+	case errors.As(err, new(*programmer.ClosedError)):
 		a.events.Warn(o, "PodsClosed", err.Error())
-	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) || errors.As(err, new(*LocalError))): // other nodes may accept it
+	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) || errors.As(err, new(*programmer.LocalError))): // other nodes may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	case o.Kind == model.KindPolicy:
 		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())

@@ -76,3 +76,20 @@ func (a *Agent) setProblem(part string, err error) {
 		a.problems[part] = err.Error()
 	}
 }
+
+// notify leaves a token in a channel of capacity one: many notifications become one wake-up.
+func notify(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

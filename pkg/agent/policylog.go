@@ -37,6 +37,9 @@ type packetSource interface {
 // meterPause is how often the meters are looked at: whether another program removed them, and what they have held back.
 const meterPause = 30 * time.Second
 
+// listenPause is how long the policy log waits before it listens again.
+const listenPause = 200 * time.Millisecond
+
 // sync listens if a policy asks for it. An error means that it is to be called again soon.
 func (l *policyLog) sync(ctx context.Context) error {
 	if !logging(l.view()) {
@@ -63,14 +66,14 @@ func (l *policyLog) sync(ctx context.Context) error {
 
 // listen reads copies until the context ends, whatever becomes of the switch meanwhile.
 func (l *policyLog) listen(ctx context.Context) {
-	for pause := retryPause; ctx.Err() == nil; pause = min(2*pause, meterPause) {
+	for pause := listenPause; ctx.Err() == nil; pause = min(2*pause, meterPause) {
 		begun := time.Now()
 		err := l.sw.Packets(ctx, func(p openflow.PacketIn) { l.write(ctx, p) })
 		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(begun) > meterPause {
-			pause = retryPause
+			pause = listenPause
 		}
 		l.log.Warn("policy log: lost the switch; trying again", "err", err)
 		sleep(ctx, pause)

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
 )
 
@@ -34,7 +35,7 @@ func (r reporter) Status(ctx context.Context) report.Status {
 }
 
 // published copies what the Agent's mutex guards.
-func (a *Agent) published() (report.StatusInput, *Loop, *kube.Watcher) {
+func (a *Agent) published() (report.StatusInput, *programmer.Loop, *kube.Watcher) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	in := report.StatusInput{

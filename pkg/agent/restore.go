@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -25,7 +26,7 @@ const (
 
 // awaitObjects returns when the view has the API server's objects or, when these do not come, those of the copy. Those
 // of the API server then replace the copy as soon as they are complete.
-func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *Loop) error {
+func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *programmer.Loop) error {
 	complete := make(chan error, 1)
 	go func() { complete <- a.kube.WaitSynced(ctx) }()
 	taken := func(err error) error {
@@ -82,7 +83,7 @@ func (a *Agent) apiIsAway(waited time.Duration) bool {
 }
 
 // keepCopy writes the copy whenever the view has changed, at a bounded rate, and once more at the end.
-func (a *Agent) keepCopy(ctx context.Context, loop *Loop) {
+func (a *Agent) keepCopy(ctx context.Context, loop *programmer.Loop) {
 	var written uint64
 	write := func() {
 		if view := loop.View(); a.synced.Load() && view.Revision != written {

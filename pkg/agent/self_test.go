@@ -19,6 +19,7 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -28,7 +29,7 @@ import (
 func TestPodCIDRsChange(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{log: log, cfg: config.Default(), problems: map[string]string{}}
-	a.loop = NewLoop(LoopOptions{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log})
+	a.loop = programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log})
 	set := func(cidr string) {
 		a.loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/weft-cni/weft/pkg/healthcheck"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -160,7 +161,7 @@ func (a *Agent) reportHealthCheck(service string, err error) {
 const timeStep = 5 * time.Second
 
 // tellTime tells the loop the time until the context ends.
-func tellTime(ctx context.Context, loop *Loop) {
+func tellTime(ctx context.Context, loop *programmer.Loop) {
 	ticker := time.NewTicker(timeStep)
 	defer ticker.Stop()
 	for {
@@ -184,7 +185,7 @@ func (a *Agent) submitSettings() {
 
 // gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch
 // may be away for long.
-func gathering(loop *Loop, do func(context.Context) error) func(context.Context) error {
+func gathering(loop *programmer.Loop, do func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		loop.Gather()
 		return do(ctx)

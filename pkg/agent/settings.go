@@ -55,10 +55,11 @@ func (a *Agent) degradedLocked() string {
 	if err := a.loop.Stuck(); err != nil {
 		return err.Error()
 	}
-	if err := a.loop.RefusedOwner(model.PipelineOwner); err != nil {
+	_, quarantined := a.loop.Installed()
+	if err := quarantined[model.PipelineOwner]; err != nil {
 		return "the switch refuses the pipeline: " + err.Error()
 	}
-	if why := a.loop.Status().Error; why != "" {
+	if why := a.loop.SwitchError(); why != "" {
 		return "the switch cannot be programmed: " + why
 	}
 	if err := a.ovs.Healthy(); err != nil {

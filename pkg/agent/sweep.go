@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,75 +15,13 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/programmer"
 )
 
 // The sweep ends connections in the switch's tracker that what is programmed contradicts: policies deny them, their
 // Service would balance them otherwise, or their pod is gone (flows.Audit). What the flows decide packet by packet
 // needs no sweep: it is for connections whose original direction is silent, and for what a later pod or endpoint
 // would inherit.
-
-// SweepRequest asks for one sweep. Requests that come while a sweep runs become one.
-type SweepRequest struct {
-	// Gone are the addresses of pods that were detached. They are clean before another pod gets them; see await.
-	Gone []netip.Addr
-	// Wider says that policies have changed so that they can only allow more: it matters to connections that they
-	// denied before.
-	Wider bool
-	// Start asks for everything that may have happened while there was no agent, or no switch.
-	Start bool
-}
-
-// sweepRequest is the request that the loop makes when it has programmed what is under way.
-func (l *Loop) sweepRequest() *SweepRequest {
-	if l.sweep == nil {
-		l.sweep = &SweepRequest{}
-	}
-	l.sweep.Wider = false
-	return l.sweep
-}
-
-// sweepAfter asks for a sweep when a change of the snapshot may concern connections that exist.
-func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
-	policies := before.KeepEstablished && !now.KeepEstablished || !reflect.DeepEqual(before.Self, now.Self) ||
-		!slices.Equal(before.LocalAddrs, now.LocalAddrs)
-	wider := false
-	had := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(before) })
-	tried := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(l.tried) })
-	fresh := func(addr netip.Addr) bool { return !had()[addr] }
-	for _, o := range owners {
-		switch o.Kind {
-		case model.KindPolicy:
-			was := before.Policies[o.Name]
-			if l.quarantined[o] != nil {
-				was.Err = "quarantined" // it allowed nothing
-			}
-			policies = policies || flows.Narrows(was, now.Policies[o.Name], fresh)
-			wider = true
-		case model.KindService:
-			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {
-				l.sweepRequest()
-			}
-		case model.KindPod:
-			has := now.Attachments[o.Attachment]
-			for _, ip := range before.Attachments[o.Attachment].IPs {
-				// While the switch is away pods come and go of which it never hears, in any number.
-				if !slices.Contains(has.IPs, ip) && (l.tried == nil || tried()[ip]) {
-					r := l.sweepRequest()
-					if !slices.Contains(r.Gone, ip) {
-						r.Gone = append(r.Gone, ip)
-					}
-				}
-			}
-		}
-	}
-	switch {
-	case now.KeepEstablished:
-	case policies:
-		l.sweepRequest()
-	case wider && l.sweep == nil:
-		l.sweep = &SweepRequest{Wider: true}
-	}
-}
 
 // connections is the switch's connection tracker, as the sweeper needs it (connectionTracker).
 type connections interface {
@@ -138,7 +74,7 @@ func newSweeper(c connections, programmed func() (*model.Snapshot, map[model.Own
 }
 
 // request asks for a sweep. It never blocks.
-func (s *sweeper) request(r SweepRequest) {
+func (s *sweeper) request(r programmer.SweepRequest) {
 	s.mu.Lock()
 	if r.Wider && !s.denied {
 		s.mu.Unlock()
@@ -279,7 +215,7 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 
 // cleanFlows is the loop for CNI: a pod begins without the connections of the pod that had its addresses before.
 type cleanFlows struct {
-	*Loop
+	*programmer.Loop
 	sweeper *sweeper
 }
 
@@ -289,24 +225,4 @@ func (f cleanFlows) Attach(ctx context.Context, a model.Attachment) error {
 		return err
 	}
 	return f.Loop.Attach(ctx, a)
-}
-
-func addrsOf(s *model.Snapshot) map[netip.Addr]bool {
-	all := map[netip.Addr]bool{}
-	for _, a := range s.Attachments {
-		for _, ip := range a.IPs {
-			all[ip] = true
-		}
-	}
-	return all
-}
-
-// udpPorts are the ports of a Service whose connections a sweep may remove.
-func udpPorts(s model.Service) (ports []model.ServicePort) {
-	for _, p := range s.Ports {
-		if p.Protocol == model.UDP {
-			ports = append(ports, p)
-		}
-	}
-	return ports
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/programmer"
 )
 
 // tracker is a connection tracker in memory.
@@ -134,11 +135,11 @@ func TestSweep(t *testing.T) {
 	if err := s.sync(t.Context()); err != nil || len(k.read) > 0 {
 		t.Errorf("without a request: %v, read %v", err, k.read)
 	}
-	s.request(SweepRequest{})
+	s.request(programmer.SweepRequest{})
 	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
 		t.Errorf("after a policy's change: %v, %v are left, read %v", err, k.entries, k.read)
 	}
-	for _, r := range []SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
+	for _, r := range []programmer.SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
 		k.entries = []openflow.Connection{gone, outgoing, goneSource, goneCopy}
 		s.request(r)
 		if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{outgoing}) {
@@ -153,7 +154,7 @@ func TestSweepAllowsAgain(t *testing.T) {
 	again, denied := udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1"), udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1")
 	again.Protocol, again.Mark, denied.Mark = openflow.IPProtoTCP, uint32(flows.MarkDenied), uint32(flows.MarkDenied)
 	k, s := newBench(again, denied)
-	ask := func(what string, r SweepRequest, readings int) {
+	ask := func(what string, r programmer.SweepRequest, readings int) {
 		t.Helper()
 		before := k.read[flows.Zone]
 		s.request(r)
@@ -161,17 +162,17 @@ func TestSweepAllowsAgain(t *testing.T) {
 			t.Errorf("%s: %v, %d readings, want %d", what, err, k.read[flows.Zone]-before, readings)
 		}
 	}
-	ask("nothing was denied so far", SweepRequest{Wider: true}, 0)
-	ask("policies may deny", SweepRequest{}, 1)
+	ask("nothing was denied so far", programmer.SweepRequest{Wider: true}, 0)
+	ask("policies may deny", programmer.SweepRequest{}, 1)
 	want := again
 	want.Mark = uint32(flows.MarkAllowed)
 	if !slices.Equal(k.entries, []openflow.Connection{want, denied}) {
 		t.Errorf("left are %v", k.entries)
 	}
-	ask("one is denied", SweepRequest{Wider: true}, 1)
+	ask("one is denied", programmer.SweepRequest{Wider: true}, 1)
 	k.entries = k.entries[:1]
-	ask("it has gone meanwhile", SweepRequest{Wider: true}, 1)
-	ask("none is denied", SweepRequest{Wider: true}, 0)
+	ask("it has gone meanwhile", programmer.SweepRequest{Wider: true}, 1)
+	ask("none is denied", programmer.SweepRequest{Wider: true}, 0)
 }
 
 // TestSweepIsBounded: much to end takes several rounds, and requests that come together one.
@@ -180,12 +181,12 @@ func TestSweepIsBounded(t *testing.T) {
 	for i := range maxEnded + 10 {
 		k.entries = append(k.entries, udp(flows.Zone, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i+1)).String(), "10.244.1.2:1"))
 	}
-	s.request(SweepRequest{})
-	s.request(SweepRequest{})
+	s.request(programmer.SweepRequest{})
+	s.request(programmer.SweepRequest{})
 	if err := s.sync(t.Context()); err != nil || k.allowed() != 0 || k.read[flows.Zone] != 2 {
 		t.Errorf("%v, %d are left after %d readings", err, k.allowed(), k.read[flows.Zone])
 	}
-	s.request(SweepRequest{})
+	s.request(programmer.SweepRequest{})
 	s.free = time.Now().Add(time.Hour)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
@@ -198,7 +199,7 @@ func TestSweepIsBounded(t *testing.T) {
 func TestSweepFails(t *testing.T) {
 	k, s := newBench(udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"))
 	k.err = errors.New("a line cannot be parsed")
-	s.request(SweepRequest{Gone: []netip.Addr{netip.MustParseAddr("10.244.1.9")}})
+	s.request(programmer.SweepRequest{Gone: []netip.Addr{netip.MustParseAddr("10.244.1.9")}})
 	if err := s.sync(t.Context()); err == nil || k.allowed() != 0 {
 		t.Errorf("%v, %d are left", err, k.allowed())
 	}
@@ -215,7 +216,7 @@ func TestAddressIsClean(t *testing.T) {
 	if err := s.await(t.Context(), ip); err != nil {
 		t.Fatal(err)
 	}
-	s.request(SweepRequest{Gone: ip})
+	s.request(programmer.SweepRequest{Gone: ip})
 	if err := s.await(t.Context(), []netip.Addr{netip.MustParseAddr("10.244.1.8")}); err != nil {
 		t.Fatal(err)
 	}

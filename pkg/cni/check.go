@@ -64,7 +64,7 @@ func (s *Server) check(ctx context.Context, req wire.Request, netns *os.File) er
 		return transient("read the bridge's ports", err)
 	}
 	diffs = append(diffs, checkPort(recorded, att)...)
-	if err := s.cfg.Flows.Programmed(ctx, key); err != nil {
+	if err := s.cfg.Flows.Check(ctx, key); err != nil {
 		diffs = append(diffs, fmt.Sprintf("the pod's flows: %v", err))
 	}
 	if len(diffs) > 0 {

@@ -28,13 +28,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -57,7 +57,7 @@ func runChurnAgent(t *testing.T, dir string) {
 	n := &node{t: t, ctx: t.Context(), dir: dir, socket: filepath.Join(dir, "s", "cni.sock")}
 	n.connect()
 	sw := ofswitch.New(filepath.Join(dir, "run"), model.BridgeName, ofswitch.Userspace)
-	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: n.log()})
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: n.log()})
 	loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")},
 		PodCIDRs: prefixes(churnCIDR)}})
 	server := cni.NewServer(cni.Config{
@@ -97,7 +97,7 @@ func runChurnAgent(t *testing.T, dir string) {
 }
 
 // knownPods is a loop to which the API server has reported each pod.
-type knownPods struct{ *agent.Loop }
+type knownPods struct{ *programmer.Loop }
 
 func (k knownPods) submit(a model.Attachment) {
 	k.Submit(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID, Node: "n1"}})

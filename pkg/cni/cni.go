@@ -41,8 +41,8 @@ type Flows interface {
 	Attach(ctx context.Context, att model.Attachment) error
 	// Detach blocks until the pod's flows are deleted. Idempotent.
 	Detach(ctx context.Context, key model.AttachmentKey) error
-	// Programmed returns nil when the pod's flows are programmed, and otherwise the reason why not.
-	Programmed(ctx context.Context, key model.AttachmentKey) error
+	// Check returns nil when the pod's flows are programmed, and otherwise the reason why not. It does not wait.
+	Check(ctx context.Context, key model.AttachmentKey) error
 }
 
 // Settings are the node's current settings for its pods.

@@ -433,7 +433,7 @@ func (f *fakeFlows) Detach(_ context.Context, key model.AttachmentKey) error {
 	return nil
 }
 
-func (f *fakeFlows) Programmed(_ context.Context, key model.AttachmentKey) error {
+func (f *fakeFlows) Check(_ context.Context, key model.AttachmentKey) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, ok := f.present[key]; !ok {

@@ -13,12 +13,12 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/vswitch"
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -62,7 +62,7 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400, UserspaceDatapath: datapath == "netdev"}
 	// The agent's own loop, as the agent starts it: the node and its settings first.
 	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}
-	loop := agent.NewLoop(agent.LoopOptions{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), Log: log})
+	loop := programmer.New(programmer.Options{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), Log: log})
 	loop.Submit(state.SetTransport{Transport: model.Tunnel(model.Geneve)})
 	loop.Submit(state.SetNode{Node: self})
 	server := cni.NewServer(cni.Config{
@@ -87,7 +87,7 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 }
 
 // told is a loop that the API server has told of every pod before it is attached.
-type told struct{ *agent.Loop }
+type told struct{ *programmer.Loop }
 
 func (l told) Attach(ctx context.Context, a model.Attachment) error {
 	l.Submit(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID}})

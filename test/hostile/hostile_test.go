@@ -20,12 +20,12 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/weft-cni/weft/internal/testing/apiserver"
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 	"github.com/weft-cni/weft/pkg/trace"
 )
@@ -37,7 +37,7 @@ type world struct {
 	t     testing.TB
 	ctx   context.Context
 	store *apiserver.Store
-	loop  *agent.Loop
+	loop  *programmer.Loop
 	sw    *ofswitch.Fake
 
 	mu       sync.Mutex
@@ -56,7 +56,7 @@ func newWorld(t testing.TB, o objects) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler), Report: w.note(w.reported), Problem: w.note(w.problems)})
+	w.loop = programmer.New(programmer.Options{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler), Report: w.note(w.reported), Problem: w.note(w.problems)})
 	watcher, err := kube.NewWatcher(client, "n1", w.loop.Submit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -75,7 +75,7 @@ func newWorld(t testing.TB, o objects) *world {
 			t.Error(err)
 		}
 	})
-	if err := w.loop.Settled(ctx); err != nil {
+	if err := w.loop.Programmed(ctx, w.loop.Submitted()); err != nil {
 		t.Fatal(err)
 	}
 	return w
@@ -245,7 +245,7 @@ func TestHostileObjects(t *testing.T) {
 	}
 	alone.apply(good)
 	alone.becomes("without them again", before)
-	if err := alone.loop.Settled(alone.ctx); err != nil {
+	if err := alone.loop.Programmed(alone.ctx, alone.loop.Submitted()); err != nil {
 		t.Error(err)
 	}
 	alone.mu.Lock()

@@ -1,4 +1,10 @@
-package agent
+// Package programmer makes the switch of a node hold the flows that follow from what is submitted to it.
+//
+// Loop.Run's goroutine is the one writer of the node's snapshot (pkg/state) and of the switch (pkg/ofswitch): it
+// compiles what has changed (pkg/flows), sends one bundle, quarantines the owners whose flows the switch or the compiler
+// rejects, and reads the switch back once a minute and when it reports what others did. Callers ask it one question: is
+// revision R programmed?
+package programmer
 
 import (
 	"context"
@@ -43,8 +49,8 @@ const (
 	stuckAfter = 3 * time.Minute
 )
 
-// LoopOptions are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
-type LoopOptions struct {
+// Options are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
+type Options struct {
 	// Node is the name of this node.
 	Node   string
 	Switch Switch
@@ -68,20 +74,22 @@ type LoopOptions struct {
 // Loop takes changes, compiles them and makes them true on the switch. Its Run goroutine is the only one that writes
 // desired state and the only one that writes the switch; every other method may be called from anywhere.
 type Loop struct {
-	opt LoopOptions
+	opt Options
 	sw  Switch
 	log *slog.Logger
 
 	mu sync.Mutex
-	// pending are the changes that were not compiled yet, queue who waits for them, and waiting who waits for what was
-	// compiled. Each of these is a caller that has not returned, so nothing here grows with the time that the switch is
-	// away.
+	// pending are the changes that were not compiled yet, and waiting who waits for a revision. Each of these is a caller
+	// that has not returned, so nothing here grows with the time that the switch is away.
 	pending state.Pending
-	queue   []request
 	waiting []request
-	status  report.Programming
-	latest  *model.Snapshot
-	// settled is the snapshot that is in the switch, less the owners that are refused.
+	// submitted numbers what was submitted, and taken what of it was compiled. readBack says that the round that takes
+	// more reads the switch.
+	submitted, taken Revision
+	readBack         bool
+	status           report.Programming
+	latest           *model.Snapshot
+	// settled is the snapshot that is in the switch, less the owners in refused: quarantined, as of this snapshot.
 	settled *model.Snapshot
 	refused map[model.Owner]error
 
@@ -102,13 +110,12 @@ type Loop struct {
 	pacer       pacer
 	index       map[place][]openflow.Key
 	sent        *sentEvents
-	quarantined map[model.Owner]*quarantine
-	withdrawn   flows.Delta           // what quarantined owners had in the switch, to be deleted by this round
-	incomplete  map[model.Owner]error // policies that lack clauses or close pods, as Report was told
-	mistaken    map[model.Owner]error // policies that are invalid or over budget: they isolate and allow nothing
-	verify      bool                  // the switch must be read before it is written
-	known       bool                  // the last conversation with the switch succeeded
-	disturbed   bool                  // we have left something in the switch that a read-back will find
+	quarantined map[model.Owner]*quarantine // the owners whose flows are not desired for now
+	withdrawn   flows.Delta                 // what quarantined owners had in the switch, to be deleted by this round
+	incomplete  map[model.Owner]error       // policies that lack clauses or close pods, as Report was told
+	verify      bool                        // the switch must be read before it is written
+	known       bool                        // the last conversation with the switch succeeded
+	disturbed   bool                        // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
 	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an
@@ -116,13 +123,15 @@ type Loop struct {
 	tried *model.Snapshot
 }
 
-// request is what a caller waits for: that everything that was submitted before is in the switch.
+// Revision numbers what was submitted to a Loop. To ask for one is to ask for everything up to it.
+type Revision uint64
+
+// request is a caller that waits until a revision is in the switch.
 type request struct {
-	// done receives nil then, or why the owner's flows are not in the switch. It has room for that.
-	done  chan error
-	owner model.Owner
-	// verify asks for the switch to be read back.
-	verify bool
+	// done receives nil then, or why the flows of one of the owners are not in the switch. It has room for that.
+	done     chan error
+	revision Revision
+	owners   []model.Owner
 }
 
 // errStopped is the answer of a loop that has ended.
@@ -134,15 +143,15 @@ type place struct {
 	match string
 }
 
-// NewLoop makes the loop of a node.
-func NewLoop(opt LoopOptions) *Loop {
+// New makes the loop of a node.
+func New(opt Options) *Loop {
 	l := &Loop{
 		opt: opt, sw: opt.Switch, log: opt.Log,
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
 		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(), pacer: newPacer(),
 		index: map[place][]openflow.Key{}, sent: newSentEvents(),
-		quarantined: map[model.Owner]*quarantine{}, mistaken: map[model.Owner]error{}, incomplete: map[model.Owner]error{},
+		quarantined: map[model.Owner]*quarantine{}, incomplete: map[model.Owner]error{},
 	}
 	l.latest = l.store.Snapshot()
 	return l
@@ -152,15 +161,30 @@ func NewLoop(opt LoopOptions) *Loop {
 func (l *Loop) Submit(c state.Change) {
 	l.mu.Lock()
 	l.pending.Add(c)
+	l.submitted++
 	l.mu.Unlock()
 	notify(l.wake)
+}
+
+// Submitted is the revision of everything that was submitted so far.
+func (l *Loop) Submitted() Revision {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.submitted
+}
+
+// Programmed answers whether a revision is programmed: it returns when the switch holds everything up to it. An error
+// says why the flows of one of the owners are not in the switch, or why the caller was not answered in time. Flows of a
+// pod that the API server has not reported are not in before it has.
+func (l *Loop) Programmed(ctx context.Context, r Revision, owners ...model.Owner) error {
+	return l.await(ctx, request{revision: r, owners: owners}, "program the switch")
 }
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
 // cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	l.Submit(state.SetAttachment{Attachment: a})
-	err := l.await(ctx, request{owner: model.PodOwner(a)}, "program the flows of pod "+a.Pod.String())
+	err := l.await(ctx, request{revision: l.Submitted(), owners: []model.Owner{model.PodOwner(a)}}, "program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
 		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
 	}
@@ -170,14 +194,14 @@ func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 // Detach queues the end of a pod's interface and returns when its flows are gone.
 func (l *Loop) Detach(ctx context.Context, key model.AttachmentKey) error {
 	l.Submit(state.DeleteAttachment{Key: key})
-	return l.await(ctx, request{}, "remove the flows of "+key.String())
+	return l.await(ctx, request{revision: l.Submitted()}, "remove the flows of "+key.String())
 }
 
 // await queues a request and returns when it is answered or given up. Nothing of it is left then.
 func (l *Loop) await(ctx context.Context, r request, what string) error {
 	r.done = make(chan error, 1)
 	l.mu.Lock()
-	l.queue = append(l.queue, r)
+	l.waiting = append(l.waiting, r)
 	l.mu.Unlock()
 	notify(l.wake)
 	defer l.forget(r)
@@ -190,9 +214,8 @@ func (l *Loop) await(ctx context.Context, r request, what string) error {
 	case <-l.stopped:
 		return fmt.Errorf("%s: %w", what, errStopped)
 	case <-ctx.Done():
-		status := l.Status()
-		if status.Error != "" {
-			return fmt.Errorf("%s: %w: %s", what, context.Cause(ctx), status.Error)
+		if why := l.SwitchError(); why != "" {
+			return fmt.Errorf("%s: %w: %s", what, context.Cause(ctx), why)
 		}
 		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
 	}
@@ -202,13 +225,11 @@ func (l *Loop) await(ctx context.Context, r request, what string) error {
 func (l *Loop) forget(r request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	same := func(other request) bool { return other.done == r.done }
-	l.queue = slices.DeleteFunc(l.queue, same)
-	l.waiting = slices.DeleteFunc(l.waiting, same)
+	l.waiting = slices.DeleteFunc(l.waiting, func(other request) bool { return other.done == r.done })
 }
 
-// Programmed returns nil when the flows of the attachment are in the switch, and otherwise what is wrong.
-func (l *Loop) Programmed(_ context.Context, key model.AttachmentKey) error {
+// Check returns nil when the flows of the attachment are in the switch now, and otherwise what is wrong. It does not wait.
+func (l *Loop) Check(_ context.Context, key model.AttachmentKey) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a, ok := l.settled.Attachments[key]
@@ -225,16 +246,6 @@ func (l *Loop) Programmed(_ context.Context, key model.AttachmentKey) error {
 		return fmt.Errorf("the switch cannot be reached: %s", l.status.Error)
 	}
 	return nil
-}
-
-// Sync returns when the switch was read back and holds everything desired.
-func (l *Loop) Sync(ctx context.Context) error {
-	return l.await(ctx, request{verify: true}, "read the switch back")
-}
-
-// Settled returns when the switch holds everything that was submitted before.
-func (l *Loop) Settled(ctx context.Context) error {
-	return l.await(ctx, request{}, "program the switch")
 }
 
 // expect notes that the Run goroutine comes round again within a time.
@@ -254,24 +265,42 @@ func (l *Loop) Stuck() error {
 	return nil
 }
 
-// Verify asks the loop to read the switch back and repair what differs.
-func (l *Loop) Verify() { notify(l.hint) }
-
-// Refused says why the flows of an attachment are not in the switch; nil when nothing is wrong with them.
-func (l *Loop) Refused(a model.Attachment) error { return l.RefusedOwner(model.PodOwner(a)) }
-
-// RefusedOwner says why an owner's flows are not in the switch; nil when nothing is wrong with them.
-func (l *Loop) RefusedOwner(o model.Owner) error {
+// Verify asks the loop to read the switch back and repair what differs. The revision is programmed when it has.
+func (l *Loop) Verify() Revision {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.refused[o]
+	l.submitted++
+	l.readBack = true
+	r := l.submitted
+	l.mu.Unlock()
+	l.suspect()
+	return r
 }
+
+// suspect hints that the switch may differ from what is desired. It is read soon, but not too often.
+func (l *Loop) suspect() { notify(l.hint) }
 
 // Status says how far the loop has come.
 func (l *Loop) Status() report.Programming {
 	l.mu.Lock()
+	status, settled, refused := l.status, l.settled, l.refused
+	l.mu.Unlock()
+	status.Quarantined = map[model.Owner]string{}
+	for name, p := range settled.Policies {
+		if p.Err != "" {
+			status.Quarantined[model.PolicyOwner(name)] = invalidPolicy(p).Error()
+		}
+	}
+	for o, err := range refused {
+		status.Quarantined[o] = err.Error()
+	}
+	return status
+}
+
+// SwitchError is why the switch could not be programmed in the last round, or "".
+func (l *Loop) SwitchError() string {
+	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.status
+	return l.status.Error
 }
 
 // View is the newest snapshot.
@@ -404,11 +433,11 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 	pause := retryPause
 	for ctx.Err() == nil {
 		begun := time.Now()
-		err := l.sw.Watch(ctx, func() { l.watched.Store(true); l.Verify() }, func(e ofswitch.Event) {
+		err := l.sw.Watch(ctx, func() { l.watched.Store(true); l.suspect() }, func(e ofswitch.Event) {
 			select {
 			case l.watch <- e:
 			default:
-				l.Verify() // more events than we keep: look at everything instead
+				l.suspect() // more events than we keep: look at everything instead
 			}
 		})
 		if ctx.Err() != nil {
@@ -419,7 +448,7 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 			pause = retryPause
 			l.lost.Store(true)
 		}
-		l.Verify()
+		l.suspect()
 		sleep(ctx, pause)
 		pause = min(2*pause, maxRetryPause)
 	}

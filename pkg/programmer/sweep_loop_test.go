@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"net/netip"
@@ -6,19 +6,19 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
 // swept takes what sweeps the loop has asked for since the last call.
-func (b *bench) swept(what string) []agent.SweepRequest {
+func (b *bench) swept(what string) []programmer.SweepRequest {
 	b.t.Helper()
-	if err := b.Settled(b.t.Context()); err != nil {
+	if err := b.Programmed(b.t.Context(), b.Submitted()); err != nil {
 		b.t.Fatalf("%s: %v", what, err)
 	}
 	b.mu.Lock()
@@ -51,7 +51,7 @@ func TestSweepRequests(t *testing.T) {
 		wider = "one that can only allow again"
 		one   = "one"
 	)
-	kind := func(got []agent.SweepRequest) string {
+	kind := func(got []programmer.SweepRequest) string {
 		switch {
 		case len(got) == 0:
 			return none
@@ -114,7 +114,7 @@ func TestSweepAfterQuarantineAndRestart(t *testing.T) {
 	b.swept("start")
 	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.0.0.0/8") })
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}})
-	eventually(t, "the policy is quarantined", func() bool { return b.RefusedOwner(model.PolicyOwner("ns/wall")) != nil })
+	eventually(t, "the policy is quarantined", func() bool { return b.Quarantined(model.PolicyOwner("ns/wall")) != nil })
 	if got := b.swept("quarantine"); len(got) == 0 {
 		t.Error("a policy was quarantined, and no sweep follows")
 	}
@@ -122,7 +122,7 @@ func TestSweepAfterQuarantineAndRestart(t *testing.T) {
 	b.Verify()
 	eventually(t, "the switch is missed", func() bool { return b.Status().Error != "" })
 	sw.Start()
-	if got := b.swept("restart"); !slices.ContainsFunc(got, func(r agent.SweepRequest) bool { return r.Start }) {
+	if got := b.swept("restart"); !slices.ContainsFunc(got, func(r programmer.SweepRequest) bool { return r.Start }) {
 		t.Errorf("the switch was away: %+v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package agent
+package programmer
 
 import (
 	"fmt"
@@ -56,7 +56,7 @@ func (l *Loop) quarantine(p part, err error) {
 	// is not another program's doing.
 	l.withdrawn.Delete = append(l.withdrawn.Delete, p.Delete...)
 	l.disturbed = true
-	l.Verify()
+	l.suspect()
 }
 
 // leaveOut records why an owner's flows are left out. It reports the first reason only: the texts of later ones differ

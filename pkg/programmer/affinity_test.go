@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"strings"
@@ -36,7 +36,7 @@ func TestEpochReachesTheSwitch(t *testing.T) {
 	}{{"the restart", 0, 0}, {"59 seconds", 59 * time.Second, 0}, {"a minute", time.Minute, len(services)}, {"two minutes less one second", 2*time.Minute - time.Second, 0}} {
 		before := len(sw.Applied())
 		b.Submit(state.SetTime{Now: now.Add(step.after)})
-		if err := b.Settled(t.Context()); err != nil {
+		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		for _, d := range sw.Applied()[before:] {

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"fmt"
@@ -129,7 +129,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	without := state.SetJoinedService{Service: service("web", 1, 2, 3)}
 	for _, ending := range []state.Change{state.DeleteService{Name: web.Name}, without} {
 		b.Submit(state.SetJoinedService{Service: web})
-		if err := b.Settled(t.Context()); err != nil {
+		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		learn(t, b.sw, "10.244.1.2", web)
@@ -140,7 +140,7 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		}
 		dumps := b.sw.Dumps()
 		b.Submit(ending)
-		if err := b.Settled(t.Context()); err != nil {
+		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		if read := b.sw.Dumps() - dumps; read > 1 { // the audit's, at most

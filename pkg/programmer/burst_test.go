@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -11,12 +11,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -56,7 +56,7 @@ func burst(i int) state.Change {
 }
 
 // attachInBurst attaches and detaches pods, some at a time, while changes come, and returns how long each ADD took.
-func attachInBurst(tb testing.TB, loop *agent.Loop, changes, pods int) (took []time.Duration, longest int) {
+func attachInBurst(tb testing.TB, loop *programmer.Loop, changes, pods int) (took []time.Duration, longest int) {
 	tb.Helper()
 	var background, requests sync.WaitGroup
 	background.Go(func() {
@@ -126,7 +126,7 @@ func TestQueueDuringABundle(t *testing.T) {
 			<-gate
 		}
 	}}
-	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	loop.Submit(state.SetNode{Node: node("n1", 1)})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -153,7 +153,7 @@ func TestQueueDuringABundle(t *testing.T) {
 		}
 	}
 	open()
-	if err := loop.Settled(ctx); err != nil {
+	if err := loop.Programmed(ctx, loop.Submitted()); err != nil {
 		t.Fatal(err)
 	}
 	// What is in the view is what the last change of each object says.
@@ -190,7 +190,7 @@ func BenchmarkBurst(b *testing.B) {
 			var all []time.Duration
 			for b.Loop() {
 				sw := slowSwitch{ofswitch.NewFake(flows.Check), func() { time.Sleep(5 * time.Millisecond) }} // as Open vSwitch
-				loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+				loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 				loop.Submit(state.SetNode{Node: node("n1", 1)})
 				ctx, stop := context.WithCancel(b.Context())
 				ended := make(chan struct{})

@@ -1,4 +1,4 @@
-package agent
+package programmer
 
 import (
 	"errors"
@@ -15,7 +15,7 @@ import (
 func TestErrorOfThisNodeAlone(t *testing.T) {
 	for _, overBudget := range []bool{true, false} {
 		var reported error
-		l := NewLoop(LoopOptions{
+		l := New(Options{
 			Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler),
 			Report: func(_ model.Owner, err error) { reported = err },
 		})

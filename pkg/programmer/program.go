@@ -1,4 +1,4 @@
-package agent
+package programmer
 
 import (
 	"cmp"
@@ -21,11 +21,8 @@ import (
 func (l *Loop) compile() flows.Delta {
 	l.mu.Lock()
 	changes := l.pending.Take()
-	for _, r := range l.queue {
-		l.verify = l.verify || r.verify
-	}
-	l.waiting = append(l.waiting, l.queue...)
-	l.queue = nil
+	l.taken = l.submitted
+	l.verify, l.readBack = l.verify || l.readBack, false
 	l.mu.Unlock()
 	for _, c := range changes {
 		l.store.Apply(c)
@@ -174,7 +171,7 @@ func (l *Loop) expectEvents(d flows.Delta) {
 		remembered = l.sent.add(ofswitch.Event{Group: g.Group}) && remembered
 	}
 	if !remembered {
-		l.Verify()
+		l.suspect()
 	}
 }
 
@@ -241,12 +238,6 @@ func (l *Loop) settle() {
 	for o, err := range l.incomplete {
 		l.status.Incomplete[o] = err.Error()
 	}
-	l.status.Quarantined = map[model.Owner]string{}
-	for _, refused := range []map[model.Owner]error{l.mistaken, reasons} {
-		for o, err := range refused {
-			l.status.Quarantined[o] = err.Error()
-		}
-	}
 	l.settled, l.refused = l.latest, reasons
 	l.mu.Unlock()
 	if l.sweep != nil && l.opt.Sweep != nil {
@@ -262,15 +253,22 @@ func (l *Loop) answer(refused map[model.Owner]error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting = slices.DeleteFunc(l.waiting, func(r request) bool {
-		_, attached := l.latest.Attachments[r.owner.Attachment]
-		switch {
-		case l.latest.Unknown[r.owner.Attachment]:
+		unknown := func(o model.Owner) bool { return l.latest.Unknown[o.Attachment] }
+		if r.revision > l.taken || slices.ContainsFunc(r.owners, unknown) {
 			return false
-		case r.owner.Kind == model.KindPod && !attached:
-			r.done <- errors.New("it was detached meanwhile")
-		default:
-			r.done <- refused[r.owner]
 		}
+		var err error
+		for _, o := range r.owners {
+			_, attached := l.latest.Attachments[o.Attachment]
+			switch {
+			case err != nil:
+			case o.Kind == model.KindPod && !attached:
+				err = errors.New("it was detached meanwhile")
+			default:
+				err = refused[o]
+			}
+		}
+		r.done <- err
 		return true
 	})
 }
@@ -285,18 +283,21 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 		switch is {
 		case was:
 		case "":
-			delete(l.mistaken, o)
 			l.report(o, nil)
 		default:
-			err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", is)
-			if now.Policies[o.Name].OverBudget {
-				err = &LocalError{err}
-			}
 			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
-			l.mistaken[o] = err
-			l.report(o, err)
+			l.report(o, invalidPolicy(now.Policies[o.Name]))
 		}
 	}
+}
+
+// invalidPolicy is what is wrong with a policy that is invalid or over budget.
+func invalidPolicy(p model.Policy) error {
+	err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", p.Err)
+	if p.OverBudget {
+		return &LocalError{err}
+	}
+	return err
 }
 
 // reportProblems reports what of Services and their EndpointSlices cannot be used, where that has changed.

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -11,39 +11,39 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
 // bench is a loop on a switch that behaves.
 type bench struct {
-	*agent.Loop
+	*programmer.Loop
 	t  *testing.T
 	sw *ofswitch.Fake
 
 	mu      sync.Mutex
 	reports map[string]error
 	told    map[string]int // how often an error was reported
-	sweeps  []agent.SweepRequest
+	sweeps  []programmer.SweepRequest
 }
 
 // start runs a loop that knows a cluster of two nodes.
 func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *bench {
 	t.Helper()
 	b := &bench{t: t, sw: sw, reports: map[string]error{}, told: map[string]int{}}
-	b.Loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Report: func(o model.Owner, err error) {
+	b.Loop = programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Report: func(o model.Owner, err error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.reports[o.String()] = err
 		if err != nil {
 			b.told[o.String()]++
 		}
-	}, Sweep: func(r agent.SweepRequest) {
+	}, Sweep: func(r programmer.SweepRequest) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.sweeps = append(b.sweeps, r)
@@ -133,7 +133,7 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 		if !b.has(pod("a", i).IPs[0].String()) {
 			t.Fatalf("Attach returned before the flows of %s were in", pod("a", i).IPs[0])
 		}
-		if err := b.Programmed(t.Context(), pod("a", i).Key()); err != nil {
+		if err := b.Check(t.Context(), pod("a", i).Key()); err != nil {
 			t.Error(err)
 		}
 		if err := b.Detach(t.Context(), pod("a", i).Key()); err != nil {
@@ -143,7 +143,7 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 			t.Fatal("Detach returned before the flows were gone")
 		}
 	}
-	if err := b.Programmed(t.Context(), pod("a", 2).Key()); err == nil {
+	if err := b.Check(t.Context(), pod("a", 2).Key()); err == nil {
 		t.Error("a pod that was detached counts as programmed")
 	}
 	if err := b.Detach(t.Context(), model.AttachmentKey{ContainerID: "never"}); err != nil {
@@ -264,7 +264,7 @@ func (s *patient) Apply(ctx context.Context, d openflow.Delta) error {
 // TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be in.
 func TestManyFlowsHaveTime(t *testing.T) {
 	sw := &patient{Fake: ofswitch.NewFake(flows.Check)}
-	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	l.Submit(state.SetNode{Node: node("n1", 1)})
 	endpoints := make([]model.Endpoint, 5000)
 	for i := range endpoints {
@@ -286,7 +286,7 @@ func TestManyFlowsHaveTime(t *testing.T) {
 func TestStoppedLoopAnswers(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
-	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = l.Run(ctx) }()
@@ -319,22 +319,38 @@ func TestChangesCoalesce(t *testing.T) {
 	}
 }
 
-// TestSettled: who asks hears when what was submitted before is in the switch, and not earlier.
-func TestSettled(t *testing.T) {
+// TestProgrammed: the question for a revision is answered when everything up to it is in the switch, and not earlier.
+func TestProgrammed(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
 	b := start(t, sw)
 	waiting, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := b.Settled(waiting); err == nil {
+	if err := b.Programmed(waiting, b.Submitted()); err == nil {
 		t.Error("settled without a switch")
 	}
 	sw.Start()
-	if err := b.Settled(t.Context()); err != nil {
+	if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 		t.Fatal(err)
 	}
 	if s := b.Status(); s.Programmed != s.Desired || s.Flows == 0 {
 		t.Errorf("settled with %+v", s)
+	}
+}
+
+// TestVerifiedRevision: the revision of Verify is programmed when the switch was read, however recently it was read
+// before.
+func TestVerifiedRevision(t *testing.T) {
+	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
+	b.holds("first programming")
+	for range 3 {
+		before := b.sw.Dumps()
+		if err := b.Programmed(t.Context(), b.Verify()); err != nil {
+			t.Fatal(err)
+		}
+		if b.sw.Dumps() == before {
+			t.Error("answered without a reading")
+		}
 	}
 }
 
@@ -354,7 +370,7 @@ func TestAttachWaitsForThePod(t *testing.T) {
 	if b.has("10.244.1.2") || b.has("in_port=18") {
 		t.Error("a pod that is not known has flows")
 	}
-	if err := b.Programmed(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
+	if err := b.Check(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
 		t.Errorf("a pod that is not known counts as programmed: %v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -10,12 +10,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -52,7 +52,7 @@ func TestQuarantineEnds(t *testing.T) {
 				b.Submit(state.SetPolicy{Policy: wall()})
 				time.Sleep(100 * time.Millisecond)
 				synctest.Wait()
-				if b.RefusedOwner(owner) == nil || b.Status().Quarantined[owner] == "" {
+				if b.Quarantined(owner) == nil || b.Status().Quarantined[owner] == "" {
 					t.Fatalf("%s is not in quarantine: %v", owner, b.Status())
 				}
 				time.Sleep(time.Hour)
@@ -82,7 +82,7 @@ func TestQuarantineEnds(t *testing.T) {
 				bad.over.Store(true)
 				time.Sleep(6 * time.Minute)
 				synctest.Wait()
-				if b.RefusedOwner(owner) != nil || len(b.Status().Quarantined) > 0 {
+				if b.Quarantined(owner) != nil || len(b.Status().Quarantined) > 0 {
 					t.Errorf("the switch would take the flows of %s, and they are in quarantine: %v", owner, b.Status().Quarantined)
 				}
 				b.holds("everything is in")
@@ -128,7 +128,7 @@ func TestManyInQuarantine(t *testing.T) {
 		for range 20 {
 			before := refused.Load()
 			b.Submit(state.SetNode{Node: node("n3", byte(before%100+3))})
-			if err := b.Settled(t.Context()); err != nil {
+			if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 				t.Fatal(err)
 			}
 			// A round halves the bundle of those that it tries: 64 bundles for 32 owners, and a few for the others'.
@@ -148,7 +148,7 @@ func TestManyInQuarantine(t *testing.T) {
 
 // busy is a switch that sometimes takes no bundle.
 type busy struct {
-	agent.Switch
+	programmer.Switch
 	left atomic.Int32
 }
 

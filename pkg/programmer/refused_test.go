@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -7,12 +7,12 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -38,7 +38,7 @@ func TestOneBadObject(t *testing.T) {
 	if b.Status().Quarantined[model.PodOwner(bad)] == "" {
 		t.Errorf("status does not name the bad pod: %+v", b.Status())
 	}
-	if err := b.Programmed(t.Context(), bad.Key()); err == nil {
+	if err := b.Check(t.Context(), bad.Key()); err == nil {
 		t.Error("the refused pod counts as programmed")
 	}
 	if err := b.Attach(t.Context(), pod("late", 40)); err != nil {
@@ -72,7 +72,7 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 	sw.Refuse(func(f openflow.Flow) bool {
 		return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24")
 	})
-	l := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	for _, c := range []state.Change{
 		state.SetNode{Node: node("n1", 1)}, state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}},
 		state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "closed"}},
@@ -126,11 +126,15 @@ func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 	if err := b.Attach(t.Context(), young); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Programmed(t.Context(), young.Key()); err != nil {
+	if err := b.Check(t.Context(), young.Key()); err != nil {
 		t.Errorf("the new sandbox is blamed: %v", err)
 	}
-	if b.Refused(old) == nil || b.Refused(young) != nil {
-		t.Errorf("refused: old %v, new %v", b.Refused(old), b.Refused(young))
+	ours := []model.Owner{model.PodOwner(young), model.PodOwner(old)}
+	if err := b.Programmed(t.Context(), b.Submitted(), ours...); err == nil || b.Programmed(t.Context(), b.Submitted(), ours[0]) != nil {
+		t.Errorf("programmed for both owners: %v, want the error of the quarantined one", err)
+	}
+	if b.Quarantined(model.PodOwner(old)) == nil || b.Quarantined(model.PodOwner(young)) != nil {
+		t.Errorf("refused: old %v, new %v", b.Quarantined(model.PodOwner(old)), b.Quarantined(model.PodOwner(young)))
 	}
 	b.Verify()
 	eventually(t, "a read-back", func() bool { return b.Status().Programmed == b.Status().Desired })

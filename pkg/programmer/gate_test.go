@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -14,10 +14,10 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 )
 
 // lateWatch delivers nothing before it is released.
@@ -55,7 +55,7 @@ func TestPodIsClosedUntilItsPoliciesAreIn(t *testing.T) {
 	})
 	b := &bench{t: t, sw: ofswitch.NewFake(flows.Check)}
 	log := slog.New(slog.DiscardHandler)
-	b.Loop = agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: b.sw, Log: log})
+	b.Loop = programmer.New(programmer.Options{Node: "n1", Switch: b.sw, Log: log})
 	w, err := kube.NewWatcher(client, "n1", b.Submit, log)
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestPodIsClosedUntilItsPoliciesAreIn(t *testing.T) {
 	if b.has("nw_dst=10.244.1.2") {
 		t.Error("the pod has flows that forward before its policy is known")
 	}
-	if err := b.Programmed(ctx, web.Key()); err == nil || !strings.Contains(err.Error(), "is closed") {
+	if err := b.Check(ctx, web.Key()); err == nil || !strings.Contains(err.Error(), "is closed") {
 		t.Errorf("programmed: %v", err)
 	}
 	close(released)

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"errors"
@@ -6,11 +6,11 @@ import (
 	"net/netip"
 	"testing"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -55,7 +55,7 @@ func TestIncompletePolicyIsNamed(t *testing.T) {
 		return err, told
 	}
 	// At each of the 17 peers and 2 pods.
-	var incomplete *agent.IncompleteError
+	var incomplete *programmer.IncompleteError
 	if err, _ := report(greedy); !errors.As(err, &incomplete) || incomplete.Flows != 19 {
 		t.Errorf("the report of the greedy policy is %v", err)
 	}

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"errors"
@@ -9,12 +9,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -68,14 +68,14 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 				a, other, late := pod("a", 2), pod("b", 3), pod("late", 4)
 				sw := newFull("10.244.1.2", "10.244.1.4")
 				b := start(t, sw.Fake, a, other)
-				if err := b.Sync(t.Context()); err != nil {
+				if err := b.Programmed(t.Context(), b.Verify()); err != nil {
 					t.Fatal(err)
 				}
 				if !b.open(a) || !b.open(other) {
 					t.Fatal("the pods are not open before there is a policy")
 				}
 				b.Submit(state.SetPolicy{Policy: p})
-				if err := b.Settled(t.Context()); err != nil {
+				if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 					t.Fatal(err)
 				}
 				if b.open(a) {
@@ -92,7 +92,7 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 					if what := b.Status().Quarantined[model.PodOwner(closed)]; !strings.Contains(what, "policy/ns/wall") {
 						t.Errorf("pod %s: the status says %q", closed.Pod, what)
 					}
-					if b.Programmed(t.Context(), closed.Key()) == nil {
+					if b.Check(t.Context(), closed.Key()) == nil {
 						t.Errorf("pod %s counts as programmed", closed.Pod)
 					}
 				}
@@ -100,7 +100,7 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 					t.Errorf("the policy: the status says %q", what)
 				}
 				b.mu.Lock()
-				if err := b.reports["policy/ns/wall"]; !errors.As(err, new(*agent.ClosedError)) {
+				if err := b.reports["policy/ns/wall"]; !errors.As(err, new(*programmer.ClosedError)) {
 					t.Errorf("of the policy was told: %v", err)
 				}
 				b.mu.Unlock()
@@ -111,7 +111,7 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 
 				p.Ingress = nil // what else changes of the policy brings no room
 				b.Submit(state.SetPolicy{Policy: p})
-				if err := b.Settled(t.Context()); err != nil {
+				if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 					t.Fatal(err)
 				}
 				if b.open(a) || b.open(late) {
@@ -141,7 +141,7 @@ func TestUnisolatedPodOpensWithoutPolicy(t *testing.T) {
 		a := pod("a", 2)
 		b := start(t, newFull("10.244.1.2").Fake, a)
 		b.Submit(state.SetPolicy{Policy: wall()})
-		if err := b.Settled(t.Context()); err != nil {
+		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour) // the pauses are long by now
@@ -149,7 +149,7 @@ func TestUnisolatedPodOpensWithoutPolicy(t *testing.T) {
 			t.Fatal("the pod is open without its isolation")
 		}
 		b.Submit(state.DeletePolicy{Namespace: "ns", Name: "wall"})
-		if err := b.Settled(t.Context()); err != nil {
+		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		if !b.open(a) || len(b.Status().Quarantined) > 0 {

@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -7,9 +7,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -20,7 +20,7 @@ func TestPace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sw := ofswitch.NewFake(flows.Check)
-				loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Costly: func() bool { return costly }})
+				loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Costly: func() bool { return costly }})
 				loop.Submit(state.SetNode{Node: node("n1", 1)})
 				ctx, stop := context.WithCancel(t.Context())
 				ended := make(chan error)
@@ -37,7 +37,7 @@ func TestPace(t *testing.T) {
 					loop.Submit(state.SetNode{Node: node("n2", byte(2+i%2))})
 					if i%50 == 0 {
 						asked := time.Now()
-						if err := loop.Settled(t.Context()); err != nil {
+						if err := loop.Programmed(t.Context(), loop.Submitted()); err != nil {
 							t.Error(err)
 						}
 						slowest = max(slowest, time.Since(asked))

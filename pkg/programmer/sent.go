@@ -1,4 +1,4 @@
-package agent
+package programmer
 
 import (
 	"hash/maphash"

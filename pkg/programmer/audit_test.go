@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -7,18 +7,18 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
 // bubble runs a loop in the time of synctest.Test, where a sleep ends when everything else is idle: it is a
 // condition, not a guess. It returns when the loop is past the readings of its start, and the watch reports events.
-func bubble(t *testing.T, sw agent.Switch) (*agent.Loop, func()) {
+func bubble(t *testing.T, sw programmer.Switch) (*programmer.Loop, func()) {
 	t.Helper()
-	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	loop.Submit(state.SetNode{Node: node("n1", 1)})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -49,7 +49,7 @@ func TestAuditIsNotPutOff(t *testing.T) {
 }
 
 // deaf is a switch whose watch reports no event.
-type deaf struct{ agent.Switch }
+type deaf struct{ programmer.Switch }
 
 func (d deaf) Watch(ctx context.Context, ready func(), _ func(ofswitch.Event)) error {
 	ready()
@@ -67,7 +67,7 @@ func TestOwnEventsAreBounded(t *testing.T) {
 	for name, limit := range map[string]int{"reported": 10, "not reported": 4096} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var sw agent.Switch = ofswitch.NewFake(flows.Check)
+				var sw programmer.Switch = ofswitch.NewFake(flows.Check)
 				if name == "not reported" {
 					sw = deaf{sw}
 				}

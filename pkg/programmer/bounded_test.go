@@ -1,4 +1,4 @@
-package agent_test
+package programmer_test
 
 import (
 	"context"

@@ -1,6 +1,6 @@
 //go:build integration
 
-package agent_test
+package programmer_test
 
 import (
 	"context"
@@ -13,12 +13,12 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/internal/testing/vswitch"
-	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
+	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -59,7 +59,7 @@ func (r *realSwitch) vsctl(t *testing.T, args ...string) {
 }
 
 // run runs a loop on the switch until the test ends.
-func (r *realSwitch) run(t *testing.T, loop *agent.Loop) {
+func (r *realSwitch) run(t *testing.T, loop *programmer.Loop) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -76,7 +76,7 @@ func (r *realSwitch) run(t *testing.T, loop *agent.Loop) {
 }
 
 // restart restarts ovs-vswitchd under a running loop.
-func (r *realSwitch) restart(t *testing.T, loop *agent.Loop) {
+func (r *realSwitch) restart(t *testing.T, loop *programmer.Loop) {
 	t.Helper()
 	if err := r.ovs.StopDaemon(); err != nil {
 		t.Fatal(err)
@@ -92,7 +92,7 @@ func (r *realSwitch) restart(t *testing.T, loop *agent.Loop) {
 }
 
 // grow gives the table room, and waits until everything is in.
-func (r *realSwitch) grow(t *testing.T, loop *agent.Loop) {
+func (r *realSwitch) grow(t *testing.T, loop *programmer.Loop) {
 	t.Helper()
 	r.vsctl(t, "clear", "bridge", r.bridge, "flow_tables")
 	for end := time.Now().Add(40 * time.Second); len(loop.Status().Quarantined) > 0; time.Sleep(50 * time.Millisecond) {
@@ -117,7 +117,7 @@ func (r *realSwitch) grow(t *testing.T, loop *agent.Loop) {
 // as there is room. A restart of the switch meanwhile is not a reason to reject anything.
 func TestFullTable(t *testing.T) {
 	r := startFull(t, flows.Forwarding, 60)
-	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: r.sw, Log: slog.New(slog.DiscardHandler)})
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: r.sw, Log: slog.New(slog.DiscardHandler)})
 	for n := byte(1); n <= 40; n++ {
 		loop.Submit(state.SetNode{Node: node(fmt.Sprintf("n%d", n), n)})
 	}
@@ -137,7 +137,7 @@ func TestFullTable(t *testing.T) {
 func TestFullIsolation(t *testing.T) {
 	const limit, pods = 8, 16
 	r := startFull(t, flows.IngressDefault, limit)
-	loop := agent.NewLoop(agent.LoopOptions{Node: "n1", Switch: r.sw, Log: slog.New(slog.DiscardHandler)})
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: r.sw, Log: slog.New(slog.DiscardHandler)})
 	loop.Submit(state.SetNode{Node: node("n1", 1)})
 	loop.Submit(state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}})
 	var attachments []model.Attachment
@@ -168,7 +168,7 @@ func TestFullIsolation(t *testing.T) {
 	loop.Submit(state.SetPolicy{Policy: wall()}) // which lets in 10.0.0.0/8
 	check := func(when string) {
 		t.Helper()
-		if err := loop.Settled(t.Context()); err != nil {
+		if err := loop.Programmed(t.Context(), loop.Submitted()); err != nil {
 			t.Fatal(err)
 		}
 		if n := reached("192.0.2.1"); n > 0 {
