@@ -183,6 +183,7 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: cleanFlows{loop, sweeper}, Log: a.log, Observe: observeCNI,
 		Problem: func(err error) { a.setProblem("CNI socket", err) },
 	})
+	a.ovs.SetChanging(a.cni.Changing)
 	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
 		attachments, err := a.cni.Recover(ctx)
 		for _, att := range attachments {

@@ -33,6 +33,13 @@ func (s *Server) Known() (map[string]model.Attachment, error) {
 	return known, nil
 }
 
+// Changing reports that the node's link of that name belongs to an attachment that an ADD or DEL is working on, or has
+// left behind. It does not block.
+func (s *Server) Changing(hostIfName string) bool {
+	known, complete := s.allocations.hasName(hostIfName)
+	return known && !complete
+}
+
 // RestorePorts restores the ports of complete attachments that another program removed from the bridge, or whose record
 // it changed, and returns their names in order. It continues after a port that fails, returns all errors, and names the
 // pods whose link is missing. Idempotent; the bridge must exist. Without damage it only compares allocations with

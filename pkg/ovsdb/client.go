@@ -47,6 +47,8 @@ type Client struct {
 
 	served atomic.Bool // ovs-vswitchd serves the bridge
 
+	changing atomic.Pointer[func(name string) bool] // see SetChanging
+
 	// removing holds the UUIDs of rows that RemovePort deletes, until the monitor reports the deletion.
 	removing sync.Map
 

@@ -48,6 +48,8 @@ type portConfig struct {
 	log  *slog.Logger
 	// removed reports that OVSDB has no port of that name: its link goes down because it is removed.
 	removed func(name string) bool
+	// changing reports that the agent itself is adding or removing the pod's port of that name.
+	changing func(name string) bool
 	// changed is called when the switch treats fragments differently than at the last reply (set-frags).
 	changed func()
 
@@ -176,11 +178,18 @@ func (p *portConfig) repair(port []byte) error {
 			break
 		}
 	}
-	if number >= model.PortPodMin && p.removed(name) {
+	pod := number >= model.PortPodMin
+	if pod && p.removed(name) {
 		return nil
 	}
-	p.log.Warn("another program blocked a port of the bridge (ovs-ofctl mod-port, or link down); unblocking it",
-		"port", name, "number", number, "config", fmt.Sprintf("%#x", config))
+	log := p.log.With("port", name, "number", number, "config", fmt.Sprintf("%#x", config))
+	if pod && p.changing(name) {
+		// Its link is down because an ADD is rolled back, or a DEL waits for OVSDB. It may be another program all the
+		// same, and nothing reports the port again when an ADD succeeds.
+		log.Debug("unblocking a port that is being added or removed")
+	} else {
+		log.Warn("another program blocked a port of the bridge (ovs-ofctl mod-port, or link down); unblocking it")
+	}
 	mod := make([]byte, 32)
 	binary.BigEndian.PutUint32(mod, number)
 	copy(mod[8:14], port[8:14]) // OVS compares the hardware address

@@ -51,7 +51,7 @@ func (c *Client) superviseSwitch(ctx context.Context, conn net.Conn) {
 	defer conn.Close()
 	ports := &portConfig{
 		conn: conn, log: c.log, removed: func(name string) bool { return c.hasNoPort(ctx, name) },
-		changed: func() { notify(c.changes) },
+		changing: c.isChanging, changed: func() { notify(c.changes) },
 	}
 	if err := ports.begin(); err != nil {
 		return
@@ -76,14 +76,24 @@ func (c *Client) superviseSwitch(ctx context.Context, conn net.Conn) {
 	}
 }
 
-// hasNoPort reports that the database is connected and has no port of this name.
+// hasNoPort reports that the database is connected and has no port of this name. It does not wait for a connection.
 func (c *Client) hasNoPort(ctx context.Context, name string) bool {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	s, err := c.session(ctx)
-	if err != nil {
+	c.mu.Lock()
+	s := c.current
+	c.mu.Unlock()
+	if s == nil || s.ended() {
 		return false
 	}
 	row, err := s.portByName(ctx, name)
 	return err == nil && row == nil
+}
+
+// SetChanging tells the Client how to learn that the port of a name is being added or removed: a blocked port is then
+// not another program's doing. The function must not block and may be called from any goroutine. Without one, no port
+// is.
+func (c *Client) SetChanging(changing func(name string) bool) { c.changing.Store(&changing) }
+
+func (c *Client) isChanging(name string) bool {
+	changing := c.changing.Load()
+	return changing != nil && (*changing)(name)
 }

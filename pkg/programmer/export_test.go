@@ -22,5 +22,5 @@ func (l *Loop) Waiting() int {
 	return len(l.waiting)
 }
 
-// OwnEvents is how many events of its own the loop remembers. The loop must be idle.
-func (l *Loop) OwnEvents() int { return l.sent.total }
+// OwnEvents is how many events of its own the loop remembers.
+func (l *Loop) OwnEvents() int { return l.sent.count() }

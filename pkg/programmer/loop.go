@@ -118,6 +118,7 @@ type Loop struct {
 	disturbed   bool                        // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
+	unsureUntil time.Time // when the switch must be read again, because sentEvents had no room; zero if it need not
 	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an
 	// older one. It is not nil once Run has compiled.
 	tried *model.Snapshot
@@ -370,7 +371,7 @@ func (l *Loop) Run(ctx context.Context) error {
 			l.known, l.complaint, retry = true, "", retryPause
 			l.settle()
 			// Changes put neither off.
-			pause = time.Until(l.nextRetry(l.verifiedAt.Add(verifyEvery)))
+			pause = time.Until(l.nextRetry(l.nextReading()))
 		}
 		l.wait(ctx, pause)
 	}
@@ -400,7 +401,7 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 			answer <- l.compiler.Desired().Clone()
 			continue
 		case <-timer.C:
-			if time.Since(l.verifiedAt) >= verifyEvery {
+			if !time.Now().Before(l.nextReading()) {
 				l.verify = true
 			}
 			return
@@ -428,12 +429,25 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-// watchSwitch keeps a watch on the switch. Whenever one begins, what happened before it is unknown.
+// nextReading is when the switch must be read although nothing hints at a difference.
+func (l *Loop) nextReading() time.Time {
+	next := l.verifiedAt.Add(verifyEvery)
+	if !l.unsureUntil.IsZero() && l.unsureUntil.Before(next) {
+		next = l.unsureUntil
+	}
+	return next
+}
+
+// watchSwitch keeps a watch on the switch, and hands on the events that the loop's own changes do not cause. Whenever a
+// watch begins, what happened before it is unknown.
 func (l *Loop) watchSwitch(ctx context.Context) {
 	pause := retryPause
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := l.sw.Watch(ctx, func() { l.watched.Store(true); l.suspect() }, func(e ofswitch.Event) {
+			if l.sent.take(e) {
+				return
+			}
 			select {
 			case l.watch <- e:
 			default:
@@ -463,39 +477,31 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-// drifted says whether an event is drift: the loop's own changes come back as events, too.
+// drifted says whether an event that no bundle of the loop explains is drift.
 func (l *Loop) drifted(e ofswitch.Event) bool {
-	own := l.sent.take(e)
 	if e.Group.ID != 0 {
-		return l.groupDrifted(e, own)
+		return l.groupDrifted(e)
 	}
 	keys := l.index[place{e.Table, e.Match}]
-	for _, key := range keys {
-		if l.compiler.Desired().Flows[key].Actions == e.Actions {
-			// This is what the table should hold: wrong when it was deleted. When another program added it, it may be a
-			// flow of another priority, which the event does not tell.
-			return e.Deleted || !own
-		}
+	if len(keys) == 0 {
+		return e.Table != flows.Affinity && !e.Deleted // a foreign flow
 	}
-	if len(keys) == 0 && e.Table != flows.Affinity && !e.Deleted && !own {
-		return true // a foreign flow
+	if !e.Deleted {
+		// In the place of one of ours, or with its actions at another priority, which the event does not tell.
+		return true
 	}
-	// A flow of no priority of ours has these actions: added in the place of one of ours it is drift. What we deleted
-	// ourselves is not; nor is what we wrote a moment ago and have replaced since, as endpoints and policies come and go
-	// in quick succession.
-	return !e.Deleted && len(keys) > 0 && !own
+	return slices.ContainsFunc(keys, func(key openflow.Key) bool {
+		return l.compiler.Desired().Flows[key].Actions == e.Actions
+	})
 }
 
 // groupDrifted says whether an event of a group is drift.
-func (l *Loop) groupDrifted(e ofswitch.Event, own bool) bool {
+func (l *Loop) groupDrifted(e ofswitch.Event) bool {
 	if e.Group.ID == ofswitch.AllGroups {
 		return len(l.compiler.Desired().Groups) > 0
 	}
 	want, ok := l.compiler.Desired().Groups[e.Group.ID]
-	if e.Deleted || !ok {
-		return ok // one that is not wanted was ours a moment ago, or is another program's
-	}
-	return want.Group != e.Group && !own
+	return ok && (e.Deleted || want.Group != e.Group) // one that is not wanted was ours a moment ago, or is another program's
 }
 
 // Gather takes what is queued into the view without touching the switch. It may be called only before Run.

@@ -88,6 +88,9 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 	}
 	if l.verify {
 		l.verify, l.verifiedAt = false, time.Now()
+		if !l.verifiedAt.Before(l.unsureUntil) {
+			l.unsureUntil = time.Time{}
+		}
 	}
 	return nil
 }
@@ -154,6 +157,9 @@ func (l *Loop) send(ctx context.Context, d flows.Delta) error {
 	l.expectEvents(d)
 	l.tried = l.latest
 	err := l.sw.Apply(ctx, d.OpenFlow())
+	if rejected := (*ofswitch.RejectedError)(nil); errors.As(err, &rejected) {
+		l.sent.remove(d)
+	}
 	l.pacer.take()
 	l.mu.Lock()
 	l.status.Bundles++
@@ -163,15 +169,11 @@ func (l *Loop) send(ctx context.Context, d flows.Delta) error {
 
 // expectEvents remembers the events that a bundle will cause.
 func (l *Loop) expectEvents(d flows.Delta) {
-	remembered := true
-	for _, f := range d.Set {
-		remembered = l.sent.add(ofswitch.Event{Table: f.Table, Match: f.Match, Actions: f.Actions}) && remembered
-	}
-	for _, g := range d.SetGroups {
-		remembered = l.sent.add(ofswitch.Event{Group: g.Group}) && remembered
-	}
-	if !remembered {
-		l.suspect()
+	desired := l.compiler.Desired()
+	held := len(desired.Flows) + len(desired.Groups) + len(d.Delete) + len(d.DeleteGroups)
+	limit := max(minSent, 2*held)
+	if unsure := l.sent.add(d, limit); !unsure.IsZero() {
+		l.unsureUntil = unsure
 	}
 }
 

@@ -1,28 +1,66 @@
 package programmer
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/ofswitch"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestSentEvents: an event is expected once, for sentMemory at least and twice that at most.
+// setting is a bundle that adds flows with these matches.
+func setting(matches ...string) (d flows.Delta) {
+	for _, m := range matches {
+		d.Set = append(d.Set, flows.Flow{Flow: openflow.Flow{Key: openflow.Key{Match: m}}})
+	}
+	return d
+}
+
+// TestSentEvents: an event is expected once, for sentMemory at least and twice that at most; one of a bundle that the
+// switch rejected is not.
 func TestSentEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSentEvents()
 		first, second := ofswitch.Event{Match: "first"}, ofswitch.Event{Match: "second"}
 		time.Sleep(sentMemory - time.Second) // the worst moment
-		s.add(first)
-		s.add(second)
+		s.add(setting("first", "second", "rejected"), minSent)
+		s.remove(setting("rejected"))
 		time.Sleep(sentMemory)
-		if !s.take(first) || s.take(first) || s.total != 1 {
-			t.Errorf("the first event: want it once; %d are expected", s.total)
+		if !s.take(first) || s.take(first) || s.count() != 1 {
+			t.Errorf("the first event: want it once; %d are expected", s.count())
 		}
 		time.Sleep(sentMemory)
-		if s.take(second) || s.total != 0 {
-			t.Errorf("an event that did not come for long is expected; %d in all", s.total)
+		if s.take(second) || s.count() != 0 {
+			t.Errorf("an event that did not come for long is expected; %d in all", s.count())
+		}
+	})
+}
+
+// TestSentEventsWithoutRoom: what does not fit is forgotten as a whole, and until the switch has reported it no event
+// passes for another program's.
+func TestSentEventsWithoutRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSentEvents()
+		var many []string
+		for i := range 100 {
+			many = append(many, fmt.Sprint(i))
+		}
+		if unsure := s.add(setting(many...), 100); !unsure.IsZero() {
+			t.Error("100 events have no room for 100")
+		}
+		unsure := s.add(setting("one more"), 100)
+		if want := time.Now().Add(2 * sentMemory); !unsure.Equal(want) {
+			t.Errorf("unsure until %v, want %v", unsure, want)
+		}
+		if !s.take(ofswitch.Event{Match: "7"}) || !s.take(ofswitch.Event{Match: "one more"}) {
+			t.Error("an own event passes for another program's")
+		}
+		time.Sleep(time.Until(unsure))
+		if s.take(ofswitch.Event{Match: "7"}) {
+			t.Error("another program's event passes for an own one")
 		}
 	})
 }
