@@ -81,7 +81,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		Gateway:        model.GatewayName,
 		MTU:            mtu,
 		KernelDatapath: cfg.Datapath == config.DatapathSystem,
-		Address:        view.Self.Primary(),
+		Address:        view.SelfPath().Local,
 		PodCIDRs:       view.SelfPath().PodCIDRs,
 		Peers:          peers,
 		Masquerade:     cfg.EgressMasquerade,
@@ -176,12 +176,12 @@ func (a *Agent) resolveNeighbours(context.Context) error {
 
 // findMTU follows the underlay's MTU.
 func (a *Agent) findMTU(context.Context) error {
-	self := a.loop.View().Self
-	under, underlay, err := host.UnderlayMTU(self.Primary())
+	view := a.loop.View()
+	under, underlay, err := host.UnderlayMTU(view.SelfPath().Local)
 	if err != nil {
 		return err
 	}
-	mtu, err := podMTU(a.config(), a.loop.View(), under)
+	mtu, err := podMTU(a.config(), view, under)
 	if err != nil {
 		return fmt.Errorf("underlay %s: %w", underlay, err)
 	}

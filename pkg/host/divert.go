@@ -164,7 +164,9 @@ func divertRoutes(d Desired, link int) map[diverted]route {
 		if !ok {
 			return
 		}
-		r := route{dst: dst, gateway: model.NodePortAddr(is4), source: model.GatewayAddr(pods), link: link, table: table}
+		r := route{
+			dst: dst, gateway: model.NodePortAddr(is4), onlink: true, source: model.GatewayAddr(pods), link: link, table: table,
+		}
 		if !is4 {
 			r.metric = ipv6DefaultMetric
 		}

@@ -19,19 +19,13 @@ func (d Desired) peerPodCIDRs() []netip.Prefix {
 	return list
 }
 
-// peerRoute is the route to a pod CIDR of a peer node.
-type peerRoute struct {
-	dst netip.Prefix
-	// gateway is the next hop on the gateway interface. The switch answers for it, and for all of the peer's pods.
-	gateway netip.Addr
-}
-
-// peerRoutes are in the order of Peers. The switch has the path, or drops what goes to an unreachable node.
-func (d Desired) peerRoutes() []peerRoute {
-	list := make([]peerRoute, 0, 2*len(d.Peers))
+// peerRoutes are the routes to the peer nodes' pod CIDRs, in the order of Peers, without source and metric. link is the
+// gateway interface: the switch answers for all pods, has the path to them, and drops what goes to an unreachable node.
+func (d Desired) peerRoutes(link int) []route {
+	list := make([]route, 0, 2*len(d.Peers))
 	for _, path := range d.Peers {
 		for _, cidr := range path.PodCIDRs {
-			list = append(list, peerRoute{dst: cidr, gateway: model.GatewayAddr(cidr)})
+			list = append(list, route{dst: cidr, gateway: model.GatewayAddr(cidr), onlink: true, link: link})
 		}
 	}
 	return list

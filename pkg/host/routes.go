@@ -39,7 +39,7 @@ type routing struct {
 type routeInputs struct {
 	link                   int
 	podCIDRs, serviceCIDRs []netip.Prefix
-	peers                  []peerRoute
+	peers                  []route
 }
 
 func (w routeInputs) equal(o routeInputs) bool {
@@ -57,6 +57,7 @@ type failedRoute struct {
 type route struct {
 	dst     netip.Prefix
 	gateway netip.Addr // invalid for on-link destinations
+	onlink  bool       // the gateway need not be in a subnet of the link
 	source  netip.Addr
 	link    int // 0 for an unreachable route
 	metric  int
@@ -75,18 +76,21 @@ func desiredRoutes(d Desired, link int) []route {
 	for _, p := range d.PodCIDRs {
 		source[index(p.Addr().Is4())] = model.GatewayAddr(p)
 	}
-	add := func(dst netip.Prefix, via netip.Addr, link int) {
-		r := route{dst: dst, gateway: via, source: source[index(dst.Addr().Is4())], link: link}
+	complete := func(r route) {
+		r.source = source[index(r.dst.Addr().Is4())]
 		if !r.source.IsValid() {
 			return // not the node's family
 		}
-		if dst.Addr().Is6() {
+		if r.dst.Addr().Is6() {
 			r.metric = ipv6DefaultMetric
 		}
-		if link == 0 {
+		if r.link == 0 {
 			r.source = netip.Addr{}
 		}
 		list = append(list, r)
+	}
+	add := func(dst netip.Prefix, via netip.Addr, link int) {
+		complete(route{dst: dst, gateway: via, onlink: via.IsValid(), link: link})
 	}
 	for _, p := range d.PodCIDRs {
 		add(p, netip.Addr{}, link)
@@ -99,8 +103,8 @@ func desiredRoutes(d Desired, link int) []route {
 		// Not used while nftables rejects packets to this address. Otherwise it keeps them from the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)
 	}
-	for _, r := range d.peerRoutes() {
-		add(r.dst, r.gateway, link)
+	for _, r := range d.peerRoutes(link) {
+		complete(r)
 	}
 	for _, p := range d.ServiceCIDRs {
 		add(p, model.NodePortAddr(p.Addr().Is4()), link)
@@ -129,7 +133,7 @@ func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) e
 }
 
 func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
-	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.ServiceCIDRs, d.peerRoutes()}
+	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.ServiceCIDRs, d.peerRoutes(link.Attrs().Index)}
 	if !compare && t.installed != nil && t.inputs.equal(inputs) {
 		return t.report(c)
 	}
@@ -364,7 +368,9 @@ func (r route) toKernel() *netlink.Route {
 		k.Type = unix.RTN_UNREACHABLE
 	case r.gateway.IsValid():
 		k.Gw = r.gateway.AsSlice()
-		k.Flags = int(netlink.FLAG_ONLINK)
+		if r.onlink {
+			k.Flags = int(netlink.FLAG_ONLINK)
+		}
 	default:
 		k.Scope = netlink.SCOPE_LINK
 	}
@@ -387,13 +393,13 @@ func fromKernel(k netlink.Route) route {
 	if a, ok := netip.AddrFromSlice(k.Src); ok {
 		r.source = a.Unmap()
 	}
-	onlink := k.Flags&int(netlink.FLAG_ONLINK) != 0
+	r.onlink = k.Flags&int(netlink.FLAG_ONLINK) != 0
 	switch {
 	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable && k.Table != fallbackTable:
 		r.link = -1
 	case k.Type == unix.RTN_UNREACHABLE:
 		r.link = 0 // the kernel reports loopback for IPv6
-	case k.Type != unix.RTN_UNICAST, onlink != r.gateway.IsValid():
+	case k.Type != unix.RTN_UNICAST:
 		r.link = -1
 	}
 	return r

@@ -50,22 +50,19 @@ var (
 	GatewayMAC = MAC{0x0a, 0x57, 0x65, 0x66, 0x74, 0x02}
 )
 
-// OpenFlow port numbers of the ports that every bridge has. They are requested (ofport_request) and never change.
+// OpenFlow port numbers. The gateway's is requested (ofport_request) and never changes. Those of tunnel ports are in
+// transport.go.
 const (
-	PortGeneve  uint32 = 1
-	PortVXLAN   uint32 = 2
 	PortGateway uint32 = 3
 	// PortPodMin and PortPodMax bound the numbers of pods' ports.
 	PortPodMin uint32 = 16
 	PortPodMax uint32 = 0xfe00
 )
 
-// Names of the bridge and of the ports that every bridge has.
+// Names of the bridge and of the gateway port that every bridge has.
 const (
-	BridgeName     = "weft"
-	GatewayName    = "weft0"
-	GenevePortName = "weft-geneve"
-	VXLANPortName  = "weft-vxlan"
+	BridgeName  = "weft"
+	GatewayName = "weft0"
 )
 
 // Node is a node of the cluster.

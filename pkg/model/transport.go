@@ -22,12 +22,22 @@ const (
 	VXLAN  Encapsulation = "vxlan"
 )
 
+// OpenFlow numbers and names of the tunnel ports.
+const (
+	PortGeneve uint32 = 1
+	PortVXLAN  uint32 = 2
+
+	GenevePortName = "weft-geneve"
+	VXLANPortName  = "weft-vxlan"
+)
+
 // encapsulations has all facts about each encapsulation. A row adds the encapsulation to the bridge's ports, the flows,
 // the node's nftables rules, the MTU, the allowed settings and the documents.
 var encapsulations = []struct {
 	name  Encapsulation
 	title string
-	// port and portName are the OpenFlow number and the name of the encapsulation's port on every bridge.
+	// port and portName are the OpenFlow number and the name of the encapsulation's port on every bridge. The number is
+	// requested (ofport_request) and never changes.
 	port     uint32
 	portName string
 	// interfaceType is column "type" of OVSDB's Interface table, options are more of its options.

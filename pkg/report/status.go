@@ -173,7 +173,7 @@ func NewStatus(in StatusInput) Status {
 	if in.View == nil {
 		return s
 	}
-	s.Tunnel, s.Addrs, s.PodCIDRs = in.View.Transport.Encapsulation, in.View.Self.Addrs, in.View.Self.PodCIDRs
+	s.Tunnel, s.Addrs, s.PodCIDRs = in.View.SelfPath().Encapsulation, in.View.Self.Addrs, in.View.Self.PodCIDRs
 	s.Flows = newSwitch(in.Programming)
 	s.Objects = objectCounts(in.View, in.Programming, in.Objects)
 	s.Problems = append(s.Problems, snapshotProblems(in)...)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
@@ -24,6 +25,7 @@ func TestNewStatus(t *testing.T) {
 
 	view := shop()
 	view.Transport = model.Tunnel(model.VXLAN)
+	view.Paths = nodepath.Resolve(view)
 	programming := settings
 	programming.View, programming.NotReady = view, "waiting for first programming: none"
 	programming.Pods = []model.Pod{{PodRef: attachment("shop", "web", 16).Pod}}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/service"
 )
@@ -48,7 +49,6 @@ func New(node string) *Store {
 		Self:        model.Node{Name: node},
 		Transport:   model.Tunnel(model.Geneve),
 		Nodes:       map[string]model.Node{},
-		Paths:       map[string]model.Path{node: {}},
 		Attachments: map[model.AttachmentKey]model.Attachment{},
 		Services:    map[string]model.Service{},
 		Policies:    map[string]model.Policy{},
@@ -57,6 +57,7 @@ func New(node string) *Store {
 		OtherProxies:    map[string][]netip.Addr{},
 		ServiceProblems: map[string]string{},
 	}
+	empty.Paths = nodepath.Resolve(&empty)
 	return &Store{
 		snapshot:     &empty,
 		serviceCIDRs: map[bool][]netip.Prefix{},

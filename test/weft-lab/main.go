@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -71,7 +72,7 @@ func labFlags(cmd *cobra.Command, opt *lab.Options) {
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil, "file or directory of Kubernetes manifests, also several times; changes are followed")
 	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
-	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), "geneve or vxlan")
+	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), encapsulations())
 	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev), "netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")
 	flags.StringVar((*string)(&opt.Family), "ip-family", string(lab.IPv4), "ipv4, ipv6 or dual")
 	flags.StringVar(&opt.Agent, "agent", defaultAgent(), "the weft-agent program that the nodes run")
@@ -91,14 +92,23 @@ func defaultAgent() string {
 	return "weft-agent"
 }
 
+// encapsulations are the allowed values of --tunnel.
+func encapsulations() string {
+	var names []string
+	for _, e := range model.Encapsulations {
+		names = append(names, string(e))
+	}
+	return strings.Join(names, " or ")
+}
+
 // finish checks and completes what was typed.
 func finish(opt *lab.Options, name string) (err error) {
 	opt.Name = name
 	if len(opt.Manifests) == 0 {
 		return fmt.Errorf("-f must name a file or a directory of Kubernetes manifests, for example -f examples/shop")
 	}
-	if opt.Tunnel != model.Geneve && opt.Tunnel != model.VXLAN {
-		return fmt.Errorf("--tunnel %q: want geneve or vxlan", opt.Tunnel)
+	if !slices.Contains(model.Encapsulations, opt.Tunnel) {
+		return fmt.Errorf("--tunnel %q: want %s", opt.Tunnel, encapsulations())
 	}
 	for i := range opt.Manifests {
 		if opt.Manifests[i], err = filepath.Abs(opt.Manifests[i]); err != nil {
