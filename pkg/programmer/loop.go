@@ -64,6 +64,8 @@ type Options struct {
 	// Costly says whether each bundle costs all traffic of the node something, so that they must not follow each other
 	// without a pause.
 	Costly func() bool
+	// Hold keeps Run from touching the switch until it is closed: changes go into the snapshot only. It may be nil.
+	Hold <-chan struct{}
 	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see
 	// Programmed). It is called before Detach returns.
 	Sweep func(SweepRequest)
@@ -220,10 +222,13 @@ func notify(c chan struct{}) {
 	}
 }
 
-// Run programs the switch until the context ends. It must be called after the informers have synced and the pods'
-// attachments were submitted: the first thing it does is to remove whatever of ours these do not ask for.
+// Run programs the switch until the context ends. It must not do so before the informers have synced and the pods'
+// attachments were submitted (Options.Hold): the first thing it does is to remove whatever of ours these do not ask for.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
+	if l.opt.Hold != nil && !l.hold(ctx) {
+		return nil
+	}
 	watching := make(chan struct{})
 	go func() { defer close(watching); l.watchSwitch(ctx) }()
 	defer func() { <-watching }()
@@ -257,6 +262,24 @@ func (l *Loop) Run(ctx context.Context) error {
 		l.wait(ctx, pause)
 	}
 	return nil // callers that wait learn of it by l.stopped
+}
+
+// hold takes changes into the snapshot until the switch may be programmed. It is false when the context ends first.
+func (l *Loop) hold(ctx context.Context) bool {
+	for {
+		l.expect(0)
+		l.compile() // what the switch lacks of it, its first reading tells
+		l.due.Store(0)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-l.opt.Hold:
+			return true
+		case answer := <-l.ask:
+			answer <- l.compiler.Desired().Clone()
+		case <-l.wake:
+		}
+	}
 }
 
 // complain logs a failure when it is news.
@@ -379,6 +402,3 @@ func (l *Loop) groupDrifted(e ofswitch.Event, own bool) bool {
 	}
 	return want.Group != e.Group && !own
 }
-
-// Gather takes what is queued into the view without touching the switch. It may be called only before Run.
-func (l *Loop) Gather() { l.compile() }

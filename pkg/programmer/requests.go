@@ -19,6 +19,7 @@ type request struct {
 	done     chan error
 	revision Revision
 	owners   []model.Owner
+	view     bool // it waits for the snapshot alone
 }
 
 // errStopped is the answer of a loop that has ended.
@@ -45,6 +46,11 @@ func (l *Loop) Submitted() Revision {
 // pod that the API server has not reported are not in before it has.
 func (l *Loop) Programmed(ctx context.Context, r Revision, owners ...model.Owner) error {
 	return l.await(ctx, request{revision: r, owners: owners}, "program the switch")
+}
+
+// Viewed returns when the snapshot has everything up to a revision, whether the switch has it or not.
+func (l *Loop) Viewed(ctx context.Context, r Revision) error {
+	return l.await(ctx, request{revision: r, view: true}, "compile what was submitted")
 }
 
 // Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
