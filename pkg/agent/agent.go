@@ -1,10 +1,8 @@
 // Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
 // loop that programs the switch (pkg/programmer) and the host's own network on the other.
 //
-// The loop's goroutine owns desired state and writes the switch. Beside it each part of the node that is to be kept
-// right has a goroutine of its own (see keep): the bridge, the host's network, health checks of Services, the sweep
-// of connections, the policy log and others. One follows the configuration file, and the servers have theirs. They
-// share what the Agent's mutex guards, and the tally of counters, which has a mutex of its own.
+// The loop's goroutine owns desired state and writes the switch. Beside it each part of the agent has a goroutine
+// of its own: the table of parts (table.go) says what each starts after and which changes wake it. They share what the Agent's mutex guards, and the tally of counters, which has a mutex of its own.
 package agent
 
 import (
@@ -18,8 +16,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
@@ -68,16 +64,23 @@ type Agent struct {
 	host   *host.Host
 	loop   *programmer.Loop
 	cni    *cni.Server
+	table  *table
 	tally  tally
 	peers  kube.Peers
+
+	sweeper   *sweeper
+	policyLog *policyLog
+	health    *healthcheck.Server
+	// mayProgram lets the loop write the switch when it is closed.
+	mayProgram chan struct{}
+	// guardTable receives after another program has changed the table of the packet guard.
+	guardTable <-chan struct{}
 
 	unavailable atomic.Bool // this node's condition NetworkUnavailable has to be set to False
 
 	synced atomic.Bool // all objects that the API server had at the start were received
 
 	nodeHealth nodeHealth
-
-	pokeBridge, pokeHost, pokeNeighbours, pokeForwarding, pokeDatapath, pokePods, pokeConnections, pokeHealth, pokeLog, pokeCondition, pokeCopy chan struct{}
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -91,11 +94,8 @@ type Agent struct {
 	ready    bool                   // everything was right once
 	copyTime time.Time              // of the copy that the agent works from; zero when it works from the API server
 
-	// nodesSeen and servicesSeen are the revisions of these parts of the view that the host's network was last told of.
-	nodesSeen, servicesSeen uint64
-	// podsSeen is the revision of the pods whose host ports were last looked at; hostPorts are what the host was told.
-	podsSeen  uint64
-	hostPorts []host.HostPort
+	seen      *model.Snapshot // the last one that the loop has told of
+	hostPorts []host.HostPort // what the host's network was last told
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -110,183 +110,124 @@ func Run(ctx context.Context, opt Options) error {
 		return err
 	}
 	opt.Level.Set(cfg.LogLevel)
+	a, err := newAgent(opt, cfg)
+	if err != nil {
+		return err
+	}
+	a.table = newTable(a.parts(configured), a.setProblem)
+	err = a.table.run(ctx)
+	a.events.Close()
+	if err := errors.Join(err, a.sw.Close()); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// newAgent makes an agent whose parts do not run yet. It speaks to no one.
+func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	a := &Agent{
-		opt: opt, log: opt.Log, cfg: cfg,
-		pokeBridge: make(chan struct{}, 1), pokeHost: make(chan struct{}, 1), pokeNeighbours: make(chan struct{}, 1), pokeForwarding: make(chan struct{}, 1), pokeDatapath: make(chan struct{}, 1), pokePods: make(chan struct{}, 1), pokeConnections: make(chan struct{}, 1), pokeHealth: make(chan struct{}, 1), pokeLog: make(chan struct{}, 1),
-		pokeCondition: make(chan struct{}, 1), pokeCopy: make(chan struct{}, 1),
-		problems: map[string]string{}, objects: map[model.Owner]string{},
+		opt: opt, log: opt.Log, cfg: cfg, problems: map[string]string{}, objects: map[model.Owner]string{},
+		seen: &model.Snapshot{}, mayProgram: make(chan struct{}),
 	}
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
-	group, ctx := errgroup.WithContext(ctx)
-	// The operator's socket and the probes answer from the first moment: what is missing is what people want to know.
-	group.Go(func() error { a.serveHealth(ctx); return nil })
-	group.Go(func() error { a.serveNodeHealth(ctx, cfg.NodeHealthAddr); return nil })
-	group.Go(func() error { return a.serveOperator(ctx) })
-	group.Go(func() error { a.watchConfig(ctx, configured); return nil })
-	group.Go(func() error { return a.start(ctx, group) })
-	err = group.Wait()
-	if a.sw != nil {
-		err = errors.Join(err, a.sw.Close())
+	var err error
+	if a.client, err = kube.NewClient(cfg.APIServer, opt.Kubeconfig, &a.peers); err != nil {
+		return nil, err
 	}
-	if errors.Is(err, context.Canceled) {
-		return nil
+	nft, err := host.NFTables()
+	if err != nil {
+		return nil, err
+	}
+	a.host = host.New(nft, opt.ProcSys, a.log)
+	a.guardTable = a.host.WatchTable(cni.HostFilterTable)
+	datapath := ofswitch.Kernel
+	if cfg.Datapath == config.DatapathNetdev {
+		datapath = ofswitch.Userspace
+	}
+	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
+	a.loop = programmer.New(programmer.Options{
+		Node: opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
+		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache, Hold: a.mayProgram,
+		Sweep: func(r programmer.SweepRequest) { a.sweeper.request(r) },
+	})
+	a.sweeper = newSweeper(connectionTracker{a.sw}, a.loop.Installed, a.log)
+	a.policyLog = &policyLog{sw: a.sw, log: a.log, view: a.loop.View}
+	a.health = healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
+	if a.kube, err = kube.NewWatcher(a.client, opt.Node, a.loop.Submit, a.log); err != nil {
+		return nil, err
+	}
+	a.kube.Draining, a.kube.Unavailable = a.nodeHealth.setDraining, a.setUnavailable
+	a.loop.Submit(state.SetKernelDatapath{Kernel: cfg.Datapath == config.DatapathSystem})
+	a.loop.Submit(state.SetTime{Now: time.Now()})
+	a.submitSettings() // from here on reconfigure does it
+	a.events = kube.NewReporter(a.client, opt.Node)
+	return a, nil
+}
+
+// connectOVSDB connects to OVSDB and makes the CNI server, which keeps its records there.
+func (a *Agent) connectOVSDB(ctx context.Context) (err error) {
+	a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.ovsRunDir(), "db.sock"), model.BridgeName, a.log)
+	if err != nil {
+		return err
+	}
+	a.cni = cni.NewServer(cni.Config{
+		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs,
+		Flows: cleanFlows{a.loop, a.sweeper}, Log: a.log, Observe: observeCNI,
+		Problem: func(err error) { a.setProblem("CNI socket", err) },
+	})
+	a.ovs.SetChanging(a.cni.Changing)
+	return nil
+}
+
+// closeOVSDB ends the connection, if there is one.
+func (a *Agent) closeOVSDB() {
+	if a.ovs != nil {
+		a.ovs.Close()
+	}
+}
+
+// recoverPods submits the attachments that OVSDB and links have.
+func (a *Agent) recoverPods(ctx context.Context) error {
+	attachments, err := a.cni.Recover(ctx)
+	for _, att := range attachments {
+		a.loop.Submit(state.SetAttachment{Attachment: att})
 	}
 	return err
 }
 
-// start brings the parts up in the order that the invariants ask for: nothing is written to the switch before the
-// informers have synced and the pods that are already attached are known.
-func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
-	var err error
-	if a.client, err = kube.NewClient(a.cfg.APIServer, a.opt.Kubeconfig, &a.peers); err != nil {
-		return err
-	}
-	a.events = kube.NewReporter(a.client, a.opt.Node)
-	defer a.events.Close()
-	datapath := ofswitch.Kernel
-	if a.cfg.Datapath == config.DatapathNetdev {
-		datapath = ofswitch.Userspace
-	}
-	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
-	var sweeper *sweeper
-	loop := programmer.New(programmer.Options{
-		Node: a.opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
-		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache,
-		Sweep: func(r programmer.SweepRequest) { sweeper.request(r) },
-	})
-	sweeper = newSweeper(connectionTracker{a.sw}, loop.Installed, a.log)
-	watcher, err := kube.NewWatcher(a.client, a.opt.Node, loop.Submit, a.log)
-	if err != nil {
-		return err
-	}
-	watcher.Draining, watcher.Unavailable = a.nodeHealth.setDraining, a.setUnavailable
-	a.mu.Lock()
-	a.kube = watcher
-	a.mu.Unlock()
-	loop.Submit(state.SetKernelDatapath{Kernel: a.cfg.Datapath == config.DatapathSystem})
-	loop.Submit(state.SetTime{Now: time.Now()})
-	group.Go(func() error { tellTime(ctx, loop); return nil })
-	nft, err := host.NFTables()
-	if err != nil {
-		return err
-	}
-	a.host = host.New(nft, a.opt.ProcSys, a.log)
-
-	if err := a.retry(ctx, "OVSDB", func(ctx context.Context) error {
-		a.ovs, err = ovsdb.Connect(ctx, "unix:"+filepath.Join(a.ovsRunDir(), "db.sock"), model.BridgeName, a.log)
-		return err
-	}); err != nil {
-		return err
-	}
-	defer a.ovs.Close()
-	a.cni = cni.NewServer(cni.Config{
-		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: cleanFlows{loop, sweeper}, Log: a.log, Observe: observeCNI,
-		Problem: func(err error) { a.setProblem("CNI socket", err) },
-	})
-	a.ovs.SetChanging(a.cni.Changing)
-	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
-		attachments, err := a.cni.Recover(ctx)
-		for _, att := range attachments {
-			loop.Submit(state.SetAttachment{Attachment: att})
+// runLoop runs the loop. It is ready when the snapshot has what was submitted before.
+func (a *Agent) runLoop(ctx context.Context, _ <-chan struct{}, ready func()) error {
+	go func() {
+		if a.loop.Viewed(ctx, a.loop.Submitted()) == nil {
+			ready()
 		}
-		return err
-	}); err != nil {
-		return err
-	}
+	}()
+	return a.loop.Run(ctx)
+}
 
-	a.mu.Lock()
-	a.loop = loop
-	a.submitSettings() // from here on reconfigure does it
-	a.mu.Unlock()
-	group.Go(func() error { a.kube.Run(ctx); return nil })
-	group.Go(func() error { a.watchAPI(ctx); return nil })
-	if err := a.awaitObjects(ctx, group, loop); err != nil {
-		return err
-	}
-	loop.Gather()
-	group.Go(func() error { a.keepCopy(ctx, loop); return nil })
-	if err := a.retry(ctx, nodeProblem, a.selfKnown); err != nil {
-		return err
-	}
+// beginProgramming lets the loop write the switch.
+func (a *Agent) beginProgramming(context.Context) error {
+	close(a.mayProgram)
+	return nil
+}
 
-	// Before the loop: flows that name these addresses are not to be removed and added again.
-	if err := a.retry(ctx, "addresses of the node", a.findAddresses); err != nil {
-		return err
-	}
-	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
-	if err := a.retry(ctx, "underlay", gathering(loop, a.findMTU)); err != nil {
-		return err
-	}
-	if err := a.retry(ctx, "bridge", gathering(loop, a.syncBridge)); err != nil {
-		return err
-	}
-	// The end comes in layers, each when the one above it is done: the CNI server rolls back what it has begun, for which
-	// it needs the loop and OVSDB.
-	loopCtx, stopLoop := context.WithCancel(context.WithoutCancel(ctx))
-	loopDone := make(chan struct{})
-	group.Go(func() error { defer close(loopDone); return loop.Run(loopCtx) })
-	defer func() { stopLoop(); <-loopDone }()
-	group.Go(func() error {
-		a.keep(ctx, "bridge", a.syncBridge, a.ovs.Changes(), a.cni.WatchLinks(ctx), a.pokeBridge)
-		return nil
-	})
-	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
-	guardChanged := a.host.WatchTable(cni.HostFilterTable)
-	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.SyncHostFilter, guardChanged); return nil })
-	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
-	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
-	defer health.Close()
-	group.Go(func() error {
-		a.keep(ctx, "health checks of Services", func(context.Context) error { health.Sync(healthChecks(a.loop.View())); return nil }, a.pokeHealth)
-		return nil
-	})
-	group.Go(func() error { a.keep(ctx, "sweep of connections", sweeper.sync, sweeper.wake); return nil })
-	policyLog := &policyLog{sw: a.sw, log: a.log, view: loop.View}
-	group.Go(func() error {
-		defer policyLog.close()
-		a.keep(ctx, "policy log", policyLog.sync, a.pokeLog)
-		return nil
-	})
-	if a.cfg.Datapath == config.DatapathNetdev {
-		group.Go(func() error { a.keep(ctx, "tunnel neighbours", a.resolveNeighbours, a.pokeNeighbours); return nil })
-	}
-	cniCtx, stopCNI := context.WithCancel(ctx)
-	cniDone := make(chan struct{})
-	group.Go(func() error { defer close(cniDone); return a.cni.Serve(cniCtx) })
-	defer func() { stopCNI(); <-cniDone }()
-	if err := a.syncReserved(ctx); err != nil {
-		a.setProblem(reservedProblem, err)
-	}
-	if err := a.retry(ctx, "host network", a.syncHost); err != nil {
-		return err
-	}
-	// Not before: a Host has one user.
-	group.Go(func() error { a.keep(ctx, "host network", a.syncHost, a.host.Watch(ctx), a.pokeHost); return nil })
-	group.Go(func() error { a.keep(ctx, reservedProblem, a.syncReserved); return nil })
-	group.Go(func() error {
-		a.keep(ctx, "connections of the kernel", a.flushConnections, a.pokeConnections)
-		return nil
-	})
-	if err := a.retry(ctx, "first programming", a.programmed); err != nil {
-		return err
-	}
-	if err := a.retry(ctx, "flow-restore-wait", a.startForwarding); err != nil {
-		return err
-	}
-	if err := a.retry(ctx, "CNI configuration", func(context.Context) error {
-		return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket, a.log)
-	}); err != nil {
-		return err
-	}
-	group.Go(func() error { a.keep(ctx, "flow-restore-wait", a.startForwarding, a.pokeForwarding); return nil })
+func (a *Agent) syncHealthChecks(context.Context) error {
+	a.health.Sync(healthChecks(a.loop.View()))
+	return nil
+}
+
+func (a *Agent) writeConfList(context.Context) error {
+	return cni.WriteConfList(a.opt.CNIConfDir, a.opt.CNISocket, a.log)
+}
+
+// becomeReady lets probes and CNI commands succeed.
+func (a *Agent) becomeReady(context.Context) error {
 	a.mu.Lock()
 	a.ready = true
 	a.mu.Unlock()
-	a.checkSelf(loop.View())
+	a.checkSelf(a.loop.View())
 	a.log.Info("ready", "node", a.opt.Node, "version", a.opt.Version)
-	group.Go(func() error { a.keep(ctx, "node condition", a.syncCondition, a.pokeCondition); return nil })
 	slim()
-	<-ctx.Done()
 	return nil
 }
 
@@ -327,26 +268,25 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 	return a.ovs.SetFlowRestoreWait(ctx, false)
 }
 
-// viewed is called by the loop with every new snapshot. The host's network depends on nodes and Services, and on pods
-// only as far as they have host ports.
+// viewed is called by the loop with every new snapshot. The host's network depends on pods only as far as they have host
+// ports.
 func (a *Agent) viewed(s *model.Snapshot) {
 	a.mu.Lock()
-	nodes, services := s.NodesRevision != a.nodesSeen, s.ServicesRevision != a.servicesSeen
-	pods := s.PodsRevision != a.podsSeen
-	a.nodesSeen, a.servicesSeen, a.podsSeen = s.NodesRevision, s.ServicesRevision, s.PodsRevision
+	before := a.seen
+	a.seen = s
 	a.mu.Unlock()
-	notify(a.pokeLog)
-	notify(a.pokeCopy)
+	changes := changesOf(before, s)
+	if before.PodsRevision != s.PodsRevision && a.hostPortsChanged(s) {
+		changes = append(changes, hostPortsChanged)
+	}
 	a.checkSelf(s)
-	if nodes || services || pods && a.hostPortsChanged(s) {
-		notify(a.pokeHost)
-	}
-	if services {
-		notify(a.pokeHealth)
-	}
-	if nodes {
-		notify(a.pokeNeighbours)
-		notify(a.pokeBridge) // the first tunnel over IPv6 needs checksums
+	a.wake(changes...)
+}
+
+// wake wakes the parts that these changes concern.
+func (a *Agent) wake(changes ...change) {
+	if a.table != nil {
+		a.table.wake(changes...)
 	}
 }
 
@@ -384,8 +324,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 		return err
 	}
 	a.setProblem("other tunnel type", err)
-	notify(a.pokeForwarding)
-	notify(a.pokeDatapath)
+	a.wake(bridgeSynced)
 	restored, err := a.cni.RestorePorts(ctx)
 	if len(restored) > 0 {
 		a.log.Warn("pods' ports were missing on the bridge and are back", "ports", restored)
@@ -400,7 +339,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	a.setProblem("mirrors", err)
 	if len(changed) > 0 {
 		a.log.Info("bridge changed", "bridge", model.BridgeName, "changes", changed)
-		notify(a.pokeHost)
+		a.wake(bridgeRepaired)
 		a.loop.Verify()
 	}
 	return nil

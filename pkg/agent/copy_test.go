@@ -174,15 +174,15 @@ func TestStartFromACopy(t *testing.T) {
 
 // TestCopyOfAnEmptiedNode: a Node object that is empty when the API server comes takes nothing from what the copy has.
 func TestCopyOfAnEmptiedNode(t *testing.T) {
-	l := programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l := heldLoop(t)
 	cluster(l, func(*model.Service) {})
-	l.Gather()
+	viewed(t, l)
 	c := state.NewCopy(l.View(), time.Now())
-	l = programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l = heldLoop(t)
 	l.Submit(state.Restore{Copy: c})
 	l.Submit(state.SetNode{Node: model.Node{Name: "n1"}})
 	l.Submit(state.Synced{})
-	l.Gather()
+	viewed(t, l)
 	if view := l.View(); len(view.SelfPath().PodCIDRs) != 1 || len(view.Self.Addrs) != 1 || !strings.Contains(view.SelfHeld, "no podCIDRs") {
 		t.Errorf("self %+v, held %q", view.Self, view.SelfHeld)
 	}
@@ -190,10 +190,10 @@ func TestCopyOfAnEmptiedNode(t *testing.T) {
 
 // TestCopyIsWholeOrNot: what was damaged, cut off, of another node or version, or open to others is named and not read.
 func TestCopyIsWholeOrNot(t *testing.T) {
-	l := programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler)})
+	l := heldLoop(t)
 	cluster(l, func(*model.Service) {}, shopPod("db", 2))
 	l.Submit(state.SetAttachment{Attachment: shopPod("db", 2)})
-	l.Gather()
+	viewed(t, l)
 	want := state.NewCopy(l.View(), time.Unix(7, 0).UTC())
 	dir := t.TempDir()
 	file := filepath.Join(dir, copyName)

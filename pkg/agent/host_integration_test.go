@@ -14,12 +14,9 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/ofswitch"
-	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -52,7 +49,7 @@ ip link add weft0 type veth peer name switch0`)
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
-		loop: programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log}),
+		loop: heldLoop(t),
 	}
 	if a.kube, err = kube.NewWatcher(fake.NewClientset(), "n1", a.loop.Submit, log); err != nil {
 		t.Fatal(err)
@@ -66,7 +63,7 @@ ip link add weft0 type veth peer name switch0`)
 	set("underlay", "172.30.0.4", "172.30.0.0/24")
 	set("zoo", "172.30.0.5", "10.244.2.0/25")
 	set("routed", "172.30.0.6", "10.244.7.0/24")
-	a.loop.Gather()
+	viewed(t, a.loop)
 	if err := a.syncHost(t.Context()); err != nil {
 		t.Errorf("syncHost fails for other nodes' sake: %v", err)
 	}
@@ -95,7 +92,7 @@ ip link add weft0 type veth peer name switch0`)
 	for _, name := range []string{"everything", "underlay", "zoo", "routed"} {
 		a.loop.Submit(state.DeleteNode{Name: name})
 	}
-	a.loop.Gather()
+	viewed(t, a.loop)
 	if err := a.syncHost(t.Context()); err != nil || len(a.problems) > 0 {
 		t.Errorf("when they are gone: %v, %v", err, a.problems)
 	}
@@ -104,7 +101,7 @@ ip link add weft0 type veth peer name switch0`)
 	}
 
 	set("n1", "172.30.0.1", "172.30.0.0/16")
-	a.loop.Gather()
+	viewed(t, a.loop)
 	before := run("ip route show; ip addr show dev weft0")
 	if err := a.syncHost(t.Context()); err != nil || !strings.Contains(a.loop.View().SelfHeld, "pod CIDR 172.30.0.0/16 is not used") {
 		t.Errorf("with a range of its own that cannot be: error %v, held %q", err, a.loop.View().SelfHeld)

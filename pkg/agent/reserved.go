@@ -69,7 +69,7 @@ func (a *Agent) syncReserved(ctx context.Context) error {
 	a.reserved = found
 	a.mu.Unlock()
 	if changed {
-		notify(a.pokeHost)
+		a.wake(reservedChanged)
 	}
 	return errors.Join(errs...)
 }

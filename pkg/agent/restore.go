@@ -6,9 +6,6 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
-	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -24,9 +21,10 @@ const (
 	copyProblem = "copy of the API server's objects"
 )
 
-// awaitObjects returns when the view has the API server's objects or, when these do not come, those of the copy. Those
+// awaitObjects is ready when the view has the API server's objects or, when these do not come, those of the copy. Those
 // of the API server then replace the copy as soon as they are complete.
-func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *programmer.Loop) error {
+func (a *Agent) awaitObjects(ctx context.Context, _ <-chan struct{}, ready func()) error {
+	loop := a.loop
 	complete := make(chan error, 1)
 	go func() { complete <- a.kube.WaitSynced(ctx) }()
 	taken := func(err error) error {
@@ -47,7 +45,10 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *p
 	for !a.apiIsAway(time.Since(begun)) {
 		select {
 		case err := <-complete:
-			return taken(err)
+			if err = taken(err); err == nil {
+				ready()
+			}
+			return err
 		case <-ticker.C:
 		}
 	}
@@ -56,7 +57,10 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *p
 		if !errors.Is(err, os.ErrNotExist) {
 			a.setProblem(copyProblem, err)
 		}
-		return taken(<-complete)
+		if err = taken(<-complete); err == nil {
+			ready()
+		}
+		return err
 	}
 	a.log.Warn("the API server's objects are not there yet; working from a copy of them",
 		"of", c.Time, "nodes", len(c.Nodes),
@@ -65,8 +69,8 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *p
 	a.mu.Lock()
 	a.copyTime = c.Time
 	a.mu.Unlock()
-	group.Go(func() error { return taken(<-complete) })
-	return nil
+	ready()
+	return taken(<-complete)
 }
 
 // apiIsAway says whether a start has waited long enough for the API server.
@@ -83,7 +87,9 @@ func (a *Agent) apiIsAway(waited time.Duration) bool {
 }
 
 // keepCopy writes the copy whenever the view has changed, at a bounded rate, and once more at the end.
-func (a *Agent) keepCopy(ctx context.Context, loop *programmer.Loop) {
+func (a *Agent) keepCopy(ctx context.Context, woken <-chan struct{}, ready func()) error {
+	ready()
+	loop := a.loop
 	var written uint64
 	write := func() {
 		if view := loop.View(); a.synced.Load() && view.Revision != written {
@@ -95,11 +101,12 @@ func (a *Agent) keepCopy(ctx context.Context, loop *programmer.Loop) {
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-		case <-a.pokeCopy:
+		case <-woken:
 			sleep(ctx, copyDelay)
 			write() // also when the agent stops
 			sleep(ctx, copyEvery-copyDelay)
 		}
 	}
 	write()
+	return nil
 }

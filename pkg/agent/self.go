@@ -19,7 +19,6 @@ const (
 
 // selfKnown waits, by failing, until the API server says what this node is.
 func (a *Agent) selfKnown(context.Context) error {
-	a.loop.Gather()
 	view := a.loop.View()
 	self := view.Self
 	switch {
@@ -45,7 +44,7 @@ func (a *Agent) checkSelf(view *model.Snapshot) {
 func (a *Agent) setUnavailable(unavailable bool) {
 	a.unavailable.Store(unavailable)
 	if unavailable {
-		notify(a.pokeCondition)
+		a.wake(conditionWrong)
 	}
 }
 

@@ -15,11 +15,8 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/ofswitch"
-	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
@@ -29,7 +26,7 @@ import (
 func TestPodCIDRsChange(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{log: log, cfg: config.Default(), problems: map[string]string{}}
-	a.loop = programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: log})
+	a.loop = heldLoop(t)
 	set := func(cidr string) {
 		a.loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
 	}
@@ -41,7 +38,7 @@ func TestPodCIDRsChange(t *testing.T) {
 	a.loop.Submit(state.SetAttachment{Attachment: attachment("db", "10.244.1.3")})
 	check := func(step, problem, refusal string) {
 		t.Helper()
-		a.loop.Gather()
+		viewed(t, a.loop)
 		got := ""
 		if err := report.SelfProblem(a.loop.View()); err != nil {
 			got = err.Error()
@@ -63,12 +60,24 @@ func TestPodCIDRsChange(t *testing.T) {
 	check("a pod from before", "pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/old", "")
 }
 
+// conditionTable has the row of the node's condition alone.
+func conditionTable(a *Agent) *table {
+	for _, p := range a.parts(nil) {
+		if p.name == "node condition" {
+			p.after = nil
+			return newTable([]part{p}, a.setProblem)
+		}
+	}
+	return nil
+}
+
 // TestConditionIsSetAgain: each Node object that needs it gets the condition, however often it is recreated; one that
 // has it is left alone, and a failure is tried again.
 func TestConditionIsSetAgain(t *testing.T) {
 	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 	log := slog.New(slog.DiscardHandler)
-	a := &Agent{opt: Options{Node: "n1"}, log: log, client: client, problems: map[string]string{}, pokeCondition: make(chan struct{}, 1)}
+	a := &Agent{opt: Options{Node: "n1"}, log: log, client: client, problems: map[string]string{}}
+	a.table = conditionTable(a)
 	w, err := kube.NewWatcher(client, "n1", func(state.Change) {}, log)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +86,7 @@ func TestConditionIsSetAgain(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{}, 2)
 	go func() { w.Run(ctx); ended <- struct{}{} }()
-	go func() { a.keep(ctx, "node condition", a.syncCondition, a.pokeCondition); ended <- struct{}{} }()
+	go func() { _ = a.table.run(ctx); ended <- struct{}{} }()
 	t.Cleanup(func() { stop(); <-ended; <-ended })
 	patched := func() (n int) {
 		for _, action := range client.Actions() {
@@ -111,10 +120,11 @@ func TestConditionIsSetAgain(t *testing.T) {
 func TestConditionIsContested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
-		a := &Agent{opt: Options{Node: "n1"}, log: slog.New(slog.DiscardHandler), client: client, problems: map[string]string{}, pokeCondition: make(chan struct{}, 1)}
+		a := &Agent{opt: Options{Node: "n1"}, log: slog.New(slog.DiscardHandler), client: client, problems: map[string]string{}}
+		a.table = conditionTable(a)
 		ctx, stop := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("the test is over"))
 		defer stop()
-		go a.keep(ctx, "node condition", a.syncCondition, a.pokeCondition)
+		go func() { _ = a.table.run(ctx) }()
 		for ctx.Err() == nil {
 			a.setUnavailable(true)
 			time.Sleep(10 * time.Millisecond)

@@ -182,12 +182,3 @@ func (a *Agent) submitSettings() {
 	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})
 	a.loop.Submit(state.SetClusterCIDRs{CIDRs: a.cfg.ClusterCIDRs})
 }
-
-// gathering takes in what the API server tells before each try: until the loop runs nothing else does, and Open vSwitch
-// may be away for long.
-func gathering(loop *programmer.Loop, do func(context.Context) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		loop.Gather()
-		return do(ctx)
-	}
-}

@@ -100,7 +100,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
 	}
-	notify(a.pokeConnections) // also without a change of ours: an address may have come to the node
+	a.wake(hostSynced) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, report.RejectedPodCIDRs(view, view.Self.Name), err)
@@ -190,8 +190,7 @@ func (a *Agent) findMTU(context.Context) error {
 	if a.mtu != mtu || a.underlay != underlay {
 		a.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
 		a.mtu, a.underlay = mtu, underlay
-		notify(a.pokeBridge)
-		notify(a.pokePods)
+		a.wake(mtuChanged)
 	}
 	return nil
 }
@@ -270,9 +269,7 @@ func (a *Agent) reconfigure(next config.Config) {
 	a.cfg = config.ApplyLive(a.cfg, next)
 	a.pending = waiting
 	a.opt.Level.Set(a.cfg.LogLevel)
-	if a.loop != nil { // else start does it
-		a.submitSettings()
-	}
+	a.submitSettings()
 	a.mu.Unlock()
-	notify(a.pokeHost)
+	a.wake(settingsChanged)
 }

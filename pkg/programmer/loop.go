@@ -8,7 +8,6 @@ package programmer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -66,6 +65,8 @@ type Options struct {
 	// Costly says whether each bundle costs all traffic of the node something, so that they must not follow each other
 	// without a pause.
 	Costly func() bool
+	// Hold keeps Run from touching the switch until it is closed: changes go into the snapshot only. It may be nil.
+	Hold <-chan struct{}
 	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see
 	// Programmed). It is called before Detach returns.
 	Sweep func(SweepRequest)
@@ -124,20 +125,6 @@ type Loop struct {
 	tried *model.Snapshot
 }
 
-// Revision numbers what was submitted to a Loop. To ask for one is to ask for everything up to it.
-type Revision uint64
-
-// request is a caller that waits until a revision is in the switch.
-type request struct {
-	// done receives nil then, or why the flows of one of the owners are not in the switch. It has room for that.
-	done     chan error
-	revision Revision
-	owners   []model.Owner
-}
-
-// errStopped is the answer of a loop that has ended.
-var errStopped = errors.New("the agent is stopping, try again")
-
 // place is where an event of the switch says something happened; it does not say at which priority.
 type place struct {
 	table openflow.TableID
@@ -158,97 +145,6 @@ func New(opt Options) *Loop {
 	return l
 }
 
-// Submit queues a change. It never blocks.
-func (l *Loop) Submit(c state.Change) {
-	l.mu.Lock()
-	l.pending.Add(c)
-	l.submitted++
-	l.mu.Unlock()
-	notify(l.wake)
-}
-
-// Submitted is the revision of everything that was submitted so far.
-func (l *Loop) Submitted() Revision {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.submitted
-}
-
-// Programmed answers whether a revision is programmed: it returns when the switch holds everything up to it. An error
-// says why the flows of one of the owners are not in the switch, or why the caller was not answered in time. Flows of a
-// pod that the API server has not reported are not in before it has.
-func (l *Loop) Programmed(ctx context.Context, r Revision, owners ...model.Owner) error {
-	return l.await(ctx, request{revision: r, owners: owners}, "program the switch")
-}
-
-// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
-// cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
-func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
-	l.Submit(state.SetAttachment{Attachment: a})
-	err := l.await(ctx, request{revision: l.Submitted(), owners: []model.Owner{model.PodOwner(a)}}, "program the flows of pod "+a.Pod.String())
-	if err != nil && l.View().Unknown[a.Key()] {
-		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
-	}
-	return err
-}
-
-// Detach queues the end of a pod's interface and returns when its flows are gone.
-func (l *Loop) Detach(ctx context.Context, key model.AttachmentKey) error {
-	l.Submit(state.DeleteAttachment{Key: key})
-	return l.await(ctx, request{revision: l.Submitted()}, "remove the flows of "+key.String())
-}
-
-// await queues a request and returns when it is answered or given up. Nothing of it is left then.
-func (l *Loop) await(ctx context.Context, r request, what string) error {
-	r.done = make(chan error, 1)
-	l.mu.Lock()
-	l.waiting = append(l.waiting, r)
-	l.mu.Unlock()
-	notify(l.wake)
-	defer l.forget(r)
-	select {
-	case err := <-r.done:
-		if err != nil {
-			return fmt.Errorf("%s: %w", what, err)
-		}
-		return nil
-	case <-l.stopped:
-		return fmt.Errorf("%s: %w", what, errStopped)
-	case <-ctx.Done():
-		if why := l.SwitchError(); why != "" {
-			return fmt.Errorf("%s: %w: %s", what, context.Cause(ctx), why)
-		}
-		return fmt.Errorf("%s: %w", what, context.Cause(ctx))
-	}
-}
-
-// forget takes out a request whose caller returns.
-func (l *Loop) forget(r request) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.waiting = slices.DeleteFunc(l.waiting, func(other request) bool { return other.done == r.done })
-}
-
-// Check returns nil when the flows of the attachment are in the switch now, and otherwise what is wrong. It does not wait.
-func (l *Loop) Check(_ context.Context, key model.AttachmentKey) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	a, ok := l.settled.Attachments[key]
-	if !ok {
-		return fmt.Errorf("the flows of %s are not in the switch", key)
-	}
-	if l.settled.Unknown[key] {
-		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, or its policies are not known", a.Pod)
-	}
-	if err := l.refused[model.PodOwner(a)]; err != nil {
-		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)
-	}
-	if l.status.Error != "" {
-		return fmt.Errorf("the switch cannot be reached: %s", l.status.Error)
-	}
-	return nil
-}
-
 // expect notes that the Run goroutine comes round again within a time.
 func (l *Loop) expect(within time.Duration) { l.due.Store(time.Now().Add(max(within, 0)).UnixNano()) }
 
@@ -264,17 +160,6 @@ func (l *Loop) Stuck() error {
 			late.Round(time.Second))
 	}
 	return nil
-}
-
-// Verify asks the loop to read the switch back and repair what differs. The revision is programmed when it has.
-func (l *Loop) Verify() Revision {
-	l.mu.Lock()
-	l.submitted++
-	l.readBack = true
-	r := l.submitted
-	l.mu.Unlock()
-	l.suspect()
-	return r
 }
 
 // suspect hints that the switch may differ from what is desired. It is read soon, but not too often.
@@ -339,10 +224,13 @@ func notify(c chan struct{}) {
 	}
 }
 
-// Run programs the switch until the context ends. It must be called after the informers have synced and the pods'
-// attachments were submitted: the first thing it does is to remove whatever of ours these do not ask for.
+// Run programs the switch until the context ends. It must not do so before the informers have synced and the pods'
+// attachments were submitted (Options.Hold): the first thing it does is to remove whatever of ours these do not ask for.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
+	if l.opt.Hold != nil && !l.hold(ctx) {
+		return nil
+	}
 	watching := make(chan struct{})
 	go func() { defer close(watching); l.watchSwitch(ctx) }()
 	defer func() { <-watching }()
@@ -376,6 +264,24 @@ func (l *Loop) Run(ctx context.Context) error {
 		l.wait(ctx, pause)
 	}
 	return nil // callers that wait learn of it by l.stopped
+}
+
+// hold takes changes into the snapshot until the switch may be programmed. It is false when the context ends first.
+func (l *Loop) hold(ctx context.Context) bool {
+	for {
+		l.expect(0)
+		l.compile() // what the switch lacks of it, its first reading tells
+		l.due.Store(0)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-l.opt.Hold:
+			return true
+		case answer := <-l.ask:
+			answer <- l.compiler.Desired().Clone()
+		case <-l.wake:
+		}
+	}
 }
 
 // complain logs a failure when it is news.
@@ -503,6 +409,3 @@ func (l *Loop) groupDrifted(e ofswitch.Event) bool {
 	want, ok := l.compiler.Desired().Groups[e.Group.ID]
 	return ok && (e.Deleted || want.Group != e.Group) // one that is not wanted was ours a moment ago, or is another program's
 }
-
-// Gather takes what is queued into the view without touching the switch. It may be called only before Run.
-func (l *Loop) Gather() { l.compile() }

@@ -45,6 +45,13 @@ func (l *Loop) compile() flows.Delta {
 	l.mu.Lock()
 	l.latest = snapshot
 	l.status.Desired = snapshot.Revision
+	l.waiting = slices.DeleteFunc(l.waiting, func(r request) bool {
+		seen := r.view && r.revision <= l.taken
+		if seen {
+			r.done <- nil
+		}
+		return seen
+	})
 	l.mu.Unlock()
 	l.reportProblems(before, snapshot, changed)
 	if l.opt.Viewed != nil {
