@@ -142,7 +142,7 @@ func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
 		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](compareAddresses),
 		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](compareRules),
-		nft: &nat{nft: nft, layout: tableLayout}, otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
+		nft: newNAT(nft, tableLayout), otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
 	}
 }
 
@@ -217,7 +217,7 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 }
 
 func (h *Host) syncTable(ctx context.Context, c *changes, d Desired, compare bool) error {
-	before, first := len(c.list), h.nft.rules == nil
+	before, first := len(c.list), !h.nft.rules.known
 	err := h.nft.sync(ctx, c, d, compare)
 	if err == nil {
 		h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)

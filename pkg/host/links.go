@@ -127,7 +127,7 @@ func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
 			a.Flags |= unix.IFA_F_NODAD
 		}
 		// The kernel may be faster with a link-local address.
-		if err := netlink.AddrAdd(link, a); err != nil && !(e.key == linkLocal && errors.Is(err, unix.EEXIST)) {
+		if err := netlink.AddrAdd(link, a); err != nil && (e.key != linkLocal || !errors.Is(err, unix.EEXIST)) {
 			return fmt.Errorf("add address %s to %s: %w", e.key.prefix, name, err)
 		}
 		c.add("%s: address %s added", name, e.key.prefix)

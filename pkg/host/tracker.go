@@ -35,6 +35,15 @@ type entry[K, V comparable] struct {
 	key   K
 }
 
+// keys are the keys of objects.
+func keys[K, V comparable](list []entry[K, V]) []K {
+	keys := make([]K, len(list))
+	for i, e := range list {
+		keys[i] = e.key
+	}
+	return keys
+}
+
 // state is the value of a key, if the key exists.
 type state[V comparable] struct {
 	value  V
