@@ -295,7 +295,7 @@ func TestRemovedTranslations(t *testing.T) {
 	nft := knftables.NewFake(knftables.InetFamily, tableName)
 	d, _ := nodeWithServices()
 	d.sortServices()
-	n := &nat{nft: nft}
+	n := newNAT(nft, nil)
 	syncNAT(t, n, d)
 	took := func(what string, want removedTranslations) {
 		t.Helper()
@@ -316,7 +316,7 @@ func TestRemovedTranslations(t *testing.T) {
 		external: map[netip.AddrPort]netip.AddrPort{at("192.0.2.50:53"): at("10.96.0.10:53")}}
 	took("elements", change)
 
-	n = &nat{nft: nft}
+	n = newNAT(nft, nil)
 	d.ExternalIPs, d.NoMasquerade = d.ExternalIPs[1:], prefixes("192.168.0.0/16")
 	syncNAT(t, n, d)
 	took("elements, after a restart", removedTranslations{
@@ -324,7 +324,7 @@ func TestRemovedTranslations(t *testing.T) {
 			"192.168.0.0/16"), external: map[netip.AddrPort]netip.AddrPort{at("198.51.100.80:53"): at("169.254.87.1:30053")},
 	})
 
-	n = &nat{nft: nft}
+	n = newNAT(nft, nil)
 	d.Masquerade = false
 	syncNAT(t, n, d)
 	took("the masquerade, after a restart", removedTranslations{direct: everywhere})

@@ -1,14 +1,12 @@
 package host
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/model"
@@ -96,162 +94,93 @@ func servicePorts(d Desired, is4 bool) []element {
 // noTranslationsRemoved is for sets whose elements cause no NAT, or NAT that is recognizable as Weft's without memory.
 func noTranslationsRemoved(_, _ []element) removedTranslations { return removedTranslations{} }
 
-// diverted identifies a route in one of Weft's routing tables.
-type diverted struct {
-	table int
-	dst   netip.Prefix
+// ruleKey is a routing rule of Weft's.
+type ruleKey struct {
+	family, priority, table int
+	mark, mask              uint32
+	// other describes a rule with attributes that Weft never sets.
+	other string
 }
 
-// syncDivert writes the routing tables and rules for Services' external addresses. With compare it reads them from the
-// kernel first; otherwise it relies on the routes that it remembers.
-func (h *Host) syncDivert(c *changes, link netlink.Link, d Desired, compare bool) error {
-	compare = compare || h.diverted == nil
-	want := divertRoutes(d, link.Attrs().Index)
-	if !compare && maps.Equal(want, h.diverted) {
+func compareRules(a, b ruleKey) int {
+	return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.priority, b.priority), cmp.Compare(a.table, b.table),
+		cmp.Compare(a.mark, b.mark), cmp.Compare(a.mask, b.mask), cmp.Compare(a.other, b.other))
+}
+
+// syncRules writes the routing rules for Services' external addresses. With compare, or to change something, it reads
+// the kernel's rules first.
+func (h *Host) syncRules(c *changes, d Desired, compare bool) error {
+	var want []entry[ruleKey, struct{}]
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if _, ok := d.local(family == netlink.FAMILY_V4); ok {
+			for _, k := range []ruleKey{
+				{family: family, priority: serviceRulePriority, table: serviceTable, mark: serviceMark, mask: serviceMark},
+				{family: family, priority: fallbackPriority, table: fallbackTable},
+			} {
+				want = append(want, entry[ruleKey, struct{}]{key: k})
+			}
+		}
+	}
+	t := h.rules
+	t.desire(want)
+	if !compare && t.inSync() {
 		return nil
 	}
-	have := h.diverted
-	var errs []error
-	if compare {
-		var err error
-		if have, err = haveDiverted(); err != nil {
-			return err
-		}
-		errs = append(errs, syncDivertRules(c, d))
-	}
-	for at, r := range want {
-		old, replace := have[at]
-		if old == r {
-			continue
-		}
-		if replace && old.metric != r.metric {
-			errs = append(errs, remove(old))
-		}
-		if err := netlink.RouteReplace(r.toKernel()); err != nil {
-			errs = append(errs, fmt.Errorf("add route to %s in table %d: %w", at.dst, at.table, err))
-			continue
-		}
-		c.add("route to %s in table %d added", at.dst, at.table)
-	}
-	for at, r := range have {
-		if _, wanted := want[at]; wanted {
-			continue
-		}
-		errs = append(errs, remove(r))
-		c.add("route to %s in table %d removed", at.dst, at.table)
-	}
-	err := errors.Join(errs...)
-	h.diverted = want
+	rules, err := ourRules()
 	if err != nil {
-		h.diverted = nil
+		return err
 	}
-	return err
+	have := make(map[ruleKey]struct{}, len(rules))
+	for k := range rules {
+		have[k] = struct{}{}
+	}
+	t.learn(have)
+	errs := []error{t.prune(func(e entry[ruleKey, struct{}]) error {
+		r := rules[e.key]
+		if err := netlink.RuleDel(&r); err != nil {
+			return fmt.Errorf("remove routing rule %s: %w", r, err)
+		}
+		c.add("routing rule of priority %d removed", e.key.priority)
+		return nil
+	})}
+	t.add(func(e entry[ruleKey, struct{}], _ bool) error {
+		r, k := netlink.NewRule(), e.key
+		r.Family, r.Protocol, r.Priority, r.Table, r.Mark = k.family, uint8(RouteProtocol), k.priority, k.table, k.mark
+		if k.mask != 0 {
+			r.Mask = &k.mask
+		}
+		if err := netlink.RuleAdd(r); err != nil {
+			return fmt.Errorf("add routing rule for packets to Services (priority %d): %w", k.priority, err)
+		}
+		c.add("routing rule of priority %d to table %d added", k.priority, k.table)
+		return nil
+	})
+	t.failures(func(_ entry[ruleKey, struct{}], err error) { errs = append(errs, err) })
+	return errors.Join(errs...)
 }
 
-func remove(r route) error {
-	if err := netlink.RouteDel(r.toKernel()); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("remove route to %s in table %d: %w", r.dst, r.table, err)
-	}
-	return nil
-}
-
-// divertRoutes are the desired routes of these tables.
-func divertRoutes(d Desired, link int) map[diverted]route {
-	want := make(map[diverted]route, len(d.ServicePorts)+2)
-	add := func(table int, dst netip.Prefix) {
-		is4 := dst.Addr().Is4()
-		pods, ok := d.local(is4)
-		if !ok {
-			return
-		}
-		r := route{
-			dst: dst, gateway: model.NodePortAddr(is4), onlink: true, source: model.GatewayAddr(pods), link: link, table: table,
-		}
-		if !is4 {
-			r.metric = ipv6DefaultMetric
-		}
-		want[diverted{table, dst}] = r
-	}
-	for _, all := range everywhere {
-		add(serviceTable, all)
-	}
-	for _, p := range d.ServicePorts {
-		add(fallbackTable, single(p.Addr))
-	}
-	return want
-}
-
-// haveDiverted are the kernel's routes of these tables. Of two routes to one destination it returns one, which is then
-// replaced or removed.
-func haveDiverted() (map[diverted]route, error) {
-	have := map[diverted]route{}
-	for _, table := range []int{serviceTable, fallbackTable} {
-		filter := &netlink.Route{Table: table, Protocol: RouteProtocol}
-		list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_PROTOCOL)
-		if err != nil {
-			return nil, fmt.Errorf("list routes of table %d: %w", table, err)
-		}
-		for _, k := range list {
-			r := fromKernel(k)
-			have[diverted{table, r.dst}] = r
-		}
-	}
-	return have, nil
-}
-
-func syncDivertRules(c *changes, d Desired) error {
-	mask := uint32(serviceMark)
-	var errs []error
-	for family, is4 := range map[int]bool{netlink.FAMILY_V4: true, netlink.FAMILY_V6: false} {
+// ourRules are the kernel's rules with Weft's protocol number.
+func ourRules() (map[ruleKey]netlink.Rule, error) {
+	ours := map[ruleKey]netlink.Rule{}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		have, err := netlink.RuleList(family)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("list routing rules: %w", err))
-			continue
-		}
-		var want []netlink.Rule
-		if _, ok := d.local(is4); ok {
-			marked, last := netlink.NewRule(), netlink.NewRule()
-			marked.Priority, marked.Mark, marked.Mask, marked.Table = serviceRulePriority, serviceMark, &mask, serviceTable
-			last.Priority, last.Table = fallbackPriority, fallbackTable
-			want = []netlink.Rule{*marked, *last}
+			return nil, fmt.Errorf("list routing rules: %w", err)
 		}
 		for _, r := range have {
 			if r.Protocol != uint8(RouteProtocol) {
 				continue
 			}
-			others := slices.DeleteFunc(slices.Clone(want), func(w netlink.Rule) bool { return sameRoutingRule(w, r) })
-			if len(others) < len(want) {
-				want = others
-				continue
-			}
 			r.Family = family
-			if err := netlink.RuleDel(&r); err != nil {
-				errs = append(errs, fmt.Errorf("remove routing rule %s: %w", r, err))
-				continue
+			k := ruleKey{family: family, priority: r.Priority, table: r.Table, mark: r.Mark}
+			if r.Mask != nil {
+				k.mask = *r.Mask
 			}
-			c.add("routing rule of priority %d removed", r.Priority)
-		}
-		for _, r := range want {
-			r.Family, r.Protocol = family, uint8(RouteProtocol)
-			if err := netlink.RuleAdd(&r); err != nil {
-				errs = append(errs, fmt.Errorf("add routing rule for packets to Services (priority %d): %w", r.Priority, err))
-				continue
+			if r.Src != nil || r.Dst != nil || r.IifName != "" || r.OifName != "" || r.Invert || r.IPProto != 0 {
+				k.other = r.String()
 			}
-			c.add("routing rule of priority %d to table %d added", r.Priority, r.Table)
+			ours[k] = r
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// sameRoutingRule compares a desired rule with one of the kernel.
-func sameRoutingRule(want, have netlink.Rule) bool {
-	mask := func(r netlink.Rule) uint32 {
-		if r.Mask == nil {
-			return 0
-		}
-		return *r.Mask
-	}
-	return have.Src == nil && have.Dst == nil && have.IifName == "" && have.OifName == "" && !have.Invert &&
-		have.IPProto == 0 && have.Priority == want.Priority && have.Table == want.Table &&
-		have.Mark == want.Mark && mask(have) == mask(want)
+	return ours, nil
 }

@@ -53,8 +53,12 @@ type Desired struct {
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
 	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
-	// no routes. Only their addresses may send tunnel packets, and pods' packets to these addresses are masqueraded.
+	// no routes; those without a route in Links are routed to the switch. Only their addresses may send tunnel packets,
+	// and pods' packets to these addresses are masqueraded.
 	Peers []model.Path
+	// Links are the links besides the gateway interface that lead to other nodes' pods: an uplink, or an encrypting
+	// device.
+	Links []Link
 	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
 	Masquerade bool
 	// NoMasquerade are destinations, in addition to pods, that see pods' own addresses.
@@ -75,6 +79,29 @@ type Desired struct {
 	ExternalIPs []ExternalIP
 }
 
+// Link is a link with routes of Weft's. Nothing else of it is changed. While it does not exist, the destinations of its
+// routes are unreachable.
+type Link struct {
+	Name   string
+	Routes []Route
+}
+
+// Route is a route through a link, with the gateway interface's address as source.
+type Route struct {
+	Dst netip.Prefix
+	// Via is the next hop; invalid for destinations that are on the link.
+	Via netip.Addr
+}
+
+// linkNames are the names of all links.
+func (d Desired) linkNames() []string {
+	names := []string{d.Gateway}
+	for _, l := range d.Links {
+		names = append(names, l.Name)
+	}
+	return names
+}
+
 // compareEvery is the interval at which Sync compares with the kernel, unless Watch saw a change. While Sync has
 // changes to write, the interval is compareEveryBusy: with 10,000 Services a comparison takes longer than a client of a
 // new Service should wait.
@@ -85,24 +112,23 @@ const (
 
 // Host applies a Desired to the kernel.
 type Host struct {
-	sysctl  sysctl
-	routing routing
-	nft     *nat
+	sysctl    sysctl
+	addresses *tracker[address, int]
+	routes    *tracker[routeKey, route]
+	rules     *tracker[ruleKey, struct{}]
+	nft       *nat
 	// flushing is shared with FlushConnections.
 	flushing flushing
 	log      *slog.Logger
-
-	// diverted are the installed routes of syncDivert; nil when not known.
-	diverted map[diverted]route
 
 	now      func() time.Time
 	compared time.Time // time of the last comparison
 	filtered error     // its result about other programs' tables
 
 	mu    sync.Mutex
-	name  string // the gateway interface, for Watch
-	index int
-	dirty bool // Watch saw a change of links, addresses or routes
+	names []string // the links, for Watch
+	index int      // of the gateway interface
+	dirty bool     // Watch saw a change of links, addresses or routes
 	// dirtyTable: Watch saw a change of Weft's nftables table by another program.
 	dirtyTable bool
 
@@ -112,8 +138,9 @@ type Host struct {
 // New returns a Host that writes sysctls below sysctlRoot (a writable mount of /proc/sys) and NAT rules through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
-		sysctl: sysctl{root: sysctlRoot}, nft: &nat{nft: nft, layout: tableLayout},
-		otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
+		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](compareAddresses),
+		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](compareRules),
+		nft: newNAT(nft, tableLayout), otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
 	}
 }
 
@@ -138,7 +165,7 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 		return Result{}, fmt.Errorf("sync host network: %w", err)
 	}
 	h.mu.Lock()
-	h.name = d.Gateway
+	h.names = d.linkNames()
 	dirty, dirtyTable := h.dirty, h.dirtyTable
 	h.dirty, h.dirtyTable = false, false
 	h.mu.Unlock()
@@ -188,7 +215,7 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 }
 
 func (h *Host) syncTable(ctx context.Context, c *changes, d Desired, compare bool) error {
-	before, first := len(c.list), h.nft.rules == nil
+	before, first := len(c.list), !h.nft.rules.known
 	err := h.nft.sync(ctx, c, d, compare)
 	if err == nil {
 		h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
@@ -209,12 +236,14 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 	if err := h.linkSysctls(c, d); err != nil {
 		return err
 	}
-	if err := syncAddresses(c, link, d); err != nil {
+	if err := h.syncAddresses(c, link, d); err != nil {
 		return err
 	}
+	links, missing := linkIndexes(d)
+	c.unrouted = append(c.unrouted, missing...)
 	// Routes are deleted with the link and its addresses.
 	compare = compare || len(c.list) > before
-	return errors.Join(h.routing.sync(c, link, d, compare), h.syncDivert(c, link, d, compare))
+	return errors.Join(h.syncRoutes(c, d, links, compare), h.syncRules(c, d, compare))
 }
 
 // changes collects the changes, and the errors about remote routes that could not be added.
@@ -240,7 +269,19 @@ func (d Desired) check() error {
 	if d.Gateway == "" {
 		return errors.New("the gateway interface has no name")
 	}
-	for _, p := range slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs) {
+	all := slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs)
+	for _, l := range d.Links {
+		if l.Name == "" || l.Name == d.Gateway {
+			return fmt.Errorf("invalid further link %q: unnamed, or the gateway interface", l.Name)
+		}
+		for _, r := range l.Routes {
+			if r.Via.IsValid() && r.Via.Is4() != r.Dst.Addr().Is4() {
+				return fmt.Errorf("route to %s through %s: next hop %s is of the other family", r.Dst, l.Name, r.Via)
+			}
+			all = append(all, r.Dst)
+		}
+	}
+	for _, p := range all {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("invalid CIDR %v: not a masked prefix", p)
 		}

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -45,66 +46,99 @@ func (h *Host) syncLink(c *changes, d Desired) (netlink.Link, error) {
 	return link, nil
 }
 
-// syncAddresses adds the gateway interface's addresses, and removes those of other pod CIDRs.
-func syncAddresses(c *changes, link netlink.Link, d Desired) error {
-	name := link.Attrs().Name
+// linkIndexes are the indexes of the gateway interface and of the other links, and an error for each that does not exist.
+func linkIndexes(d Desired) (indexes map[string]int, missing []error) {
+	indexes = map[string]int{}
+	for _, name := range d.linkNames() {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			missing = append(missing, fmt.Errorf("find link %s: %w; the destinations of its routes are unreachable", name, err))
+			continue
+		}
+		indexes[name] = link.Attrs().Index
+	}
+	return indexes, missing
+}
+
+// address identifies an address of a link.
+type address struct {
+	link   int
+	prefix netip.Prefix
+}
+
+func compareAddresses(a, b address) int {
+	return cmp.Or(cmp.Compare(a.link, b.link), comparePrefixes(a.prefix, b.prefix))
+}
+
+// syncAddresses removes the gateway interface's addresses of other pod CIDRs, and adds its own ones. It always reads
+// the kernel's addresses, which are few.
+func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
+	name, index := link.Attrs().Name, link.Attrs().Index
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
-	want, ours := map[netip.Prefix]bool{}, map[netip.Addr]bool{}
+	// The values are flags. Weft adds the route to the local pods itself, instead of the kernel with the address.
+	var want []entry[address, int]
+	ours := map[netip.Addr]bool{}
 	for _, p := range d.PodCIDRs {
-		want[gatewayPrefix(p)] = true
+		want = append(want, entry[address, int]{unix.IFA_F_NOPREFIXROUTE, address{index, gatewayPrefix(p)}})
 		ours[model.GatewayAddr(p)] = true
 	}
+	// The kernel adds a link-local address when the link comes up, and never again. Without one it cannot solicit a pod's
+	// link-layer address for forwarded packets (RFC 4861 section 7.2.2: the source of a solicitation is an address of the
+	// interface).
+	linkLocal := address{index, netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)}
+	if _, ipv6 := d.local(false); ipv6 && !slices.ContainsFunc(have, isLinkLocal) {
+		want = append(want, entry[address, int]{0, linkLocal})
+	}
+	known, addrs := map[address]int{}, map[address]netlink.Addr{}
 	for _, a := range have {
 		p := prefix(a.IPNet)
-		switch {
-		case want[p] && a.Flags&unix.IFA_F_NOPREFIXROUTE != 0:
-			delete(want, p)
-		case ours[p.Addr()], p == gatewayPrefix(p.Masked()) && a.Scope == unix.RT_SCOPE_UNIVERSE:
-			if err := netlink.AddrDel(link, &a); err != nil {
-				return fmt.Errorf("remove address %s from %s: %w", p, name, err)
-			}
-			c.add("%s: address %s removed", name, p)
+		if ours[p.Addr()] || p == gatewayPrefix(p.Masked()) && a.Scope == unix.RT_SCOPE_UNIVERSE {
+			known[address{index, p}], addrs[address{index, p}] = a.Flags&unix.IFA_F_NOPREFIXROUTE, a
 		}
 	}
-	for _, cidr := range d.PodCIDRs {
-		p := gatewayPrefix(cidr)
-		if !want[p] {
-			continue
+	t := h.addresses
+	t.desire(want)
+	t.learn(known)
+	remove := func(e entry[address, int]) error {
+		a := addrs[e.key]
+		if err := netlink.AddrDel(link, &a); err != nil {
+			return fmt.Errorf("remove address %s from %s: %w", e.key.prefix, name, err)
 		}
-		// Weft adds the route to the local pods itself, instead of the kernel with the address.
-		a := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NOPREFIXROUTE}
-		if p.Addr().Is6() {
-			a.Flags |= unix.IFA_F_NODAD
-		}
-		if err := netlink.AddrAdd(link, a); err != nil {
-			return fmt.Errorf("add address %s to %s: %w", p, name, err)
-		}
-		c.add("%s: address %s added", name, p)
-	}
-	return syncLinkLocal(c, link, have, d)
-}
-
-// syncLinkLocal gives the gateway interface a link-local address when it has none. The kernel adds one when the link
-// comes up, and never again. Without it the kernel cannot solicit a pod's link-layer address for forwarded packets (RFC
-// 4861 section 7.2.2: the source of a solicitation is an address of the interface).
-func syncLinkLocal(c *changes, link netlink.Link, have []netlink.Addr, d Desired) error {
-	ipv6 := slices.ContainsFunc(d.PodCIDRs, func(p netip.Prefix) bool { return p.Addr().Is6() })
-	if !ipv6 || slices.ContainsFunc(have, func(a netlink.Addr) bool {
-		return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast()
-	}) {
+		c.add("%s: address %s removed", name, e.key.prefix)
 		return nil
 	}
-	name, p := link.Attrs().Name, netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)
-	a := &netlink.Addr{IPNet: ipNet(p), Scope: unix.RT_SCOPE_LINK, Flags: unix.IFA_F_NODAD}
-	if err := netlink.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) { // the kernel was faster
-		return fmt.Errorf("add address %s to %s: %w", p, name, err)
+	if err := t.prune(remove); err != nil {
+		return err
 	}
-	c.add("%s: address %s added", name, p)
-	return nil
+	t.add(func(e entry[address, int], replace bool) error {
+		if replace {
+			if err := remove(e); err != nil {
+				return err
+			}
+		}
+		a := &netlink.Addr{IPNet: ipNet(e.key.prefix), Flags: e.value}
+		if e.key == linkLocal {
+			a.Scope = unix.RT_SCOPE_LINK
+		}
+		if e.key.prefix.Addr().Is6() {
+			a.Flags |= unix.IFA_F_NODAD
+		}
+		// The kernel may be faster with a link-local address.
+		if err := netlink.AddrAdd(link, a); err != nil && (e.key != linkLocal || !errors.Is(err, unix.EEXIST)) {
+			return fmt.Errorf("add address %s to %s: %w", e.key.prefix, name, err)
+		}
+		c.add("%s: address %s added", name, e.key.prefix)
+		return nil
+	})
+	var errs []error
+	t.failures(func(_ entry[address, int], err error) { errs = append(errs, err) })
+	return errors.Join(errs...)
 }
+
+func isLinkLocal(a netlink.Addr) bool { return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() }
 
 // linkLocalAddr is the address that the kernel derives from a MAC address (RFC 4291 appendix A).
 func linkLocalAddr(m model.MAC) netip.Addr {

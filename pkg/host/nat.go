@@ -1,10 +1,10 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"sigs.k8s.io/knftables"
 )
@@ -21,53 +21,97 @@ type nat struct {
 	generations generations
 	// layout reads the kernel's form of the table; nil with knftables' fake, which has none.
 	layout func() (layout, error)
-	// rules and elements (of each set, sorted) are installed; known is false when that is uncertain.
-	known    bool
-	rules    []*knftables.Rule
-	elements [][]element
+	// rules are the comments. While they are not known, elements may be outdated.
+	rules    *tracker[position, string]
+	elements []*tracker[element, struct{}] // of each set
 	// removed are the translations that writes have removed since the last Sync took them.
 	removed removedTranslations
+}
+
+// position is the place of a rule.
+type position struct {
+	chain string
+	n     int
+}
+
+func newNAT(nft knftables.Interface, layout func() (layout, error)) *nat {
+	n := &nat{nft: nft, layout: layout, rules: newTracker[position, string](func(a, b position) int {
+		return cmp.Or(cmp.Compare(a.chain, b.chain), cmp.Compare(a.n, b.n))
+	})}
+	for range sets {
+		n.elements = append(n.elements, newTracker[element, struct{}](compareElements))
+	}
+	return n
 }
 
 // sync writes elements or, when anything else differs, the whole table. Either is one transaction; connections keep
 // their NAT. With compare, or when its memory is not reliable, it reads the kernel's state first.
 func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) error {
-	wantRules, want := rules(d), make([][]element, len(sets))
+	rules := rules(d)
+	n.rules.desire(positions(rules))
 	for i, s := range sets {
-		want[i] = s.elements(d, s.is4)
-	}
-	if n.known && !compare && slices.EqualFunc(n.rules, wantRules, sameRule) {
-		if err := n.writeDifference(ctx, c, want); err == nil {
-			return nil
+		list := s.elements(d, s.is4)
+		entries := make([]entry[element, struct{}], len(list))
+		for j, e := range list {
+			entries[j].key = e
 		}
-		// Another program changed the table, so compare with the kernel.
+		n.elements[i].desire(entries)
 	}
-	n.known = false
-	have, err := n.listRules(ctx)
-	if err != nil {
-		return err
+	if !compare && n.rules.inSync() && n.writeDifference(ctx, c) == nil {
+		return nil
 	}
-	inSync := slices.EqualFunc(have, byChain(wantRules), sameRule)
-	if inSync {
-		if inSync, err = n.layoutUnchanged(); err != nil {
-			return err
-		}
-	}
-	if inSync {
-		if inSync, err = n.readElements(ctx); err != nil {
-			return err
-		}
-	}
-	if inSync {
-		err = n.writeDifference(ctx, c, want)
-	} else {
-		err = n.writeTable(ctx, c, have, wantRules, want)
+	// Perhaps another program changed the table.
+	masqueraded, err := n.learn(ctx)
+	if err == nil && n.rules.inSync() {
+		err = n.writeDifference(ctx, c)
+	} else if err == nil {
+		err = n.writeTable(ctx, c, rules, masqueraded)
 	}
 	if err != nil {
-		return err
+		n.rules.forget()
 	}
-	n.known, n.rules = true, wantRules
-	return nil
+	return err
+}
+
+// positions are the comments of the rules at their positions.
+func positions(rules []*knftables.Rule) []entry[position, string] {
+	list, next := make([]entry[position, string], 0, len(rules)), map[string]int{}
+	for _, r := range rules {
+		e := entry[position, string]{key: position{r.Chain, next[r.Chain]}}
+		if r.Comment != nil {
+			e.value = *r.Comment
+		}
+		next[r.Chain]++
+		list = append(list, e)
+	}
+	return list
+}
+
+// learn reads the table. When anything but elements differs from what Weft writes, the rules are not in sync. It
+// reports whether the table masquerades pods' packets to destinations outside.
+func (n *nat) learn(ctx context.Context) (masqueraded bool, err error) {
+	have, err := n.nft.ListRules(ctx, "") // nft lists chains in any order
+	if err != nil && !knftables.IsNotFound(err) {
+		return false, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
+	}
+	list := positions(have)
+	masqueraded = slices.ContainsFunc(list, toWorld)
+	rules := make(map[position]string, len(list))
+	for _, e := range list {
+		rules[e.key] = e.value
+	}
+	n.rules.learn(rules)
+	if !n.rules.inSync() {
+		return masqueraded, nil
+	}
+	unchanged, err := n.layoutUnchanged()
+	if unchanged && err == nil {
+		unchanged, err = n.learnElements(ctx)
+	}
+	if !unchanged {
+		n.rules.learn(nil)
+	}
+	return masqueraded, err
 }
 
 // run runs a transaction and records its generation.
@@ -104,29 +148,9 @@ func (n *nat) recordLayout(ctx context.Context) error {
 	return nil
 }
 
-// listRules are the table's rules, by chain; none when the table does not exist.
-func (n *nat) listRules(ctx context.Context) ([]*knftables.Rule, error) {
-	have, err := n.nft.ListRules(ctx, "")
-	if err != nil && !knftables.IsNotFound(err) {
-		return nil, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
-	}
-	return byChain(have), nil
-}
-
-// byChain sorts rules by chain, because nft lists chains in any order.
-func byChain(rules []*knftables.Rule) []*knftables.Rule {
-	return slices.SortedStableFunc(slices.Values(rules),
-		func(a, b *knftables.Rule) int { return strings.Compare(a.Chain, b.Chain) })
-}
-
-func sameRule(a, b *knftables.Rule) bool {
-	return a.Chain == b.Chain && a.Comment != nil && b.Comment != nil && *a.Comment == *b.Comment
-}
-
-// readElements reads the elements of all sets. It returns false when a set is missing or has elements that Weft never
+// learnElements reads the elements of all sets. It returns false when a set is missing or has elements that Weft never
 // writes.
-func (n *nat) readElements(ctx context.Context) (bool, error) {
-	n.elements = make([][]element, len(sets))
+func (n *nat) learnElements(ctx context.Context) (bool, error) {
 	for i, s := range sets {
 		have, err := n.nft.ListElements(ctx, s.kind(), s.name)
 		if knftables.IsNotFound(err) {
@@ -135,33 +159,32 @@ func (n *nat) readElements(ctx context.Context) (bool, error) {
 		if err != nil {
 			return false, fmt.Errorf("list nftables %s %s %s: %w", s.kind(), tableName, s.name, err)
 		}
-		list := make([]element, len(have))
-		for j, e := range have {
-			var ok bool
-			if list[j], ok = s.parse(e); !ok {
+		elements := make(map[element]struct{}, len(have))
+		for _, k := range have {
+			e, ok := s.parse(k)
+			if !ok {
 				return false, nil
 			}
+			elements[e] = struct{}{}
 		}
-		slices.SortFunc(list, compareElements)
-		n.elements[i] = list
+		n.elements[i].learn(elements)
 	}
 	return true, nil
 }
 
-// writeDifference adds and deletes single elements, from the remembered elements to the desired ones.
-func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element) error {
+// writeDifference adds and deletes single elements.
+func (n *nat) writeDifference(ctx context.Context, c *changes) error {
 	tx := n.nft.NewTransaction()
 	var done changes
 	for i, s := range sets {
-		stale, missing := difference(n.elements[i], want[i])
 		// Delete first: a range may replace others, and a key may get another value.
-		for _, e := range stale {
-			tx.Delete(s.element(e))
-			done.add("nftables %s %s: %s removed", s.kind(), s.name, e)
+		for _, e := range n.elements[i].stale() {
+			tx.Delete(s.element(e.key))
+			done.add("nftables %s %s: %s removed", s.kind(), s.name, e.key)
 		}
-		for _, e := range missing {
-			tx.Add(s.element(e))
-			done.add("nftables %s %s: %s added", s.kind(), s.name, e)
+		for _, e := range n.elements[i].missing() {
+			tx.Add(s.element(e.key))
+			done.add("nftables %s %s: %s added", s.kind(), s.name, e.key)
 		}
 	}
 	if tx.NumOperations() > 0 {
@@ -170,45 +193,31 @@ func (n *nat) writeDifference(ctx context.Context, c *changes, want [][]element)
 		}
 	}
 	c.list = append(c.list, done.list...)
-	n.setElements(want)
+	n.written()
 	return nil
 }
 
-// setElements records the elements of the sets, and the translations that the deleted elements made. These are unknown
-// when a new agent finds another version's rules.
-func (n *nat) setElements(elements [][]element) {
-	if n.elements != nil {
-		for i, s := range sets {
-			n.removed.add(s.removed(difference(n.elements[i], elements[i])))
+// written records that the desired table is installed, and the translations that the deleted elements made. These are
+// unknown when a new agent finds another version's rules.
+func (n *nat) written() {
+	for i, s := range sets {
+		if t := n.elements[i]; t.known && !t.inSync() {
+			n.removed.add(s.removed(keys(t.stale()), keys(t.missing())))
 		}
+		n.elements[i].written()
 	}
-	n.elements = elements
+	n.rules.written()
 }
 
-// difference compares two sorted lists.
-func difference(have, want []element) (stale, missing []element) {
-	for len(have) > 0 && len(want) > 0 {
-		switch order := compareElements(have[0], want[0]); {
-		case order == 0:
-			have, want = have[1:], want[1:]
-		case order < 0:
-			stale, have = append(stale, have[0]), have[1:]
-		default:
-			missing, want = append(missing, want[0]), want[1:]
-		}
-	}
-	return append(stale, have...), append(missing, want...)
-}
-
-func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftables.Rule, want [][]element) error {
+func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rule, masqueraded bool) error {
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("Weft pod network; rewritten when changed")})
 	for i, s := range sets {
 		tx.Add(s.object())
-		for _, e := range want[i] {
-			tx.Add(s.element(e))
+		for _, e := range n.elements[i].list {
+			tx.Add(s.element(e.key))
 		}
 	}
 	for _, chain := range chains {
@@ -221,8 +230,8 @@ func (n *nat) writeTable(ctx context.Context, c *changes, have, rules []*knftabl
 		return fmt.Errorf("write nftables table %s: %w", tableName, err)
 	}
 	c.add("nftables table %s written", tableName)
-	n.setElements(want)
-	if slices.ContainsFunc(have, toWorld) && !slices.ContainsFunc(rules, toWorld) {
+	n.written()
+	if masqueraded && !slices.ContainsFunc(n.rules.list, toWorld) {
 		n.removed.direct = append(n.removed.direct, everywhere...)
 	}
 	return n.recordLayout(ctx)

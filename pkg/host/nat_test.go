@@ -158,7 +158,7 @@ func TestNATTable(t *testing.T) {
 		}
 		delete(cases, f.Name)
 		fake := knftables.NewFake(knftables.InetFamily, tableName)
-		syncNAT(t, &nat{nft: fake}, d)
+		syncNAT(t, newNAT(fake, nil), d)
 		got := hideHashes(fake.Dump())
 		if *update {
 			archive.Files[i].Data = []byte(got)
@@ -189,9 +189,9 @@ func hideHashes(dump string) string {
 
 func TestNATIsSilentWhenRight(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
-	syncNAT(t, &nat{nft: nft}, withServices())
+	syncNAT(t, newNAT(nft, nil), withServices())
 	nft.runs = 0
-	if changed := syncNAT(t, &nat{nft: nft}, withServices()); len(changed) > 0 || nft.runs > 0 {
+	if changed := syncNAT(t, newNAT(nft, nil), withServices()); len(changed) > 0 || nft.runs > 0 {
 		t.Errorf("changed %q in %d transactions, want nothing", changed, nft.runs)
 	}
 }
@@ -199,7 +199,7 @@ func TestNATIsSilentWhenRight(t *testing.T) {
 // A node that joins or leaves changes its elements, and no rule.
 func TestNATElementWise(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
-	n := &nat{nft: nft}
+	n := newNAT(nft, nil)
 	syncNAT(t, n, dualStack())
 	d := dualStack()
 	d.setPeerPodCIDRs("10.244.2.0/24", "fd00:10:2::/64", "10.244.4.0/24", "fd00:10:4::/64")
@@ -255,7 +255,7 @@ func TestNATRepair(t *testing.T) {
 		},
 	} {
 		fake := knftables.NewFake(knftables.InetFamily, tableName)
-		n := &nat{nft: fake}
+		n := newNAT(fake, nil)
 		syncNAT(t, n, withServices())
 		right := fake.Dump()
 		tx := fake.NewTransaction()
@@ -277,7 +277,7 @@ func sortedLines(dump string) []string { return slices.Sorted(strings.SplitSeq(d
 
 func TestNATRulesFollowPodCIDR(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, tableName)
-	n := &nat{nft: fake}
+	n := newNAT(fake, nil)
 	syncNAT(t, n, withServices())
 	d := dualStack()
 	d.PodCIDRs = prefixes("10.244.9.0/24", "fd00:10:9::/64")

@@ -19,18 +19,6 @@ func (d Desired) peerPodCIDRs() []netip.Prefix {
 	return list
 }
 
-// peerRoutes are the routes to the peer nodes' pod CIDRs, in the order of Peers, without source and metric. link is the
-// gateway interface: the switch answers for all pods, has the path to them, and drops what goes to an unreachable node.
-func (d Desired) peerRoutes(link int) []route {
-	list := make([]route, 0, 2*len(d.Peers))
-	for _, path := range d.Peers {
-		for _, cidr := range path.PodCIDRs {
-			list = append(list, route{dst: cidr, gateway: model.GatewayAddr(cidr), onlink: true, link: link})
-		}
-	}
-	return list
-}
-
 // routedToSwitch are the ranges that the node's routes lead to the switch, without this node's pods and without the
 // addresses of single Services.
 func (d Desired) routedToSwitch(is4 bool) ranges {

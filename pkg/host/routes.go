@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
-	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -21,93 +19,110 @@ const ipv6DefaultMetric = 1024
 // maxRouteLookups is the maximum number of new routes that the kernel is queried for one by one.
 const maxRouteLookups = 16
 
-// routing writes the routes. There is one for each node, so it remembers which routes the kernel has and, between two
-// comparisons with the kernel, writes differences only.
-type routing struct {
-	mu sync.Mutex // Watch reads want and installed
-	// want are the routes of the last sync.
-	want map[netip.Prefix]route
-	// installed are Weft's routes in the kernel; nil when not known.
-	installed map[netip.Prefix]route
-	// failed are the routes that could not be added. They are retried with the next change or comparison.
-	failed map[netip.Prefix]failedRoute
-	// inputs are the values that want was computed from.
-	inputs routeInputs
+const mainTable = unix.RT_TABLE_MAIN
+
+// routeKey identifies a route in the kernel.
+type routeKey struct {
+	table  int
+	dst    netip.Prefix
+	metric int
+	// extra is 0 for all of Weft's routes. IPv4 allows several routes with equal destination and metric.
+	extra int
 }
 
-// routeInputs are the values that the routes depend on.
-type routeInputs struct {
-	link                   int
-	podCIDRs, serviceCIDRs []netip.Prefix
-	peers                  []route
+// routeTo is the key of a desired route.
+func routeTo(table int, dst netip.Prefix) routeKey {
+	if dst.Addr().Is6() {
+		return routeKey{table: table, dst: dst, metric: ipv6DefaultMetric}
+	}
+	return routeKey{table: table, dst: dst}
 }
 
-func (w routeInputs) equal(o routeInputs) bool {
-	return w.link == o.link && slices.Equal(w.podCIDRs, o.podCIDRs) && slices.Equal(w.peers, o.peers) &&
-		slices.Equal(w.serviceCIDRs, o.serviceCIDRs)
+func (k routeKey) String() string {
+	if k.table == mainTable {
+		return k.dst.String()
+	}
+	return fmt.Sprintf("%s in table %d", k.dst, k.table)
 }
 
-type failedRoute struct {
-	route route
-	err   error
-	order int
+func compareRouteKeys(a, b routeKey) int {
+	return cmp.Or(cmp.Compare(a.table, b.table), comparePrefixes(a.dst, b.dst), cmp.Compare(a.metric, b.metric),
+		cmp.Compare(a.extra, b.extra))
 }
 
-// route holds the attributes of a route that Weft sets.
+// route holds the other attributes of a route that Weft sets.
 type route struct {
-	dst     netip.Prefix
 	gateway netip.Addr // invalid for on-link destinations
-	onlink  bool       // the gateway need not be in a subnet of the link
 	source  netip.Addr
-	link    int // 0 for an unreachable route
-	metric  int
-	table   int // 0 for the main one
+	link    int // 0 for an unreachable route, oddLink for one with attributes that Weft never sets
 }
 
-// essential routes are those to the node's own pods and to the switch's own addresses: without them the node cannot
-// work.
-func (r route) essential() bool { return !r.gateway.IsValid() }
+const oddLink = -1
 
-// desiredRoutes are the routes to all pods and cluster IPs, in the order of Desired. It may return several for one
-// destination, of which the first counts.
-func desiredRoutes(d Desired, link int) []route {
-	list := make([]route, 0, len(d.PodCIDRs)+2*len(d.Peers)+len(d.ServiceCIDRs)+8)
+// essential routes are those to the node's own pods and to the switch's own addresses, and those of Weft's own tables:
+// without them the node cannot work.
+func essential(k routeKey, r route, gateway int) bool {
+	return k.table != mainTable || !r.gateway.IsValid() && (r.link == gateway || r.link == 0)
+}
+
+// desiredRoutes are the routes to all pods and cluster IPs, and those of Weft's own tables, in the order in which they
+// are written. Of several to one destination the first counts. A route through a link that links lacks is unreachable,
+// so that packets for a tunnel do not leave in another way.
+func desiredRoutes(d Desired, links map[string]int) []entry[routeKey, route] {
+	gateway := links[d.Gateway]
+	peers := d.peerPodCIDRs()
+	inMain := len(d.PodCIDRs) + len(peers) + len(d.ServiceCIDRs) + 8
+	list := make([]entry[routeKey, route], 0, inMain+len(d.ServicePorts)+len(everywhere))
+	seen := make(map[netip.Prefix]bool, inMain)
 	var source [2]netip.Addr // by family
 	for _, p := range d.PodCIDRs {
 		source[index(p.Addr().Is4())] = model.GatewayAddr(p)
 	}
-	complete := func(r route) {
-		r.source = source[index(r.dst.Addr().Is4())]
+	addTo := func(table int, dst netip.Prefix, via netip.Addr, link int) {
+		r := route{gateway: via, source: source[index(dst.Addr().Is4())], link: link}
 		if !r.source.IsValid() {
 			return // not the node's family
 		}
-		if r.dst.Addr().Is6() {
-			r.metric = ipv6DefaultMetric
+		if link == 0 {
+			r = route{}
 		}
-		if r.link == 0 {
-			r.source = netip.Addr{}
-		}
-		list = append(list, r)
+		list = append(list, entry[routeKey, route]{r, routeTo(table, dst)})
 	}
 	add := func(dst netip.Prefix, via netip.Addr, link int) {
-		complete(route{dst: dst, gateway: via, onlink: via.IsValid(), link: link})
+		if !seen[dst] {
+			seen[dst] = true
+			addTo(mainTable, dst, via, link)
+		}
 	}
 	for _, p := range d.PodCIDRs {
-		add(p, netip.Addr{}, link)
+		add(p, netip.Addr{}, gateway)
 	}
 	for _, is4 := range []bool{true, false} {
 		// Replies to the Masquerade address must reach the switch; and rp_filter needs the reverse route.
-		add(single(model.NodePortAddr(is4)), netip.Addr{}, link)
-		add(model.UDPNodePorts(is4), model.NodePortAddr(is4), link)
-		add(single(model.MasqueradeAddr(is4)), netip.Addr{}, link)
+		add(single(model.NodePortAddr(is4)), netip.Addr{}, gateway)
+		add(model.UDPNodePorts(is4), model.NodePortAddr(is4), gateway)
+		add(single(model.MasqueradeAddr(is4)), netip.Addr{}, gateway)
 		// Not used while nftables rejects packets to this address. Otherwise it keeps them from the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)
 	}
-	for _, r := range d.peerRoutes(link) {
-		complete(r)
+	for _, l := range d.Links {
+		for _, r := range l.Routes {
+			add(r.Dst, r.Via, links[l.Name])
+		}
+	}
+	for _, p := range peers {
+		add(p, model.GatewayAddr(p), gateway)
 	}
 	for _, p := range d.ServiceCIDRs {
-		add(p, model.NodePortAddr(p.Addr().Is4()), link)
+		add(p, model.NodePortAddr(p.Addr().Is4()), gateway)
+	}
+	for _, all := range everywhere {
+		addTo(serviceTable, all, model.NodePortAddr(all.Addr().Is4()), gateway)
+	}
+	for i, p := range d.ServicePorts { // sorted by address
+		if i == 0 || p.Addr != d.ServicePorts[i-1].Addr {
+			addTo(fallbackTable, single(p.Addr), model.NodePortAddr(p.Addr.Is4()), gateway)
+		}
 	}
 	return list
 }
@@ -121,193 +136,96 @@ func index(is4 bool) int {
 	return 1
 }
 
-// sync adds the missing routes first and then removes the stale ones, so that a changed route leaves no gap. A route
-// that cannot be added does not keep others from it. With compare, or when its memory is not reliable, it reads the
-// kernel's routes first.
-func (t *routing) sync(c *changes, link netlink.Link, d Desired, compare bool) error {
-	err := t.write(c, link, d, compare)
+// syncRoutes adds the missing routes first and then removes the stale ones, so that a changed route leaves no gap. A
+// route that cannot be added does not keep others from it. With compare, or after an error, it reads the kernel's routes
+// first.
+func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare bool) error {
+	t := h.routes
+	t.desire(desiredRoutes(d, links))
+	compare = compare || !t.known
+	if compare {
+		have, err := ourRoutes(t)
+		if err != nil {
+			return err
+		}
+		t.learn(have)
+	}
+	foreign, err := foreignRoutes(t.missing())
 	if err != nil {
-		t.invalidate() // the next sync compares with the kernel
+		return err
+	}
+	t.add(func(e entry[routeKey, route], replace bool) error {
+		if err := writeRoute(e.key, e.value, foreign[e.key.dst], replace); err != nil {
+			return fmt.Errorf("add route to %s through %s: %w", e.key, nameOf(links, e.value.link), err)
+		}
+		c.add("route to %s added", e.key)
+		return nil
+	})
+	errs := []error{t.prune(func(e entry[routeKey, route]) error {
+		// A remembered route may have been deleted by another program, or with its link.
+		if err := netlink.RouteDel(deletion(e.key, e.value)); err != nil && (compare || !errors.Is(err, unix.ESRCH)) {
+			return fmt.Errorf("remove route to %s: %w", e.key, err)
+		}
+		c.add("route to %s removed", e.key)
+		return nil
+	})}
+	t.failures(func(e entry[routeKey, route], err error) {
+		if essential(e.key, e.value, links[d.Gateway]) {
+			errs = append(errs, err)
+		} else {
+			c.unrouted = append(c.unrouted, err)
+		}
+	})
+	if err := errors.Join(errs...); err != nil {
+		t.forget() // the next Sync compares with the kernel
+		return err
+	}
+	return nil
+}
+
+func nameOf(links map[string]int, index int) string {
+	for name, i := range links {
+		if i == index && index != 0 {
+			return name
+		}
+	}
+	return "no link"
+}
+
+// writeRoute adds the route. It replaces Weft's own route, or the one that the kernel adds with the gateway's address,
+// but never a foreign one in the main table.
+func writeRoute(k routeKey, r route, foreign []netlink.Route, replace bool) error {
+	if k.table != mainTable {
+		return netlink.RouteReplace(toKernel(k, r))
+	}
+	for _, f := range foreign {
+		if r.gateway.IsValid() || f.Protocol != unix.RTPROT_KERNEL || f.LinkIndex != r.link {
+			return fmt.Errorf("a route that is not Weft's exists and stays: %s; remove it, or the object that claims its range",
+				f)
+		}
+		replace = true
+	}
+	if !replace {
+		return netlink.RouteAdd(toKernel(k, r))
+	}
+	err := netlink.RouteReplace(toKernel(k, r))
+	// IPv6 rejects a next hop inside the destination while the route there leads through another link.
+	if errors.Is(err, unix.EINVAL) && netlink.RouteDel(deletion(k, route{link: oddLink})) == nil {
+		err = netlink.RouteAdd(toKernel(k, r))
 	}
 	return err
 }
 
-func (t *routing) write(c *changes, link netlink.Link, d Desired, compare bool) error {
-	inputs := routeInputs{link.Attrs().Index, d.PodCIDRs, d.ServiceCIDRs, d.peerRoutes(link.Attrs().Index)}
-	if !compare && t.installed != nil && t.inputs.equal(inputs) {
-		return t.report(c)
-	}
-	want := make(map[netip.Prefix]route, 2*len(d.Peers))
-	order := slices.DeleteFunc(desiredRoutes(d, link.Attrs().Index), func(r route) bool {
-		_, twice := want[r.dst]
-		if !twice {
-			want[r.dst] = r
-		}
-		return twice
-	})
-	t.mu.Lock()
-	t.want = want
-	t.mu.Unlock()
-	t.inputs = inputs
-	var have []netlink.Route
-	ours := map[netip.Prefix]bool{} // destinations with any route of Weft's
-	if compare || t.installed == nil {
-		var err error
-		if have, err = ourRoutes(); err != nil {
-			return err
-		}
-		ours = t.syncFromKernel(have, want)
-		compare = true
-	}
-	t.failed = map[netip.Prefix]failedRoute{}
-	var missing []route
-	for _, r := range order {
-		if t.installed[r.dst] != r {
-			missing = append(missing, r)
-		}
-	}
-	foreign, err := foreignRoutes(missing)
-	if err != nil {
-		return err
-	}
-	for _, r := range missing {
-		old, replace := t.installed[r.dst]
-		t.setInstalled(r, true)
-		if err := r.write(foreign[r.dst], replace || ours[r.dst]); err != nil {
-			t.setInstalled(old, replace)
-			if !replace {
-				t.setInstalled(r, false)
-			}
-			t.failed[r.dst] = failedRoute{r, fmt.Errorf("add route to %s through %s: %w", r.dst, d.Gateway, err), len(t.failed)}
-			continue
-		}
-		c.add("route to %s added", r.dst)
-	}
-	var stale []netlink.Route
-	switch {
-	case !compare:
-		stale = t.staleInstalled(want)
-	case len(missing) > 0:
-		// List again: a replaced route no longer exists, and deleting it could match its replacement.
-		if have, err = ourRoutes(); err != nil {
-			return err
-		}
-		fallthrough
-	default:
-		stale = slices.DeleteFunc(have, func(k netlink.Route) bool { r := fromKernel(k); return want[r.dst] == r })
-	}
-	return errors.Join(t.remove(c, stale, compare), t.report(c))
-}
-
-// report returns the errors of essential routes, and adds those of the others to c.unrouted.
-func (t *routing) report(c *changes) error {
-	var errs []error
-	for _, r := range slices.SortedFunc(maps.Values(t.failed), func(a, b failedRoute) int {
-		return cmp.Or(cmp.Compare(a.order, b.order), comparePrefixes(a.route.dst, b.route.dst))
-	}) {
-		if r.route.essential() {
-			errs = append(errs, r.err)
-		} else {
-			c.unrouted = append(c.unrouted, r.err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// syncFromKernel sets installed to the desired routes that the kernel has. It returns all destinations with a route of
-// Weft's, correct or not.
-func (t *routing) syncFromKernel(have []netlink.Route, want map[netip.Prefix]route) map[netip.Prefix]bool {
-	installed, ours := make(map[netip.Prefix]route, len(have)), make(map[netip.Prefix]bool, len(have))
-	for _, k := range have {
-		r := fromKernel(k)
-		ours[r.dst] = true
-		if want[r.dst] == r {
-			installed[r.dst] = r
-		}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.installed = installed
-	return ours
-}
-
-// setInstalled records a route before it is written or deleted, so that Watch recognizes the resulting event as Weft's
-// own.
-func (t *routing) setInstalled(r route, installed bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if installed {
-		t.installed[r.dst] = r
-	} else {
-		delete(t.installed, r.dst)
-	}
-}
-
-// invalidate makes the next sync compare with the kernel.
-func (t *routing) invalidate() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.installed = nil
-}
-
-// staleInstalled are the installed routes that are not desired.
-func (t *routing) staleInstalled(want map[netip.Prefix]route) []netlink.Route {
-	if len(t.installed) <= len(want)-len(t.failed) {
-		return nil
-	}
-	var list []netlink.Route
-	for _, dst := range slices.SortedFunc(maps.Keys(t.installed), comparePrefixes) {
-		if _, ok := want[dst]; !ok {
-			list = append(list, *t.installed[dst].toKernel())
-		}
-	}
-	return list
-}
-
-// remove deletes routes of Weft's, which were read from the kernel (seen) or are only remembered.
-func (t *routing) remove(c *changes, stale []netlink.Route, seen bool) error {
-	var errs []error
-	for _, k := range stale {
-		dst := fromKernel(k).dst
-		if _, wanted := t.want[dst]; !wanted {
-			t.setInstalled(route{dst: dst}, false)
-		}
-		// A remembered route may have been deleted by another program, or with its link.
-		if err := netlink.RouteDel(&k); err != nil && (seen || !errors.Is(err, unix.ESRCH)) {
-			errs = append(errs, fmt.Errorf("remove route to %s: %w", dst, err))
-			continue
-		}
-		c.add("route to %s removed", dst)
-	}
-	return errors.Join(errs...)
-}
-
-// write adds the route. It replaces Weft's own route, or the one that the kernel adds with the gateway's address, but
-// never a foreign one.
-func (r route) write(foreign []netlink.Route, ours bool) error {
-	replace := ours
-	for _, k := range foreign {
-		if r.gateway.IsValid() || k.Protocol != unix.RTPROT_KERNEL || k.LinkIndex != r.link {
-			return fmt.Errorf("a route that is not Weft's exists and stays: %s; remove it, or the object that claims its range",
-				k)
-		}
-		replace = true
-	}
-	if replace {
-		return netlink.RouteReplace(r.toKernel())
-	}
-	return netlink.RouteAdd(r.toKernel())
-}
-
-// foreignRoutes are the routes of other programs to exactly these destinations, at any metric.
-func foreignRoutes(to []route) (map[netip.Prefix][]netlink.Route, error) {
+// foreignRoutes are the main table's routes of other programs to exactly these destinations, at any metric.
+func foreignRoutes(to []entry[routeKey, route]) (map[netip.Prefix][]netlink.Route, error) {
 	found := map[netip.Prefix][]netlink.Route{}
+	to = slices.DeleteFunc(to, func(e entry[routeKey, route]) bool { return e.key.table != mainTable })
 	if noneExists(to) {
 		return found, nil
 	}
 	sought := make(map[netip.Prefix]bool, len(to))
-	for _, r := range to {
-		sought[r.dst] = true
+	for _, e := range to {
+		sought[e.key.dst] = true
 	}
 	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, &netlink.Route{}, 0, func(k netlink.Route) bool {
 		if k.Dst != nil && k.Protocol != RouteProtocol && sought[prefix(k.Dst)] {
@@ -324,68 +242,97 @@ func foreignRoutes(to []route) (map[netip.Prefix][]netlink.Route, error) {
 // noneExists reports, where that is cheap, that no route exists to exactly these destinations: there are few, each is a
 // single address, and the kernel's lookup finds a route to a larger range. It saves a dump of all routes. It may return
 // false although none exists.
-func noneExists(to []route) bool {
+func noneExists(to []entry[routeKey, route]) bool {
 	if len(to) > maxRouteLookups {
 		return false
 	}
-	for _, r := range to {
-		if !r.dst.IsSingleIP() {
+	for _, e := range to {
+		dst := e.key.dst
+		if !dst.IsSingleIP() {
 			return false
 		}
-		found, err := netlink.RouteGetWithOptions(r.dst.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+		found, err := netlink.RouteGetWithOptions(dst.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
 		if errors.Is(err, unix.ENETUNREACH) {
 			continue // not even a default route
 		}
 		// Other errors may come from an unreachable or prohibit route.
-		if err != nil || len(found) != 1 || found[0].Table != unix.RT_TABLE_MAIN ||
-			found[0].Dst != nil && prefix(found[0].Dst) == r.dst {
+		if err != nil || len(found) != 1 || found[0].Table != mainTable ||
+			found[0].Dst != nil && prefix(found[0].Dst) == dst {
 			return false
 		}
 	}
 	return true
 }
 
-func ourRoutes() ([]netlink.Route, error) {
-	list, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: RouteProtocol},
-		netlink.RT_FILTER_PROTOCOL)
+// ourRoutes are Weft's routes in the main table and in its own ones.
+func ourRoutes(t *tracker[routeKey, route]) (map[routeKey]route, error) {
+	have := map[routeKey]route{}
+	filter := &netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC}
+	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE,
+		func(k netlink.Route) bool {
+			key, r := fromKernel(k)
+			if !ownTable(key.table) {
+				return true
+			}
+			if old, exists := have[key]; exists {
+				if t.desires(key, r) { // the other one is removed
+					have[key], r = r, old
+				}
+				for exists {
+					key.extra++
+					_, exists = have[key]
+				}
+			}
+			have[key] = r
+			return true
+		})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
-	return list, nil
+	return have, nil
 }
 
-func (r route) toKernel() *netlink.Route {
+// ownTable reports whether Weft has routes in the table.
+func ownTable(table int) bool {
+	return table == mainTable || table == serviceTable || table == fallbackTable
+}
+
+func toKernel(key routeKey, r route) *netlink.Route {
 	k := &netlink.Route{
-		Dst:       ipNet(r.dst),
-		Src:       r.source.AsSlice(),
-		LinkIndex: r.link,
-		Protocol:  RouteProtocol,
-		Priority:  r.metric,
-		Table:     r.table,
+		Dst:      ipNet(key.dst),
+		Protocol: RouteProtocol,
+		Priority: key.metric,
+		Table:    key.table,
 	}
+	if r.link == oddLink {
+		return k
+	}
+	k.Src, k.LinkIndex = r.source.AsSlice(), r.link
 	switch {
 	case r.link == 0:
 		k.Type = unix.RTN_UNREACHABLE
 	case r.gateway.IsValid():
 		k.Gw = r.gateway.AsSlice()
-		if r.onlink {
-			k.Flags = int(netlink.FLAG_ONLINK)
-		}
+		k.Flags = int(netlink.FLAG_ONLINK)
 	default:
 		k.Scope = netlink.SCOPE_LINK
 	}
 	return k
 }
 
+// deletion matches a route, and an odd one by its key alone.
+func deletion(key routeKey, r route) *netlink.Route {
+	k := toKernel(key, r)
+	k.Scope = unix.RT_SCOPE_NOWHERE // any
+	return k
+}
+
 // fromKernel converts a route. One with attributes that Weft never sets gets an invalid link, so that it equals no
 // desired route.
-func fromKernel(k netlink.Route) route {
-	r := route{link: k.LinkIndex, metric: k.Priority}
-	if k.Table == serviceTable || k.Table == fallbackTable {
-		r.table = k.Table
-	}
+func fromKernel(k netlink.Route) (routeKey, route) {
+	key, r := routeKey{table: k.Table, metric: k.Priority}, route{link: k.LinkIndex}
 	if k.Dst != nil {
-		r.dst = prefix(k.Dst)
+		key.dst = prefix(k.Dst)
 	}
 	if a, ok := netip.AddrFromSlice(k.Gw); ok {
 		r.gateway = a.Unmap()
@@ -393,38 +340,28 @@ func fromKernel(k netlink.Route) route {
 	if a, ok := netip.AddrFromSlice(k.Src); ok {
 		r.source = a.Unmap()
 	}
-	r.onlink = k.Flags&int(netlink.FLAG_ONLINK) != 0
+	onlink := k.Flags&int(netlink.FLAG_ONLINK) != 0
 	switch {
-	case k.Table != unix.RT_TABLE_MAIN && k.Table != serviceTable && k.Table != fallbackTable:
-		r.link = -1
 	case k.Type == unix.RTN_UNREACHABLE:
 		r.link = 0 // the kernel reports loopback for IPv6
-	case k.Type != unix.RTN_UNICAST:
-		r.link = -1
+	case k.Type != unix.RTN_UNICAST, len(k.MultiPath) > 0, onlink != r.gateway.IsValid():
+		r.link = oddLink
 	}
-	return r
+	return key, r
 }
 
-// relevant reports whether the event is a change of Weft's routes by another program, or a foreign route to a desired
-// destination, which may have replaced Weft's.
-func (t *routing) relevant(e netlink.RouteUpdate) bool {
-	if e.Table == fallbackTable {
-		return false // one changes with each Service's address, and the periodic comparison is soon enough
-	}
-	if e.Dst == nil || e.Table == serviceTable {
-		return e.Protocol == RouteProtocol
-	}
-	dst := prefix(e.Dst)
-	t.mu.Lock()
-	_, wanted := t.want[dst]
-	installed, ok := t.installed[dst]
-	t.mu.Unlock()
+// routeRelevant reports whether the event is a change of Weft's routes by another program, or a foreign route to a
+// desired destination, which may have replaced Weft's.
+func (h *Host) routeRelevant(e netlink.RouteUpdate) bool {
+	key, r := fromKernel(e.Route)
 	switch {
+	case !ownTable(key.table):
+		return false
 	case e.Protocol != RouteProtocol:
-		return wanted && e.Table == unix.RT_TABLE_MAIN
+		return key.table == mainTable && h.routes.wants(routeTo(mainTable, key.dst))
 	case e.Type == unix.RTM_NEWROUTE:
-		return !ok || installed != fromKernel(e.Route)
+		return !h.routes.has(key, r)
 	default:
-		return ok && installed == fromKernel(e.Route)
+		return h.routes.has(key, r)
 	}
 }

@@ -16,7 +16,7 @@ import (
 // TestServiceCostsItsElements: a change of a Service is written without reading the table.
 func TestServiceCostsItsElements(t *testing.T) {
 	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
-	n := &nat{nft: nft}
+	n := newNAT(nft, nil)
 	syncNAT(t, n, withServices())
 	nft.lists = 0
 	d := withServices()
@@ -52,7 +52,7 @@ delete element inet weft external-v6 { 2001:db8:80::1 . tcp . 80 }
 // TestRememberedTableIsGone: the next write finds that the remembered table was deleted.
 func TestRememberedTableIsGone(t *testing.T) {
 	fake := knftables.NewFake(knftables.InetFamily, tableName)
-	n := &nat{nft: fake}
+	n := newNAT(fake, nil)
 	syncNAT(t, n, withServices())
 	tx := fake.NewTransaction()
 	tx.Delete(&knftables.Table{})
@@ -65,7 +65,7 @@ func TestRememberedTableIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	right := knftables.NewFake(knftables.InetFamily, tableName)
-	syncNAT(t, &nat{nft: right}, d)
+	syncNAT(t, newNAT(right, nil), d)
 	if diff := cmp.Diff(right.Dump(), fake.Dump()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
 	}

@@ -287,9 +287,7 @@ func nftSet(ranges []netip.Prefix) string {
 const toWorldComment = "pods to the world: from the node's address"
 
 // toWorld reports whether the rule masquerades pods' packets to destinations outside.
-func toWorld(r *knftables.Rule) bool {
-	return r.Comment != nil && strings.HasPrefix(*r.Comment, toWorldComment)
-}
+func toWorld(rule entry[position, string]) bool { return strings.HasPrefix(rule.value, toWorldComment) }
 
 // everywhere are the ranges of all destinations.
 var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),

@@ -35,6 +35,15 @@ type entry[K, V comparable] struct {
 	key   K
 }
 
+// keys are the keys of objects.
+func keys[K, V comparable](list []entry[K, V]) []K {
+	keys := make([]K, len(list))
+	for i, e := range list {
+		keys[i] = e.key
+	}
+	return keys
+}
+
 // state is the value of a key, if the key exists.
 type state[V comparable] struct {
 	value  V
@@ -186,6 +195,12 @@ func (t *tracker[K, V]) wants(k K) bool {
 	defer t.mu.Unlock()
 	_, desired := t.desired[k]
 	return desired
+}
+
+// desires reports whether exactly this object is desired.
+func (t *tracker[K, V]) desires(k K, v V) bool {
+	want, desired := t.desired[k]
+	return desired && want == v
 }
 
 func (t *tracker[K, V]) have(k K) state[V] {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -200,7 +201,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			relevant = s.carriers[e.Attrs().Index] || e.Attrs().Name == h.gatewayName()
+			relevant = s.carriers[e.Attrs().Index] || h.hasLink(e.Attrs().Name)
 		case e, ok := <-s.addrs:
 			if !ok {
 				return
@@ -214,7 +215,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			relevant = h.routing.relevant(e)
+			relevant = h.routeRelevant(e)
 		}
 		if relevant {
 			h.markDirty(out)
@@ -222,10 +223,10 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 	}
 }
 
-func (h *Host) gatewayName() string {
+func (h *Host) hasLink(name string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.name
+	return slices.Contains(h.names, name)
 }
 
 func (h *Host) gatewayIndex() int {
