@@ -65,8 +65,8 @@ func newNetwork(family lab.Family, kernel bool, nodes int) *network {
 }
 
 // apply makes the cluster what the manifests say.
-func (n *network) apply(manifests string) error {
-	set, err := n.paper.Parse("objects.yaml", []byte(manifests), n.count)
+func (n *network) apply(manifests documents) error {
+	set, err := n.paper.Parse("objects.yaml", []byte(manifests.text()), n.count)
 	if err != nil {
 		return err
 	}
@@ -100,6 +100,8 @@ func (n *network) apply(manifests string) error {
 	n.takeNames()
 	return nil
 }
+
+func (n *network) known() names { return n.names }
 
 // takePods notes the pods. Their ports are numbered as they come.
 func (n *network) takePods(objects []apiserver.Object) {
@@ -284,4 +286,55 @@ func (n *network) flowsOf(name, owner string) (string, error) {
 		}
 	}
 	return b.String(), nil
+}
+
+// maxBuckets bounds how many choices of a group are followed.
+const maxBuckets = 1024
+
+// clientPort is the source port: one that no rule of nodes changes.
+const clientPort = 40000
+
+// try follows connections for every choice of the Service's group.
+func (n *network) try(probes []probe) ([]result, error) {
+	var list []result
+	for _, p := range probes {
+		from, seen := n.place(p.step.from), newVerdicts(p.step.verdict)
+		buckets := 1
+		for i := 0; i < min(buckets, maxBuckets); i++ {
+			c := n.conversation(i, false)
+			e := c.connect(from, p.to, p.step.to.protocol, clientPort)
+			buckets = max(buckets, c.most)
+			if e.outcome != reaches {
+				seen.other(e.outcome, e.reason)
+				continue
+			}
+			seen.reached(n.names, e.at.String(), e.got.src.Addr())
+			if p.step.verdict.sticky {
+				if again := c.connect(from, p.to, p.step.to.protocol, clientPort+1); again.at != e.at {
+					seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.at, again.at))
+				}
+			}
+		}
+		r := result{step: p.step, got: seen.String()}
+		for i := 0; !r.ok() && i < min(buckets, 3); i++ {
+			c := n.conversation(i, true)
+			c.connect(from, p.to, p.step.to.protocol, clientPort)
+			r.detail += c.log.String() + "\n"
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// place is where a client, which names knows, sends from.
+func (n *network) place(client string) place {
+	if p, ok := n.pods[client]; ok {
+		return place{p, p.node}
+	}
+	for _, one := range n.nodes {
+		if one.name == client {
+			return place{nil, one}
+		}
+	}
+	return place{}
 }

@@ -2,7 +2,7 @@ package scenario
 
 import (
 	"fmt"
-	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -20,12 +20,20 @@ type result struct {
 
 func (r result) ok() bool { return r.got == r.step.verdict.String() }
 
+// probe is a packet step in one family.
+type probe struct {
+	step step
+	to   netip.AddrPort
+}
+
 // world is where a scenario runs.
 type world interface {
 	// apply makes the objects of the cluster those of the manifests.
-	apply(manifests string) error
-	// try runs a packet step in a family. It returns false when the step is not about the family.
-	try(s step, is4 bool) (result, bool, error)
+	apply(manifests documents) error
+	// names are the addresses after the last apply.
+	known() names
+	// try sends the packets of probes, which are independent of each other.
+	try(probes []probe) ([]result, error)
 }
 
 // run runs the steps of a scenario in a world.
@@ -35,39 +43,58 @@ func (s *Scenario) run(w world, family lab.Family) ([]result, error) {
 	if err := objects.add(text); err != nil {
 		return nil, err
 	}
-	if err := w.apply(objects.text()); err != nil {
+	if err := w.apply(objects); err != nil {
 		return nil, err
 	}
 	var results []result
+	var probes []probe
+	flush := func() error {
+		more, err := w.try(probes)
+		results, probes = append(results, more...), nil
+		return err
+	}
 	for _, one := range s.steps {
-		if one.change != "" {
-			if err := s.change(objects, one); err != nil {
-				return results, fmt.Errorf("step %q: %w", one.line, err)
-			}
-			if err := w.apply(objects.text()); err != nil {
-				return results, fmt.Errorf("step %q: %w", one.line, err)
-			}
-			continue
-		}
-		tried := false
-		for _, is4 := range []bool{true, false} {
-			if is4 && family == lab.IPv6 || !is4 && family == lab.IPv4 || one.to.addr.IsValid() && one.to.addr.Is4() != is4 {
-				continue
-			}
-			r, ok, err := w.try(one, is4)
+		if one.change == "" {
+			more, err := w.known().probes(one, family)
 			if err != nil {
 				return results, fmt.Errorf("step %q: %w", one.line, err)
 			}
-			if ok {
-				tried = true
-				results = append(results, r)
-			}
+			probes = append(probes, more...)
+			continue
 		}
-		if !tried && !one.to.addr.IsValid() {
-			return results, fmt.Errorf("step %q: client or target have no address in the family %s", one.line, family)
+		if err := flush(); err != nil {
+			return results, err
+		}
+		err := s.change(objects, one)
+		if err == nil {
+			err = w.apply(objects)
+		}
+		if err != nil {
+			return results, fmt.Errorf("step %q: %w", one.line, err)
 		}
 	}
-	return results, nil
+	return results, flush()
+}
+
+// probes are a step in the families in which client and target have addresses. An address has but one.
+func (n names) probes(s step, family lab.Family) ([]probe, error) {
+	if len(n.of(s.from)) == 0 {
+		return nil, fmt.Errorf("there is no pod NAMESPACE/NAME or node %q", s.from)
+	}
+	var list []probe
+	for _, is4 := range []bool{true, false} {
+		to, ok, err := n.resolve(s.to, is4)
+		if err != nil {
+			return nil, err
+		}
+		if ok && of(n.of(s.from), is4).IsValid() {
+			list = append(list, probe{s, to})
+		}
+	}
+	if len(list) == 0 && !s.to.addr.IsValid() {
+		return nil, fmt.Errorf("client or target have no address in the family %s", family)
+	}
+	return list, nil
 }
 
 func (s *Scenario) change(objects documents, one step) error {
@@ -103,97 +130,3 @@ func describe(results []result) string {
 	return b.String() + details.String()
 }
 
-// maxBuckets bounds how many choices of a group are followed.
-const maxBuckets = 1024
-
-// try follows connections for every choice of the Service's group.
-func (n *network) try(s step, is4 bool) (result, bool, error) {
-	from, err := n.place(s.from)
-	if err != nil {
-		return result{}, false, err
-	}
-	to, ok, err := n.resolve(s.to, is4)
-	if err != nil || !ok || !of(n.of(s.from), is4).IsValid() {
-		return result{}, false, err
-	}
-	r := result{step: s}
-	seen := verdicts{}
-	for i := 0; i == 0 || i < min(seen.buckets, maxBuckets); i++ {
-		c := n.conversation(i, false)
-		e := c.connect(from, to, s.to.protocol, clientPort)
-		seen.add(n.names, s.verdict, e)
-		seen.buckets = max(seen.buckets, c.most)
-		if s.verdict.sticky && e.outcome == reaches {
-			if again := c.connect(from, to, s.to.protocol, clientPort+1); again.at != e.at {
-				seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.at, again.at))
-			}
-		}
-	}
-	if r.got = seen.String(); !r.ok() {
-		for i := range min(max(1, seen.buckets), 3) {
-			c := n.conversation(i, true)
-			c.connect(from, to, s.to.protocol, clientPort)
-			r.detail += c.log.String() + "\n"
-		}
-	}
-	return r, true, nil
-}
-
-// clientPort is the source port: one that no rule of nodes changes.
-const clientPort = 40000
-
-// place finds where a client sends from.
-func (n *network) place(client string) (place, error) {
-	if p, ok := n.pods[client]; ok {
-		return place{p, p.node}, nil
-	}
-	for _, one := range n.nodes {
-		if one.name == client {
-			return place{nil, one}, nil
-		}
-	}
-	if client == outsideName {
-		return place{}, nil
-	}
-	return place{}, fmt.Errorf("there is no pod NAMESPACE/NAME or node %q", client)
-}
-
-// verdicts collects what became of several connections of one step.
-type verdicts struct {
-	pods     map[string]bool
-	sources  map[string]bool // as which client they are seen
-	others   map[string]bool // verdicts that are not reaches
-	unstable []string
-	sticky   bool
-	buckets  int
-}
-
-func (v *verdicts) add(names names, want verdict, e end) {
-	if v.pods == nil {
-		v.pods, v.sources, v.others = map[string]bool{}, map[string]bool{}, map[string]bool{}
-	}
-	if e.outcome != reaches {
-		v.others[verdict{kind: e.outcome, reason: e.reason}.String()] = true
-		return
-	}
-	v.pods[e.at.String()] = true
-	v.sticky = want.sticky
-	if source := e.got.src.Addr(); want.source != "" {
-		if slices.Contains(names.of(want.source), source) {
-			v.sources[want.source] = true
-		} else {
-			v.sources[source.String()] = true
-		}
-	}
-}
-
-func (v *verdicts) String() string {
-	var list []string
-	if len(v.pods) > 0 {
-		all := verdict{kind: reaches, pods: slices.Sorted(maps.Keys(v.pods)), sticky: v.sticky && len(v.unstable) == 0}
-		all.source = strings.Join(slices.Sorted(maps.Keys(v.sources)), " and ")
-		list = append(list, all.String())
-	}
-	list = append(list, slices.Sorted(maps.Keys(v.others))...)
-	return strings.Join(append(list, v.unstable...), " or ")
-}

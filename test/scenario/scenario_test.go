@@ -1,6 +1,7 @@
 package scenario
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -62,8 +63,9 @@ func TestScenarios(t *testing.T) {
 func golden(t *testing.T, file string, s *Scenario, family lab.Family) {
 	t.Helper()
 	n := newNetwork(family, false, s.nodes)
-	objects, _ := s.section("objects.yaml")
-	if err := n.apply(objects); err != nil {
+	text, _ := s.section("objects.yaml")
+	objects := documents{}
+	if err := errors.Join(objects.add(text), n.apply(objects)); err != nil {
 		t.Fatal(err)
 	}
 	for i := range s.archive.Files {
