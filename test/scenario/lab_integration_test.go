@@ -43,12 +43,13 @@ func TestLab(t *testing.T) {
 		*Scenario
 	}
 	groups := map[place][]file{}
-	each(t, func(t *testing.T, name string, s *Scenario) {
-		for _, family := range s.families {
-			at := place{family, s.nodeSet()}
-			groups[at] = append(groups[at], file{strings.TrimSuffix(filepath.Base(name), ".txtar"), s})
+	all := load(t)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		for _, family := range all[name].families {
+			at := place{family, all[name].nodeSet()}
+			groups[at] = append(groups[at], file{name, all[name]})
 		}
-	})
+	}
 	for at, files := range groups {
 		t.Run(string(at.family), func(t *testing.T) {
 			w := &labWorld{t: t, family: at.family, nodes: files[0].nodes}

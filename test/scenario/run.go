@@ -129,4 +129,3 @@ func describe(results []result) string {
 	_ = w.Flush() // into memory
 	return b.String() + details.String()
 }
-

@@ -4,65 +4,66 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
-
-	"github.com/weft-cni/weft/test/lab"
 )
 
 var update = flag.Bool("update", false, "write the compiled flows into the golden sections")
 
-// each runs a test for every scenario file.
-func each(t *testing.T, test func(t *testing.T, file string, s *Scenario)) {
+// load reads all scenario files, by their names without the ending.
+func load(t *testing.T) map[string]*Scenario {
 	t.Helper()
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("scenario files: %v, %v", files, err)
 	}
+	all := map[string]*Scenario{}
 	for _, file := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			s, err := Read(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			test(t, file, s)
-		})
+		s, err := Read(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimSuffix(filepath.Base(file), ".txtar")] = s
 	}
+	return all
 }
 
 // TestScenarios runs every file on the packet interpreter, in its families, with the connection tracking of both
 // datapaths, and compares golden flows.
 func TestScenarios(t *testing.T) {
-	each(t, func(t *testing.T, file string, s *Scenario) {
-		for i, family := range s.families {
-			for _, kernel := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s/kernel=%t", family, kernel), func(t *testing.T) {
-					n := newNetwork(family, kernel, s.nodes)
-					results, err := s.run(n, family)
-					if text := describe(results); text != "" {
-						t.Errorf("\n%s", text)
-					}
-					if err != nil {
-						t.Fatal(err)
-					}
-				})
+	all := load(t)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		t.Run(name, func(t *testing.T) {
+			s := all[name]
+			for _, family := range s.families {
+				for _, kernel := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s/kernel=%t", family, kernel), func(t *testing.T) {
+						results, err := s.run(newNetwork(family, kernel, s.nodes), family)
+						if text := describe(results); text != "" {
+							t.Errorf("\n%s", text)
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+					})
+				}
 			}
-			if i == 0 {
-				golden(t, file, s, family)
-			}
-		}
-	})
+			golden(t, filepath.Join("testdata", name+".txtar"), s)
+		})
+	}
 }
 
 // golden compares the sections "flows on NODE of OWNER" with the flows before the first step.
-func golden(t *testing.T, file string, s *Scenario, family lab.Family) {
+func golden(t *testing.T, file string, s *Scenario) {
 	t.Helper()
-	n := newNetwork(family, false, s.nodes)
+	n := newNetwork(s.families[0], false, s.nodes)
 	text, _ := s.section("objects.yaml")
 	objects := documents{}
 	if err := errors.Join(objects.add(text), n.apply(objects)); err != nil {
