@@ -120,14 +120,14 @@ func (w *labWorld) apply(manifests documents) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), testenv.Patience(30*time.Second))
 	defer cancel()
 	for {
-		status, err := w.settled(ctx, manifests)
+		status, err := w.settled(manifests)
 		if err == nil {
 			return w.take(status)
 		}
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("apply the manifests in the lab: %w", errors.Join(err, ctx.Err()))
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
@@ -145,7 +145,7 @@ func (w *labWorld) listenOutside() error {
 }
 
 // settled returns the lab's status when pods, Services and policies are those of the manifests, and all are programmed.
-func (w *labWorld) settled(ctx context.Context, manifests documents) (lab.Status, error) {
+func (w *labWorld) settled(manifests documents) (lab.Status, error) {
 	status := w.lab.Status()
 	if status.Problem != "" {
 		return status, errors.New(status.Problem)
@@ -160,7 +160,7 @@ func (w *labWorld) settled(ctx context.Context, manifests documents) (lab.Status
 	for _, n := range status.Nodes {
 		var policies []report.Policy
 		var agent report.Status
-		if err := errors.Join(ask(ctx, n, "/v1/policies", &policies), ask(ctx, n, "/v1/status", &agent)); err != nil {
+		if err := errors.Join(w.ask(n, "/v1/policies", &policies), w.ask(n, "/v1/status", &agent)); err != nil {
 			return status, err
 		}
 		for _, p := range policies {
@@ -184,7 +184,9 @@ func (w *labWorld) settled(ctx context.Context, manifests documents) (lab.Status
 }
 
 // ask asks a node's agent, as weftctl does.
-func ask(ctx context.Context, n lab.NodeStatus, path string, v any) error {
+func (w *labWorld) ask(n lab.NodeStatus, path string, v any) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), testenv.Patience(patience))
+	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", n.Files+"/run/weft/agent.sock")
@@ -248,6 +250,7 @@ const (
 	// patience is how long an answer is waited for, and silence how long one that should not come: TCP repeats a lost SYN
 	// after a second.
 	patience, silence = 5 * time.Second, 2 * time.Second
+	pause             = 50 * time.Millisecond // between looks
 )
 
 func (w *labWorld) try(probes []probe) ([]result, error) {
@@ -264,6 +267,7 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 				if errs[i] != nil || results[i].ok() || time.Now().After(deadline) {
 					return
 				}
+				time.Sleep(pause)
 			}
 		})
 	}
@@ -271,26 +275,26 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 	return results, errors.Join(errs...)
 }
 
-// dial makes the connections of a probe.
+// dial makes the connections of a probe, until one is not as expected or all that is expected was seen.
 func (w *labWorld) dial(p probe) (result, error) {
-	want, seen := p.step.verdict, newVerdicts(p.step.verdict)
-	r, last := result{step: p.step}, ""
-	for n := range mostDials {
-		wait := patience
-		if want.kind == dropped || want.also != nil {
-			wait = silence
-		}
+	want, seen, last := p.step.verdict, newVerdicts(p.step.verdict), ""
+	wait, least := patience, leastDials
+	if want.has(dropped, "") {
+		wait = silence
+	}
+	if want.kind == dropped {
+		least = 1
+	}
+	for n := 1; ; n++ {
 		answer, err := w.ns[p.step.from].Dial(podns.Proto(p.step.to.protocol), p.to, testenv.Patience(wait))
+		kind := map[podns.Outcome]outcome{podns.Answered: reaches, podns.Refused: refused, podns.Silent: dropped}[answer.Outcome]
 		switch {
 		case errors.Is(err, unix.EPROTONOSUPPORT):
-			r.got = want.String() // this kernel cannot say
-			return r, nil
+			return result{step: p.step, got: want.String()}, nil // this kernel cannot say
 		case err != nil:
-			return r, fmt.Errorf("step %q: %w", p.step.line, err)
-		case answer.Outcome == podns.Refused:
-			seen.other(refused, "")
-		case answer.Outcome == podns.Silent:
-			seen.other(dropped, want.silence())
+			return result{}, fmt.Errorf("step %q: %w", p.step.line, err)
+		case kind != reaches:
+			seen.other(kind, want.reasonOf(kind))
 		default:
 			seen.reached(w.names, answer.Name, answer.Source.Addr())
 			if want.sticky && last != "" && last != answer.Name {
@@ -298,24 +302,29 @@ func (w *labWorld) dial(p probe) (result, error) {
 			}
 			last = answer.Name
 		}
-		r.got, r.detail = seen.String(), answer.Detail
-		if want.sticky && slices.Contains(want.pods, last) && len(seen.unstable) == 0 && len(seen.others) == 0 {
+		r := result{step: p.step, got: seen.String(), detail: answer.Detail}
+		expected := want.has(kind, answer.Name) && len(seen.unstable) == 0
+		if want.sticky && expected {
 			r.got = want.String() // a client has but one of them
 		}
-		enough := leastDials
-		if want.kind == dropped {
-			enough = 1
-		}
-		if n+1 >= enough && r.ok() {
-			break
+		if !expected || n >= mostDials || n >= least && r.ok() {
+			return r, nil
 		}
 	}
-	return r, nil
 }
 
-// silence is the reason of the drop that is expected: packets do not tell it.
-func (v verdict) silence() string {
-	for ; v.also != nil && v.kind != dropped; v = *v.also {
+// has reports whether a verdict has an outcome; of reaches, at a pod.
+func (v verdict) has(kind outcome, pod string) bool {
+	if v.kind == kind && (kind != reaches || slices.Contains(v.pods, pod)) {
+		return true
+	}
+	return v.also != nil && v.also.has(kind, pod)
+}
+
+// reasonOf is the reason that is expected: packets do not tell it.
+func (v verdict) reasonOf(kind outcome) string {
+	if v.kind != kind && v.also != nil {
+		return v.also.reasonOf(kind)
 	}
 	return v.reason
 }
