@@ -92,10 +92,10 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
 	core := client.CoreV1()
 	nodes := informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
-	services := informer(w, "services", &corev1.Service{}, serviceSelector, core.Services("").List, core.Services("").Watch)
-	others := informer(w, "services of other proxies", &corev1.Service{}, otherProxySelector, core.Services("").List, core.Services("").Watch)
+	services := informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List, core.Services("").Watch)
+	others := informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List, core.Services("").Watch)
 	slices := client.DiscoveryV1().EndpointSlices("")
-	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, sliceSelector, slices.List, slices.Watch)
+	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, SliceSelector, slices.List, slices.Watch)
 	err := errors.Join(
 		w.follow("nodes", nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(),

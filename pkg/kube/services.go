@@ -11,13 +11,13 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// The objects that node proxies follow. A Service that names a proxy of its own is not ours, and headless ones have nothing to
+// Label selectors of the objects that node proxies follow. A Service that names a proxy of its own is not ours, and headless ones have nothing to
 // serve; the labels of a Service are on its slices, too.
 const (
-	serviceSelector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
-	// otherProxySelector selects the Services of other proxies. They keep their ClusterIPs.
-	otherProxySelector = "service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
-	sliceSelector      = serviceSelector + "," + discoveryv1.LabelServiceName
+	ServiceSelector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+	// OtherProxySelector selects the Services of other proxies. They keep their ClusterIPs.
+	OtherProxySelector = "service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
+	SliceSelector      = ServiceSelector + "," + discoveryv1.LabelServiceName
 )
 
 // serviceObject is what an informer holds of a Service: on a large cluster the object itself would be several times as

@@ -28,7 +28,7 @@ type (
 	groupAction    struct{ id openflow.GroupID }
 	ttlAction      struct{}
 	ctClearAction  struct{}
-	// noteAction is an action without effect on the packet: learn, controller, sample, note, meter.
+	// noteAction is an action without effect on the packet: controller, sample, note, meter.
 	noteAction struct{ text string }
 	ctAction   struct {
 		commit   bool
@@ -131,7 +131,9 @@ func parseAction(text string) (action, error) {
 		return groupAction{openflow.GroupID(n)}, err
 	case "ct":
 		return parseCT(args)
-	case "learn", "controller", "CONTROLLER", "sample", "note", "meter":
+	case "learn":
+		return parseLearn(args)
+	case "controller", "CONTROLLER", "sample", "note", "meter":
 		return noteAction{text}, nil
 	}
 	return nil, fmt.Errorf("unsupported action")

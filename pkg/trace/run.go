@@ -27,6 +27,9 @@ func (r *run) in(id openflow.TableID, p *Packet) {
 			r.Note = fmt.Sprintf("loop: the packet has passed %d tables", maxSteps)
 			return
 		}
+		if r.learned(id, p) {
+			return
+		}
 		var f *flow
 		var conjunction uint32
 		if t := r.s.tables[id]; t != nil {

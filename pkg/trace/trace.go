@@ -88,6 +88,8 @@ type Options struct {
 	Start openflow.TableID
 	// Conntrack is used and changed by the trace.
 	Conntrack *Conntrack
+	// Learned holds what learn actions add, and is consulted before a table's own flows; nil learns nothing.
+	Learned *Learned
 	// States replace the tracker: each ct sets the next of them, as with --ct-next of ofproto/trace, and "new" after
 	// the last. nil uses Conntrack.
 	States []string

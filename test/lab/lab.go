@@ -132,9 +132,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if err := l.underlay.Configure(ctx, l.opt.Family.member(apiNumber), l.datapath.Checksums()); err != nil {
 		return err
 	}
-	for i, n := range set.Nodes {
-		l.nodes = append(l.nodes, &node{name: n.Name, zone: n.Labels[corev1.LabelTopologyZone], index: i, underlay: l.opt.Family.node(i), podCIDRs: l.opt.Family.podCIDRs(i)})
-	}
+	l.planNodes(set)
 	if err := l.applyNodes(set); err != nil {
 		return err
 	}
@@ -159,6 +157,16 @@ func (l *Lab) start(ctx context.Context) error {
 	}
 	l.seen = seen
 	return nil
+}
+
+// planNodes gives the nodes their places in the address plan.
+func (l *Lab) planNodes(set manifest.Set) {
+	for i, n := range set.Nodes {
+		l.nodes = append(l.nodes, &node{
+			name: n.Name, zone: n.Labels[corev1.LabelTopologyZone], index: i,
+			underlay: l.opt.Family.node(i), podCIDRs: l.opt.Family.podCIDRs(i),
+		})
+	}
 }
 
 // serveAPI serves the agents, from the underlay's own network namespace.

@@ -13,9 +13,30 @@ import (
 	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
+// objects are all objects of one resource.
+type objects struct {
+	resource string
+	list     []apiserver.Object
+}
+
 // applyNodes gives the API the nodes, once, since from then on the agents own their status, and the ranges of cluster IPs.
-func (l *Lab) applyNodes(set manifest.Set) error {
-	var objects []apiserver.Object
+func (l *Lab) applyNodes(set manifest.Set) error { return l.applyAll(l.nodeObjects(set)) }
+
+// applyObjects gives the API everything else: the pods that stand, those that are about to, and what follows from both.
+func (l *Lab) applyObjects(pending []*pod) error { return l.applyAll(l.otherObjects(pending)) }
+
+func (l *Lab) applyAll(all []objects) error {
+	for _, o := range all {
+		if err := l.api.Apply(o.resource, o.list); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodeObjects are the nodes, as kubelets and the controller manager complete them, and the ranges of cluster IPs.
+func (l *Lab) nodeObjects(set manifest.Set) []objects {
+	var nodes []apiserver.Object
 	for i, object := range set.Nodes {
 		o, n := object.DeepCopy(), l.nodes[i]
 		for _, cidr := range n.podCIDRs {
@@ -26,20 +47,17 @@ func (l *Lab) applyNodes(set manifest.Set) error {
 			o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr.String()})
 		}
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.name})
-		objects = append(objects, o)
-	}
-	if err := l.api.Apply(apiserver.Nodes, objects); err != nil {
-		return err
+		nodes = append(nodes, o)
 	}
 	ranges := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}}
 	for _, cidr := range l.opt.Family.serviceCIDRs() {
 		ranges.Spec.CIDRs = append(ranges.Spec.CIDRs, cidr.String())
 	}
-	return l.api.Apply(apiserver.ServiceCIDRs, []apiserver.Object{ranges})
+	return []objects{{apiserver.Nodes, nodes}, {apiserver.ServiceCIDRs, []apiserver.Object{ranges}}}
 }
 
-// applyObjects gives the API everything else: the pods that stand, those that are about to, and what follows from both.
-func (l *Lab) applyObjects(pending []*pod) error {
+// otherObjects are all others, in an order in which none comes before what it needs.
+func (l *Lab) otherObjects(pending []*pod) []objects {
 	var pods, endpoints, services, policies, namespaces []apiserver.Object
 	running := l.sortedPods()
 	for _, p := range running {
@@ -65,18 +83,10 @@ func (l *Lab) applyObjects(pending []*pod) error {
 	for _, n := range l.set.Namespaces {
 		namespaces = append(namespaces, n)
 	}
-	for _, step := range []struct {
-		resource string
-		objects  []apiserver.Object
-	}{
+	return []objects{
 		{apiserver.Namespaces, namespaces}, {apiserver.NetworkPolicies, policies}, {apiserver.Pods, pods},
 		{apiserver.Services, services}, {apiserver.EndpointSlices, endpoints},
-	} {
-		if err := l.api.Apply(step.resource, step.objects); err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
 func (l *Lab) sortedPods() []*pod {

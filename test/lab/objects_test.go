@@ -31,9 +31,7 @@ func standing(t *testing.T, family Family, text string) *Lab {
 		t.Fatal(err)
 	}
 	l := &Lab{opt: Options{Family: family}, set: set, pods: map[string]*pod{}}
-	for i, n := range set.Nodes {
-		l.nodes = append(l.nodes, &node{name: n.Name, index: i, underlay: family.node(i), podCIDRs: family.podCIDRs(i)})
-	}
+	l.planNodes(set)
 	for i, object := range set.Pods {
 		p := &pod{key: keyOf(object), object: object, node: l.nodeNamed(object.Spec.NodeName)}
 		for _, cidr := range p.node.podCIDRs {

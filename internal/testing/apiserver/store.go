@@ -96,7 +96,7 @@ func (s *Store) set(resource string, r resourceInfo, name types.NamespacedName, 
 		kind = watch.Modified
 		current.SetUID(e.current.GetUID())
 		current.SetCreationTimestamp(e.current.GetCreationTimestamp())
-	} else {
+	} else if created := current.GetCreationTimestamp(); created.IsZero() {
 		current.SetCreationTimestamp(metav1.Now())
 	}
 	if applied.GetUID() != "" {

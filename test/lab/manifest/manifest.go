@@ -94,6 +94,13 @@ func Load(paths []string, opt Options) (Set, error) {
 	return l.finish()
 }
 
+// Parse is Load of a text that is in no file; name stands for the file in problems.
+func Parse(name string, text []byte, opt Options) (Set, error) {
+	l := &loader{opt: opt, names: map[string]place{}}
+	l.read(name, text)
+	return l.finish()
+}
+
 // Files lists the files that Load reads, in order.
 func Files(paths []string) ([]string, error) {
 	var files []string

@@ -1,0 +1,95 @@
+package scenario
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+)
+
+var update = flag.Bool("update", false, "write the compiled flows into the golden sections")
+
+// load reads all scenario files, by their names without the ending.
+func load(t *testing.T) map[string]*Scenario {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("scenario files: %v, %v", files, err)
+	}
+	all := map[string]*Scenario{}
+	for _, file := range files {
+		s, err := Read(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimSuffix(filepath.Base(file), ".txtar")] = s
+	}
+	return all
+}
+
+// TestScenarios runs every file on the packet interpreter, in its families, with the connection tracking of both
+// datapaths, and compares golden flows.
+func TestScenarios(t *testing.T) {
+	all := load(t)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		t.Run(name, func(t *testing.T) {
+			s := all[name]
+			for _, family := range s.families {
+				for _, kernel := range []bool{false, true} {
+					t.Run(fmt.Sprintf("%s/kernel=%t", family, kernel), func(t *testing.T) {
+						results, err := s.run(newNetwork(family, kernel, s.nodes), family)
+						if text := describe(results); text != "" {
+							t.Errorf("\n%s", text)
+						}
+						if err != nil {
+							t.Fatal(err)
+						}
+					})
+				}
+			}
+			golden(t, filepath.Join("testdata", name+".txtar"), s)
+		})
+	}
+}
+
+// golden compares the sections "flows on NODE of OWNER" with the flows before the first step.
+func golden(t *testing.T, file string, s *Scenario) {
+	t.Helper()
+	n := newNetwork(s.families[0], false, s.nodes)
+	text, _ := s.section("objects.yaml")
+	objects := documents{}
+	if err := errors.Join(objects.add(text), n.apply(objects)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.archive.Files {
+		f := &s.archive.Files[i]
+		where, ok := strings.CutPrefix(f.Name, "flows on ")
+		if !ok {
+			continue
+		}
+		node, owner, _ := strings.Cut(where, " of ")
+		got, err := n.flowsOf(node, owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			f.Data = []byte(got)
+		}
+		if diff := cmp.Diff(string(f.Data), got); diff != "" || got == "" {
+			t.Errorf("%s (-golden +compiled); -update rewrites them:\n%s", f.Name, diff)
+		}
+	}
+	if *update {
+		if err := os.WriteFile(file, txtar.Format(s.archive), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
