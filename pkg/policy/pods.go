@@ -18,6 +18,8 @@ type podName struct{ namespace, name string }
 type podState struct {
 	Pod
 	deleted bool
+	// gone reports that the API server has the pod no longer, while an attachment of it stands: it stays as it was.
+	gone bool
 	// attached reports that the pod has an attachment on this node.
 	attached bool
 	// claimed are the addresses of its status that count.
@@ -88,7 +90,7 @@ func (r *Resolver) SetPod(p Pod) {
 	if s == nil {
 		s = &podState{}
 		r.pods[name] = s
-	} else if s.Equal(p) {
+	} else if s.gone = false; s.Equal(p) {
 		return
 	}
 	r.applyPodChange(name, p.Addrs, func() {
@@ -101,17 +103,25 @@ func (r *Resolver) SetPod(p Pod) {
 	})
 }
 
-// DeletePod deletes a pod. Idempotent.
+// DeletePod deletes a pod that the API server has no longer. As long as an attachment of it stands, its processes run:
+// it stays as it was, with its policies, until the attachment is deleted or another pod takes its name. Idempotent.
 func (r *Resolver) DeletePod(namespace, name string) {
-	s := r.pods[podName{namespace, name}]
-	if s == nil {
-		return
+	switch s := r.pods[podName{namespace, name}]; {
+	case s == nil:
+	case s.attached:
+		s.gone = true
+	default:
+		r.dropPod(s)
 	}
-	r.applyPodChange(podName{namespace, name}, nil, func() {
+}
+
+func (r *Resolver) dropPod(s *podState) {
+	name := podName{s.Namespace, s.Name}
+	r.applyPodChange(name, nil, func() {
 		r.leaveNode(s)
 		s.deleted = true
 	})
-	delete(r.pods, podName{namespace, name})
+	delete(r.pods, name)
 }
 
 func (r *Resolver) leaveNode(p *podState) {
@@ -196,6 +206,9 @@ func (r *Resolver) DeleteAttachment(key model.AttachmentKey) {
 		}
 	})
 	r.recheck[key] = true
+	if p := r.pods[name]; p != nil && p.gone && !p.attached {
+		r.dropPod(p)
+	}
 }
 
 // applyPodChange applies a change to a pod or its attachments, with the addresses it concerns, and then refreshes the
