@@ -40,6 +40,10 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *L
 		}
 		return err
 	}
+	c, copyErr := readCopy(a.copyFile(), a.opt.Node)
+	if copyErr == nil {
+		loop.Submit(state.Recall{PodCIDRs: c.Self.PodCIDRs})
+	}
 	begun := time.Now()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
@@ -50,10 +54,9 @@ func (a *Agent) awaitObjects(ctx context.Context, group *errgroup.Group, loop *L
 		case <-ticker.C:
 		}
 	}
-	c, err := readCopy(a.copyFile(), a.opt.Node)
-	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			a.setProblem(copyProblem, err)
+	if copyErr != nil {
+		if !errors.Is(copyErr, os.ErrNotExist) {
+			a.setProblem(copyProblem, copyErr)
 		}
 		return taken(<-complete)
 	}

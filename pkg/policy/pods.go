@@ -18,7 +18,7 @@ type podName struct{ namespace, name string }
 type podState struct {
 	Pod
 	deleted bool
-	// gone reports that the API server has the pod no longer, while an attachment of it stands: it stays as it was.
+	// gone reports that the API server has the pod no longer.
 	gone bool
 	// attached reports that the pod has an attachment on this node.
 	attached bool
@@ -103,15 +103,25 @@ func (r *Resolver) SetPod(p Pod) {
 	})
 }
 
-// DeletePod deletes a pod that the API server has no longer. As long as an attachment of it stands, its processes run:
-// it stays as it was, with its policies, until the attachment is deleted or another pod takes its name. Idempotent.
+// DeletePod deletes a pod that the API server has no longer. A pod that is attached at the next Flush stays as it was,
+// with its policies, because its processes run: until its attachment is deleted or another pod takes its name.
+// Idempotent.
 func (r *Resolver) DeletePod(namespace, name string) {
-	switch s := r.pods[podName{namespace, name}]; {
-	case s == nil:
-	case s.attached:
-		s.gone = true
-	default:
-		r.dropPod(s)
+	if s := r.pods[podName{namespace, name}]; s != nil {
+		s.gone, r.gone[s] = true, true
+	}
+}
+
+// dropGone drops the deleted pods that are not attached.
+func (r *Resolver) dropGone() {
+	for s := range r.gone {
+		if s.gone && s.attached {
+			continue
+		}
+		delete(r.gone, s)
+		if s.gone {
+			r.dropPod(s)
+		}
 	}
 }
 
@@ -206,9 +216,6 @@ func (r *Resolver) DeleteAttachment(key model.AttachmentKey) {
 		}
 	})
 	r.recheck[key] = true
-	if p := r.pods[name]; p != nil && p.gone && !p.attached {
-		r.dropPod(p)
-	}
 }
 
 // applyPodChange applies a change to a pod or its attachments, with the addresses it concerns, and then refreshes the

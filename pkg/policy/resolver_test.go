@@ -157,11 +157,10 @@ type world struct {
 	gone map[podName]bool
 }
 
-// deletePod deletes a pod, which stays while it is attached.
+// deletePod deletes a pod, which stays if it is attached when all is called.
 func (w *world) deletePod(name podName) {
 	if _, ok := w.pods[name]; ok {
 		w.gone[name] = true
-		w.dropGone()
 	}
 }
 
@@ -182,6 +181,7 @@ func newWorld() *world {
 }
 
 func (w *world) all() World {
+	w.dropGone()
 	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)),
 		Pods: slices.Collect(maps.Values(w.pods)),
 		Policies: slices.Collect(
@@ -212,10 +212,6 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 		r.SetPolicy(p)
 	case 6:
 		a := drawAttachment(t)
-		if old, ok := w.attachments[a.Key()]; ok && (old.Pod != a.Pod || !slices.Equal(old.IPs, a.IPs)) {
-			delete(w.attachments, a.Key())
-			w.dropGone()
-		}
 		w.attachments[a.Key()] = a
 		r.SetAttachment(a)
 	case 7: // a small change of an existing pod
@@ -259,7 +255,6 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 	case 9:
 		key := drawAttachment(t).Key()
 		delete(w.attachments, key)
-		w.dropGone()
 		r.DeleteAttachment(key)
 	}
 }

@@ -110,7 +110,7 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		if c.Configured {
 			s.name = "configured"
 		}
-	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished:
+	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTunnel, SetKernelDatapath, SetKeepEstablished, Recall:
 	default:
 		return s, false
 	}
