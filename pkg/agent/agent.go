@@ -96,6 +96,8 @@ type Agent struct {
 
 	seen      *model.Snapshot // the last one that the loop has told of
 	hostPorts []host.HostPort // what the host's network was last told
+	// localAddrs are the node's addresses as they were found last.
+	localAddrs []netip.Addr
 }
 
 // Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
@@ -354,5 +356,9 @@ func (a *Agent) syncDatapath(ctx context.Context) error {
 	if changed = append(changed, more...); len(changed) > 0 {
 		a.log.Info("datapath changed", "changes", changed)
 	}
-	return errors.Join(err, tcpErr, limitErr)
+	sources, sourceErr := a.sw.TunnelSources(ctx)
+	if sourceErr == nil {
+		a.setProblem(tunnelSourceProblem, wrongSource(a.loop.View(), sources))
+	}
+	return errors.Join(err, tcpErr, limitErr, sourceErr)
 }

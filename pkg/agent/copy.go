@@ -42,8 +42,10 @@ type copyRecord struct {
 }
 
 type copyEnd struct {
-	Records      int            `json:"records"`
-	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	Records      int                     `json:"records"`
+	ServiceCIDRs []netip.Prefix          `json:"serviceCIDRs"`
+	NewPodCIDRs  []netip.Prefix          `json:"newPodCIDRs,omitempty"`
+	OtherProxies map[string][]netip.Addr `json:"otherProxies,omitempty"`
 }
 
 // copyFile is the file of the copy: in the directory of the CNI socket, which is root's alone and lasts until the node
@@ -98,7 +100,7 @@ func encodeCopy(out *json.Encoder, node string, c state.Copy) error {
 	for i := range c.Attachments {
 		put(copyRecord{Attachment: &c.Attachments[i]})
 	}
-	put(copyRecord{End: &copyEnd{records, c.ServiceCIDRs}})
+	put(copyRecord{End: &copyEnd{records, c.ServiceCIDRs, c.NewPodCIDRs, c.OtherProxies}})
 	return err
 }
 
@@ -181,7 +183,7 @@ func decodeCopy(in *json.Decoder, node string) (c state.Copy, err error) {
 		case r.End.Records != records || c.Self.Name != node:
 			return c, fmt.Errorf("it ends after %d of %d records", records, r.End.Records)
 		default:
-			c.ServiceCIDRs = r.End.ServiceCIDRs
+			c.ServiceCIDRs, c.NewPodCIDRs, c.OtherProxies = r.End.ServiceCIDRs, r.End.NewPodCIDRs, r.End.OtherProxies
 			return c, nil
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -36,6 +37,7 @@ func cluster(l *programmer.Loop, change func(*model.Service), attachments ...mod
 	service := web()
 	change(&service)
 	l.Submit(state.SetJoinedService{Service: service})
+	l.Submit(state.SetOtherProxy{Service: "shop/mesh", ClusterIPs: []netip.Addr{addr("10.96.0.77")}})
 	l.Submit(state.SetNamespace{Namespace: policy.Namespace{Name: "shop"}})
 	block := policy.IPBlock{CIDR: netip.MustParsePrefix("192.0.2.0/24")}
 	l.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "shop", Name: "db", Types: []policy.Direction{policy.Ingress},
@@ -172,6 +174,52 @@ func TestStartFromACopy(t *testing.T) {
 	}
 }
 
+// TestCopyAmidRenumbering: an agent that ends while pods keep the node at pod CIDRs that its Node object has no longer goes
+// on as before from its copy, and when the API server has told everything: the range changes with the last of these pods.
+func TestCopyAmidRenumbering(t *testing.T) {
+	db := shopPod("db", 2)
+	l := heldLoop(t)
+	old := netip.MustParsePrefix("10.244.1.0/24")
+	renumbered := model.Node{Name: "n1", Created: 1, Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}}
+	cluster(l, func(*model.Service) {}, db)
+	l.Submit(state.SetAttachment{Attachment: db})
+	viewed(t, l)
+	l.Submit(state.SetNode{Node: renumbered})
+	viewed(t, l)
+	before := l.View()
+	if before.SelfPath().PodCIDRs[0] != old || len(before.NewPodCIDRs) != 1 {
+		t.Fatalf("%v, %v", before.SelfPath(), before.NewPodCIDRs)
+	}
+	file := filepath.Join(t.TempDir(), copyName)
+	if err := writeCopy(file, "n1", state.NewCopy(before, time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	c, err := readCopy(file, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, synced := range []bool{false, true} {
+		l = heldLoop(t)
+		l.Submit(state.SetAttachment{Attachment: db})
+		l.Submit(state.Restore{Copy: c})
+		if synced {
+			cluster(l, func(*model.Service) {}, db)
+			l.Submit(state.SetNode{Node: renumbered})
+			l.Submit(state.Synced{})
+		}
+		viewed(t, l)
+		view := l.View()
+		if view.SelfHeld != before.SelfHeld || !slices.Equal(view.NewPodCIDRs, before.NewPodCIDRs) || !slices.Equal(view.SelfPath().PodCIDRs, before.SelfPath().PodCIDRs) {
+			t.Errorf("synced %v: %v, held %q, waiting %v; before %q, %v", synced, view.SelfPath(), view.SelfHeld, view.NewPodCIDRs, before.SelfHeld, before.NewPodCIDRs)
+		}
+		l.Submit(state.DeleteAttachment{Key: db.Key()})
+		viewed(t, l)
+		if view = l.View(); !slices.Equal(view.SelfPath().PodCIDRs, renumbered.PodCIDRs) || view.SelfHeld != "" {
+			t.Errorf("synced %v, without the pod: %v, held %q", synced, view.SelfPath(), view.SelfHeld)
+		}
+	}
+}
+
 // TestCopyOfAnEmptiedNode: a Node object that is empty when the API server comes takes nothing from what the copy has.
 func TestCopyOfAnEmptiedNode(t *testing.T) {
 	l := heldLoop(t)
@@ -195,6 +243,7 @@ func TestCopyIsWholeOrNot(t *testing.T) {
 	l.Submit(state.SetAttachment{Attachment: shopPod("db", 2)})
 	viewed(t, l)
 	want := state.NewCopy(l.View(), time.Unix(7, 0).UTC())
+	want.NewPodCIDRs = []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}
 	dir := t.TempDir()
 	file := filepath.Join(dir, copyName)
 	if _, err := readCopy(file, "n1"); !errors.Is(err, os.ErrNotExist) {

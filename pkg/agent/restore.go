@@ -39,6 +39,10 @@ func (a *Agent) awaitObjects(ctx context.Context, _ <-chan struct{}, ready func(
 		}
 		return err
 	}
+	c, copyErr := readCopy(a.copyFile(), a.opt.Node)
+	if copyErr == nil {
+		loop.Submit(state.Recall{PodCIDRs: c.Self.PodCIDRs})
+	}
 	begun := time.Now()
 	ticker := time.NewTicker(100 * time.Millisecond)
 	defer ticker.Stop()
@@ -52,12 +56,12 @@ func (a *Agent) awaitObjects(ctx context.Context, _ <-chan struct{}, ready func(
 		case <-ticker.C:
 		}
 	}
-	c, err := readCopy(a.copyFile(), a.opt.Node)
-	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			a.setProblem(copyProblem, err)
+	if copyErr != nil {
+		if !errors.Is(copyErr, os.ErrNotExist) {
+			a.setProblem(copyProblem, copyErr)
 		}
-		if err = taken(<-complete); err == nil {
+		err := taken(<-complete)
+		if err == nil {
 			ready()
 		}
 		return err

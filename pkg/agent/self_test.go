@@ -55,7 +55,7 @@ func TestPodCIDRsChange(t *testing.T) {
 	a.loop.Submit(state.DeleteAttachment{Key: attachment("web", "10.244.1.2").Key()})
 	a.loop.Submit(state.DeleteAttachment{Key: attachment("db", "10.244.1.3").Key()})
 	check("without the pods", "", "")
-	// An agent that starts does not know the old range.
+	// An agent that starts without a copy does not know the old range.
 	a.loop.Submit(state.SetAttachment{Attachment: attachment("old", "10.244.1.2")})
 	check("a pod from before", "pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/old", "")
 }

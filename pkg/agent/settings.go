@@ -128,6 +128,13 @@ func (a *Agent) findAddresses(context.Context) error {
 		return err
 	}
 	a.loop.Submit(state.SetLocalAddrs{Addrs: addrs})
+	a.mu.Lock()
+	changed := !slices.Equal(addrs, a.localAddrs)
+	a.localAddrs = addrs
+	a.mu.Unlock()
+	if changed {
+		a.wake(addressesChanged)
+	}
 	var tooMany error
 	if n := len(addrs); n > state.MaxLocalAddrs {
 		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)

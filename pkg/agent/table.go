@@ -21,6 +21,7 @@ const (
 	mtuChanged       change = "MTU of the underlay"
 	ovsdbChanged     change = "OVSDB"
 	linksChanged     change = "links of pods"
+	addressesChanged change = "addresses of the node"
 	kernelChanged    change = "links, addresses, routes, nftables and sysctls of the node"
 	guardChanged     change = "nftables of pods' host interfaces"
 	bridgeRepaired   change = "bridge repaired"
@@ -146,8 +147,8 @@ func (a *Agent) startParts() []part {
 func (a *Agent) nodeParts() []part {
 	return []part{
 		{
-			name: "datapath", does: "settings that ovs-vswitchd forgets when it ends", after: []string{switchPart},
-			wokenBy: []change{bridgeSynced}, sync: a.syncDatapath,
+			name: "datapath", does: "settings that ovs-vswitchd forgets when it ends; tunnels' source address",
+			after: []string{switchPart}, wokenBy: []change{bridgeSynced, addressesChanged}, sync: a.syncDatapath,
 		}, {
 			name: "packet guard", does: "filters what pods' host interfaces accept", after: []string{switchPart},
 			wokenBy: []change{guardChanged}, sync: func(ctx context.Context) error { return a.cni.SyncHostFilter(ctx) },

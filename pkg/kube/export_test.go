@@ -26,3 +26,10 @@ func (w *Watcher) LagAt(now time.Time) error { return w.lagAt(now) }
 
 // HeldAt is Held at some later time.
 func (w *Watcher) HeldAt(now time.Time) (int, error) { return w.gate.heldAt(now) }
+
+// SetSilence sets how long watches may be silent; before Run.
+func (w *Watcher) SetSilence(d time.Duration) {
+	for _, f := range w.feeds {
+		f.silence = d
+	}
+}

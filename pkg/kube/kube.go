@@ -116,7 +116,7 @@ func informer[L runtime.Object](
 	list func(context.Context, metav1.ListOptions) (L, error),
 	watching func(context.Context, metav1.ListOptions) (watch.Interface, error),
 ) cache.SharedIndexInformer {
-	f := &feed{resource: resource}
+	f := &feed{resource: resource, silence: silentAfter}
 	w.feeds = append(w.feeds, f)
 	made := cache.NewSharedIndexInformer(source(f, selector, list, watching), object, 0, cache.Indexers{})
 	// Fails only for an informer that runs.

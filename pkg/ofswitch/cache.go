@@ -53,20 +53,28 @@ var firstRight = map[[2]int]int{{2, 17}: 8, {3, 0}: 5, {3, 1}: 3}
 // changesWrongEntry says whether a version of ovs-vswitchd may change another cache entry than the one it means. An
 // unknown one may.
 func changesWrongEntry(version string) bool {
-	m := releaseText.FindStringSubmatch(version)
-	if m == nil {
+	release, ok := parseRelease(version)
+	if !ok {
 		return true
-	}
-	var release [3]int
-	for i := range release {
-		n, err := strconv.Atoi(m[i+1])
-		if err != nil {
-			return true
-		}
-		release[i] = n
 	}
 	if patch, ok := firstRight[[2]int{release[0], release[1]}]; ok {
 		return release[2] < patch
 	}
 	return release[0] < 3
+}
+
+// parseRelease finds the release in what a daemon says of itself.
+func parseRelease(version string) (release [3]int, ok bool) {
+	m := releaseText.FindStringSubmatch(version)
+	if m == nil {
+		return release, false
+	}
+	for i := range release {
+		n, err := strconv.Atoi(m[i+1])
+		if err != nil {
+			return release, false
+		}
+		release[i] = n
+	}
+	return release, true
 }

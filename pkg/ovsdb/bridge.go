@@ -100,9 +100,10 @@ func (b Bridge) ports(bridge string) []interfaceRow {
 	return rows
 }
 
-// tunnel is the only port of an encapsulation: flows set the remote address and the key of each packet.
+// tunnel is the only port of an encapsulation: flows set both outer addresses and the key of each packet. Without
+// local_ip=flow, ovs-vswitchd takes the source that a flow sets out again (tnl_port_send, ofproto/tunnel.c).
 func (b Bridge) tunnel(e model.Encapsulation) interfaceRow {
-	options := map[string]string{"remote_ip": "flow", "key": "flow"}
+	options := map[string]string{"remote_ip": "flow", "local_ip": "flow", "key": "flow"}
 	maps.Copy(options, e.InterfaceOptions())
 	if b.TunnelChecksum {
 		options["csum"] = "true"
@@ -142,17 +143,17 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	}
 	needed, optional := want.fixedPorts(c.bridge)
 	for _, port := range needed {
-		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return changed, fmt.Errorf("port %s: %w", port.Name, s.withConflictingPorts(port, err))
+		if err := c.waitTunnel(ctx, s, port); err != nil {
+			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 	}
 	for _, port := range optional {
-		err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest))
+		err := c.waitTunnel(ctx, s, port)
 		if errors.Is(err, ErrDisconnected) {
 			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return changed, &OptionalPortError{Port: port.Name, Err: s.withConflictingPorts(port, err)}
+			return changed, &OptionalPortError{Port: port.Name, Err: err}
 		}
 	}
 	return changed, nil

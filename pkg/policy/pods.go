@@ -18,6 +18,8 @@ type podName struct{ namespace, name string }
 type podState struct {
 	Pod
 	deleted bool
+	// gone reports that the API server has the pod no longer.
+	gone bool
 	// attached reports that the pod has an attachment on this node.
 	attached bool
 	// claimed are the addresses of its status that count.
@@ -88,7 +90,7 @@ func (r *Resolver) SetPod(p Pod) {
 	if s == nil {
 		s = &podState{}
 		r.pods[name] = s
-	} else if s.Equal(p) {
+	} else if s.gone = false; s.Equal(p) {
 		return
 	}
 	r.applyPodChange(name, p.Addrs, func() {
@@ -101,17 +103,35 @@ func (r *Resolver) SetPod(p Pod) {
 	})
 }
 
-// DeletePod deletes a pod. Idempotent.
+// DeletePod deletes a pod that the API server has no longer. A pod that is attached at the next Flush stays as it was,
+// with its policies, because its processes run: until its attachment is deleted or another pod takes its name.
+// Idempotent.
 func (r *Resolver) DeletePod(namespace, name string) {
-	s := r.pods[podName{namespace, name}]
-	if s == nil {
-		return
+	if s := r.pods[podName{namespace, name}]; s != nil {
+		s.gone, r.gone[s] = true, true
 	}
-	r.applyPodChange(podName{namespace, name}, nil, func() {
+}
+
+// dropGone drops the deleted pods that are not attached.
+func (r *Resolver) dropGone() {
+	for s := range r.gone {
+		if s.gone && s.attached {
+			continue
+		}
+		delete(r.gone, s)
+		if s.gone {
+			r.dropPod(s)
+		}
+	}
+}
+
+func (r *Resolver) dropPod(s *podState) {
+	name := podName{s.Namespace, s.Name}
+	r.applyPodChange(name, nil, func() {
 		r.leaveNode(s)
 		s.deleted = true
 	})
-	delete(r.pods, podName{namespace, name})
+	delete(r.pods, name)
 }
 
 func (r *Resolver) leaveNode(p *podState) {

@@ -305,7 +305,8 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 	}
 }
 
-// TestPodsAreClosedUntilKnown: a pod is isolated until it is known, and a policy isolates it as long as it is attached.
+// TestPodsAreClosedUntilKnown: a pod is isolated until it is known, and a policy isolates it as long as it is attached,
+// also when the API server has it no longer.
 func TestPodsAreClosedUntilKnown(t *testing.T) {
 	r := NewResolver("n1")
 	r.SetPodCIDRs("n2", everywhereV4)
@@ -330,7 +331,13 @@ func TestPodsAreClosedUntilKnown(t *testing.T) {
 		{"other labels", with(func(p *Pod) { p.Labels = app("db") }), false, false},
 		{"a pod of that name on the host's network", with(func(p *Pod) { p.HostNetwork = true }), true, false},
 		{"its own labels", with(func(*Pod) {}), false, true},
-		{"deleted by force", func() { r.DeletePod("a", "web") }, true, false},
+		{"deleted by force", func() { r.DeletePod("a", "web") }, false, true},
+		{"there again", with(func(*Pod) {}), false, true},
+		{"deleted by force again", func() { r.DeletePod("a", "web") }, false, true},
+		{"its successor of the same name", with(func(p *Pod) { p.UID = "later" }), true, false},
+		{"without its successor", func() { r.DeletePod("a", "web") }, true, false},
+		{"told of it again", with(func(*Pod) {}), false, true},
+		{"deleted", func() { r.DeletePod("a", "web") }, false, true},
 	} {
 		step.do()
 		c := r.Flush()
@@ -343,8 +350,12 @@ func TestPodsAreClosedUntilKnown(t *testing.T) {
 		}
 	}
 	r.DeleteAttachment(webHere.Key())
-	if c := r.Flush(); len(c.Unknown) != 1 || c.Unknown[webHere.Key()] {
-		t.Errorf("after its end: %v, want that nothing is unknown", c.Unknown)
+	if c := r.Flush(); len(c.Unknown) > 0 || len(r.unknown) > 0 || r.policies["a/p"].active || len(r.pods) > 0 {
+		t.Errorf("after its end: %v, %v; pods %v", c.Unknown, r.unknown, r.pods)
+	}
+	r.SetAttachment(webHere)
+	if c := r.Flush(); !c.Unknown[webHere.Key()] {
+		t.Errorf("a sandbox of a pod that is gone is known: %v", c.Unknown)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 type Resolver struct {
 	node     string
 	pods     map[podName]*podState
+	gone     map[*podState]bool // those that DeletePod was told of and that may be attached
 	byNode   map[string]map[*podState]bool
 	podCIDRs map[string][]netip.Prefix // accepted, by node
 	outside  map[podName][]netip.Addr  // addresses that pods claim outside of these
@@ -79,7 +80,8 @@ func NewBoundedResolver(node string, flows int) *Resolver { return newResolver(n
 
 func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 	return &Resolver{
-		node: node, room: room, pods: map[podName]*podState{}, byNode: map[string]map[*podState]bool{},
+		node: node, room: room, pods: map[podName]*podState{}, gone: map[*podState]bool{},
+		byNode:   map[string]map[*podState]bool{},
 		podCIDRs: map[string][]netip.Prefix{},
 		outside:  map[podName][]netip.Addr{}, namespaces: map[string]*namespaceState{},
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
@@ -115,6 +117,7 @@ func (r *Resolver) DeletePolicy(namespace, name string) {
 
 // Flush resolves the dirty policies, enforces the budget, and returns the differences since the last Flush.
 func (r *Resolver) Flush() Changes {
+	r.dropGone()
 	c := Changes{Policies: map[string]*model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for key := range r.recheck {
 		a := r.attachments[key]

@@ -153,14 +153,35 @@ type world struct {
 	policies    map[string]Policy
 	attachments map[model.AttachmentKey]model.Attachment
 	podCIDRs    map[string][]netip.Prefix
+	// gone are the pods that were deleted and stay while they are attached.
+	gone map[podName]bool
+}
+
+// deletePod deletes a pod, which stays if it is attached when all is called.
+func (w *world) deletePod(name podName) {
+	if _, ok := w.pods[name]; ok {
+		w.gone[name] = true
+	}
+}
+
+// dropGone drops the deleted pods that are not attached.
+func (w *world) dropGone() {
+	for name := range w.gone {
+		attached := func(a model.Attachment) bool { return w.pods[name].isAttached(a) }
+		if !slices.ContainsFunc(slices.Collect(maps.Values(w.attachments)), attached) {
+			delete(w.gone, name)
+			delete(w.pods, name)
+		}
+	}
 }
 
 func newWorld() *world {
 	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{},
-		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}}
+		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}, map[podName]bool{}}
 }
 
 func (w *world) all() World {
+	w.dropGone()
 	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)),
 		Pods: slices.Collect(maps.Values(w.pods)),
 		Policies: slices.Collect(
@@ -183,6 +204,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 	case 2, 3:
 		p := drawPod(t)
 		w.pods[podName{p.Namespace, p.Name}] = p
+		delete(w.gone, podName{p.Namespace, p.Name})
 		r.SetPod(p)
 	case 4, 5:
 		p := drawPolicy(t)
@@ -213,6 +235,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 			p.UID = other.UID
 		}
 		w.pods[podName{p.Namespace, p.Name}] = p
+		delete(w.gone, podName{p.Namespace, p.Name})
 		r.SetPod(p)
 	case 8:
 		switch upTo(t, 2) {
@@ -222,7 +245,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 			r.DeleteNamespace(n)
 		case 1:
 			p := drawPod(t)
-			delete(w.pods, podName{p.Namespace, p.Name})
+			w.deletePod(podName{p.Namespace, p.Name})
 			r.DeletePod(p.Namespace, p.Name)
 		case 2:
 			p := drawPolicy(t)

@@ -13,10 +13,13 @@ import (
 // node that starts without the API server can work from it.
 type Copy struct {
 	// Time is when it was made.
-	Time         time.Time
+	Time time.Time
+	// Self is this node with the values that were in use; NewPodCIDRs are those that waited.
 	Self         model.Node
+	NewPodCIDRs  []netip.Prefix
 	Nodes        []model.Node
 	Services     []model.Service
+	OtherProxies map[string][]netip.Addr
 	ServiceCIDRs []netip.Prefix
 	// Policies are those about pods of the node.
 	Policies []model.Policy
@@ -26,7 +29,9 @@ type Copy struct {
 
 // NewCopy returns the copy of a snapshot. It shares values with it.
 func NewCopy(s *model.Snapshot, now time.Time) Copy {
-	c := Copy{Time: now, Self: s.Self, ServiceCIDRs: s.ServiceCIDRs}
+	c := Copy{
+		Time: now, Self: s.Self, NewPodCIDRs: s.NewPodCIDRs, ServiceCIDRs: s.ServiceCIDRs, OtherProxies: s.OtherProxies,
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		c.Nodes = append(c.Nodes, s.Nodes[name])
 	}
@@ -49,6 +54,15 @@ func NewCopy(s *model.Snapshot, now time.Time) Copy {
 // policies are not in it. What the API server tells meanwhile takes effect with Synced, all at once.
 type Restore struct{ Copy Copy }
 
+// Recall tells a store that has had no pod CIDRs of this node yet which ones the node had before a restart. They count if
+// an attachment has an address of them: the Node object may have others by now, or none.
+type Recall struct{ PodCIDRs []netip.Prefix }
+
+func (c Recall) apply(s *Store) bool {
+	s.recalled, s.pathsDirty = c.PodCIDRs, true
+	return false // Take finds out what comes of it
+}
+
 // Synced says that the API server has told everything that it had at the start: that replaces the copy whole. Without a
 // copy nothing changes.
 type Synced struct{}
@@ -68,10 +82,15 @@ func (c Restore) apply(s *Store) bool {
 	live := *s
 	next := New(live.next.Self.Name)
 	next.serviceCIDRs[true] = live.serviceCIDRs[true]
+	self := c.Copy.Self
+	next.usable = model.Node{Addrs: self.Addrs, PodCIDRs: self.PodCIDRs}
+	if len(c.Copy.NewPodCIDRs) > 0 {
+		self.PodCIDRs = c.Copy.NewPodCIDRs
+	}
 	for _, change := range []Change{
 		SetTime{live.now}, SetTransport{live.next.Transport}, SetKernelDatapath{live.next.KernelDatapath},
-		SetKeepEstablished{live.next.KeepEstablished},
-		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{c.Copy.Self},
+		SetKeepEstablished{live.next.KeepEstablished}, SetLocalAddrs{live.localAddrs},
+		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{self},
 	} {
 		next.Apply(change)
 	}
@@ -80,6 +99,9 @@ func (c Restore) apply(s *Store) bool {
 	}
 	for _, service := range c.Copy.Services {
 		next.Apply(SetJoinedService{service})
+	}
+	for name, ips := range c.Copy.OtherProxies {
+		next.Apply(SetOtherProxy{name, ips})
 	}
 	for _, p := range c.Copy.Policies {
 		next.next.Policies[p.Name] = p
@@ -154,8 +176,8 @@ func (s *Store) toLive(c Change) bool {
 	switch c := c.(type) {
 	case Synced, Restore:
 		return false
-	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetExternalIPs,
-		SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
+	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetOtherProxy,
+		SetExternalIPs, Recall, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:

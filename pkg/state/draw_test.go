@@ -82,6 +82,9 @@ var changes = map[string]func(d *drawing) state.Change{
 		d.now = d.now.Add(time.Duration(rapid.IntRange(-5, 200).Draw(d.T, "seconds")) * time.Second)
 		return state.SetTime{Now: d.now}
 	},
+	"Recall": func(d *drawing) state.Change {
+		return state.Recall{PodCIDRs: d.ranges("recalled range", "10.244.1.0/24", "10.244.2.0/24", "fd44:1::/64")}
+	},
 	"Restore": func(d *drawing) state.Change { return state.Restore{Copy: draw(d, "copy", d.copies)} },
 	"Synced":  func(*drawing) state.Change { return state.Synced{} },
 }

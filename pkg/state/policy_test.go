@@ -44,7 +44,7 @@ func TestPolicyChanges(t *testing.T) {
 		{"its address", []state.Change{state.SetPod{Pod: moved}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.3/32]]"},
 		{"the peer is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "peer"}}, []model.Owner{policyOwner}, "0 map[ns/p:[]]"},
 		{"the policy is gone", []state.Change{state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}}, []model.Owner{policyOwner}, "0 map[]"},
-		{"the pod is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "web"}}, []model.Owner{podOwner}, "1 map[]"},
+		{"the pod is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "web"}}, nil, "0 map[]"},
 		{"and its attachment", []state.Change{state.DeleteAttachment{Key: attached.Key()}}, []model.Owner{podOwner}, "0 map[]"},
 	} {
 		before := s.Snapshot()

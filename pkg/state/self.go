@@ -21,6 +21,9 @@ type announced struct {
 // deleted, recreated or emptied. Other pod CIDRs wait until no attachment has an address of the old ones: the node's
 // routes and translations are for one range of each family.
 func (s *Store) resolveSelf() {
+	if len(s.usable.PodCIDRs) == 0 && s.inUse(s.recalled, nil) {
+		s.usable.PodCIDRs = s.recalled
+	}
 	self := s.announced.Node
 	self.Name = s.next.Self.Name
 	var held []string

@@ -102,3 +102,40 @@ func TestSelfHolds(t *testing.T) {
 		t.Errorf("a node that never had values: %+v, %q", got.Self, got.SelfHeld)
 	}
 }
+
+// TestRecall: an agent that starts while pods have addresses of pod CIDRs that the Node object has no longer goes on with
+// these, if its copy knows them, and changes with the last of these pods. Ranges that no pod uses are not recalled.
+func TestRecall(t *testing.T) {
+	web := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	old := state.Recall{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
+	for _, tc := range []struct {
+		name        string
+		changes     []state.Change
+		cidr, after string // in use with the pod, and without it
+		held        string
+		waiting     bool
+	}{
+		{"renumbered", []state.Change{state.SetAttachment{Attachment: web}, old, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
+			"[10.244.1.0/24]", "[10.244.7.0/24]", "its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use", true},
+		{"emptied", []state.Change{state.SetNode{Node: selfNode("172.30.0.1", "")}, old, state.SetAttachment{Attachment: web}},
+			"[10.244.1.0/24]", "[10.244.1.0/24]", "it has no podCIDRs, [10.244.1.0/24] stays in use", false},
+		{"not in use", []state.Change{old, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
+			"[10.244.7.0/24]", "[10.244.7.0/24]", "", false},
+		{"a new cluster", []state.Change{old, state.SetNode{Node: selfNode("172.30.0.1", "")}}, "[]", "[]", "", false},
+		{"without a copy", []state.Change{state.SetAttachment{Attachment: web}, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
+			"[10.244.7.0/24]", "[10.244.7.0/24]", "", false},
+	} {
+		s := state.New("n1")
+		for _, c := range tc.changes {
+			s.Apply(c)
+		}
+		got, _ := s.Take()
+		if cidrs := fmt.Sprint(got.SelfPath().PodCIDRs); cidrs != tc.cidr || got.SelfHeld != tc.held || (len(got.NewPodCIDRs) > 0) != tc.waiting {
+			t.Errorf("%s: %s, held %q, waiting %v; want %s, %q", tc.name, cidrs, got.SelfHeld, got.NewPodCIDRs, tc.cidr, tc.held)
+		}
+		s.Apply(state.DeleteAttachment{Key: web.Key()})
+		if got, _ = s.Take(); fmt.Sprint(got.SelfPath().PodCIDRs) != tc.after {
+			t.Errorf("%s: without the pod %v, want %s", tc.name, got.SelfPath().PodCIDRs, tc.after)
+		}
+	}
+}

@@ -37,10 +37,11 @@ type Store struct {
 	localsDirty  bool // LocalAddrs must be resolved again
 	pathsDirty   bool // paths must be resolved again
 	announced    announced
-	copied       *copied    // nil unless the store works from a copy
-	usable       model.Node // the last addresses and pod CIDRs of this node that could be used
-	now          time.Time  // as SetTime said last
-	respread     int        // what is left of respreadBudget; below 0 when a Service was larger
+	copied       *copied        // nil unless the store works from a copy
+	usable       model.Node     // the last addresses and pod CIDRs of this node that could be used
+	recalled     []netip.Prefix // as Recall said last
+	now          time.Time      // as SetTime said last
+	respread     int            // what is left of respreadBudget; below 0 when a Service was larger
 }
 
 // New gives the store of the named node that knows nothing else.

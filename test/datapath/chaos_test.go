@@ -60,7 +60,7 @@ type chaos struct {
 // not allow never passes.
 type fault struct {
 	name string
-	// cause is what is broken: "agent", "API server", "objects", "node", "switch" or "Open vSwitch".
+	// cause is what is broken: "agent", "API server", "API lies", "objects", "node", "switch" or "Open vSwitch".
 	cause string
 	// bound is the longest time without an answer that a route may see.
 	bound time.Duration
@@ -77,7 +77,7 @@ type fault struct {
 func TestChaos(t *testing.T) {
 	c := upChaos(t, "chaos")
 	only := regexp.MustCompile(os.Getenv(chaosOnlyVariable))
-	faults := slices.DeleteFunc(slices.Concat(agentFaults(), objectFaults(), nodeFaults(), switchFaults()),
+	faults := slices.DeleteFunc(slices.Concat(agentFaults(), lieFaults(), objectFaults(), nodeFaults(), switchFaults()),
 		func(f fault) bool { return !only.MatchString(f.name) })
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)

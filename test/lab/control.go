@@ -67,6 +67,8 @@ func (l *Lab) serveControl(ctx context.Context) error {
 	mux.HandleFunc("GET /v1/progress", l.serveProgress)
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, r *http.Request) { answer(w, l.status(r.Context())) })
 	mux.HandleFunc("POST /v1/probe", l.serveProbe)
+	mux.HandleFunc("POST /v1/keep", l.serveKeep)
+	mux.HandleFunc("POST /v1/lie", l.serveLie)
 	var lc net.ListenConfig
 	listener, err := lc.Listen(ctx, "unix", controlSocket(l.dir))
 	if err != nil {

@@ -79,6 +79,7 @@ type Lab struct {
 	outside  sandbox.Node
 	nodes    []*node
 	api      *apiserver.Store
+	server   *apiserver.Server // serves api to the agents
 	progress *progress
 	started  time.Time
 	// routed are the addresses that the host outside was given a way to. Serve's goroutine has it.
@@ -99,6 +100,7 @@ func Serve(ctx context.Context, opt Options, log *slog.Logger) error {
 		return err
 	}
 	l := &Lab{opt: opt, group: group, dir: directory(opt.Name), log: log, api: apiserver.NewStore(), pods: map[string]*pod{}, progress: newProgress(), started: time.Now()}
+	l.server = apiserver.NewServer(l.api)
 	if l.datapath, err = findDatapath(opt.Datapath); err != nil {
 		return err
 	}
@@ -183,7 +185,7 @@ func (l *Lab) serveAPI(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("serve the API: %w", err)
 	}
-	server := &http.Server{Handler: l.api.Handler(), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: l.server, ReadHeaderTimeout: 10 * time.Second}
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

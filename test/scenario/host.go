@@ -53,7 +53,7 @@ func (c *conversation) host(here *node, from origin, p packet) end {
 	switch to := p.dst.Addr(); {
 	case slices.Contains(here.locals(s), to):
 	case here.toSwitch(from, p):
-		toOwnNodePort := p.src.Addr() == s.Self.TunnelAddr() &&
+		toOwnNodePort := p.src.Addr() == s.Self.Primary() &&
 			slices.ContainsFunc(model.NodePortPrefixes(is4), func(r netip.Prefix) bool { return r.Contains(to) })
 		if from == fromItself && !here.owns(to) && !toOwnNodePort {
 			p.src = netip.AddrPortFrom(of(c.gateways[here.name], is4), p.src.Port())

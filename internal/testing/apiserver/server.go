@@ -90,6 +90,10 @@ func (s *Store) serveCollection(w http.ResponseWriter, req *http.Request, resour
 		return
 	}
 	objects, version := s.List(resource)
+	if asked, err := strconv.ParseUint(req.URL.Query().Get("resourceVersion"), 10, 64); err == nil && asked > version {
+		fail(w, tooLarge(asked, version))
+		return
+	}
 	items := []Object{}
 	for _, o := range objects {
 		if selected.has(o) {
@@ -101,6 +105,13 @@ func (s *Store) serveCollection(w http.ResponseWriter, req *http.Request, resour
 		"metadata": metav1.ListMeta{ResourceVersion: strconv.FormatUint(version, 10)},
 		"items":    items,
 	})
+}
+
+// tooLarge says that the state which a list has to have reached is still to come.
+func tooLarge(asked, version uint64) *apierrors.StatusError {
+	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, version), 1)
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}}
+	return err
 }
 
 func (s *Store) serveObject(w http.ResponseWriter, req *http.Request, resource string) {

@@ -43,9 +43,7 @@ func (s *Store) serveWatch(w http.ResponseWriter, req *http.Request, resource st
 	for out.err == nil {
 		changes, now, more, ok := s.since(version)
 		if !ok {
-			status := apierrors.NewResourceExpired("the history does not go back to version " + strconv.FormatUint(version, 10)).Status()
-			status.APIVersion, status.Kind = "v1", "Status"
-			out.send(watch.Error, status)
+			out.send(watch.Error, expired("the history does not go back to version "+strconv.FormatUint(version, 10)))
 			return
 		}
 		for _, c := range changes {
@@ -53,18 +51,29 @@ func (s *Store) serveWatch(w http.ResponseWriter, req *http.Request, resource st
 				out.change(c.kind, c.object, selected)
 			}
 		}
-		version = now
+		// A watch from a version that is still to come hears nothing before it, like that of a real API server.
+		ahead := version > now
+		version = max(version, now)
 		out.flush()
 		select {
 		case <-more:
 		case <-ticker.C:
-			out.bookmark(version, nil)
+			if !ahead {
+				out.bookmark(version, nil)
+			}
 		case <-timeout:
 			return
 		case <-req.Context().Done():
 			return
 		}
 	}
+}
+
+// expired says that a watch has to list again.
+func expired(why string) metav1.Status {
+	status := apierrors.NewResourceExpired(why).Status()
+	status.APIVersion, status.Kind = "v1", "Status"
+	return status
 }
 
 // stream writes one watch's events and remembers the first error, after which the client is gone.

@@ -1,0 +1,163 @@
+//go:build integration
+
+package datapath
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/labtest"
+)
+
+// lieTime is how long the API server lies.
+const lieTime = 6 * time.Second
+
+// lieFaults are what a broken or restored API server, or a proxy before it, answers. What is no answer changes nothing and
+// costs nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
+func lieFaults() []fault {
+	answers := func(name string, f apiserver.Fault) fault {
+		return fault{name: name, cause: "API lies", do: func(c *chaos) {
+			before := c.known()
+			c.lie(everywhere(f))
+			time.Sleep(lieTime)
+			if now := c.known(); now != before {
+				c.t.Errorf("%s: the agents know %s, before %s", name, now, before)
+			}
+			c.lie(apiserver.Lie{})
+		}}
+	}
+	return []fault{
+		answers("each watch ends with 410", apiserver.Expired),
+		answers("lists break off", apiserver.Cut),
+		answers("nothing may be read", apiserver.Forbidden),
+		{name: "nothing may be read while an agent starts", cause: "API lies", do: func(c *chaos) {
+			c.lie(everywhere(apiserver.Forbidden))
+			agentKilled(c, "node1")
+			time.Sleep(lieTime)
+			if r := new(report.Status); c.ask("node1", "/v1/status", r) == nil && r.Ready && r.FromCopy == nil {
+				c.t.Error("the agent is ready with objects that it may not read")
+			}
+			c.lie(apiserver.Lie{})
+		}},
+		{name: "watches are silent", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
+			before := c.known()
+			c.lie(everywhere(apiserver.Stalled))
+			c.write(c.t, "b.yaml", idlePolicies(5))
+			time.Sleep(lieTime)
+			if now := c.known(); now != before {
+				c.t.Errorf("through silent watches the agents came to know %s, before %s", now, before)
+			}
+			c.lie(apiserver.Lie{})
+			c.waitKnown(before, false)
+			c.write(c.t, "b.yaml", "")
+			c.waitKnown(before, true)
+		}},
+		// The watches ask for what comes after the newer state, and hear nothing: the agents keep what they know.
+		{name: "an older state", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
+			c.olderState(func(newer string) {
+				time.Sleep(lieTime)
+				if now := c.known(); now != newer {
+					c.t.Errorf("the agents know %s, before the lie %s", now, newer)
+				}
+			})
+		}},
+		// Agents that start cannot know better.
+		{name: "an older state while agents start", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
+			c.olderState(func(newer string) {
+				agentKilled(c, "node1", "node2")
+				c.waitKnown(newer, false)
+				time.Sleep(lieTime)
+			})
+		}},
+		// Policies that allow pods by their labels allow those of other nodes no longer; those of this node are attached.
+		{name: "no pods", cause: "API lies", bound: lieTime + 4*time.Second, do: func(c *chaos) {
+			before := c.known()
+			c.lie(apiserver.Lie{Resources: map[string]apiserver.Fault{apiserver.Pods: apiserver.Empty}})
+			time.Sleep(lieTime)
+			for _, node := range []string{"node1", "node2"} {
+				var r report.Status
+				if err := c.ask(node, "/v1/status", &r); err != nil {
+					c.t.Error(err)
+				}
+				for _, p := range r.Pods {
+					if p.Problem != "" {
+						c.t.Errorf("pod %s, which the API server has no longer and which runs: %s", p.Pod, p.Problem)
+					}
+				}
+			}
+			c.lie(apiserver.Lie{})
+			c.waitKnown(before, true)
+		}},
+	}
+}
+
+// olderState has the API server answer from an older state for the time of during, which is given what the agents know of
+// the newer one: other policies, Services and pods than before. In the end these are gone.
+func (c *chaos) olderState(during func(newer string)) {
+	c.t.Helper()
+	before := c.known()
+	c.write(c.t, "b.yaml", idlePolicies(7))
+	c.waitKnown(before, false)
+	older := c.known()
+	if err := lab.KeepState(c.t.Context(), c.Name); err != nil {
+		c.t.Fatal(err)
+	}
+	c.write(c.t, "b.yaml", idlePolicies(3)+walledService("chaos", "later", "role: server", 8080)+walledPod("chaos", "guest-1", "node1", "role: guest"))
+	c.waitKnown(older, false)
+	time.Sleep(time.Second) // for all of it
+	newer := c.known()
+	c.lie(apiserver.Lie{Older: true})
+	during(newer)
+	c.lie(apiserver.Lie{})
+	c.waitKnown(newer, true)
+	c.write(c.t, "b.yaml", "")
+	c.waitKnown(before, true)
+}
+
+// everywhere is a fault of all resources.
+func everywhere(f apiserver.Fault) apiserver.Lie {
+	l := apiserver.Lie{Resources: map[string]apiserver.Fault{}}
+	for _, resource := range []string{
+		apiserver.Nodes, apiserver.Namespaces, apiserver.Pods, apiserver.Services, apiserver.EndpointSlices,
+		apiserver.NetworkPolicies, apiserver.ServiceCIDRs,
+	} {
+		l.Resources[resource] = f
+	}
+	return l
+}
+
+func (c *chaos) lie(l apiserver.Lie) {
+	c.t.Helper()
+	if err := lab.Lie(c.t.Context(), c.Name, l); err != nil {
+		c.t.Fatalf("lie about %v: %v", slices.Sorted(maps.Keys(l.Resources)), err)
+	}
+}
+
+// known is how many objects each agent knows from the API server.
+func (c *chaos) known() string {
+	text := ""
+	for _, node := range []string{"node1", "node2"} {
+		var r report.Status
+		if err := c.ask(node, "/v1/status", &r); err != nil {
+			return err.Error()
+		}
+		text += fmt.Sprintf("%s: %+v; ", node, r.Objects)
+	}
+	return text
+}
+
+// waitKnown waits until the agents know what they did, or something else.
+func (c *chaos) waitKnown(what string, same bool) {
+	c.t.Helper()
+	labtest.Eventually(c.t, 60*time.Second, func() error {
+		if now := c.known(); (now == what) != same {
+			return fmt.Errorf("the agents know %s; before %s", now, what)
+		}
+		return nil
+	})
+}
