@@ -129,6 +129,7 @@ func (a *Agent) findAddresses(context.Context) error {
 		return err
 	}
 	a.loop.Submit(state.SetLocalAddrs{Addrs: addrs})
+	a.dropLostConnections()
 	var tooMany error
 	if n := len(addrs); n > state.MaxLocalAddrs {
 		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)
