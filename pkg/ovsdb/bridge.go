@@ -99,9 +99,10 @@ func (b Bridge) ports(bridge string) []interfaceRow {
 	}
 }
 
-// tunnel is the only port of a type: flows set the remote address and the key of each packet.
+// tunnel is the only port of a type: flows set both addresses and the key of each packet. Without local_ip=flow, OVS
+// ignores the source that flows set (ovs-vswitchd.conf.db(5)).
 func (b Bridge) tunnel(name string, t model.TunnelType) interfaceRow {
-	options := map[string]string{"remote_ip": "flow", "key": "flow"}
+	options := map[string]string{"remote_ip": "flow", "local_ip": "flow", "key": "flow"}
 	if t == model.VXLAN {
 		options["dst_port"] = vxlanPort
 	}
@@ -143,20 +144,28 @@ func (c *Client) ensureBridge(ctx context.Context, want Bridge) ([]string, error
 	}
 	needed, optional := want.fixedPorts(c.bridge)
 	for _, port := range needed {
-		if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
-			return changed, fmt.Errorf("port %s: %w", port.Name, s.withConflictingPorts(port, err))
+		if err := c.waitFixedPort(ctx, s, port); err != nil {
+			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 	}
 	for _, port := range optional {
-		err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest))
+		err := c.waitFixedPort(ctx, s, port)
 		if errors.Is(err, ErrDisconnected) {
 			return changed, fmt.Errorf("port %s: %w", port.Name, err)
 		}
 		if err != nil {
-			return changed, &OptionalPortError{Port: port.Name, Err: s.withConflictingPorts(port, err)}
+			return changed, &OptionalPortError{Port: port.Name, Err: err}
 		}
 	}
 	return changed, nil
+}
+
+// waitFixedPort waits until ovs-vswitchd has added the port, and checks that no other tunnel port takes its packets.
+func (c *Client) waitFixedPort(ctx context.Context, s *session, port interfaceRow) error {
+	if err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest)); err != nil {
+		return s.withConflictingPorts(port, err)
+	}
+	return s.checkPrecedence(port)
 }
 
 // repair writes the differences in one transaction. created reports that it created the bridge; the timeouts then need

@@ -235,10 +235,16 @@ func TestFlowRestoreWait(t *testing.T) {
 // TestOptionalTunnelPort: a node that sends with Geneve does not need its VXLAN port, which another program may keep
 // from working; but the failure is reported.
 func TestOptionalTunnelPort(t *testing.T) {
+	// ovs-vswitchd rejects a second port with the same tunnel key and addresses, and gives a port without local_ip=flow
+	// the packets of one that has it.
+	t.Run("the same addresses", func(t *testing.T) { testOptionalTunnelPort(t, "options:local_ip=flow") })
+	t.Run("any local address", func(t *testing.T) { testOptionalTunnelPort(t) })
+}
+
+func testOptionalTunnelPort(t *testing.T, options ...string) {
 	l := newLab(t)
-	// ovs-vswitchd rejects a second port with the same tunnel key and addresses.
-	l.vsctl("add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev",
-		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow", "options:key=flow")
+	l.vsctl(append([]string{"add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev",
+		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow", "options:key=flow"}, options...)...)
 	l.eventually("the other port is there", func() bool { return l.vsctl("get", "Interface", "taken", "ofport") != "[]" })
 	b := want
 	b.Tunnel = model.Geneve
