@@ -212,7 +212,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return err
 	}
 	// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
-	if err := a.retry(ctx, "underlay", gathering(loop, a.findMTU)); err != nil {
+	underlay := func(ctx context.Context) error { return errors.Join(a.findAddresses(ctx), a.findMTU(ctx)) }
+	if err := a.retry(ctx, "underlay", gathering(loop, underlay)); err != nil {
 		return err
 	}
 	if err := a.retry(ctx, "bridge", gathering(loop, a.syncBridge)); err != nil {

@@ -130,6 +130,7 @@ func (a *Agent) findAddresses(context.Context) error {
 	}
 	a.loop.Submit(state.SetLocalAddrs{Addrs: addrs})
 	a.dropLostConnections()
+	a.setProblem(internalIPProblem, report.MissingAddrs(a.loop.View(), addrs))
 	var tooMany error
 	if n := len(addrs); n > state.MaxLocalAddrs {
 		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)
@@ -158,6 +159,9 @@ func (a *Agent) flushConnections(ctx context.Context) error {
 	}
 	return err
 }
+
+// internalIPProblem is the part that this node's own addresses are at fault for.
+const internalIPProblem = "InternalIP"
 
 // reservedProblem is the part that finds the addresses that the node cannot do without.
 const reservedProblem = "addresses that the node needs"
