@@ -278,7 +278,7 @@ func TestProbesFit(t *testing.T) {
 		if d := cmp.Diff([]string{build.BinDir + "/weftctl", "health", what}, probe.Exec.Command); d != "" {
 			t.Errorf("the probe of %s (-want +got):\n%s", what, d)
 		}
-		// A command is started anew each time, which a busy machine may be slow to do.
+		// Each probe starts a process, which takes long on a busy machine.
 		if probe.TimeoutSeconds < 10 || probe.PeriodSeconds < probe.TimeoutSeconds {
 			t.Errorf("the probe of %s ends after %d s and is repeated every %d s", what, probe.TimeoutSeconds, probe.PeriodSeconds)
 		}
