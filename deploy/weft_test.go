@@ -4,7 +4,6 @@ package deploy
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"os"
 	"path"
 	"reflect"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/weft-cni/weft/build"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 // manifest decodes weft.yaml as strictly as the API server does with kubectl's --validate=strict.
@@ -267,15 +267,27 @@ func argument(t *testing.T, args []string, flag string) string {
 	return args[i+1]
 }
 
-// A kubelet that probes another address than the agent serves restarts it again and again.
+// A kubelet that probes what the agent does not serve, or what another process of the node can take, restarts the agent
+// again and again. TestProbesWithoutPort (test/datapath) runs the probes.
 func TestProbesFit(t *testing.T) {
 	c := agent(t)
-	for want, probe := range map[string]*corev1.Probe{"/healthz": c.LivenessProbe, "/readyz": c.ReadinessProbe} {
-		get := probe.HTTPGet
-		addr := net.JoinHostPort(get.Host, get.Port.String())
-		if get.Path != want || addr != config.Default().HealthAddr.String() {
-			t.Errorf("the probe asks %s%s, want %s%s", addr, get.Path, config.Default().HealthAddr, want)
+	for what, probe := range map[string]*corev1.Probe{"live": c.LivenessProbe, "ready": c.ReadinessProbe} {
+		if probe.Exec == nil {
+			t.Fatalf("the probe of %s is %+v, want a command: a port can be taken", what, probe.ProbeHandler)
 		}
+		if d := cmp.Diff([]string{build.BinDir + "/weftctl", "health", what}, probe.Exec.Command); d != "" {
+			t.Errorf("the probe of %s (-want +got):\n%s", what, d)
+		}
+		// Each probe starts a process, which takes long on a busy machine.
+		if probe.TimeoutSeconds < 10 || probe.PeriodSeconds < probe.TimeoutSeconds {
+			t.Errorf("the probe of %s ends after %d s and is repeated every %d s", what, probe.TimeoutSeconds, probe.PeriodSeconds)
+		}
+	}
+	if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == path.Dir(api.DefaultSocket) && !m.ReadOnly }) {
+		t.Errorf("the directory of %s, which the probes ask, is not mounted", api.DefaultSocket)
+	}
+	if slices.Contains(c.Args, "--operator-socket") {
+		t.Error("the agent serves another socket than weftctl asks")
 	}
 }
 

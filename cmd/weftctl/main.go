@@ -40,6 +40,6 @@ func newRoot() *cobra.Command {
 	}
 	root.PersistentFlags().StringVar(&c.socket, "socket", api.DefaultSocket, "the agent's Unix socket")
 	root.PersistentFlags().StringVarP((*string)(&c.output), "output", "o", "table", "table or json")
-	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c))
+	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), healthCommand(c))
 	return root
 }

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 )
 
@@ -20,8 +22,18 @@ const apiCheckEvery = 2 * time.Second
 // watchAPI keeps the problem of the API server until the context ends.
 func (a *Agent) watchAPI(ctx context.Context) {
 	for ctx.Err() == nil {
+		a.dropLostConnections()
 		a.setProblem(apiProblem, a.apiError())
 		sleep(ctx, apiCheckEvery)
+	}
+}
+
+// dropLostConnections closes the connections to the API server from addresses that the node no longer has.
+func (a *Agent) dropLostConnections() {
+	lost := a.peers.CloseFrom(func(local netip.Addr) bool { return !host.IsLocal(local) })
+	if len(lost) > 0 {
+		a.log.Warn("the node has lost the address of the agent's connection to the API server; connecting again",
+			"addresses", lost)
 	}
 }
 

@@ -15,14 +15,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// serveHealth answers the kubelet's probes and Prometheus until the context ends. While another process has the port,
-// the agent works without it.
+// serveHealth answers people, monitoring and Prometheus until the context ends. While another process has the port, the
+// agent works without it. The kubelet's probes ask at the operator's socket, which is root's alone: a process that takes
+// a port of the node must not decide whether its agent is restarted.
 func (a *Agent) serveHealth(ctx context.Context) {
 	addr := a.cfg.HealthAddr.String()
 	a.keepServing(ctx, "health address", addr, a.healthHandler(), func(err error) error {
-		return fmt.Errorf("serve probes and metrics on healthAddr %s: %w; stop the other program or change the setting "+
-			"and the DaemonSet's probes: meanwhile the other program gets them, and the kubelet restarts this agent "+
-			"when they fail", addr, err)
+		return fmt.Errorf("serve health and metrics on healthAddr %s: %w; stop the other program or change the setting: "+
+			"meanwhile the other program answers there (the DaemonSet's probes do not need the address)", addr, err)
 	})
 }
 
@@ -41,13 +41,16 @@ func (a *Agent) healthHandler() http.Handler {
 	}
 	check("/healthz", a.dead)
 	check("/livez", a.dead)
-	check("/readyz", func() string {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		return cmp.Or(a.notReadyLocked(), a.degradedLocked())
-	})
+	check("/readyz", a.unready)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
 	return mux
+}
+
+// unready says why the node cannot attach pods, or "".
+func (a *Agent) unready() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return cmp.Or(a.notReadyLocked(), a.degradedLocked())
 }
 
 // dead says why this process is of no more use, or "".

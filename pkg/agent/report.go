@@ -34,6 +34,20 @@ func (r reporter) Status(ctx context.Context) report.Status {
 	return report.NewStatus(in)
 }
 
+// Live implements api.Source.
+func (r reporter) Live() error { return failure(r.a.dead()) }
+
+// Ready implements api.Source.
+func (r reporter) Ready() error { return failure(r.a.unready()) }
+
+// failure is an error with this text, or nil for none.
+func failure(why string) error {
+	if why == "" {
+		return nil
+	}
+	return errors.New(why)
+}
+
 // published copies what the Agent's mutex guards.
 func (a *Agent) published() (report.StatusInput, *programmer.Loop, *kube.Watcher) {
 	a.mu.Lock()

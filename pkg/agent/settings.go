@@ -135,6 +135,8 @@ func (a *Agent) findAddresses(context.Context) error {
 	if changed {
 		a.wake(addressesChanged)
 	}
+	a.dropLostConnections()
+	a.setProblem(internalIPProblem, report.MissingAddrs(a.loop.View(), addrs))
 	var tooMany error
 	if n := len(addrs); n > state.MaxLocalAddrs {
 		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)
@@ -162,6 +164,9 @@ func (a *Agent) flushConnections(ctx context.Context) error {
 	}
 	return err
 }
+
+// internalIPProblem is the part that this node's own addresses are at fault for.
+const internalIPProblem = "InternalIP"
 
 // reservedProblem is the part that finds the addresses that the node cannot do without.
 const reservedProblem = "addresses that the node needs"

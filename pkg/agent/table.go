@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/config"
@@ -128,7 +129,7 @@ func (a *Agent) startParts() []part {
 		}, {
 			// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
 			name: underlayPart, does: "finds the MTU of pods", after: []string{addressesPart},
-			once: a.findMTU,
+			once: func(ctx context.Context) error { return errors.Join(a.findAddresses(ctx), a.findMTU(ctx)) },
 		}, {
 			name: bridgePart, does: "bridge, tunnels, pods' ports", after: []string{underlayPart},
 			wokenBy: []change{ovsdbChanged, linksChanged, mtuChanged, nodesChanged}, sync: a.syncBridge,

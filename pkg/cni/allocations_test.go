@@ -245,3 +245,31 @@ func TestAllocationsFreedLastComesLast(t *testing.T) {
 		t.Errorf("%d and %d freed addresses are remembered", len(b.freed.order), len(b.freed.has))
 	}
 }
+
+// TestChanging: an attachment's port is changing until its ADD has succeeded, and from the beginning of its DEL until
+// nothing of it is left, also when that fails on the way.
+func TestChanging(t *testing.T) {
+	s := &Server{allocations: newAllocations()}
+	if s.Changing("none") {
+		t.Error("a port that no attachment has is changing")
+	}
+	att, err := s.allocations.reserve(key(1), web, cidrs("10.244.1.0/24"), model.MAC{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name string
+		do   func()
+		want bool
+	}{
+		{"reserved", func() {}, true},
+		{"added", func() { s.allocations.markComplete(att) }, false},
+		{"being removed", func() { s.allocations.markRemoving(att.Key()) }, true},
+		{"removed", func() { s.allocations.release(att.Key()) }, false},
+	} {
+		step.do()
+		if got := s.Changing(att.HostIfName); got != step.want {
+			t.Errorf("%s: changing %t, want %t", step.name, got, step.want)
+		}
+	}
+}

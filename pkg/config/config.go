@@ -94,8 +94,8 @@ type Config struct {
 	// the node's `/run`, so any directory below it works; a directory elsewhere must be mounted at the same path.
 	OVSRunDir string `json:"ovsRunDir"`
 
-	// The address at which the agent serves `/healthz`, `/livez`, `/readyz` and `/metrics`. The DaemonSet's probes use
-	// the default.
+	// The address at which the agent serves `/healthz`, `/livez`, `/readyz` and `/metrics`, for people and monitoring.
+	// The DaemonSet's probes ask at the agent's Unix socket instead (`weftctl health`).
 	HealthAddr netip.AddrPort `json:"healthAddr"`
 
 	// The address at which the agent answers load balancers that ask whether the node can serve Services, in place of

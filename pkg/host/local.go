@@ -1,11 +1,13 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // LocalAddrs lists the addresses of the host's links, sorted, at which other hosts reach its processes: without
@@ -23,6 +25,18 @@ func LocalAddrs() ([]netip.Addr, error) {
 	}
 	slices.SortFunc(list, netip.Addr.Compare)
 	return slices.Compact(list), nil
+}
+
+// IsLocal reports whether the host's kernel takes the address for its own. When the kernel does not answer, it does.
+func IsLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	switch {
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH):
+		return false
+	case err != nil || len(routes) == 0:
+		return true
+	}
+	return routes[0].Type == unix.RTN_LOCAL
 }
 
 // reachable reports whether other hosts can send to the address. IPv4 link-local addresses count, because Linux does

@@ -12,16 +12,44 @@ import (
 // it was named. The zero value is ready; methods may be called from several goroutines.
 type Peers struct {
 	mu   sync.Mutex
-	open map[netip.Addr]int
+	open map[*peerConn]bool
 }
 
 // Addrs are the addresses of the connections that are open, in any order.
 func (p *Peers) Addrs() []netip.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	seen := map[netip.Addr]bool{}
 	var list []netip.Addr
-	for a := range p.open {
-		list = append(list, a)
+	for c := range p.open {
+		if !seen[c.remote] {
+			seen[c.remote] = true
+			list = append(list, c.remote)
+		}
+	}
+	return list
+}
+
+// CloseFrom closes the connections from addresses that the node has lost, and returns these addresses, so that the
+// client connects again at once: nothing else tells it that no answer can come any more, and a watch would be silent
+// for minutes. Connections from an address that lost says nothing about stay.
+func (p *Peers) CloseFrom(lost func(local netip.Addr) bool) []netip.Addr {
+	p.mu.Lock()
+	var gone []*peerConn
+	for c := range p.open {
+		if lost(c.local) {
+			gone = append(gone, c)
+		}
+	}
+	p.mu.Unlock()
+	seen := map[netip.Addr]bool{}
+	var list []netip.Addr
+	for _, c := range gone {
+		_ = c.Close() // the client's own end fails, which is what this is for
+		if !seen[c.local] {
+			seen[c.local] = true
+			list = append(list, c.local)
+		}
 	}
 	return list
 }
@@ -32,31 +60,34 @@ func (p *Peers) dial(ctx context.Context, network, address string) (net.Conn, er
 	if err != nil {
 		return nil, err
 	}
-	at, err := netip.ParseAddrPort(conn.RemoteAddr().String())
+	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
 		return conn, nil //nolint:nilerr // not an IP connection: there is nothing to remember
 	}
-	p.add(at.Addr(), 1)
-	return &peerConn{Conn: conn, closed: sync.OnceFunc(func() { p.add(at.Addr(), -1) })}, nil
-}
-
-func (p *Peers) add(a netip.Addr, n int) {
+	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
+	if err != nil {
+		return conn, nil //nolint:nilerr // the same
+	}
+	c := &peerConn{Conn: conn, peers: p, local: local.Addr().Unmap(), remote: remote.Addr()}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.open == nil {
-		p.open = map[netip.Addr]int{}
+		p.open = map[*peerConn]bool{}
 	}
-	if p.open[a] += n; p.open[a] == 0 {
-		delete(p.open, a)
-	}
+	p.open[c] = true
+	return c, nil
 }
 
 type peerConn struct {
 	net.Conn
-	closed func()
+	peers         *Peers
+	local, remote netip.Addr
 }
 
+// Close may be called more than once.
 func (c *peerConn) Close() error {
-	c.closed()
+	c.peers.mu.Lock()
+	delete(c.peers.open, c)
+	c.peers.mu.Unlock()
 	return c.Conn.Close()
 }

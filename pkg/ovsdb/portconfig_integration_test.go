@@ -66,6 +66,18 @@ func TestBlockedPorts(t *testing.T) {
 	if now := l.warnings(); now != warned {
 		t.Errorf("%d warnings about a port that was removed", now-warned)
 	}
+	// Nor is a port that the agent is adding or removing: its link may be down because an ADD is rolled back. It is
+	// unblocked all the same.
+	l.c.SetChanging(func(name string) bool { return name == a.HostIfName })
+	warned = l.warnings()
+	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "down")
+	l.within(2, "unblocked while it is being added", func() bool { return config() == "0" })
+	if now := l.warnings(); now != warned {
+		t.Errorf("%d warnings about a port that the agent is adding", now-warned)
+	}
+	l.c.SetChanging(func(string) bool { return false })
+	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "down")
+	l.within(2, "unblocked afterwards", func() bool { return config() == "0" && l.warnings() == warned+1 })
 	// A fake switch whose ports were blocked while no agent ran.
 	l.c.Close()
 	l.ofctl("-O", "OpenFlow13", "mod-port", "weft", a.HostIfName, "no-forward")

@@ -80,6 +80,32 @@ func SelfProblem(view *model.Snapshot) error {
 	return errors.Join(errs...)
 }
 
+// MissingAddrs says which InternalIPs of this node its kernel does not have, and which addresses it has instead; nil when
+// it has them all. Local are the addresses of the host's links.
+func MissingAddrs(view *model.Snapshot, local []netip.Addr) error {
+	const few = 5
+	self := view.Self
+	missing := slices.DeleteFunc(slices.Clone(self.Addrs), func(a netip.Addr) bool { return slices.Contains(local, a) })
+	if len(missing) == 0 {
+		return nil
+	}
+	own := slices.Concat(view.SelfPath().PodCIDRs, model.VirtualPrefixes(true), model.VirtualPrefixes(false))
+	others := slices.DeleteFunc(slices.Clone(local), func(a netip.Addr) bool {
+		return slices.Contains(self.Addrs, a) || slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(a) })
+	})
+	has := "no other"
+	if len(others) > 0 {
+		has = fmt.Sprint(others[:min(few, len(others))])
+	}
+	if more := len(others) - few; more > 0 {
+		has += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Errorf("node %s has the InternalIP %v in its Node object, and no link of this host has it; the host has %s: "+
+		"traffic between this node and others stops until both agree: correct what announces the address (kubelet "+
+		"--node-ip, or the cloud provider), or give it back to the host; the agent follows without a restart",
+		self.Name, missing, has)
+}
+
 // outsidePods are the attached pods of which an address is outside of the pod CIDRs that the Node object has, in order.
 func outsidePods(view *model.Snapshot) []string {
 	cidrs := view.NewPodCIDRs

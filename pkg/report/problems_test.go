@@ -93,3 +93,33 @@ func TestRejectedPodCIDRs(t *testing.T) {
 		t.Errorf("n1: %v", err)
 	}
 }
+
+// TestMissingAddrs names the node, its InternalIPs that no link has, and the host's addresses that it could be reached
+// at; those of the pod network are none.
+func TestMissingAddrs(t *testing.T) {
+	view := &model.Snapshot{
+		Self:  model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1"), addr("fd30::1")}},
+		Paths: map[string]model.Path{"n1": {PodCIDRs: cidrs("10.244.1.0/24")}},
+	}
+	gateway := addr("10.244.1.1")
+	for _, tc := range []struct {
+		local []netip.Addr
+		want  string // how the error begins
+	}{
+		{[]netip.Addr{gateway, addr("172.30.0.1"), addr("fd30::1"), addr("fd30::2")}, ""},
+		{[]netip.Addr{gateway, addr("172.30.0.9"), addr("fd30::1")},
+			"node n1 has the InternalIP [172.30.0.1] in its Node object, and no link of this host has it; the host has [172.30.0.9]: "},
+		{[]netip.Addr{gateway},
+			"node n1 has the InternalIP [172.30.0.1 fd30::1] in its Node object, and no link of this host has it; the host has no other: "},
+		{[]netip.Addr{addr("1.0.0.1"), addr("1.0.0.2"), addr("1.0.0.3"), addr("1.0.0.4"), addr("1.0.0.5"), addr("1.0.0.6"), addr("172.30.0.1")},
+			"node n1 has the InternalIP [fd30::1] in its Node object, and no link of this host has it; the host has [1.0.0.1 1.0.0.2 1.0.0.3 1.0.0.4 1.0.0.5] and 1 more: "},
+	} {
+		got := ""
+		if err := MissingAddrs(view, tc.local); err != nil {
+			got = err.Error()
+		}
+		if (got == "") != (tc.want == "") || !strings.HasPrefix(got, tc.want) {
+			t.Errorf("%v: %q, want %q", tc.local, got, tc.want)
+		}
+	}
+}

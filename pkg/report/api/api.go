@@ -19,12 +19,14 @@ import (
 // DefaultSocket is where the agent of a node listens.
 const DefaultSocket = "/run/weft/agent.sock"
 
-// The paths. Those but pathStatus take a query objectKey=NAME, which limits the answer to what concerns that object.
+// The paths. Those of lists take a query objectKey=NAME, which limits the answer to what concerns that object.
 const (
 	pathStatus   = "/v1/status"
 	pathFlows    = "/v1/flows"
 	pathServices = "/v1/services"
 	pathPolicies = "/v1/policies"
+	pathLive     = "/v1/live"
+	pathReady    = "/v1/ready"
 	objectKey    = "object"
 )
 
@@ -39,6 +41,10 @@ type Source interface {
 	Flows(ctx context.Context, object string) ([]report.Flow, error)
 	Services(ctx context.Context, object string) ([]report.Service, error)
 	Policies(ctx context.Context, object string) ([]report.Policy, error)
+	// Live returns why only a new process or container can help, or nil.
+	Live() error
+	// Ready returns why the node cannot attach pods, or nil.
+	Ready() error
 }
 
 // Handler answers Clients. An error of the source becomes status 503 with its text.
@@ -50,6 +56,9 @@ func Handler(source Source) http.Handler {
 	handle(mux, pathFlows, source.Flows)
 	handle(mux, pathServices, source.Services)
 	handle(mux, pathPolicies, source.Policies)
+	for path, check := range map[string]func() error{pathLive: source.Live, pathReady: source.Ready} {
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { answer(w, true, check()) })
+	}
 	return mux
 }
 
@@ -91,6 +100,18 @@ func (c Client) Services(ctx context.Context, object string) ([]report.Service, 
 // Policies asks for the policies, or for those of a name.
 func (c Client) Policies(ctx context.Context, object string) ([]report.Policy, error) {
 	return get[[]report.Policy](ctx, c, pathPolicies, object)
+}
+
+// Live asks whether the agent works at all. The error is the agent's reason why not, or that it does not answer.
+func (c Client) Live(ctx context.Context) error {
+	_, err := get[bool](ctx, c, pathLive, "")
+	return err
+}
+
+// Ready asks whether the node can attach pods. The error is the agent's reason why not, or that it does not answer.
+func (c Client) Ready(ctx context.Context) error {
+	_, err := get[bool](ctx, c, pathReady, "")
+	return err
 }
 
 // get asks for a path, about an object if that is not empty.

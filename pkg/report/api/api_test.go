@@ -31,6 +31,10 @@ func (s source) Policies(_ context.Context, object string) ([]report.Policy, err
 	return []report.Policy{{Policy: object}}, s.err
 }
 
+func (s source) Live() error { return s.err }
+
+func (s source) Ready() error { return s.err }
+
 // listen serves a handler on a socket until the test ends.
 func listen(t *testing.T, handler http.Handler) api.Client {
 	t.Helper()
@@ -88,6 +92,17 @@ func TestErrors(t *testing.T) {
 	} {
 		if _, err := tc.client.Flows(t.Context(), ""); err == nil || !strings.HasPrefix(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)
+		}
+	}
+	for name, check := range map[string]func(api.Client, context.Context) error{"live": api.Client.Live, "ready": api.Client.Ready} {
+		if err := check(refusing, t.Context()); err == nil || err.Error() != "the agent says: not programmed yet" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := check(missing, t.Context()); err == nil {
+			t.Errorf("%s without an agent: no error", name)
+		}
+		if err := check(listen(t, api.Handler(source{})), t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 	// An agent that is not ready still says how it is.
