@@ -17,7 +17,7 @@ import (
 // lieTime is how long the API server lies.
 const lieTime = 6 * time.Second
 
-// lieFaults are what a broken or restored API server, or a proxy before it, answers. What is no answer changes nothing and
+// lieFaults are what a broken or restored API server, or a proxy before it, answers. An answer that fails changes nothing and
 // costs nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
 func lieFaults() []fault {
 	answers := func(name string, f apiserver.Fault) fault {
