@@ -294,16 +294,6 @@ var tables = func() map[openflow.TableID]Table {
 	return byID
 }()
 
-// prerequisites are the protocols of which a flow must match one to match a field (ovs-fields(7)). Without, the switch
-// takes the flow and leaves the field out: the flow then has another place than the one that was meant.
-var prerequisites = func() map[string][]string {
-	v4, v6 := []string{"ip", "icmp", "tcp", "udp", "sctp"}, []string{"ipv6", "icmp6", "tcp6", "udp6", "sctp6"}
-	ports := slices.Concat(v4[2:], v6[2:])
-	return map[string][]string{
-		"nw_src": v4, "nw_dst": v4, "ipv6_src": v6, "ipv6_dst": v6, "tp_src": ports, "tp_dst": ports, "nw_frag": slices.Concat(v4, v6),
-	}
-}()
-
 // TableName is the name of a table, or its number when the pipeline does not have it.
 func TableName(id openflow.TableID) string {
 	if t, ok := tables[id]; ok {
@@ -327,13 +317,9 @@ func Check(f openflow.Flow) error {
 	if !ok {
 		return fmt.Errorf("flow %s: the pipeline has no table %d", f, f.Table)
 	}
-	fields := openflow.MatchFields(f.Match)
-	for _, field := range fields {
+	for _, field := range openflow.MatchFields(f.Match) {
 		if !slices.Contains(t.Match, field) {
 			return fmt.Errorf("flow %s: table %s does not match %s", f, t.Name, field)
-		}
-		if protocols := prerequisites[field]; protocols != nil && !slices.ContainsFunc(protocols, func(p string) bool { return slices.Contains(fields, p) }) {
-			return fmt.Errorf("flow %s: %s needs one of %v; the switch would leave it out", f, field, protocols)
 		}
 	}
 	if f.Actions == "drop" {

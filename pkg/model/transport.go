@@ -10,7 +10,7 @@ import (
 // Mode is how packets travel between this node and the pods of a peer node.
 type Mode string
 
-// ModeTunnel: the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
+// ModeTunnel means that the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
 const ModeTunnel Mode = "tunnel"
 
 // Encapsulation is the header that a packet carries from node to node.

@@ -3,6 +3,7 @@ package openflow
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,15 +57,20 @@ func Text(actions ...ovs.Action) (string, error) { return actionsText(actions) }
 
 // actionsText joins actions.
 func actionsText(actions []ovs.Action) (string, error) {
+	texts, err := actionTexts(actions)
+	return strings.Join(texts, ","), err
+}
+
+func actionTexts(actions []ovs.Action) ([]string, error) {
 	texts := make([]string, len(actions))
 	for i, a := range actions {
 		text, err := textOf(a)
 		if err != nil {
-			return "", fmt.Errorf("action %#v: %w", a, err)
+			return nil, fmt.Errorf("action %#v: %w", a, err)
 		}
 		texts[i] = text
 	}
-	return strings.Join(texts, ","), nil
+	return texts, nil
 }
 
 // Goto continues the packet in a later table (OpenFlow instruction goto_table). OVS refuses to go back.
@@ -136,10 +142,19 @@ type Register int
 func (r Register) String() string { return "reg" + strconv.Itoa(int(r)) }
 
 // Set writes the whole register.
-func (r Register) Set(v uint32) ovs.Action { return ovs.SetField(hex(v), r.String()) }
+func (r Register) Set(v uint32) ovs.Action { return r.bits().Set(v) }
 
 // Is matches the whole register.
-func (r Register) Is(v uint32) ovs.Match { return textMatch(r.String() + "=" + hex(v)) }
+func (r Register) Is(v uint32) ovs.Match { return r.bits().Is(v) }
+
+func (r Register) bits() Bits { return Bits{Register: r, Mask: ^uint32(0)} }
+
+func (r Register) check() error {
+	if r < 0 || r > 15 {
+		return fmt.Errorf("%s: OVS has the registers reg0 to reg15", r)
+	}
+	return nil
+}
 
 // In is the value that a canonical match wants the whole register to have.
 func (r Register) In(match string) (uint32, bool) {
@@ -162,6 +177,9 @@ func (r Register) SetBy(action string) (uint32, bool) {
 
 // Output sends the packet to the port whose number the register holds.
 func (r Register) Output() ovs.Action {
+	if err := r.check(); err != nil {
+		return invalid{err}
+	}
 	return ovs.OutputField("NXM_NX_REG" + strconv.Itoa(int(r)) + "[]")
 }
 
@@ -172,10 +190,20 @@ type Bits struct {
 }
 
 // Set writes a value, already shifted to its place, into the bits.
-func (b Bits) Set(v uint32) ovs.Action { return setMasked(b.Register.String(), v, b.Mask) }
+func (b Bits) Set(v uint32) ovs.Action {
+	if err := b.Register.check(); err != nil {
+		return invalid{err}
+	}
+	return setMasked(b.Register.String(), v, b.Mask)
+}
 
 // Is matches a value, already shifted to its place.
-func (b Bits) Is(v uint32) ovs.Match { return maskedMatch(b.Register.String(), v, b.Mask) }
+func (b Bits) Is(v uint32) ovs.Match {
+	if err := b.Register.check(); err != nil {
+		return invalid{err}
+	}
+	return maskedMatch(b.Register.String(), v, b.Mask)
+}
 
 func maskedMatch(field string, v, mask uint32) ovs.Match {
 	text, err := masked(field, v, mask)
@@ -264,7 +292,12 @@ func setTunnelAddr(a netip.Addr, end string) ovs.Action {
 
 // Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later"
 // (ovs-fields(7), ip_frag).
-func Fragments(which string) ovs.Match { return textMatch("nw_frag=" + which) }
+func Fragments(which string) ovs.Match {
+	if !slices.Contains([]string{"no", "yes", "first", "later", "not_later"}, which) {
+		return invalid{fmt.Errorf("nw_frag cannot be %q", which)}
+	}
+	return textMatch("nw_frag=" + which)
+}
 
 // DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.
 func DestinationPort(port, mask uint16) ovs.Match { return portMatch("tp_dst", port, mask) }

@@ -1,8 +1,14 @@
-// Package openflow holds flows and groups as values with one canonical text: the text that `ovs-ofctl -O OpenFlow15
-// dump-flows` and `dump-groups` print for them. It is the only place that turns matches and actions into text or reads them back.
+// Package openflow holds flows, groups and meters of an Open vSwitch bridge, and changes of them (Delta), as values with
+// one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows` and `dump-groups` print for them. It is the only
+// place that turns matches and actions into text or reads them back.
+//
+//   - To build: New and NewGroup return an error for what the switch would refuse, or would silently take for something
+//     else. A match or action with an impossible value is an error there, too.
+//   - To read: Parse and ParseGroup read one line of a dump each. What is equal in the switch is equal with ==.
 //
 // Matches and actions are go-openvswitch's; what that library lacks is added here as further implementations of its two
-// interfaces. Everything is a pure function over values; there is no state and no goroutine.
+// interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing of
+// Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
 package openflow
 
 import (
@@ -71,7 +77,10 @@ func (f Flow) String() string {
 	return string(b)
 }
 
-// New builds a flow from go-openvswitch's matches and actions. Actions must not be empty: dropping is said with ovs.Drop.
+// New builds a flow from go-openvswitch's matches and actions, in any order of the matches. To drop packets, the only
+// action is ovs.Drop. It returns an error, and no flow, for values that a field cannot have, for what the switch would
+// take for something else (a field twice, or without its protocol), and for actions that exclude each other or lead
+// back to an earlier table. What a pipeline allows in each table is the caller's to check.
 func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matches []ovs.Match, actions ...ovs.Action) (Flow, error) {
 	f := Flow{Key: Key{Table: table, Priority: priority}, Cookie: cookie}
 	fields := make([]string, 0, len(matches)+1)
@@ -86,16 +95,26 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 		fields = append(fields, text)
 	}
 	f.Match = canonicalMatch(fields)
+	if table > maxTable {
+		return Flow{}, fmt.Errorf("flow %s: tables are 0 to %d", f.Key, maxTable)
+	}
+	if err := checkMatch(fields); err != nil {
+		return Flow{}, fmt.Errorf("flow %s: %w", f.Key, err)
+	}
 	if i := strings.IndexFunc(f.Match, notText); i >= 0 {
 		return Flow{}, fmt.Errorf("flow in table %d: match %q has the character %q", table, f.Match, f.Match[i])
 	}
 	if len(actions) == 0 {
 		return Flow{}, fmt.Errorf("flow %s has no actions", f.Key)
 	}
-	var err error
-	if f.Actions, err = actionsText(actions); err != nil {
+	texts, err := actionTexts(actions)
+	if err == nil {
+		err = checkActions(table, texts)
+	}
+	if err != nil {
 		return Flow{}, fmt.Errorf("flow %s: %w", f.Key, err)
 	}
+	f.Actions = strings.Join(texts, ",")
 	if i := strings.IndexFunc(f.Actions, notText); i >= 0 {
 		return Flow{}, fmt.Errorf("flow %s: actions %q have the character %q", f.Key, f.Actions, f.Actions[i])
 	}
