@@ -122,6 +122,12 @@ func (t *table) start(ctx context.Context, p part, woken, ready chan struct{}) e
 	if p.run != nil {
 		return p.run(ctx, woken, func() { close(ready) })
 	}
+	t.keep(ctx, p, woken, ready)
+	return nil
+}
+
+// keep calls once or sync of a part.
+func (t *table) keep(ctx context.Context, p part, woken, ready chan struct{}) {
 	try := p.once
 	if try == nil {
 		try = p.sync
@@ -153,7 +159,6 @@ func (t *table) start(ctx context.Context, p part, woken, ready chan struct{}) e
 		}
 		sleepOr(ctx, pause, woken)
 	}
-	return nil
 }
 
 // forward wakes the parts that a change concerns whenever its channel has a token.
