@@ -1,8 +1,9 @@
 // Package agent ties one node's parts together: informers, OVSDB, the CNI server and the configuration on one side, the
 // loop that programs the switch (pkg/programmer) and the host's own network on the other.
 //
-// The loop's goroutine owns desired state and writes the switch. Beside it each part of the agent has a goroutine
-// of its own: the table of parts (table.go) says what each starts after and which changes wake it. They share what the Agent's mutex guards, and the tally of counters, which has a mutex of its own.
+// The loop's goroutine owns desired state and writes the switch. Beside it each part of the agent has a goroutine of
+// its own: the table of parts (table.go) says what each starts after and which changes wake it. They share what the
+// Agent's mutex guards, and the tally of counters, which has a mutex of its own.
 package agent
 
 import (
@@ -270,8 +271,8 @@ func (a *Agent) startForwarding(ctx context.Context) error {
 	return a.ovs.SetFlowRestoreWait(ctx, false)
 }
 
-// viewed is called by the loop with every new snapshot. The host's network depends on pods only as far as they have host
-// ports.
+// viewed is called by the loop with every new snapshot. The host's network depends on pods only as far as they have
+// host ports.
 func (a *Agent) viewed(s *model.Snapshot) {
 	a.mu.Lock()
 	before := a.seen

@@ -38,7 +38,8 @@ func TestDocumentation(t *testing.T) {
 		for _, c := range p.wokenBy {
 			changes = append(changes, string(c))
 		}
-		fmt.Fprintf(&table, "| %s | %s | %s | %s |\n", p.name, strings.Join(p.after, ", "), strings.Join(changes, "; "), p.does)
+		after, woken := strings.Join(p.after, ", "), strings.Join(changes, "; ")
+		fmt.Fprintf(&table, "| %s | %s | %s | %s |\n", p.name, after, woken, p.does)
 	}
 	doc, err := os.ReadFile(docFile)
 	if err != nil {
@@ -57,7 +58,8 @@ func TestDocumentation(t *testing.T) {
 		doc = want
 	}
 	if diff := cmp.Diff(string(doc), string(want)); diff != "" {
-		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/agent -run TestDocumentation -update\n%s", docFile, diff)
+		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/agent -run TestDocumentation -update\n%s",
+			docFile, diff)
 	}
 }
 

@@ -115,30 +115,35 @@ func (t *table) run(ctx context.Context) error {
 }
 
 // start runs a part until its context ends or, if it is to succeed once, until it has.
-func (t *table) start(ctx context.Context, p part, woken chan struct{}, ready chan struct{}) error {
+func (t *table) start(ctx context.Context, p part, woken, ready chan struct{}) error {
 	for c, open := range p.sources {
 		go t.forward(ctx, c, open(ctx))
 	}
 	if p.run != nil {
 		return p.run(ctx, woken, func() { close(ready) })
 	}
-	isReady, failures := false, 0
-	for {
-		var err error
-		if p.once != nil {
-			err = p.once(ctx)
-		} else {
-			err = p.sync(ctx)
-		}
+	t.keep(ctx, p, woken, ready)
+	return nil
+}
+
+// keep calls once or sync of a part.
+func (t *table) keep(ctx context.Context, p part, woken, ready chan struct{}) {
+	try := p.once
+	if try == nil {
+		try = p.sync
+	}
+	isReady := false
+	for failures := 0; ctx.Err() == nil; {
+		err := try(ctx)
 		if ctx.Err() != nil {
-			return nil
+			break
 		}
 		t.problem(p.name, err)
 		if !isReady && (err == nil || p.mayFail) {
 			isReady, failures = true, 0
 			close(ready)
 			if p.once != nil {
-				return nil
+				break
 			}
 		}
 		pause := syncEvery
@@ -153,9 +158,6 @@ func (t *table) start(ctx context.Context, p part, woken chan struct{}, ready ch
 			failures++
 		}
 		sleepOr(ctx, pause, woken)
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
 }
 

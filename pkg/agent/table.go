@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// change is something that parts have to look at. A part that makes one says so (Agent.wake); which parts it wakes is in
-// the table alone.
+// change is something that parts have to look at. A part that makes one says so (Agent.wake); which parts it wakes is
+// in the table alone.
 type change string
 
 const (
@@ -70,7 +70,8 @@ type sources map[change]func(context.Context) <-chan struct{}
 // synced and the pods that are already attached are known.
 func (a *Agent) parts(configured []byte) []part {
 	parts := slices.Concat(a.serverParts(configured), a.startParts(), a.nodeParts(), a.readyParts())
-	return slices.DeleteFunc(parts, func(p part) bool { return p.userspace && a.config().Datapath != config.DatapathNetdev })
+	userspace := a.config().Datapath == config.DatapathNetdev
+	return slices.DeleteFunc(parts, func(p part) bool { return p.userspace && !userspace })
 }
 
 // serverParts answer from the first moment: what is missing is what people want to know.
@@ -117,8 +118,9 @@ func (a *Agent) startParts() []part {
 			name: "copy", does: "keeps a copy of the objects on disk", after: []string{objectsPart},
 			wokenBy: []change{viewChanged}, run: a.keepCopy,
 		}, {
-			name: loopPart, does: "takes changes into the snapshot; programs the switch once it may", after: []string{objectsPart},
-			run: a.runLoop,
+			name: loopPart, does: "makes the snapshot of the changes; programs the switch, once it may",
+			after: []string{objectsPart},
+			run:   a.runLoop,
 		}, {
 			name: nodeProblem, does: "waits for this node's addresses and pod CIDRs", after: []string{loopPart},
 			wokenBy: []change{viewChanged}, once: a.selfKnown,
@@ -158,10 +160,10 @@ func (a *Agent) nodeParts() []part {
 			name: "MTU of pods", does: "gives running pods the MTU that new ones get", after: []string{switchPart},
 			wokenBy: []change{mtuChanged}, sync: a.syncPods,
 		}, {
-			name: "tunnel neighbours", does: "resolves peer nodes' addresses (userspace datapath only)", after: []string{switchPart},
+			name: "tunnel neighbours", does: "resolves peer nodes' addresses (userspace datapath)", after: []string{switchPart},
 			userspace: true, wokenBy: []change{nodesChanged}, sync: a.resolveNeighbours,
 		}, {
-			name: "health checks of Services", does: "answer load balancers at healthCheckNodePorts", after: []string{switchPart},
+			name: "health checks of Services", does: "answer load balancers about Services", after: []string{switchPart},
 			wokenBy: []change{servicesChanged}, sync: a.syncHealthChecks, close: a.health.Close,
 		}, {
 			name: "sweep of connections", does: "ends connections that are no longer allowed", after: []string{switchPart},

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestHold: a loop that is held takes changes into the snapshot, answers who asks for that, and leaves the switch alone.
-// Afterwards the switch has everything, after one reading and one bundle.
+// TestHold: a loop that is held takes changes into the snapshot, answers who asks for that, and leaves the switch
+// alone. Afterwards the switch has everything, after one reading and one bundle.
 func TestHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hold, sw := make(chan struct{}), ofswitch.NewFake(flows.Check)

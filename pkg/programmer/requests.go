@@ -10,7 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// Revision numbers what was submitted to a Loop. To ask for one is to ask for everything up to it.
+// Revision numbers what was submitted to a Loop. To ask for one is to ask for everything up to it. The snapshot's own
+// revision is another number: it grows only with what changes the snapshot.
 type Revision uint64
 
 // request is a caller that waits until a revision is in the switch.
