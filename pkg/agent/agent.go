@@ -179,7 +179,8 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 	defer a.ovs.Close()
 	a.cni = cni.NewServer(cni.Config{
 		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs, Flows: cleanFlows{loop, sweeper}, Log: a.log, Observe: observeCNI,
-		Problem: func(err error) { a.setProblem("CNI socket", err) },
+		FilterPodLinks: a.host.FilterPodLinks,
+		Problem:        func(err error) { a.setProblem("CNI socket", err) },
 	})
 	if err := a.retry(ctx, "attached pods", func(ctx context.Context) error {
 		attachments, err := a.cni.Recover(ctx)
@@ -228,8 +229,6 @@ func (a *Agent) start(ctx context.Context, group *errgroup.Group) error {
 		return nil
 	})
 	group.Go(func() error { a.keep(ctx, "datapath", a.syncDatapath, a.pokeDatapath); return nil })
-	guardChanged := a.host.WatchTable(cni.HostFilterTable)
-	group.Go(func() error { a.keep(ctx, "packet guard", a.cni.SyncHostFilter, guardChanged); return nil })
 	group.Go(func() error { a.keep(ctx, "MTU of pods", a.syncPods, a.pokePods); return nil })
 	health := healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
 	defer health.Close()

@@ -1,8 +1,6 @@
 package host
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 
@@ -91,20 +89,12 @@ func servicePorts(d Desired, is4 bool) []element {
 	return list
 }
 
-// noTranslationsRemoved is for sets whose elements cause no NAT, or NAT that is recognizable as Weft's without memory.
-func noTranslationsRemoved(_, _ []element) removedTranslations { return removedTranslations{} }
-
 // ruleKey is a routing rule of Weft's.
 type ruleKey struct {
 	family, priority, table int
 	mark, mask              uint32
 	// other describes a rule with attributes that Weft never sets.
 	other string
-}
-
-func compareRules(a, b ruleKey) int {
-	return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.priority, b.priority), cmp.Compare(a.table, b.table),
-		cmp.Compare(a.mark, b.mark), cmp.Compare(a.mask, b.mask), cmp.Compare(a.other, b.other))
 }
 
 // syncRules writes the routing rules for Services' external addresses. With compare, or to change something, it reads
@@ -121,29 +111,22 @@ func (h *Host) syncRules(c *changes, d Desired, compare bool) error {
 			}
 		}
 	}
-	t := h.rules
-	t.desire(want)
-	if !compare && t.inSync() {
+	h.rules.desire(want)
+	if !compare && h.rules.inSync() {
 		return nil
 	}
-	rules, err := ourRules()
+	have, rules, err := ourRules()
 	if err != nil {
 		return err
 	}
-	have := make(map[ruleKey]struct{}, len(rules))
-	for k := range rules {
-		have[k] = struct{}{}
-	}
-	t.learn(have)
-	errs := []error{t.prune(func(e entry[ruleKey, struct{}]) error {
+	return h.rules.sync(have, func(e entry[ruleKey, struct{}]) error {
 		r := rules[e.key]
 		if err := netlink.RuleDel(&r); err != nil {
 			return fmt.Errorf("remove routing rule %s: %w", r, err)
 		}
 		c.add("routing rule of priority %d removed", e.key.priority)
 		return nil
-	})}
-	t.add(func(e entry[ruleKey, struct{}], _ bool) error {
+	}, func(e entry[ruleKey, struct{}], _ bool) error {
 		r, k := netlink.NewRule(), e.key
 		r.Family, r.Protocol, r.Priority, r.Table, r.Mark = k.family, uint8(RouteProtocol), k.priority, k.table, k.mark
 		if k.mask != 0 {
@@ -155,17 +138,15 @@ func (h *Host) syncRules(c *changes, d Desired, compare bool) error {
 		c.add("routing rule of priority %d to table %d added", k.priority, k.table)
 		return nil
 	})
-	t.failures(func(_ entry[ruleKey, struct{}], err error) { errs = append(errs, err) })
-	return errors.Join(errs...)
 }
 
 // ourRules are the kernel's rules with Weft's protocol number.
-func ourRules() (map[ruleKey]netlink.Rule, error) {
-	ours := map[ruleKey]netlink.Rule{}
+func ourRules() (keys map[ruleKey]struct{}, rules map[ruleKey]netlink.Rule, err error) {
+	keys, rules = map[ruleKey]struct{}{}, map[ruleKey]netlink.Rule{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		have, err := netlink.RuleList(family)
 		if err != nil {
-			return nil, fmt.Errorf("list routing rules: %w", err)
+			return nil, nil, fmt.Errorf("list routing rules: %w", err)
 		}
 		for _, r := range have {
 			if r.Protocol != uint8(RouteProtocol) {
@@ -179,8 +160,8 @@ func ourRules() (map[ruleKey]netlink.Rule, error) {
 			if r.Src != nil || r.Dst != nil || r.IifName != "" || r.OifName != "" || r.Invert || r.IPProto != 0 {
 				k.other = r.String()
 			}
-			ours[k] = r
+			keys[k], rules[k] = struct{}{}, r
 		}
 	}
-	return ours, nil
+	return keys, rules, nil
 }

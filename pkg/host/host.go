@@ -13,7 +13,7 @@
 // The kernel decides about NAT with a connection's first packet. FlushConnections removes connections whose decision is
 // outdated.
 //
-// One goroutine calls Sync. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
+// One goroutine calls Sync and FilterPodLinks. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
 // own.
 //
 // Out of scope: a host firewall that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) must
@@ -133,16 +133,14 @@ type Host struct {
 	dirty bool     // Watch saw a change of links, addresses or routes
 	// dirtyTable: Watch saw a change of Weft's nftables table by another program.
 	dirtyTable bool
-
-	otherTables map[string]chan struct{} // see WatchTable
 }
 
 // New returns a Host that writes sysctls below sysctlRoot (a writable mount of /proc/sys) and NAT rules through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
-		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](compareAddresses),
-		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](compareRules),
-		nft: newNAT(nft, tableLayout), otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
+		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](nil),
+		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](nil),
+		nft: newNAT(nft, tableLayout), log: log, now: time.Now,
 	}
 }
 
@@ -164,7 +162,7 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	c := &changes{}
 	d, invalid := d.normalized()
 	if err := d.check(); err != nil {
-		return Result{}, fmt.Errorf("sync host network: %w", err)
+		return Result{}, fmt.Errorf("sync host network: %w", errors.Join(err, h.FilterPodLinks(ctx)))
 	}
 	h.mu.Lock()
 	h.names = d.linkNames()
@@ -217,13 +215,13 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 }
 
 func (h *Host) syncTable(ctx context.Context, c *changes, d Desired, compare bool) error {
-	before, first := len(c.list), !h.nft.rules.known
-	err := h.nft.sync(ctx, c, d, compare)
-	if err == nil {
-		h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
-		h.nft.removed = removedTranslations{}
+	before, first := len(c.list), h.nft.rules == ""
+	if err := h.nft.sync(ctx, c, d, compare); err != nil {
+		return errors.Join(err, h.FilterPodLinks(ctx)) // which does not depend on what the table cannot hold
 	}
-	return err
+	h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
+	h.nft.removed = removedTranslations{}
+	return nil
 }
 
 func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {

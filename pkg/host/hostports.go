@@ -43,22 +43,13 @@ func compareHostPortKeys(a, b HostPort) int {
 // sortHostPorts sorts the host ports and removes invalid ones. Of two with the same address and port, which the
 // scheduler prevents, the first is kept.
 func (d *Desired) sortHostPorts() []error {
-	var errs []error
 	sortAndCompact(&d.HostPorts, CompareHostPorts)
-	var last HostPort
-	d.HostPorts = slices.DeleteFunc(d.HostPorts, func(p HostPort) bool {
-		err := p.check()
-		if err == nil && last.Port != 0 && compareHostPortKeys(p, last) == 0 {
-			err = fmt.Errorf("host port %d/%s leads to both %s and %s", p.Port, p.Protocol, last.To, p.To)
+	return dropInvalid(&d.HostPorts, func(p, last HostPort) error {
+		if last.Port == 0 || compareHostPortKeys(p, last) != 0 {
+			return nil
 		}
-		if err != nil {
-			errs = append(errs, err)
-			return true
-		}
-		last = p
-		return false
+		return fmt.Errorf("host port %d/%s leads to both %s and %s", p.Port, p.Protocol, last.To, p.To)
 	})
-	return errs
 }
 
 func hostPorts(d Desired, is4 bool) []element {

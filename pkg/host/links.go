@@ -2,7 +2,6 @@ package host
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -66,10 +65,6 @@ type address struct {
 	prefix netip.Prefix
 }
 
-func compareAddresses(a, b address) int {
-	return cmp.Or(cmp.Compare(a.link, b.link), comparePrefixes(a.prefix, b.prefix))
-}
-
 // syncAddresses removes the gateway interface's addresses of other pod CIDRs, and adds its own ones. It always reads
 // the kernel's addresses, which are few.
 func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
@@ -99,9 +94,7 @@ func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
 			known[address{index, p}], addrs[address{index, p}] = a.Flags&unix.IFA_F_NOPREFIXROUTE, a
 		}
 	}
-	t := h.addresses
-	t.desire(want)
-	t.learn(known)
+	h.addresses.desire(want)
 	remove := func(e entry[address, int]) error {
 		a := addrs[e.key]
 		if err := netlink.AddrDel(link, &a); err != nil {
@@ -110,10 +103,7 @@ func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
 		c.add("%s: address %s removed", name, e.key.prefix)
 		return nil
 	}
-	if err := t.prune(remove); err != nil {
-		return err
-	}
-	t.add(func(e entry[address, int], replace bool) error {
+	return h.addresses.sync(known, remove, func(e entry[address, int], replace bool) error {
 		if replace {
 			if err := remove(e); err != nil {
 				return err
@@ -133,9 +123,6 @@ func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
 		c.add("%s: address %s added", name, e.key.prefix)
 		return nil
 	})
-	var errs []error
-	t.failures(func(_ entry[address, int], err error) { errs = append(errs, err) })
-	return errors.Join(errs...)
 }
 
 func isLinkLocal(a netlink.Addr) bool { return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() }

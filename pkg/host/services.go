@@ -81,32 +81,29 @@ func compareBools(a, b bool) int {
 // sortServices sorts the lists for Services, removes duplicates, and returns an error for each invalid entry, which it
 // removes: one invalid object must not block the others. Sorted lists cost little.
 func (d *Desired) sortServices() []error {
-	var errs []error
 	sortAndCompact(&d.ServicePorts, compareServicePorts)
 	sortAndCompact(&d.Nodes, netip.Addr.Compare)
 	d.Nodes = slices.DeleteFunc(d.Nodes, func(a netip.Addr) bool { return !routable(a) })
 	sortAndCompact(&d.NodePorts, compareNodePorts)
 	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
-	d.ServicePorts = slices.DeleteFunc(d.ServicePorts, func(p ServicePort) bool {
-		err := p.check()
-		if err != nil {
-			errs = append(errs, err)
+	errs := dropInvalid(&d.ServicePorts, func(_, _ ServicePort) error { return nil })
+	errs = append(errs, dropInvalid(&d.NodePorts, func(_, _ NodePort) error { return nil })...)
+	return append(errs, dropInvalid(&d.ExternalIPs, func(e, last ExternalIP) error {
+		if e.Addr != last.Addr || e.Protocol != last.Protocol || e.Port != last.Port {
+			return nil
 		}
-		return err != nil
-	})
-	d.NodePorts = slices.DeleteFunc(d.NodePorts, func(p NodePort) bool {
-		err := p.check()
-		if err != nil {
-			errs = append(errs, err)
-		}
-		return err != nil
-	})
-	var last ExternalIP
-	d.ExternalIPs = slices.DeleteFunc(d.ExternalIPs, func(e ExternalIP) bool {
+		return fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s", e.Port, e.Protocol, e.Addr, last.To,
+			e.To)
+	})...)
+}
+
+// dropInvalid removes the invalid entries, and those in conflict with the entry before, and returns their errors.
+func dropInvalid[T interface{ check() error }](list *[]T, conflict func(e, last T) error) (errs []error) {
+	var last T
+	*list = slices.DeleteFunc(*list, func(e T) bool {
 		err := e.check()
-		if err == nil && e.Addr == last.Addr && e.Protocol == last.Protocol && e.Port == last.Port {
-			err = fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s",
-				e.Port, e.Protocol, e.Addr, last.To, e.To)
+		if err == nil {
+			err = conflict(e, last)
 		}
 		if err != nil {
 			errs = append(errs, err)

@@ -50,14 +50,6 @@ func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	return out
 }
 
-// WatchTable receives, coalesced, when any program, including the caller, changes another nftables table of family
-// inet. It must be called before Watch, and is silent until then.
-func (h *Host) WatchTable(name string) <-chan struct{} {
-	out := make(chan struct{}, 1)
-	h.otherTables[name] = out
-	return out
-}
-
 func notify(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
@@ -171,7 +163,7 @@ func (s *subscription) end() error {
 
 // forward reports relevant events until ctx is done or the subscription fails.
 func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) {
-	events := tableEvents{ours: &h.nft.generations, changed: map[string]bool{}}
+	events := tableEvents{ours: &h.nft.generations}
 	for {
 		var relevant bool
 		select {
@@ -186,13 +178,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			for _, name := range events.add(e) {
-				if other := h.otherTables[name]; other != nil {
-					notify(other)
-				}
-				relevant = relevant || name == tableName
-			}
-			if relevant {
+			if relevant = events.add(e); relevant {
 				h.mu.Lock()
 				h.dirtyTable = true
 				h.mu.Unlock()

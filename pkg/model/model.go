@@ -80,6 +80,12 @@ const (
 	VXLANPortName  = "weft-vxlan"
 )
 
+// The link groups (IFLA_GROUP) that mark the node's ends of Weft's veths, see pkg/cni.
+const (
+	LinkGroupAttached uint32 = 0x77656674 // "weft"
+	LinkGroupAdding   uint32 = LinkGroupAttached + 1
+)
+
 // Port is the OpenFlow number of the type's port.
 func (t TunnelType) Port() uint32 {
 	if t == VXLAN {
