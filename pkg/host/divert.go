@@ -2,12 +2,9 @@ package host
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
-
-	"github.com/weft-cni/weft/pkg/model"
 )
 
 // A Service has an external address only at its own ports; the address's other ports belong to the host that has the
@@ -55,38 +52,6 @@ func addDivertRules(add func(chain, comment string, words ...any), gateway strin
 	// A tunnel routes the outer packet by the mark of the inner one.
 	add(unmarkChain, "not needed any more", "oifname", gateway, "meta mark and", fmt.Sprintf("%#x", serviceMark), "!= 0",
 		"meta mark set mark and", fmt.Sprintf("%#x", ^uint32(serviceMark)))
-}
-
-// ServicePort is a port of an external IP or a load balancer's address.
-type ServicePort struct {
-	Addr     netip.Addr
-	Protocol model.Protocol
-	Port     uint16
-}
-
-func (p ServicePort) check() error {
-	if !routable(p.Addr) || p.Protocol.Number() == 0 || p.Port == 0 {
-		return fmt.Errorf("invalid Service port %d/%s at %s", p.Port, p.Protocol, p.Addr)
-	}
-	return nil
-}
-
-func compareServicePorts(a, b ServicePort) int {
-	return compareElements(a.element(), b.element())
-}
-
-func (p ServicePort) element() element {
-	return element{prefix: single(p.Addr), protocol: p.Protocol, port: p.Port}
-}
-
-func servicePorts(d Desired, is4 bool) []element {
-	var list []element
-	for _, p := range d.ServicePorts {
-		if _, routed := d.local(is4); routed && p.Addr.Is4() == is4 {
-			list = append(list, p.element())
-		}
-	}
-	return list
 }
 
 // ruleKey is a routing rule of Weft's.

@@ -114,11 +114,10 @@ const (
 
 // Host applies a Desired to the kernel.
 type Host struct {
-	sysctl    sysctl
-	addresses *tracker[address, int]
-	routes    *tracker[routeKey, route]
-	rules     *tracker[ruleKey, struct{}]
-	nft       *nat
+	sysctl sysctl
+	routes *tracker[routeKey, route]
+	rules  *tracker[ruleKey, struct{}]
+	nft    *nat
 	// flushing is shared with FlushConnections.
 	flushing flushing
 	log      *slog.Logger
@@ -138,9 +137,8 @@ type Host struct {
 // New returns a Host that writes sysctls below sysctlRoot (a writable mount of /proc/sys) and NAT rules through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
-		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](nil),
+		sysctl: sysctl{root: sysctlRoot}, nft: newNAT(nft, tableLayout), log: log, now: time.Now,
 		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](nil),
-		nft: newNAT(nft, tableLayout), log: log, now: time.Now,
 	}
 }
 
@@ -236,7 +234,7 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 	if err := h.linkSysctls(c, d); err != nil {
 		return err
 	}
-	if err := h.syncAddresses(c, link, d); err != nil {
+	if err := syncAddresses(c, link, d); err != nil {
 		return err
 	}
 	links, missing := linkIndexes(d)
@@ -261,7 +259,7 @@ func (c *changes) add(format string, args ...any) {
 func (d Desired) normalized() (Desired, []error) {
 	d.PodCIDRs, d.RemotePodCIDRs = slices.Clone(d.PodCIDRs), slices.Clone(d.RemotePodCIDRs)
 	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
-	errs := append(d.sortServices(), d.sortHostPorts()...)
+	errs := append(d.sortServices(), sortPorts(&d.HostPorts)...)
 	return d, errs
 }
 
@@ -271,13 +269,7 @@ func (d Desired) check() error {
 	}
 	all := slices.Concat(d.PodCIDRs, d.RemotePodCIDRs, d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs)
 	for _, l := range d.Links {
-		if l.Name == "" || l.Name == d.Gateway {
-			return fmt.Errorf("invalid further link %q: unnamed, or the gateway interface", l.Name)
-		}
 		for _, r := range l.Routes {
-			if r.Via.IsValid() && r.Via.Is4() != r.Dst.Addr().Is4() {
-				return fmt.Errorf("route to %s through %s: next hop %s is of the other family", r.Dst, l.Name, r.Via)
-			}
 			all = append(all, r.Dst)
 		}
 	}

@@ -51,7 +51,7 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 		return nil
 	}
 	n.rules = "" // perhaps another program changed the table
-	have, err := n.listRules(ctx)
+	have, err := n.listRules(ctx, "")
 	inSync := have == want
 	if inSync && err == nil {
 		inSync, err = n.layoutUnchanged()
@@ -75,9 +75,9 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 	return err
 }
 
-// listRules are the table's rules as text of rulesText.
-func (n *nat) listRules(ctx context.Context) (string, error) {
-	have, err := n.nft.ListRules(ctx, "")
+// listRules are the rules of a chain, or of all, as text of rulesText.
+func (n *nat) listRules(ctx context.Context, chain string) (string, error) {
+	have, err := n.nft.ListRules(ctx, chain)
 	if err != nil && !knftables.IsNotFound(err) {
 		return "", fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
 	}

@@ -32,12 +32,8 @@ func (h *Host) FilterPodLinks(ctx context.Context) error { return h.nft.filterPo
 
 func (n *nat) filterPodLinks(ctx context.Context) error {
 	rules := slices.DeleteFunc(rules(Desired{}), func(r *knftables.Rule) bool { return r.Chain != podLinksChain })
-	have, err := n.nft.ListRules(ctx, podLinksChain)
-	if err != nil && !knftables.IsNotFound(err) {
-		return fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
-	}
-	if rulesText(have) == rulesText(rules) {
-		return nil
+	if have, err := n.listRules(ctx, podLinksChain); err != nil || have == rulesText(rules) {
+		return err
 	}
 	n.rules = "" // whatever removed the chain may have changed the table
 	tx := n.nft.NewTransaction()

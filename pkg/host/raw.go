@@ -72,11 +72,14 @@ func nodes(d Desired, is4 bool) []element {
 // nodeTranslationsRemoved: pods' packets to another node get the node's address, even when those to other destinations
 // do not.
 func nodeTranslationsRemoved(deleted, _ []element) removedTranslations {
-	var g removedTranslations
-	for _, e := range deleted {
-		g.direct = append(g.direct, e.prefix)
+	return removedTranslations{direct: prefixesOf(deleted)}
+}
+
+func prefixesOf(list []element) (prefixes ranges) {
+	for _, e := range list {
+		prefixes = append(prefixes, e.prefix)
 	}
-	return g
+	return prefixes
 }
 
 func prefixElements(list []netip.Prefix, is4 bool) []element {

@@ -241,7 +241,7 @@ func ourRoutes(t *tracker[routeKey, route]) (map[routeKey]route, error) {
 				return true
 			}
 			if old, exists := have[key]; exists {
-				if t.desires(key, r) { // the other one is removed
+				if want, desired := t.desired[key]; desired && want == r { // the other one is removed
 					have[key], r = r, old
 				}
 				for exists {

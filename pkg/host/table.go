@@ -423,31 +423,7 @@ func direct(d Desired, is4 bool) []element {
 }
 
 func directTranslationsRemoved(_, added []element) removedTranslations {
-	var g removedTranslations
-	for _, e := range added {
-		g.direct = append(g.direct, e.prefix)
-	}
-	return g
-}
-
-func nodePorts(d Desired, is4 bool) []element {
-	list := make([]element, 0, len(d.NodePorts))
-	for _, p := range d.NodePorts {
-		if p.IPv6 != is4 {
-			list = append(list, element{protocol: p.Protocol, port: p.Port, to: model.NodePortAt(is4, p.Protocol, p.Port)})
-		}
-	}
-	return list
-}
-
-func externalIPs(d Desired, is4 bool) []element {
-	var list []element
-	for _, e := range d.ExternalIPs {
-		if e.Addr.Is4() == is4 {
-			list = append(list, element{prefix: single(e.Addr), protocol: e.Protocol, port: e.Port, to: e.To})
-		}
-	}
-	return list
+	return removedTranslations{direct: prefixesOf(added)}
 }
 
 func externalTranslationsRemoved(deleted, _ []element) removedTranslations {

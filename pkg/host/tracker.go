@@ -211,12 +211,6 @@ func (t *tracker[K, V]) wants(k K) bool {
 	return desired
 }
 
-// desires reports whether exactly this object is desired.
-func (t *tracker[K, V]) desires(k K, v V) bool {
-	want, desired := t.desired[k]
-	return desired && want == v
-}
-
 func (t *tracker[K, V]) have(k K) state[V] {
 	if have, differs := t.differs[k]; differs {
 		return have

@@ -83,12 +83,7 @@ func translationsOf(d Desired, local []netip.Prefix, removed removedTranslations
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address
 		}
-		for _, e := range direct(d, is4) {
-			f.direct = append(f.direct, e.prefix)
-		}
-		for _, e := range nodes(d, is4) {
-			f.nodes = append(f.nodes, e.prefix)
-		}
+		f.direct, f.nodes = prefixesOf(direct(d, is4)), prefixesOf(nodes(d, is4))
 		f.toSwitch = disjoint(slices.Concat(d.RemotePodCIDRs, d.ServiceCIDRs, model.VirtualPrefixes(is4)))
 		for e := range udp(servicePorts(d, is4)) {
 			f.services[e.at()] = true

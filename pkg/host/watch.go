@@ -119,22 +119,22 @@ func subscribe() (*subscription, error) {
 
 // subscribeRoutes subscribes to links, addresses and routes. On failure it closes the channels without a sender.
 func (s *subscription) subscribeRoutes(fail func(error)) error {
-	addrErr := netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})
-	if addrErr != nil {
-		close(s.addrs)
-		addrErr = fmt.Errorf("subscribe to address events: %w", addrErr)
+	return errors.Join(
+		subscribed(s.addrs, "address",
+			netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})),
+		subscribed(s.links, "link",
+			netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail})),
+		subscribed(s.routes, "route",
+			netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail})),
+	)
+}
+
+func subscribed[T any](events chan T, what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	linkErr := netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail})
-	if linkErr != nil {
-		close(s.links)
-		linkErr = fmt.Errorf("subscribe to link events: %w", linkErr)
-	}
-	routeErr := netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail})
-	if routeErr != nil {
-		close(s.routes)
-		routeErr = fmt.Errorf("subscribe to route events: %w", routeErr)
-	}
-	return errors.Join(addrErr, linkErr, routeErr)
+	close(events)
+	return fmt.Errorf("subscribe to %s events: %w", what, err)
 }
 
 // end closes the sockets, waits for the readers and returns the error of the subscription.
@@ -143,21 +143,21 @@ func (s *subscription) end() error {
 	s.settingsSocket.Close()
 	s.tablesSocket.Close()
 	// The readers stop at the closed socket, but may have messages to deliver first.
-	for range s.links {
-	}
-	for range s.addrs {
-	}
-	for range s.routes {
-	}
-	for range s.settings {
-	}
-	for range s.tables {
-	}
+	drain(s.links)
+	drain(s.addrs)
+	drain(s.routes)
+	drain(s.settings)
+	drain(s.tables)
 	select {
 	case err := <-s.failed:
 		return err
 	default:
 		return errors.New("a netlink socket was closed")
+	}
+}
+
+func drain[T any](events <-chan T) {
+	for range events {
 	}
 }
 
