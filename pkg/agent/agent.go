@@ -74,8 +74,6 @@ type Agent struct {
 	health    *healthcheck.Server
 	// mayProgram lets the loop write the switch when it is closed.
 	mayProgram chan struct{}
-	// guardTable receives after another program has changed the table of the packet guard.
-	guardTable <-chan struct{}
 
 	unavailable atomic.Bool // this node's condition NetworkUnavailable has to be set to False
 
@@ -142,7 +140,6 @@ func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 		return nil, err
 	}
 	a.host = host.New(nft, opt.ProcSys, a.log)
-	a.guardTable = a.host.WatchTable(cni.HostFilterTable)
 	datapath := ofswitch.Kernel
 	if cfg.Datapath == config.DatapathNetdev {
 		datapath = ofswitch.Userspace
@@ -176,7 +173,8 @@ func (a *Agent) connectOVSDB(ctx context.Context) (err error) {
 	a.cni = cni.NewServer(cni.Config{
 		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs,
 		Flows: cleanFlows{a.loop, a.sweeper}, Log: a.log, Observe: observeCNI,
-		Problem: func(err error) { a.setProblem("CNI socket", err) },
+		FilterPodLinks: a.host.FilterPodLinks,
+		Problem:        func(err error) { a.setProblem("CNI socket", err) },
 	})
 	a.ovs.SetChanging(a.cni.Changing)
 	return nil

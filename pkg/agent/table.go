@@ -24,7 +24,6 @@ const (
 	linksChanged     change = "links of pods"
 	addressesChanged change = "addresses of the node"
 	kernelChanged    change = "links, addresses, routes, nftables and sysctls of the node"
-	guardChanged     change = "nftables of pods' host interfaces"
 	bridgeRepaired   change = "bridge repaired"
 	bridgeSynced     change = "bridge in sync"
 	hostSynced       change = "host network in sync"
@@ -152,10 +151,6 @@ func (a *Agent) nodeParts() []part {
 		{
 			name: "datapath", does: "settings that ovs-vswitchd forgets when it ends; tunnels' source address",
 			after: []string{switchPart}, wokenBy: []change{bridgeSynced, addressesChanged}, sync: a.syncDatapath,
-		}, {
-			name: "packet guard", does: "filters what pods' host interfaces accept", after: []string{switchPart},
-			wokenBy: []change{guardChanged}, sync: func(ctx context.Context) error { return a.cni.SyncHostFilter(ctx) },
-			sources: sources{guardChanged: func(context.Context) <-chan struct{} { return a.guardTable }},
 		}, {
 			name: "MTU of pods", does: "gives running pods the MTU that new ones get", after: []string{switchPart},
 			wokenBy: []change{mtuChanged}, sync: a.syncPods,

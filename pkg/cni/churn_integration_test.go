@@ -61,7 +61,7 @@ func runChurnAgent(t *testing.T, dir string) {
 	loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")},
 		PodCIDRs: prefixes(churnCIDR)}})
 	server := cni.NewServer(cni.Config{
-		Socket: n.socket, Ports: n.db, Flows: knownPods{loop}, Log: n.log(),
+		Socket: n.socket, Ports: n.db, Flows: knownPods{loop}, Log: n.log(), FilterPodLinks: n.filterPodLinks,
 		Settings: func() cni.Settings {
 			return cni.Settings{MTU: 1400, UserspaceDatapath: true, PodCIDRs: prefixes(churnCIDR)}
 		},

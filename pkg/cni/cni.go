@@ -71,11 +71,10 @@ func (s Settings) unready() string {
 
 // The link groups (IFLA_GROUP) that mark the node's ends of Weft's veths. The message that creates a link sets its
 // group, so a link is recognizable at every moment. A link in GroupAdding belongs to an ADD that has not finished;
-// after a restart of the agent, to one that never will. The host filter matches links by group, too; see
-// SyncHostFilter.
+// after a restart of the agent, to one that never will. Config.FilterPodLinks matches links by group, too.
 const (
-	GroupAttached uint32 = 0x77656674 // "weft"
-	GroupAdding   uint32 = GroupAttached + 1
+	GroupAttached = model.LinkGroupAttached
+	GroupAdding   = model.LinkGroupAdding
 )
 
 // Weft's own error codes; docs/cni.md explains them to operators. CNI reserves codes below 100.

@@ -52,7 +52,7 @@ func TestPodCannotPassTheSwitch(t *testing.T) {
 		}))
 	}
 	n.eventually("both datagrams were dropped", func() bool {
-		out, err := exec.Command("nft", "list", "table", "inet", "weft-cni").CombinedOutput()
+		out, err := exec.Command("nft", "list", "table", "inet", "weft").CombinedOutput()
 		if err != nil {
 			t.Fatalf("nft: %v: %s", err, out)
 		}

@@ -32,6 +32,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ovsdb"
 )
@@ -155,6 +156,14 @@ func (n *node) connect() {
 	n.t.Cleanup(n.db.Close)
 }
 
+func (n *node) filterPodLinks(ctx context.Context) error {
+	nft, err := host.NFTables()
+	if err != nil {
+		return err
+	}
+	return host.New(nft, "/proc/sys", n.log()).FilterPodLinks(ctx)
+}
+
 func prefixes(cidrs ...string) (parsed []netip.Prefix) {
 	for _, c := range cidrs {
 		parsed = append(parsed, netip.MustParsePrefix(c))
@@ -188,9 +197,10 @@ func (n *node) startWith(ports cni.Ports) {
 			defer n.mu.Unlock()
 			return n.settings
 		},
-		Ports: ports,
-		Flows: n.flows,
-		Log:   n.log(),
+		Ports:          ports,
+		Flows:          n.flows,
+		FilterPodLinks: n.filterPodLinks,
+		Log:            n.log(),
 	})
 	n.server = s
 	var err error

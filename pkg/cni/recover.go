@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"github.com/vishvananda/netlink"
-	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -25,14 +24,7 @@ import (
 //
 // It is safe to call again after an error.
 func (s *Server) Recover(ctx context.Context) ([]model.Attachment, error) {
-	if s.cfg.NFT == nil {
-		nft, err := knftables.New(knftables.InetFamily, HostFilterTable)
-		if err != nil {
-			return nil, fmt.Errorf("recover CNI attachments: open nftables: %w", err)
-		}
-		s.cfg.NFT = nft
-	}
-	if err := s.SyncHostFilter(ctx); err != nil {
+	if err := s.cfg.FilterPodLinks(ctx); err != nil {
 		return nil, fmt.Errorf("recover CNI attachments: %w", err)
 	}
 	recorded, bad, err := s.cfg.Ports.Attachments(ctx)

@@ -14,7 +14,6 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/cni/wire"
 	"github.com/weft-cni/weft/pkg/model"
@@ -42,9 +41,10 @@ type Config struct {
 	Settings func() Settings
 	Ports    Ports
 	Flows    Flows
-	// NFT is the node's nftables, see SyncHostFilter. When nil, Recover uses nft(8) with the table HostFilterTable.
-	NFT knftables.Interface
-	Log *slog.Logger
+	// FilterPodLinks makes the host's network stack drop packets that arrive on links of the groups of this package.
+	// Recover calls it; then it must hold.
+	FilterPodLinks func(context.Context) error
+	Log            *slog.Logger
 	// Observe, when set, receives the duration of each phase of a command. It is called from many goroutines.
 	Observe func(command, phase string, d time.Duration)
 	// Problem, when set, receives the reason why the socket accepts no connections, and nil once it does. Serve's

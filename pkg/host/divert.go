@@ -1,15 +1,10 @@
 package host
 
 import (
-	"cmp"
-	"errors"
 	"fmt"
-	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
-
-	"github.com/weft-cni/weft/pkg/model"
 )
 
 // A Service has an external address only at its own ports; the address's other ports belong to the host that has the
@@ -59,52 +54,12 @@ func addDivertRules(add func(chain, comment string, words ...any), gateway strin
 		"meta mark set mark and", fmt.Sprintf("%#x", ^uint32(serviceMark)))
 }
 
-// ServicePort is a port of an external IP or a load balancer's address.
-type ServicePort struct {
-	Addr     netip.Addr
-	Protocol model.Protocol
-	Port     uint16
-}
-
-func (p ServicePort) check() error {
-	if !routable(p.Addr) || p.Protocol.Number() == 0 || p.Port == 0 {
-		return fmt.Errorf("invalid Service port %d/%s at %s", p.Port, p.Protocol, p.Addr)
-	}
-	return nil
-}
-
-func compareServicePorts(a, b ServicePort) int {
-	return compareElements(a.element(), b.element())
-}
-
-func (p ServicePort) element() element {
-	return element{prefix: single(p.Addr), protocol: p.Protocol, port: p.Port}
-}
-
-func servicePorts(d Desired, is4 bool) []element {
-	var list []element
-	for _, p := range d.ServicePorts {
-		if _, routed := d.local(is4); routed && p.Addr.Is4() == is4 {
-			list = append(list, p.element())
-		}
-	}
-	return list
-}
-
-// noTranslationsRemoved is for sets whose elements cause no NAT, or NAT that is recognizable as Weft's without memory.
-func noTranslationsRemoved(_, _ []element) removedTranslations { return removedTranslations{} }
-
 // ruleKey is a routing rule of Weft's.
 type ruleKey struct {
 	family, priority, table int
 	mark, mask              uint32
 	// other describes a rule with attributes that Weft never sets.
 	other string
-}
-
-func compareRules(a, b ruleKey) int {
-	return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.priority, b.priority), cmp.Compare(a.table, b.table),
-		cmp.Compare(a.mark, b.mark), cmp.Compare(a.mask, b.mask), cmp.Compare(a.other, b.other))
 }
 
 // syncRules writes the routing rules for Services' external addresses. With compare, or to change something, it reads
@@ -121,29 +76,22 @@ func (h *Host) syncRules(c *changes, d Desired, compare bool) error {
 			}
 		}
 	}
-	t := h.rules
-	t.desire(want)
-	if !compare && t.inSync() {
+	h.rules.desire(want)
+	if !compare && h.rules.inSync() {
 		return nil
 	}
-	rules, err := ourRules()
+	have, rules, err := ourRules()
 	if err != nil {
 		return err
 	}
-	have := make(map[ruleKey]struct{}, len(rules))
-	for k := range rules {
-		have[k] = struct{}{}
-	}
-	t.learn(have)
-	errs := []error{t.prune(func(e entry[ruleKey, struct{}]) error {
+	return h.rules.sync(have, func(e entry[ruleKey, struct{}]) error {
 		r := rules[e.key]
 		if err := netlink.RuleDel(&r); err != nil {
 			return fmt.Errorf("remove routing rule %s: %w", r, err)
 		}
 		c.add("routing rule of priority %d removed", e.key.priority)
 		return nil
-	})}
-	t.add(func(e entry[ruleKey, struct{}], _ bool) error {
+	}, func(e entry[ruleKey, struct{}], _ bool) error {
 		r, k := netlink.NewRule(), e.key
 		r.Family, r.Protocol, r.Priority, r.Table, r.Mark = k.family, uint8(RouteProtocol), k.priority, k.table, k.mark
 		if k.mask != 0 {
@@ -155,17 +103,15 @@ func (h *Host) syncRules(c *changes, d Desired, compare bool) error {
 		c.add("routing rule of priority %d to table %d added", k.priority, k.table)
 		return nil
 	})
-	t.failures(func(_ entry[ruleKey, struct{}], err error) { errs = append(errs, err) })
-	return errors.Join(errs...)
 }
 
 // ourRules are the kernel's rules with Weft's protocol number.
-func ourRules() (map[ruleKey]netlink.Rule, error) {
-	ours := map[ruleKey]netlink.Rule{}
+func ourRules() (keys map[ruleKey]struct{}, rules map[ruleKey]netlink.Rule, err error) {
+	keys, rules = map[ruleKey]struct{}{}, map[ruleKey]netlink.Rule{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		have, err := netlink.RuleList(family)
 		if err != nil {
-			return nil, fmt.Errorf("list routing rules: %w", err)
+			return nil, nil, fmt.Errorf("list routing rules: %w", err)
 		}
 		for _, r := range have {
 			if r.Protocol != uint8(RouteProtocol) {
@@ -179,8 +125,8 @@ func ourRules() (map[ruleKey]netlink.Rule, error) {
 			if r.Src != nil || r.Dst != nil || r.IifName != "" || r.OifName != "" || r.Invert || r.IPProto != 0 {
 				k.other = r.String()
 			}
-			ours[k] = r
+			keys[k], rules[k] = struct{}{}, r
 		}
 	}
-	return ours, nil
+	return keys, rules, nil
 }

@@ -13,7 +13,7 @@
 // The kernel decides about NAT with a connection's first packet. FlushConnections removes connections whose decision is
 // outdated.
 //
-// One goroutine calls Sync. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
+// One goroutine calls Sync and FilterPodLinks. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
 // own.
 //
 // Out of scope: a host firewall that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) must
@@ -112,11 +112,10 @@ const (
 
 // Host applies a Desired to the kernel.
 type Host struct {
-	sysctl    sysctl
-	addresses *tracker[address, int]
-	routes    *tracker[routeKey, route]
-	rules     *tracker[ruleKey, struct{}]
-	nft       *nat
+	sysctl sysctl
+	routes *tracker[routeKey, route]
+	rules  *tracker[ruleKey, struct{}]
+	nft    *nat
 	// flushing is shared with FlushConnections.
 	flushing flushing
 	log      *slog.Logger
@@ -131,16 +130,13 @@ type Host struct {
 	dirty bool     // Watch saw a change of links, addresses or routes
 	// dirtyTable: Watch saw a change of Weft's nftables table by another program.
 	dirtyTable bool
-
-	otherTables map[string]chan struct{} // see WatchTable
 }
 
 // New returns a Host that writes sysctls below sysctlRoot (a writable mount of /proc/sys) and NAT rules through nft.
 func New(nft knftables.Interface, sysctlRoot string, log *slog.Logger) *Host {
 	return &Host{
-		sysctl: sysctl{root: sysctlRoot}, addresses: newTracker[address, int](compareAddresses),
-		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](compareRules),
-		nft: newNAT(nft, tableLayout), otherTables: map[string]chan struct{}{}, log: log, now: time.Now,
+		sysctl: sysctl{root: sysctlRoot}, nft: newNAT(nft, tableLayout), log: log, now: time.Now,
+		routes: newTracker[routeKey, route](compareRouteKeys), rules: newTracker[ruleKey, struct{}](nil),
 	}
 }
 
@@ -162,7 +158,7 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	c := &changes{}
 	d, invalid := d.normalized()
 	if err := d.check(); err != nil {
-		return Result{}, fmt.Errorf("sync host network: %w", err)
+		return Result{}, fmt.Errorf("sync host network: %w", errors.Join(err, h.FilterPodLinks(ctx)))
 	}
 	h.mu.Lock()
 	h.names = d.linkNames()
@@ -215,13 +211,13 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 }
 
 func (h *Host) syncTable(ctx context.Context, c *changes, d Desired, compare bool) error {
-	before, first := len(c.list), !h.nft.rules.known
-	err := h.nft.sync(ctx, c, d, compare)
-	if err == nil {
-		h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
-		h.nft.removed = removedTranslations{}
+	before, first := len(c.list), h.nft.rules == ""
+	if err := h.nft.sync(ctx, c, d, compare); err != nil {
+		return errors.Join(err, h.FilterPodLinks(ctx)) // which does not depend on what the table cannot hold
 	}
-	return err
+	h.flushing.tableWritten(d, first || len(c.list) > before, h.nft.removed)
+	h.nft.removed = removedTranslations{}
+	return nil
 }
 
 func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
@@ -236,7 +232,7 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 	if err := h.linkSysctls(c, d); err != nil {
 		return err
 	}
-	if err := h.syncAddresses(c, link, d); err != nil {
+	if err := syncAddresses(c, link, d); err != nil {
 		return err
 	}
 	links, missing := linkIndexes(d)
@@ -261,7 +257,7 @@ func (c *changes) add(format string, args ...any) {
 func (d Desired) normalized() (Desired, []error) {
 	d.PodCIDRs, d.Peers = slices.Clone(d.PodCIDRs), slices.Clone(d.Peers)
 	d.ServiceCIDRs = slices.Clone(d.ServiceCIDRs)
-	errs := append(d.sortServices(), d.sortHostPorts()...)
+	errs := append(d.sortServices(), sortPorts(&d.HostPorts)...)
 	return d, errs
 }
 
@@ -271,13 +267,7 @@ func (d Desired) check() error {
 	}
 	all := slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs)
 	for _, l := range d.Links {
-		if l.Name == "" || l.Name == d.Gateway {
-			return fmt.Errorf("invalid further link %q: unnamed, or the gateway interface", l.Name)
-		}
 		for _, r := range l.Routes {
-			if r.Via.IsValid() && r.Via.Is4() != r.Dst.Addr().Is4() {
-				return fmt.Errorf("route to %s through %s: next hop %s is of the other family", r.Dst, l.Name, r.Via)
-			}
 			all = append(all, r.Dst)
 		}
 	}

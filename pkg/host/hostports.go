@@ -1,7 +1,6 @@
 package host
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,57 +30,24 @@ func (p HostPort) check() error {
 }
 
 // CompareHostPorts orders host ports by address and port, then by target.
-func CompareHostPorts(a, b HostPort) int {
-	return cmp.Or(compareHostPortKeys(a, b), a.To.Compare(b.To))
-}
+func CompareHostPorts(a, b HostPort) int { return compareElements(a.element(), b.element()) }
 
-func compareHostPortKeys(a, b HostPort) int {
-	return cmp.Or(compareBools(a.To.Addr().Is4(), b.To.Addr().Is4()), a.Addr.Compare(b.Addr),
-		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-}
+func (p HostPort) is4() bool { return p.To.Addr().Is4() }
 
-// sortHostPorts sorts the host ports and removes invalid ones. Of two with the same address and port, which the
-// scheduler prevents, the first is kept.
-func (d *Desired) sortHostPorts() []error {
-	var errs []error
-	sortAndCompact(&d.HostPorts, CompareHostPorts)
-	var last HostPort
-	d.HostPorts = slices.DeleteFunc(d.HostPorts, func(p HostPort) bool {
-		err := p.check()
-		if err == nil && last.Port != 0 && compareHostPortKeys(p, last) == 0 {
-			err = fmt.Errorf("host port %d/%s leads to both %s and %s", p.Port, p.Protocol, last.To, p.To)
-		}
-		if err != nil {
-			errs = append(errs, err)
-			return true
-		}
-		last = p
-		return false
-	})
-	return errs
+func (p HostPort) element() element {
+	e := element{protocol: p.Protocol, port: p.Port, to: p.To}
+	if p.Addr.IsValid() {
+		e.prefix = single(p.Addr)
+	}
+	return e
 }
 
 func hostPorts(d Desired, is4 bool) []element {
-	return hostPortElements(d, is4, func(p HostPort) bool { return !p.Addr.IsValid() })
+	return slices.DeleteFunc(portsOf(d.HostPorts, is4), func(e element) bool { return e.prefix.IsValid() })
 }
 
 func hostPortsAt(d Desired, is4 bool) []element {
-	return hostPortElements(d, is4, func(p HostPort) bool { return p.Addr.IsValid() })
-}
-
-func hostPortElements(d Desired, is4 bool, wanted func(HostPort) bool) []element {
-	var list []element
-	for _, p := range d.HostPorts {
-		if p.To.Addr().Is4() != is4 || !wanted(p) {
-			continue
-		}
-		e := element{protocol: p.Protocol, port: p.Port, to: p.To}
-		if p.Addr.IsValid() {
-			e.prefix = single(p.Addr)
-		}
-		list = append(list, e)
-	}
-	return list
+	return slices.DeleteFunc(portsOf(d.HostPorts, is4), func(e element) bool { return !e.prefix.IsValid() })
 }
 
 // hostPortPods are the pods with host ports, each as source and destination.

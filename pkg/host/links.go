@@ -2,7 +2,6 @@ package host
 
 import (
 	"bytes"
-	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -60,82 +59,65 @@ func linkIndexes(d Desired) (indexes map[string]int, missing []error) {
 	return indexes, missing
 }
 
-// address identifies an address of a link.
-type address struct {
-	link   int
-	prefix netip.Prefix
-}
-
-func compareAddresses(a, b address) int {
-	return cmp.Or(cmp.Compare(a.link, b.link), comparePrefixes(a.prefix, b.prefix))
-}
-
 // syncAddresses removes the gateway interface's addresses of other pod CIDRs, and adds its own ones. It always reads
 // the kernel's addresses, which are few.
-func (h *Host) syncAddresses(c *changes, link netlink.Link, d Desired) error {
-	name, index := link.Attrs().Name, link.Attrs().Index
+func syncAddresses(c *changes, link netlink.Link, d Desired) error {
+	name := link.Attrs().Name
 	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
 	// The values are flags. Weft adds the route to the local pods itself, instead of the kernel with the address.
-	var want []entry[address, int]
+	var want []entry[netip.Prefix, int]
 	ours := map[netip.Addr]bool{}
 	for _, p := range d.PodCIDRs {
-		want = append(want, entry[address, int]{unix.IFA_F_NOPREFIXROUTE, address{index, gatewayPrefix(p)}})
+		want = append(want, entry[netip.Prefix, int]{unix.IFA_F_NOPREFIXROUTE, gatewayPrefix(p)})
 		ours[model.GatewayAddr(p)] = true
 	}
 	// The kernel adds a link-local address when the link comes up, and never again. Without one it cannot solicit a pod's
 	// link-layer address for forwarded packets (RFC 4861 section 7.2.2: the source of a solicitation is an address of the
 	// interface).
-	linkLocal := address{index, netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)}
+	linkLocal := netip.PrefixFrom(linkLocalAddr(model.GatewayMAC), 64)
 	if _, ipv6 := d.local(false); ipv6 && !slices.ContainsFunc(have, isLinkLocal) {
-		want = append(want, entry[address, int]{0, linkLocal})
+		want = append(want, entry[netip.Prefix, int]{0, linkLocal})
 	}
-	known, addrs := map[address]int{}, map[address]netlink.Addr{}
+	known, addrs := map[netip.Prefix]int{}, map[netip.Prefix]netlink.Addr{}
 	for _, a := range have {
 		p := prefix(a.IPNet)
 		if ours[p.Addr()] || p == gatewayPrefix(p.Masked()) && a.Scope == unix.RT_SCOPE_UNIVERSE {
-			known[address{index, p}], addrs[address{index, p}] = a.Flags&unix.IFA_F_NOPREFIXROUTE, a
+			known[p], addrs[p] = a.Flags&unix.IFA_F_NOPREFIXROUTE, a
 		}
 	}
-	t := h.addresses
+	t := newTracker[netip.Prefix, int](comparePrefixes)
 	t.desire(want)
-	t.learn(known)
-	remove := func(e entry[address, int]) error {
+	remove := func(e entry[netip.Prefix, int]) error {
 		a := addrs[e.key]
 		if err := netlink.AddrDel(link, &a); err != nil {
-			return fmt.Errorf("remove address %s from %s: %w", e.key.prefix, name, err)
+			return fmt.Errorf("remove address %s from %s: %w", e.key, name, err)
 		}
-		c.add("%s: address %s removed", name, e.key.prefix)
+		c.add("%s: address %s removed", name, e.key)
 		return nil
 	}
-	if err := t.prune(remove); err != nil {
-		return err
-	}
-	t.add(func(e entry[address, int], replace bool) error {
+	return t.sync(known, remove, func(e entry[netip.Prefix, int], replace bool) error {
 		if replace {
 			if err := remove(e); err != nil {
 				return err
 			}
 		}
-		a := &netlink.Addr{IPNet: ipNet(e.key.prefix), Flags: e.value}
+		a := &netlink.Addr{IPNet: ipNet(e.key), Flags: e.value}
 		if e.key == linkLocal {
 			a.Scope = unix.RT_SCOPE_LINK
 		}
-		if e.key.prefix.Addr().Is6() {
+		if e.key.Addr().Is6() {
 			a.Flags |= unix.IFA_F_NODAD
 		}
 		// The kernel may be faster with a link-local address.
 		if err := netlink.AddrAdd(link, a); err != nil && (e.key != linkLocal || !errors.Is(err, unix.EEXIST)) {
-			return fmt.Errorf("add address %s to %s: %w", e.key.prefix, name, err)
+			return fmt.Errorf("add address %s to %s: %w", e.key, name, err)
 		}
-		c.add("%s: address %s added", name, e.key.prefix)
+		c.add("%s: address %s added", name, e.key)
 		return nil
 	})
-	var errs []error
-	t.failures(func(_ entry[address, int], err error) { errs = append(errs, err) })
-	return errors.Join(errs...)
 }
 
 func isLinkLocal(a netlink.Addr) bool { return a.IP.To4() == nil && a.IP.IsLinkLocalUnicast() }

@@ -1,10 +1,8 @@
 package host
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"slices"
 
 	"sigs.k8s.io/knftables"
 )
@@ -21,23 +19,15 @@ type nat struct {
 	generations generations
 	// layout reads the kernel's form of the table; nil with knftables' fake, which has none.
 	layout func() (layout, error)
-	// rules are the comments. While they are not known, elements may be outdated.
-	rules    *tracker[position, string]
+	// rules are the installed rules, as text of rulesText; empty while these or the elements are not known.
+	rules    string
 	elements []*tracker[element, struct{}] // of each set
 	// removed are the translations that writes have removed since the last Sync took them.
 	removed removedTranslations
 }
 
-// position is the place of a rule.
-type position struct {
-	chain string
-	n     int
-}
-
 func newNAT(nft knftables.Interface, layout func() (layout, error)) *nat {
-	n := &nat{nft: nft, layout: layout, rules: newTracker[position, string](func(a, b position) int {
-		return cmp.Or(cmp.Compare(a.chain, b.chain), cmp.Compare(a.n, b.n))
-	})}
+	n := &nat{nft: nft, layout: layout}
 	for range sets {
 		n.elements = append(n.elements, newTracker[element, struct{}](compareElements))
 	}
@@ -48,7 +38,7 @@ func newNAT(nft knftables.Interface, layout func() (layout, error)) *nat {
 // their NAT. With compare, or when its memory is not reliable, it reads the kernel's state first.
 func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) error {
 	rules := rules(d)
-	n.rules.desire(positions(rules))
+	want := rulesText(rules)
 	for i, s := range sets {
 		list := s.elements(d, s.is4)
 		entries := make([]entry[element, struct{}], len(list))
@@ -57,61 +47,54 @@ func (n *nat) sync(ctx context.Context, c *changes, d Desired, compare bool) err
 		}
 		n.elements[i].desire(entries)
 	}
-	if !compare && n.rules.inSync() && n.writeDifference(ctx, c) == nil {
+	if !compare && n.rules == want && n.writeDifference(ctx, c) == nil {
 		return nil
 	}
-	// Perhaps another program changed the table.
-	masqueraded, err := n.learn(ctx)
-	if err == nil && n.rules.inSync() {
-		err = n.writeDifference(ctx, c)
-	} else if err == nil {
-		err = n.writeTable(ctx, c, rules, masqueraded)
+	n.rules = "" // perhaps another program changed the table
+	have, err := n.listRules(ctx, "")
+	inSync := have == want
+	if inSync && err == nil {
+		inSync, err = n.layoutUnchanged()
 	}
-	if err != nil {
-		n.rules.forget()
+	if inSync && err == nil {
+		inSync, err = n.learnElements(ctx)
+	}
+	switch {
+	case err != nil:
+	case inSync:
+		err = n.writeDifference(ctx, c)
+	default:
+		err = n.writeTable(ctx, c, rules)
+		if err == nil && masquerades(have) && !masquerades(want) {
+			n.removed.direct = append(n.removed.direct, everywhere...)
+		}
+	}
+	if err == nil {
+		n.rules = want
 	}
 	return err
 }
 
-// positions are the comments of the rules at their positions.
-func positions(rules []*knftables.Rule) []entry[position, string] {
-	list, next := make([]entry[position, string], 0, len(rules)), map[string]int{}
-	for _, r := range rules {
-		e := entry[position, string]{key: position{r.Chain, next[r.Chain]}}
-		if r.Comment != nil {
-			e.value = *r.Comment
-		}
-		next[r.Chain]++
-		list = append(list, e)
+// listRules are the rules of a chain, or of all, as text of rulesText.
+func (n *nat) listRules(ctx context.Context, chain string) (string, error) {
+	have, err := n.nft.ListRules(ctx, chain)
+	if err != nil && !knftables.IsNotFound(err) {
+		return "", fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
 	}
-	return list
+	return rulesText(have), nil
 }
 
-// learn reads the table. When anything but elements differs from what Weft writes, the rules are not in sync. It
-// reports whether the table masquerades pods' packets to destinations outside.
-func (n *nat) learn(ctx context.Context) (masqueraded bool, err error) {
-	have, err := n.nft.ListRules(ctx, "") // nft lists chains in any order
-	if err != nil && !knftables.IsNotFound(err) {
-		return false, fmt.Errorf("list rules of nftables table %s: %w", tableName, err)
+// rulesText are the comments of all rules by chain, as nft lists chains in any order.
+func rulesText(rules []*knftables.Rule) string {
+	chains := map[string]string{}
+	for _, r := range rules {
+		comment := "foreign"
+		if r.Comment != nil {
+			comment = *r.Comment
+		}
+		chains[r.Chain] += comment + "\n"
 	}
-	list := positions(have)
-	masqueraded = slices.ContainsFunc(list, toWorld)
-	rules := make(map[position]string, len(list))
-	for _, e := range list {
-		rules[e.key] = e.value
-	}
-	n.rules.learn(rules)
-	if !n.rules.inSync() {
-		return masqueraded, nil
-	}
-	unchanged, err := n.layoutUnchanged()
-	if unchanged && err == nil {
-		unchanged, err = n.learnElements(ctx)
-	}
-	if !unchanged {
-		n.rules.learn(nil)
-	}
-	return masqueraded, err
+	return fmt.Sprint(chains) // sorted
 }
 
 // run runs a transaction and records its generation.
@@ -197,19 +180,18 @@ func (n *nat) writeDifference(ctx context.Context, c *changes) error {
 	return nil
 }
 
-// written records that the desired table is installed, and the translations that the deleted elements made. These are
+// written records that the desired elements are installed, and the translations that the deleted elements made. These are
 // unknown when a new agent finds another version's rules.
 func (n *nat) written() {
 	for i, s := range sets {
-		if t := n.elements[i]; t.known && !t.inSync() {
+		if t := n.elements[i]; t.known && !t.inSync() && s.removed != nil {
 			n.removed.add(s.removed(keys(t.stale()), keys(t.missing())))
 		}
 		n.elements[i].written()
 	}
-	n.rules.written()
 }
 
-func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rule, masqueraded bool) error {
+func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rule) error {
 	tx := n.nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
@@ -231,8 +213,5 @@ func (n *nat) writeTable(ctx context.Context, c *changes, rules []*knftables.Rul
 	}
 	c.add("nftables table %s written", tableName)
 	n.written()
-	if masqueraded && !slices.ContainsFunc(n.rules.list, toWorld) {
-		n.removed.direct = append(n.removed.direct, everywhere...)
-	}
 	return n.recordLayout(ctx)
 }

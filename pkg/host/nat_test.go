@@ -76,7 +76,7 @@ func withServices() Desired {
 			To: netip.MustParseAddrPort("[fd57:6566:7400::1]:30080")},
 	}
 	d.sortServices() // as Sync does
-	d.sortHostPorts()
+	sortPorts(&d.HostPorts)
 	return d
 }
 

@@ -146,6 +146,9 @@ func tableLayout() (layout, error) {
 			}
 			for _, kind := range kinds {
 				value := m.attribute(kind)
+				if kind == unix.NFTA_RULE_EXPRESSIONS && answer == unix.NFT_MSG_NEWRULE {
+					value = withoutCounters(value)
+				}
 				_, _ = fmt.Fprintf(part, "%d %d ", kind, len(value)) // a hash never fails
 				_, _ = part.Write(value)
 			}
@@ -181,37 +184,49 @@ func tableLayout() (layout, error) {
 	return l, err
 }
 
+// withoutCounters are the expressions of a rule without the values of its counters.
+func withoutCounters(expressions []byte) []byte {
+	list := slices.Clone(expressions)
+	for _, e := range attributes(list) {
+		var counter bool
+		for kind, value := range attributes(e) {
+			switch kind {
+			case unix.NFTA_EXPR_NAME:
+				counter = string(value) == "counter\x00"
+			case unix.NFTA_EXPR_DATA:
+				if counter {
+					clear(value)
+				}
+			}
+		}
+	}
+	return list
+}
+
 const (
 	nftTableDormant = 1 // NFT_TABLE_F_DORMANT
 	nfDrop          = 0 // NF_DROP
 	nftablesGroup   = 7 // NFNLGRP_NFTABLES
 )
 
-// tableEvents returns the names of the tables that other programs' transactions changed.
+// tableEvents finds the transactions of other programs that change Weft's table.
 type tableEvents struct {
 	ours    *generations
-	changed map[string]bool
+	changed bool
 }
 
-// add processes a message. At the end of a transaction it returns the tables.
-func (e *tableEvents) add(m syscall.NetlinkMessage) []string {
+// add processes a message. It returns true at the end of such a transaction.
+func (e *tableEvents) add(m syscall.NetlinkMessage) bool {
 	n, ok := parseNFTMessage(m.Header.Type, m.Data)
 	if !ok {
-		return nil
+		return false
 	}
 	if n.kind != unix.NFT_MSG_NEWGEN {
-		if n.family == unix.NFPROTO_INET {
-			e.changed[n.tableOf()] = true
-		}
-		return nil
+		e.changed = e.changed || n.family == unix.NFPROTO_INET && n.tableOf() == tableName
+		return false
 	}
-	var list []string
 	id := binary.BigEndian.Uint32(append(n.attribute(unix.NFTA_GEN_ID), 0, 0, 0, 0))
-	for name := range e.changed {
-		if name != tableName || !e.ours.ours(id) {
-			list = append(list, name)
-		}
-	}
-	clear(e.changed)
-	return list
+	foreign := e.changed && !e.ours.ours(id)
+	e.changed = false
+	return foreign
 }

@@ -47,9 +47,5 @@ func nodes(d Desired, is4 bool) []element {
 // nodeTranslationsRemoved: pods' packets to another node get the node's address, even when those to other destinations
 // do not.
 func nodeTranslationsRemoved(deleted, _ []element) removedTranslations {
-	var g removedTranslations
-	for _, e := range deleted {
-		g.direct = append(g.direct, e.prefix)
-	}
-	return g
+	return removedTranslations{direct: prefixesOf(deleted)}
 }

@@ -64,6 +64,13 @@ func addTunnelRules(add func(chain, comment string, words ...any), f family) {
 		slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, tunnelPorts, []any{"notrack"})...)
 }
 
+func prefixesOf(list []element) (prefixes ranges) {
+	for _, e := range list {
+		prefixes = append(prefixes, e.prefix)
+	}
+	return prefixes
+}
+
 func prefixElements(list []netip.Prefix, is4 bool) []element {
 	var elements []element
 	for _, p := range disjoint(list) {

@@ -16,9 +16,6 @@ import (
 // ipv6DefaultMetric is the kernel's metric for IPv6 routes that set none.
 const ipv6DefaultMetric = 1024
 
-// maxRouteLookups is the maximum number of new routes that the kernel is queried for one by one.
-const maxRouteLookups = 16
-
 const mainTable = unix.RT_TABLE_MAIN
 
 // routeKey identifies a route in the kernel.
@@ -154,9 +151,13 @@ func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare b
 	if err != nil {
 		return err
 	}
+	names := map[int]string{0: "no link"}
+	for name, index := range links {
+		names[index] = name
+	}
 	t.add(func(e entry[routeKey, route], replace bool) error {
 		if err := writeRoute(e.key, e.value, foreign[e.key.dst], replace); err != nil {
-			return fmt.Errorf("add route to %s through %s: %w", e.key, nameOf(links, e.value.link), err)
+			return fmt.Errorf("add route to %s through %s: %w", e.key, names[e.value.link], err)
 		}
 		c.add("route to %s added", e.key)
 		return nil
@@ -169,27 +170,18 @@ func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare b
 		c.add("route to %s removed", e.key)
 		return nil
 	})}
-	t.failures(func(e entry[routeKey, route], err error) {
+	for e, err := range t.failures() {
 		if essential(e.key, e.value, links[d.Gateway]) {
 			errs = append(errs, err)
 		} else {
 			c.unrouted = append(c.unrouted, err)
 		}
-	})
+	}
 	if err := errors.Join(errs...); err != nil {
 		t.forget() // the next Sync compares with the kernel
 		return err
 	}
 	return nil
-}
-
-func nameOf(links map[string]int, index int) string {
-	for name, i := range links {
-		if i == index && index != 0 {
-			return name
-		}
-	}
-	return "no link"
 }
 
 // writeRoute adds the route. It replaces Weft's own route, or the one that the kernel adds with the gateway's address,
@@ -220,7 +212,7 @@ func writeRoute(k routeKey, r route, foreign []netlink.Route, replace bool) erro
 func foreignRoutes(to []entry[routeKey, route]) (map[netip.Prefix][]netlink.Route, error) {
 	found := map[netip.Prefix][]netlink.Route{}
 	to = slices.DeleteFunc(to, func(e entry[routeKey, route]) bool { return e.key.table != mainTable })
-	if noneExists(to) {
+	if len(to) == 0 {
 		return found, nil
 	}
 	sought := make(map[netip.Prefix]bool, len(to))
@@ -239,31 +231,6 @@ func foreignRoutes(to []entry[routeKey, route]) (map[netip.Prefix][]netlink.Rout
 	return found, nil
 }
 
-// noneExists reports, where that is cheap, that no route exists to exactly these destinations: there are few, each is a
-// single address, and the kernel's lookup finds a route to a larger range. It saves a dump of all routes. It may return
-// false although none exists.
-func noneExists(to []entry[routeKey, route]) bool {
-	if len(to) > maxRouteLookups {
-		return false
-	}
-	for _, e := range to {
-		dst := e.key.dst
-		if !dst.IsSingleIP() {
-			return false
-		}
-		found, err := netlink.RouteGetWithOptions(dst.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
-		if errors.Is(err, unix.ENETUNREACH) {
-			continue // not even a default route
-		}
-		// Other errors may come from an unreachable or prohibit route.
-		if err != nil || len(found) != 1 || found[0].Table != mainTable ||
-			found[0].Dst != nil && prefix(found[0].Dst) == dst {
-			return false
-		}
-	}
-	return true
-}
-
 // ourRoutes are Weft's routes in the main table and in its own ones.
 func ourRoutes(t *tracker[routeKey, route]) (map[routeKey]route, error) {
 	have := map[routeKey]route{}
@@ -275,7 +242,7 @@ func ourRoutes(t *tracker[routeKey, route]) (map[routeKey]route, error) {
 				return true
 			}
 			if old, exists := have[key]; exists {
-				if t.desires(key, r) { // the other one is removed
+				if want, desired := t.desired[key]; desired && want == r { // the other one is removed
 					have[key], r = r, old
 				}
 				for exists {

@@ -1,7 +1,6 @@
 package host
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +15,20 @@ type NodePort struct {
 	IPv6     bool
 	Protocol model.Protocol
 	Port     uint16
+}
+
+// ServicePort is a port of an external IP or a load balancer's address.
+type ServicePort struct {
+	Addr     netip.Addr
+	Protocol model.Protocol
+	Port     uint16
+}
+
+func (p ServicePort) check() error {
+	if !routable(p.Addr) || p.Protocol.Number() == 0 || p.Port == 0 {
+		return fmt.Errorf("invalid Service port %d/%s at %s", p.Port, p.Protocol, p.Addr)
+	}
+	return nil
 }
 
 // ExternalIP is a port of an external IP or a load balancer's address. When the address is the node's own, packets to
@@ -59,52 +72,71 @@ func (e ExternalIP) check() error {
 // routable is false for addresses that neither routes nor nftables accept.
 func routable(a netip.Addr) bool { return a.IsValid() && !a.Is4In6() && a.Zone() == "" }
 
-func compareNodePorts(a, b NodePort) int {
-	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port), compareBools(a.IPv6, b.IPv6))
+// port is a port in Desired; it makes an element of a set.
+type port interface {
+	comparable
+	check() error
+	is4() bool
+	element() element
 }
 
-func compareExternalIPs(a, b ExternalIP) int {
-	return cmp.Or(a.Addr.Compare(b.Addr), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port),
-		a.To.Compare(b.To))
+func (p NodePort) is4() bool    { return !p.IPv6 }
+func (p ServicePort) is4() bool { return p.Addr.Is4() }
+func (e ExternalIP) is4() bool  { return e.Addr.Is4() }
+
+func (p NodePort) element() element {
+	return element{protocol: p.Protocol, port: p.Port, to: model.NodePortAt(p.is4(), p.Protocol, p.Port)}
 }
 
-func compareBools(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
+func (p ServicePort) element() element {
+	return element{prefix: single(p.Addr), protocol: p.Protocol, port: p.Port}
+}
+
+func (e ExternalIP) element() element {
+	return element{prefix: single(e.Addr), protocol: e.Protocol, port: e.Port, to: e.To}
+}
+
+func nodePorts(d Desired, is4 bool) []element   { return portsOf(d.NodePorts, is4) }
+func externalIPs(d Desired, is4 bool) []element { return portsOf(d.ExternalIPs, is4) }
+
+func servicePorts(d Desired, is4 bool) []element {
+	if _, routed := d.local(is4); !routed {
+		return nil
 	}
-	return 1
+	return portsOf(d.ServicePorts, is4)
 }
 
-// sortServices sorts the lists for Services, removes duplicates, and returns an error for each invalid entry, which it
-// removes: one invalid object must not block the others. Sorted lists cost little.
+// portsOf are the elements of one family.
+func portsOf[T port](list []T, is4 bool) []element {
+	elements := make([]element, 0, len(list))
+	for _, p := range list {
+		if p.is4() == is4 {
+			elements = append(elements, p.element())
+		}
+	}
+	return elements
+}
+
+// sortServices sorts the lists for Services. It returns the errors of sortPorts.
 func (d *Desired) sortServices() []error {
-	var errs []error
-	sortAndCompact(&d.ServicePorts, compareServicePorts)
-	sortAndCompact(&d.NodePorts, compareNodePorts)
-	sortAndCompact(&d.ExternalIPs, compareExternalIPs)
-	d.ServicePorts = slices.DeleteFunc(d.ServicePorts, func(p ServicePort) bool {
-		err := p.check()
-		if err != nil {
-			errs = append(errs, err)
-		}
-		return err != nil
-	})
-	d.NodePorts = slices.DeleteFunc(d.NodePorts, func(p NodePort) bool {
-		err := p.check()
-		if err != nil {
-			errs = append(errs, err)
-		}
-		return err != nil
-	})
-	var last ExternalIP
-	d.ExternalIPs = slices.DeleteFunc(d.ExternalIPs, func(e ExternalIP) bool {
-		err := e.check()
-		if err == nil && e.Addr == last.Addr && e.Protocol == last.Protocol && e.Port == last.Port {
-			err = fmt.Errorf("%d/%s at external address %s cannot lead to both %s and %s",
-				e.Port, e.Protocol, e.Addr, last.To, e.To)
+	return slices.Concat(sortPorts(&d.ServicePorts), sortPorts(&d.NodePorts), sortPorts(&d.ExternalIPs))
+}
+
+// sortPorts sorts a list and removes duplicates. It returns an error for each invalid entry, which it removes: one
+// invalid object must not block the others. Of several that lead elsewhere the first is kept. Sorted lists cost little.
+func sortPorts[T port](list *[]T) (errs []error) {
+	sortAndCompact(list, func(a, b T) int { return compareElements(a.element(), b.element()) })
+	var last element
+	*list = slices.DeleteFunc(*list, func(p T) bool {
+		err, e := p.check(), p.element()
+		same := e
+		same.to = last.to
+		if err == nil && same == last && e.to.Addr().Is4() == last.to.Addr().Is4() {
+			at := "all addresses"
+			if e.prefix.IsValid() {
+				at = e.prefix.Addr().String()
+			}
+			err = fmt.Errorf("%d/%s at %s cannot lead to both %s and %s", e.port, e.protocol, at, last.to, e.to)
 		}
 		if err != nil {
 			errs = append(errs, err)

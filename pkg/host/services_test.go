@@ -124,7 +124,7 @@ func TestUnusableServices(t *testing.T) {
 		"invalid node port 8/ICMP",
 		"invalid node port 0/TCP",
 		"81/ICMP at external address 198.51.100.80 cannot lead to port 30080",
-		"80/TCP at external address 198.51.100.80 cannot lead to both 169.254.87.1:30080 and 169.254.87.1:30081",
+		"80/TCP at 198.51.100.80 cannot lead to both 169.254.87.1:30080 and 169.254.87.1:30081",
 		"external address 198.51.100.80 cannot lead to invalid AddrPort",
 		"external address 198.51.100.80 cannot lead to [fd57:6566:7400::1]:30080",
 	}

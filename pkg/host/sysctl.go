@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,6 +21,18 @@ func (s sysctl) get(name string) (string, error) {
 		return "", fmt.Errorf("read kernel setting: %w", err)
 	}
 	return strings.TrimSpace(string(value)), nil
+}
+
+func (s sysctl) number(name string) (uint64, error) {
+	text, err := s.get(name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read kernel setting %s: %w", name, err)
+	}
+	return n, nil
 }
 
 // set writes the value if it differs.
@@ -66,15 +79,8 @@ const minFragmentDistance = 4096
 // fragmentDistance raises the kernel's limit for IPv4; IPv6 has none. 0 means unlimited (ip-sysctl).
 func (h *Host) fragmentDistance(c *changes) error {
 	const name = "net/ipv4/ipfrag_max_dist"
-	text, err := h.sysctl.get(name)
-	if err != nil {
+	if distance, err := h.sysctl.number(name); err != nil || distance == 0 || distance >= minFragmentDistance {
 		return err
-	}
-	switch distance, err := strconv.Atoi(text); {
-	case err != nil:
-		return fmt.Errorf("read kernel setting %s: %w", name, err)
-	case distance == 0 || distance >= minFragmentDistance:
-		return nil
 	}
 	return h.sysctl.set(c, name, strconv.Itoa(minFragmentDistance))
 }
@@ -157,18 +163,8 @@ func (h *Host) looseReversePath(c *changes, gateway string) error {
 // datapath, and the maximum, above which the kernel drops packets of new connections. It reads below sysctlRoot (see
 // New).
 func Connections(sysctlRoot string) (count, limit uint64, err error) {
-	for _, setting := range []struct {
-		name  string
-		value *uint64
-	}{{"nf_conntrack_count", &count}, {"nf_conntrack_max", &limit}} {
-		path := filepath.Join(sysctlRoot, "net/netfilter", setting.name)
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return 0, 0, fmt.Errorf("read the kernel's connections: %w", err)
-		}
-		if *setting.value, err = strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err != nil {
-			return 0, 0, fmt.Errorf("read the kernel's connections: %s: %w", path, err)
-		}
-	}
-	return count, limit, nil
+	s := sysctl{root: sysctlRoot}
+	count, countErr := s.number("net/netfilter/nf_conntrack_count")
+	limit, limitErr := s.number("net/netfilter/nf_conntrack_max")
+	return count, limit, errors.Join(countErr, limitErr)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"hash/fnv"
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -37,7 +38,7 @@ var chains = slices.Concat([]knftables.Chain{
 	// reject is part of the rejected connection.
 	hooked(arrivedChain, knftables.FilterType, knftables.PreroutingHook, knftables.FilterPriority),
 	hooked(sentChain, knftables.FilterType, knftables.OutputHook, knftables.FilterPriority),
-}, rawChains, divertChains)
+}, podLinksChains, rawChains, divertChains)
 
 func hooked(
 	name string, kind knftables.BaseChainType, hook knftables.BaseChainHook, priority knftables.BaseChainPriority,
@@ -52,61 +53,42 @@ type set struct {
 	key, value string // types
 	interval   bool
 	elements   func(d Desired, is4 bool) []element
-	// removed are the translations that end when elements are deleted and added.
+	// removed are the translations that end when elements are deleted and added; nil when these cause no NAT, or NAT that
+	// is recognizable as Weft's without memory.
 	removed func(deleted, added []element) removedTranslations
 }
 
 // sets are in the order in which they are written. A hash set finds one of 10,000 elements as fast as one of ten.
-var sets = []set{
-	{name: "pods-v4", is4: true, key: "ipv4_addr", interval: true, elements: pods, removed: noTranslationsRemoved},
-	{name: "pods-v6", key: "ipv6_addr", interval: true, elements: pods, removed: noTranslationsRemoved},
+var sets = forFamilies([]set{
+	{name: "pods", key: "addr", interval: true, elements: pods},
+	{name: "service-ports", key: "addr . inet_proto . inet_service", elements: servicePorts},
+	{name: "nodes", key: "addr", elements: nodes, removed: nodeTranslationsRemoved},
+	{name: "direct", key: "addr", interval: true, elements: direct, removed: directTranslationsRemoved},
+	{name: "node-ports", key: "inet_proto . inet_service", value: "addr . inet_service", elements: nodePorts},
+	{name: "host-ports", key: "inet_proto . inet_service", value: "addr . inet_service", elements: hostPorts},
 	{
-		name: "service-ports-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service",
-		elements: servicePorts, removed: noTranslationsRemoved,
+		name: "host-ports-at", key: "addr . inet_proto . inet_service", value: "addr . inet_service",
+		elements: hostPortsAt,
 	},
+	{name: "host-port-pods", key: "addr . addr", elements: hostPortPods},
 	{
-		name: "service-ports-v6", key: "ipv6_addr . inet_proto . inet_service",
-		elements: servicePorts, removed: noTranslationsRemoved,
-	},
-	{name: "nodes-v4", is4: true, key: "ipv4_addr", elements: nodes, removed: nodeTranslationsRemoved},
-	{name: "nodes-v6", key: "ipv6_addr", elements: nodes, removed: nodeTranslationsRemoved},
-	{name: "direct-v4", is4: true, key: "ipv4_addr", interval: true, elements: direct, removed: directTranslationsRemoved},
-	{name: "direct-v6", key: "ipv6_addr", interval: true, elements: direct, removed: directTranslationsRemoved},
-	{
-		name: "node-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: nodePorts, removed: noTranslationsRemoved,
-	},
-	{
-		name: "node-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: nodePorts, removed: noTranslationsRemoved,
-	},
-	{
-		name: "host-ports-v4", is4: true, key: "inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: hostPorts, removed: noTranslationsRemoved,
-	},
-	{
-		name: "host-ports-v6", key: "inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: hostPorts, removed: noTranslationsRemoved,
-	},
-	{
-		name: "host-ports-at-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service",
-		elements: hostPortsAt, removed: noTranslationsRemoved,
-	},
-	{
-		name: "host-ports-at-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: hostPortsAt, removed: noTranslationsRemoved,
-	},
-	{name: "host-port-pods-v4", is4: true, key: "ipv4_addr . ipv4_addr", elements: hostPortPods,
-		removed: noTranslationsRemoved},
-	{name: "host-port-pods-v6", key: "ipv6_addr . ipv6_addr", elements: hostPortPods, removed: noTranslationsRemoved},
-	{
-		name: "external-v4", is4: true, key: "ipv4_addr . inet_proto . inet_service", value: "ipv4_addr . inet_service",
+		name: "external", key: "addr . inet_proto . inet_service", value: "addr . inet_service",
 		elements: externalIPs, removed: externalTranslationsRemoved,
 	},
-	{
-		name: "external-v6", key: "ipv6_addr . inet_proto . inet_service", value: "ipv6_addr . inet_service",
-		elements: externalIPs, removed: externalTranslationsRemoved,
-	},
+})
+
+// forFamilies are the sets of both families.
+func forFamilies(list []set) (sets []set) {
+	for _, s := range list {
+		for _, f := range families {
+			of := s
+			of.name, of.is4 = s.name+"-"+f.suffix, f.is4
+			of.key = strings.ReplaceAll(s.key, "addr", f.proto+"_addr")
+			of.value = strings.ReplaceAll(s.value, "addr", f.proto+"_addr")
+			sets = append(sets, of)
+		}
+	}
+	return sets
 }
 
 // family holds the parts of the rules that differ by address family.
@@ -161,6 +143,7 @@ func rules(d Desired) []*knftables.Rule {
 		add(chain, "to addresses of the node: perhaps a Service", "fib daddr type local", "jump", servicesChain)
 	}
 	gateway := `"` + d.Gateway + `"`
+	addPodLinksRule(add)
 	addDivertRules(add, gateway)
 	for _, f := range families {
 		addTunnelRules(add, f)
@@ -286,8 +269,8 @@ func nftSet(ranges []netip.Prefix) string {
 
 const toWorldComment = "pods to the world: from the node's address"
 
-// toWorld reports whether the rule masquerades pods' packets to destinations outside.
-func toWorld(rule entry[position, string]) bool { return strings.HasPrefix(rule.value, toWorldComment) }
+// masquerades reports whether rules, as text of rulesText, masquerade pods' packets to destinations outside.
+func masquerades(rules string) bool { return strings.Contains(rules, toWorldComment) }
 
 // everywhere are the ranges of all destinations.
 var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
@@ -332,6 +315,19 @@ func (e element) key() []string {
 	return key
 }
 
+func (e element) at() netip.AddrPort { return netip.AddrPortFrom(e.prefix.Addr(), e.port) }
+
+// udp are the elements of UDP ports.
+func udp(list []element) iter.Seq[element] {
+	return func(yield func(element) bool) {
+		for _, e := range list {
+			if e.protocol == model.UDP && !yield(e) {
+				return
+			}
+		}
+	}
+}
+
 func (e element) String() string {
 	text := strings.Join(e.key(), " . ")
 	if e.to.IsValid() {
@@ -346,9 +342,6 @@ func (s set) kind() string {
 	}
 	return "set"
 }
-
-// isPair reports whether the elements are pairs of addresses.
-func (s set) isPair() bool { return strings.Count(s.key, "_addr") == 2 }
 
 func (s set) object() knftables.Object {
 	if s.value != "" {
@@ -372,41 +365,34 @@ func (s set) element(e element) *knftables.Element {
 // parse is the inverse of element. It is false for elements that Weft never writes, such as ranges that are not
 // prefixes.
 func (s set) parse(k *knftables.Element) (e element, ok bool) {
-	key, value := k.Key, k.Value
-	if s.isPair() {
-		if len(key) != 2 || key[0] != key[1] {
-			return e, false
-		}
-		e.pair = true
-		e.prefix, ok = parsePrefix(key[0])
-		return e, ok
+	fields := strings.Split(s.key, " . ")
+	if len(k.Key) != len(fields) || (len(k.Value) == 2) != (s.value != "") {
+		return e, false
 	}
-	if len(key) != 2 { // an address comes first
-		if e.prefix, ok = parsePrefix(key[0]); !ok {
-			return e, false
-		}
-		key = key[1:]
-	}
-	if len(key) > 0 {
-		if len(key) != 2 {
-			return e, false
-		}
-		// nft takes the protocols' names from /etc/protocols, if that exists, and otherwise prints numbers.
-		for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-			if strings.EqualFold(key[0], string(p)) || key[0] == strconv.Itoa(int(p.Number())) {
-				e.protocol = p
+	for i, text := range k.Key {
+		switch fields[i] {
+		case "inet_proto":
+			// nft takes the protocols' names from /etc/protocols, if that exists, and otherwise prints numbers.
+			for _, p := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+				if strings.EqualFold(text, string(p)) || text == strconv.Itoa(int(p.Number())) {
+					e.protocol = p
+				}
 			}
+			ok = e.protocol != ""
+		case "inet_service":
+			e.port, ok = parsePort(text)
+		default: // an address; the second one is the same
+			e.pair = i > 0
+			e.prefix, ok = parsePrefix(text)
+			ok = ok && text == k.Key[0]
 		}
-		if e.port, ok = parsePort(key[1]); !ok || e.protocol == "" {
+		if !ok {
 			return e, false
 		}
 	}
-	if len(value) > 0 {
-		if len(value) != 2 {
-			return e, false
-		}
-		to, err := netip.ParseAddr(value[0])
-		port, ok := parsePort(value[1])
+	if s.value != "" {
+		to, err := netip.ParseAddr(k.Value[0])
+		port, ok := parsePort(k.Value[1])
 		if err != nil || !ok {
 			return e, false
 		}
@@ -438,39 +424,13 @@ func direct(d Desired, is4 bool) []element {
 }
 
 func directTranslationsRemoved(_, added []element) removedTranslations {
-	var g removedTranslations
-	for _, e := range added {
-		g.direct = append(g.direct, e.prefix)
-	}
-	return g
-}
-
-func nodePorts(d Desired, is4 bool) []element {
-	list := make([]element, 0, len(d.NodePorts))
-	for _, p := range d.NodePorts {
-		if p.IPv6 != is4 {
-			list = append(list, element{protocol: p.Protocol, port: p.Port, to: model.NodePortAt(is4, p.Protocol, p.Port)})
-		}
-	}
-	return list
-}
-
-func externalIPs(d Desired, is4 bool) []element {
-	var list []element
-	for _, e := range d.ExternalIPs {
-		if e.Addr.Is4() == is4 {
-			list = append(list, element{prefix: single(e.Addr), protocol: e.Protocol, port: e.Port, to: e.To})
-		}
-	}
-	return list
+	return removedTranslations{direct: prefixesOf(added)}
 }
 
 func externalTranslationsRemoved(deleted, _ []element) removedTranslations {
 	g := removedTranslations{external: map[netip.AddrPort]netip.AddrPort{}}
-	for _, e := range deleted {
-		if e.protocol == model.UDP {
-			g.external[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
-		}
+	for e := range udp(deleted) {
+		g.external[e.at()] = e.to
 	}
 	return g
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"errors"
+	"iter"
 	"slices"
 	"sync"
 )
@@ -14,7 +15,7 @@ import (
 //
 // One goroutine writes; has and wants may be called from others.
 type tracker[K, V comparable] struct {
-	// order sorts the keys of stale objects.
+	// order sorts the keys of stale objects; nil leaves their order open.
 	order func(a, b K) int
 
 	mu      sync.Mutex
@@ -124,7 +125,7 @@ func (t *tracker[K, V]) missing() []entry[K, V] {
 	return list
 }
 
-// stale are the kernel's objects whose keys are not desired, sorted.
+// stale are the kernel's objects whose keys are not desired.
 func (t *tracker[K, V]) stale() []entry[K, V] {
 	var list []entry[K, V]
 	for k, have := range t.differs {
@@ -132,7 +133,9 @@ func (t *tracker[K, V]) stale() []entry[K, V] {
 			list = append(list, entry[K, V]{have.value, k})
 		}
 	}
-	slices.SortFunc(list, func(a, b entry[K, V]) int { return t.order(a.key, b.key) })
+	if t.order != nil {
+		slices.SortFunc(list, func(a, b entry[K, V]) int { return t.order(a.key, b.key) })
+	}
 	return list
 }
 
@@ -162,6 +165,18 @@ func (t *tracker[K, V]) prune(remove func(entry[K, V]) error) error {
 	return errors.Join(errs...)
 }
 
+// sync learns a dump and writes the difference, removals first.
+func (t *tracker[K, V]) sync(have map[K]V, remove func(entry[K, V]) error, write func(entry[K, V], bool) error) error {
+	t.learn(have)
+	removed := t.prune(remove)
+	t.add(write)
+	errs := []error{removed}
+	for _, err := range t.failures() {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 // written records that the kernel has exactly the desired objects.
 func (t *tracker[K, V]) written() {
 	t.mu.Lock()
@@ -170,14 +185,13 @@ func (t *tracker[K, V]) written() {
 	clear(t.failed)
 }
 
-// failures are the objects that could not be written, in the order of desire, with the reasons.
-func (t *tracker[K, V]) failures(each func(e entry[K, V], err error)) {
-	if len(t.failed) == 0 {
-		return
-	}
-	for _, e := range t.list {
-		if err := t.failed[e.key]; err != nil {
-			each(e, err)
+// failures are the objects that could not be written, in the order of desire, and the reasons.
+func (t *tracker[K, V]) failures() iter.Seq2[entry[K, V], error] {
+	return func(yield func(entry[K, V], error) bool) {
+		for _, e := range t.list {
+			if err := t.failed[e.key]; err != nil && !yield(e, err) {
+				return
+			}
 		}
 	}
 }
@@ -195,12 +209,6 @@ func (t *tracker[K, V]) wants(k K) bool {
 	defer t.mu.Unlock()
 	_, desired := t.desired[k]
 	return desired
-}
-
-// desires reports whether exactly this object is desired.
-func (t *tracker[K, V]) desires(k K, v V) bool {
-	want, desired := t.desired[k]
-	return desired && want == v
 }
 
 func (t *tracker[K, V]) have(k K) state[V] {

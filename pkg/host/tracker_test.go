@@ -135,7 +135,9 @@ func TestTracker(t *testing.T) {
 		if diff := gocmp.Diff(want, kernel.ours); diff != "" {
 			t.Fatalf("the kernel's objects (-want +got):\n%s", diff)
 		}
-		tr.failures(func(e entry[int, string], _ error) { got = append(got, e) })
+		for e := range tr.failures() {
+			got = append(got, e)
+		}
 		if !slices.Equal(failed, got) || tr.inSync() != (len(failed) == 0) {
 			t.Fatalf("failures %v, want %v; in sync: %t", got, failed, tr.inSync())
 		}

@@ -83,37 +83,22 @@ func translationsOf(d Desired, local []netip.Prefix, removed removedTranslations
 		if d.Address.IsValid() && d.Address.Is4() == is4 {
 			f.node = d.Address
 		}
-		for _, e := range direct(d, is4) {
-			f.direct = append(f.direct, e.prefix)
-		}
-		for _, e := range nodes(d, is4) {
-			f.nodes = append(f.nodes, e.prefix)
-		}
+		f.direct, f.nodes = prefixesOf(direct(d, is4)), prefixesOf(nodes(d, is4))
 		f.toSwitch = d.routedToSwitch(is4)
-		for _, e := range servicePorts(d, is4) {
-			if e.protocol == model.UDP {
-				f.services[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = true
-			}
+		for e := range udp(servicePorts(d, is4)) {
+			f.services[e.at()] = true
 		}
-		for _, e := range nodePorts(d, is4) {
-			if e.protocol == model.UDP {
-				f.nodePorts[e.port] = true
-			}
+		for e := range udp(nodePorts(d, is4)) {
+			f.nodePorts[e.port] = true
 		}
-		for _, e := range hostPorts(d, is4) {
-			if e.protocol == model.UDP {
-				f.hostPorts[e.port] = e.to
-			}
+		for e := range udp(hostPorts(d, is4)) {
+			f.hostPorts[e.port] = e.to
 		}
-		for _, e := range hostPortsAt(d, is4) {
-			if e.protocol == model.UDP {
-				f.hostPortsAt[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
-			}
+		for e := range udp(hostPortsAt(d, is4)) {
+			f.hostPortsAt[e.at()] = e.to
 		}
-		for _, e := range externalIPs(d, is4) {
-			if e.protocol == model.UDP {
-				f.external[netip.AddrPortFrom(e.prefix.Addr(), e.port)] = e.to
-			}
+		for e := range udp(externalIPs(d, is4)) {
+			f.external[e.at()] = e.to
 		}
 		if is4 {
 			t.v4 = f

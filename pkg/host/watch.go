@@ -50,14 +50,6 @@ func (h *Host) Watch(ctx context.Context) <-chan struct{} {
 	return out
 }
 
-// WatchTable receives, coalesced, when any program, including the caller, changes another nftables table of family
-// inet. It must be called before Watch, and is silent until then.
-func (h *Host) WatchTable(name string) <-chan struct{} {
-	out := make(chan struct{}, 1)
-	h.otherTables[name] = out
-	return out
-}
-
 func notify(ch chan struct{}) {
 	select {
 	case ch <- struct{}{}:
@@ -127,22 +119,22 @@ func subscribe() (*subscription, error) {
 
 // subscribeRoutes subscribes to links, addresses and routes. On failure it closes the channels without a sender.
 func (s *subscription) subscribeRoutes(fail func(error)) error {
-	addrErr := netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})
-	if addrErr != nil {
-		close(s.addrs)
-		addrErr = fmt.Errorf("subscribe to address events: %w", addrErr)
+	return errors.Join(
+		subscribed(s.addrs, "address",
+			netlink.AddrSubscribeWithOptions(s.addrs, s.stop, netlink.AddrSubscribeOptions{ErrorCallback: fail})),
+		subscribed(s.links, "link",
+			netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail})),
+		subscribed(s.routes, "route",
+			netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail})),
+	)
+}
+
+func subscribed[T any](events chan T, what string, err error) error {
+	if err == nil {
+		return nil
 	}
-	linkErr := netlink.LinkSubscribeWithOptions(s.links, s.stop, netlink.LinkSubscribeOptions{ErrorCallback: fail})
-	if linkErr != nil {
-		close(s.links)
-		linkErr = fmt.Errorf("subscribe to link events: %w", linkErr)
-	}
-	routeErr := netlink.RouteSubscribeWithOptions(s.routes, s.stop, netlink.RouteSubscribeOptions{ErrorCallback: fail})
-	if routeErr != nil {
-		close(s.routes)
-		routeErr = fmt.Errorf("subscribe to route events: %w", routeErr)
-	}
-	return errors.Join(addrErr, linkErr, routeErr)
+	close(events)
+	return fmt.Errorf("subscribe to %s events: %w", what, err)
 }
 
 // end closes the sockets, waits for the readers and returns the error of the subscription.
@@ -151,16 +143,11 @@ func (s *subscription) end() error {
 	s.settingsSocket.Close()
 	s.tablesSocket.Close()
 	// The readers stop at the closed socket, but may have messages to deliver first.
-	for range s.links {
-	}
-	for range s.addrs {
-	}
-	for range s.routes {
-	}
-	for range s.settings {
-	}
-	for range s.tables {
-	}
+	drain(s.links)
+	drain(s.addrs)
+	drain(s.routes)
+	drain(s.settings)
+	drain(s.tables)
 	select {
 	case err := <-s.failed:
 		return err
@@ -169,9 +156,14 @@ func (s *subscription) end() error {
 	}
 }
 
+func drain[T any](events <-chan T) {
+	for range events {
+	}
+}
+
 // forward reports relevant events until ctx is done or the subscription fails.
 func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) {
-	events := tableEvents{ours: &h.nft.generations, changed: map[string]bool{}}
+	events := tableEvents{ours: &h.nft.generations}
 	for {
 		var relevant bool
 		select {
@@ -186,13 +178,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			for _, name := range events.add(e) {
-				if other := h.otherTables[name]; other != nil {
-					notify(other)
-				}
-				relevant = relevant || name == tableName
-			}
-			if relevant {
+			if relevant = events.add(e); relevant {
 				h.mu.Lock()
 				h.dirtyTable = true
 				h.mu.Unlock()

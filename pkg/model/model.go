@@ -65,6 +65,12 @@ const (
 	GatewayName = "weft0"
 )
 
+// The link groups (IFLA_GROUP) that mark the node's ends of Weft's veths, see pkg/cni.
+const (
+	LinkGroupAttached uint32 = 0x77656674 // "weft"
+	LinkGroupAdding   uint32 = LinkGroupAttached + 1
+)
+
 // Node is a node of the cluster.
 type Node struct {
 	Name string

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/cni"
+	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
@@ -65,13 +66,18 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	loop := programmer.New(programmer.Options{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), Log: log})
 	loop.Submit(state.SetTransport{Transport: model.Tunnel(model.Geneve)})
 	loop.Submit(state.SetNode{Node: self})
+	nft, err := host.NFTables()
+	if err != nil {
+		return n, err
+	}
 	server := cni.NewServer(cni.Config{
-		Socket:   n.socket,
-		Settings: func() cni.Settings { return settings },
-		Ports:    db,
-		Flows:    told{loop},
-		Log:      log,
-		Observe:  n.phases.observe,
+		Socket:         n.socket,
+		Settings:       func() cni.Settings { return settings },
+		Ports:          db,
+		Flows:          told{loop},
+		FilterPodLinks: host.New(nft, "/proc/sys", log).FilterPodLinks,
+		Log:            log,
+		Observe:        n.phases.observe,
 	})
 	if _, err := server.Recover(ctx); err != nil {
 		return n, err

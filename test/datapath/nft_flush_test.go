@@ -18,7 +18,7 @@ import (
 func TestNodeRepairs(t *testing.T) {
 	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "")}), "f.yaml")
 	l := labtest.Up(t, "repairs", "-f", file, "--nodes=1", "--ip-family=dual")
-	const state = `nft list table inet weft; nft list table inet weft-cni | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
+	const state = `nft list table inet weft | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip -6 -o addr show dev weft0 | awk '{print $4}' | sort; ip link show weft0 | grep -o ',UP'
 ip rule; ip -6 rule`
 	look := func() string {
@@ -29,8 +29,8 @@ ip rule; ip -6 rule`
 		return out
 	}
 	right := look()
-	if !strings.Contains(right, "table inet weft-cni") || !strings.Contains(right, "tunnels") {
-		t.Fatalf("the tables are not there: %s", right)
+	if !strings.Contains(right, "chain from-pod-links") || !strings.Contains(right, "tunnels") {
+		t.Fatalf("the table is not there: %s", right)
 	}
 	for _, damage := range []string{
 		"nft flush ruleset",
