@@ -80,6 +80,7 @@ func (c *conversation) route(here *node, from origin, p packet) end {
 
 // service finds where a packet to one of the node's own addresses leads: an external address, or a node port.
 func (here *node) service(p packet) (netip.AddrPort, bool) {
+	ofPods := here.inPodCIDR(p.dst.Addr()) // which no Service gets
 	for _, s := range here.snapshot.Services {
 		for _, port := range s.Ports {
 			if port.Protocol.Number() != p.protocol {
@@ -91,6 +92,7 @@ func (here *node) service(p packet) (netip.AddrPort, bool) {
 				case f.At.Addr().Is4() != p.dst.Addr().Is4():
 				case f.Kind == model.NodePort && port.NodePort == p.dst.Port():
 					return nodePort, true
+				case ofPods:
 				case f.Kind == model.ExternalIP && f.At == p.dst && port.NodePort != 0:
 					return nodePort, true
 				case f.Kind == model.ExternalIP && f.At == p.dst:
@@ -105,10 +107,17 @@ func (here *node) service(p packet) (netip.AddrPort, bool) {
 // routesToSwitch reports whether the node's routes lead to the switch: to pods, ClusterIPs, and Weft's own addresses.
 func (here *node) routesToSwitch(to netip.Addr) bool {
 	ranges := slices.Concat(here.snapshot.ServiceCIDRs, model.VirtualPrefixes(to.Is4()))
+	return here.inPodCIDR(to) || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+}
+
+// inPodCIDR reports whether an address is of the pod CIDRs of any node.
+func (here *node) inPodCIDR(a netip.Addr) bool {
 	for _, path := range here.snapshot.Paths {
-		ranges = append(ranges, path.PodCIDRs...)
+		if slices.ContainsFunc(path.PodCIDRs, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			return true
+		}
 	}
-	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+	return false
 }
 
 // owns reports whether an address is of the node's pod CIDRs.

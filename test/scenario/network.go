@@ -231,7 +231,9 @@ func changes(self string, objects map[string][]apiserver.Object) (set []state.Ch
 				deletion = state.DeletePolicy{Namespace: o.Namespace, Name: o.Name}
 			case *corev1.Service:
 				s, err := kube.Service(o)
-				errs = append(errs, err)
+				if err != nil {
+					s.Problem = err.Error() // the rest of it is good
+				}
 				if selects(kube.ServiceSelector, o) {
 					change, deletion = state.SetService{Service: &s}, state.DeleteService{Name: s.Name}
 				} else if selects(kube.OtherProxySelector, o) {
