@@ -52,7 +52,7 @@ func (c *conversation) host(here *node, from origin, p packet) end {
 	// Chain postrouting.
 	switch to := p.dst.Addr(); {
 	case slices.Contains(here.locals(s), to):
-	case here.toSwitch(from, p):
+	case c.toSwitch(here, from, p):
 		toOwnNodePort := p.src.Addr() == s.Self.TunnelAddr() &&
 			slices.ContainsFunc(model.NodePortPrefixes(is4), func(r netip.Prefix) bool { return r.Contains(to) })
 		if from == fromItself && !here.owns(to) && !toOwnNodePort {
@@ -72,7 +72,7 @@ func (c *conversation) route(here *node, from origin, p packet) end {
 	switch {
 	case slices.Contains(here.locals(here.snapshot), p.dst.Addr()):
 		return c.arrive(place{nil, here}, p)
-	case here.toSwitch(from, p):
+	case c.toSwitch(here, from, p):
 		return c.switched(here, model.PortGateway, model.GatewayMAC, netip.Addr{}, p)
 	}
 	return c.underlay(here, p)
@@ -125,10 +125,14 @@ func (here *node) owns(a netip.Addr) bool {
 	return slices.ContainsFunc(here.snapshot.Self.PodCIDRs, func(cidr netip.Prefix) bool { return cidr.Contains(a) })
 }
 
-// toSwitch also knows the ports of Services at external addresses, to which all but the switch's own packets go.
-func (here *node) toSwitch(from origin, p packet) bool {
+// toSwitch also knows the ports of Services at external addresses, to which all but the switch's own packets go. Nodes
+// serve their own addresses.
+func (c *conversation) toSwitch(here *node, from origin, p packet) bool {
 	if here.routesToSwitch(p.dst.Addr()) {
 		return true
+	}
+	if slices.ContainsFunc(c.nodes, func(n *node) bool { return slices.Contains(n.addrs, p.dst.Addr()) }) {
+		return false
 	}
 	for _, s := range here.snapshot.Services {
 		for _, port := range s.Ports {
