@@ -131,6 +131,7 @@ kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's
 kernel-test-all: deps image bin/kernel ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
 	go test -C test -tags kernel ./kernel/machine
 	bin/kernel test --timeout 40m datapath
+	bin/kernel test --timeout 40m scenario
 	bin/kernel test --timeout 60m cluster
 
 .PHONY: bench
