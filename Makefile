@@ -68,10 +68,11 @@ CONCURRENT := agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|state|host|un
 concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
 
 .PHONY: check
-check: ## Before a commit, in a minute: format, words, go vet, and the product's unit tests in short with the race detector
+check: ## Before a commit, in a minute: format, words, go vet, the product's unit tests in short with the race detector, scenarios
 	build/format.sh
 	go vet ./...
 	go test $(RACE) -short ./...
+	go test -C test ./scenario
 
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
@@ -101,7 +102,7 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m $(concurrent)
 	go test -tags integration -timeout 20m $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
 	go test -C test -tags integration -timeout 20m ./image
-	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./scenario ./datapath/... # these compare the machine with before, so one at a time
 
 .PHONY: nightly
 nightly: ## 100,000 sets of random policies through the compiled flows, 10,000 sequences of changes; 40 minutes
@@ -130,6 +131,7 @@ kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's
 kernel-test-all: deps image bin/kernel ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
 	go test -C test -tags kernel ./kernel/machine
 	bin/kernel test --timeout 40m datapath
+	bin/kernel test --timeout 40m scenario
 	bin/kernel test --timeout 60m cluster
 
 .PHONY: bench

@@ -53,3 +53,24 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 		}
 	}
 }
+
+// TestAffinityIsBounded: clients cannot fill the switch's memory with learned flows.
+func TestAffinityIsBounded(t *testing.T) {
+	service := stickyService("ns/web", time.Hour, 2)
+	desired, err := flows.Compile(&model.Snapshot{Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{service.Name: service}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	learns := 0
+	for _, f := range desired.Flows {
+		if strings.Contains(f.Actions, "learn(") {
+			learns++
+			if !strings.Contains(f.Actions, ",limit=10000,") {
+				t.Errorf("no limit: %s", f)
+			}
+		}
+	}
+	if learns == 0 {
+		t.Error("nothing is learned")
+	}
+}

@@ -188,36 +188,6 @@ func TestNoIdleGroup(t *testing.T) {
 	}
 }
 
-// TestPodsAreNoService: whatever external addresses a Service names, packets to pods and gateways go to them.
-func TestPodsAreNoService(t *testing.T) {
-	here, there := netip.MustParsePrefix("10.244.0.0/24"), netip.MustParsePrefix("10.244.1.0/24")
-	s := &model.Snapshot{
-		Self:      model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{here}},
-		Transport: model.Tunnel(model.Geneve),
-		Nodes:     map[string]model.Node{"n2": {Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}, PodCIDRs: []netip.Prefix{there}}},
-		Services: map[string]model.Service{"ns/thief": {Name: "ns/thief", Ports: []model.ServicePort{{
-			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), ExternalLocal: true, Elsewhere: true,
-			ExternalIPs: []netip.Addr{netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.244.1.7")},
-			Cluster:     []model.Endpoint{{Addr: netip.MustParseAddr("10.244.0.66"), Port: 8080, Weight: 1}}, Local: []model.Endpoint{{Addr: netip.MustParseAddr("10.244.0.66"), Port: 8080, Weight: 1}},
-		}}}},
-	}
-	desired, err := Compile(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, cidr := range []netip.Prefix{here, there} {
-		kept := desired.Flows[openflow.Key{Table: ServiceLB, Priority: prioTop, Match: "ip,nw_dst=" + cidr.String()}]
-		if kept.Actions != "goto_table:50" {
-			t.Errorf("packets to %s: %q, want them to go on to the policies", cidr, kept.Actions)
-		}
-	}
-	for key, f := range desired.Flows {
-		if key.Table == ServiceLB && f.Owner.Kind == model.KindService && key.Priority >= prioTop {
-			t.Errorf("a Service stands above the pods' own addresses: %s", f)
-		}
-	}
-}
-
 // TestPortRanges: each source port has one range that wins, and the replacement range does not contain the port and
 // is privileged if the port is.
 func TestPortRanges(t *testing.T) {

@@ -166,6 +166,7 @@ func TestRefusesWhatItDoesNotKnow(t *testing.T) {
 		"table=0,priority=1 actions=ct(alg=ftp)",
 		"table=0,priority=1 actions=conjunction(1,3/2)", "table=0,priority=1 actions=conjunction(1,1/2),output:1",
 		"table=0,priority=1 actions=move:NXM_NX_REG0[]->NXM_OF_TCP_DST[]",
+		"table=0,priority=1 actions=learn(table=35,hard_timeout=9)", "table=0,priority=1 actions=learn(table=35,NXM_OF_NOTHING[])",
 		"table=0,priority=1 actions=set_field:1->reg99", "table=0,priority=1 actions=move:NXM_NX_REG0[8..40]->NXM_NX_REG1[]",
 	} {
 		if _, err := trace.New(parseFlows(t, line), nil); err == nil || !strings.Contains(err.Error(), "actions=") {
@@ -306,5 +307,29 @@ func BenchmarkRun(b *testing.B) {
 	ct := &trace.Conntrack{}
 	for b.Loop() {
 		s.Run(p, trace.Options{Conntrack: ct})
+	}
+}
+
+// TestLearn: a learned flow matches what the packet had that made the switch learn it, and is replaced by the next one.
+func TestLearn(t *testing.T) {
+	s := newSwitch(t, `
+		table=0,priority=1,tcp actions=resubmit(,35),goto_table:1
+		table=1,priority=2,tcp,reg4=0x7 actions=output:7
+		table=1,priority=1,tcp actions=learn(table=35,idle_timeout=60,priority=100,cookie=0x57,limit=10,eth_type=0x800,nw_proto=6,NXM_OF_IP_SRC[],NXM_OF_TCP_DST[],load:0x7->NXM_NX_REG4[]),output:1`)
+	learned := &trace.Learned{}
+	for _, step := range []struct {
+		packet, want string
+		learned      *trace.Learned
+	}{
+		{"tcp,nw_src=10.0.0.1,tp_dst=80", "1", nil}, // nothing is learned
+		{"tcp,nw_src=10.0.0.1,tp_dst=80", "1", learned},
+		{"tcp,nw_src=10.0.0.1,tp_src=9,tp_dst=80", "7", learned},
+		{"tcp,nw_src=10.0.0.1,tp_dst=81", "1", learned},
+		{"tcp,nw_src=10.0.0.2,tp_dst=80", "1", learned},
+		{"tcp,nw_src=10.0.0.2,tp_dst=80", "7", learned},
+	} {
+		if got := outcome(s.Run(packet(t, step.packet), trace.Options{Learned: step.learned})); got != step.want {
+			t.Errorf("%s leaves at %s, want %s", step.packet, got, step.want)
+		}
 	}
 }

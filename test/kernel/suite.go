@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,13 +31,25 @@ type suite struct {
 	run func(ctx context.Context, in inside) error
 }
 
+// labPrograms are what tests on labs run.
+var labPrograms = []built{
+	{name: "weft-lab", pkg: "./test/weft-lab"}, {name: "weft-agent", pkg: "./cmd/weft-agent"},
+	{name: "weftctl", pkg: "./cmd/weftctl"}, {name: "probe", pkg: "./test/e2e/probe"},
+}
+
 var suites = []suite{
 	{
 		name: "datapath", doc: "what the switch does with packets, on labs",
-		needs: []built{{name: "weft-lab", pkg: "./test/weft-lab"}, {name: "weft-agent", pkg: "./cmd/weft-agent"},
-			{name: "weftctl", pkg: "./cmd/weftctl"}, {name: "probe", pkg: "./test/e2e/probe"}, {name: "datapath.test", pkg: "./test/datapath", tags: "integration"}},
+		needs: append(slices.Clone(labPrograms), built{name: "datapath.test", pkg: "./test/datapath", tags: "integration"}),
 		run: func(ctx context.Context, in inside) error {
 			return in.test(ctx, "test/datapath", "datapath.test", in.tests)
+		},
+	},
+	{
+		name: "scenario", doc: "the scenario files, on labs",
+		needs: append(slices.Clone(labPrograms), built{name: "scenario.test", pkg: "./test/scenario", tags: "integration"}),
+		run: func(ctx context.Context, in inside) error {
+			return in.test(ctx, "test/scenario", "scenario.test", cmp.Or(in.tests, "TestLab"))
 		},
 	},
 	{

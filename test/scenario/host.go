@@ -52,7 +52,7 @@ func (c *conversation) host(here *node, from origin, p packet) end {
 	// Chain postrouting.
 	switch to := p.dst.Addr(); {
 	case slices.Contains(here.locals(s), to):
-	case here.toSwitch(from, p):
+	case c.toSwitch(here, from, p):
 		toOwnNodePort := p.src.Addr() == s.Self.Primary() &&
 			slices.ContainsFunc(model.NodePortPrefixes(is4), func(r netip.Prefix) bool { return r.Contains(to) })
 		if from == fromItself && !here.owns(to) && !toOwnNodePort {
@@ -72,7 +72,7 @@ func (c *conversation) route(here *node, from origin, p packet) end {
 	switch {
 	case slices.Contains(here.locals(here.snapshot), p.dst.Addr()):
 		return c.arrive(place{nil, here}, p)
-	case here.toSwitch(from, p):
+	case c.toSwitch(here, from, p):
 		return c.switched(here, model.PortGateway, model.GatewayMAC, netip.Addr{}, p)
 	}
 	return c.underlay(here, p)
@@ -80,6 +80,7 @@ func (c *conversation) route(here *node, from origin, p packet) end {
 
 // service finds where a packet to one of the node's own addresses leads: an external address, or a node port.
 func (here *node) service(p packet) (netip.AddrPort, bool) {
+	ofPods := here.inPodCIDR(p.dst.Addr()) // which no Service gets
 	for _, s := range here.snapshot.Services {
 		for _, port := range s.Ports {
 			if port.Protocol.Number() != p.protocol {
@@ -91,6 +92,7 @@ func (here *node) service(p packet) (netip.AddrPort, bool) {
 				case f.At.Addr().Is4() != p.dst.Addr().Is4():
 				case f.Kind == model.NodePort && port.NodePort == p.dst.Port():
 					return nodePort, true
+				case ofPods:
 				case f.Kind == model.ExternalIP && f.At == p.dst && port.NodePort != 0:
 					return nodePort, true
 				case f.Kind == model.ExternalIP && f.At == p.dst:
@@ -105,10 +107,17 @@ func (here *node) service(p packet) (netip.AddrPort, bool) {
 // routesToSwitch reports whether the node's routes lead to the switch: to pods, ClusterIPs, and Weft's own addresses.
 func (here *node) routesToSwitch(to netip.Addr) bool {
 	ranges := slices.Concat(here.snapshot.ServiceCIDRs, model.VirtualPrefixes(to.Is4()))
+	return here.inPodCIDR(to) || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+}
+
+// inPodCIDR reports whether an address is of the pod CIDRs of any node.
+func (here *node) inPodCIDR(a netip.Addr) bool {
 	for _, path := range here.snapshot.Paths {
-		ranges = append(ranges, path.PodCIDRs...)
+		if slices.ContainsFunc(path.PodCIDRs, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			return true
+		}
 	}
-	return slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+	return false
 }
 
 // owns reports whether an address is of the node's pod CIDRs.
@@ -116,10 +125,14 @@ func (here *node) owns(a netip.Addr) bool {
 	return slices.ContainsFunc(here.snapshot.Self.PodCIDRs, func(cidr netip.Prefix) bool { return cidr.Contains(a) })
 }
 
-// toSwitch also knows the ports of Services at external addresses, to which all but the switch's own packets go.
-func (here *node) toSwitch(from origin, p packet) bool {
+// toSwitch also knows the ports of Services at external addresses, to which all but the switch's own packets go. Nodes
+// serve their own addresses.
+func (c *conversation) toSwitch(here *node, from origin, p packet) bool {
 	if here.routesToSwitch(p.dst.Addr()) {
 		return true
+	}
+	if slices.ContainsFunc(c.nodes, func(n *node) bool { return slices.Contains(n.addrs, p.dst.Addr()) }) {
+		return false
 	}
 	for _, s := range here.snapshot.Services {
 		for _, port := range s.Ports {

@@ -290,7 +290,8 @@ func (w *labWorld) dial(p probe) (result, error) {
 		kind := map[podns.Outcome]outcome{podns.Answered: reaches, podns.Refused: refused, podns.Silent: dropped}[answer.Outcome]
 		switch {
 		case errors.Is(err, unix.EPROTONOSUPPORT):
-			return result{step: p.step, got: want.String()}, nil // this kernel cannot say
+			w.t.Logf("%s: this kernel has no %s", p.step.line, p.step.to.protocol)
+			return result{step: p.step, got: want.String()}, nil
 		case err != nil:
 			return result{}, fmt.Errorf("step %q: %w", p.step.line, err)
 		case kind != reaches:

@@ -79,19 +79,7 @@ func (n *network) apply(manifests documents) error {
 		}
 	}
 	n.takePods(objects[apiserver.Pods])
-	for _, o := range objects[apiserver.Services] {
-		service := o.(*corev1.Service)
-		var ips []netip.Addr
-		for _, text := range service.Spec.ClusterIPs {
-			if ip, err := netip.ParseAddr(text); err == nil { // a headless one has None
-				ips = append(ips, ip)
-			}
-		}
-		n.services[service.Namespace+"/"+service.Name] = ips
-		for _, addr := range lab.ExternalAddrs(service) {
-			n.external[addr] = true
-		}
-	}
+	n.takeServices(objects[apiserver.Services])
 	for _, here := range n.nodes {
 		if err := n.update(here, objects); err != nil {
 			return fmt.Errorf("node %s: %w", here.name, err)
@@ -103,11 +91,34 @@ func (n *network) apply(manifests documents) error {
 
 func (n *network) known() names { return n.names }
 
+// takeServices notes addresses. Those of a Service that is gone can still be tried.
+func (n *network) takeServices(objects []apiserver.Object) {
+	for _, o := range objects {
+		service, ok := o.(*corev1.Service)
+		if !ok {
+			continue
+		}
+		var ips []netip.Addr
+		for _, text := range service.Spec.ClusterIPs {
+			if ip, err := netip.ParseAddr(text); err == nil { // a headless one has None
+				ips = append(ips, ip)
+			}
+		}
+		n.services[service.Namespace+"/"+service.Name] = ips
+		for _, addr := range lab.ExternalAddrs(service) {
+			n.external[addr] = true
+		}
+	}
+}
+
 // takePods notes the pods. Their ports are numbered as they come.
 func (n *network) takePods(objects []apiserver.Object) {
 	now := map[string]*pod{}
 	for _, o := range objects {
-		object := o.(*corev1.Pod)
+		object, ok := o.(*corev1.Pod)
+		if !ok {
+			continue
+		}
 		key := object.Namespace + "/" + object.Name
 		p := &pod{key: key, object: object, onHost: object.Spec.HostNetwork}
 		i := slices.IndexFunc(n.nodes, func(one *node) bool { return one.name == object.Spec.NodeName })
@@ -231,7 +242,9 @@ func changes(self string, objects map[string][]apiserver.Object) (set []state.Ch
 				deletion = state.DeletePolicy{Namespace: o.Namespace, Name: o.Name}
 			case *corev1.Service:
 				s, err := kube.Service(o)
-				errs = append(errs, err)
+				if err != nil {
+					s.Problem = err.Error() // the rest of it is good
+				}
 				if selects(kube.ServiceSelector, o) {
 					change, deletion = state.SetService{Service: &s}, state.DeleteService{Name: s.Name}
 				} else if selects(kube.OtherProxySelector, o) {
@@ -299,21 +312,9 @@ func (n *network) try(probes []probe) ([]result, error) {
 	var list []result
 	for _, p := range probes {
 		from, seen := n.place(p.step.from), newVerdicts(p.step.verdict)
-		buckets := 1
-		for i := 0; i < min(buckets, maxBuckets); i++ {
-			c := n.conversation(i, false)
-			e := c.connect(from, p.to, p.step.to.protocol, clientPort)
-			buckets = max(buckets, c.most)
-			if e.outcome != reaches {
-				seen.other(e.outcome, e.reason)
-				continue
-			}
-			seen.reached(n.names, e.at.String(), e.got.src.Addr())
-			if p.step.verdict.sticky {
-				if again := c.connect(from, p.to, p.step.to.protocol, clientPort+1); again.at != e.at {
-					seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.at, again.at))
-				}
-			}
+		buckets := n.follow(p, from, 0, seen)
+		for i := range min(buckets, maxBuckets) - 1 {
+			n.follow(p, from, i+1, seen)
 		}
 		r := result{step: p.step, got: seen.String()}
 		for i := 0; !r.ok() && i < min(buckets, 3); i++ {
@@ -324,6 +325,23 @@ func (n *network) try(probes []probe) ([]result, error) {
 		list = append(list, r)
 	}
 	return list, nil
+}
+
+// follow follows one connection, or two of one client, and returns how many choices there are, at least one.
+func (n *network) follow(p probe, from place, bucket int, seen *verdicts) (buckets int) {
+	c := n.conversation(bucket, false)
+	e := c.connect(from, p.to, p.step.to.protocol, clientPort)
+	if e.outcome != reaches {
+		seen.other(e.outcome, e.reason)
+		return max(1, c.most)
+	}
+	seen.reached(n.names, e.at.String(), e.got.src.Addr())
+	if p.step.verdict.sticky {
+		if again := c.connect(from, p.to, p.step.to.protocol, clientPort+1); again.at != e.at {
+			seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.at, again.at))
+		}
+	}
+	return max(1, c.most)
 }
 
 // place is where a client, which names knows, sends from.

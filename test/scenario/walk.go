@@ -85,21 +85,30 @@ func (n *network) conversation(bucket int, steps bool) *conversation {
 	return c
 }
 
-// connect sends the first packet of a connection, its reply, and another packet, which the group's choice of the moment
-// must not matter for.
+// connect sends the first packet of a connection, the same again, the reply, and another packet. All but the first go
+// where the first one went, whichever bucket the group chooses by then.
 func (c *conversation) connect(from place, to netip.AddrPort, protocol model.Protocol, port uint16) end {
 	p := packet{protocol.Number(), netip.AddrPortFrom(c.source(from, to.Addr()), port), to, trace.SYN}
 	first := c.send(from, p)
 	if first.outcome != reaches {
 		return first
 	}
-	if back := c.send(first.at, first.got.reply()); back.outcome != reaches || back.at != from || back.got.tuple() != p.reply().tuple() {
-		return end{outcome: dropped, reason: fmt.Sprintf("reply of %s: %s %s at %s as %v", first.at, back.outcome, back.reason, back.at, back.got)}
+	lost := func(what string, e end) end {
+		reason := fmt.Sprintf("%s %s %s at %s as %s; the first packet at %s", what, e.outcome, e.reason, e.at, e.got, first.at)
+		return end{outcome: dropped, reason: reason}
 	}
-	p.flags = trace.ACK
 	c.bucket++
-	if later := c.send(from, p); later.outcome != reaches || later.at != first.at || later.got.tuple() != first.got.tuple() {
-		return end{outcome: dropped, reason: fmt.Sprintf("second packet: %s %s at %s, the first one at %s", later.outcome, later.reason, later.at, first.at)}
+	for _, what := range []string{"sent again", "reply", "second packet"} {
+		e, want := end{}, first
+		if what == "reply" {
+			e, want = c.send(first.at, first.got.reply()), end{at: from, got: p.reply()}
+			p.flags = trace.ACK
+		} else {
+			e = c.send(from, p)
+		}
+		if e.outcome != reaches || e.at != want.at || e.got.tuple() != want.got.tuple() {
+			return lost(what, e)
+		}
 	}
 	return first
 }
