@@ -15,11 +15,15 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// lieTime is how long the API server lies.
-const lieTime = 6 * time.Second
+const (
+	// lieTime is how long the API server lies.
+	lieTime = 6 * time.Second
+	// askAgain is how long an informer may pause after such a time: each failure doubles its pause.
+	askAgain = 15 * time.Second
+)
 
-// lieFaults are what a broken or restored API server, or a proxy before it, answers. What is no answer changes nothing and
-// costs nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
+// lieFaults are what a broken or restored API server, or a proxy before it, answers. Errors change
+// nothing and cost nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
 func lieFaults() []fault {
 	answers := func(name string, f apiserver.Fault) fault {
 		return fault{name: name, cause: "API lies", do: func(c *chaos) {
@@ -76,7 +80,7 @@ func lieFaults() []fault {
 			})
 		}},
 		// Policies that allow pods by their labels allow those of other nodes no longer. Those of this node run on as before.
-		{name: "no pods", cause: "API lies", bound: lieTime + 4*time.Second, do: func(c *chaos) {
+		{name: "no pods", cause: "API lies", bound: lieTime + askAgain, do: func(c *chaos) {
 			before, begin := c.known(), time.Now()
 			c.lie(apiserver.Lie{Resources: map[string]apiserver.Fault{apiserver.Pods: apiserver.Empty}})
 			time.Sleep(lieTime)
