@@ -31,7 +31,8 @@ func wrongSource(view *model.Snapshot, sources tunnelSources) error {
 		if !known || source == path.Local {
 			continue
 		}
-		if count++; count == 1 {
+		count++
+		if count == 1 {
 			first, wrong, right = name, source, path.Local
 		}
 	}
