@@ -8,10 +8,13 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// hostPorts are the ports of this node that lead to its attached pods, in order.
-func hostPorts(view *model.Snapshot, pods []model.Pod) []host.HostPort {
+// hostPorts are the ports of this node that lead to its attached pods, in order. An attached pod that the API server has
+// no longer keeps those that it had last.
+func hostPorts(view *model.Snapshot, pods []model.Pod, last []host.HostPort) []host.HostPort {
 	var list []host.HostPort
+	known := map[model.PodRef]bool{}
 	for _, p := range pods {
+		known[model.PodRef{Namespace: p.Namespace, Name: p.Name}] = true
 		if len(p.HostPorts) == 0 || p.Done() {
 			continue
 		}
@@ -23,6 +26,16 @@ func hostPorts(view *model.Snapshot, pods []model.Pod) []host.HostPort {
 			}
 			for _, port := range p.HostPorts {
 				list = appendHostPort(list, port, a.IPs)
+			}
+		}
+	}
+	for key, a := range view.Attachments {
+		if view.Unknown[key] || known[model.PodRef{Namespace: a.Pod.Namespace, Name: a.Pod.Name}] {
+			continue
+		}
+		for _, port := range last {
+			if slices.Contains(a.IPs, port.To.Addr()) {
+				list = append(list, port)
 			}
 		}
 	}
@@ -53,8 +66,8 @@ func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr)
 // hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told
 // of.
 func (a *Agent) hostPortsChanged(view *model.Snapshot) bool {
-	now := hostPorts(view, a.kube.Pods())
+	pods := a.kube.Pods()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return !slices.Equal(now, a.hostPorts)
+	return !slices.Equal(hostPorts(view, pods, a.hostPorts), a.hostPorts)
 }

@@ -45,8 +45,20 @@ func TestHostPorts(t *testing.T) {
 		{Addr: netip.MustParseAddr("192.0.2.1"), Protocol: model.TCP, Port: 8083, To: four},
 	}
 	slices.SortFunc(want, host.CompareHostPorts)
-	if got := hostPorts(view, pods); !slices.Equal(got, want) {
-		t.Errorf("%v, want %v", got, want)
+	// Of another pod, which is not attached, and of one that has ended.
+	last := append(slices.Clone(want), host.HostPort{Port: 9002, To: to("10.244.1.9:80")}, host.HostPort{Port: 9001, To: to("10.244.1.4:80")})
+	for _, has := range [][]host.HostPort{nil, last} {
+		if got := hostPorts(view, pods, has); !slices.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+	// The API server has the first pod no longer.
+	if got := hostPorts(view, pods[1:], last); !slices.Equal(got, want) {
+		t.Errorf("of a pod that is missing: %v, want %v", got, want)
+	}
+	view.Unknown = map[model.AttachmentKey]bool{{ContainerID: "c1", IfName: "eth0"}: true}
+	if got := hostPorts(view, pods[1:], last); len(got) > 0 {
+		t.Errorf("of a pod that is closed: %v", got)
 	}
 }
 

@@ -88,9 +88,10 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		NoMasquerade:   cfg.NonMasqueradeCIDRs,
 	}
 	desired.NodePortAddrs = nodePortAddrs(cfg.NodePortAddresses, view.Self)
-	desired.HostPorts = hostPorts(view, a.kube.Pods())
+	pods := a.kube.Pods()
 	a.mu.Lock()
 	reserved := a.reserved
+	desired.HostPorts = hostPorts(view, pods, a.hostPorts)
 	a.hostPorts = desired.HostPorts
 	a.mu.Unlock()
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))

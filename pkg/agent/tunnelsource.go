@@ -7,24 +7,32 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 
 // tunnelSourceProblem is the part that a tunnel's wrong outer source belongs to.
 const tunnelSourceProblem = "tunnel source"
 
+// tunnelSources are the outer sources that Open vSwitch chooses by itself (ofswitch.TunnelSources).
+type tunnelSources interface {
+	To(peer netip.Addr) (source netip.Addr, ok bool)
+}
+
 // wrongSource says to which peers Open vSwitch sends tunnel packets from another address than the one that they accept;
 // nil when there are none.
-func wrongSource(view *model.Snapshot, sources ofswitch.TunnelSources) error {
+func wrongSource(view *model.Snapshot, sources tunnelSources) error {
 	count, first := 0, ""
 	var wrong, right netip.Addr
 	for _, name := range slices.Sorted(maps.Keys(view.Paths)) {
 		path := view.Paths[name]
+		if !path.Reachable() {
+			continue
+		}
 		source, known := sources.To(path.NextHop)
 		if !known || source == path.Local {
 			continue
 		}
-		if count++; count == 1 {
+		count++
+		if count == 1 {
 			first, wrong, right = name, source, path.Local
 		}
 	}

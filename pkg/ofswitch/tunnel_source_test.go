@@ -36,7 +36,7 @@ Cached: fd58::/64 dev br-phy SRC nonsense
 			t.Errorf("to %s: %v %v, want %q", peer, got, ok, want)
 		}
 	}
-	if _, ok := (TunnelSources)(nil).To(netip.MustParseAddr("fd57::11")); ok {
+	if _, ok := TunnelSources(nil).To(netip.MustParseAddr("fd57::11")); ok {
 		t.Error("a source without routes")
 	}
 }

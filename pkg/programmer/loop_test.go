@@ -355,7 +355,7 @@ func TestVerifiedRevision(t *testing.T) {
 }
 
 // TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD is not
-// answered. One that is forgotten loses its flows.
+// answered. One that the API server has no longer keeps its flows; another pod of its name closes it.
 func TestAttachWaitsForThePod(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	a := pod("a", 2)
@@ -391,7 +391,11 @@ func TestAttachWaitsForThePod(t *testing.T) {
 		t.Error("Attach returned before the pod's flows were in")
 	}
 	b.Submit(state.DeletePod{Namespace: "ns", Name: "a"})
-	eventually(t, "a pod that is forgotten is closed", func() bool { return !b.has("10.244.1.2") && !b.has("in_port=18") })
+	if err := b.Programmed(t.Context(), b.Submitted()); err != nil || !b.has("nw_dst=10.244.1.2") || !b.has("in_port=18") {
+		t.Errorf("a pod that is attached and that the API server has no longer lost its flows (%v)", err)
+	}
+	b.Submit(other)
+	eventually(t, "a pod that has a successor is closed", func() bool { return !b.has("10.244.1.2") && !b.has("in_port=18") })
 
 	go func() { attached <- b.Loop.Attach(t.Context(), a) }()
 	eventually(t, "Detach answers who still waits", func() bool {

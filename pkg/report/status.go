@@ -275,7 +275,8 @@ func pods(view *model.Snapshot, known []model.Pod, quarantined map[model.Owner]s
 		attached[ref] = true
 		r := Pod{Pod: ref, IPs: att.IPs, Port: att.HostIfName, OFPort: att.OFPort, Problem: quarantined[model.PodOwner(att)]}
 		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
-			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
+			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet, and " +
+				map[bool]string{true: "it is closed", false: "its last policies apply"}[view.Unknown[att.Key()]]
 		}
 		if r.Problem == "" && view.Unknown[att.Key()] {
 			r.Problem = "closed until all policies of its namespace are known"

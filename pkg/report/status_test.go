@@ -97,7 +97,7 @@ func TestPods(t *testing.T) {
 		{PodRef: web.Pod, HostNetwork: true}, {PodRef: model.PodRef{Namespace: "a", Name: "b"}, Phase: "Succeeded"},
 	}
 	rejected := map[model.Owner]string{model.PodOwner(web): "rejected"}
-	const gone = "the API server does not know this pod; the container runtime has not deleted its sandbox yet"
+	const gone = "the API server does not know this pod; the container runtime has not deleted its sandbox yet, and "
 	for _, tc := range []struct {
 		name        string
 		attached    []model.Attachment
@@ -109,8 +109,9 @@ func TestPods(t *testing.T) {
 		{name: "none", want: []Pod{}},
 		{"fine", []model.Attachment{web}, false, []model.Pod{known}, nil, []Pod{{}}},
 		{"quarantined", []model.Attachment{web}, true, nil, rejected, []Pod{{Problem: "rejected"}}},
-		{"deleted", []model.Attachment{web}, true, nil, nil, []Pod{{Problem: gone}}},
-		{"replaced", []model.Attachment{web}, true, []model.Pod{other}, nil, []Pod{{Problem: gone}}},
+		{"deleted", []model.Attachment{web}, false, nil, nil, []Pod{{Problem: gone + "its last policies apply"}}},
+		{"missing", []model.Attachment{web}, true, nil, nil, []Pod{{Problem: gone + "it is closed"}}},
+		{"replaced", []model.Attachment{web}, true, []model.Pod{other}, nil, []Pod{{Problem: gone + "it is closed"}}},
 		{"policies unknown", []model.Attachment{web}, true, []model.Pod{known}, nil, []Pod{
 			{Problem: "closed until all policies of its namespace are known"}}},
 		{"others need no port", nil, false, others, nil, []Pod{}},

@@ -6,19 +6,25 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// lieTime is how long the API server lies.
-const lieTime = 6 * time.Second
+const (
+	// lieTime is how long the API server lies.
+	lieTime = 6 * time.Second
+	// lieAskAgain is how long an informer may pause after such a time: each failure doubles its pause.
+	lieAskAgain = 15 * time.Second
+)
 
-// lieFaults are what a broken or restored API server, or a proxy before it, answers. An answer that fails changes nothing and
-// costs nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
+// lieFaults are what a broken or restored API server, or a proxy before it, answers. Errors change
+// nothing and cost nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
 func lieFaults() []fault {
 	answers := func(name string, f apiserver.Fault) fault {
 		return fault{name: name, cause: "API lies", do: func(c *chaos) {
@@ -74,19 +80,17 @@ func lieFaults() []fault {
 				time.Sleep(lieTime)
 			})
 		}},
-		// Policies that allow pods by their labels allow those of other nodes no longer; those of this node are attached.
-		{name: "no pods", cause: "API lies", bound: lieTime + 4*time.Second, do: func(c *chaos) {
-			before := c.known()
+		// Policies that allow pods by their labels allow those of other nodes no longer. Those of this node run on as before.
+		{name: "no pods", cause: "API lies", bound: lieTime + lieAskAgain, do: func(c *chaos) {
+			before, begin := c.known(), time.Now()
 			c.lie(apiserver.Lie{Resources: map[string]apiserver.Fault{apiserver.Pods: apiserver.Empty}})
 			time.Sleep(lieTime)
-			for _, node := range []string{"node1", "node2"} {
-				var r report.Status
-				if err := c.ask(node, "/v1/status", &r); err != nil {
-					c.t.Error(err)
-				}
-				for _, p := range r.Pods {
-					if p.Problem != "" {
-						c.t.Errorf("pod %s, which the API server has no longer and which runs: %s", p.Pod, p.Problem)
+			for _, w := range c.watch {
+				for _, local := range []string{"client-node1 to server-node1 ", "node1 to server-node1 ", "client-node1 to the world "} {
+					// The cache is forgotten, as after each change of objects.
+					_, _, gap := w.since(begin, time.Now().Add(-chaosPatience()))
+					if gap > testenv.Patience(time.Second) && strings.HasPrefix(w.label(), local) {
+						c.t.Errorf("%s: no answer for %s while the API server has no pods", w.label(), gap)
 					}
 				}
 			}
