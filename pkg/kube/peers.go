@@ -62,11 +62,11 @@ func (p *Peers) dial(ctx context.Context, network, address string) (net.Conn, er
 	}
 	remote, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
-		return conn, nil //nolint:nilerr // not an IP connection: there is nothing to remember
+		return conn, nil // not an IP connection: there is nothing to remember
 	}
 	local, err := netip.ParseAddrPort(conn.LocalAddr().String())
 	if err != nil {
-		return conn, nil //nolint:nilerr // the same
+		return conn, nil
 	}
 	c := &peerConn{Conn: conn, peers: p, local: local.Addr().Unmap(), remote: remote.Addr()}
 	p.mu.Lock()

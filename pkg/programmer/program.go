@@ -79,7 +79,7 @@ func (l *Loop) program(ctx context.Context, change flows.Delta) error {
 		l.findForeign(actual)
 		delta = flows.Diff(actual, l.compiler.Desired())
 		if l.watched.Swap(false) {
-			l.sent.reset() // the switch reports what was sent before its watch began to no one
+			l.sent.watchBegan()
 		}
 		l.countRepairs(delta, change)
 		l.disturbed = false // until apply quarantines an owner

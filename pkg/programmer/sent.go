@@ -42,12 +42,19 @@ func newSentEvents() *sentEvents {
 	return s
 }
 
-// reset forgets all, which is of before the watch on the switch began.
-func (s *sentEvents) reset() {
+// watchGrace is how long after the watch on the switch has begun an event is expected that was sent before.
+const watchGrace = 500 * time.Millisecond
+
+// watchBegan makes all events that are expected now be forgotten after watchGrace: those of before the watch began are
+// never reported, but those of a bundle that was under way then are.
+func (s *sentEvents) watchBegan() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clear()
-	s.unsureUntil = time.Time{}
+	s.age()
+	for h, n := range s.recent {
+		s.older[h] += n
+	}
+	s.recent, s.since = map[uint64]int{}, time.Now().Add(watchGrace-sentMemory)
 }
 
 // clear makes new maps: a cleared one would keep the size that the first bundle gave it.

@@ -39,6 +39,30 @@ func TestSentEvents(t *testing.T) {
 	})
 }
 
+// TestSentEventsOfBeforeTheWatch: when the watch has begun, the events of a bundle that was under way are expected for a
+// moment, older ones no longer, and those that are sent now as long as any.
+func TestSentEventsOfBeforeTheWatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSentEvents()
+		s.add(setting("older"), minSent)
+		time.Sleep(sentMemory)
+		s.add(setting("before", "under way"), minSent)
+		s.watchBegan()
+		s.add(setting("now"), minSent)
+		if !s.take(ofswitch.Event{Match: "under way"}) {
+			t.Error("an event of the bundle that was under way passes for another program's")
+		}
+		time.Sleep(watchGrace)
+		if s.take(ofswitch.Event{Match: "before"}) || s.take(ofswitch.Event{Match: "older"}) {
+			t.Error("an event of before the watch is expected still")
+		}
+		time.Sleep(sentMemory - watchGrace)
+		if !s.take(ofswitch.Event{Match: "now"}) || s.count() != 0 {
+			t.Errorf("an event of after the beginning is not expected; %d are", s.count())
+		}
+	})
+}
+
 // TestSentEventsWithoutRoom: what does not fit is forgotten as a whole, and until the switch has reported it no event
 // passes for another program's.
 func TestSentEventsWithoutRoom(t *testing.T) {
