@@ -16,7 +16,7 @@ func (s sourceTo) To(netip.Addr) (netip.Addr, bool) { return s.source, s.source.
 func TestWrongSource(t *testing.T) {
 	self, other := addr("fd57::12"), addr("fd57::99")
 	view := &model.Snapshot{Paths: map[string]model.Path{
-		"n1": {}, "n2": {Local: self, NextHop: addr("fd57::11")}, "n3": {Local: self, Remote: addr("fd57::13")},
+		"n1": {}, "n2": {Local: self, NextHop: addr("fd57::11")}, "n3": {Local: self, NextHop: addr("fd57::13")},
 		"n4": {Unreachable: "no InternalIP"},
 	}}
 	const want = "this Open vSwitch ignores the flows' IPv6 source: tunnel packets to 2 nodes, as n2 leave from fd57::99, and only those " +
