@@ -236,19 +236,19 @@ func (l *Loop) parts(d flows.Delta) []part {
 func (l *Loop) settle() {
 	l.accepted()
 	reasons := l.reasons()
-	conflicts := l.compiler.Conflicts()
-	l.reportIncomplete()
+	conflicts, incomplete := l.compiler.Conflicts(), l.findIncomplete()
 	l.mu.Lock()
 	l.status.Programmed = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
 	l.status.Conflicts = conflicts
 	l.status.Incomplete = map[model.Owner]string{}
-	for o, err := range l.incomplete {
+	for o, err := range incomplete {
 		l.status.Incomplete[o] = err.Error()
 	}
 	l.settled, l.refused = l.latest, reasons
 	l.mu.Unlock()
+	l.reportIncomplete(incomplete) // after the status, which who is told will read
 	if l.sweep != nil && l.opt.Sweep != nil {
 		l.opt.Sweep(*l.sweep)
 	}
@@ -353,9 +353,8 @@ func (e *IncompleteError) Error() string {
 		"merge policies and rules of this namespace that name the same peers and ports", e.Flows)
 }
 
-// reportIncomplete reports the policies that lack clauses now, or because of which pods are closed, each once until
-// that is over.
-func (l *Loop) reportIncomplete() {
+// findIncomplete finds the policies that lack clauses, or because of which pods are closed.
+func (l *Loop) findIncomplete() map[model.Owner]error {
 	now := map[model.Owner]error{}
 	for o, n := range l.compiler.Losers() {
 		if o.Kind == model.KindPolicy {
@@ -365,6 +364,11 @@ func (l *Loop) reportIncomplete() {
 	for o, pods := range l.closedPods() {
 		now[o] = &ClosedError{Pods: pods}
 	}
+	return now
+}
+
+// reportIncomplete reports these policies, each once until that is over.
+func (l *Loop) reportIncomplete(now map[model.Owner]error) {
 	for o := range l.incomplete {
 		if now[o] == nil {
 			delete(l.incomplete, o)
