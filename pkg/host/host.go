@@ -3,9 +3,10 @@
 //
 // The kernel holds the state. Weft's part of it is recognizable without memory, and nothing else is changed or deleted:
 // routes by their protocol number, nftables by the table, addresses by being the first of their subnet on the gateway
-// interface. A foreign route to exactly a pod CIDR or a Service's address stays, Weft's route is not added, and the
-// conflict is reported. The caller validates pod CIDRs (nodepath.Resolve). A Host remembers what it wrote only to save
-// time: it compares with the kernel when it starts, periodically, and after changes that Watch sees.
+// interface. Routes may lead through other links, of which nothing else is changed. A foreign route to exactly a pod
+// CIDR or a Service's address stays, Weft's route is not added, and the conflict is reported. The caller validates pod
+// CIDRs (nodepath.Resolve). A Host remembers what it wrote only to save time (see tracker): it compares with the kernel
+// when it starts, periodically, and after changes that Watch sees.
 //
 // Each Service costs the kernel elements of nftables sets, never a rule or a route. They lead packets to the switch,
 // which balances them. As in kube-proxy's nftables mode, there are no node ports at 127.0.0.1.

@@ -147,6 +147,9 @@ func TestRepair(t *testing.T) {
 		"ip route replace 10.244.1.0/24 dev weft0 proto kernel scope link src 10.244.1.1",
 		"ip route replace 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
 		"ip route change 10.244.2.0/24 via 10.244.2.1 dev weft0 onlink proto 87",
+		"ip route append 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
+		"ip route prepend 10.244.2.0/24 via 10.244.3.1 dev weft0 onlink proto 87 src 10.244.1.1",
+		"ip -6 route append fd00:10:2::/64 via fd00:10:3::1 dev weft0 onlink proto 87 metric 1024",
 		"ip route add 10.99.0.0/24 dev weft0 proto 87", // of a deleted node
 		"ip route add 10.244.2.0/24 dev weft0 proto 87 metric 50",
 		"ip route add unreachable 10.98.0.0/24 proto 87",

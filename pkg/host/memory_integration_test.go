@@ -126,6 +126,7 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 	}
 	d.ServiceCIDRs = append(slices.Clone(d.ServiceCIDRs), prefixes("198.51.100.90/32", "2001:db8:80::90/128")...)
 	d.addPeer("10.244.77.0/24")
+	d.ServicePorts = append(slices.Clone(d.ServicePorts), ports("198.51.100.91:80", "[2001:db8:80::91]:80")...)
 	n.write(d)
 	n.write(withRoutes())
 	n.sync(d) // a comparison makes no difference
@@ -139,6 +140,8 @@ func TestOwnRoutesAreNoNews(t *testing.T) {
 		"ip route replace 198.51.100.80 via 10.244.2.1 dev weft0 onlink proto 87",
 		"ip route add 198.51.100.80 via 192.0.2.2 metric 50",
 		"ip route add 198.51.100.99 via 169.254.87.1 dev weft0 onlink proto 87",
+		"ip route del 198.51.100.91 table 22374",
+		"ip -6 route del default table 22373",
 	} {
 		n.run(damage)
 		select {

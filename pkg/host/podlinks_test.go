@@ -12,8 +12,8 @@ import (
 )
 
 func TestFilterPodLinks(t *testing.T) {
-	nft := &counting{Interface: knftables.NewFake(knftables.InetFamily, tableName)}
-	dump := func() string { return nft.Interface.(*knftables.Fake).Dump() }
+	fake := knftables.NewFake(knftables.InetFamily, tableName)
+	nft := &counting{Interface: fake}
 	const want = `add table inet weft
 add chain inet weft from-pod-links { type filter hook prerouting priority -450 ; }
 add rule inet weft from-pod-links meta iifgroup { 2003134068 , 2003134069 } counter drop comment "from pods' links (5553f391)"
@@ -49,13 +49,13 @@ add rule inet weft from-pod-links meta iifgroup { 2003134068 , 2003134069 } coun
 			t.Fatal(err)
 		}
 		filter(1)
-		if diff := cmp.Diff(want, dump()); diff != "" {
+		if diff := cmp.Diff(want, fake.Dump()); diff != "" {
 			t.Error(diff)
 		}
 	}
 
 	syncNAT(t, newNAT(nft, nil), withServices())
-	right := dump()
+	right := fake.Dump()
 	filter(0)
 	tx := nft.NewTransaction()
 	tx.Flush(chain)
@@ -63,7 +63,7 @@ add rule inet weft from-pod-links meta iifgroup { 2003134068 , 2003134069 } coun
 		t.Fatal(err)
 	}
 	filter(1)
-	if diff := cmp.Diff(sortedLines(right), sortedLines(dump())); diff != "" {
+	if diff := cmp.Diff(sortedLines(right), sortedLines(fake.Dump())); diff != "" {
 		t.Errorf("the rest of the table (-want +got):\n%s", diff)
 	}
 }
