@@ -25,6 +25,20 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
+// renumbered is a lab whose nodes change their addresses.
+type renumbered struct {
+	*walled
+	near, far, closed *client // pods of node1, node2 and node1
+	node1, node2      *client
+	outside           *client
+	addrs             map[string][]netip.Addr // of the nodes, as they are now
+	kept              map[string][]netip.Addr // addresses that the nodes have beside these
+	agents            map[string]int          // their processes
+	sockets           map[socket]*net.UDPConn // of pods, that ask outside
+	service           []netip.Addr            // with an endpoint on node2
+	nodePorts         map[bool]uint16         // by IPv4 or not
+}
+
 // announce gives a Node object these InternalIPs, in this order, as a kubelet or a cloud's controller does.
 func (r *renumbered) announce(t *testing.T, node string, addrs ...netip.Addr) {
 	t.Helper()
@@ -85,20 +99,6 @@ func (r *renumbered) readdress(node string, add, remove []netip.Addr) {
 	r.Run("node/"+node, "sh", "-ec", script.String())
 }
 
-// renumbered is a lab whose nodes change their addresses.
-type renumbered struct {
-	*walled
-	near, far, closed *client // pods of node1, node2 and node1
-	node1, node2      *client
-	outside           *client
-	addrs             map[string][]netip.Addr // of the nodes, as they are now
-	kept              map[string][]netip.Addr // addresses that the nodes have beside these
-	agents            map[string]int          // their processes
-	sockets           map[socket]*net.UDPConn // of pods, that ask outside
-	service           []netip.Addr            // with an endpoint on node2
-	nodePorts         map[bool]uint16         // by IPv4 or not
-}
-
 // gap waits until the agent of node1 says that its Node object and its links disagree.
 func (r *renumbered) gap(t *testing.T, announced, has netip.Addr) {
 	t.Helper()
@@ -121,8 +121,11 @@ func (r *renumbered) works(t *testing.T) error {
 	dial := func(what string, from *client, to netip.AddrPort) {
 		for _, proto := range []podns.Proto{podns.TCP, podns.UDP} {
 			answer, err := from.outcome(proto, to, time.Second)
-			if err != nil || answer.Outcome != podns.Answered {
-				errs = append(errs, fmt.Errorf("%s, %s/%s: %s (%s, %v)", what, to, proto, answer.Outcome, answer.Detail, err))
+			if err == nil && answer.Outcome != podns.Answered {
+				err = fmt.Errorf("%s (%s)", answer.Outcome, answer.Detail)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s, %s/%s: %w", what, to, proto, err))
 			}
 		}
 	}
