@@ -52,11 +52,12 @@ func read(t *testing.T, file string) string {
 	return string(data)
 }
 
-// docs/dependencies.md names every direct dependency of the product and, of the workshop, those that the product does not
-// have; it says why, and names no other.
+// docs/dependencies.md names every direct dependency of the product and, of the workshop, those that the product does
+// not have; it says why, and names no other.
 func TestDependenciesAreExplained(t *testing.T) {
 	known := map[string]bool{"github.com/weft-cni/weft": true}
-	for _, tc := range []struct{ heading, file string }{{"## The main module", "../go.mod"}, {"## The workshop", "../test/go.mod"}} {
+	for _, tc := range []struct{ heading, file string }{{"## The main module", "../go.mod"},
+		{"## The workshop", "../test/go.mod"}} {
 		_, rest, _ := strings.Cut(read(t, "../docs/dependencies.md"), tc.heading)
 		table, _, ok := strings.Cut(rest, "\n## ")
 		if !ok {

@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// On the running cluster, with a token like the one that the agent has: it may set one condition of its own node, nothing
-// else there, nothing of another one, and read no Secret. A token that is not bound to a pod changes no node.
+// On the running cluster, with a token like the one that the agent has: it may set one condition of its own node,
+// nothing else there, nothing of another one, and read no Secret. A token that is not bound to a pod changes no node.
 func TestAgentIsConfinedToItsNode(t *testing.T) {
 	kubeconfig := os.Getenv("WEFT_KUBECONFIG")
 	if kubeconfig == "" {
@@ -47,7 +47,8 @@ func TestAgentIsConfinedToItsNode(t *testing.T) {
 
 	token := func(bound *authenticationv1.BoundObjectReference) *kubernetes.Clientset {
 		req, err := client.CoreV1().ServiceAccounts(ds.Namespace).CreateToken(t.Context(), own.Spec.ServiceAccountName,
-			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}}, metav1.CreateOptions{})
+			&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{BoundObjectRef: bound}},
+			metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,12 +61,14 @@ func TestAgentIsConfinedToItsNode(t *testing.T) {
 		return c
 	}
 	patch := func(c *kubernetes.Clientset, node, p string) error {
-		_, err := c.CoreV1().Nodes().Patch(t.Context(), node, types.StrategicMergePatchType, []byte(p), metav1.PatchOptions{}, "status")
+		_, err := c.CoreV1().Nodes().Patch(t.Context(), node, types.StrategicMergePatchType, []byte(p), metav1.PatchOptions{},
+			"status")
 		return err
 	}
 	condition := func(kind, status string) string {
 		// The agent's own, with a heartbeat of now, so that every patch changes something.
-		return `{"status":{"conditions":[{"type":"` + kind + `","status":"` + status + `","reason":"WeftReady","message":"Weft has programmed the node's flows",` +
+		return `{"status":{"conditions":[{"type":"` + kind + `","status":"` + status +
+			`","reason":"WeftReady","message":"Weft has programmed the node's flows",` +
 			`"lastHeartbeatTime":"` + time.Now().UTC().Format(time.RFC3339) + `"}]}}`
 	}
 	available := func() string { return condition("NetworkUnavailable", "False") }
@@ -92,7 +95,8 @@ func TestAgentIsConfinedToItsNode(t *testing.T) {
 	if err := patch(token(nil), own.Spec.NodeName, available()); !apierrors.IsForbidden(err) {
 		t.Errorf("a token without a node changes a node's status: got %v, want Forbidden", err)
 	}
-	if _, err := agent.CoreV1().Secrets(corev1.NamespaceAll).List(t.Context(), metav1.ListOptions{}); !apierrors.IsForbidden(err) {
+	if _, err := agent.CoreV1().Secrets(corev1.NamespaceAll).List(t.Context(),
+		metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("the agent lists Secrets: got %v, want Forbidden", err)
 	}
 }

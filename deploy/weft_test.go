@@ -93,7 +93,8 @@ func TestPermissions(t *testing.T) {
 		if len(r.NonResourceURLs) > 0 || slices.Contains(slices.Concat(r.APIGroups, r.Resources, r.Verbs), "*") {
 			t.Errorf("a rule grants more than it names: %v", r)
 		}
-		fmt.Fprintf(&got, "%q %s: %s\n", strings.Join(r.APIGroups, ", "), strings.Join(r.Resources, ", "), strings.Join(r.Verbs, ", "))
+		fmt.Fprintf(&got, "%q %s: %s\n", strings.Join(r.APIGroups, ", "), strings.Join(r.Resources, ", "),
+			strings.Join(r.Verbs, ", "))
 	}
 	if d := cmp.Diff(want, got.String()); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
@@ -218,12 +219,14 @@ func TestPathsFit(t *testing.T) {
 	}
 	for _, v := range spec.Volumes {
 		// Not the directory of Open vSwitch itself, whose mount would not follow a new one.
-		if dir, run := config.Default().OVSRunDir, v.HostPath; v.Name == "host-run" && (run == nil || path.Dir(dir) != run.Path) {
+		if dir, run := config.Default().OVSRunDir, v.HostPath; v.Name == "host-run" &&
+			(run == nil || path.Dir(dir) != run.Path) {
 			t.Errorf("%s is not in the directory that the volume %s mounts", dir, v.Name)
 		}
 	}
 	for _, m := range c.VolumeMounts {
-		if p := m.MountPropagation; m.Name == "host-run" && (p == nil || *p != corev1.MountPropagationHostToContainer || !m.ReadOnly) {
+		if p := m.MountPropagation; m.Name == "host-run" && (p == nil || *p != corev1.MountPropagationHostToContainer ||
+			!m.ReadOnly) {
 			t.Errorf("the mount of %s is %v, want what is mounted later on the node, to read only", m.MountPath, m)
 		}
 	}
@@ -280,10 +283,13 @@ func TestProbesFit(t *testing.T) {
 		}
 		// Each probe starts a process, which takes long on a busy machine.
 		if probe.TimeoutSeconds < 10 || probe.PeriodSeconds < probe.TimeoutSeconds {
-			t.Errorf("the probe of %s ends after %d s and is repeated every %d s", what, probe.TimeoutSeconds, probe.PeriodSeconds)
+			t.Errorf("the probe of %s ends after %d s and is repeated every %d s", what, probe.TimeoutSeconds,
+				probe.PeriodSeconds)
 		}
 	}
-	if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.MountPath == path.Dir(api.DefaultSocket) && !m.ReadOnly }) {
+	if !slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+		return m.MountPath == path.Dir(api.DefaultSocket) && !m.ReadOnly
+	}) {
 		t.Errorf("the directory of %s, which the probes ask, is not mounted", api.DefaultSocket)
 	}
 	if slices.Contains(c.Args, "--operator-socket") {
@@ -298,10 +304,12 @@ func TestRunsOnEveryNode(t *testing.T) {
 		t.Errorf("tolerations (-want +got):\n%s", d)
 	}
 	if !spec.HostNetwork || spec.DNSPolicy != corev1.DNSDefault || spec.PriorityClassName != "system-node-critical" {
-		t.Errorf("hostNetwork %v, dnsPolicy %s, priorityClassName %s", spec.HostNetwork, spec.DNSPolicy, spec.PriorityClassName)
+		t.Errorf("hostNetwork %v, dnsPolicy %s, priorityClassName %s", spec.HostNetwork, spec.DNSPolicy,
+			spec.PriorityClassName)
 	}
 	env := agent(t).Env
-	if len(env) != 2 || env[0].Name != "OVS_RUNDIR" || env[1].Name != "NODE_NAME" || env[1].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
+	if len(env) != 2 || env[0].Name != "OVS_RUNDIR" || env[1].Name != "NODE_NAME" ||
+		env[1].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
 		t.Fatalf("environment %v, want OVS_RUNDIR, and NODE_NAME from spec.nodeName", env)
 	}
 	if want := path.Join(argument(t, agent(t).Args, "--host-run"), path.Base(config.Default().OVSRunDir)); env[0].Value != want {

@@ -48,7 +48,8 @@ func runCommand() *cobra.Command {
 		Example: "  weft-agent run --config /etc/weft/config.yaml --node-name node1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opt.Node == "" {
-				return fmt.Errorf("--node-name or the environment variable NODE_NAME must name this node as the API server knows it")
+				return fmt.Errorf(
+					"--node-name or the environment variable NODE_NAME must name this node as the API server knows it")
 			}
 			cfg, err := config.Load(opt.ConfigFile)
 			if err != nil {
@@ -60,14 +61,18 @@ func runCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&opt.ConfigFile, "config", "/etc/weft/config.yaml", "configuration file, the key config.yaml of the ConfigMap weft-config")
+	flags.StringVar(&opt.ConfigFile, "config", "/etc/weft/config.yaml",
+		"configuration file, the key config.yaml of the ConfigMap weft-config")
 	flags.StringVar(&opt.Node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
-	flags.StringVar(&opt.Kubeconfig, "kubeconfig", "", "how to reach the API server; without it, the pod's service account says so")
+	flags.StringVar(&opt.Kubeconfig, "kubeconfig", "",
+		"how to reach the API server; without it, the pod's service account says so")
 	flags.StringVar(&opt.CNISocket, "cni-socket", wire.DefaultSocket, "Unix socket that weft-cni calls")
 	flags.StringVar(&opt.OperatorSocket, "operator-socket", api.DefaultSocket, "Unix socket that weftctl calls")
-	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d", "the container runtime's directory of CNI configurations")
+	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d",
+		"the container runtime's directory of CNI configurations")
 	flags.StringVar(&opt.ProcSys, "proc-sys", "/proc/sys", "where the node's /proc/sys can be written")
-	flags.StringVar(&opt.HostRun, "host-run", "/run", "where the node's /run is mounted: an ovsRunDir below /run is looked for there")
+	flags.StringVar(&opt.HostRun, "host-run", "/run",
+		"where the node's /run is mounted: an ovsRunDir below /run is looked for there")
 	return cmd
 }
 

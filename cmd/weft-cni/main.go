@@ -1,6 +1,6 @@
-// Command weft-cni is Weft's CNI plugin: what the runtime gave it on stdin and in the environment becomes one call on the
-// agent's Unix socket, and the agent's answer is printed. It decides nothing, keeps nothing but a DEL that no agent was
-// there to take, and imports little, because its start-up is part of every pod's.
+// Command weft-cni is Weft's CNI plugin: what the runtime gave it on stdin and in the environment becomes one call on
+// the agent's Unix socket, and the agent's answer is printed. It decides nothing, keeps nothing but a DEL that no agent
+// was there to take, and imports little, because its start-up is part of every pod's.
 package main
 
 import (
@@ -93,13 +93,15 @@ func socketOf(config []byte) (string, error) {
 		Socket *string `json:"socket"`
 	}
 	if err := json.Unmarshal(config, &conf); err != nil {
-		return "", types.NewError(types.ErrInvalidNetworkConfig, `key "socket" of the network configuration must be the path of the agent's socket`, err.Error())
+		return "", types.NewError(types.ErrInvalidNetworkConfig,
+			`key "socket" of the network configuration must be the path of the agent's socket`, err.Error())
 	}
 	if conf.Socket == nil {
 		return wire.DefaultSocket, nil
 	}
 	if *conf.Socket == "" {
-		return "", types.NewError(types.ErrInvalidNetworkConfig, `key "socket" of the network configuration is empty; leave it out for `+wire.DefaultSocket, "")
+		return "", types.NewError(types.ErrInvalidNetworkConfig,
+			`key "socket" of the network configuration is empty; leave it out for `+wire.DefaultSocket, "")
 	}
 	return *conf.Socket, nil
 }
@@ -111,9 +113,11 @@ func openNetns(path string) (*os.File, error) {
 		return f, nil
 	case errors.Is(err, fs.ErrNotExist):
 		// Nothing was made yet, so this code's promise that there is nothing to clean up holds.
-		return nil, types.NewError(types.ErrUnknownContainer, fmt.Sprintf("CNI_NETNS: the container's network namespace %q does not exist", path), "")
+		return nil, types.NewError(types.ErrUnknownContainer,
+			fmt.Sprintf("CNI_NETNS: the container's network namespace %q does not exist", path), "")
 	default:
-		return nil, types.NewError(types.ErrIOFailure, fmt.Sprintf("CNI_NETNS: open the container's network namespace %q", path), err.Error())
+		return nil, types.NewError(types.ErrIOFailure, fmt.Sprintf("CNI_NETNS: open the container's network namespace %q",
+			path), err.Error())
 	}
 }
 

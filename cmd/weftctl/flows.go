@@ -40,12 +40,15 @@ func flowsCommand(c *client) *cobra.Command {
 				return err
 			}
 			if len(flows) == 0 && len(args) == 1 {
-				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes, kubectl get pods -A -o wide says which pod is where", args[0])
+				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes, kubectl "+
+					"get pods -A -o wide says which pod is where", args[0])
 			}
 			if used {
 				flows = slices.DeleteFunc(flows, func(f report.Flow) bool { return f.Packets == 0 })
 			}
-			return c.output.Print(cmd.OutOrStdout(), flows, func(w io.Writer) error { return showFlows(w, flows, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), flows, func(w io.Writer) error {
+				return showFlows(w, flows, len(args) == 1)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&used, "used", false, "only flows that packets have taken")

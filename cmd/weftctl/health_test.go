@@ -12,7 +12,8 @@ func TestHealth(t *testing.T) {
 	if out, err := weftctl(live, "health", "live"); err != nil || out != "ok\n" {
 		t.Errorf("live: %q, %v", out, err)
 	}
-	if out, err := weftctl(live, "health", "ready"); err == nil || !strings.HasPrefix(err.Error(), "the agent says: ") || out != "" {
+	if out, err := weftctl(live, "health", "ready"); err == nil || !strings.HasPrefix(err.Error(), "the agent says: ") ||
+		out != "" {
 		t.Errorf("not ready: %q, %v", out, err)
 	}
 	for _, args := range [][]string{{"health"}, {"health", "alive"}, {"health", "live", "ready"}} {
@@ -20,7 +21,8 @@ func TestHealth(t *testing.T) {
 			t.Errorf("%v is accepted", args)
 		}
 	}
-	if _, err := weftctl(filepath.Join(t.TempDir(), "none.sock"), "health", "live"); err == nil || !strings.Contains(err.Error(), "does not answer") {
+	if _, err := weftctl(filepath.Join(t.TempDir(), "none.sock"), "health", "live"); err == nil ||
+		!strings.Contains(err.Error(), "does not answer") {
 		t.Errorf("without an agent: %v", err)
 	}
 }

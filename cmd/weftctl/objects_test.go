@@ -16,8 +16,10 @@ func TestPolicy(t *testing.T) {
 		{Direction: model.Ingress, Rule: "0", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
 		{Direction: model.Ingress, Rule: report.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
 	}}
-	broken := report.Policy{Policy: "shop/broken", Problem: "no such port", Rules: []report.Rule{{Direction: model.Egress, Rule: report.RuleDenied, Pods: many[:4]}}}
-	socket := serve(t, map[string]any{"/v1/policies": []report.Policy{broken, web}, "/v1/policies?object=shop%2Fweb": []report.Policy{web}, "/v1/policies?object=none": []report.Policy{}})
+	broken := report.Policy{Policy: "shop/broken", Problem: "no such port", Rules: []report.Rule{{Direction: model.Egress,
+		Rule: report.RuleDenied, Pods: many[:4]}}}
+	socket := serve(t, map[string]any{"/v1/policies": []report.Policy{broken, web},
+		"/v1/policies?object=shop%2Fweb": []report.Policy{web}, "/v1/policies?object=none": []report.Policy{}})
 	for _, tc := range []struct {
 		args []string
 		want string
@@ -53,14 +55,20 @@ func TestService(t *testing.T) {
 	endpoint := func(text string, local bool, weight uint16) report.Endpoint {
 		return report.Endpoint{Address: netip.MustParseAddrPort(text), Local: local, Weight: weight}
 	}
-	web := report.Service{Service: "shop/web", Affinity: "3h0m0s", HealthCheckNodePort: 32000, HealthyEndpoints: 1, Frontends: []report.Frontend{
-		{Kind: "ClusterIP", Address: "10.96.0.80:80", Protocol: "TCP", Policy: "Cluster", Stats: openflow.Stats{Packets: 7},
-			Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1), endpoint("10.244.1.5:8080", false, 3), endpoint("10.244.1.6:8080", false, 1), endpoint("10.244.1.7:8080", false, 1), endpoint("10.244.1.8:8080", false, 1)}},
-		{Kind: "LoadBalancer", Address: "192.0.2.80:80", Protocol: "TCP", Policy: "Local", Sources: cidrs("198.51.100.0/24"), Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1)}},
-	}}
-	empty := report.Service{Service: "shop/api", Frontends: []report.Frontend{{Kind: "ClusterIP", Address: "[fd96::1]:80", Protocol: "UDP", Policy: "Cluster", Without: "rejected: there is no endpoint"}}}
+	web := report.Service{Service: "shop/web", Affinity: "3h0m0s", HealthCheckNodePort: 32000, HealthyEndpoints: 1,
+		Frontends: []report.Frontend{
+			{Kind: "ClusterIP", Address: "10.96.0.80:80", Protocol: "TCP", Policy: "Cluster", Stats: openflow.Stats{Packets: 7},
+				Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1), endpoint("10.244.1.5:8080", false, 3),
+					endpoint("10.244.1.6:8080", false, 1), endpoint("10.244.1.7:8080", false, 1), endpoint("10.244.1.8:8080", false,
+						1)}},
+			{Kind: "LoadBalancer", Address: "192.0.2.80:80", Protocol: "TCP", Policy: "Local", Sources: cidrs("198.51.100.0/24"),
+				Endpoints: []report.Endpoint{endpoint("10.244.0.2:8080", true, 1)}},
+		}}
+	empty := report.Service{Service: "shop/api", Frontends: []report.Frontend{{Kind: "ClusterIP", Address: "[fd96::1]:80",
+		Protocol: "UDP", Policy: "Cluster", Without: "rejected: there is no endpoint"}}}
 	broken := report.Service{Service: "shop/broken", Problem: "spec.clusterIPs: bad"}
-	socket := serve(t, map[string]any{"/v1/services": []report.Service{empty, broken, web}, "/v1/services?object=web": []report.Service{web}, "/v1/services?object=none": []report.Service{}})
+	socket := serve(t, map[string]any{"/v1/services": []report.Service{empty, broken, web},
+		"/v1/services?object=web": []report.Service{web}, "/v1/services?object=none": []report.Service{}})
 	for _, tc := range []struct {
 		args []string
 		want string
@@ -91,10 +99,13 @@ shop/web tells load balancers at port 32000 of this node that it has 1 endpoints
 
 // With an object, the groups behind its flows are shown, each once.
 func TestFlowsShowGroups(t *testing.T) {
-	group := report.Group{ID: 1073741825, By: "hash of nw_src", Buckets: []report.Bucket{{ID: 5, Weight: 1, To: "10.244.0.2:8080", Remembered: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
+	group := report.Group{ID: 1073741825, By: "hash of nw_src", Buckets: []report.Bucket{
+		{ID: 5, Weight: 1, To: "10.244.0.2:8080", Remembered: true}, {ID: 6, Weight: 2, To: "10.244.1.5:8080"}}}
 	list := []report.Flow{
-		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=10.96.0.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
-		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=192.0.2.80,tp_dst=80", Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
+		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=10.96.0.80,tp_dst=80",
+			Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
+		{Table: "ServiceLB", TableID: 40, Priority: 100, Match: "tcp,nw_dst=192.0.2.80,tp_dst=80",
+			Actions: "group:1073741825", Owner: "service/shop/web", Groups: []report.Group{group}},
 	}
 	socket := serve(t, map[string]any{"/v1/flows": list, "/v1/flows?object=web": list})
 	out, err := weftctl(socket, "flows", "web")

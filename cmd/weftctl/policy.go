@@ -35,9 +35,12 @@ func policyCommand(c *client) *cobra.Command {
 				return err
 			}
 			if len(policies) == 0 && len(args) == 1 {
-				return fmt.Errorf("no policy %s selects a pod of this node; weftctl policy lists those that do, kubectl get networkpolicies -A all of them", args[0])
+				return fmt.Errorf("no policy %s selects a pod of this node; weftctl policy lists those that do, kubectl get "+
+					"networkpolicies -A all of them", args[0])
 			}
-			return c.output.Print(cmd.OutOrStdout(), policies, func(w io.Writer) error { return showPolicies(w, policies, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), policies, func(w io.Writer) error {
+				return showPolicies(w, policies, len(args) == 1)
+			})
 		},
 	}
 }
@@ -58,7 +61,8 @@ func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 			fine += ", logged"
 		}
 		for _, r := range p.Rules {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", p.Policy, r.Direction, r.Rule, r.Packets, r.Bytes, some(r.Pods, all), state(out, p.Problem, fine))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", p.Policy, r.Direction, r.Rule, r.Packets, r.Bytes, some(r.Pods, all),
+				state(out, p.Problem, fine))
 		}
 	}
 	return w.Flush()

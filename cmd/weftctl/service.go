@@ -34,9 +34,12 @@ func serviceCommand(c *client) *cobra.Command {
 				return err
 			}
 			if len(services) == 0 && len(args) == 1 {
-				return fmt.Errorf("this node serves no Service %s; headless Services and those of type ExternalName need no flows, kubectl get services -A lists all", args[0])
+				return fmt.Errorf("this node serves no Service %s; headless Services and those of type ExternalName need no "+
+					"flows, kubectl get services -A lists all", args[0])
 			}
-			return c.output.Print(cmd.OutOrStdout(), services, func(w io.Writer) error { return showServices(w, services, len(args) == 1) })
+			return c.output.Print(cmd.OutOrStdout(), services, func(w io.Writer) error {
+				return showServices(w, services, len(args) == 1)
+			})
 		},
 	}
 }
@@ -51,7 +54,8 @@ func showServices(out io.Writer, services []report.Service, all bool) error {
 	for _, s := range services {
 		for _, f := range s.Frontends {
 			problem := joinNotEmpty("; ", f.Without, s.Problem)
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", s.Service, f.Kind, f.Address, f.Protocol, trafficPolicy(f), terminal.OrNone(s.Affinity), f.Packets,
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", s.Service, f.Kind, f.Address, f.Protocol, trafficPolicy(f),
+				terminal.OrNone(s.Affinity), f.Packets,
 				some(endpoints(f), all), state(out, problem, "programmed"))
 		}
 		if len(s.Frontends) == 0 {
@@ -60,7 +64,8 @@ func showServices(out io.Writer, services []report.Service, all bool) error {
 	}
 	for _, s := range services {
 		if s.HealthCheckNodePort != 0 {
-			fmt.Fprintf(w, "\n%s tells load balancers at port %d of this node that it has %d endpoints here.\n", s.Service, s.HealthCheckNodePort, s.HealthyEndpoints)
+			fmt.Fprintf(w, "\n%s tells load balancers at port %d of this node that it has %d endpoints here.\n", s.Service,
+				s.HealthCheckNodePort, s.HealthyEndpoints)
 		}
 	}
 	return w.Flush()

@@ -52,10 +52,12 @@ func showStatus(out io.Writer, r report.Status) error {
 	fmt.Fprintf(w, "Flows\t%s\n", programmed(r.Flows))
 	if r.Flows.Flows > 0 {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
-		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors, "with errors"))
+		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors,
+			"with errors"))
 	}
 	if r.FromCopy != nil {
-		fmt.Fprintf(w, "API news\t%s\n", terminal.Paint(out, terminal.Red, "from a copy of "+r.FromCopy.UTC().Format(time.DateTime)+" UTC"))
+		fmt.Fprintf(w, "API news\t%s\n", terminal.Paint(out, terminal.Red,
+			"from a copy of "+r.FromCopy.UTC().Format(time.DateTime)+" UTC"))
 	} else if len(r.API) > 0 {
 		fmt.Fprintf(w, "API news\t%s\n", news(r.API))
 	}
@@ -63,7 +65,8 @@ func showStatus(out io.Writer, r report.Status) error {
 		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, p))
 	}
 	for _, c := range r.Restart {
-		fmt.Fprintf(w, "Restart\t%s is %s, configured is %s: kubectl -n weft-system rollout restart daemonset/weft-agent\n", c.Key, c.Old, c.New)
+		fmt.Fprintf(w, "Restart\t%s is %s, configured is %s: kubectl -n weft-system rollout restart daemonset/weft-agent\n",
+			c.Key, c.Old, c.New)
 	}
 
 	showPods(w, out, r.Pods)
@@ -86,9 +89,11 @@ func programmed(s report.Switch) string {
 	case s.Flows == 0:
 		return "none yet"
 	case s.Programmed < s.Desired:
-		return fmt.Sprintf("%d, only revision %d of %d programmed, %d bundles, %d repairs", s.Flows, s.Programmed, s.Desired, s.Bundles, s.Repairs)
+		return fmt.Sprintf("%d, only revision %d of %d programmed, %d bundles, %d repairs", s.Flows, s.Programmed, s.Desired,
+			s.Bundles, s.Repairs)
 	}
-	return fmt.Sprintf("%d, all programmed (revision %d), %d bundles, %d repairs", s.Flows, s.Programmed, s.Bundles, s.Repairs)
+	return fmt.Sprintf("%d, all programmed (revision %d), %d bundles, %d repairs", s.Flows, s.Programmed, s.Bundles,
+		s.Repairs)
 }
 
 // news says how old the oldest news of a resource is, and which cannot be had.
@@ -128,7 +133,8 @@ func showPods(w, out io.Writer, pods []report.Pod) {
 		if p.OFPort != 0 {
 			ofport = fmt.Sprint(p.OFPort)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, terminal.Join(p.IPs), terminal.OrNone(p.Port), ofport, state(out, p.Problem, "programmed"))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Pod, terminal.Join(p.IPs), terminal.OrNone(p.Port), ofport,
+			state(out, p.Problem, "programmed"))
 	}
 }
 

@@ -85,9 +85,10 @@ func exampleReport() report.Status {
 		Objects: report.ObjectCounts{Services: 12, Policies: 3},
 		API:     []report.Feed{{Resource: "nodes", AgeSeconds: 3}, {Resource: "pods", AgeSeconds: 41.3}},
 		Flows:   report.Switch{Progress: report.Progress{Programmed: 8, Desired: 8, Flows: 61, Bundles: 7}},
-		Nodes:   []report.Node{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24", "fd44:0:0:1::/64")}},
-		Pods:    []report.Pod{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
-		Drops:   []report.Drop{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},
+		Nodes: []report.Node{{Name: "node2", Tunnel: addrs("172.30.0.12")[0], PodCIDRs: cidrs("10.244.1.0/24",
+			"fd44:0:0:1::/64")}},
+		Pods:  []report.Pod{{Pod: "shop/web", IPs: addrs("10.244.0.2", "fd44::2"), Port: "web-123456", OFPort: 16}},
+		Drops: []report.Drop{{Reason: flows.SpoofedIP, Stats: openflow.Stats{Packets: 3, Bytes: 294}}},
 	}
 }
 
@@ -123,7 +124,8 @@ func TestStatusShowsProblems(t *testing.T) {
 	r := exampleReport()
 	r.Flows.Programmed = 6
 	r.Objects.ServicesWithProblems, r.Objects.PoliciesWithErrors = 2, 1
-	r.Flows.Quarantined = map[string]string{"policy/shop/db": "no such port", "pod/shop/web": "refused", "node/node2": "refused too", "pod/shop/api": "and this"}
+	r.Flows.Quarantined = map[string]string{"policy/shop/db": "no such port", "pod/shop/web": "refused",
+		"node/node2": "refused too", "pod/shop/api": "and this"}
 	r.Flows.Conflicts = []string{"10.244.1.0/24 is claimed twice"}
 	r.Flows.Error = "connection refused"
 	r.Problems = []string{"bridge: no answer"}
@@ -186,14 +188,18 @@ Flows      none yet
 
 func exampleFlows() []report.Flow {
 	return []report.Flow{
-		{Table: "Classifier", Priority: 100, Match: "in_port=web-123456", Actions: "set_field:0x1/0xf->reg0,goto_table:ARPND", Owner: "pod/shop/web", Stats: openflow.Stats{Packets: 12}},
-		{Table: "SpoofGuard", Priority: 80, Match: "ip,in_port=web-123456", Actions: "drop", Owner: "pod/shop/web", Reason: flows.SpoofedIP},
-		{Table: "Forwarding", TableID: 60, Priority: 0, Actions: "drop", Owner: "pipeline", Reason: flows.NoRoute, Stats: openflow.Stats{Packets: 1}},
+		{Table: "Classifier", Priority: 100, Match: "in_port=web-123456", Actions: "set_field:0x1/0xf->reg0,goto_table:ARPND",
+			Owner: "pod/shop/web", Stats: openflow.Stats{Packets: 12}},
+		{Table: "SpoofGuard", Priority: 80, Match: "ip,in_port=web-123456", Actions: "drop", Owner: "pod/shop/web",
+			Reason: flows.SpoofedIP},
+		{Table: "Forwarding", TableID: 60, Priority: 0, Actions: "drop", Owner: "pipeline", Reason: flows.NoRoute,
+			Stats: openflow.Stats{Packets: 1}},
 	}
 }
 
 func TestFlows(t *testing.T) {
-	socket := serve(t, map[string]any{"/v1/flows": exampleFlows(), "/v1/flows?object=shop%2Fweb": exampleFlows()[:2], "/v1/flows?object=shop%2Fnone": []report.Flow{}})
+	socket := serve(t, map[string]any{"/v1/flows": exampleFlows(), "/v1/flows?object=shop%2Fweb": exampleFlows()[:2],
+		"/v1/flows?object=shop%2Fnone": []report.Flow{}})
 	for _, tc := range []struct {
 		args []string
 		want string

@@ -19,7 +19,8 @@ func Is(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// HasColors reports whether text to w may have colors: w is a terminal that knows them, and the user has not set NO_COLOR.
+// HasColors reports whether text to w may have colors: w is a terminal that knows them, and the user has not set
+// NO_COLOR.
 func HasColors(w io.Writer) bool {
 	// The console of Windows shows escapes as text unless a program switches them on; Windows Terminal needs no switch.
 	return Is(w) && os.Getenv("NO_COLOR") == "" && (runtime.GOOS != "windows" || os.Getenv("WT_SESSION") != "")
@@ -37,8 +38,8 @@ const (
 	Cyan  Color = "36"
 )
 
-// Paint returns text in a color, or as it is where w has no colors. In a table it is only for whole columns at the end of
-// a line: tabwriter counts escapes as text.
+// Paint returns text in a color, or as it is where w has no colors. In a table it is only for whole columns at the end
+// of a line: tabwriter counts escapes as text.
 func Paint(w io.Writer, c Color, text string) string {
 	if !HasColors(w) {
 		return text

@@ -27,7 +27,8 @@ func TestColorsOnlyOnTerminals(t *testing.T) {
 func TestFormat(t *testing.T) {
 	var b bytes.Buffer
 	show := func(w io.Writer) error { _, err := io.WriteString(w, "table\n"); return err }
-	if err := errors.Join(terminal.Format("json").Print(&b, []int{1}, show), terminal.Format("table").Print(&b, nil, show)); err != nil {
+	if err := errors.Join(terminal.Format("json").Print(&b, []int{1}, show), terminal.Format("table").Print(&b, nil,
+		show)); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := b.String(), "[\n  1\n]\ntable\n"; got != want {

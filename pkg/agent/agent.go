@@ -334,7 +334,8 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	a.setProblem("ports of pods", err) // one pod's must not hold up the node
 	mirrors, err := a.ovs.Mirrors(ctx)
 	if err == nil && len(mirrors) > 0 {
-		err = fmt.Errorf("bridge %s has mirrors, which copy pods' packets: %v; remove them (ovs-vsctl clear Bridge %s mirrors) "+
+		err = fmt.Errorf("bridge %s has mirrors, which copy pods' packets: %v; remove them (ovs-vsctl clear Bridge %s "+
+			"mirrors) "+
 			"unless you want them", model.BridgeName, mirrors, model.BridgeName)
 	}
 	a.setProblem("mirrors", err)

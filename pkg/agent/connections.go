@@ -48,7 +48,8 @@ func (t connectionTracker) Remove(ctx context.Context, c openflow.Connection) er
 	return t.Deny(ctx, []openflow.Connection{c})
 }
 
-func (t connectionTracker) send(ctx context.Context, verb string, connections []openflow.Connection, verdict flows.Verdict) error {
+func (t connectionTracker) send(ctx context.Context, verb string, connections []openflow.Connection,
+	verdict flows.Verdict) error {
 	packets := make([]ofswitch.PacketOut, len(connections))
 	for i, c := range connections {
 		packets[i] = ofswitch.PacketOut{Packet: c.Packet(), Actions: verdict(c)}

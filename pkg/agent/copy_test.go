@@ -30,7 +30,8 @@ import (
 // cluster submits what the API server tells of a small cluster, and what the node itself knows.
 func cluster(l *programmer.Loop, change func(*model.Service), attachments ...model.Attachment) {
 	for name, n := range map[string]byte{"n1": 1, "n2": 2} {
-		l.Submit(state.SetNode{Node: model.Node{Name: name, Created: int64(n), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, n})},
+		l.Submit(state.SetNode{Node: model.Node{Name: name, Created: int64(n),
+			Addrs:    []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, n})},
 			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, n, 0}), 24)}}})
 	}
 	l.Submit(state.SetServiceCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}})
@@ -40,16 +41,20 @@ func cluster(l *programmer.Loop, change func(*model.Service), attachments ...mod
 	l.Submit(state.SetOtherProxy{Service: "shop/mesh", ClusterIPs: []netip.Addr{addr("10.96.0.77")}})
 	l.Submit(state.SetNamespace{Namespace: policy.Namespace{Name: "shop"}})
 	block := policy.IPBlock{CIDR: netip.MustParsePrefix("192.0.2.0/24")}
-	l.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "shop", Name: "db", Types: []policy.Direction{policy.Ingress},
-		Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &block}}, Ports: []policy.Port{{Protocol: policy.TCP, Number: 5432}}}}}})
+	l.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "shop", Name: "db", Types: []policy.Direction{
+		policy.Ingress},
+		Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &block}}, Ports: []policy.Port{{Protocol: policy.TCP,
+			Number: 5432}}}}}})
 	for _, a := range attachments {
 		l.Submit(state.SetPod{Pod: policy.Pod{Namespace: a.Pod.Namespace, Name: a.Pod.Name, UID: a.Pod.UID, Node: "n1"}})
 	}
 }
 
 func shopPod(name string, n byte) model.Attachment {
-	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "shop", Name: name, UID: "u-" + name},
-		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, n})}}
+	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "shop", Name: name,
+		UID: "u-" + name},
+		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{
+			netip.AddrFrom4([4]byte{10, 244, 1, n})}}
 }
 
 func started(t *testing.T, sw *ofswitch.Fake, before func(*programmer.Loop)) *programmer.Loop {
@@ -85,9 +90,9 @@ func settled(t *testing.T, l *programmer.Loop, sw *ofswitch.Fake, what string) *
 	return l.View()
 }
 
-// TestStartFromACopy: the agent stops, the API server goes away, Open vSwitch loses its flows and the agent starts again.
-// From the copy it gives the switch all flows that it had; a pod that was attached since, or is attached now, stays
-// closed, and DEL works. Then the API server tells what has changed, and that replaces the copy whole.
+// TestStartFromACopy: the agent stops, the API server goes away, Open vSwitch loses its flows and the agent starts
+// again. From the copy it gives the switch all flows that it had; a pod that was attached since, or is attached now,
+// stays closed, and DEL works. Then the API server tells what has changed, and that replaces the copy whole.
 func TestStartFromACopy(t *testing.T) {
 	same := func(*model.Service) {}
 	sw := ofswitch.NewFake(flows.Check)
@@ -125,7 +130,8 @@ func TestStartFromACopy(t *testing.T) {
 		l.Submit(state.Restore{Copy: c})
 	})
 	view := settled(t, second, again, "from the copy")
-	if diff := cmp.Diff(before.Policies, view.Policies, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+	if diff := cmp.Diff(before.Policies, view.Policies, cmpopts.EquateComparable(netip.Addr{},
+		netip.Prefix{})); diff != "" {
 		t.Errorf("policies -before +from the copy\n%s", diff)
 	}
 	restored, err := again.Dump(t.Context())
@@ -158,13 +164,16 @@ func TestStartFromACopy(t *testing.T) {
 	revision := second.View().Revision
 	cluster(second, func(s *model.Service) { s.Name = "shop/new" }, db, late)
 	second.Submit(state.DeletePolicy{Namespace: "shop", Name: "db"})
-	if view = settled(t, second, again, "while the API server tells"); len(view.Services) != 1 || view.Services["shop/web"].Name == "" || len(view.Policies) != 1 || view.Revision != revision {
+	if view = settled(t, second, again, "while the API server tells"); len(view.Services) != 1 ||
+		view.Services["shop/web"].Name == "" || len(view.Policies) != 1 || view.Revision != revision {
 		t.Errorf("services %v, policies %v, revision %d to %d", view.Services, view.Policies, revision, view.Revision)
 	}
 	second.Submit(state.Synced{})
 	view = settled(t, second, again, "when the API server has told all")
-	if len(view.Services) != 1 || view.Services["shop/new"].Name == "" || len(view.Policies) != 0 || len(view.Unknown) != 0 || len(view.Attachments) != 2 ||
-		view.Transport != model.Tunnel(model.VXLAN) || len(view.ClusterCIDRs) != 1 || view.Revision <= revision || len(view.SelfPath().PodCIDRs) != 1 {
+	if len(view.Services) != 1 || view.Services["shop/new"].Name == "" || len(view.Policies) != 0 ||
+		len(view.Unknown) != 0 || len(view.Attachments) != 2 ||
+		view.Transport != model.Tunnel(model.VXLAN) || len(view.ClusterCIDRs) != 1 || view.Revision <= revision ||
+		len(view.SelfPath().PodCIDRs) != 1 {
 		t.Errorf("view %+v", view)
 	}
 	// From here on it is a store as any other.
@@ -174,13 +183,15 @@ func TestStartFromACopy(t *testing.T) {
 	}
 }
 
-// TestCopyAmidRenumbering: an agent that ends while pods keep the node at pod CIDRs that its Node object has no longer goes
-// on as before from its copy, and when the API server has told everything: the range changes with the last of these pods.
+// TestCopyAmidRenumbering: an agent that ends while pods keep the node at pod CIDRs that its Node object has no longer
+// goes on as before from its copy, and when the API server has told everything: the range changes with the last of
+// these pods.
 func TestCopyAmidRenumbering(t *testing.T) {
 	db := shopPod("db", 2)
 	l := heldLoop(t)
 	old := netip.MustParsePrefix("10.244.1.0/24")
-	renumbered := model.Node{Name: "n1", Created: 1, Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.9.0/24")}}
+	renumbered := model.Node{Name: "n1", Created: 1, Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{
+		netip.MustParsePrefix("10.244.9.0/24")}}
 	cluster(l, func(*model.Service) {}, db)
 	l.Submit(state.SetAttachment{Attachment: db})
 	viewed(t, l)
@@ -209,8 +220,10 @@ func TestCopyAmidRenumbering(t *testing.T) {
 		}
 		viewed(t, l)
 		view := l.View()
-		if view.SelfHeld != before.SelfHeld || !slices.Equal(view.NewPodCIDRs, before.NewPodCIDRs) || !slices.Equal(view.SelfPath().PodCIDRs, before.SelfPath().PodCIDRs) {
-			t.Errorf("synced %v: %v, held %q, waiting %v; before %q, %v", synced, view.SelfPath(), view.SelfHeld, view.NewPodCIDRs, before.SelfHeld, before.NewPodCIDRs)
+		if view.SelfHeld != before.SelfHeld || !slices.Equal(view.NewPodCIDRs, before.NewPodCIDRs) ||
+			!slices.Equal(view.SelfPath().PodCIDRs, before.SelfPath().PodCIDRs) {
+			t.Errorf("synced %v: %v, held %q, waiting %v; before %q, %v", synced, view.SelfPath(), view.SelfHeld,
+				view.NewPodCIDRs, before.SelfHeld, before.NewPodCIDRs)
 		}
 		l.Submit(state.DeleteAttachment{Key: db.Key()})
 		viewed(t, l)
@@ -231,7 +244,8 @@ func TestCopyOfAnEmptiedNode(t *testing.T) {
 	l.Submit(state.SetNode{Node: model.Node{Name: "n1"}})
 	l.Submit(state.Synced{})
 	viewed(t, l)
-	if view := l.View(); len(view.SelfPath().PodCIDRs) != 1 || len(view.Self.Addrs) != 1 || !strings.Contains(view.SelfHeld, "no podCIDRs") {
+	if view := l.View(); len(view.SelfPath().PodCIDRs) != 1 || len(view.Self.Addrs) != 1 ||
+		!strings.Contains(view.SelfHeld, "no podCIDRs") {
 		t.Errorf("self %+v, held %q", view.Self, view.SelfHeld)
 	}
 }
@@ -330,10 +344,13 @@ func TestCopyIsWholeOrNot(t *testing.T) {
 
 // web is a Service with every kind of address and an endpoint on this node and on another.
 func web() model.Service {
-	here, there := model.Endpoint{Addr: addr("10.244.1.2"), Port: 8080, Weight: 1}, model.Endpoint{Addr: addr("10.244.2.2"), Port: 8080, Weight: 2}
+	here, there := model.Endpoint{Addr: addr("10.244.1.2"), Port: 8080, Weight: 1}, model.Endpoint{
+		Addr: addr("10.244.2.2"), Port: 8080, Weight: 2}
 	return model.Service{Name: "shop/web", Affinity: time.Hour, Ports: []model.ServicePort{{
-		Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.1"), NodePort: 30080, ExternalLocal: true, Elsewhere: true,
-		ExternalIPs: []netip.Addr{addr("192.0.2.9"), addr("192.0.2.1")}, LoadBalancerIPs: []netip.Addr{addr("192.0.2.1")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: addr("10.96.0.1"), NodePort: 30080, ExternalLocal: true,
+		Elsewhere:   true,
+		ExternalIPs: []netip.Addr{addr("192.0.2.9"), addr("192.0.2.1")}, LoadBalancerIPs: []netip.Addr{
+			addr("192.0.2.1")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
 		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
 	}}}
 }

@@ -16,8 +16,8 @@ import (
 )
 
 // serveHealth answers people, monitoring and Prometheus until the context ends. While another process has the port, the
-// agent works without it. The kubelet's probes ask at the operator's socket, which is root's alone: a process that takes
-// a port of the node must not decide whether its agent is restarted.
+// agent works without it. The kubelet's probes ask at the operator's socket, which is root's alone: a process that
+// takes a port of the node must not decide whether its agent is restarted.
 func (a *Agent) serveHealth(ctx context.Context) {
 	addr := a.cfg.HealthAddr.String()
 	a.keepServing(ctx, "health address", addr, a.healthHandler(), func(err error) error {

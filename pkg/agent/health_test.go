@@ -161,7 +161,8 @@ func TestHealthPortTaken(t *testing.T) {
 		return a.problems["health address"]
 	}
 	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
-	if got := problem(); !strings.Contains(got, "on healthAddr "+other.Addr().String()) || !strings.Contains(got, "address already in use") {
+	if got := problem(); !strings.Contains(got, "on healthAddr "+other.Addr().String()) ||
+		!strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()

@@ -20,8 +20,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestSyncHostBesideBadNodes: Node objects that claim what is not theirs are reported by name, and change nothing: neither
-// the node's own routes nor whether syncHost succeeds, on which the agent's start waits.
+// TestSyncHostBesideBadNodes: Node objects that claim what is not theirs are reported by name, and change nothing:
+// neither the node's own routes nor whether syncHost succeeds, on which the agent's start waits.
 func TestSyncHostBesideBadNodes(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the namespace ends with the thread
 	ns, err := netns.New()
@@ -55,7 +55,8 @@ ip link add weft0 type veth peer name switch0`)
 		t.Fatal(err)
 	}
 	set := func(name, addr, cidr string) {
-		a.loop.Submit(state.SetNode{Node: model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
+		a.loop.Submit(state.SetNode{Node: model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
 	}
 	set("n1", "172.30.0.1", "10.244.1.0/24")
 	set("n2", "172.30.0.2", "10.244.2.0/24")
@@ -77,7 +78,8 @@ ip link add weft0 type veth peer name switch0`)
 		}
 	}
 	routes := run("ip route show")
-	for _, want := range append(strings.Split(strings.TrimSpace(foreign), "\n"), "10.244.1.0/24 dev weft0 ", "10.244.2.0/24 via 10.244.2.1 dev weft0 ") {
+	for _, want := range append(strings.Split(strings.TrimSpace(foreign), "\n"), "10.244.1.0/24 dev weft0 ",
+		"10.244.2.0/24 via 10.244.2.1 dev weft0 ") {
 		if !strings.Contains(routes, want) {
 			t.Errorf("no route %q:\n%s", want, routes)
 		}
@@ -85,7 +87,8 @@ ip link add weft0 type veth peer name switch0`)
 	if n := strings.Count(routes, "proto 87"); n != 2+4 { // and four to addresses of the switch
 		t.Errorf("%d routes of ours, want 6:\n%s", n, routes)
 	}
-	if rules := run("nft list table inet weft"); !strings.Contains(rules, "elements = { 10.244.1.0/24, 10.244.2.0/24,\n\t\t\t     10.244.7.0/24 }") {
+	if rules := run("nft list table inet weft"); !strings.Contains(rules,
+		"elements = { 10.244.1.0/24, 10.244.2.0/24,\n\t\t\t     10.244.7.0/24 }") {
 		t.Errorf("pods' ranges:\n%s", rules)
 	}
 
@@ -96,14 +99,16 @@ ip link add weft0 type veth peer name switch0`)
 	if err := a.syncHost(t.Context()); err != nil || len(a.problems) > 0 {
 		t.Errorf("when they are gone: %v, %v", err, a.problems)
 	}
-	if routes := run("ip route show"); !strings.Contains(routes, "default via 172.30.0.254") || !strings.Contains(routes, "10.244.7.0/24 via 172.30.0.254") {
+	if routes := run("ip route show"); !strings.Contains(routes, "default via 172.30.0.254") ||
+		!strings.Contains(routes, "10.244.7.0/24 via 172.30.0.254") {
 		t.Errorf("when they are gone, so are the node's own routes:\n%s", routes)
 	}
 
 	set("n1", "172.30.0.1", "172.30.0.0/16")
 	viewed(t, a.loop)
 	before := run("ip route show; ip addr show dev weft0")
-	if err := a.syncHost(t.Context()); err != nil || !strings.Contains(a.loop.View().SelfHeld, "pod CIDR 172.30.0.0/16 is not used") {
+	if err := a.syncHost(t.Context()); err != nil ||
+		!strings.Contains(a.loop.View().SelfHeld, "pod CIDR 172.30.0.0/16 is not used") {
 		t.Errorf("with a range of its own that cannot be: error %v, held %q", err, a.loop.View().SelfHeld)
 	}
 	if after := run("ip route show; ip addr show dev weft0"); after != before {

@@ -8,8 +8,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// hostPorts are the ports of this node that lead to its attached pods, in order. An attached pod that the API server has
-// no longer keeps those that it had last.
+// hostPorts are the ports of this node that lead to its attached pods, in order. An attached pod that the API server
+// has no longer keeps those that it had last.
 func hostPorts(view *model.Snapshot, pods []model.Pod, last []host.HostPort) []host.HostPort {
 	var list []host.HostPort
 	known := map[model.PodRef]bool{}
@@ -63,8 +63,8 @@ func appendHostPort(list []host.HostPort, port model.HostPort, ips []netip.Addr)
 	return list
 }
 
-// hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last told
-// of.
+// hostPortsChanged says whether the host ports of a snapshot are others than those that the host's network was last
+// told of.
 func (a *Agent) hostPortsChanged(view *model.Snapshot) bool {
 	pods := a.kube.Pods()
 	a.mu.Lock()

@@ -15,10 +15,14 @@ func TestHostPorts(t *testing.T) {
 	to := netip.MustParseAddrPort
 	view := &model.Snapshot{Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, a := range []model.Attachment{
-		{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web", UID: "u"}, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")}},
-		{ContainerID: "c1", IfName: "net1", Pod: model.PodRef{Namespace: "ns", Name: "web", UID: "u"}, IPs: []netip.Addr{netip.MustParseAddr("10.9.9.9")}},
-		{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "again", UID: "old"}, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
-		{ContainerID: "c3", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "done", UID: "d"}, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.4")}},
+		{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "web", UID: "u"},
+			IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")}},
+		{ContainerID: "c1", IfName: "net1", Pod: model.PodRef{Namespace: "ns", Name: "web", UID: "u"},
+			IPs: []netip.Addr{netip.MustParseAddr("10.9.9.9")}},
+		{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "again", UID: "old"},
+			IPs: []netip.Addr{netip.MustParseAddr("10.244.1.3")}},
+		{ContainerID: "c3", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "done", UID: "d"},
+			IPs: []netip.Addr{netip.MustParseAddr("10.244.1.4")}},
 	} {
 		view.Attachments[a.Key()] = a
 	}
@@ -35,7 +39,8 @@ func TestHostPorts(t *testing.T) {
 			{Protocol: model.UDP, Port: model.Geneve.UDPPort(), ContainerPort: 1},
 		}},
 		{PodRef: model.PodRef{Namespace: "ns", Name: "again", UID: "new"}, HostPorts: []model.HostPort{tcp("", 9000)}},
-		{PodRef: model.PodRef{Namespace: "ns", Name: "done", UID: "d"}, Phase: "Succeeded", HostPorts: []model.HostPort{tcp("", 9001)}},
+		{PodRef: model.PodRef{Namespace: "ns", Name: "done", UID: "d"}, Phase: "Succeeded", HostPorts: []model.HostPort{
+			tcp("", 9001)}},
 		{PodRef: model.PodRef{Namespace: "ns", Name: "not attached", UID: "n"}, HostPorts: []model.HostPort{tcp("", 9002)}},
 	}
 	four, six := to("10.244.1.2:80"), to("[fd00::2]:80")
@@ -46,7 +51,8 @@ func TestHostPorts(t *testing.T) {
 	}
 	slices.SortFunc(want, host.CompareHostPorts)
 	// Of another pod, which is not attached, and of one that has ended.
-	last := append(slices.Clone(want), host.HostPort{Port: 9002, To: to("10.244.1.9:80")}, host.HostPort{Port: 9001, To: to("10.244.1.4:80")})
+	last := append(slices.Clone(want), host.HostPort{Port: 9002, To: to("10.244.1.9:80")}, host.HostPort{Port: 9001,
+		To: to("10.244.1.4:80")})
 	for _, has := range [][]host.HostPort{nil, last} {
 		if got := hostPorts(view, pods, has); !slices.Equal(got, want) {
 			t.Errorf("%v, want %v", got, want)
@@ -70,7 +76,8 @@ func TestNodePortAddrs(t *testing.T) {
 		want    []netip.Prefix
 	}{
 		{nil, nil},
-		{[]string{config.PrimaryAddresses}, []netip.Prefix{netip.MustParsePrefix("172.30.0.1/32"), netip.MustParsePrefix("fd30::1/128")}},
+		{[]string{config.PrimaryAddresses}, []netip.Prefix{netip.MustParsePrefix("172.30.0.1/32"),
+			netip.MustParsePrefix("fd30::1/128")}},
 		{[]string{"192.0.2.0/24"}, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
 	} {
 		if got := nodePortAddrs(c.setting, self); !slices.Equal(got, c.want) {

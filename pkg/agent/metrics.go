@@ -31,7 +31,8 @@ func observeCNI(command, phase string, d time.Duration) {
 // every readingAge.
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), cniSeconds, endedConnections)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		cniSeconds, endedConnections)
 	// ofLoop is 0 until there is a loop.
 	ofLoop := func(read func(*programmer.Loop) float64) func() float64 {
 		return func() float64 {
@@ -55,24 +56,46 @@ func (a *Agent) metrics() *prometheus.Registry {
 	}
 	gauge("weft_flows", "Number of desired flows.", func(s report.Programming) float64 { return float64(s.Flows) })
 	gauge("weft_groups", "Number of desired groups.", func(s report.Programming) float64 { return float64(s.Groups) })
-	gauge("weft_policy_errors", "Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
-	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 { return float64(s.Desired) })
-	gauge("weft_revision_programmed", "Revision that is wholly in the switch.", func(s report.Programming) float64 { return float64(s.Programmed) })
-	gauge("weft_quarantined", "Objects whose flows are refused.", func(s report.Programming) float64 { return float64(len(s.Quarantined)) })
-	gauge("weft_conflicts", "Match fields that several objects claim.", func(s report.Programming) float64 { return float64(len(s.Conflicts)) })
-	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 { return float64(s.ForeignFlows) })
-	counter("weft_bundles_total", "Changes sent to the switch.", func(s report.Programming) float64 { return float64(s.Bundles) })
+	gauge("weft_policy_errors",
+		"Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow "+
+			"nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
+	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 {
+		return float64(s.Desired)
+	})
+	gauge("weft_revision_programmed", "Revision that is wholly in the switch.", func(s report.Programming) float64 {
+		return float64(s.Programmed)
+	})
+	gauge("weft_quarantined", "Objects whose flows are refused.", func(s report.Programming) float64 {
+		return float64(len(s.Quarantined))
+	})
+	gauge("weft_conflicts", "Match fields that several objects claim.", func(s report.Programming) float64 {
+		return float64(len(s.Conflicts))
+	})
+	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 {
+		return float64(s.ForeignFlows)
+	})
+	counter("weft_bundles_total", "Changes sent to the switch.", func(s report.Programming) float64 {
+		return float64(s.Bundles)
+	})
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "weft_datapath_cache_purges_total",
-		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open vSwitch need it.",
+		Help: "Times that the agent emptied the userspace datapath's cache after a bundle, as some versions of Open " +
+			"vSwitch need it.",
 	}, ofLoop(func(*programmer.Loop) float64 { return float64(a.sw.Purges()) })))
-	counter("weft_repairs_total", "Flows and groups that another program had changed and the agent repaired.", func(s report.Programming) float64 { return float64(s.Repairs) })
+	counter("weft_repairs_total", "Flows and groups that another program had changed and the agent repaired.",
+		func(s report.Programming) float64 { return float64(s.Repairs) })
 	viewed := func(name, help string, read func(*model.Snapshot) float64) {
-		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, ofLoop(func(l *programmer.Loop) float64 { return read(l.View()) })))
+		registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help},
+			ofLoop(func(l *programmer.Loop) float64 { return read(l.View()) })))
 	}
-	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 { return float64(len(s.Services)) })
-	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 { return float64(len(s.Policies)) })
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems", Help: "Parts of the agent that have a problem now."}, func() float64 {
+	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 {
+		return float64(len(s.Services))
+	})
+	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 {
+		return float64(len(s.Policies))
+	})
+	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems",
+		Help: "Parts of the agent that have a problem now."}, func() float64 {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		return float64(len(a.problems))
@@ -86,8 +109,10 @@ func (a *Agent) metrics() *prometheus.Registry {
 type kernelConnections struct{ agent *Agent }
 
 var (
-	kernelTracked      = prometheus.NewDesc("weft_kernel_connections", "Connections that the node's kernel tracks.", nil, nil)
-	kernelTrackedLimit = prometheus.NewDesc("weft_kernel_connections_limit", "Connections that the node's kernel tracks at most (nf_conntrack_max); it drops what would begin another.", nil, nil)
+	kernelTracked = prometheus.NewDesc("weft_kernel_connections", "Connections that the node's kernel tracks.", nil,
+		nil)
+	kernelTrackedLimit = prometheus.NewDesc("weft_kernel_connections_limit",
+		"Connections that the node's kernel tracks at most (nf_conntrack_max); it drops what would begin another.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -116,10 +141,14 @@ type switchCounters struct {
 func newSwitchCounters(a *Agent) switchCounters { return switchCounters{a, newReading(a.count)} }
 
 var (
-	dropped       = prometheus.NewDesc("weft_dropped_packets_total", "Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
+	dropped = prometheus.NewDesc("weft_dropped_packets_total",
+		"Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
 	policyLabels  = []string{"namespace", "policy", "direction", "rule", "verdict"}
-	policyPackets = prometheus.NewDesc("weft_policy_packets_total", "Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.", policyLabels, nil)
-	policyBytes   = prometheus.NewDesc("weft_policy_bytes_total", "The bytes of weft_policy_packets_total.", policyLabels, nil)
+	policyPackets = prometheus.NewDesc("weft_policy_packets_total",
+		"Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.", policyLabels,
+		nil)
+	policyBytes = prometheus.NewDesc("weft_policy_bytes_total", "The bytes of weft_policy_packets_total.", policyLabels,
+		nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -172,10 +201,14 @@ func newOccupancy(a *Agent) occupancy {
 }
 
 var (
-	cacheEntries = prometheus.NewDesc("weft_datapath_flows", "Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
-	cacheLimit   = prometheus.NewDesc("weft_datapath_flows_limit", "Cache entries that ovs-vswitchd makes at most now.", nil, nil)
-	tracked      = prometheus.NewDesc("weft_switch_connections", "Connections that the userspace datapath tracks, in all zones. Absent on the kernel's datapath.", nil, nil)
-	trackedLimit = prometheus.NewDesc("weft_switch_connections_limit", "Connections that the userspace datapath tracks at most; it drops new ones beyond that.", nil, nil)
+	cacheEntries = prometheus.NewDesc("weft_datapath_flows",
+		"Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
+	cacheLimit = prometheus.NewDesc("weft_datapath_flows_limit", "Cache entries that ovs-vswitchd makes at most now.",
+		nil, nil)
+	tracked = prometheus.NewDesc("weft_switch_connections",
+		"Connections that the userspace datapath tracks, in all zones. Absent on the kernel's datapath.", nil, nil)
+	trackedLimit = prometheus.NewDesc("weft_switch_connections_limit",
+		"Connections that the userspace datapath tracks at most; it drops new ones beyond that.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

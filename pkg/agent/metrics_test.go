@@ -28,7 +28,8 @@ type counted struct {
 	tally tally
 }
 
-// after reads the switch whose flows of these texts have counted so many packets of 100 bytes; the others have counted none.
+// after reads the switch whose flows of these texts have counted so many packets of 100 bytes; the others have counted
+// none.
 func (c *counted) after(packets map[string]uint64) report.Counts {
 	c.t.Helper()
 	desired, err := flows.Compile(c.view)
@@ -62,11 +63,13 @@ func (c *counted) after(packets map[string]uint64) report.Counts {
 
 func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
 
-// isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 only to 192.0.2.1, 5.
+// isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 only to
+// 192.0.2.1, 5.
 func isolated(name string, pods ...netip.Addr) model.Policy {
 	return model.Policy{Name: name, Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
 		{Index: 3, ID: 7, Pods: pods, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}},
-		{Index: 5, ID: 8, Pods: pods, Peers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}},
+		{Index: 5, ID: 8, Pods: pods, Peers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Ports: []model.PortMatch{
+			{Protocol: model.UDP, Port: 53, Mask: 0xffff}}},
 	}}}
 }
 
@@ -122,15 +125,17 @@ func TestRulesAreCounted(t *testing.T) {
 	}
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}, Policies: policies(isolated("ns/p", a), logs)}}
 	now := c.after(map[string]uint64{
-		"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "nw_src=192.0.2.1,nw_dst=10.244.1.2,tp_dst=53 ": 2, "ip,nw_dst=10.244.1.2 actions=controller": 7,
-		"+trk,sctp,nw_dst=10.244.1.2": 1, "140,sctp,nw_dst=10.244.1.2": 4,
+		"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "nw_src=192.0.2.1,nw_dst=10.244.1.2,tp_dst=53 ": 2,
+		"ip,nw_dst=10.244.1.2 actions=controller": 7,
+		"+trk,sctp,nw_dst=10.244.1.2":             1, "140,sctp,nw_dst=10.244.1.2": 4,
 	})
 	type rule struct {
 		policy string
 		index  int
 	}
 	for r, want := range map[rule]uint64{
-		{"ns/p", 3}: 20, {"ns/p", 5}: 2, {"ns/p", flows.Denied}: 7, {"ns/logs", 3}: 5, {"ns/logs", 5}: 0, {"ns/logs", flows.Denied}: 7,
+		{"ns/p", 3}: 20, {"ns/p", 5}: 2, {"ns/p", flows.Denied}: 7, {"ns/logs", 3}: 5, {"ns/logs", 5}: 0, {"ns/logs",
+			flows.Denied}: 7,
 	} {
 		id := report.RuleID{Policy: r.policy, Direction: model.Ingress, Rule: r.index}
 		if got, ok := now.Rules[id]; !ok || got.Packets != want {
@@ -144,8 +149,10 @@ func TestRulesAreCounted(t *testing.T) {
 
 // TestPolicyMetrics: names and labels are an interface.
 func TestPolicyMetrics(t *testing.T) {
-	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}, Policies: policies(isolated("ns/p", addr("10.244.1.2")))}}
-	now := c.after(map[string]uint64{"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20, "ip,nw_dst=10.244.1.2 actions=goto_table:59": 3})
+	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"},
+		Policies: policies(isolated("ns/p", addr("10.244.1.2")))}}
+	now := c.after(map[string]uint64{"tcp,nw_dst=10.244.1.2,tp_dst=80 ": 20,
+		"ip,nw_dst=10.244.1.2 actions=goto_table:59": 3})
 	want := `
 # HELP weft_policy_bytes_total The bytes of weft_policy_packets_total.
 # TYPE weft_policy_bytes_total counter
@@ -161,7 +168,8 @@ weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="5"
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(collected{now})
 	answer := httptest.NewRecorder()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer,
+		httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 	if got := answer.Body.String(); !strings.Contains(got, strings.TrimPrefix(want, "\n")) {
 		t.Errorf("metrics are\n%swant\n%s", got, want)
 	}
@@ -179,14 +187,17 @@ func TestOccupancyMetrics(t *testing.T) {
 		of   ofswitch.Occupancy
 		want []string
 	}{
-		{ofswitch.Occupancy{CacheEntries: 7, CacheLimit: 200000}, []string{"weft_datapath_flows 7", "weft_datapath_flows_limit 200000"}},
+		{ofswitch.Occupancy{CacheEntries: 7, CacheLimit: 200000}, []string{"weft_datapath_flows 7",
+			"weft_datapath_flows_limit 200000"}},
 		{ofswitch.Occupancy{CacheEntries: 7, CacheLimit: 200000, Connections: 0, ConnectionLimit: 3000000}, []string{
-			"weft_datapath_flows 7", "weft_datapath_flows_limit 200000", "weft_switch_connections 0", "weft_switch_connections_limit 3e+06"}},
+			"weft_datapath_flows 7", "weft_datapath_flows_limit 200000", "weft_switch_connections 0",
+			"weft_switch_connections_limit 3e+06"}},
 	} {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(fixed(tc.of))
 		recorder := httptest.NewRecorder()
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(recorder, httptest.NewRequest(http.MethodGet,
+			"/metrics", http.NoBody))
 		var got []string
 		for line := range strings.Lines(recorder.Body.String()) {
 			if !strings.HasPrefix(line, "#") {
@@ -213,7 +224,8 @@ func TestConnectionMetrics(t *testing.T) {
 	registry.MustRegister(kernelConnections{a})
 	read := func() string {
 		answer := httptest.NewRecorder()
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+		promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.HTTPErrorOnError}).ServeHTTP(answer,
+			httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
 		return answer.Body.String()
 	}
 	if got := read(); got != "" {

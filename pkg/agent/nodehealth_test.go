@@ -40,8 +40,10 @@ func TestNodeHealth(t *testing.T) {
 				t.Fatalf("%s: %v: %s", path, err, r.Body)
 			}
 			eligible, about := body["nodeEligible"]
-			if r.Code != want || body["currentTime"] != "2026-11-29T05:00:00Z" || body["lastUpdated"] != "2026-11-29T05:00:00Z" || body["healthy"] != tt.serving ||
-				about != (path == "/healthz") || about && eligible == tt.draining || r.Header().Get("Content-Type") != "application/json" {
+			if r.Code != want || body["currentTime"] != "2026-11-29T05:00:00Z" ||
+				body["lastUpdated"] != "2026-11-29T05:00:00Z" || body["healthy"] != tt.serving ||
+				about != (path == "/healthz") || about && eligible == tt.draining ||
+				r.Header().Get("Content-Type") != "application/json" {
 				t.Errorf("serving %t, draining %t: %s answers %d %s, want %d", tt.serving, tt.draining, path, r.Code, r.Body, want)
 			}
 		}
@@ -67,7 +69,8 @@ func TestNodeHealthPortTaken(t *testing.T) {
 		return a.problems["node health check"]
 	}
 	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
-	if got := problem(); !strings.Contains(got, "serve load balancers on nodeHealthAddr "+addr.String()) || !strings.Contains(got, "address already in use") {
+	if got := problem(); !strings.Contains(got, "serve load balancers on nodeHealthAddr "+addr.String()) ||
+		!strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()

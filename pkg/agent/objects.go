@@ -65,7 +65,8 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 		a.events.Warn(o, "PolicyIncomplete", err.Error())
 	case errors.As(err, new(*programmer.ClosedError)):
 		a.events.Warn(o, "PodsClosed", err.Error())
-	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) || errors.As(err, new(*programmer.LocalError))): // other nodes may accept it
+	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) ||
+		errors.As(err, new(*programmer.LocalError))): // other nodes may accept it
 		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
 	case o.Kind == model.KindPolicy:
 		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())

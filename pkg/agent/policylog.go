@@ -14,8 +14,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// policyLog writes down what policies with Log decide. While there are such policies, one program listens for the copies of packets
-// that their flows send; else there is none. It belongs to the goroutine that calls sync.
+// policyLog writes down what policies with Log decide. While there are such policies, one program listens for the
+// copies of packets that their flows send; else there is none. It belongs to the goroutine that calls sync.
 type policyLog struct {
 	sw   packetSource
 	log  *slog.Logger

@@ -98,14 +98,17 @@ func (l *lines) has(text string) bool {
 	return strings.Contains(l.text.String(), text)
 }
 
-// TestPolicyLog: the agent listens while a policy asks for it; what is written names the packet, the verdict and who decided.
+// TestPolicyLog: the agent listens while a policy asks for it; what is written names the packet, the verdict and who
+// decided.
 func TestPolicyLog(t *testing.T) {
 	pod := addr("10.244.1.2")
 	loud, quiet := isolated("ns/loud", pod), isolated("ns/quiet", pod)
 	loud.Log = true
 	att := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, IPs: []netip.Addr{pod}}
-	view := &model.Snapshot{Policies: policies(quiet), Attachments: map[model.AttachmentKey]model.Attachment{att.Key(): att}}
-	sw := &copies{meters: map[openflow.MeterID]openflow.Meter{}, held: map[openflow.MeterID]uint64{}, listeners: map[int]chan openflow.PacketIn{}}
+	view := &model.Snapshot{Policies: policies(quiet), Attachments: map[model.AttachmentKey]model.Attachment{
+		att.Key(): att}}
+	sw := &copies{meters: map[openflow.MeterID]openflow.Meter{}, held: map[openflow.MeterID]uint64{},
+		listeners: map[int]chan openflow.PacketIn{}}
 	var out lines
 	l := &policyLog{sw: sw, log: slog.New(slog.NewTextHandler(&out, nil)), view: func() *model.Snapshot { return view }}
 	defer l.close()
@@ -129,7 +132,8 @@ func TestPolicyLog(t *testing.T) {
 	sync()
 	sync()
 	cookie := flows.Cookie(model.PolicyOwner("ns/loud"))
-	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy), 0, 0, 0, 3}, Protocol: "tcp6",
+	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy),
+		0, 0, 0, 3}, Protocol: "tcp6",
 		Source: addr("10.9.0.1"), Destination: pod, SourcePort: 1234, DestinationPort: 80}
 	testenv.Eventually(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
 	sw.send(packet)

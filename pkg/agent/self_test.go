@@ -28,10 +28,12 @@ func TestPodCIDRsChange(t *testing.T) {
 	a := &Agent{log: log, cfg: config.Default(), problems: map[string]string{}}
 	a.loop = heldLoop(t)
 	set := func(cidr string) {
-		a.loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
+		a.loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.1")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}})
 	}
 	attachment := func(name, ip string) model.Attachment {
-		return model.Attachment{ContainerID: name, Pod: model.PodRef{Namespace: "ns", Name: name}, OFPort: 20, IPs: []netip.Addr{addr(ip)}}
+		return model.Attachment{ContainerID: name, Pod: model.PodRef{Namespace: "ns", Name: name}, OFPort: 20,
+			IPs: []netip.Addr{addr(ip)}}
 	}
 	set("10.244.1.0/24")
 	a.loop.Submit(state.SetAttachment{Attachment: attachment("web", "10.244.1.2")})
@@ -49,15 +51,19 @@ func TestPodCIDRsChange(t *testing.T) {
 	}
 	check("at first", "", "")
 	set("10.244.7.0/24")
-	check("changed", "node n1: its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use\n"+
-		"pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/db, ns/web; no pod can start here before",
-		"the node's podCIDRs changed to [10.244.7.0/24], and pods still have addresses of [10.244.1.0/24]: delete these pods (weftctl status names them)")
+	check("changed",
+		"node n1: its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use\n"+
+			"pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/db, ns/web; no "+
+			"pod can start here before",
+		"the node's podCIDRs changed to [10.244.7.0/24], and pods still have addresses of [10.244.1.0/24]: delete these "+
+			"pods (weftctl status names them)")
 	a.loop.Submit(state.DeleteAttachment{Key: attachment("web", "10.244.1.2").Key()})
 	a.loop.Submit(state.DeleteAttachment{Key: attachment("db", "10.244.1.3").Key()})
 	check("without the pods", "", "")
 	// An agent that starts without a copy does not know the old range.
 	a.loop.Submit(state.SetAttachment{Attachment: attachment("old", "10.244.1.2")})
-	check("a pod from before", "pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/old", "")
+	check("a pod from before",
+		"pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/old", "")
 }
 
 // conditionTable has the row of the node's condition alone.
@@ -105,8 +111,9 @@ func TestConditionIsSetAgain(t *testing.T) {
 	if err := client.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	tainted := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{
-		{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"}}}}
+	tainted := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}, Status: corev1.NodeStatus{
+		Conditions: []corev1.NodeCondition{
+			{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue, Reason: "NoRouteCreated"}}}}
 	if _, err := client.CoreV1().Nodes().Create(ctx, tainted, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +127,8 @@ func TestConditionIsSetAgain(t *testing.T) {
 func TestConditionIsContested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
-		a := &Agent{opt: Options{Node: "n1"}, log: slog.New(slog.DiscardHandler), client: client, problems: map[string]string{}}
+		a := &Agent{opt: Options{Node: "n1"}, log: slog.New(slog.DiscardHandler), client: client,
+			problems: map[string]string{}}
 		a.table = conditionTable(a)
 		ctx, stop := context.WithTimeoutCause(t.Context(), time.Minute, errors.New("the test is over"))
 		defer stop()

@@ -29,14 +29,15 @@ func (a *Agent) settings() cni.Settings {
 	s := cni.Settings{PodCIDRs: self.PodCIDRs, MTU: a.mtu, UserspaceDatapath: a.cfg.Datapath == config.DatapathNetdev}
 	s.NotReady, s.Degraded = a.notReadyLocked(), a.degradedLocked()
 	if len(view.NewPodCIDRs) > 0 {
-		s.NoAddresses = fmt.Sprintf("the node's podCIDRs changed to %v, and pods still have addresses of %v: delete these pods (weftctl status names them)",
+		s.NoAddresses = fmt.Sprintf(
+			"the node's podCIDRs changed to %v, and pods still have addresses of %v: delete these pods (weftctl status names them)",
 			view.NewPodCIDRs, self.PodCIDRs)
 	}
 	return s
 }
 
-// notReadyLocked says why the node cannot take pods yet, or "". A problem that comes up later, such as a route that cannot
-// be set, is reported but does not stop pods.
+// notReadyLocked says why the node cannot take pods yet, or "". A problem that comes up later, such as a route that
+// cannot be set, is reported but does not stop pods.
 func (a *Agent) notReadyLocked() string {
 	if a.ready {
 		return ""
@@ -140,7 +141,8 @@ func (a *Agent) findAddresses(context.Context) error {
 	a.setProblem(internalIPProblem, report.MissingAddrs(a.loop.View(), addrs))
 	var tooMany error
 	if n := len(addrs); n > state.MaxLocalAddrs {
-		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n, state.MaxLocalAddrs)
+		tooMany = fmt.Errorf("the node has %d addresses, of which policies take at most %d for the node; remove some", n,
+			state.MaxLocalAddrs)
 	}
 	a.setProblem("number of addresses", tooMany)
 	return nil
@@ -225,7 +227,8 @@ func podMTU(cfg config.Config, view *model.Snapshot, underlay int) (int, error) 
 	// The kernel takes IPv6 away from an interface whose MTU falls below this, and does not give it back.
 	isIPv6 := func(p netip.Prefix) bool { return p.Addr().Is6() }
 	if mtu < minIPv6MTU && slices.ContainsFunc(view.SelfPath().PodCIDRs, isIPv6) {
-		return 0, fmt.Errorf("pods with IPv6 addresses need an MTU of %d, but would get %d (RFC 8200, section 5)", minIPv6MTU, mtu)
+		return 0, fmt.Errorf("pods with IPv6 addresses need an MTU of %d, but would get %d (RFC 8200, section 5)", minIPv6MTU,
+			mtu)
 	}
 	return mtu, nil
 }
@@ -274,7 +277,8 @@ func (a *Agent) reconfigure(next config.Config) {
 		if c.Live {
 			a.log.Info("setting changed", "key", c.Key, "old", c.Old, "new", c.New)
 		} else {
-			a.log.Warn("setting changed, but takes effect only when the agent is restarted: kubectl -n weft-system rollout restart daemonset/weft-agent",
+			a.log.Warn("setting changed, but takes effect only when the agent is restarted: kubectl -n weft-system rollout "+
+				"restart daemonset/weft-agent",
 				"key", c.Key, "old", c.Old, "new", c.New)
 			waiting = append(waiting, c)
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/nodepath"
 )
 
-// TestPodMTU: what the tunnel leaves of the underlay, or what is configured; but never so little that the kernel would take
-// the IPv6 addresses of running pods away.
+// TestPodMTU: what the tunnel leaves of the underlay, or what is configured; but never so little that the kernel would
+// take the IPv6 addresses of running pods away.
 func TestPodMTU(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44:1::/64")
 	for _, tc := range []struct {
@@ -31,11 +31,13 @@ func TestPodMTU(t *testing.T) {
 	} {
 		cfg := config.Default()
 		cfg.MTU = tc.configured
-		view := &model.Snapshot{Transport: cfg.Transport(), Self: model.Node{Addrs: []netip.Addr{netip.MustParseAddr(tc.outer)}, PodCIDRs: tc.cidrs}}
+		view := &model.Snapshot{Transport: cfg.Transport(),
+			Self: model.Node{Addrs: []netip.Addr{netip.MustParseAddr(tc.outer)}, PodCIDRs: tc.cidrs}}
 		view.Paths = nodepath.Resolve(view)
 		got, err := podMTU(cfg, view, tc.underlay)
 		if got != tc.want || (err == nil) != (tc.want != 0) {
-			t.Errorf("%s, %v, underlay %d, configured %d: %d, %v; want %d", tc.outer, tc.cidrs, tc.underlay, tc.configured, got, err, tc.want)
+			t.Errorf("%s, %v, underlay %d, configured %d: %d, %v; want %d", tc.outer, tc.cidrs, tc.underlay, tc.configured, got,
+				err, tc.want)
 		}
 	}
 }

@@ -114,12 +114,15 @@ func node1() *model.Snapshot {
 
 func udp(zone uint16, from, to string) openflow.Connection {
 	at := netip.MustParseAddrPort
-	return openflow.Connection{Zone: zone, Protocol: openflow.IPProtoUDP, Source: at(from), Destination: at(to), Endpoint: at(to), Mark: uint32(flows.MarkAllowed)}
+	return openflow.Connection{Zone: zone, Protocol: openflow.IPProtoUDP, Source: at(from), Destination: at(to),
+		Endpoint: at(to), Mark: uint32(flows.MarkAllowed)}
 }
 
 func newBench(entries ...openflow.Connection) (*tracker, *sweeper) {
 	k := &tracker{entries: entries, read: map[uint16]int{}}
-	s := newSweeper(k, func() (*model.Snapshot, map[model.Owner]error) { return node1(), nil }, slog.New(slog.DiscardHandler))
+	s := newSweeper(k, func() (*model.Snapshot, map[model.Owner]error) {
+		return node1(), nil
+	}, slog.New(slog.DiscardHandler))
 	return k, s
 }
 
@@ -127,7 +130,8 @@ func newBench(entries ...openflow.Connection) (*tracker, *sweeper) {
 // zones other than Zone only after a pod was detached.
 func TestSweep(t *testing.T) {
 	denied, outgoing := udp(flows.Zone, "192.0.2.1:1", "10.244.1.2:1"), udp(flows.Zone, "10.244.1.2:1", "192.0.2.1:1")
-	gone, goneSource := udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"), udp(flows.SourceZone, "10.244.1.9:1", "192.0.2.1:1")
+	gone, goneSource := udp(flows.Zone, "10.244.1.9:1", "192.0.2.1:1"), udp(flows.SourceZone, "10.244.1.9:1",
+		"192.0.2.1:1")
 	goneCopy := udp(flows.EndpointZone, "10.244.1.9:1", "10.244.2.2:53")
 	unmarked := denied
 	unmarked.Mark = 0
@@ -136,7 +140,8 @@ func TestSweep(t *testing.T) {
 		t.Errorf("without a request: %v, read %v", err, k.read)
 	}
 	s.request(programmer.SweepRequest{})
-	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{unmarked, outgoing, goneSource}) || k.read[flows.SourceZone] != 0 {
+	if err := s.sync(t.Context()); err != nil || !slices.Equal(k.entries, []openflow.Connection{unmarked, outgoing,
+		goneSource}) || k.read[flows.SourceZone] != 0 {
 		t.Errorf("after a policy's change: %v, %v are left, read %v", err, k.entries, k.read)
 	}
 	for _, r := range []programmer.SweepRequest{{Start: true}, {Gone: []netip.Addr{gone.Source.Addr()}}} {
@@ -179,7 +184,8 @@ func TestSweepAllowsAgain(t *testing.T) {
 func TestSweepIsBounded(t *testing.T) {
 	k, s := newBench()
 	for i := range maxEnded + 10 {
-		k.entries = append(k.entries, udp(flows.Zone, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"), uint16(i+1)).String(), "10.244.1.2:1"))
+		k.entries = append(k.entries, udp(flows.Zone, netip.AddrPortFrom(netip.MustParseAddr("192.0.2.1"),
+			uint16(i+1)).String(), "10.244.1.2:1"))
 	}
 	s.request(programmer.SweepRequest{})
 	s.request(programmer.SweepRequest{})

@@ -11,9 +11,9 @@ import (
 	"github.com/weft-cni/weft/pkg/report"
 )
 
-// tally adds up what flows count: dropped packets by reason, and what policies decide. A sum over flows would fall when one of
-// them goes, so each reading of the switch adds what every flow has counted since the last one. What a flow counts between the last
-// reading and its end is lost. Any goroutine may use it.
+// tally adds up what flows count: dropped packets by reason, and what policies decide. A sum over flows would fall when
+// one of them goes, so each reading of the switch adds what every flow has counted since the last one. What a flow
+// counts between the last reading and its end is lost. Any goroutine may use it.
 type tally struct {
 	mu    sync.Mutex // also while the switch is read: an older reading must not come after a newer one
 	last  map[flowID]openflow.Stats
@@ -99,7 +99,8 @@ func (t *tally) latest() report.Counts {
 	return report.Counts{Drops: t.drops, Rules: t.rules}
 }
 
-// index says which rules there are, and for which of them each flow counts. A flow counts once for a rule that has it twice.
+// index says which rules there are, and for which of them each flow counts. A flow counts once for a rule that has it
+// twice.
 func (t *tally) index(
 	policies map[string]model.Policy,
 ) (rules map[report.RuleID]bool, byFlow map[openflow.Key][]report.RuleID, err error) {

@@ -43,7 +43,8 @@ func wrongSource(view *model.Snapshot, sources tunnelSources) error {
 	if count > 1 {
 		peers = fmt.Sprintf("%d nodes, as %s", count, first)
 	}
-	return fmt.Errorf("this Open vSwitch ignores the flows' IPv6 source: tunnel packets to %s leave from %s, and only those "+
-		"from %s are accepted there; upgrade Open vSwitch (2.17.10, 3.0.7, 3.1.5, 3.2.3, 3.3.1, 3.4), or add %[3]s to its "+
-		"link after %[2]s, since the newest address is taken", peers, wrong, right)
+	return fmt.Errorf(
+		"this Open vSwitch ignores the flows' IPv6 source: tunnel packets to %s leave from %s, and only those "+
+			"from %s are accepted there; upgrade Open vSwitch (2.17.10, 3.0.7, 3.1.5, 3.2.3, 3.3.1, 3.4), or add %[3]s to its "+
+			"link after %[2]s, since the newest address is taken", peers, wrong, right)
 }

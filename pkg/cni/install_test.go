@@ -139,8 +139,9 @@ func TestForeignPlugins(t *testing.T) {
 		broken bool
 	}{
 		"none": {"", []string{"weft-cni", "portmap", "bandwidth"}, false},
-		"appended": {`{"name": "weft", "disableGC": true, "plugins": [{"type": "weft-cni"}, {"type": "portmap"}, {"type": "bandwidth"}, ` +
-			mesh + `, {"type": "tuning"}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
+		"appended": {
+			`{"name": "weft", "disableGC": true, "plugins": [{"type": "weft-cni"}, {"type": "portmap"}, {"type": "bandwidth"}, ` +
+				mesh + `, {"type": "tuning"}]}`, []string{"weft-cni", "portmap", "bandwidth", "mesh-cni", "tuning"}, false},
 		"between": {`{"name": "weft", "plugins": [` + mesh +
 			`, {"type": "weft-cni", "old": 1}, {"type": "tuning"}, {"type": "portmap", "snat": false}]}`, []string{"weft-cni",
 			"portmap", "bandwidth", "mesh-cni", "tuning"}, false},

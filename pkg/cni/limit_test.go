@@ -91,7 +91,9 @@ func TestAcceptErrorEnds(t *testing.T) {
 	}
 	defer conn.Close()
 	waitFor(t, problems, "the connection is accepted", func(err error) bool { return err == nil })
-	waitFor(t, problems, "a problem while no connection waits", func(err error) bool { return errors.Is(err, syscall.EMFILE) })
+	waitFor(t, problems, "a problem while no connection waits", func(err error) bool {
+		return errors.Is(err, syscall.EMFILE)
+	})
 	release()
 	waitFor(t, problems, "the problem is over", func(err error) bool { return err == nil })
 }

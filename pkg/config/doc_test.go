@@ -36,7 +36,8 @@ func TestDocumentation(t *testing.T) {
 const preamble = `<!-- Made from pkg/config by: go test ./pkg/config -run TestDocumentation -update -->
 # Configuration
 
-Weft's settings are the key ` + "`config.yaml`" + ` of the ConfigMap ` + "`weft-config`" + ` in the namespace ` + "`weft-system`" + `:
+Weft's settings are the key ` + "`config.yaml`" + ` of the ConfigMap ` + "`weft-config`" + ` in the namespace ` +
+	"`weft-system`" + `:
 
     apiVersion: v1
     kind: ConfigMap

@@ -15,9 +15,11 @@ func FuzzParse(f *testing.F) {
 		}
 	}
 	for _, text := range []string{
-		"", "tunnelType: vxlan\nmtu: 1400\n", "mtu: 1e3", "mtu: 0x578", "a: &a [*a, *a]", "tunelType: geneve\ntunelType: geneve",
+		"", "tunnelType: vxlan\nmtu: 1400\n", "mtu: 1e3", "mtu: 0x578", "a: &a [*a, *a]",
+		"tunelType: geneve\ntunelType: geneve",
 		"serviceCIDRs: [10.96.0.0/16, fd00::/108]\nhealthAddr: '[::1]:9470'\nnodeHealthAddr: ''\n", "--- {}\n---\nmtu: 1400",
-		"apiServer: https://[fe80::1%25eth0]:6443", "nonMasqueradeCIDRs: ['::ffff:10.0.0.0/104']", "logLevel: WARN\nlogFormat: json",
+		"apiServer: https://[fe80::1%25eth0]:6443", "nonMasqueradeCIDRs: ['::ffff:10.0.0.0/104']",
+		"logLevel: WARN\nlogFormat: json",
 		"ovsRunDir: /run/../run", "<<: {mtu: 1400}", "? [a]\n: b", "mtu: null", "\xff", "establishedConnections: keep",
 	} {
 		f.Add([]byte(text))

@@ -14,7 +14,8 @@ import (
 func stickyService(name string, timeout time.Duration, endpoints int) model.Service {
 	s := model.Service{Name: name, Affinity: timeout, Algorithm: model.HashConnection}
 	for i, vip := range []string{"10.96.0.9", "fd44:96::9"} {
-		p := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr(vip), NodePort: 30080, Elsewhere: true}
+		p := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr(vip), NodePort: 30080,
+			Elsewhere: true}
 		for n := range endpoints {
 			e := model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(n >> 8), byte(n)}), Port: 8080, Weight: 1}
 			if i == 1 {
@@ -43,8 +44,10 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 		service.AffinityEpoch = 500
 		s.Services[service.Name] = service
 		delta, failed := c.Update(s, []model.Owner{model.ServiceOwner(service.Name)})
-		if len(failed) > 0 || len(delta.SetGroups) != groups || len(delta.Set)+len(delta.Delete)+len(delta.DeleteGroups) != 0 {
-			t.Errorf("%d endpoints: a new epoch sets %d of %d groups and %d flows and deletes %d and %d, %v", endpoints, len(delta.SetGroups), groups, len(delta.Set), len(delta.DeleteGroups), len(delta.Delete), failed)
+		if len(failed) > 0 || len(delta.SetGroups) != groups ||
+			len(delta.Set)+len(delta.Delete)+len(delta.DeleteGroups) != 0 {
+			t.Errorf("%d endpoints: a new epoch sets %d of %d groups and %d flows and deletes %d and %d, %v", endpoints,
+				len(delta.SetGroups), groups, len(delta.Set), len(delta.DeleteGroups), len(delta.Delete), failed)
 		}
 		for _, g := range delta.SetGroups {
 			if !strings.HasPrefix(g.Text, "type=select,selection_method=hash,selection_method_param=500,fields=ip") {
@@ -57,7 +60,8 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 // TestAffinityIsBounded: clients cannot fill the switch's memory with learned flows.
 func TestAffinityIsBounded(t *testing.T) {
 	service := stickyService("ns/web", time.Hour, 2)
-	desired, err := flows.Compile(&model.Snapshot{Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{service.Name: service}})
+	desired, err := flows.Compile(&model.Snapshot{Transport: model.Tunnel(model.Geneve),
+		Services: map[string]model.Service{service.Name: service}})
 	if err != nil {
 		t.Fatal(err)
 	}

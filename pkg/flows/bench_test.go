@@ -12,14 +12,18 @@ import (
 
 // cluster is a large one: 5,000 dual-stack nodes, 110 pods on this one.
 func cluster() *model.Snapshot {
-	s := &model.Snapshot{Self: node("self", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: node("self", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{},
+		Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for i := range 5000 {
-		n := model.Node{Name: fmt.Sprintf("n%d", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)})},
-			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))}}
+		n := model.Node{Name: fmt.Sprintf("n%d", i), Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 16, byte(i >> 8),
+			byte(i)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
+				netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))}}
 		s.Nodes[n.Name] = n
 	}
 	for i := range byte(110) {
-		a := model.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: fmt.Sprint("p", i)}, OFPort: 16 + uint32(i),
+		a := model.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0", Pod: model.PodRef{Namespace: "ns",
+			Name: fmt.Sprint("p", i)}, OFPort: 16 + uint32(i),
 			MAC: model.MAC{0x0a, 0x58, 10, 244, 1, i}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, i + 2})}}
 		s.Attachments[a.Key()] = a
 	}
@@ -99,7 +103,8 @@ func BenchmarkOneService(b *testing.B) {
 			s.Services[service.Name] = service
 			d, _ := c.Update(s, []model.Owner{model.ServiceOwner(service.Name)})
 			if len(d.Set)+len(d.Delete)+len(d.SetGroups)+len(d.DeleteGroups) != 1 {
-				b.Fatalf("the change touched %d flows and %d groups, want its group only", len(d.Set)+len(d.Delete), len(d.SetGroups)+len(d.DeleteGroups))
+				b.Fatalf("the change touched %d flows and %d groups, want its group only", len(d.Set)+len(d.Delete),
+					len(d.SetGroups)+len(d.DeleteGroups))
 			}
 		}
 	}

@@ -18,7 +18,8 @@ import (
 func clauseFlows(t rapid.TB, o model.Owner, ids ...int) compiled {
 	var c compiled
 	for _, id := range ids {
-		c.Flows = append(c.Flows, line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_dst=10.244.9.9 actions=conjunction(%d,1/2)", id)))
+		c.Flows = append(c.Flows,
+			line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_dst=10.244.9.9 actions=conjunction(%d,1/2)", id)))
 	}
 	return c
 }
@@ -161,13 +162,16 @@ func TestMostServiceFlows(t *testing.T) {
 			}
 			return list
 		}
-		s := model.Service{Name: "ns/s", Algorithm: rapid.SampledFrom([]model.Algorithm{model.HashConnection, model.HashSource}).Draw(t, "algorithm")}
+		s := model.Service{Name: "ns/s", Algorithm: rapid.SampledFrom([]model.Algorithm{model.HashConnection,
+			model.HashSource}).Draw(t, "algorithm")}
 		if rapid.Bool().Draw(t, "affinity") {
 			s.Affinity = time.Hour
 		}
 		for i := range rapid.IntRange(1, 2).Draw(t, "ports") {
-			p := model.ServicePort{Protocol: rapid.SampledFrom([]model.Protocol{model.TCP, model.UDP, model.SCTP}).Draw(t, "protocol"), Port: uint16(80 + i),
-				ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints("cluster"), Local: endpoints("local"), Elsewhere: rapid.Bool().Draw(t, "elsewhere"),
+			p := model.ServicePort{Protocol: rapid.SampledFrom([]model.Protocol{model.TCP, model.UDP, model.SCTP}).Draw(t,
+				"protocol"), Port: uint16(80 + i),
+				ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints("cluster"), Local: endpoints("local"),
+				Elsewhere:     rapid.Bool().Draw(t, "elsewhere"),
 				ExternalLocal: rapid.Bool().Draw(t, "external local"), InternalLocal: rapid.Bool().Draw(t, "internal local")}
 			for j := range rapid.IntRange(0, 3).Draw(t, "external") {
 				p.ExternalIPs = append(p.ExternalIPs, netip.AddrFrom4([4]byte{198, 51, 100, byte(j)}))
@@ -176,15 +180,19 @@ func TestMostServiceFlows(t *testing.T) {
 				p.LoadBalancerIPs = append(p.LoadBalancerIPs, netip.AddrFrom4([4]byte{203, 0, 113, byte(j)}))
 			}
 			for range rapid.IntRange(0, 2).Draw(t, "sources") {
-				p.LoadBalancerSources = append(p.LoadBalancerSources, netip.MustParsePrefix(rapid.SampledFrom([]string{"10.0.0.0/8", "172.16.0.0/12", "192.0.2.0/24"}).Draw(t, "source")))
+				p.LoadBalancerSources = append(p.LoadBalancerSources,
+					netip.MustParsePrefix(rapid.SampledFrom([]string{"10.0.0.0/8", "172.16.0.0/12", "192.0.2.0/24"}).Draw(t,
+						"source")))
 			}
 			if rapid.Bool().Draw(t, "node port") {
 				p.NodePort = uint16(30080 + i)
 			}
 			s.Ports = append(s.Ports, p)
 		}
-		snapshot := withPaths(&model.Snapshot{KernelDatapath: rapid.Bool().Draw(t, "kernel"), Services: map[string]model.Service{s.Name: s},
-			Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}})
+		snapshot := withPaths(&model.Snapshot{KernelDatapath: rapid.Bool().Draw(t, "kernel"),
+			Services: map[string]model.Service{s.Name: s},
+			Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{
+				netip.MustParsePrefix("10.244.1.0/24")}}})
 		c, err := compileOwner(snapshot, model.ServiceOwner(s.Name))
 		if err != nil {
 			t.Fatal(err)

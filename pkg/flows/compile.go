@@ -132,8 +132,9 @@ func (b *builder) add(i in, actions ...ovs.Action) { b.append("", i, actions...)
 
 func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
 
-// maxFlows is how many flows one owner may have. A Service's are its addresses times its endpoints when it has affinity, and a policy's
-// exceptions from ranges are many ranges each: a single object that a tenant may write could ask for millions, and the node would do nothing else.
+// maxFlows is how many flows one owner may have. A Service's are its addresses times its endpoints when it has
+// affinity, and a policy's exceptions from ranges are many ranges each: a single object that a tenant may write could
+// ask for millions, and the node would do nothing else.
 const maxFlows = 250_000
 
 func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
@@ -199,9 +200,12 @@ func (b *builder) pipeline(kernelDatapath bool) {
 	b.add(in{Classifier, prioNormal, "", matches(gateway)}, Origin.Set(OriginGateway), openflow.Goto(ARPND))
 	b.drop(UnknownPort, in{Classifier, prioMiss, "", nil})
 
-	b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(gateway, ovs.ARPOperation(1), arpSourceMAC(model.GatewayMAC))}, openflow.Goto(ARPNDReply))
-	b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), gateway, solicitSourceMAC(model.GatewayMAC))}, openflow.Goto(ARPNDReply))
-	b.drop(DuplicateProbe, in{ARPND, prioMedium, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), openflow.Source(openflow.Host(netip.IPv6Unspecified())))})
+	b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(gateway, ovs.ARPOperation(1), arpSourceMAC(model.GatewayMAC))},
+		openflow.Goto(ARPNDReply))
+	b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), gateway,
+		solicitSourceMAC(model.GatewayMAC))}, openflow.Goto(ARPNDReply))
+	b.drop(DuplicateProbe, in{ARPND, prioMedium, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit),
+		openflow.Source(openflow.Host(netip.IPv6Unspecified())))})
 	b.drop(SpoofedARP, in{ARPND, prioLowest, ovs.ProtocolARP, nil})
 	for _, typ := range []uint8{icmpRouterAdvertisement, icmpNeighborSolicit, icmpNeighborAdvert, icmpRedirect} {
 		b.drop(SpoofedND, in{ARPND, prioLowest, ovs.ProtocolICMPv6, matches(ovs.ICMPType(typ))})
@@ -213,7 +217,8 @@ func (b *builder) pipeline(kernelDatapath bool) {
 		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
 		ovs.SetField("2", "arp_op"),
 		ovs.Move("NXM_NX_ARP_SHA[]", "NXM_NX_ARP_THA[]"), ovs.SetField(router.String(), "arp_sha"),
-		ovs.Move("NXM_OF_ARP_TPA[]", "NXM_NX_REG2[]"), ovs.Move("NXM_OF_ARP_SPA[]", "NXM_OF_ARP_TPA[]"), ovs.Move("NXM_NX_REG2[]", "NXM_OF_ARP_SPA[]"),
+		ovs.Move("NXM_OF_ARP_TPA[]", "NXM_NX_REG2[]"), ovs.Move("NXM_OF_ARP_SPA[]", "NXM_OF_ARP_TPA[]"), ovs.Move(
+			"NXM_NX_REG2[]", "NXM_OF_ARP_SPA[]"),
 		openflow.InPort())
 	if kernelDatapath {
 		b.askBack(router, gateway)
@@ -246,7 +251,8 @@ var (
 func (b *builder) noDestination() {
 	b.drop(Tagged, in{SpoofGuard, prioTop, "", matches(ovs.VLANTCI(vlanPresent, vlanPresent))})
 	for _, loopback := range loopbacks {
-		b.drop(Loopback, in{SpoofGuard, prioHigher, openflow.Protocol(loopback.Addr()), matches(openflow.Destination(loopback))})
+		b.drop(Loopback, in{SpoofGuard, prioHigher, openflow.Protocol(loopback.Addr()),
+			matches(openflow.Destination(loopback))})
 	}
 	b.drop(Multicast, in{SpoofGuard, prioHigh, "", matches(ovs.DataLinkDestination(anyMulticast))})
 	for _, group := range groupAddrs {
@@ -267,9 +273,9 @@ func (b *builder) advertise(router model.MAC) {
 		openflow.InPort())
 }
 
-// askBack answers a neighbour solicitation with one that goes the other way: the asked node learns from the question where
-// the asker is (RFC 4861, 7.2.3). With the kernel's datapath there can be no advertisement, because OVS refuses flows that
-// write its option's type or its flags. The gateway's answer to our question is dropped; a pod's is in pod.
+// askBack answers a neighbour solicitation with one that goes the other way: the asked node learns from the question
+// where the asker is (RFC 4861, 7.2.3). With the kernel's datapath there can be no advertisement, because OVS refuses
+// flows that write its option's type or its flags. The gateway's answer to our question is dropped; a pod's is in pod.
 func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
 	b.add(in{ARPNDReply, prioNormal, ovs.ProtocolICMPv6, icmp6(icmpNeighborSolicit)},
 		ovs.Move("NXM_OF_ETH_SRC[]", "NXM_OF_ETH_DST[]"), setSourceMAC(router),
@@ -280,7 +286,8 @@ func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
 }
 
 func toGateway() []ovs.Action {
-	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway), openflow.Goto(Commit)}
+	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway),
+		openflow.Goto(Commit)}
 }
 
 // thisNode gives what follows from the node's own addresses and from the ranges of Services.
@@ -298,7 +305,8 @@ func (b *builder) self(n localInputs) {
 		gateway := model.GatewayAddr(cidr)
 		proto := openflow.Protocol(gateway)
 		if gateway.Is4() {
-			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP, matches(inPort(model.PortGateway), ovs.ARPTargetProtocolAddress(gateway.String()))})
+			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP, matches(inPort(model.PortGateway),
+				ovs.ARPTargetProtocolAddress(gateway.String()))})
 		}
 		b.add(in{Forwarding, prioHigher, proto, matches(openflow.Destination(openflow.Host(gateway)))}, toGateway()...)
 		b.drop(NoSuchPod, in{Forwarding, prioHigh, proto, matches(openflow.Destination(cidr))})
@@ -327,16 +335,20 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 		host := openflow.Host(ip)
 		proto := openflow.Protocol(ip)
 		if ip.Is4() {
-			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP, matches(port, mac, ovs.ARPTargetProtocolAddress(ip.String()))})
-			b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(port, mac, ovs.ARPOperation(1), ovs.ARPSourceProtocolAddress(ip.String()), arpSourceMAC(a.MAC))},
+			b.drop(OwnAddress, in{ARPND, prioHigher, ovs.ProtocolARP,
+				matches(port, mac, ovs.ARPTargetProtocolAddress(ip.String()))})
+			b.add(in{ARPND, prioNormal, ovs.ProtocolARP, matches(port, mac, ovs.ARPOperation(1),
+				ovs.ARPSourceProtocolAddress(ip.String()), arpSourceMAC(a.MAC))},
 				openflow.Goto(ARPNDReply))
 		} else {
 			for _, from := range []netip.Prefix{host, linkLocal} {
-				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from), solicitSourceMAC(a.MAC))},
+				b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborSolicit), port, mac, openflow.Source(from),
+					solicitSourceMAC(a.MAC))},
 					openflow.Goto(ARPNDReply))
 				if on.kernel {
 					// The true answer to what askBack has asked; it is not a mistake, so it is not counted as one.
-					b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), port, mac, openflow.Source(from), target(from))}, ovs.Drop())
+					b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), port, mac, openflow.Source(from),
+						target(from))}, ovs.Drop())
 				}
 			}
 		}
@@ -348,7 +360,8 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 		}
 		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},
-			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())
+			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone,
+				NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())
 	}
 
 	b.allowSelf(a.IPs)

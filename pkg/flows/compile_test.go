@@ -34,7 +34,8 @@ type view struct {
 }
 
 func (v view) snapshot() *model.Snapshot {
-	s := &model.Snapshot{Self: v.Self, Transport: model.Tunnel(v.Tunnel), KernelDatapath: v.Kernel, Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: v.Self, Transport: model.Tunnel(v.Tunnel), KernelDatapath: v.Kernel,
+		Nodes: map[string]model.Node{}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, n := range v.Nodes {
 		s.Nodes[n.Name] = n
 	}
@@ -51,7 +52,8 @@ func (v view) snapshot() *model.Snapshot {
 	return s
 }
 
-// TestGolden compiles each testdata/*.txtar: "objects.yaml" in, "flows" out. Every flow is held to its table's contract.
+// TestGolden compiles each testdata/*.txtar: "objects.yaml" in, "flows" out. Every flow is held to its table's
+// contract.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {

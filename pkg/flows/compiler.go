@@ -44,9 +44,10 @@ type Compiler struct {
 	inputs     inputs // of the last snapshot; nil before the first
 	maxClauses int    // maxClauses, but for tests
 	desired    Desired
-	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order, and by actions where an
-	// owner wants it twice. Flows that make up conjunctions are merged into one (see fold). Otherwise two owners want the same
-	// key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of arrival.
+	// contributions holds, for every key, the flow of each owner that wants it, in the owners' order, and by actions where
+	// an owner wants it twice. Flows that make up conjunctions are merged into one (see fold). Otherwise two owners want
+	// the same key when, say, two nodes claim one pod CIDR; then the first owner's flow is used, whatever the order of
+	// arrival.
 	contributions map[openflow.Key][]Flow
 	byOwner       map[model.Owner]owned
 	numbers       numbers
@@ -104,8 +105,8 @@ func Compile(s *model.Snapshot) (Desired, error) {
 	return c.desired, errors.Join(errs...)
 }
 
-// Desired returns the desired flows and groups. It is the compiler's own; callers must not change it, and it changes with
-// the next Update.
+// Desired returns the desired flows and groups. It is the compiler's own; callers must not change it, and it changes
+// with the next Update.
 func (c *Compiler) Desired() Desired { return c.desired }
 
 // Update compiles the owners whose objects have changed since the last snapshot, and those that are dirty because of it
@@ -140,9 +141,9 @@ func (c *Compiler) Update(s *model.Snapshot, changed []model.Owner) (d Delta, fa
 	return d, failed
 }
 
-// Exclude leaves an owner's flows, but those that isolate, and groups out until the owner is updated again, and says what is different now: where
-// others want the same keys, theirs are used. Group numbers stay as they are. With a pod's flows go those that isolate
-// it: it is closed without them.
+// Exclude leaves an owner's flows, but those that isolate, and groups out until the owner is updated again, and says
+// what is different now: where others want the same keys, theirs are used. Group numbers stay as they are. With a pod's
+// flows go those that isolate it: it is closed without them.
 func (c *Compiler) Exclude(o model.Owner) Delta {
 	c.excluded[o] = true
 	t := newAffected()
@@ -299,9 +300,9 @@ func (c *Compiler) settleGroups(t *affected, d *Delta) {
 	}
 }
 
-// fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, as far as
-// they fit (see fit), which belongs to the first owner; of others the first is taken. Losers are the owners of what was
-// left out.
+// fold makes one flow of all that want the same key. Clauses of conjunctions become one flow with all of them, as far
+// as they fit (see fit), which belongs to the first owner; of others the first is taken. Losers are the owners of what
+// was left out.
 func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owner) {
 	var clauses clauseList
 	for _, f := range list {
@@ -335,8 +336,8 @@ func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owne
 	return result, has, slices.Compact(losers)
 }
 
-// isolated gives the pod that a key isolates, the first one that is open, and says whether that is wanted: a pod without
-// flows is closed without it. Where no pod is attached with the address, the zero Owner and true.
+// isolated gives the pod that a key isolates, the first one that is open, and says whether that is wanted: a pod
+// without flows is closed without it. Where no pod is attached with the address, the zero Owner and true.
 func (c *Compiler) isolated(key openflow.Key) (pod model.Owner, wanted bool) {
 	pods := c.pods[key]
 	for _, pod := range pods {

@@ -46,7 +46,8 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 }
 
 func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{
+		"n2": node("n2", 2)}}
 	s.Paths = nodepath.Resolve(s)
 	c := flows.NewCompiler()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
@@ -64,17 +65,20 @@ func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 	}
 }
 
-// In userspace, where SCTP has no ports to connection tracking, an association that was allowed does not open other ports.
+// In userspace, where SCTP has no ports to connection tracking, an association that was allowed does not open other
+// ports.
 func TestKeptConnections(t *testing.T) {
 	for _, kernel := range []bool{true, false} {
 		for _, keep := range []bool{true, false} {
-			desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), KernelDatapath: kernel, KeepEstablished: keep})
+			desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
+				KernelDatapath: kernel, KeepEstablished: keep})
 			if err != nil {
 				t.Fatal(err)
 			}
 			kept := map[string]bool{}
 			for _, f := range desired.Flows {
-				if f.Table == flows.ConntrackState && strings.Contains(f.Match, "+est") && strings.Contains(f.Actions, fmt.Sprintf("goto_table:%d", flows.Forwarding)) {
+				if f.Table == flows.ConntrackState && strings.Contains(f.Match, "+est") &&
+					strings.Contains(f.Actions, fmt.Sprintf("goto_table:%d", flows.Forwarding)) {
 					kept[f.Match[strings.LastIndex(f.Match, ",")+1:]] = true
 				}
 			}
@@ -96,10 +100,13 @@ func TestKeptConnections(t *testing.T) {
 func TestUntranslatableTakesNothing(t *testing.T) {
 	addr := netip.MustParseAddr
 	endpoint := func(port uint16) []model.Endpoint { return []model.Endpoint{{Addr: addr("10.244.1.9"), Port: port}} }
-	victim := model.Service{Name: "ns/victim", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, ClusterIP: addr("10.96.0.1"), Cluster: endpoint(9000)}}}
-	thief := model.Service{Name: "a/thief", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, NodePort: 30900, ClusterIP: addr("10.96.0.2"),
+	victim := model.Service{Name: "ns/victim", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000,
+		ClusterIP: addr("10.96.0.1"), Cluster: endpoint(9000)}}}
+	thief := model.Service{Name: "a/thief", Ports: []model.ServicePort{{Protocol: model.SCTP, Port: 9000, NodePort: 30900,
+		ClusterIP:   addr("10.96.0.2"),
 		ExternalIPs: []netip.Addr{addr("10.96.0.1")}, Cluster: endpoint(9001)}}}
-	desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{victim.Name: victim, thief.Name: thief}})
+	desired, err := flows.Compile(&model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
+		Services: map[string]model.Service{victim.Name: victim, thief.Name: thief}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,8 +115,11 @@ func TestUntranslatableTakesNothing(t *testing.T) {
 		refused bool
 	}
 	got := map[string][]entry{} // by address, the highest priority first
-	for _, f := range slices.SortedFunc(maps.Values(desired.Flows), func(a, b flows.Flow) int { return int(b.Priority) - int(a.Priority) }) {
-		if _, to := openflow.DestinationIn(f.Match); f.Owner.Kind == model.KindService && to.Port() != 0 { // later fragments have none
+	for _, f := range slices.SortedFunc(maps.Values(desired.Flows), func(a, b flows.Flow) int {
+		return int(b.Priority) - int(a.Priority)
+	}) {
+		// later fragments have none
+		if _, to := openflow.DestinationIn(f.Match); f.Owner.Kind == model.KindService && to.Port() != 0 {
 			got[to.String()] = append(got[to.String()], entry{f.Owner.Name, !strings.Contains(f.Actions, "group:")})
 		}
 	}
@@ -125,9 +135,12 @@ func TestUntranslatableTakesNothing(t *testing.T) {
 
 // TestOneBadObject: an owner whose flows cannot be made loses only its own.
 func TestOneBadObject(t *testing.T) {
-	bad := model.Attachment{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "bad"}, OFPort: 16, IPs: []netip.Addr{{}}}
-	good := model.Attachment{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "good"}, OFPort: 17, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
+	bad := model.Attachment{ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "bad"}, OFPort: 16,
+		IPs: []netip.Addr{{}}}
+	good := model.Attachment{ContainerID: "c2", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "good"},
+		OFPort: 17, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
+		Attachments: map[model.AttachmentKey]model.Attachment{bad.Key(): bad, good.Key(): good}}
 	desired, err := flows.Compile(s)
 	var ownerErr *flows.OwnerError
 	if !errors.As(err, &ownerErr) || ownerErr.Owner != model.PodOwner(bad) {
@@ -143,10 +156,12 @@ func TestOneBadObject(t *testing.T) {
 }
 
 func TestConflictIsReportedWithoutHistory(t *testing.T) {
-	a := model.Attachment{ContainerID: "a", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	a := model.Attachment{ContainerID: "a", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16,
+		IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
 	b := a
 	b.ContainerID, b.Pod.Name, b.OFPort = "b", "b", 17
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), KernelDatapath: true, Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a, b.Key(): b}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), KernelDatapath: true,
+		Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a, b.Key(): b}}
 	for _, order := range [][]model.Owner{
 		{model.PodOwner(a), model.PodOwner(b), model.SelfOwner},
 		{model.PodOwner(b), model.SelfOwner, model.PodOwner(a)},
@@ -158,7 +173,8 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 			}
 		}
 		conflicts := c.Conflicts()
-		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.1.2" || conflicts[0].Owners[0] != model.PodOwner(a) {
+		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.1.2" ||
+			conflicts[0].Owners[0] != model.PodOwner(a) {
 			t.Errorf("conflicts = %+v", conflicts)
 			continue
 		}
@@ -186,7 +202,8 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 		actual = append(actual, openflow.Entry{Flow: f.Flow})
 	}
 	foreign := parse("cookie=0x1,table=0,priority=7,in_port=9 actions=drop")
-	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop", flows.Cookie(model.NodeOwner("gone"))))
+	stale := parse(fmt.Sprintf("cookie=%#x,table=60,priority=100,ip,nw_dst=10.9.9.0/24 actions=drop",
+		flows.Cookie(model.NodeOwner("gone"))))
 	// Another program overwrote one of ours with another cookie: it is ours again.
 	overwritten := slices.IndexFunc(actual, func(e openflow.Entry) bool { return e.Table == flows.Output })
 	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
@@ -210,6 +227,7 @@ func TestCookie(t *testing.T) {
 		t.Error("cookies do not tell kinds, or others' flows, apart")
 	}
 	if want := uint64(0x576504bc9d9e9e1e) >> 40; flows.Cookie(o)>>40 != want {
-		t.Errorf("cookie %#x: its mark and kind are %#x, want %#x; they must never change", flows.Cookie(o), flows.Cookie(o)>>40, want)
+		t.Errorf("cookie %#x: its mark and kind are %#x, want %#x; they must never change", flows.Cookie(o),
+			flows.Cookie(o)>>40, want)
 	}
 }

@@ -47,7 +47,8 @@ type udpFrontend struct {
 // NewAudit prepares the comparison with a snapshot whose quarantined owners are not programmed. Gone are addresses of
 // former pods; addresses of the node's pod CIDRs that no attachment has count as such anyway.
 func NewAudit(s *model.Snapshot, quarantined map[model.Owner]error, gone map[netip.Addr]bool) *Audit {
-	a := &Audit{kernel: s.KernelDatapath, services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{}, attached: map[netip.Addr]bool{}, gone: gone}
+	a := &Audit{kernel: s.KernelDatapath, services: s.ServiceCIDRs, frontends: map[netip.AddrPort][]udpFrontend{},
+		attached: map[netip.Addr]bool{}, gone: gone}
 	if !s.KeepEstablished {
 		a.policies = newVerdicts(s, quarantined)
 	}

@@ -30,18 +30,25 @@ func audited() *model.Snapshot {
 	}
 	isolated := []netip.Addr{netip.MustParseAddr("10.244.1.3")}
 	s := &model.Snapshot{
-		Self:         model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		Nodes:        map[string]model.Node{"n2": {Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
+		Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{
+			netip.MustParsePrefix("10.244.1.0/24")}},
+		Nodes: map[string]model.Node{"n2": {Name: "n2", PodCIDRs: []netip.Prefix{
+			netip.MustParsePrefix("10.244.2.0/24")}}},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
 		Attachments:  map[model.AttachmentKey]model.Attachment{},
 		Services: map[string]model.Service{
-			"ns/dns": {Name: "ns/dns", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53, ClusterIP: netip.MustParseAddr("10.96.0.10"), NodePort: 30053,
-				ExternalIPs: []netip.Addr{netip.MustParseAddr("10.244.2.7")}, Cluster: endpoints("10.244.2.2:5353"), Retained: []netip.AddrPort{at("10.244.2.3:5353")}}}},
-			"ns/none": {Name: "ns/none", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53, ClusterIP: netip.MustParseAddr("10.96.0.11")}}},
+			"ns/dns": {Name: "ns/dns", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53,
+				ClusterIP: netip.MustParseAddr("10.96.0.10"), NodePort: 30053,
+				ExternalIPs: []netip.Addr{netip.MustParseAddr("10.244.2.7")}, Cluster: endpoints("10.244.2.2:5353"),
+				Retained: []netip.AddrPort{at("10.244.2.3:5353")}}}},
+			"ns/none": {Name: "ns/none", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53,
+				ClusterIP: netip.MustParseAddr("10.96.0.11")}}},
 		},
-		Policies: map[string]model.Policy{"ns/p": {Name: "ns/p", Ingress: &model.PolicySide{Pods: isolated, Rules: []model.PolicyRule{
-			{Pods: isolated, Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.2/32")}, Ports: []model.PortMatch{{Protocol: model.UDP, Port: 8080, Mask: 0xffff}}},
-		}}}},
+		Policies: map[string]model.Policy{"ns/p": {Name: "ns/p", Ingress: &model.PolicySide{Pods: isolated,
+			Rules: []model.PolicyRule{
+				{Pods: isolated, Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.2/32")}, Ports: []model.PortMatch{
+					{Protocol: model.UDP, Port: 8080, Mask: 0xffff}}},
+			}}}},
 	}
 	for _, a := range []model.Attachment{pod("a", "10.244.1.2"), pod("b", "10.244.1.3")} {
 		s.Attachments[a.Key()] = a
@@ -52,7 +59,8 @@ func audited() *model.Snapshot {
 
 func TestAudit(t *testing.T) {
 	const allowed, gateway = uint32(flows.MarkAllowed), uint32(flows.MarkGateway)
-	const udp, tcp, icmp, sctp, gre = openflow.IPProtoUDP, openflow.IPProtoTCP, openflow.IPProtoICMP, openflow.IPProtoSCTP, uint8(47)
+	const udp, tcp, icmp, sctp, gre = openflow.IPProtoUDP, openflow.IPProtoTCP, openflow.IPProtoICMP, openflow.IPProtoSCTP,
+		uint8(47)
 	for _, c := range []struct {
 		what         string
 		protocol     uint8
@@ -84,11 +92,13 @@ func TestAudit(t *testing.T) {
 		{"was served, and is rejected", udp, "10.244.1.2:1", "10.96.0.11:53", "10.244.2.4:53", allowed, flows.EndpointGone},
 		{"a Service that is gone", udp, "10.244.1.2:1", "10.96.0.12:53", "10.244.2.2:5353", allowed, flows.EndpointGone},
 		{"a port that no Service has", udp, "10.244.1.2:1", "10.96.0.12:53", "169.254.87.3:53", allowed, ""},
-		{"a node port that no Service has", udp, "10.244.1.2:1", "240.87.117.147:30099", "169.254.87.3:53", allowed, flows.EndpointGone},
+		{"a node port that no Service has", udp, "10.244.1.2:1", "240.87.117.147:30099", "169.254.87.3:53", allowed,
+			flows.EndpointGone},
 		{"began before the Service", udp, "10.244.1.2:1", "10.96.0.10:53", "", allowed, flows.EndpointGone},
 		{"a Service's packet that leads to another Service", udp, "169.254.87.2:1", "10.96.0.10:53", "", allowed, ""},
 		{"node port", udp, "192.0.2.9:1", "240.87.117.101:30053", "10.244.2.2:5353", allowed | gateway, ""},
-		{"node port, before the Service", udp, "192.0.2.9:1", "240.87.117.101:30053", "", allowed | gateway, flows.EndpointGone},
+		{"node port, before the Service", udp, "192.0.2.9:1", "240.87.117.101:30053", "", allowed | gateway,
+			flows.EndpointGone},
 		{"node ports are the gateway's", udp, "10.244.1.2:1", "240.87.117.101:30053", "", allowed, ""},
 		{"an external address that is a pod's", udp, "10.244.1.2:1", "10.244.2.7:53", "", allowed, ""},
 
@@ -102,8 +112,10 @@ func TestAudit(t *testing.T) {
 		if c.at == "" {
 			c.at = c.to
 		}
-		one := openflow.Connection{Zone: flows.Zone, Protocol: c.protocol, Source: at(c.from), Destination: at(c.to), Endpoint: at(c.at), Mark: c.mark}
-		gone := map[netip.Addr]bool{netip.MustParseAddr("10.7.0.1"): true, netip.MustParseAddr("10.244.1.2"): true} // the latter is in use again
+		one := openflow.Connection{Zone: flows.Zone, Protocol: c.protocol, Source: at(c.from), Destination: at(c.to),
+			Endpoint: at(c.at), Mark: c.mark}
+		// the latter is in use again
+		gone := map[netip.Addr]bool{netip.MustParseAddr("10.7.0.1"): true, netip.MustParseAddr("10.244.1.2"): true}
 		if got := flows.NewAudit(audited(), nil, gone).Check(one); got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
 		}
@@ -120,13 +132,15 @@ func TestAudit(t *testing.T) {
 
 // Of what is quarantined, only what isolates is programmed; and kept connections are not compared with policies.
 func TestAuditOfWhatIsProgrammed(t *testing.T) {
-	allowed := openflow.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP, Source: at("10.244.1.2:1"), Destination: at("10.244.1.3:8080"), Endpoint: at("10.244.1.3:8080"),
+	allowed := openflow.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP, Source: at("10.244.1.2:1"),
+		Destination: at("10.244.1.3:8080"), Endpoint: at("10.244.1.3:8080"),
 		Mark: uint32(flows.MarkAllowed)}
 	denied := allowed
 	denied.Endpoint, denied.Destination = at("10.244.1.3:8081"), at("10.244.1.3:8081")
 	balanced := allowed
 	balanced.Destination, balanced.Endpoint = at("10.96.0.10:53"), at("10.244.2.2:5353")
-	quarantined := map[model.Owner]error{model.PolicyOwner("ns/p"): errors.New("refused"), model.ServiceOwner("ns/dns"): errors.New("refused")}
+	quarantined := map[model.Owner]error{model.PolicyOwner("ns/p"): errors.New("refused"),
+		model.ServiceOwner("ns/dns"): errors.New("refused")}
 	kept := audited()
 	kept.KeepEstablished = true
 	invalid := audited()
@@ -143,7 +157,8 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 		{"allowed by one that is quarantined", flows.NewAudit(audited(), quarantined, nil), allowed, flows.PolicyDenies},
 		{"allowed by one that is invalid", flows.NewAudit(invalid, nil, nil), allowed, flows.PolicyDenies},
 		{"denied, but kept", flows.NewAudit(kept, nil, nil), denied, ""},
-		{"balanced by a Service that is quarantined", flows.NewAudit(audited(), quarantined, nil), balanced, flows.EndpointGone},
+		{"balanced by a Service that is quarantined", flows.NewAudit(audited(), quarantined, nil), balanced,
+			flows.EndpointGone},
 	} {
 		if got := c.audit.Check(c.of); got != c.want {
 			t.Errorf("%s: %q, want %q", c.what, got, c.want)
@@ -155,7 +170,8 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 func TestCommonChangesDoNotNarrow(t *testing.T) {
 	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	policy := func(pods []netip.Addr, peers ...netip.Prefix) model.Policy {
-		return model.Policy{Name: "ns/p", Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{{Pods: pods, Peers: peers, AnyPort: true}}}}
+		return model.Policy{Name: "ns/p", Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+			{Pods: pods, Peers: peers, AnyPort: true}}}}
 	}
 	a, b := addr("10.244.1.2"), addr("10.244.1.3")
 	one, two := prefix("10.244.2.2/32"), prefix("10.244.2.3/32")
@@ -186,13 +202,15 @@ func TestCommonChangesDoNotNarrow(t *testing.T) {
 func TestNarrows(t *testing.T) {
 	pods := []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("10.244.1.3")}
 	peers := []string{"10.244.0.0/16", "10.244.1.0/24", "10.244.1.3/32", "10.245.0.0/16", "10.244.1.2/31"}
-	ports := []model.PortMatch{{Protocol: model.UDP}, {Protocol: model.UDP, Port: 8, Mask: 0xfff8}, {Protocol: model.UDP, Port: 9, Mask: 0xffff}, {Protocol: model.TCP, Port: 9, Mask: 0xffff}}
+	ports := []model.PortMatch{{Protocol: model.UDP}, {Protocol: model.UDP, Port: 8, Mask: 0xfff8}, {Protocol: model.UDP,
+		Port: 9, Mask: 0xffff}, {Protocol: model.TCP, Port: 9, Mask: 0xffff}}
 	drawPods := func(t *rapid.T, from []netip.Addr) []netip.Addr {
 		n := rapid.IntRange(0, 3).Draw(t, "pods")
 		return slices.Clone([][]netip.Addr{from, from[:min(1, len(from))], from[min(1, len(from)):], from}[n])
 	}
 	rule := func(t *rapid.T, i int, of []netip.Addr) model.PolicyRule {
-		r := model.PolicyRule{Index: i, Pods: drawPods(t, of), AnyPeer: rapid.IntRange(0, 2).Draw(t, "any peer") == 0, AnyPort: rapid.IntRange(0, 2).Draw(t, "any port") == 0}
+		r := model.PolicyRule{Index: i, Pods: drawPods(t, of), AnyPeer: rapid.IntRange(0, 2).Draw(t, "any peer") == 0,
+			AnyPort: rapid.IntRange(0, 2).Draw(t, "any port") == 0}
 		if !r.AnyPeer {
 			r.Peers = []netip.Prefix{netip.MustParsePrefix(rapid.SampledFrom(peers).Draw(t, "peer"))}
 			if p := netip.MustParsePrefix("10.246.0.0/16"); rapid.Bool().Draw(t, "second peer") {
@@ -225,7 +243,8 @@ func TestNarrows(t *testing.T) {
 		// The other policy isolates everybody, so that rules which go are missed.
 		all := &model.PolicySide{Pods: pods}
 		world := func(p model.Policy) *flows.Audit {
-			return flows.NewAudit(&model.Snapshot{Policies: map[string]model.Policy{"ns/p": p, "ns/wall": {Name: "ns/wall", Ingress: all, Egress: all}}}, nil, nil)
+			return flows.NewAudit(&model.Snapshot{Policies: map[string]model.Policy{"ns/p": p, "ns/wall": {Name: "ns/wall",
+				Ingress: all, Egress: all}}}, nil, nil)
 		}
 		if rapid.Bool().Draw(t, "alone") {
 			world = func(p model.Policy) *flows.Audit {
@@ -245,7 +264,8 @@ func TestNarrows(t *testing.T) {
 					for _, protocol := range []uint8{openflow.IPProtoUDP, openflow.IPProtoTCP, openflow.IPProtoICMP} {
 						for _, ends := range [][2]netip.Addr{{pod, netip.MustParseAddr(other)}, {netip.MustParseAddr(other), pod}} {
 							to := netip.AddrPortFrom(ends[1], port)
-							c := openflow.Connection{Zone: flows.Zone, Protocol: protocol, Source: netip.AddrPortFrom(ends[0], 1), Destination: to, Endpoint: to}
+							c := openflow.Connection{Zone: flows.Zone, Protocol: protocol, Source: netip.AddrPortFrom(ends[0], 1),
+								Destination: to, Endpoint: to}
 							if was.Allows(c) && !is.Allows(c) {
 								t.Fatalf("%+v is denied now:\n%+v\n%+v", c, before, after)
 							}

@@ -52,7 +52,8 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		b.add(in{Conntrack, prioHigh, proto, matches(openflow.Destination(openflow.Host(model.MasqueradeAddr(is4))))},
 			Returns.Set(Returns.Mask), openflow.CT{Table: ConntrackNAT, Zone: SourceZone, NAT: openflow.Translate()}.Action())
 
-		b.add(in{Forwarding, prioTop, proto, matches(openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0), MarkGateway.Is(uint32(MarkGateway)))}, toGateway()...)
+		b.add(in{Forwarding, prioTop, proto, matches(openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0),
+			MarkGateway.Is(uint32(MarkGateway)))}, toGateway()...)
 		// A Service's endpoint may be a node.
 		b.add(in{Forwarding, prioLow, proto, matches(service, Origin.Is(OriginGateway))}, toGateway()...)
 
@@ -71,27 +72,37 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		}
 
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(model.PortGateway))},
-			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone, NAT: openflow.SourceNAT(model.MasqueradeAddr(is4))}.Action())
+			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone,
+				NAT: openflow.SourceNAT(model.MasqueradeAddr(is4))}.Action())
 	}
 	if !kernelDatapath {
 		b.fragments()
 	}
-	b.drop(InvalidConnection, in{ConntrackState, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
+	b.drop(InvalidConnection, in{ConntrackState, prioTop, "",
+		matches(openflow.ConnectionState(openflow.StateInv|openflow.StateTrk, 0))})
 	// An ICMP error is about a packet of a connection; it is for that packet's sender.
-	b.add(in{ConntrackState, prioHigher, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
-	b.drop(InvalidConnection, in{ConntrackState, prioHigh, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))})
+	b.add(in{ConntrackState, prioHigher, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0),
+		allowed)}, openflow.Goto(Forwarding))
+	b.drop(InvalidConnection, in{ConntrackState, prioHigh, "",
+		matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))})
 	if keepEstablished {
 		for _, proto := range kept(kernelDatapath) {
-			b.add(in{ConntrackState, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
+			b.add(in{ConntrackState, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk,
+				openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
 		}
 	}
-	b.add(in{ConntrackState, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0), allowed)}, openflow.Goto(Forwarding))
-	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
-	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), Origin.Is(OriginNode))}, openflow.Goto(EgressPolicy))
+	b.add(in{ConntrackState, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0),
+		allowed)}, openflow.Goto(Forwarding))
+	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "",
+		matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
+	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
+		Origin.Is(OriginNode))}, openflow.Goto(EgressPolicy))
 	// Also what a Service has translated before: until it is answered, the kernel's ct translates it with a commit
 	// only.
-	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))}, openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
-	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))}, openflow.Goto(EgressPolicy))
+	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))},
+		openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
+	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))},
+		openflow.Goto(EgressPolicy))
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
 
 	b.add(in{ServiceLB, prioMiss, "", nil}, openflow.Goto(EgressPolicy))
@@ -103,7 +114,8 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.add(in{PolicyDenied, prioMiss, "", nil}, ovs.Drop())
 
 	b.add(in{Commit, prioNormal, "", matches(allowed)}, openflow.Goto(SourceNAT))
-	b.add(in{Commit, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))}, openflow.Goto(SourceNAT))
+	b.add(in{Commit, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))},
+		openflow.Goto(SourceNAT))
 	b.add(in{SourceNAT, prioMiss, "", nil}, openflow.Goto(Output))
 	b.add(in{Output, prioHigh, "", matches(Returns.Is(Returns.Mask))}, ovs.SetField("ANY", "in_port"), OutPort.Output())
 }
@@ -132,7 +144,8 @@ func (b *builder) commit(proto ovs.Protocol, kernelDatapath bool) {
 			b.add(in{Commit, o.priority, proto, o.match}, plain)
 			// Conntrack holds a fragment until its datagram is whole. So none leaves whose first fragment a policy
 			// has dropped.
-			b.add(in{Commit, o.fragment, proto, also(o.match, openflow.Fragments("yes"), openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl|openflow.StateRel))}, plain)
+			b.add(in{Commit, o.fragment, proto, also(o.match, openflow.Fragments("yes"),
+				openflow.ConnectionState(openflow.StateTrk, openflow.StateRpl|openflow.StateRel))}, plain)
 			continue
 		}
 		ct.NAT = openflow.KeepSource()
@@ -154,7 +167,8 @@ func (b *builder) endpointPorts(is4 bool) {
 		b.compareEndpoints(prioLow, proto, matches(Origin.Is(OriginPod)), MarkAllowed)
 		b.add(in{EndpointPort, prioHigh, proto, matches(MarkService.Is(uint32(MarkService)))}, remember)
 		b.add(in{EndpointPort, prioLow, proto, nil}, commitAs(MarkAllowed, SourceNAT, openflow.NAT{}))
-		b.add(in{EndpointPort, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commitAs(MarkAllowed|MarkGateway, SourceNAT, openflow.NAT{}))
+		b.add(in{EndpointPort, prioMedium, proto, matches(Origin.Is(OriginGateway))}, commitAs(MarkAllowed|MarkGateway,
+			SourceNAT, openflow.NAT{}))
 	}
 }
 
@@ -163,7 +177,8 @@ func (b *builder) endpointPorts(is4 bool) {
 func (b *builder) gatewayPorts(gateway netip.Addr) {
 	const marks = MarkAllowed | MarkGateway
 	for _, t := range portTracked {
-		b.compareEndpoints(prioNormal, t.of(gateway.Is4()), matches(Origin.Is(OriginGateway), openflow.Source(openflow.Host(gateway))), marks)
+		b.compareEndpoints(prioNormal, t.of(gateway.Is4()), matches(Origin.Is(OriginGateway),
+			openflow.Source(openflow.Host(gateway))), marks)
 	}
 	b.endpointPortsOf(gateway, ownPortRanges, marks)
 }
@@ -172,10 +187,13 @@ func (b *builder) gatewayPorts(gateway netip.Addr) {
 // copied, the others to be looked up.
 func (b *builder) compareEndpoints(priority uint16, proto ovs.Protocol, from []ovs.Match, marks openflow.MarkBits) {
 	const undecided = MarkService | verdict
-	whole := also(from, openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl), openflow.Fragments("no"))
+	whole := also(from, openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, openflow.StateRpl),
+		openflow.Fragments("no"))
 	// Commit the connection first: ct in another zone loses it, and a lookup by the translated packet fails.
-	b.add(in{Commit, priority, proto, also(whole, undecided.Is(uint32(MarkService)))}, commitAs(marks, EndpointPort, openflow.NAT{}))
-	b.add(in{Commit, priority, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort, Zone: EndpointZone}.Action())
+	b.add(in{Commit, priority, proto, also(whole, undecided.Is(uint32(MarkService)))}, commitAs(marks, EndpointPort,
+		openflow.NAT{}))
+	b.add(in{Commit, priority, proto, also(whole, undecided.Is(0))}, openflow.CT{Table: EndpointPort,
+		Zone: EndpointZone}.Action())
 }
 
 // commitAs commits a connection as allowed, with marks that say so, and continues in a table.
@@ -231,7 +249,8 @@ func (b *builder) endpointPortsOf(ip netip.Addr, ranges []portRanges, marks open
 // connection's port, which all of them have.
 func (b *builder) fragments() {
 	for _, any := range families {
-		b.add(in{EgressPolicy, prioHigher, openflow.Protocol(any), matches(openflow.Fragments("later"))}, openflow.Goto(Forwarding))
+		b.add(in{EgressPolicy, prioHigher, openflow.Protocol(any), matches(openflow.Fragments("later"))},
+			openflow.Goto(Forwarding))
 	}
 	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is
 	// next.
@@ -240,13 +259,14 @@ func (b *builder) fragments() {
 	}
 }
 
-// kept are the protocols whose connections may be kept. Open vSwitch's userspace datapath tracks SCTP, and what it does not know, by
-// addresses alone: what was allowed at one port would be at all.
+// kept are the protocols whose connections may be kept. Open vSwitch's userspace datapath tracks SCTP, and what it does
+// not know, by addresses alone: what was allowed at one port would be at all.
 func kept(kernelDatapath bool) []ovs.Protocol {
 	if kernelDatapath {
 		return []ovs.Protocol{""}
 	}
-	return []ovs.Protocol{ovs.ProtocolTCPv4, ovs.ProtocolTCPv6, ovs.ProtocolUDPv4, ovs.ProtocolUDPv6, ovs.ProtocolICMPv4, ovs.ProtocolICMPv6}
+	return []ovs.Protocol{ovs.ProtocolTCPv4, ovs.ProtocolTCPv6, ovs.ProtocolUDPv4, ovs.ProtocolUDPv6, ovs.ProtocolICMPv4,
+		ovs.ProtocolICMPv6}
 }
 
 // firstWay matches the direction in which a connection was begun.

@@ -19,7 +19,8 @@ func newDesired() Desired {
 	return Desired{Flows: map[openflow.Key]Flow{}, Groups: map[openflow.GroupID]Group{}}
 }
 
-// String is everything as text in a reader's order, one line per flow and then one per group. Equal contents give equal bytes.
+// String is everything as text in a reader's order, one line per flow and then one per group. Equal contents give equal
+// bytes.
 func (d Desired) String() string {
 	var b strings.Builder
 	for _, key := range slices.SortedFunc(maps.Keys(d.Flows), openflow.Key.Compare) {
@@ -91,8 +92,9 @@ func (d Delta) sort() {
 	slices.SortFunc(d.DeleteGroups, byID)
 }
 
-// Diff returns the change that brings a switch from what it holds to desired. What is not ours is left alone, unless it stands in the
-// place of something of ours; so are the flows that the switch itself has learned, as long as it would learn them.
+// Diff returns the change that brings a switch from what it holds to desired. What is not ours is left alone, unless it
+// stands in the place of something of ours; so are the flows that the switch itself has learned, as long as it would
+// learn them.
 func Diff(actual openflow.Contents, desired Desired) Delta {
 	var d Delta
 	right := make(map[openflow.Key]bool, len(actual.Flows))

@@ -36,33 +36,41 @@ func TestDocumentation(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(string(got), string(want)); diff != "" {
-		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/flows -run TestDocumentation -update\n%s", docFile, diff)
+		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/flows -run TestDocumentation -update\n%s", docFile,
+			diff)
 	}
 }
 
 // The document's example: a node with one pod, and one other node.
 var (
 	exampleSelf = model.Node{
-		Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")},
+		Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.11")}, PodCIDRs: []netip.Prefix{
+			netip.MustParsePrefix("10.244.0.0/24")},
 	}
 	exampleNode = model.Node{
-		Name: "node2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.12")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
+		Name: "node2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.12")}, PodCIDRs: []netip.Prefix{
+			netip.MustParsePrefix("10.244.1.0/24")},
 	}
 	examplePod = model.Attachment{
-		ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "shop", Name: "web"}, HostIfName: "web-123456", OFPort: model.PortPodMin,
-		MAC: model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")},
+		ContainerID: "c1", IfName: "eth0", Pod: model.PodRef{Namespace: "shop", Name: "web"}, HostIfName: "web-123456",
+		OFPort: model.PortPodMin,
+		MAC:    model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")},
 	}
 )
 
-// examplePolicy lets two pods elsewhere, and a range, reach some ports of the example's pod, which may ask no more than DNS.
+// examplePolicy lets two pods elsewhere, and a range, reach some ports of the example's pod, which may ask no more than
+// DNS.
 var examplePolicy = func() model.Policy {
 	pod := []netip.Addr{examplePod.IPs[0]}
 	return model.Policy{
 		Name: "shop/web",
 		Ingress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4711, Pods: pod,
-			Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.5/32"), netip.MustParsePrefix("10.244.2.5/32"), netip.MustParsePrefix("192.0.2.0/24")},
-			Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}, {Protocol: model.TCP, Port: 443, Mask: 0xffff}, {Protocol: model.TCP, Port: 8080, Mask: 0xfff8}}}}},
-		Egress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4712, Pods: pod, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}}}},
+			Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.5/32"), netip.MustParsePrefix("10.244.2.5/32"),
+				netip.MustParsePrefix("192.0.2.0/24")},
+			Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}, {Protocol: model.TCP, Port: 443,
+				Mask: 0xffff}, {Protocol: model.TCP, Port: 8080, Mask: 0xfff8}}}}},
+		Egress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4712, Pods: pod, AnyPeer: true,
+			Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}}}},
 	}
 }()
 
@@ -72,7 +80,8 @@ var exampleService = func() model.Service {
 	there := model.Endpoint{Addr: netip.MustParseAddr("10.244.1.5"), Port: 8080, Weight: 1}
 	return model.Service{Name: "shop/web", Algorithm: model.HashConnection, Ports: []model.ServicePort{{
 		Name: "http", Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.80"),
-		LoadBalancerIPs: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, LoadBalancerSources: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")},
+		LoadBalancerIPs: []netip.Addr{netip.MustParseAddr("192.0.2.80")}, LoadBalancerSources: []netip.Prefix{
+			netip.MustParsePrefix("198.51.100.0/24")},
 		Cluster: []model.Endpoint{here, there}, Elsewhere: true,
 	}, {
 		Name: "admin", Protocol: model.TCP, Port: 81, ClusterIP: netip.MustParseAddr("10.96.0.80"), InternalLocal: true,
@@ -172,7 +181,8 @@ func (d *docWriter) tables() {
 	d.line("In the lists of flows, the number is the priority: of the flows of a table that match a packet, the one with the highest is taken.\n")
 	d.line("| Number | Name | Goes on to |\n|---|---|---|")
 	for _, table := range flows.Pipeline {
-		d.line("| %d | [%s](#%s) | %s |", table.ID, table.Name, strings.ToLower(table.Name), orNone(tableNames(table.Next), ", "))
+		d.line("| %d | [%s](#%s) | %s |", table.ID, table.Name, strings.ToLower(table.Name), orNone(tableNames(table.Next),
+			", "))
 	}
 	for _, table := range flows.Pipeline {
 		d.line("\n### %s", table.Name)
@@ -188,13 +198,17 @@ func (d *docWriter) tables() {
 // example gives the flows that exist because of objects.
 func (d *docWriter) example() {
 	d.line("\n## Example")
-	d.line("%s has the address %s and the pod CIDR %s. What follows from the node itself:\n", exampleSelf.Name, exampleSelf.Addrs[0], exampleSelf.PodCIDRs[0])
+	d.line("%s has the address %s and the pod CIDR %s. What follows from the node itself:\n", exampleSelf.Name,
+		exampleSelf.Addrs[0], exampleSelf.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.SelfOwner }, true)
-	d.line("\nOn it runs the pod `%s`, at port %d with the address %s:\n", examplePod.Pod, examplePod.OFPort, examplePod.IPs[0])
+	d.line("\nOn it runs the pod `%s`, at port %d with the address %s:\n", examplePod.Pod, examplePod.OFPort,
+		examplePod.IPs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.PodOwner(examplePod) }, true)
-	d.line("\nThe Service `%s` has the address %s; one endpoint is the pod:\n", exampleService.Name, exampleService.Ports[0].ClusterIP)
+	d.line("\nThe Service `%s` has the address %s; one endpoint is the pod:\n", exampleService.Name,
+		exampleService.Ports[0].ClusterIP)
 	d.block(func(f flows.Flow) bool { return f.Owner == model.ServiceOwner(exampleService.Name) }, true)
-	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0], exampleNode.PodCIDRs[0])
+	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0],
+		exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
 	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.Name)
 	d.block(func(f flows.Flow) bool { return f.Owner == model.PolicyOwner(examplePolicy.Name) }, true)
@@ -204,10 +218,14 @@ func (d *docWriter) example() {
 // kernelDatapath gives the flows that differ with the datapath.
 func (d *docWriter) kernelDatapath() {
 	d.line("\n## With the kernel's datapath")
-	d.line("Everything above is with `datapath: netdev`. With `system`, OVS refuses flows that write an advertisement's flags. There a neighbour")
-	d.line("solicitation is answered by one that goes the other way: who is asked learns from the question where the asker is (RFC 4861, 7.2.3).")
-	d.line("The asker's answer to that is dropped. These flows take the place of those with `NDAdvertise`, and an IPv6 pod has one more")
-	d.line("for each address that it answers with. Commit lets a connection change its source port where its replies would be taken for another's,")
+	d.line("Everything above is with `datapath: netdev`. With `system`, OVS refuses flows that write an advertisement's " +
+		"flags. There a neighbour")
+	d.line("solicitation is answered by one that goes the other way: who is asked learns from the question where the " +
+		"asker is (RFC 4861, 7.2.3).")
+	d.line("The asker's answer to that is dropped. These flows take the place of those with `NDAdvertise`, and an IPv6 " +
+		"pod has one more")
+	d.line("for each address that it answers with. Commit lets a connection change its source port where its replies " +
+		"would be taken for another's,")
 	d.line("and there are no flows for fragments:\n")
 	everything := *d
 	everything.flows, everything.Buffer = d.kernel, bytes.Buffer{}
@@ -251,8 +269,10 @@ func (d *docWriter) registers() {
 	d.line("\n## Registers\n| Register | Bits | Meaning |\n|---|---|---|")
 	d.line("| `%s` | %#x | where the packet came from: %d a pod of this node, %d another node, %d the gateway |",
 		flows.Origin.Register, flows.Origin.Mask, flows.OriginPod, flows.OriginNode, flows.OriginGateway)
-	d.line("| `%s` | %#x | the packet may leave by the port that it came in by |", flows.Returns.Register, flows.Returns.Mask)
-	d.line("| `%s` | %#x | the agent has made the packet for a connection that policies allow again |", flows.AllowAgain.Register, flows.AllowAgain.Mask)
+	d.line("| `%s` | %#x | the packet may leave by the port that it came in by |", flows.Returns.Register,
+		flows.Returns.Mask)
+	d.line("| `%s` | %#x | the agent has made the packet for a connection that policies allow again |",
+		flows.AllowAgain.Register, flows.AllowAgain.Mask)
 	d.line("| `%s` | all | the OpenFlow port that Output sends to |", flows.OutPort)
 	d.line("| `reg2` | all | a place to put an address while ARPNDReply exchanges two |")
 }
@@ -262,7 +282,8 @@ func (d *docWriter) portsAndAddresses() {
 	for _, e := range model.Encapsulations {
 		d.line("| %d | `%s` | %s tunnels to every node, UDP port %d |", e.Port(), e.PortName(), e.Title(), e.UDPPort())
 	}
-	d.line("| %d | `%s` | the gateway: the node's own interface, with the first address of each pod CIDR |", model.PortGateway, model.GatewayName)
+	d.line("| %d | `%s` | the gateway: the node's own interface, with the first address of each pod CIDR |",
+		model.PortGateway, model.GatewayName)
 	d.line("| %d to %d | the pod's name and six hexadecimal digits | pods |", model.PortPodMin, model.PortPodMax)
 	d.line("\nAll tunnel ports receive; `tunnelType` says which one sends.")
 	d.line("\n## MAC addresses\n| Address | Whose |\n|---|---|")
@@ -273,7 +294,8 @@ func (d *docWriter) portsAndAddresses() {
 
 func (d *docWriter) cookies() {
 	d.line("\n## Cookies")
-	d.line("A flow's cookie says what the flow exists for: 16 bits that mean Weft (`%#x`), 8 bits of kind, 40 bits of a hash of the name.", flows.Cookie(model.Owner{})>>48)
+	d.line("A flow's cookie says what the flow exists for: 16 bits that mean Weft (`%#x`), 8 bits of kind, 40 bits of a "+
+		"hash of the name.", flows.Cookie(model.Owner{})>>48)
 	d.line("Every flow of an object has the same cookie; the name comes back from `weftctl flows`, which knows the node's objects.\n")
 	d.line("| Kind | | Example | Cookie |\n|---|---|---|---|")
 	about := map[model.Kind]struct {

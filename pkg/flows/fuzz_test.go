@@ -18,11 +18,12 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// odd are the addresses that objects may claim: those of pods, nodes, Services, gateways and Weft's own. pkg/kube lets only
-// valid ones through, IPv4 in its own form.
+// odd are the addresses that objects may claim: those of pods, nodes, Services, gateways and Weft's own. pkg/kube lets
+// only valid ones through, IPv4 in its own form.
 var odd = func() (list []netip.Addr) {
 	for _, text := range []string{
-		"10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.2.2", "172.30.0.1", "172.30.0.2", "10.96.0.1", "10.96.0.2", "0.0.0.0", "127.0.0.1",
+		"10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.2.2", "172.30.0.1", "172.30.0.2", "10.96.0.1", "10.96.0.2",
+		"0.0.0.0", "127.0.0.1",
 		"169.254.169.254", "169.254.87.1", "169.254.87.2", "240.87.0.80", "224.0.0.1", "255.255.255.255", "203.0.113.7",
 		"::", "::1", "fe80::1", "ff02::1", "fd44:1::1", "fd44:1::2", "fd96::1", "fd57:6566:7400::1", "2001:db8::1",
 	} {
@@ -57,7 +58,8 @@ func drawRanges(t *rapid.T, what string) []netip.Prefix {
 }
 
 var (
-	drawText = rapid.OneOf(rapid.SampledFrom([]string{"", "a", "ns/a", "ns/b", "n1", "n2", "x y", "a,b\n", "é"}), rapid.String())
+	drawText = rapid.OneOf(rapid.SampledFrom([]string{"", "a", "ns/a", "ns/b", "n1", "n2", "x y", "a,b\n", "é"}),
+		rapid.String())
 	drawPort = rapid.OneOf(rapid.SampledFrom([]uint16{0, 1, 53, 80, 30080, 65535}), rapid.Uint16())
 )
 
@@ -65,9 +67,11 @@ func drawProtocol(t *rapid.T) model.Protocol {
 	return rapid.SampledFrom([]model.Protocol{model.TCP, model.UDP, model.SCTP, "", "ICMP"}).Draw(t, "protocol")
 }
 
-// oddNode, oddAttachment and oddService are values as no healthy cluster has them: nothing is trusted to have been validated.
+// oddNode, oddAttachment and oddService are values as no healthy cluster has them: nothing is trusted to have been
+// validated.
 func oddNode(t *rapid.T) model.Node {
-	n := model.Node{Name: rapid.SampledFrom([]string{"n1", "n2", "n3"}).Draw(t, "node"), Addrs: drawAddrs(t, "node address"),
+	n := model.Node{Name: rapid.SampledFrom([]string{"n1", "n2", "n3"}).Draw(t, "node"),
+		Addrs:    drawAddrs(t, "node address"),
 		PodCIDRs: drawRanges(t, "pod CIDR"), Created: rapid.Int64().Draw(t, "created")}
 	if rapid.IntRange(0, 9).Draw(t, "mapped") == 0 {
 		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix("::ffff:10.244.0.0/112"))
@@ -76,30 +80,37 @@ func oddNode(t *rapid.T) model.Node {
 }
 
 func oddAttachment(t *rapid.T) model.Attachment {
-	return model.Attachment{ContainerID: rapid.SampledFrom([]string{"c1", "c2"}).Draw(t, "container"), IfName: drawText.Draw(t, "interface"),
+	return model.Attachment{ContainerID: rapid.SampledFrom([]string{"c1", "c2"}).Draw(t, "container"),
+		IfName: drawText.Draw(t, "interface"),
 		Pod:    model.PodRef{Namespace: "ns", Name: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "pod")},
-		OFPort: rapid.OneOf(rapid.Uint32Range(0, 20), rapid.Uint32()).Draw(t, "port"), MAC: model.MAC{byte(rapid.IntRange(0, 3).Draw(t, "mac"))},
+		OFPort: rapid.OneOf(rapid.Uint32Range(0, 20), rapid.Uint32()).Draw(t, "port"), MAC: model.MAC{
+			byte(rapid.IntRange(0, 3).Draw(t, "mac"))},
 		IPs: drawAddrs(t, "pod address")}
 }
 
 func oddEndpoints(t *rapid.T) []model.Endpoint {
 	list := make([]model.Endpoint, rapid.IntRange(0, 3).Draw(t, "endpoints"))
 	for i := range list {
-		list[i] = model.Endpoint{Addr: drawAddr(t, "endpoint"), Port: drawPort.Draw(t, "endpoint's port"), Weight: rapid.Uint16().Draw(t, "weight")}
+		list[i] = model.Endpoint{Addr: drawAddr(t, "endpoint"), Port: drawPort.Draw(t, "endpoint's port"),
+			Weight: rapid.Uint16().Draw(t, "weight")}
 	}
 	return list
 }
 
 func oddService(t *rapid.T) model.Service {
 	s := model.Service{
-		Name:      rapid.SampledFrom([]string{"ns/a", "ns/b", "z"}).Draw(t, "service"),
-		Affinity:  rapid.SampledFrom([]time.Duration{0, -time.Second, time.Nanosecond, time.Second, 3 * time.Hour, 1 << 62}).Draw(t, "affinity"),
-		Algorithm: rapid.SampledFrom([]model.Algorithm{model.HashConnection, model.HashSource, "", "other"}).Draw(t, "algorithm"),
+		Name: rapid.SampledFrom([]string{"ns/a", "ns/b", "z"}).Draw(t, "service"),
+		Affinity: rapid.SampledFrom([]time.Duration{0, -time.Second, time.Nanosecond, time.Second, 3 * time.Hour,
+			1 << 62}).Draw(t, "affinity"),
+		Algorithm: rapid.SampledFrom([]model.Algorithm{model.HashConnection, model.HashSource, "", "other"}).Draw(t,
+			"algorithm"),
 	}
 	for range rapid.IntRange(0, 3).Draw(t, "ports") {
 		p := model.ServicePort{
-			Name: drawText.Draw(t, "port's name"), Protocol: drawProtocol(t), Port: drawPort.Draw(t, "port"), NodePort: drawPort.Draw(t, "node port"),
-			ClusterIP: drawAddr(t, "cluster IP"), ExternalIPs: drawAddrs(t, "external IP"), LoadBalancerIPs: drawAddrs(t, "load balancer IP"),
+			Name: drawText.Draw(t, "port's name"), Protocol: drawProtocol(t), Port: drawPort.Draw(t,
+				"port"), NodePort: drawPort.Draw(t, "node port"),
+			ClusterIP: drawAddr(t, "cluster IP"), ExternalIPs: drawAddrs(t, "external IP"), LoadBalancerIPs: drawAddrs(t,
+				"load balancer IP"),
 			LoadBalancerSources: drawRanges(t, "source"), LoadBalancerClosed: rapid.Bool().Draw(t, "closed"),
 			InternalLocal: rapid.Bool().Draw(t, "internal local"),
 			ExternalLocal: rapid.Bool().Draw(t, "external local"), Elsewhere: rapid.Bool().Draw(t, "elsewhere"),
@@ -114,9 +125,11 @@ func oddService(t *rapid.T) model.Service {
 }
 
 func oddPolicy(t *rapid.T) policy.Policy {
-	p := policy.Policy{Namespace: "ns", Name: rapid.SampledFrom([]string{"p", "q"}).Draw(t, "policy"), PodSelector: oddSelector(t), Log: rapid.Bool().Draw(t, "log"),
-		Types: rapid.SliceOfN(rapid.SampledFrom([]policy.Direction{policy.Ingress, policy.Egress, "Sideways"}), 0, 3).Draw(t, "types"),
-		Err:   rapid.SampledFrom([]string{"", "", "", "bad"}).Draw(t, "error")}
+	p := policy.Policy{Namespace: "ns", Name: rapid.SampledFrom([]string{"p", "q"}).Draw(t, "policy"),
+		PodSelector: oddSelector(t), Log: rapid.Bool().Draw(t, "log"),
+		Types: rapid.SliceOfN(rapid.SampledFrom([]policy.Direction{policy.Ingress, policy.Egress, "Sideways"}), 0, 3).Draw(t,
+			"types"),
+		Err: rapid.SampledFrom([]string{"", "", "", "bad"}).Draw(t, "error")}
 	for range rapid.IntRange(0, 2).Draw(t, "ingress rules") {
 		p.Ingress = append(p.Ingress, oddRule(t))
 	}
@@ -129,10 +142,12 @@ func oddPolicy(t *rapid.T) policy.Policy {
 func oddSelector(t *rapid.T) policy.Selector {
 	switch rapid.IntRange(0, 3).Draw(t, "selector") {
 	case 0:
-		return policy.Selector{MatchLabels: map[string]string{"app": rapid.SampledFrom([]string{"", "a", "b"}).Draw(t, "label")}}
+		return policy.Selector{MatchLabels: map[string]string{"app": rapid.SampledFrom([]string{"", "a", "b"}).Draw(t,
+			"label")}}
 	case 1:
 		return policy.Selector{MatchExpressions: []policy.Requirement{{Key: "app", Values: []string{"a"},
-			Operator: rapid.SampledFrom([]policy.Operator{policy.In, policy.NotIn, policy.Exists, policy.DoesNotExist, "Like"}).Draw(t, "operator")}}}
+			Operator: rapid.SampledFrom([]policy.Operator{policy.In, policy.NotIn, policy.Exists, policy.DoesNotExist,
+				"Like"}).Draw(t, "operator")}}}
 	}
 	return policy.Selector{}
 }
@@ -164,14 +179,16 @@ func oddRule(t *rapid.T) policy.Rule {
 }
 
 func oddPod(t *rapid.T) policy.Pod {
-	p := policy.Pod{Namespace: "ns", Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "pod"), Node: rapid.SampledFrom([]string{"n1", "n2", ""}).Draw(t, "node"),
+	p := policy.Pod{Namespace: "ns", Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "pod"),
+		Node:  rapid.SampledFrom([]string{"n1", "n2", ""}).Draw(t, "node"),
 		Addrs: drawAddrs(t, "podIP"), HostNetwork: rapid.Bool().Draw(t, "host network"), Done: rapid.Bool().Draw(t, "done"),
 		Terminating: rapid.Bool().Draw(t, "terminating"), Created: rapid.Int64().Draw(t, "created")}
 	if rapid.Bool().Draw(t, "labels") {
 		p.Labels = map[string]string{"app": rapid.SampledFrom([]string{"a", "b"}).Draw(t, "label")}
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
-		p.Ports = append(p.Ports, policy.ContainerPort{Name: "web", Protocol: drawProtocol(t), Number: drawPort.Draw(t, "number")})
+		p.Ports = append(p.Ports, policy.ContainerPort{Name: "web", Protocol: drawProtocol(t), Number: drawPort.Draw(t,
+			"number")})
 	}
 	return p
 }
@@ -200,14 +217,18 @@ func drawChange(t *rapid.T) state.Change {
 		return state.SetServiceCIDRs{Configured: rapid.Bool().Draw(t, "configured"), CIDRs: drawRanges(t, "Service range")}
 	}
 	return rapid.SampledFrom([]state.Change{
-		state.SetTransport{Transport: model.Tunnel(model.VXLAN)}, state.SetTransport{Transport: model.Tunnel(model.Geneve)}, state.SetKernelDatapath{Kernel: true}, state.SetKernelDatapath{},
-		state.SetKeepEstablished{Keep: true}, state.SetKeepEstablished{}, state.SetTime{Now: time.Unix(1_700_000_000, 0)}, state.DeletePod{Namespace: "ns", Name: "a"},
-		state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}, state.SetClusterCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+		state.SetTransport{Transport: model.Tunnel(model.VXLAN)}, state.SetTransport{Transport: model.Tunnel(model.Geneve)},
+		state.SetKernelDatapath{Kernel: true}, state.SetKernelDatapath{},
+		state.SetKeepEstablished{Keep: true}, state.SetKeepEstablished{}, state.SetTime{Now: time.Unix(1_700_000_000, 0)},
+		state.DeletePod{Namespace: "ns", Name: "a"},
+		state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}, state.SetClusterCIDRs{
+			CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 	}).Draw(t, "setting")
 }
 
-// oddObjects: whatever objects say, the compiler does not panic; the table reached step by step is the one compiled at once,
-// and so are the owners that fail; each flow belongs to an object that exists, is one line, and reads back as itself.
+// oddObjects: whatever objects say, the compiler does not panic; the table reached step by step is the one compiled at
+// once, and so are the owners that fail; each flow belongs to an object that exists, is one line, and reads back as
+// itself.
 func oddObjects(t *rapid.T) {
 	c, store := flows.NewCompiler(), state.New("n1")
 	failing := map[model.Owner]bool{}
@@ -244,7 +265,8 @@ func oddObjects(t *rapid.T) {
 			}
 		}
 		for id, g := range full.Groups {
-			if back, err := openflow.ParseGroup(g.Group.String()); err != nil || back != g.Group || id != g.ID || !slices.Contains(exist, g.Owner) {
+			if back, err := openflow.ParseGroup(g.Group.String()); err != nil || back != g.Group || id != g.ID ||
+				!slices.Contains(exist, g.Owner) {
 				t.Fatalf("%s of %s reads back as %s, %v", g, g.Owner, back, err)
 			}
 		}

@@ -18,8 +18,8 @@ type Group struct {
 	Table openflow.TableID
 }
 
-// Groups have no cookie, so their numbers say that they are ours: 2 bits that other programs are unlikely to set, and 30 bits of a
-// hash of what the group is for.
+// Groups have no cookie, so their numbers say that they are ours: 2 bits that other programs are unlikely to set, and
+// 30 bits of a hash of what the group is for.
 const (
 	groupMark openflow.GroupID = 0x4000_0000
 	groupMask openflow.GroupID = 0xc000_0000
@@ -28,8 +28,8 @@ const (
 // OurGroup says whether a group with this number was written by Weft.
 func OurGroup(id openflow.GroupID) bool { return id&groupMask == groupMark }
 
-// GroupID is the number of an owner's group, given what tells it apart from the owner's other groups. Another may be given the
-// same number; Compiler resolves that.
+// GroupID is the number of an owner's group, given what tells it apart from the owner's other groups. Another may be
+// given the same number; Compiler resolves that.
 func GroupID(o model.Owner, part string) openflow.GroupID {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte{byte(o.Kind)}) // a hash takes every write
@@ -66,9 +66,9 @@ func CheckGroup(g Group) error {
 	return nil
 }
 
-// numbers settles which group has which number. Groups are compiled with the number that they want. Where several want one, the
-// first in the owners' order has it and each of the others takes the next that no group wants. So the numbers follow from the
-// snapshot alone, and a group's number changes only when one that wants the same comes or goes.
+// numbers settles which group has which number. Groups are compiled with the number that they want. Where several want
+// one, the first in the owners' order has it and each of the others takes the next that no group wants. So the numbers
+// follow from the snapshot alone, and a group's number changes only when one that wants the same comes or goes.
 type numbers struct {
 	wanted    map[openflow.GroupID][]model.Owner // in the owners' order
 	contested map[openflow.GroupID]bool
@@ -148,7 +148,9 @@ func (n *numbers) number(o model.Owner, id openflow.GroupID) openflow.GroupID {
 // flow is an owner's flow with the numbers that its groups have.
 func (n *numbers) flow(f Flow) Flow {
 	if n.moved[f.Owner] != nil {
-		f.Actions = openflow.RenumberGroups(f.Actions, func(id openflow.GroupID) openflow.GroupID { return n.number(f.Owner, id) })
+		f.Actions = openflow.RenumberGroups(f.Actions, func(id openflow.GroupID) openflow.GroupID {
+			return n.number(f.Owner, id)
+		})
 	}
 	return f
 }

@@ -48,13 +48,15 @@ func line(t rapid.TB, o model.Owner, text string) Flow {
 // service is an owner with one group that leads to a table, and a flow that uses it.
 func service(t rapid.TB, o model.Owner, id openflow.GroupID, weight uint16) compiled {
 	t.Helper()
-	g, err := openflow.NewGroup(id, openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: weight, Actions: []ovs.Action{openflow.CT{Commit: true, Table: EgressPolicy, Zone: Zone}.Action()}}})
+	g, err := openflow.NewGroup(id, openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: weight, Actions: []ovs.Action{
+		openflow.CT{Commit: true, Table: EgressPolicy, Zone: Zone}.Action()}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	port := Cookie(o) & 0xfff
 	return compiled{
-		Flows:  []Flow{line(t, o, fmt.Sprintf("table=40,priority=100,tcp,nw_dst=10.96.0.1,tp_dst=%d actions=group:%d", port, id))},
+		Flows: []Flow{line(t, o, fmt.Sprintf("table=40,priority=100,tcp,nw_dst=10.96.0.1,tp_dst=%d actions=group:%d", port,
+			id))},
 		Groups: []Group{{Group: g, Owner: o, Table: ServiceLB}},
 	}
 }
@@ -108,15 +110,16 @@ func (w *wire) contents() openflow.Contents {
 	return openflow.Contents{Flows: c.Flows, Groups: slices.Collect(maps.Values(w.groups))}
 }
 
-// TestGroupsAndClausesIncrementally makes random changes to owners whose groups want the same few numbers and whose clauses have
-// the same few keys, leaves some out and takes them back, and compares after each: the table reached step by step, the table
-// compiled fresh, and a switch that only ever got the deltas.
+// TestGroupsAndClausesIncrementally makes random changes to owners whose groups want the same few numbers and whose
+// clauses have the same few keys, leaves some out and takes them back, and compares after each: the table reached step
+// by step, the table compiled fresh, and a switch that only ever got the deltas.
 func TestGroupsAndClausesIncrementally(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w, excluded := world{}, map[model.Owner]bool{}
 		c := w.compiler()
 		sw := &wire{map[openflow.Key]openflow.Flow{}, map[openflow.GroupID]openflow.Group{}}
-		owners := []model.Owner{model.ServiceOwner("a"), model.ServiceOwner("b"), model.ServiceOwner("c"), model.PolicyOwner("d"), model.PolicyOwner("e")}
+		owners := []model.Owner{model.ServiceOwner("a"), model.ServiceOwner("b"), model.ServiceOwner("c"),
+			model.PolicyOwner("d"), model.PolicyOwner("e")}
 		for range rapid.IntRange(1, 25).Draw(t, "changes") {
 			o := rapid.SampledFrom(owners).Draw(t, "owner")
 			var delta Delta
@@ -177,8 +180,9 @@ func drawCompiled(t *rapid.T, o model.Owner) compiled {
 	}
 	all := compiled{}
 	for range rapid.IntRange(0, 4).Draw(t, "clauses") {
-		all.Flows = append(all.Flows, line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_src=10.0.0.%d actions=conjunction(%d,%d/2)",
-			rapid.IntRange(1, 2).Draw(t, "peer"), rapid.IntRange(1, 3).Draw(t, "id"), rapid.IntRange(1, 2).Draw(t, "clause"))))
+		all.Flows = append(all.Flows,
+			line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_src=10.0.0.%d actions=conjunction(%d,%d/2)",
+				rapid.IntRange(1, 2).Draw(t, "peer"), rapid.IntRange(1, 3).Draw(t, "id"), rapid.IntRange(1, 2).Draw(t, "clause"))))
 	}
 	if rapid.IntRange(0, 4).Draw(t, "dispute") == 0 {
 		all.Flows = append(all.Flows, line(t, o, "table=50,priority=100,ip,nw_src=10.0.0.1 actions=goto_table:55"))
@@ -186,7 +190,8 @@ func drawCompiled(t *rapid.T, o model.Owner) compiled {
 	return all
 }
 
-// TestClausesMerge: two policies that name one peer address give one flow, with the cookie of the first, whatever the order.
+// TestClausesMerge: two policies that name one peer address give one flow, with the cookie of the first, whatever the
+// order.
 func TestClausesMerge(t *testing.T) {
 	a, b := model.PolicyOwner("ns/a"), model.PolicyOwner("ns/b")
 	const match = "table=50,priority=100,ip,nw_src=10.0.0.1 actions="
@@ -200,7 +205,8 @@ func TestClausesMerge(t *testing.T) {
 		for _, o := range order {
 			c.Update(nil, []model.Owner{o})
 		}
-		want := Flow{Flow: openflow.Flow{Key: key, Cookie: Cookie(a), Actions: "conjunction(2,1/3),conjunction(5,2/2),conjunction(9,1/2)"}, Owner: a}
+		want := Flow{Flow: openflow.Flow{Key: key, Cookie: Cookie(a),
+			Actions: "conjunction(2,1/3),conjunction(5,2/2),conjunction(9,1/2)"}, Owner: a}
 		if got := c.Desired().Flows[key]; got != want {
 			t.Errorf("order %v: %+v\nwant %+v", order, got, want)
 		}
@@ -208,7 +214,8 @@ func TestClausesMerge(t *testing.T) {
 			t.Errorf("merged clauses count as a conflict: %v", c.Conflicts())
 		}
 		// Left out, the first takes just its own clauses with it.
-		if d := c.Exclude(a); len(d.Set) != 1 || d.Set[0].Owner != b || d.Set[0].Actions != "conjunction(5,2/2),conjunction(9,1/2)" {
+		if d := c.Exclude(a); len(d.Set) != 1 || d.Set[0].Owner != b ||
+			d.Set[0].Actions != "conjunction(5,2/2),conjunction(9,1/2)" {
 			t.Errorf("without the first: %+v", d)
 		}
 	}
@@ -245,8 +252,8 @@ func TestTooManyClauses(t *testing.T) {
 	}
 }
 
-// TestGroupNumberCollision: the second of two that want one number gets the next, by the owners' order and not by arrival, and
-// everything that leads to its group follows.
+// TestGroupNumberCollision: the second of two that want one number gets the next, by the owners' order and not by
+// arrival, and everything that leads to its group follows.
 func TestGroupNumberCollision(t *testing.T) {
 	// Two Services whose numbers are really the same: 30 bits, found by trying.
 	seen := map[openflow.GroupID]model.Owner{}
@@ -264,7 +271,8 @@ func TestGroupNumberCollision(t *testing.T) {
 	}
 	id := GroupID(first, "http")
 	w := world{first: service(t, first, id, 1), second: service(t, second, id, 2)}
-	outer, err := openflow.NewGroup(id-1, openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}}})
+	outer, err := openflow.NewGroup(id-1, openflow.DPHash(),
+		[]openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.ToGroup(id)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -277,7 +285,8 @@ func TestGroupNumberCollision(t *testing.T) {
 			c.Update(nil, []model.Owner{o})
 		}
 		d := c.Desired()
-		if len(d.Groups) != 3 || d.Groups[id].Owner != first || d.Groups[id+1].Owner != second || !strings.Contains(d.Groups[id+1].Text, "weight:2") {
+		if len(d.Groups) != 3 || d.Groups[id].Owner != first || d.Groups[id+1].Owner != second ||
+			!strings.Contains(d.Groups[id+1].Text, "weight:2") {
 			t.Errorf("groups: %+v", d.Groups)
 		}
 		if !strings.HasSuffix(d.Groups[id-1].Text, fmt.Sprintf("actions=group:%d", id+1)) {
@@ -304,7 +313,8 @@ func TestGroupID(t *testing.T) {
 	if got := GroupID(o, "http/IPv4/cluster"); got != 0x60bd8023 {
 		t.Errorf("number %#x; it must never change", got)
 	}
-	if GroupID(o, "a") == GroupID(o, "b") || GroupID(model.PolicyOwner("shop/web"), "a") == GroupID(o, "a") || GroupID(model.ServiceOwner("shop/we"), "ba") == GroupID(model.ServiceOwner("shop/web"), "a") {
+	if GroupID(o, "a") == GroupID(o, "b") || GroupID(model.PolicyOwner("shop/web"), "a") == GroupID(o, "a") ||
+		GroupID(model.ServiceOwner("shop/we"), "ba") == GroupID(model.ServiceOwner("shop/web"), "a") {
 		t.Error("numbers do not tell parts, kinds or names apart")
 	}
 	for _, part := range []string{"a", "b", "c", "d"} {
@@ -320,15 +330,18 @@ func TestGroupID(t *testing.T) {
 // TestBuilderGroup: two parts of one owner never share a number, and what cannot be is an error.
 func TestBuilderGroup(t *testing.T) {
 	b := &builder{owner: model.ServiceOwner("ns/a")}
-	to := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: EgressPolicy, Zone: Zone}.Action()}}}
-	if one, other := b.group("http", openflow.DPHash(), to), b.group("http", openflow.DPHash(), to); one == other || b.err != nil {
+	to := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: EgressPolicy,
+		Zone: Zone}.Action()}}}
+	if one, other := b.group("http", openflow.DPHash(), to), b.group("http", openflow.DPHash(), to); one == other ||
+		b.err != nil {
 		t.Errorf("numbers %d and %d, %v", one, other, b.err)
 	}
 	b.group("http", openflow.Hash(), to)
 	if b.err == nil {
 		t.Error("a group that cannot be was accepted")
 	}
-	back, err := openflow.NewGroup(1, openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.Resubmit(Classifier)}}})
+	back, err := openflow.NewGroup(1, openflow.DPHash(),
+		[]openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.Resubmit(Classifier)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,13 +356,15 @@ func TestDiffOfGroups(t *testing.T) {
 	o, gone := model.ServiceOwner("ns/a"), model.ServiceOwner("ns/gone")
 	id, stale := GroupID(o, "x"), service(t, gone, GroupID(gone, "x"), 1)
 	w := world{o: service(t, o, id, 3)}
-	learned := line(t, o, "table=35,priority=100,tcp,nw_src=10.244.0.2,nw_dst=10.96.0.1,tp_dst=80 actions=load:0x5->NXM_NX_REG4[]")
+	learned := line(t, o,
+		"table=35,priority=100,tcp,nw_src=10.244.0.2,nw_dst=10.96.0.1,tp_dst=80 actions=load:0x5->NXM_NX_REG4[]")
 	actual := openflow.Contents{
 		Flows:  []openflow.Entry{{Flow: w[o].Flows[0].Flow}, {Flow: stale.Flows[0].Flow}, {Flow: learned.Flow}},
 		Groups: []openflow.Group{w[o].Groups[0].Group, stale.Groups[0].Group, {ID: 5, Text: "type=all"}},
 	}
 	d := Diff(actual, w.full(t, nil))
-	if len(d.Set)+len(d.SetGroups) != 0 || len(d.Delete) != 1 || d.Delete[0].Flow != stale.Flows[0].Flow || len(d.DeleteGroups) != 1 || d.DeleteGroups[0].Group != stale.Groups[0].Group {
+	if len(d.Set)+len(d.SetGroups) != 0 || len(d.Delete) != 1 || d.Delete[0].Flow != stale.Flows[0].Flow ||
+		len(d.DeleteGroups) != 1 || d.DeleteGroups[0].Group != stale.Groups[0].Group {
 		t.Errorf("delta = %+v; want just the stale flow and group deleted", d)
 	}
 	actual.Groups[0].Text += ",bucket=bucket_id:9,actions=drop"

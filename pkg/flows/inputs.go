@@ -149,8 +149,8 @@ func inputsOf(s *model.Snapshot) inputs {
 	return all
 }
 
-// Dirty lists the owners whose flows may differ from those of the last snapshot that was compiled, each once: those whose
-// objects have changed, and all of each kind whose inputs have. Update compiles these.
+// Dirty lists the owners whose flows may differ from those of the last snapshot that was compiled, each once: those
+// whose objects have changed, and all of each kind whose inputs have. Update compiles these.
 func (c *Compiler) Dirty(s *model.Snapshot, changed []model.Owner) []model.Owner {
 	return c.dirty(s, c.read(s), changed)
 }

@@ -24,8 +24,9 @@ func TestExclusions(t *testing.T) { rapid.Check(t, exclusions) }
 func FuzzExclusions(f *testing.F) { fuzzing.Property(f, exclusions) }
 
 func exclusions(t *rapid.T) {
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Attachments: map[model.AttachmentKey]model.Attachment{},
-		Unknown: map[model.AttachmentKey]bool{}, Policies: map[string]model.Policy{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
+		Attachments: map[model.AttachmentKey]model.Attachment{},
+		Unknown:     map[model.AttachmentKey]bool{}, Policies: map[string]model.Policy{}}
 	s.Paths = nodepath.Resolve(s)
 	c, excluded := flows.NewCompiler(), map[model.Owner]bool{}
 	wire := map[openflow.Key]openflow.Flow{}

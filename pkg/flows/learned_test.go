@@ -33,7 +33,8 @@ func learnedBy(t *testing.T, s model.Service) (list []openflow.Entry) {
 		if l, ok := openflow.LearnedBy(f.Actions); ok {
 			match := fmt.Sprintf("tcp,nw_src=10.9.9.%d,nw_dst=10.96.0.9,tp_dst=80", len(list))
 			list = append(list, openflow.Entry{IdleTimeout: l.IdleTimeout,
-				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie, Actions: l.Actions}})
+				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie,
+					Actions: l.Actions}})
 		}
 	}
 	if len(list) == 0 {
@@ -90,7 +91,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7, Match: "ip"}, Cookie: 9, Actions: "drop"}}
+		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7, Match: "ip"},
+			Cookie: 9, Actions: "drop"}}
 		actual.Flows = append(actual.Flows, foreign)
 		diff := flows.Diff(actual, desired)
 		if test.name == "another timeout" { // new ones may be learned meanwhile

@@ -39,7 +39,8 @@ func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
 
 // covers says whether a rule of the same place in the list allows at least what another allows.
 func covers(wide, narrow model.PolicyRule) bool {
-	return wide.Index == narrow.Index && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) && coversPorts(wide, narrow)
+	return wide.Index == narrow.Index && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) &&
+		coversPorts(wide, narrow)
 }
 
 // includes says whether a sorted list has all that another sorted list has.

@@ -37,8 +37,8 @@ const privilegedBits = ^(model.FirstUnprivilegedPort - 1)
 // this node. Replies come back to this switch.
 //
 // The node's own packets already have such a source, and a port of OwnPorts, which no other connection gets (see
-// model). They must not be translated: the userspace datapath of Open vSwitch 3.1 crashes when such a port is used again
-// after a translation to the same address and port.
+// model). They must not be translated: the userspace datapath of Open vSwitch 3.1 crashes when such a port is used
+// again after a translation to the same address and port.
 func (b *builder) gatewayToPeers(gateway, node netip.Addr) {
 	proto := openflow.Protocol(gateway)
 	translate := func(ports model.PortRange) ovs.Action {

@@ -8,8 +8,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Table numbers. They are part of Weft's interface to people with ovs-ofctl and never change; the gaps are for tables to
-// come.
+// Table numbers. They are part of Weft's interface to people with ovs-ofctl and never change; the gaps are for tables
+// to come.
 const (
 	Classifier     openflow.TableID = 0
 	ARPND          openflow.TableID = 5
@@ -54,8 +54,8 @@ const (
 	Zone uint16 = 0x5765
 	// SourceZone holds the translation of sources.
 	SourceZone uint16 = 0x5766
-	// EndpointZone holds a copy of each connection of a pod or the node through a Service, as the endpoint sees it. Only the
-	// userspace datapath has any.
+	// EndpointZone holds a copy of each connection of a pod or the node through a Service, as the endpoint sees it. Only
+	// the userspace datapath has any.
 	EndpointZone uint16 = 0x5767
 )
 
@@ -74,8 +74,8 @@ const (
 	EndpointLimit  = 100_000
 )
 
-// Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was sent
-// to, and the label is its address.
+// Parts of a connection's mark in Zone. The upper 16 bits are the port of the endpoint that a Service's connection was
+// sent to, and the label is its address.
 const (
 	// MarkAllowed is set when the policies let a packet of the original direction through, and cleared when they do
 	// not any more.
@@ -127,18 +127,22 @@ var Pipeline = []Table{
 		ID: ARPND, Name: "ARPND",
 		Doc: "Address resolution, before anything else: a question from a pod or the gateway must carry the asker's own " +
 			"addresses, then it is answered in the next tables. Answers and advertisements that pods send are dropped.",
-		Match:   []string{"arp", "icmp6", "in_port", "dl_src", "arp_op", "arp_spa", "arp_tpa", "arp_sha", "icmp_type", "icmp_code", "ipv6_src", "nd_target", "nd_sll"},
+		Match: []string{"arp", "icmp6", "in_port", "dl_src", "arp_op", "arp_spa", "arp_tpa", "arp_sha", "icmp_type",
+			"icmp_code", "ipv6_src", "nd_target", "nd_sll"},
 		Actions: []string{"goto_table"},
 		Next:    []openflow.TableID{ARPNDReply, SpoofGuard},
 	},
 	{
 		ID: ARPNDReply, Name: "ARPNDReply",
 		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router MAC; " +
-			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so no other port ever sees the question.",
+			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so no other port ever sees " +
+			"the question.",
 		Match: []string{"arp", "icmp6", "arp_op", "icmp_type", "icmp_code"},
-		Actions: []string{"move->NXM_OF_ETH_DST[]", "set_field->eth_src", "set_field->arp_op", "move->NXM_NX_ARP_THA[]", "set_field->arp_sha",
+		Actions: []string{"move->NXM_OF_ETH_DST[]", "set_field->eth_src", "set_field->arp_op", "move->NXM_NX_ARP_THA[]",
+			"set_field->arp_sha",
 			"move->NXM_NX_REG2[]", "move->NXM_OF_ARP_TPA[]", "move->NXM_OF_ARP_SPA[]", "set_field->icmpv6_type",
-			"move->NXM_NX_IPV6_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_ND_TARGET[]", "set_field->nd_sll", "IN_PORT", "goto_table"},
+			"move->NXM_NX_IPV6_DST[]", "move->NXM_NX_IPV6_SRC[]", "move->NXM_NX_ND_TARGET[]", "set_field->nd_sll", "IN_PORT",
+			"goto_table"},
 		Next: []openflow.TableID{NDAdvertise},
 	},
 	{
@@ -146,7 +150,8 @@ var Pipeline = []Table{
 		Doc: "Completes a neighbour advertisement. It is a table of its own because OVS lets a flow write the target's " +
 			"link-layer address only when the flow matches an advertisement.",
 		Match: []string{"icmp6", "icmp_type", "icmp_code"},
-		Actions: []string{"move->NXM_NX_IPV6_DST[]", "move->NXM_NX_IPV6_SRC[]", "set_field->nd_options_type", "set_field->nd_tll",
+		Actions: []string{"move->NXM_NX_IPV6_DST[]", "move->NXM_NX_IPV6_SRC[]", "set_field->nd_options_type",
+			"set_field->nd_tll",
 			"set_field->nd_reserved", "IN_PORT"},
 	},
 	{
@@ -154,7 +159,8 @@ var Pipeline = []Table{
 		Doc: "Lets through only what its source may send: a pod its own MAC and addresses, another node its own addresses " +
 			"and pod CIDRs, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here, by " +
 			"MAC and by address: the overlay is routed. So do packets to a loopback address and frames with a VLAN tag.",
-		Match: []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "vlan_tci", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tun_src",
+		Match: []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "vlan_tci", "nw_src", "nw_dst", "ipv6_src",
+			"ipv6_dst", "tun_src",
 			"tun_ipv6_src"},
 		Actions: []string{"goto_table"},
 		Next:    []openflow.TableID{Conntrack},
@@ -176,40 +182,50 @@ var Pipeline = []Table{
 	},
 	{
 		ID: ConntrackState, Name: "ConntrackState",
-		Doc: "New connections go on to Services, later packets of their original direction to the policies. A reply passes by its connection's " +
+		Doc: "New connections go on to Services, later packets of their original direction to the policies. A reply passes " +
+			"by its connection's " +
 			"mark: it goes straight on while the policies allow the original direction, and is dropped otherwise.",
-		Match:   []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "icmp", "icmp6", "nw_src", "ipv6_src"},
+		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "icmp", "icmp6",
+			"nw_src", "ipv6_src"},
 		Actions: []string{"resubmit", "goto_table"},
 		Next:    []openflow.TableID{Affinity, ServiceLB, EgressPolicy, Forwarding},
 	},
 	{
 		ID: Affinity, Name: "Affinity",
-		Doc: "Which endpoint a client had last, for Services with sessionAffinity. The switch learns these flows itself; they survive " +
+		Doc: "Which endpoint a client had last, for Services with sessionAffinity. The switch learns these flows itself; " +
+			"they survive " +
 			"the agent and end by their timeout, or with the Service, its affinity or the endpoint.",
 	},
 	{
 		ID: ServiceLB, Name: "ServiceLB",
-		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its destination. A " +
+		Doc: "A packet to a Service's address and port gets an endpoint from the Service's group, which translates its " +
+			"destination. A " +
 			"Service without endpoints leads to an address that the node rejects.",
-		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
+		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0",
+			"reg4", "nw_src", "nw_dst",
 			"ipv6_src", "ipv6_dst", "nw_frag", "tp_src", "tp_dst"},
 		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
 		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
 	},
 	{
 		ID: StickyEndpoint, Name: "StickyEndpoint",
-		Doc: "Translates to the endpoint that was chosen, for Services with sessionAffinity, and has the switch learn it. It is a table of " +
+		Doc: "Translates to the endpoint that was chosen, for Services with sessionAffinity, and has the switch learn it. " +
+			"It is a table of " +
 			"its own because a group's bucket is an action set, which learns nothing.",
-		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg4", "nw_src", "nw_dst",
+		Match: []string{"ct_state", "ct_nw_proto", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0",
+			"reg4", "nw_src", "nw_dst",
 			"ipv6_src", "ipv6_dst", "nw_frag", "tp_dst"},
 		Actions: []string{"learn", "ct"},
 		Next:    []openflow.TableID{EgressPolicy},
 	},
 	{
 		ID: EgressPolicy, Name: "EgressPolicy",
-		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a connection's original direction " +
-			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in fragments, the first fragment does.",
-		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst",
+		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a " +
+			"connection's original direction " +
+			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in " +
+			"fragments, the first fragment does.",
+		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src",
+			"nw_dst", "ipv6_src", "ipv6_dst", "tp_dst",
 			"nw_frag"},
 		Actions: []string{"conjunction", "controller", "goto_table"},
 		Next:    []openflow.TableID{EgressDefault, IngressPolicy, Forwarding},
@@ -223,8 +239,9 @@ var Pipeline = []Table{
 	},
 	{
 		ID: IngressPolicy, Name: "IngressPolicy",
-		Doc:     "What policies allow this node's pods to receive.",
-		Match:   []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
+		Doc: "What policies allow this node's pods to receive.",
+		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src",
+			"nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
 		Actions: []string{"conjunction", "controller", "goto_table"},
 		Next:    []openflow.TableID{IngressDefault, Forwarding},
 	},
@@ -237,7 +254,8 @@ var Pipeline = []Table{
 	},
 	{
 		ID: PolicyDenied, Name: "PolicyDenied",
-		Doc: "Drops what the policies deny. A connection that they allowed before loses its mark, so that its replies are dropped, too, until a " +
+		Doc: "Drops what the policies deny. A connection that they allowed before loses its mark, so that its replies are " +
+			"dropped, too, until a " +
 			"packet of its original direction is allowed again, or the agent's sweep finds that it would be.",
 		Match:   []string{"ct_mark", "ip", "ipv6", "reg0", "nw_frag"},
 		Actions: []string{"ct"},
@@ -248,23 +266,28 @@ var Pipeline = []Table{
 			"from a pod to the node's gateway. Replies to what came from the gateway return there. What came from another node " +
 			"goes to this node's pods and gateway only, and at the tunnels' UDP ports pods reach only pods: masqueraded, they " +
 			"would pass for their node.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
-		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src", "set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
-		Next:    []openflow.TableID{Commit},
+		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
+		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src",
+			"set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
+		Next: []openflow.TableID{Commit},
 	},
 	{
 		ID: Commit, Name: "Commit",
-		Doc: "Remembers a connection whose packet came this far, and marks it as allowed. With the userspace datapath, fragments wait here until " +
+		Doc: "Remembers a connection whose packet came this far, and marks it as allowed. With the userspace datapath, " +
+			"fragments wait here until " +
 			"their datagram is whole: without the first one, which the policies judge, none leaves.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src", "nw_frag"},
+		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src",
+			"nw_frag"},
 		Actions: []string{"ct", "goto_table"},
 		Next:    []openflow.TableID{EndpointPort, SourceNAT},
 	},
 	{
 		ID: EndpointPort, Name: "EndpointPort",
-		Doc: "With the userspace datapath: a connection of a pod or the node to an endpoint gets another source port if a connection of " +
+		Doc: "With the userspace datapath: a connection of a pod or the node to an endpoint gets another source port if a " +
+			"connection of " +
 			"the same through a Service has that port at the same endpoint, which cannot tell them apart.",
-		Match:   []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src", "tp_src"},
+		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "reg0", "nw_src", "ipv6_src",
+			"tp_src"},
 		Actions: []string{"ct"},
 		Next:    []openflow.TableID{SourceNAT},
 	},
@@ -273,7 +296,8 @@ var Pipeline = []Table{
 		Doc: "Changes the source where replies would not find back: what the gateway sends to another node gets the node's " +
 			"gateway address, with a port below 1024 if it had one; what a Service turns back to its origin gets an address " +
 			"that no host has.",
-		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src", "nw_dst", "ipv6_src", "ipv6_dst",
+		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src",
+			"nw_dst", "ipv6_src", "ipv6_dst",
 			"nw_frag", "tp_src"},
 		Actions: []string{"set_field->reg0", "ct", "goto_table"},
 		Next:    []openflow.TableID{Output},

@@ -25,8 +25,8 @@ var stages = []stage{
 	{model.Ingress, IngressPolicy, IngressDefault, Forwarding, PolicyIngress, openflow.Destination, openflow.Source},
 }
 
-// policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies isolate one pod
-// with one flow, which has the cookie of the first of them; see Counters.
+// policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies
+// isolate one pod with one flow, which has the cookie of the first of them; see Counters.
 func (b *builder) policy(p model.Policy, _ none) {
 	b.log = p.Log
 	for _, s := range stages {
@@ -71,8 +71,8 @@ func isolations(pod netip.Addr) []openflow.Key {
 	return keys
 }
 
-// closes tells whether the flow isolates a pod. Such flows stay when the rest of their policy cannot be: no policy is not what
-// was asked for.
+// closes tells whether the flow isolates a pod. Such flows stay when the rest of their policy cannot be: no policy is
+// not what was asked for.
 func (f Flow) closes() bool {
 	return (f.Reason == PolicyEgress || f.Reason == PolicyIngress) && !f.Copies()
 }
@@ -94,9 +94,9 @@ type condition struct {
 	match []ovs.Match
 }
 
-// rule gives the flows of one rule in both families. It allows what has one of the conditions of each dimension. With two or three
-// dimensions they are the clauses of a conjunction, so that there are as many flows as the sum of what the rule names. With one,
-// or where it takes no more of them, they are flows that allow by themselves.
+// rule gives the flows of one rule in both families. It allows what has one of the conditions of each dimension. With
+// two or three dimensions they are the clauses of a conjunction, so that there are as many flows as the sum of what the
+// rule names. With one, or where it takes no more of them, they are flows that allow by themselves.
 func (b *builder) rule(s stage, r model.PolicyRule) {
 	for _, any := range families {
 		dimensions := dimensionsOf(s, r, any.Is4())
@@ -128,15 +128,15 @@ func (b *builder) allow(s stage, i in, r model.PolicyRule) {
 }
 
 const (
-	// productSlack is how many more flows pods × ports may take than pods + ports. A flow that names only a port is in the way of
-	// every packet to that port and holds a clause of every policy that names it, so a few flows more are cheaper.
+	// productSlack is how many more flows pods × ports may take than pods + ports. A flow that names only a port is in the
+	// way of every packet to that port and holds a clause of every policy that names it, so a few flows more are cheaper.
 	productSlack = 16
 	// fewPeers is how many peers are written out with a single pod. Longer lists are shared with other policies' clauses.
 	fewPeers = 16
 )
 
-// dimensionsOf gives a rule's dimensions in one family: pods, peers and ports, as far as the rule limits them; nil when it allows
-// nothing there. Two of them become one where their product does not exceed their sum.
+// dimensionsOf gives a rule's dimensions in one family: pods, peers and ports, as far as the rule limits them; nil when
+// it allows nothing there. Two of them become one where their product does not exceed their sum.
 func dimensionsOf(s stage, r model.PolicyRule, is4 bool) [][]condition {
 	proto := ovs.ProtocolIPv6
 	if is4 {
@@ -197,15 +197,17 @@ func product(a, b []condition) []condition {
 
 // Always allowed, whatever policies say.
 
-// allowRejection lets pods reach the address where Services without endpoints lead: that a Service has no endpoint is not a secret.
+// allowRejection lets pods reach the address where Services without endpoints lead: that a Service has no endpoint is
+// not a secret.
 func (b *builder) allowRejection() {
 	for _, any := range families {
-		b.add(in{EgressPolicy, prioHigh, openflow.Protocol(any), matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(IngressPolicy))
+		b.add(in{EgressPolicy, prioHigh, openflow.Protocol(any),
+			matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(IngressPolicy))
 	}
 }
 
-// allowNode lets the node and its own pods reach each other: kubelet's probes, and whatever a policy could not keep from a pod
-// anyway, because the node is what runs it.
+// allowNode lets the node and its own pods reach each other: kubelet's probes, and whatever a policy could not keep
+// from a pod anyway, because the node is what runs it.
 func (b *builder) allowNode(addrs []netip.Addr) {
 	for _, addr := range addrs {
 		for _, s := range stages {
@@ -219,13 +221,15 @@ func (b *builder) allowSelf(ips []netip.Addr) {
 	for _, ip := range ips {
 		host := openflow.Host(ip)
 		for _, s := range stages {
-			b.add(in{s.allow, prioHigh, openflow.Protocol(ip), matches(openflow.Source(host), openflow.Destination(host))}, openflow.Goto(s.next))
+			b.add(in{s.allow, prioHigh, openflow.Protocol(ip), matches(openflow.Source(host), openflow.Destination(host))},
+				openflow.Goto(s.next))
 		}
 	}
 }
 
-// Counter is a flow whose packets and bytes say something of a policy. Where two policies, or two rules, have one flow in common, it
-// counts for both: both allow, or both deny, what it counted. What several conjunctions allow is counted for one of them.
+// Counter is a flow whose packets and bytes say something of a policy. Where two policies, or two rules, have one flow
+// in common, it counts for both: both allow, or both deny, what it counted. What several conjunctions allow is counted
+// for one of them.
 type Counter struct {
 	Key       openflow.Key
 	Direction model.Direction

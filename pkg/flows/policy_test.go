@@ -28,7 +28,8 @@ func square(name string, id uint32, n, m, ports int) model.Policy {
 	}
 	rule := model.PolicyRule{ID: id, Pods: side.Pods}
 	for i := range m {
-		rule.Peers = append(rule.Peers, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(2 + i/200), byte(i % 200)}), 32))
+		rule.Peers = append(rule.Peers, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(2 + i/200), byte(i % 200)}),
+			32))
 	}
 	for i := range ports {
 		rule.Ports = append(rule.Ports, model.PortMatch{Protocol: model.TCP, Port: uint16(80 + i), Mask: 0xffff})
@@ -53,7 +54,8 @@ func policyFlows(t testing.TB, s *model.Snapshot) []flows.Flow {
 	return list
 }
 
-// TestPolicyGrowsWithTheSum: 200 pods by 200 peers stay under 1,000 flows (openshift-sdn needed 40,000), whatever the ports.
+// TestPolicyGrowsWithTheSum: 200 pods by 200 peers stay under 1,000 flows (openshift-sdn needed 40,000), whatever the
+// ports.
 func TestPolicyGrowsWithTheSum(t *testing.T) {
 	for _, ports := range []int{0, 1, 2, 3, 10, 100} {
 		if n := len(policyFlows(t, withPolicies(square("ns/p", 1, 200, 200, ports)))); n >= 1000 {
@@ -121,13 +123,16 @@ func TestPolicyFailsClosed(t *testing.T) {
 	}
 }
 
-// TestCounters: every rule of every direction, in each family, and the isolation have flows to count by, and these are in the switch.
+// TestCounters: every rule of every direction, in each family, and the isolation have flows to count by, and these are
+// in the switch.
 func TestCounters(t *testing.T) {
 	pods := addrs("10.244.1.2", "fd44:1::2")
 	p := model.Policy{
 		Name: "shop/web",
 		Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
-			{Index: 0, ID: 1, Pods: pods, Peers: cidrs("10.0.0.0/9", "10.128.0.0/10", "10.192.0.0/12", "10.208.0.0/12", "fd00::/8"), Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}, {Protocol: model.TCP, Port: 90, Mask: 0xffff}}},
+			{Index: 0, ID: 1, Pods: pods, Peers: cidrs("10.0.0.0/9", "10.128.0.0/10", "10.192.0.0/12", "10.208.0.0/12",
+				"fd00::/8"), Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}, {Protocol: model.TCP, Port: 90,
+				Mask: 0xffff}}},
 			{Index: 2, ID: 2, Pods: pods[:1], AnyPeer: true, AnyPort: true},
 			{Index: 2, ID: 3, Pods: pods[1:], AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.SCTP}}},
 		}},
@@ -178,8 +183,8 @@ func BenchmarkPolicySquare(b *testing.B) {
 	b.ReportMetric(float64(n), "flows")
 }
 
-// manyPolicies is a node's share of a large cluster: 5,000 policies of which each selects one or two of its 110 pods, with 20 peers
-// and two ports.
+// manyPolicies is a node's share of a large cluster: 5,000 policies of which each selects one or two of its 110 pods,
+// with 20 peers and two ports.
 func manyPolicies() *model.Snapshot {
 	s := cluster()
 	s.Policies = map[string]model.Policy{}

@@ -9,9 +9,10 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// A policy with Log has copies of some packets sent to the agent, which writes them down: those that begin a connection that the
-// policy allows, and those that are denied. Meters limit the copies in the switch, so that a flood costs little there, too. The
-// flows that copy stand above those that decide and do the same as these; a policy without Log has none.
+// A policy with Log has copies of some packets sent to the agent, which writes them down: those that begin a connection
+// that the policy allows, and those that are denied. Meters limit the copies in the switch, so that a flood costs
+// little there, too. The flows that copy stand above those that decide and do the same as these; a policy without Log
+// has none.
 
 // The meters of copies, which are part of no bundle. What is allowed cannot use up the share of what is denied.
 var (
@@ -30,7 +31,8 @@ const copied = 128
 
 func copyOf(s stage, rule int, meter openflow.Meter) ovs.Action {
 	data := []byte{copyVersion, byte(s.allow)}
-	return openflow.Copy{Bytes: copied, Data: binary.BigEndian.AppendUint32(data, uint32(int32(rule))), Meter: meter.ID}.Action()
+	return openflow.Copy{Bytes: copied, Data: binary.BigEndian.AppendUint32(data, uint32(int32(rule))),
+		Meter: meter.ID}.Action()
 }
 
 // copyVersion begins the data of every copy; what begins otherwise is another program's.
@@ -53,8 +55,8 @@ func (b *builder) logAllowed(s stage, i in, rule int) {
 	}
 }
 
-// sameFate says whether two flows do the same with a packet. What they write down of it may differ: it is said of the first of
-// several policies that allow it.
+// sameFate says whether two flows do the same with a packet. What they write down of it may differ: it is said of the
+// first of several policies that allow it.
 func sameFate(a, b Flow) bool {
 	return a.Actions == b.Actions || openflow.WithoutCopies(a.Actions) == openflow.WithoutCopies(b.Actions)
 }

@@ -12,20 +12,24 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// logged are a policy that logs, one that allows the same by another rule, and one about the same pod that does not log.
+// logged are a policy that logs, one that allows the same by another rule, and one about the same pod that does not
+// log.
 func logged() *model.Snapshot {
 	pod := []netip.Addr{netip.MustParseAddr("10.244.1.2")}
 	side := func(index int, id uint32) *model.PolicySide {
-		return &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{Index: index, ID: id, Pods: pod, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}}}}
+		return &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{Index: index, ID: id, Pods: pod, AnyPeer: true,
+			Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}}}}
 	}
-	return &model.Snapshot{Self: model.Node{Name: "n1"}, Transport: model.Tunnel(model.Geneve), Policies: map[string]model.Policy{
-		"ns/a": {Name: "ns/a", Log: true, Ingress: side(0, 1)},
-		"ns/b": {Name: "ns/b", Log: true, Ingress: side(7, 2)},
-		"ns/c": {Name: "ns/c", Ingress: &model.PolicySide{Pods: pod}},
-	}}
+	return &model.Snapshot{Self: model.Node{Name: "n1"}, Transport: model.Tunnel(model.Geneve),
+		Policies: map[string]model.Policy{
+			"ns/a": {Name: "ns/a", Log: true, Ingress: side(0, 1)},
+			"ns/b": {Name: "ns/b", Log: true, Ingress: side(7, 2)},
+			"ns/c": {Name: "ns/c", Ingress: &model.PolicySide{Pods: pod}},
+		}}
 }
 
-// TestLoggingIsNoConflict: policies that allow the same want to write down different things about it; that does not conflict.
+// TestLoggingIsNoConflict: policies that allow the same want to write down different things about it; that does not
+// conflict.
 func TestLoggingIsNoConflict(t *testing.T) {
 	c := flows.NewCompiler()
 	s := logged()
@@ -49,7 +53,8 @@ func TestLoggingIsNoConflict(t *testing.T) {
 	}
 }
 
-// TestRefusedLoggingStaysClosed: a switch that cannot copy refuses the policy; its pods stay isolated, by flows that every switch can have.
+// TestRefusedLoggingStaysClosed: a switch that cannot copy refuses the policy; its pods stay isolated, by flows that
+// every switch can have.
 func TestRefusedLoggingStaysClosed(t *testing.T) {
 	c := flows.NewCompiler()
 	s := logged()
@@ -81,10 +86,13 @@ func TestCountersWhereOthersLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		for key, f := range desired.Flows {
-			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key, Direction: model.Ingress, Rule: flows.Denied}) {
+			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key, Direction: model.Ingress,
+				Rule: flows.Denied}) {
 				t.Errorf("%s: %s does not count", name, f)
 			}
-			if f.Copies() && f.Reason == "" && p.Log && !slices.ContainsFunc(counters, func(c flows.Counter) bool { return c.Key == key && c.Rule >= 0 }) {
+			if f.Copies() && f.Reason == "" && p.Log && !slices.ContainsFunc(counters, func(c flows.Counter) bool {
+				return c.Key == key && c.Rule >= 0
+			}) {
 				t.Errorf("%s: %s does not count", name, f)
 			}
 		}

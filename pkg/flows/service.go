@@ -20,8 +20,8 @@ func (b *builder) serviceOrProxy(o serviceObject, self localInputs) {
 	}
 }
 
-// service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints that
-// its traffic policy leaves.
+// service gives the flows and groups of one Service: for each of its addresses a flow to the group of the endpoints
+// that its traffic policy leaves.
 func (b *builder) service(s model.Service, self localInputs) {
 	for _, p := range s.Ports {
 		is4 := p.ClusterIP.Is4()
@@ -58,50 +58,58 @@ func (b *builder) service(s model.Service, self localInputs) {
 	}
 }
 
-// Untranslatable says why a frontend's clients are rejected although it may have endpoints, or nil. Open vSwitch 3.1's userspace
-// datapath tracks SCTP by addresses alone: ports stay, so that packets would reach another port of the endpoint.
+// Untranslatable says why a frontend's clients are rejected although it may have endpoints, or nil. Open vSwitch 3.1's
+// userspace datapath tracks SCTP by addresses alone: ports stay, so that packets would reach another port of the
+// endpoint.
 func Untranslatable(p model.ServicePort, f model.Frontend, kernelDatapath bool) error {
 	if kernelDatapath || p.Protocol != model.SCTP {
 		return nil
 	}
 	for _, e := range slices.Concat(p.Cluster, p.Local) {
 		if e.Port != f.At.Port() {
-			return fmt.Errorf("the userspace datapath of Open vSwitch does not translate SCTP ports, and endpoints have port %d, not %d: give the Service that port, or use datapath: system", e.Port, f.At.Port())
+			return fmt.Errorf("the userspace datapath of Open vSwitch does not translate SCTP ports, and endpoints have port "+
+				"%d, not %d: give the Service that port, or use datapath: system", e.Port, f.At.Port())
 		}
 	}
 	return nil
 }
 
-// noService keeps the addresses of pods and gateways out of Services' reach: a user who may write a Service names its external
-// addresses, and must not draw other pods' clients to itself.
+// noService keeps the addresses of pods and gateways out of Services' reach: a user who may write a Service names its
+// external addresses, and must not draw other pods' clients to itself.
 func (b *builder) noService(podCIDR netip.Prefix) {
-	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))}, openflow.Goto(EgressPolicy))
+	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))},
+		openflow.Goto(EgressPolicy))
 }
 
 // unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are
 // dropped: conntrack would put them together with later ones that a Service of the address takes.
 func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
 	for _, t := range transports {
-		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))}, reject(cidr.Addr().Is4()))
+		b.add(in{ServiceLB, prioLowest, t.of(cidr.Addr().Is4()), matches(openflow.Destination(cidr))},
+			reject(cidr.Addr().Is4()))
 	}
 	if !kernelDatapath {
-		b.drop(UnservedFragment, in{ServiceLB, prioLower, openflow.Protocol(cidr.Addr()), matches(openflow.Destination(cidr), openflow.Fragments("yes"))})
+		b.drop(UnservedFragment, in{ServiceLB, prioLower, openflow.Protocol(cidr.Addr()), matches(openflow.Destination(cidr),
+			openflow.Fragments("yes"))})
 	}
 }
 
-// otherProxy leaves the ClusterIP of a Service to another proxy: what pods send there reaches the node as it is. What the
-// node sends is rejected where that proxy does not take it, as any unserved ClusterIP is.
+// otherProxy leaves the ClusterIP of a Service to another proxy: what pods send there reaches the node as it is. What
+// the node sends is rejected where that proxy does not take it, as any unserved ClusterIP is.
 func (b *builder) otherProxy(clusterIP netip.Addr) {
 	match := matches(Origin.Is(OriginPod), openflow.Destination(openflow.Host(clusterIP)))
 	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), match}, openflow.Goto(EgressPolicy))
 }
 
-// notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever a user writes into a
-// slice, and two Services whose endpoints are each other's addresses would send a packet to and fro until its time is over.
+// notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever a user
+// writes into a slice, and two Services whose endpoints are each other's addresses would send a packet to and fro until
+// its time is over.
 func (b *builder) notTwice() {
 	for _, any := range families {
-		b.add(in{ConntrackState, prioLow, openflow.Protocol(any), matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
-			Origin.Is(OriginGateway), openflow.Source(openflow.Host(model.MasqueradeAddr(any.Is4()))))}, openflow.Goto(EgressPolicy))
+		b.add(in{ConntrackState, prioLow, openflow.Protocol(any),
+			matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
+				Origin.Is(OriginGateway), openflow.Source(openflow.Host(model.MasqueradeAddr(any.Is4()))))}, openflow.Goto(
+			EgressPolicy))
 	}
 }
 
@@ -115,7 +123,8 @@ func translate(to netip.AddrPort) ovs.Action {
 	const bits = MarkService | markPort
 	return openflow.CT{
 		Commit: true, Table: EgressPolicy, Zone: Zone, NAT: openflow.DestinationNAT(to),
-		Exec: []ovs.Action{bits.Set(uint32(MarkService) | uint32(to.Port())<<16), openflow.AllLabel.Set(openflow.AddrValue(to.Addr()))},
+		Exec: []ovs.Action{bits.Set(uint32(MarkService) | uint32(to.Port())<<16),
+			openflow.AllLabel.Set(openflow.AddrValue(to.Addr()))},
 	}.Action()
 }
 
@@ -198,8 +207,8 @@ func (sb *serviceBuilder) external(sources []netip.Prefix, match ...ovs.Match) {
 	}
 }
 
-// withGateway adds the node's gateway address to ranges that one of its other addresses is in: what the node itself sends has that
-// source here, and the author of the ranges knows the others.
+// withGateway adds the node's gateway address to ranges that one of its other addresses is in: what the node itself
+// sends has that source here, and the author of the ranges knows the others.
 func withGateway(sources []netip.Prefix, addrs []netip.Addr, own netip.Prefix) []netip.Prefix {
 	listed := func(r netip.Prefix) bool { return slices.ContainsFunc(addrs, r.Contains) }
 	if !own.IsValid() || !slices.ContainsFunc(sources, listed) {
@@ -297,7 +306,8 @@ func (sb *serviceBuilder) laterFragments(at netip.Addr) (*serviceBuilder, []ovs.
 	later := *sb
 	later.proto, later.later = openflow.Protocol(at), true
 	return &later, matches(
-		openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(sb.port.Protocol.Number()),
+		openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0), openflow.OriginalProtocol(
+			sb.port.Protocol.Number()),
 		openflow.Destination(openflow.Host(at)), openflow.Fragments("later"))
 }
 
@@ -313,7 +323,8 @@ func (sb *serviceBuilder) learn(bucket uint32) ovs.Action {
 	source, destination := openflow.AddrFields(sb.port.ClusterIP)
 	_, port := openflow.PortFields(number)
 	return openflow.Learn{
-		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity, model.MaxRemembered) / time.Second), Limit: maxClients,
+		Table: Affinity, Priority: prioNormal, Cookie: sb.cookie, IdleTimeout: uint16(min(sb.service.Affinity,
+			model.MaxRemembered) / time.Second), Limit: maxClients,
 		Specs: []openflow.LearnSpec{
 			openflow.LearnFamily(sb.port.ClusterIP), openflow.LearnProtocol(number),
 			openflow.LearnSame(source.All()), openflow.LearnSame(destination.All()), openflow.LearnSame(port.All()),

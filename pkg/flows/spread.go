@@ -14,18 +14,18 @@ import (
 )
 
 const (
-	// maxDPHash is how many endpoints the datapath's own hash spreads evenly enough: OVS gives it at most 256 places, so of 32
-	// endpoints one may get an eighth more than another.
+	// maxDPHash is how many endpoints the datapath's own hash spreads evenly enough: OVS gives it at most 256 places, so
+	// of 32 endpoints one may get an eighth more than another.
 	maxDPHash = 32
 	// maxClasses is how many classes of source ports are told apart.
 	maxClasses = 256
-	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB, which 545 buckets with
-	// IPv6 endpoints fill.
+	// maxBuckets is how many buckets one group gets: a group is one OpenFlow message of at most 64 KiB, which 545 buckets
+	// with IPv6 endpoints fill.
 	maxBuckets = 500
 )
 
-// spread makes the groups that choose among buckets. The datapath's hash of the connection chooses among few, without an
-// upcall. TCP has that hash with many, too: the client's port chooses a group first (see byPort). Otherwise
+// spread makes the groups that choose among buckets. The datapath's hash of the connection chooses among few, without
+// an upcall. TCP has that hash with many, too: the client's port chooses a group first (see byPort). Otherwise
 // ovs-vswitchd hashes fields of each connection. That is even for any number of buckets, but weights are not shares.
 // Buckets that exceed one group are divided among groups of equal size.
 func (sb *serviceBuilder) spread(name string, buckets []openflow.Bucket) []portClass {
@@ -130,8 +130,8 @@ func places(buckets []openflow.Bucket) []openflow.Bucket {
 	return append(out, split)
 }
 
-// bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come and
-// go. 0 is none.
+// bucketIDs gives each endpoint a number that depends on its address and port, so that it keeps it while others come
+// and go. 0 is none.
 func bucketIDs(endpoints []model.Endpoint) []uint32 {
 	taken := make(map[uint32]bool, len(endpoints))
 	ids := make([]uint32, len(endpoints))

@@ -176,7 +176,8 @@ func TestParts(t *testing.T) {
 
 // TestNoIdleGroup: endpoints that no frontend's traffic policy leaves have no group.
 func TestNoIdleGroup(t *testing.T) {
-	here, there := model.Endpoint{Addr: netip.MustParseAddr("10.244.1.2"), Port: 8080}, model.Endpoint{Addr: netip.MustParseAddr("10.244.2.2"), Port: 8080}
+	here, there := model.Endpoint{Addr: netip.MustParseAddr("10.244.1.2"), Port: 8080}, model.Endpoint{
+		Addr: netip.MustParseAddr("10.244.2.2"), Port: 8080}
 	s := model.Service{Name: "ns/local", Ports: []model.ServicePort{{
 		Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.9"), InternalLocal: true, Elsewhere: true,
 		Cluster: []model.Endpoint{here, there}, Local: []model.Endpoint{here},
@@ -205,7 +206,8 @@ func TestPortRanges(t *testing.T) {
 				}
 			}
 			if found != 1 || best.replacement.Contains(uint16(port)) ||
-				privileged(best.replacement.First) != privileged(uint16(port)) || privileged(best.replacement.Last) != privileged(uint16(port)) {
+				privileged(best.replacement.First) != privileged(uint16(port)) ||
+				privileged(best.replacement.Last) != privileged(uint16(port)) {
 				t.Fatalf("%s, port %d: %d ranges, replaced by %+v", name, port, found, best.replacement)
 			}
 			if name == "gateway" && !privileged(uint16(port)) &&

@@ -51,7 +51,8 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 		v.node[addr] = true
 	}
 	for _, st := range stages {
-		x := &ruleIndex{direction: st.direction, pods: map[netip.Addr][]int{}, peers: map[netip.Prefix][]int{}, bits: map[int]bool{},
+		x := &ruleIndex{direction: st.direction, pods: map[netip.Addr][]int{}, peers: map[netip.Prefix][]int{},
+			bits:  map[int]bool{},
 			ofPod: map[netip.Addr]ruleSet{}, ofPeer: map[netip.Addr]ruleSet{}, ofPort: map[portKey]ruleSet{}}
 		for _, p := range s.Policies {
 			x.add(p, quarantined[model.PolicyOwner(p.Name)] != nil)
@@ -120,7 +121,9 @@ func (x *ruleIndex) allow(subject, peer netip.Addr, port portKey) bool {
 		return false
 	}
 	pods := memo(x.ofPod, subject, func() ruleSet { return x.set(about) })
-	return pods.intersects(memo(x.ofPeer, peer, func() ruleSet { return x.withPeer(peer) }), memo(x.ofPort, port, func() ruleSet { return x.withPort(port) }))
+	return pods.intersects(memo(x.ofPeer, peer, func() ruleSet {
+		return x.withPeer(peer)
+	}), memo(x.ofPort, port, func() ruleSet { return x.withPort(port) }))
 }
 
 func (x *ruleIndex) withPeer(peer netip.Addr) ruleSet {
@@ -136,7 +139,9 @@ func (x *ruleIndex) withPeer(peer netip.Addr) ruleSet {
 func (x *ruleIndex) withPort(k portKey) ruleSet {
 	set := x.set(nil)
 	for n, r := range x.rules {
-		if r.AnyPort || slices.ContainsFunc(r.Ports, func(m model.PortMatch) bool { return m.Protocol.Number() == k.protocol && k.port&m.Mask == m.Port }) {
+		if r.AnyPort || slices.ContainsFunc(r.Ports, func(m model.PortMatch) bool {
+			return m.Protocol.Number() == k.protocol && k.port&m.Mask == m.Port
+		}) {
 			set.add([]int{n})
 		}
 	}

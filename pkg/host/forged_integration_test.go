@@ -61,7 +61,8 @@ for a in fd00:10:2::5/128 fd00:10:1::8/128 fd00:10:1::1/128 fd00:10:2::1/128 200
 		t.Fatal(err)
 	}
 	n.in(n.out, func() { // a host with the node's addresses, which does not resolve them
-		n.run(fmt.Sprintf(`ip neigh replace 192.0.2.9 lladdr %[1]s dev out0; ip -6 neigh replace 2001:db8::9 lladdr %[1]s dev out0
+		n.run(fmt.Sprintf(
+			`ip neigh replace 192.0.2.9 lladdr %[1]s dev out0; ip -6 neigh replace 2001:db8::9 lladdr %[1]s dev out0
 ip route add 10.244.1.7/32 via 192.0.2.9; ip -6 route add fd00:10:1::7/128 via 2001:db8::9`, eth0.HardwareAddr))
 	})
 	for _, filter := range []int{0, 2} {

@@ -14,8 +14,8 @@
 // The kernel decides about NAT with a connection's first packet. FlushConnections removes connections whose decision is
 // outdated.
 //
-// One goroutine calls Sync and FilterPodLinks. Watch and FlushConnections may be called from others, and Watch runs a goroutine of its
-// own.
+// One goroutine calls Sync and FilterPodLinks. Watch and FlushConnections may be called from others, and Watch runs a
+// goroutine of its own.
 //
 // Out of scope: a host firewall that drops forwarded packets by policy (Docker sets iptables' FORWARD to DROP) must
 // accept those from and to the gateway interface itself, because no table can overrule another table's drop. Sync

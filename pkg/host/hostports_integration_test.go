@@ -87,7 +87,8 @@ func TestHostPortConflict(t *testing.T) {
 		{Protocol: model.TCP, Port: 80, To: to("[fd00::8]:1")}, {Protocol: "ICMP", Port: 1, To: to("10.244.1.8:1")},
 		{Addr: netip.MustParseAddr("192.0.2.1"), Protocol: model.TCP, Port: 80, To: to("[fd00::8]:1")},
 	}}
-	if errs := sortPorts(&d.HostPorts); len(errs) != 3 || len(d.HostPorts) != 2 || d.HostPorts[0].To != to("10.244.1.8:1") {
+	if errs := sortPorts(&d.HostPorts); len(errs) != 3 || len(d.HostPorts) != 2 ||
+		d.HostPorts[0].To != to("10.244.1.8:1") {
 		t.Errorf("%v remain, errors %v", d.HostPorts, errs)
 	}
 }

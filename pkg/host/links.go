@@ -45,7 +45,8 @@ func (h *Host) syncLink(c *changes, d Desired) (netlink.Link, error) {
 	return link, nil
 }
 
-// linkIndexes are the indexes of the gateway interface and of the other links, and an error for each that does not exist.
+// linkIndexes are the indexes of the gateway interface and of the other links, and an error for each that does not
+// exist.
 func linkIndexes(d Desired) (indexes map[string]int, missing []error) {
 	indexes = map[string]int{}
 	for _, name := range d.linkNames() {

@@ -180,8 +180,8 @@ func (n *nat) writeDifference(ctx context.Context, c *changes) error {
 	return nil
 }
 
-// written records that the desired elements are installed, and the translations that the deleted elements made. These are
-// unknown when a new agent finds another version's rules.
+// written records that the desired elements are installed, and the translations that the deleted elements made. These
+// are unknown when a new agent finds another version's rules.
 func (n *nat) written() {
 	for i, s := range sets {
 		if t := n.elements[i]; t.known && !t.inSync() && s.removed != nil {

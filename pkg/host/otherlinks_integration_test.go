@@ -54,7 +54,8 @@ func TestRoutesThroughOtherLinks(t *testing.T) {
 	if changed := n.sync(d); len(changed) > 0 {
 		t.Errorf("then changed %q", changed)
 	}
-	if out := n.run("ip -o addr show dev secret0 scope global; ip -o link show eth0"); !strings.Contains(out, "mtu 1500") ||
+	if out := n.run("ip -o addr show dev secret0 scope global; ip -o link show eth0"); !strings.Contains(out,
+		"mtu 1500") ||
 		strings.Contains(out, "10.244") {
 		t.Errorf("other links were changed: %s", out)
 	}

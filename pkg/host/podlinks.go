@@ -11,9 +11,10 @@ import (
 )
 
 // podLinksChain drops packets that arrive on a pod's veth. They belong to the switch, but with the userspace datapath
-// OVS only reads a copy (packet socket) and the kernel also delivers the packet to the host: a pod that addresses frames
-// to the host's end of its veth would bypass the switch, its spoof guard and all policies. With the kernel datapath that
-// is the case until the port is added. ARP and IPv6 are disabled on these links; the chain covers the rest.
+// OVS only reads a copy (packet socket) and the kernel also delivers the packet to the host: a pod that addresses
+// frames to the host's end of its veth would bypass the switch, its spoof guard and all policies. With the kernel
+// datapath that is the case until the port is added. ARP and IPv6 are disabled on these links; the chain covers the
+// rest.
 const podLinksChain = "from-pod-links"
 
 // Before raw and conntrack.

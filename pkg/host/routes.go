@@ -134,8 +134,8 @@ func index(is4 bool) int {
 }
 
 // syncRoutes adds the missing routes first and then removes the stale ones, so that a changed route leaves no gap. A
-// route that cannot be added does not keep others from it. With compare, or after an error, it reads the kernel's routes
-// first.
+// route that cannot be added does not keep others from it. With compare, or after an error, it reads the kernel's
+// routes first.
 func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare bool) error {
 	t := h.routes
 	t.desire(desiredRoutes(d, links))

@@ -7,8 +7,8 @@ import (
 	"sync"
 )
 
-// tracker compares the desired objects of one kind with those of Weft's that the kernel has. It removes only what it has
-// learned or written, and its callers never let it learn foreign objects.
+// tracker compares the desired objects of one kind with those of Weft's that the kernel has. It removes only what it
+// has learned or written, and its callers never let it learn foreign objects.
 //
 // It remembers the kernel's objects, so that between two dumps only differences are written. It stores them as
 // differences from the desired ones: the memory of an object in sync costs nothing.

@@ -25,12 +25,14 @@ func TestNewClientFromKubeconfig(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	write := func(url string) {
 		t.Helper()
-		text := fmt.Sprintf("apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: {cluster: c}}]\n", url)
+		text := fmt.Sprintf(
+			"apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: {cluster: c}}]\n", url)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, tc := range []struct{ name, inFile, server string }{{"the file's server", server.URL, ""}, {"the setting goes before the file", "http://192.0.2.1", server.URL}} {
+	for _, tc := range []struct{ name, inFile, server string }{{"the file's server", server.URL, ""},
+		{"the setting goes before the file", "http://192.0.2.1", server.URL}} {
 		write(tc.inFile)
 		client, err := kube.NewClient(tc.server, file, nil)
 		if err != nil {
@@ -40,7 +42,8 @@ func TestNewClientFromKubeconfig(t *testing.T) {
 			t.Errorf("%s: %v", tc.name, err)
 		}
 	}
-	if _, err := kube.NewClient("", filepath.Join(t.TempDir(), "none"), nil); err == nil || !strings.Contains(err.Error(), "no such file") {
+	if _, err := kube.NewClient("", filepath.Join(t.TempDir(), "none"), nil); err == nil ||
+		!strings.Contains(err.Error(), "no such file") {
 		t.Errorf("a kubeconfig that does not exist: %v", err)
 	}
 	if _, err := kube.NewClient("", "", nil); err == nil {

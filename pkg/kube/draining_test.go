@@ -15,10 +15,12 @@ func TestDraining(t *testing.T) {
 		node corev1.Node
 		want bool
 	}{
-		"deleted":           {corev1.Node{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}}, true},
-		"by the autoscaler": {corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "other"}, {Key: toBeDeletedTaint}}}}, true},
-		"cordoned":          {corev1.Node{Spec: corev1.NodeSpec{Unschedulable: true, Taints: []corev1.Taint{{Key: corev1.TaintNodeUnschedulable}}}}, false},
-		"as any other":      {corev1.Node{}, false},
+		"deleted": {corev1.Node{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}}, true},
+		"by the autoscaler": {corev1.Node{Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: "other"},
+			{Key: toBeDeletedTaint}}}}, true},
+		"cordoned": {corev1.Node{Spec: corev1.NodeSpec{Unschedulable: true, Taints: []corev1.Taint{
+			{Key: corev1.TaintNodeUnschedulable}}}}, false},
+		"as any other": {corev1.Node{}, false},
 	} {
 		obj, err := trimNode(&tt.node)
 		if err != nil {

@@ -52,7 +52,8 @@ func NewReporter(client kubernetes.Interface, node string) *Reporter {
 	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
 	ctx, stop := context.WithCancel(context.Background())
 	r := &Reporter{
-		client: client, broadcaster: b, recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft-agent", Host: node}), node: node,
+		client: client, broadcaster: b, recorder: b.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "weft-agent",
+			Host: node}), node: node,
 		warnings: make(chan warning, maxWarnings), stop: stop, stopped: make(chan struct{}),
 	}
 	go r.run(ctx)
@@ -66,8 +67,8 @@ func (r *Reporter) Close() {
 	r.broadcaster.Shutdown()
 }
 
-// Warn writes a warning about the object that an owner of flows stands for: a pod, a Service, a policy, a node, or else this node. It
-// does not wait for the API server.
+// Warn writes a warning about the object that an owner of flows stands for: a pod, a Service, a policy, a node, or else
+// this node. It does not wait for the API server.
 func (r *Reporter) Warn(o model.Owner, reason, message string) {
 	r.enqueue(warning{o, reason, message, nil})
 }
@@ -78,8 +79,8 @@ func (r *Reporter) WarnIf(ours func() bool, o model.Owner, reason, message strin
 	r.enqueue(warning{o, reason, message, ours})
 }
 
-// Speaker returns which of several nodes writes an Event about an object: the one with the highest hash of both, so that
-// each agent finds the same one, and objects are spread over the nodes.
+// Speaker returns which of several nodes writes an Event about an object: the one with the highest hash of both, so
+// that each agent finds the same one, and objects are spread over the nodes.
 func Speaker(o model.Owner, nodes []string) string {
 	var best [sha256.Size]byte
 	speaker := ""
@@ -96,7 +97,8 @@ func (r *Reporter) enqueue(w warning) {
 	select {
 	case r.warnings <- w:
 	default:
-		slog.Warn("too many Events wait for the API server; this one is left out", "object", w.owner, "reason", w.reason, "message", w.message)
+		slog.Warn("too many Events wait for the API server; this one is left out", "object", w.owner, "reason", w.reason,
+			"message", w.message)
 	}
 }
 
@@ -112,7 +114,8 @@ func (r *Reporter) run(ctx context.Context) {
 			}
 			ref := r.reference(w.owner)
 			if uid, err := r.uid(ctx, w.owner, ref); err != nil {
-				slog.Warn("the object of an Event cannot be looked up; kubectl describe will not show the Event", "object", w.owner, "err", err)
+				slog.Warn("the object of an Event cannot be looked up; kubectl describe will not show the Event", "object", w.owner,
+					"err", err)
 			} else {
 				ref.UID = uid
 			}
@@ -130,7 +133,8 @@ func (r *Reporter) reference(o model.Owner) corev1.ObjectReference {
 	case model.KindService:
 		return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: namespace, Name: name}
 	case model.KindPolicy:
-		return corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace, Name: name}
+		return corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace,
+			Name: name}
 	case model.KindNode:
 		return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: o.Name}
 	default:

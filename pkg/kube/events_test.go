@@ -27,7 +27,8 @@ func TestWarn(t *testing.T) {
 	r := kube.NewReporter(client, "n1")
 	defer r.Close()
 	want := map[string]model.Owner{
-		"Pod shop/web pod-uid":              model.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop", Name: "web"}}),
+		"Pod shop/web pod-uid": model.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop",
+			Name: "web"}}),
 		"Service shop/web service-uid":      model.ServiceOwner("shop/web"),
 		"NetworkPolicy shop/web policy-uid": model.PolicyOwner("shop/web"),
 		"NetworkPolicy shop/gone ":          model.PolicyOwner("shop/gone"),
@@ -116,7 +117,8 @@ func TestPolicyNodes(t *testing.T) {
 	}
 	p := namedPolicy("web", "7")
 	p.Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
-	client := fake.NewClientset(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"), labelled("ns", "n3", "c", "web"),
+	client := fake.NewClientset(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"),
+		labelled("ns", "n3", "c", "web"),
 		labelled("ns", "n4", "d", "db"), labelled("else", "n5", "e", "web"), labelled("ns", "", "f", "web"))
 	w := watch(t, client, func(state.Change) {})
 	synced(t, w)

@@ -29,8 +29,8 @@ const (
 	askTimeout = 10 * time.Second
 )
 
-// errSilent is the error of a watch that is open and sends nothing. Only a list, an event or a bookmark ends it: a proxy
-// that stands still accepts the next watch, too.
+// errSilent is the error of a watch that is open and sends nothing. Only a list, an event or a bookmark ends it: a
+// proxy that stands still accepts the next watch, too.
 var errSilent = errors.New("the watch is silent")
 
 // feed follows the objects of one resource, and how current they are. Any goroutine may use it.
@@ -180,7 +180,8 @@ func source[L runtime.Object](
 // watch began with: from a restored backup, or from a member of etcd that is behind for good. Such a watch would stay
 // silent until the versions reach the one that it began with, and miss all changes until then. Versions of one resource
 // compare (KEP-5504). An error of the question is not returned: the next watch tells.
-func goneBack[L runtime.Object](ctx context.Context, list func(context.Context, metav1.ListOptions) (L, error), watch metav1.ListOptions) error {
+func goneBack[L runtime.Object](ctx context.Context, list func(context.Context, metav1.ListOptions) (L, error),
+	watch metav1.ListOptions) error {
 	// Without a version the answer is the newest state.
 	objects, err := list(ctx, metav1.ListOptions{LabelSelector: watch.LabelSelector, Limit: 1})
 	if err != nil {

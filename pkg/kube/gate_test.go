@@ -52,12 +52,14 @@ func holdPolicies(client *fake.Clientset, released <-chan struct{}) {
 }
 
 func podOn(node, name string, uid types.UID) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: uid}, Spec: corev1.PodSpec{NodeName: node},
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: uid},
+		Spec:   corev1.PodSpec{NodeName: node},
 		Status: corev1.PodStatus{Phase: corev1.PodPending}}
 }
 
 func namedPolicy(name, version string) *networkingv1.NetworkPolicy {
-	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, ResourceVersion: version}}
+	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name,
+		ResourceVersion: version}}
 }
 
 // recorded are the changes of pods and policies that a watcher has emitted.
@@ -106,7 +108,8 @@ func TestPodWaitsForPolicies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := client.NetworkingV1().NetworkPolicies("ns").Create(ctx, namedPolicy("isolated", "7"), metav1.CreateOptions{}); err != nil {
+	if _, err := client.NetworkingV1().NetworkPolicies("ns").Create(ctx, namedPolicy("isolated", "7"),
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	create(podOn("", "web", "1")) // not scheduled yet
@@ -120,7 +123,9 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if err := client.CoreV1().Pods("ns").Delete(ctx, "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the remote pod and the deletion", func() bool { return r.has("pod remote 3 ") && r.has("no pod gone") })
+	testenv.Eventually(t, "the remote pod and the deletion", func() bool {
+		return r.has("pod remote 3 ") && r.has("no pod gone")
+	})
 	testenv.Eventually(t, "the pod is held, and why is known", func() bool {
 		n, _ := w.Held()
 		return n == 1
@@ -135,7 +140,8 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if took := time.Since(begun); took > time.Second {
 		t.Errorf("that took %s, want less than a second", took)
 	}
-	if text := r.String(); strings.Index(text, "policy isolated") > strings.Index(text, "pod web") || r.has("pod gone 2 ") {
+	if text := r.String(); strings.Index(text, "policy isolated") > strings.Index(text, "pod web") ||
+		r.has("pod gone 2 ") {
 		t.Errorf("changes %s", text)
 	}
 	if n, err := w.Held(); n != 0 || err != nil {
@@ -169,7 +175,8 @@ func TestPodWaitsForPolicies(t *testing.T) {
 func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 	client := fake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}})
 	var refused atomic.Bool
-	refusal := apierrors.NewForbidden(schema.GroupResource{Group: "networking.k8s.io", Resource: "networkpolicies"}, "", errors.New("not allowed"))
+	refusal := apierrors.NewForbidden(schema.GroupResource{Group: "networking.k8s.io", Resource: "networkpolicies"}, "",
+		errors.New("not allowed"))
 	client.PrependReactor("list", "networkpolicies", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return refused.Load(), nil, refusal
 	})
@@ -196,12 +203,14 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 	}
 	refused.Store(true)
 	(<-watches).Stop() // as the API server does every few minutes
-	if _, err := client.CoreV1().Pods("ns").Create(t.Context(), podOn("n1", "web", "1"), metav1.CreateOptions{}); err != nil {
+	if _, err := client.CoreV1().Pods("ns").Create(t.Context(), podOn("n1", "web", "1"),
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, "the watch fails", func() bool { return failing() == "networkpolicies" })
 	const lag = "no news of networkpolicies for more than 30s: "
-	if err := w.LagAt(time.Now().Add(time.Minute)); err == nil || !strings.HasPrefix(err.Error(), lag) || !strings.HasSuffix(err.Error(), refusal.Error()) {
+	if err := w.LagAt(time.Now().Add(time.Minute)); err == nil || !strings.HasPrefix(err.Error(), lag) ||
+		!strings.HasSuffix(err.Error(), refusal.Error()) {
 		t.Errorf("a minute after the permission was withdrawn: %v", err)
 	}
 	if err := w.Lag(); err != nil {
@@ -209,9 +218,11 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 	}
 	testenv.Eventually(t, "the pod is held", func() bool { n, _ := w.Held(); return n == 1 })
 	time.Sleep(300 * time.Millisecond)
-	const why = "pod ns/web and others that start there stay closed until the policies are known: list the NetworkPolicies of namespace ns: " +
+	const why = "pod ns/web and others that start there stay closed until the policies are known: list the " +
+		"NetworkPolicies of namespace ns: " +
 		"networkpolicies.networking.k8s.io is forbidden: not allowed"
-	if n, err := w.HeldAt(time.Now().Add(10 * time.Second)); n != 1 || err == nil || err.Error() != why || r.String() != "" {
+	if n, err := w.HeldAt(time.Now().Add(10 * time.Second)); n != 1 || err == nil || err.Error() != why ||
+		r.String() != "" {
 		t.Errorf("held %d, %v; changes %q", n, err, &r)
 	}
 	refused.Store(false)
@@ -220,7 +231,8 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		return n == 0 && err == nil && r.String() == "pod web 1 " && failing() == ""
 	})
 	later := time.Now().Add(silentAfter)
-	const silent = "no news of nodes, services, services of other proxies, endpointslices, pods, namespaces, networkpolicies, servicecidrs for more than 2m30s, although"
+	const silent = "no news of nodes, services, services of other proxies, endpointslices, pods, namespaces, " +
+		"networkpolicies, servicecidrs for more than 2m30s, although"
 	if err := w.LagAt(later); err == nil || !strings.HasPrefix(err.Error(), silent) {
 		t.Errorf("after minutes of silence: %v", err)
 	}
@@ -256,7 +268,8 @@ func TestVersionsCompare(t *testing.T) {
 		reached    bool
 	}{
 		{"", "", true}, {"7", "7", true}, {"8", "7", true}, {"7", "8", false}, {"10", "9", true}, {"9", "10", false},
-		{"99999999999999999999999", "100000000000000000000000", false}, {"x", "x", true}, {"x", "1", false}, {"1", "x", false},
+		{"99999999999999999999999", "100000000000000000000000", false}, {"x", "x", true}, {"x", "1", false}, {"1", "x",
+			false},
 		{"", "1", false}, {"1", "", false}, {"07", "6", false},
 	} {
 		if got := kube.Reached(tc.have, tc.want); got != tc.reached {

@@ -1,7 +1,7 @@
 // Package kube turns Kubernetes objects into changes of the node's view. It is the only package that imports client-go.
 //
-// Informers own the objects; each runs on a goroutine of its own and hands every change to the Emit function, which must
-// not block. An object that cannot be understood is reported and leaves out just what is wrong with it.
+// Informers own the objects; each runs on a goroutine of its own and hands every change to the Emit function, which
+// must not block. An object that cannot be understood is reported and leaves out just what is wrong with it.
 package kube
 
 import (
@@ -92,16 +92,24 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
 	core := client.CoreV1()
 	nodes := informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
-	services := informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List, core.Services("").Watch)
-	others := informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List, core.Services("").Watch)
+	services := informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List,
+		core.Services("").Watch)
+	others := informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List,
+		core.Services("").Watch)
 	slices := client.DiscoveryV1().EndpointSlices("")
 	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, SliceSelector, slices.List, slices.Watch)
 	err := errors.Join(
 		w.follow("nodes", nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(),
-		w.follow("services", services, trimService, w.setService, func(name string) { emit(state.DeleteService{Name: name}) }),
-		w.follow("services of other proxies", others, trimService, w.setOtherProxy, func(name string) { emit(state.SetOtherProxy{Service: name}) }),
-		w.follow("endpointslices", endpoints, trimSlice, w.setSlice, func(name string) { emit(state.DeleteSlice{Name: name}) }),
+		w.follow("services", services, trimService, w.setService, func(name string) {
+			emit(state.DeleteService{Name: name})
+		}),
+		w.follow("services of other proxies", others, trimService, w.setOtherProxy, func(name string) {
+			emit(state.SetOtherProxy{Service: name})
+		}),
+		w.follow("endpointslices", endpoints, trimSlice, w.setSlice, func(name string) {
+			emit(state.DeleteSlice{Name: name})
+		}),
 		w.followServiceCIDRs(),
 	)
 	if err != nil {
@@ -127,9 +135,10 @@ func informer[L runtime.Object](
 	return made
 }
 
-// follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that are
-// gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
-func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc, changed func(obj any), deleted func(key string)) error {
+// follow registers an informer: changed is told of every object, deleted of the namespace/name (or name) of those that
+// are gone. What trim leaves out is not kept: on a large cluster managed fields and images are most of what there is.
+func (w *Watcher) follow(what string, informer cache.SharedIndexInformer, trim cache.TransformFunc,
+	changed func(obj any), deleted func(key string)) error {
 	handled, err := handle(what, informer, trim, func(obj any, _ bool) { changed(obj) }, deleted)
 	if err != nil {
 		return err
@@ -144,8 +153,8 @@ func (w *Watcher) run(informer cache.SharedIndexInformer, handled cache.Informer
 	w.emitted = append(w.emitted, handled)
 }
 
-// handle is follow for an informer that is run elsewhere. Changed also learns whether the object was there at the start.
-// It returns the function that says that all objects of the start were handed on.
+// handle is follow for an informer that is run elsewhere. Changed also learns whether the object was there at the
+// start. It returns the function that says that all objects of the start were handed on.
 func handle(
 	what string, informer cache.SharedIndexInformer, trim cache.TransformFunc,
 	changed func(obj any, first bool), deleted func(key string),
@@ -184,7 +193,8 @@ func (w *Watcher) Run(ctx context.Context) {
 	running.Wait()
 }
 
-// syncPoll is how often WaitSynced looks; client-go's own pause is as long as all that a node with few objects needs to start.
+// syncPoll is how often WaitSynced looks; client-go's own pause is as long as all that a node with few objects needs to
+// start.
 const syncPoll = 10 * time.Millisecond
 
 // WaitSynced returns when every object that existed at the start was emitted.
@@ -306,7 +316,8 @@ func trimNode(obj any) (any, error) {
 		}
 	}
 	if i := slices.IndexFunc(n.Status.Conditions, isNetworkUnavailable); i >= 0 {
-		trimmed.Status.Conditions = []corev1.NodeCondition{{Type: n.Status.Conditions[i].Type, Status: n.Status.Conditions[i].Status}}
+		trimmed.Status.Conditions = []corev1.NodeCondition{{Type: n.Status.Conditions[i].Type,
+			Status: n.Status.Conditions[i].Status}}
 	}
 	return trimmed, nil
 }
@@ -322,7 +333,8 @@ func SetNetworkAvailable(ctx context.Context, client kubernetes.Interface, node 
 	if err != nil {
 		return err
 	}
-	if _, err := client.CoreV1().Nodes().Patch(ctx, node, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := client.CoreV1().Nodes().Patch(ctx, node, types.StrategicMergePatchType, patch, metav1.PatchOptions{},
+		"status"); err != nil {
 		return fmt.Errorf("set condition NetworkUnavailable of node %s: %w", node, err)
 	}
 	return nil

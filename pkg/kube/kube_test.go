@@ -22,7 +22,8 @@ import (
 )
 
 func object(name string, cidrs []string, addrs ...corev1.NodeAddress) *corev1.Node {
-	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: cidrs}, Status: corev1.NodeStatus{Addresses: addrs}}
+	return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: cidrs},
+		Status: corev1.NodeStatus{Addresses: addrs}}
 }
 
 func internal(addr string) corev1.NodeAddress {
@@ -39,7 +40,8 @@ func TestNode(t *testing.T) {
 		{
 			name: "dual stack, the first of each family, in the kubelet's order",
 			object: object("n", []string{"fd44:1::/64", "10.244.1.7/24", "10.9.0.0/24"},
-				corev1.NodeAddress{Type: corev1.NodeHostName, Address: "n"}, internal("fd30::1"), internal("172.30.0.1"), internal("172.30.0.2")),
+				corev1.NodeAddress{Type: corev1.NodeHostName, Address: "n"}, internal("fd30::1"), internal("172.30.0.1"), internal(
+					"172.30.0.2")),
 			want: model.Node{Name: "n", Addrs: addrs("fd30::1", "172.30.0.1"), PodCIDRs: cidrs("fd44:1::/64", "10.244.1.0/24")},
 		},
 		{name: "nothing yet", object: object("n", nil), want: model.Node{Name: "n"}},
@@ -79,7 +81,8 @@ func cidrs(texts ...string) (out []netip.Prefix) {
 }
 
 func TestWatcher(t *testing.T) {
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u"}, Spec: corev1.PodSpec{NodeName: "n1", HostNetwork: true}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u"}, Spec: corev1.PodSpec{
+		NodeName: "n1", HostNetwork: true}}
 	client := fake.NewClientset(object("n1", nil), pod)
 	changes := make(chan state.Change, 10)
 	w := watch(t, client, func(c state.Change) {
@@ -100,7 +103,8 @@ func TestWatcher(t *testing.T) {
 	if c, ok := next().(state.SetNode); !ok || c.Node.Name != "n1" {
 		t.Errorf("first change %+v", c)
 	}
-	if _, err := client.CoreV1().Nodes().Update(t.Context(), object("n1", []string{"10.244.1.0/24"}), metav1.UpdateOptions{}); err != nil {
+	if _, err := client.CoreV1().Nodes().Update(t.Context(), object("n1", []string{"10.244.1.0/24"}),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if c, ok := next().(state.SetNode); !ok || !slices.Equal(c.Node.PodCIDRs, cidrs("10.244.1.0/24")) {
@@ -118,8 +122,8 @@ func TestWatcher(t *testing.T) {
 	}
 }
 
-// TestSyncedMeansEmitted: with a slow receiver, all nodes of the start must have been handed on before WaitSynced returns:
-// the first programming deletes the flows of nodes that it does not know.
+// TestSyncedMeansEmitted: with a slow receiver, all nodes of the start must have been handed on before WaitSynced
+// returns: the first programming deletes the flows of nodes that it does not know.
 func TestSyncedMeansEmitted(t *testing.T) {
 	const count = 500
 	client := fake.NewClientset()
@@ -150,7 +154,8 @@ func TestSetNetworkAvailable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(n.Status.Conditions) != 1 || n.Status.Conditions[0].Type != corev1.NodeNetworkUnavailable || n.Status.Conditions[0].Status != corev1.ConditionFalse {
+	if len(n.Status.Conditions) != 1 || n.Status.Conditions[0].Type != corev1.NodeNetworkUnavailable ||
+		n.Status.Conditions[0].Status != corev1.ConditionFalse {
 		t.Errorf("conditions = %+v", n.Status.Conditions)
 	}
 	if err := kube.SetNetworkAvailable(t.Context(), client, "missing"); err == nil {

@@ -156,7 +156,8 @@ func (l *liar) lie(lie apiserver.Lie) {
 }
 
 // all are the resources as the watcher's problems name them.
-const all = "nodes, services, services of other proxies, endpointslices, pods, namespaces, networkpolicies, servicecidrs"
+const all = "nodes, services, services of other proxies, endpointslices, pods, namespaces, networkpolicies, " +
+	"servicecidrs"
 
 func everywhere(f apiserver.Fault) apiserver.Lie {
 	l := apiserver.Lie{Resources: map[string]apiserver.Fault{}}
@@ -169,8 +170,8 @@ func everywhere(f apiserver.Fault) apiserver.Lie {
 	return l
 }
 
-// TestErrorsAreNotNone: an API server that answers with errors takes nothing away, and within a minute the resources that
-// lag are named.
+// TestErrorsAreNotNone: an API server that answers with errors takes nothing away, and within a minute the resources
+// that lag are named.
 func TestErrorsAreNotNone(t *testing.T) {
 	for _, fault := range []apiserver.Fault{apiserver.Forbidden, apiserver.Cut, apiserver.Closed, apiserver.Expired} {
 		t.Run(string(fault), func(t *testing.T) {
@@ -209,7 +210,8 @@ func TestErrorsAreNotNone(t *testing.T) {
 			l.lie(apiserver.Lie{})
 			l.policies("p", "q")
 			l.eventually("the truth", "policy q")
-			for deadline := time.Now().Add(testenv.Patience(time.Minute)); len(failing()) > 0; time.Sleep(20 * time.Millisecond) {
+			for deadline := time.Now().Add(testenv.Patience(time.Minute)); len(failing()) > 0; time.Sleep(
+				20 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("with the truth these fail: %v", failing())
 				}
@@ -247,8 +249,8 @@ func TestSilentWatches(t *testing.T) {
 	l.eventually("the truth", "policy q")
 }
 
-// TestVersionsGoBack: an API server that comes back with an older state, from a backup, is followed as soon as its silence
-// is noticed, and so is the newer state when that comes back. What is in both is not touched.
+// TestVersionsGoBack: an API server that comes back with an older state, from a backup, is followed as soon as its
+// silence is noticed, and so is the newer state when that comes back. What is in both is not touched.
 func TestVersionsGoBack(t *testing.T) {
 	l := startLiar(t, silence)
 	l.policies("p", "old")
@@ -269,7 +271,8 @@ func TestVersionsGoBack(t *testing.T) {
 // TestEmptyLists: none is an answer: the objects are gone until the API server has them again.
 func TestEmptyLists(t *testing.T) {
 	for resource, object := range map[string]string{
-		apiserver.Nodes: "node n1", apiserver.Namespaces: "namespace ns", apiserver.Pods: "pod web", apiserver.NetworkPolicies: "policy p",
+		apiserver.Nodes: "node n1", apiserver.Namespaces: "namespace ns", apiserver.Pods: "pod web",
+		apiserver.NetworkPolicies: "policy p",
 	} {
 		t.Run(resource, func(t *testing.T) {
 			t.Parallel()

@@ -20,7 +20,9 @@ const kubeconfig = "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: 
 
 // TestPeers: a client that knows its server by name tells the address that it is connected to.
 func TestPeers(t *testing.T) {
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusOK)
+	}))
 	defer server.Close()
 	at := netip.MustParseAddrPort(server.Listener.Addr().String())
 	file := filepath.Join(t.TempDir(), "config")
@@ -45,8 +47,8 @@ func TestPeers(t *testing.T) {
 	testenv.Eventually(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
 }
 
-// TestLostAddress: a request that waits for its answer, as a watch does, is sent again by a new connection when the node
-// has lost the address that it came from; connections from other addresses stay.
+// TestLostAddress: a request that waits for its answer, as a watch does, is sent again by a new connection when the
+// node has lost the address that it came from; connections from other addresses stay.
 func TestLostAddress(t *testing.T) {
 	arrived := make(chan string, 10)
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

@@ -22,8 +22,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// LogAnnotation on a NetworkPolicy, or on the namespace for all of its policies, asks with "true" for a sample of the packets
-// that the policy decides about to be logged.
+// LogAnnotation on a NetworkPolicy, or on the namespace for all of its policies, asks with "true" for a sample of the
+// packets that the policy decides about to be logged.
 const LogAnnotation = "weft.dev/log-policy"
 
 // localIndex is the informer's index of this node's pods.
@@ -65,7 +65,8 @@ func (w *Watcher) followPolicies() error {
 
 func (w *Watcher) namespaceChanged(obj any) {
 	if n, ok := obj.(*corev1.Namespace); ok {
-		w.emit(state.SetNamespace{Namespace: policy.Namespace{Name: n.Name, Labels: n.Labels, Log: n.Annotations[LogAnnotation] == "true"}})
+		w.emit(state.SetNamespace{Namespace: policy.Namespace{Name: n.Name, Labels: n.Labels,
+			Log: n.Annotations[LogAnnotation] == "true"}})
 		w.gate.setNamespace(n.Name, true)
 	}
 }
@@ -78,8 +79,8 @@ func (w *Watcher) policyChanged(obj any) {
 	}
 }
 
-// PolicyNodes are the nodes with pods that a NetworkPolicy selects, in no order; none for one that is not known. It looks
-// at all pods of the cluster.
+// PolicyNodes are the nodes with pods that a NetworkPolicy selects, in no order; none for one that is not known. It
+// looks at all pods of the cluster.
 func (w *Watcher) PolicyNodes(namespace, name string) []string {
 	obj, found, err := w.policies.GetStore().GetByKey(namespace + "/" + name)
 	object, ok := obj.(*networkingv1.NetworkPolicy)
@@ -88,7 +89,8 @@ func (w *Watcher) PolicyNodes(namespace, name string) []string {
 	}
 	selector, nodes := selectorOf(object.Spec.PodSelector), map[string]bool{}
 	for _, obj := range w.pods.GetStore().List() {
-		if p, ok := obj.(*pod); ok && p.Namespace == namespace && p.pod.Node != "" && !p.pod.HostNetwork && selector.Matches(p.pod.Labels) {
+		if p, ok := obj.(*pod); ok && p.Namespace == namespace && p.pod.Node != "" && !p.pod.HostNetwork &&
+			selector.Matches(p.pod.Labels) {
 			nodes[p.pod.Node] = true
 		}
 	}
@@ -134,7 +136,8 @@ func trimPod(obj any) (any, error) {
 		return obj, nil
 	}
 	out := &pod{pod: Pod(p), phase: one(string(p.Status.Phase)), hostPorts: HostPorts(p)}
-	out.ObjectMeta = metav1.ObjectMeta{Namespace: out.pod.Namespace, Name: out.pod.Name, ResourceVersion: p.ResourceVersion}
+	out.ObjectMeta = metav1.ObjectMeta{Namespace: out.pod.Namespace, Name: out.pod.Name,
+		ResourceVersion: p.ResourceVersion}
 	return out, nil
 }
 
@@ -143,7 +146,8 @@ func one(s string) string { return unique.Make(s).Value() }
 // Pod is what policies see of a Pod.
 func Pod(object *corev1.Pod) policy.Pod {
 	p := policy.Pod{
-		Namespace: one(object.Namespace), Name: strings.Clone(object.Name), UID: string(object.UID), Node: one(object.Spec.NodeName),
+		Namespace: one(object.Namespace), Name: strings.Clone(object.Name), UID: string(object.UID), Node: one(
+			object.Spec.NodeName),
 		HostNetwork: object.Spec.HostNetwork,
 		Done:        object.Status.Phase == corev1.PodSucceeded || object.Status.Phase == corev1.PodFailed,
 		Terminating: object.DeletionTimestamp != nil,
@@ -239,7 +243,8 @@ func trimNamespace(obj any) (any, error) {
 	if !ok {
 		return obj, nil
 	}
-	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion, Labels: n.Labels, Annotations: logAnnotation(n.Annotations)}}, nil
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion,
+		Labels: n.Labels, Annotations: logAnnotation(n.Annotations)}}, nil
 }
 
 func trimPolicy(obj any) (any, error) {
@@ -248,8 +253,9 @@ func trimPolicy(obj any) (any, error) {
 		return obj, nil
 	}
 	return &networkingv1.NetworkPolicy{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion, Annotations: logAnnotation(p.Annotations)},
-		Spec:       p.Spec,
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion,
+			Annotations: logAnnotation(p.Annotations)},
+		Spec: p.Spec,
 	}, nil
 }
 
@@ -260,9 +266,11 @@ func logAnnotation(all map[string]string) map[string]string {
 	return nil
 }
 
-// NetworkPolicy is what policies are to Weft. What cannot be read of it is said in its Err, so that it closes and does not vanish.
+// NetworkPolicy is what policies are to Weft. What cannot be read of it is said in its Err, so that it closes and does
+// not vanish.
 func NetworkPolicy(object *networkingv1.NetworkPolicy) policy.Policy {
-	p := policy.Policy{Namespace: object.Namespace, Name: object.Name, PodSelector: selectorOf(object.Spec.PodSelector), Log: object.Annotations[LogAnnotation] == "true"}
+	p := policy.Policy{Namespace: object.Namespace, Name: object.Name, PodSelector: selectorOf(object.Spec.PodSelector),
+		Log: object.Annotations[LogAnnotation] == "true"}
 	var bad []error
 	for _, t := range object.Spec.PolicyTypes {
 		p.Types = append(p.Types, policy.Direction(t))
@@ -360,8 +368,8 @@ func blockOf(b networkingv1.IPBlock) (policy.IPBlock, error) {
 	return out, nil
 }
 
-// parseBlock reads a range as the API server does, which accepts, in policies from before it was strict, leading zeros (010.0.0.0
-// is 10.0.0.0), addresses inside a range, and IPv4 in IPv6's clothes.
+// parseBlock reads a range as the API server does, which accepts, in policies from before it was strict, leading zeros
+// (010.0.0.0 is 10.0.0.0), addresses inside a range, and IPv4 in IPv6's clothes.
 func parseBlock(text string) (netip.Prefix, error) {
 	addr, bits, ok := strings.Cut(text, "/")
 	if parts := strings.Split(addr, "."); ok && len(parts) == 4 {
@@ -388,7 +396,8 @@ func parseBlock(text string) (netip.Prefix, error) {
 func selectorOf(s metav1.LabelSelector) policy.Selector {
 	out := policy.Selector{MatchLabels: s.MatchLabels}
 	for _, r := range s.MatchExpressions {
-		out.MatchExpressions = append(out.MatchExpressions, policy.Requirement{Key: r.Key, Operator: policy.Operator(r.Operator), Values: r.Values})
+		out.MatchExpressions = append(out.MatchExpressions, policy.Requirement{Key: r.Key,
+			Operator: policy.Operator(r.Operator), Values: r.Values})
 	}
 	return out
 }

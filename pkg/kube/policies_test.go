@@ -31,17 +31,22 @@ func networkPolicy(spec networkingv1.NetworkPolicySpec) *networkingv1.NetworkPol
 }
 
 func TestNetworkPolicy(t *testing.T) {
-	selector := metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}, MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "tier", Operator: metav1.LabelSelectorOpNotIn, Values: []string{"x"}}}}
-	same := policy.Selector{MatchLabels: map[string]string{"app": "web"}, MatchExpressions: []policy.Requirement{{Key: "tier", Operator: policy.NotIn, Values: []string{"x"}}}}
+	selector := metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"},
+		MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "tier", Operator: metav1.LabelSelectorOpNotIn,
+			Values: []string{"x"}}}}
+	same := policy.Selector{MatchLabels: map[string]string{"app": "web"}, MatchExpressions: []policy.Requirement{
+		{Key: "tier", Operator: policy.NotIn, Values: []string{"x"}}}}
 	object := networkPolicy(networkingv1.NetworkPolicySpec{
 		PodSelector: selector,
 		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress},
 		Ingress: []networkingv1.NetworkPolicyIngressRule{{}, {
-			From:  []networkingv1.NetworkPolicyPeer{{PodSelector: &selector, NamespaceSelector: &metav1.LabelSelector{}}},
-			Ports: []networkingv1.NetworkPolicyPort{{Protocol: ptr(corev1.ProtocolUDP), Port: ptr(intstr.FromString("dns"))}, {Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(90))}, {}},
+			From: []networkingv1.NetworkPolicyPeer{{PodSelector: &selector, NamespaceSelector: &metav1.LabelSelector{}}},
+			Ports: []networkingv1.NetworkPolicyPort{{Protocol: ptr(corev1.ProtocolUDP), Port: ptr(intstr.FromString("dns"))},
+				{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(90))}, {}},
 		}},
 		Egress: []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{
-			{IPBlock: &networkingv1.IPBlock{CIDR: "010.001.0.7/16", Except: []string{"10.1.2.0/24", "::ffff:10.1.3.0/120"}}}, {IPBlock: &networkingv1.IPBlock{CIDR: "fd00::/8"}}}}},
+			{IPBlock: &networkingv1.IPBlock{CIDR: "010.001.0.7/16", Except: []string{"10.1.2.0/24", "::ffff:10.1.3.0/120"}}}, {
+				IPBlock: &networkingv1.IPBlock{CIDR: "fd00::/8"}}}}},
 	})
 	object.Annotations = map[string]string{kube.LogAnnotation: "true"}
 	want := policy.Policy{
@@ -50,7 +55,9 @@ func TestNetworkPolicy(t *testing.T) {
 			Peers: []policy.Peer{{PodSelector: &same, NamespaceSelector: &policy.Selector{}}},
 			Ports: []policy.Port{{Protocol: policy.UDP, Name: "dns"}, {Number: 80, EndPort: 90}, {}},
 		}},
-		Egress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: cidrs("10.1.0.0/16")[0], Except: cidrs("10.1.2.0/24", "10.1.3.0/24")}}, {IPBlock: &policy.IPBlock{CIDR: cidrs("fd00::/8")[0]}}}}},
+		Egress: []policy.Rule{
+			{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: cidrs("10.1.0.0/16")[0], Except: cidrs("10.1.2.0/24",
+				"10.1.3.0/24")}}, {IPBlock: &policy.IPBlock{CIDR: cidrs("fd00::/8")[0]}}}}},
 	}
 	got := kube.NetworkPolicy(object)
 	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
@@ -73,7 +80,8 @@ func TestNetworkPolicyThatIsBad(t *testing.T) {
 		return networkingv1.NetworkPolicySpec{Egress: []networkingv1.NetworkPolicyEgressRule{{Ports: ports}}}
 	}
 	operator := metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: "Like"}}}
-	empty := metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: metav1.LabelSelectorOpNotIn}}}
+	empty := metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{
+		{Key: "app", Operator: metav1.LabelSelectorOpNotIn}}}
 	for _, tc := range []struct {
 		spec networkingv1.NetworkPolicySpec
 		want string
@@ -92,7 +100,8 @@ func TestNetworkPolicyThatIsBad(t *testing.T) {
 		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromInt32(65536 + 80))}), "invalid port 65616"},
 		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromString(""))}), "empty"},
 		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(79))}), "endPort"},
-		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromString("x")), EndPort: ptr(int32(79))}), "both a name and a number"},
+		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromString("x")), EndPort: ptr(int32(79))}),
+			"both a name and a number"},
 		{on(networkingv1.NetworkPolicyPort{EndPort: ptr(int32(79))}), "endPort"},
 		{on(networkingv1.NetworkPolicyPort{Port: ptr(intstr.FromInt32(80)), EndPort: ptr(int32(65536 + 90))}), "endPort"},
 	} {
@@ -107,17 +116,23 @@ func TestPod(t *testing.T) {
 		return corev1.ContainerPort{Name: name, ContainerPort: number, Protocol: protocol}
 	}
 	object := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "of the mirror", Labels: map[string]string{"app": "web"}, DeletionTimestamp: ptr(metav1.Unix(9, 0)),
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "of the mirror", Labels: map[string]string{
+			"app": "web"}, DeletionTimestamp: ptr(metav1.Unix(9, 0)),
 			CreationTimestamp: metav1.Unix(7, 0), Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "of the file"}},
 		Spec: corev1.PodSpec{
 			NodeName: "n1", HostNetwork: true,
-			InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{port("init", 1, "")}}, {RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{port("sidecar", 2, "")}}},
-			Containers:     []corev1.Container{{Ports: []corev1.ContainerPort{port("", 3, ""), port("dns", 53, corev1.ProtocolUDP), port("wide", 65536, "")}}},
+			InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{port("init", 1, "")}},
+				{RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{port("sidecar", 2, "")}}},
+			Containers: []corev1.Container{{Ports: []corev1.ContainerPort{port("", 3, ""), port("dns", 53, corev1.ProtocolUDP),
+				port("wide", 65536, "")}}},
 		},
-		Status: corev1.PodStatus{Phase: corev1.PodFailed, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}, {IP: "fe80::1%x"}}},
+		Status: corev1.PodStatus{Phase: corev1.PodFailed, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"},
+			{IP: "fd00::1"}, {IP: "fe80::1%x"}}},
 	}
-	want := policy.Pod{Namespace: "ns", Name: "p", UID: "of the file", Node: "n1", Labels: map[string]string{"app": "web"}, Addrs: addrs("10.0.0.1", "fd00::1"),
-		Ports:       []policy.ContainerPort{{Name: "sidecar", Protocol: policy.TCP, Number: 2}, {Name: "dns", Protocol: policy.UDP, Number: 53}},
+	want := policy.Pod{Namespace: "ns", Name: "p", UID: "of the file", Node: "n1", Labels: map[string]string{"app": "web"},
+		Addrs: addrs("10.0.0.1", "fd00::1"),
+		Ports: []policy.ContainerPort{{Name: "sidecar", Protocol: policy.TCP, Number: 2},
+			{Name: "dns", Protocol: policy.UDP, Number: 53}},
 		HostNetwork: true, Done: true, Terminating: true, Created: 7}
 	if diff := cmp.Diff(want, kube.Pod(object), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -131,8 +146,10 @@ func TestPodHostPorts(t *testing.T) {
 	}
 	object := &corev1.Pod{Spec: corev1.PodSpec{
 		InitContainers: []corev1.Container{{Ports: []corev1.ContainerPort{at("", 1, 1, "")}},
-			{RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{at("", 9000, 90, corev1.ProtocolSCTP)}}},
-		Containers: []corev1.Container{{Ports: []corev1.ContainerPort{at("", 8080, 80, ""), at("192.0.2.1", 8053, 53, corev1.ProtocolUDP),
+			{RestartPolicy: ptr(corev1.ContainerRestartPolicyAlways), Ports: []corev1.ContainerPort{
+				at("", 9000, 90, corev1.ProtocolSCTP)}}},
+		Containers: []corev1.Container{{Ports: []corev1.ContainerPort{at("", 8080, 80, ""), at("192.0.2.1", 8053, 53,
+			corev1.ProtocolUDP),
 			at("", 0, 81, ""), at("nonsense", 8082, 82, ""), at("", 8083, 83, "ICMP")}}},
 	}}
 	want := []model.HostPort{
@@ -151,10 +168,13 @@ func TestPodHostPorts(t *testing.T) {
 // TestPolicyObjects: what policies need of all objects of the cluster is handed on, and only when it is different.
 func TestPolicyObjects(t *testing.T) {
 	clusterPod := func(name, node, label string) *corev1.Pod {
-		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: "u", Labels: map[string]string{"app": label}}, Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, UID: "u", Labels: map[string]string{
+			"app": label}}, Spec: corev1.PodSpec{NodeName: node}, Status: corev1.PodStatus{Phase: corev1.PodRunning}}
 	}
-	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "red"}, Annotations: map[string]string{kube.LogAnnotation: "true", "other": "x"}}}
-	client := fake.NewClientset(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns, networkPolicy(networkingv1.NetworkPolicySpec{}))
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "red"},
+		Annotations: map[string]string{kube.LogAnnotation: "true", "other": "x"}}}
+	client := fake.NewClientset(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns,
+		networkPolicy(networkingv1.NetworkPolicySpec{}))
 	changes := make(chan state.Change, 100)
 	w := watch(t, client, func(c state.Change) { changes <- c })
 	synced(t, w)
@@ -177,8 +197,11 @@ func TestPolicyObjects(t *testing.T) {
 			}
 		}
 	}
-	wants("state.SetNamespace {{ns map[team:red] true}}", "state.SetPod {{ns mine u n1 map[app:a]", "state.SetPod {{ns other u n2 map[app:a]", "state.SetPolicy {{ns p")
-	if got := w.Pods(); len(got) != 1 || !reflect.DeepEqual(got[0], model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "mine", UID: "u"}, Phase: "Running"}) {
+	wants("state.SetNamespace {{ns map[team:red] true}}", "state.SetPod {{ns mine u n1 map[app:a]",
+		"state.SetPod {{ns other u n2 map[app:a]", "state.SetPolicy {{ns p")
+	if got := w.Pods(); len(got) != 1 ||
+		!reflect.DeepEqual(got[0], model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "mine", UID: "u"},
+			Phase: "Running"}) {
 		t.Errorf("pods of this node: %+v", got)
 	}
 	started := clusterPod("other", "n2", "a")
@@ -220,10 +243,14 @@ func BenchmarkPodsMemory(b *testing.B) {
 		for i := range count {
 			node := fmt.Sprint("n", i%100)
 			object := &corev1.Pod{
-				ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i%100), Name: fmt.Sprintf("app-5d4f8c7b9d-%05d", i), UID: "0a1b2c3d-0000-0000-0000-000000000000",
-					Labels: map[string]string{"app": fmt.Sprint("app", i%500), "pod-template-hash": "5d4f8c7b9d", "tier": "front", "version": "v1"}},
-				Spec:   corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Image: "registry.example/app:v1", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
-				Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.%d.%d.%d", i%100, i>>8, i&0xff)}, {IP: fmt.Sprintf("fd00:%x::%x", i%100, i)}}},
+				ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i%100), Name: fmt.Sprintf("app-5d4f8c7b9d-%05d", i),
+					UID: "0a1b2c3d-0000-0000-0000-000000000000",
+					Labels: map[string]string{"app": fmt.Sprint("app", i%500), "pod-template-hash": "5d4f8c7b9d", "tier": "front",
+						"version": "v1"}},
+				Spec: corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Image: "registry.example/app:v1",
+					Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}}}}},
+				Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{
+					{IP: fmt.Sprintf("10.%d.%d.%d", i%100, i>>8, i&0xff)}, {IP: fmt.Sprintf("fd00:%x::%x", i%100, i)}}},
 			}
 			trimmed, err := kube.TrimPod(object)
 			if err != nil {

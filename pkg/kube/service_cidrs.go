@@ -20,8 +20,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// serviceCIDRs follows the ranges that ClusterIPs come from. API servers before Kubernetes 1.33 do not have the kind; then nothing
-// is known of them.
+// serviceCIDRs follows the ranges that ClusterIPs come from. API servers before Kubernetes 1.33 do not have the kind;
+// then nothing is known of them.
 type serviceCIDRs struct {
 	client   kubernetes.Interface
 	emit     func(state.Change)
@@ -48,7 +48,8 @@ func (c *serviceCIDRs) run(ctx context.Context) {
 		}
 		if apierrors.IsNotFound(err) {
 			c.absent.Store(true)
-			c.log.Info("the API server has no ServiceCIDRs (they came with Kubernetes 1.33): the node itself knows no way to ClusterIPs from them")
+			c.log.Info("the API server has no ServiceCIDRs (they came with Kubernetes 1.33): the node itself knows no way to " +
+				"ClusterIPs from them")
 			return
 		}
 		c.feed.begin()
@@ -120,9 +121,12 @@ func (w *Watcher) followServiceCIDRs() (err error) {
 	cidrs := w.client.NetworkingV1().ServiceCIDRs()
 	made := informer(w, "servicecidrs", &networkingv1.ServiceCIDR{}, "", cidrs.List, cidrs.Watch)
 	w.cidrs = &serviceCIDRs{
-		client: w.client, emit: w.emit, log: w.log, informer: made, feed: w.feeds[len(w.feeds)-1], byName: map[string][]netip.Prefix{},
+		client: w.client, emit: w.emit, log: w.log, informer: made, feed: w.feeds[len(w.feeds)-1],
+		byName: map[string][]netip.Prefix{},
 	}
-	w.cidrs.handled, err = handle("servicecidrs", made, trimServiceCIDR, func(obj any, _ bool) { w.cidrs.set(obj) }, w.cidrs.delete)
+	w.cidrs.handled, err = handle("servicecidrs", made, trimServiceCIDR, func(obj any, _ bool) {
+		w.cidrs.set(obj)
+	}, w.cidrs.delete)
 	w.emitted = append(w.emitted, w.cidrs.synced)
 	return err
 }

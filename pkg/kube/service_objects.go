@@ -54,18 +54,22 @@ func Service(object *corev1.Service) (service.Service, error) {
 		return own
 	})
 	if n := len(s.ExternalIPs) * len(s.Ports); n > maxExternal {
-		bad.add("spec.externalIPs: %d addresses at %d ports are more than %d frontends; none is used", len(s.ExternalIPs), len(s.Ports), maxExternal)
+		bad.add("spec.externalIPs: %d addresses at %d ports are more than %d frontends; none is used", len(s.ExternalIPs),
+			len(s.Ports), maxExternal)
 		s.ExternalIPs = nil
 	}
 	for _, ingress := range object.Status.LoadBalancer.Ingress {
 		// With ipMode Proxy packets do not arrive with this address, and pods are to take the way through the load balancer.
 		if ingress.IP != "" && (ingress.IPMode == nil || *ingress.IPMode == corev1.LoadBalancerIPModeVIP) {
-			s.LoadBalancerIPs = appendAddr(s.LoadBalancerIPs, "status.loadBalancer.ingress", ingress.IP, specialButLinkLocal, &bad)
+			s.LoadBalancerIPs = appendAddr(s.LoadBalancerIPs, "status.loadBalancer.ingress", ingress.IP, specialButLinkLocal,
+				&bad)
 		}
 	}
 	sources(object, &s, &bad)
-	s.InternalLocal = spec.InternalTrafficPolicy != nil && *spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
-	external := spec.Type == corev1.ServiceTypeLoadBalancer || spec.Type == corev1.ServiceTypeNodePort || len(spec.ExternalIPs) > 0
+	s.InternalLocal = spec.InternalTrafficPolicy != nil &&
+		*spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal
+	external := spec.Type == corev1.ServiceTypeLoadBalancer || spec.Type == corev1.ServiceTypeNodePort ||
+		len(spec.ExternalIPs) > 0
 	s.ExternalLocal = external && spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	if s.ExternalLocal && spec.Type == corev1.ServiceTypeLoadBalancer {
 		var ok bool
@@ -131,7 +135,8 @@ func named(port string) string {
 // sources reads whom the load balancer's addresses accept. The field goes before the annotation that it replaced.
 func sources(object *corev1.Service, s *service.Service, bad *problems) {
 	where, texts := "spec.loadBalancerSourceRanges", object.Spec.LoadBalancerSourceRanges
-	if old := object.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; len(texts) == 0 && strings.TrimSpace(old) != "" {
+	if old := object.Annotations[corev1.AnnotationLoadBalancerSourceRangesKey]; len(texts) == 0 &&
+		strings.TrimSpace(old) != "" {
 		where, texts = "annotation "+corev1.AnnotationLoadBalancerSourceRangesKey, strings.Split(old, ",")
 	}
 	for _, text := range texts {
@@ -158,12 +163,14 @@ func affinity(config *corev1.SessionAffinityConfig, bad *problems) time.Duration
 		if seconds = defaultAffinity; was > maxAffinity {
 			seconds = maxAffinity
 		}
-		bad.add("spec.sessionAffinityConfig: a timeout of %d s is not between 1 and %d; %d is used", was, maxAffinity, seconds)
+		bad.add("spec.sessionAffinityConfig: a timeout of %d s is not between 1 and %d; %d is used", was, maxAffinity,
+			seconds)
 	}
 	return time.Duration(seconds) * time.Second
 }
 
-// EndpointSlice is what pkg/service wants to know of an EndpointSlice. The error lists what cannot be used; the rest is still good.
+// EndpointSlice is what pkg/service wants to know of an EndpointSlice. The error lists what cannot be used; the rest is
+// still good.
 func EndpointSlice(object *discoveryv1.EndpointSlice) (service.Slice, error) {
 	s := service.Slice{
 		Name:    object.Namespace + "/" + object.Name,
@@ -182,7 +189,8 @@ func EndpointSlice(object *discoveryv1.EndpointSlice) (service.Slice, error) {
 		s.Endpoints = make([]service.Endpoint, 0, len(object.Endpoints))
 	}
 	for i := range object.Endpoints {
-		if e, ok := endpoint(&object.Endpoints[i], object.Namespace, object.AddressType == discoveryv1.AddressTypeIPv4, &bad); ok {
+		if e, ok := endpoint(&object.Endpoints[i], object.Namespace, object.AddressType == discoveryv1.AddressTypeIPv4,
+			&bad); ok {
 			s.Endpoints = append(s.Endpoints, e)
 		}
 	}
@@ -291,7 +299,8 @@ func appendAddr(to []netip.Addr, where, text string, refused func(netip.Addr) bo
 		bad.add("%s: %w", where, err)
 		return to
 	case refused(addr):
-		bad.add("%s: %s is a special address (unspecified, loopback, link-local, multicast, broadcast, or one of Weft's own); use another", where, addr)
+		bad.add("%s: %s is a special address (unspecified, loopback, link-local, multicast, broadcast, or one of Weft's "+
+			"own); use another", where, addr)
 		return to
 	}
 	return append(to, addr)
@@ -308,7 +317,8 @@ func specialButLinkLocal(a netip.Addr) bool {
 		slices.ContainsFunc(model.VirtualPrefixes(a.Is4()), func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// parseAddr reads an address as Kubernetes does: zeros may lead the numbers of an IPv4 address, and do not make them octal.
+// parseAddr reads an address as Kubernetes does: zeros may lead the numbers of an IPv4 address, and do not make them
+// octal.
 func parseAddr(text string) (netip.Addr, error) {
 	addr, err := netip.ParseAddr(text)
 	if err != nil && !strings.Contains(text, ":") {

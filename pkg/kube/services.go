@@ -11,8 +11,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// Label selectors of the objects that node proxies follow. A Service that names a proxy of its own is not ours, and headless ones have nothing to
-// serve; the labels of a Service are on its slices, too.
+// Label selectors of the objects that node proxies follow. A Service that names a proxy of its own is not ours, and
+// headless ones have nothing to serve; the labels of a Service are on its slices, too.
 const (
 	ServiceSelector = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless"
 	// OtherProxySelector selects the Services of other proxies. They keep their ClusterIPs.

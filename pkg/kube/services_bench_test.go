@@ -14,8 +14,8 @@ import (
 	"github.com/weft-cni/weft/pkg/kube"
 )
 
-// BenchmarkInitialServices loads 10,000 Services with two endpoints each and reports what they take: B/service is what the watcher
-// holds, model-B/service what the store has beside it.
+// BenchmarkInitialServices loads 10,000 Services with two endpoints each and reports what they take: B/service is what
+// the watcher holds, model-B/service what the store has beside it.
 func BenchmarkInitialServices(b *testing.B) {
 	const count = 10000
 	client := fake.NewClientset()
@@ -23,9 +23,11 @@ func BenchmarkInitialServices(b *testing.B) {
 		name := fmt.Sprintf("service-%d", i)
 		s := service(name, fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255))
 		s.Labels, s.Spec.Selector = map[string]string{"app": name}, map[string]string{"app": name}
-		e := slice(name+"-abcde", name, fmt.Sprintf("10.244.%d.%d", i>>8&255, i&255), fmt.Sprintf("10.245.%d.%d", i>>8&255, i&255))
+		e := slice(name+"-abcde", name, fmt.Sprintf("10.244.%d.%d", i>>8&255, i&255), fmt.Sprintf("10.245.%d.%d", i>>8&255,
+			i&255))
 		for j := range e.Endpoints {
-			e.Endpoints[j].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: fmt.Sprintf("%s-7d4b9c6f5-x%d", name, j)}
+			e.Endpoints[j].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "ns",
+				Name: fmt.Sprintf("%s-7d4b9c6f5-x%d", name, j)}
 		}
 		for _, o := range []k8sruntime.Object{s, e} {
 			if err := client.Tracker().Add(o); err != nil {

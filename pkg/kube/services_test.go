@@ -45,7 +45,8 @@ func service(name, clusterIP string, change ...func(*corev1.Service)) *corev1.Se
 func slice(name, service string, addresses ...string) *discoveryv1.EndpointSlice {
 	port, protocol, portName, node := int32(8080), corev1.ProtocolTCP, "http", "n1"
 	s := &discoveryv1.EndpointSlice{
-		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: service}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: map[string]string{
+			discoveryv1.LabelServiceName: service}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: &portName, Protocol: &protocol, Port: &port}},
 	}
@@ -117,8 +118,8 @@ func synced(t *testing.T, w *kube.Watcher) {
 	}
 }
 
-// TestServicesOfACluster follows Services from the API: those that are there at the start are emitted when WaitSynced returns, those of
-// other proxies never.
+// TestServicesOfACluster follows Services from the API: those that are there at the start are emitted when WaitSynced
+// returns, those of other proxies never.
 func TestServicesOfACluster(t *testing.T) {
 	labelled := func(label string) func(*corev1.Service) {
 		return func(s *corev1.Service) { s.Labels = map[string]string{label: "x"} }
@@ -145,7 +146,8 @@ func TestServicesOfACluster(t *testing.T) {
 		t.Errorf("after the start (-want +got):\n%s", diff)
 	}
 	v.mu.Lock()
-	if diff := cmp.Diff(map[string]string{"ns/bad": `spec.externalIPs: invalid address "x"`}, v.store.Snapshot().ServiceProblems); diff != "" {
+	if diff := cmp.Diff(map[string]string{"ns/bad": `spec.externalIPs: invalid address "x"`},
+		v.store.Snapshot().ServiceProblems); diff != "" {
 		t.Errorf("problems (-want +got):\n%s", diff)
 	}
 	before := v.changes
@@ -158,7 +160,8 @@ func TestServicesOfACluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	hint.Endpoints[0].Addresses[0] = "10.244.0.3"
-	if _, err := client.DiscoveryV1().EndpointSlices("ns").Update(ctx, hint.DeepCopy(), metav1.UpdateOptions{}); err != nil {
+	if _, err := client.DiscoveryV1().EndpointSlices("ns").Update(ctx, hint.DeepCopy(),
+		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, "another endpoint", func() bool {
@@ -176,24 +179,29 @@ func TestServicesOfACluster(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the endpoints of the node's new zone", func() bool { return v.services()["ns/a"] == "[10.244.0.3:8080]" })
+	testenv.Eventually(t, "the endpoints of the node's new zone", func() bool {
+		return v.services()["ns/a"] == "[10.244.0.3:8080]"
+	})
 	if err := client.DiscoveryV1().EndpointSlices("ns").Delete(ctx, "a-2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the endpoints without a slice", func() bool { return v.services()["ns/a"] == "[10.244.0.1:8080]" })
+	testenv.Eventually(t, "the endpoints without a slice", func() bool {
+		return v.services()["ns/a"] == "[10.244.0.1:8080]"
+	})
 	if err := client.CoreV1().Services("ns").Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
 }
 
-// TestServicesSyncedMeansEmitted is TestSyncedMeansEmitted for Services: with a slow receiver all of them have their endpoints when
-// WaitSynced returns.
+// TestServicesSyncedMeansEmitted is TestSyncedMeansEmitted for Services: with a slow receiver all of them have their
+// endpoints when WaitSynced returns.
 func TestServicesSyncedMeansEmitted(t *testing.T) {
 	const count = 300
 	client := fake.NewClientset()
 	for i := range count {
-		for _, o := range []k8sruntime.Object{service(fmt.Sprint("s", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200+1)), slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1")} {
+		for _, o := range []k8sruntime.Object{service(fmt.Sprint("s", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200+1)),
+			slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1")} {
 			if err := client.Tracker().Add(o); err != nil {
 				t.Fatal(err)
 			}
@@ -217,7 +225,8 @@ func TestServicesSyncedMeansEmitted(t *testing.T) {
 
 func TestServiceCIDRs(t *testing.T) {
 	cidr := func(name string, cidrs ...string) *networkingv1.ServiceCIDR {
-		return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: cidrs}}
+		return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{
+			CIDRs: cidrs}}
 	}
 	client := fake.NewClientset(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
 	v := newView()
@@ -226,17 +235,23 @@ func TestServiceCIDRs(t *testing.T) {
 		t.Errorf("ranges %v, want %v", got, want)
 	}
 	ctx := t.Context()
-	if _, err := client.NetworkingV1().ServiceCIDRs().Create(ctx, cidr("more", "10.12.0.0/16", "10.96.0.0/12", "0.0.0.0/0", "?"), metav1.CreateOptions{}); err != nil {
+	if _, err := client.NetworkingV1().ServiceCIDRs().Create(ctx, cidr("more", "10.12.0.0/16", "10.96.0.0/12", "0.0.0.0/0",
+		"?"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "one more range", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108")) })
+	testenv.Eventually(t, "one more range", func() bool {
+		return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108"))
+	})
 	if err := client.NetworkingV1().ServiceCIDRs().Delete(ctx, "kubernetes", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "one less", func() bool { return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12")) })
+	testenv.Eventually(t, "one less", func() bool {
+		return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12"))
+	})
 }
 
-// TestNoServiceCIDRs: an API server without the kind does not hold up the start, and says so once. One that cannot be asked does.
+// TestNoServiceCIDRs: an API server without the kind does not hold up the start, and says so once. One that cannot be
+// asked does.
 func TestNoServiceCIDRs(t *testing.T) {
 	client := fake.NewClientset(service("a", "10.96.0.1"))
 	var broken atomic.Bool
@@ -247,7 +262,8 @@ func TestNoServiceCIDRs(t *testing.T) {
 		if broken.Load() {
 			return true, nil, errors.New("the API server is busy")
 		}
-		return true, nil, apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"}, "")
+		return true, nil, apierrors.NewNotFound(schema.GroupResource{Group: "networking.k8s.io", Resource: "servicecidrs"},
+			"")
 	})
 	v := newView()
 	w := watch(t, client, v.emit)
@@ -266,7 +282,8 @@ func TestNoServiceCIDRs(t *testing.T) {
 		t.Error("the Service is missing")
 	}
 	before := asked.Load()
-	if _, err := client.CoreV1().Services("ns").Create(t.Context(), service("b", "10.96.0.2"), metav1.CreateOptions{}); err != nil {
+	if _, err := client.CoreV1().Services("ns").Create(t.Context(), service("b", "10.96.0.2"),
+		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })

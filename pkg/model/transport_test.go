@@ -8,9 +8,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestEncapsulations: these values are on the wire, in the switch or in OVSDB, and never change. A pod's packet must fit
-// into the underlay's usual 1500 bytes, with the header lengths of RFC 791 (20), RFC 8200 (40), RFC 768 (8), RFC 7348 and
-// RFC 8926 (8), and an inner Ethernet header (14).
+// TestEncapsulations: these values are on the wire, in the switch or in OVSDB, and never change. A pod's packet must
+// fit into the underlay's usual 1500 bytes, with the header lengths of RFC 791 (20), RFC 8200 (40), RFC 768 (8), RFC
+// 7348 and RFC 8926 (8), and an inner Ethernet header (14).
 func TestEncapsulations(t *testing.T) {
 	type facts struct {
 		udpPort             uint16

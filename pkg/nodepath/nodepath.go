@@ -79,8 +79,9 @@ type resolver struct {
 // node's own wins, then the older Node's (creation time), then the one that is first by name. A node's address goes
 // before a pod CIDR of a Node that is not older.
 //
-// Without ClusterCIDRs the same holds for an address that a load balancer has given a Service. External IPs take nothing
-// away from a pod CIDR: any tenant may write them, and could keep nodes out of the cluster that are yet to come.
+// Without ClusterCIDRs the same holds for an address that a load balancer has given a Service. External IPs take
+// nothing away from a pod CIDR: any tenant may write them, and could keep nodes out of the cluster that are yet to
+// come.
 func Resolve(s *model.Snapshot) map[string]model.Path {
 	nodes := ranked(s)
 	r := resolver{

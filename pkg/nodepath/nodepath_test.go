@@ -30,7 +30,8 @@ func addrs(list ...string) []netip.Addr {
 }
 
 func snapshot(self model.Node, others ...model.Node) *model.Snapshot {
-	s := &model.Snapshot{Self: self, Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{}, ServiceCIDRs: cidrs("10.96.0.0/16", "fd96::/108")}
+	s := &model.Snapshot{Self: self, Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{},
+		ServiceCIDRs: cidrs("10.96.0.0/16", "fd96::/108")}
 	for _, n := range others {
 		s.Nodes[n.Name] = n
 	}
@@ -40,8 +41,10 @@ func snapshot(self model.Node, others ...model.Node) *model.Snapshot {
 // TestRejectedPodCIDRs: a pod CIDR that would draw away the traffic of Services, nodes or other pods is rejected, has
 // no flows, and takes nothing from the others.
 func TestRejectedPodCIDRs(t *testing.T) {
-	self := model.Node{Name: "n5", Addrs: addrs("172.30.0.5", "fd30::5"), PodCIDRs: cidrs("10.244.5.0/24", "fd44:5::/64"), Created: 50}
-	good := model.Node{Name: "n6", Addrs: addrs("172.30.0.6", "fd30::6"), PodCIDRs: cidrs("10.244.6.0/24", "fd44:6::/64"), Created: 10}
+	self := model.Node{Name: "n5", Addrs: addrs("172.30.0.5", "fd30::5"), PodCIDRs: cidrs("10.244.5.0/24", "fd44:5::/64"),
+		Created: 50}
+	good := model.Node{Name: "n6", Addrs: addrs("172.30.0.6", "fd30::6"), PodCIDRs: cidrs("10.244.6.0/24", "fd44:6::/64"),
+		Created: 10}
 	same := model.Node{Name: "n0", Addrs: addrs("172.30.0.20"), PodCIDRs: cidrs("10.244.0.0/24"), Created: 40}
 	old := model.Node{Name: "n9", Addrs: addrs("172.31.0.9"), Created: 10}
 	for _, tc := range []struct{ cidr, want string }{
@@ -105,7 +108,8 @@ func TestWhoseRange(t *testing.T) {
 	n := func(name, addr, cidr string, created int64) model.Node {
 		return model.Node{Name: name, Addrs: addrs(addr), PodCIDRs: cidrs(cidr), Created: created}
 	}
-	inCluster := snapshot(self, n("old", "10.244.7.9", "10.244.8.0/24", 1), n("young", "172.30.0.7", "10.244.7.0/24", 2), n("far", "172.30.0.8", "192.168.0.0/24", 1))
+	inCluster := snapshot(self, n("old", "10.244.7.9", "10.244.8.0/24", 1), n("young", "172.30.0.7", "10.244.7.0/24", 2),
+		n("far", "172.30.0.8", "192.168.0.0/24", 1))
 	inCluster.ClusterCIDRs = cidrs("10.244.0.0/16")
 	for _, tc := range []struct {
 		name  string
@@ -113,10 +117,13 @@ func TestWhoseRange(t *testing.T) {
 		valid string // the nodes whose ranges are accepted
 		reach string // the nodes that tunnels lead to
 	}{
-		{"the older", snapshot(self, n("aaa", "172.30.0.1", "10.244.7.0/25", 2), n("zzz", "172.30.0.2", "10.244.7.0/24", 1)), "n5 zzz", "zzz"},
+		{"the older", snapshot(self, n("aaa", "172.30.0.1", "10.244.7.0/25", 2), n("zzz", "172.30.0.2", "10.244.7.0/24", 1)),
+			"n5 zzz", "zzz"},
 		{"own before older", snapshot(self, n("aaa", "172.30.0.1", "10.244.5.0/25", 2)), "n5", ""},
-		{"an older node's address", snapshot(self, n("a", "172.30.9.1", "10.244.7.0/24", 1), n("b", "172.30.0.2", "172.30.9.0/24", 2)), "a n5", "a"},
-		{"a younger node's address", snapshot(self, n("a", "10.244.7.9", "10.244.8.0/24", 2), n("b", "172.30.0.2", "10.244.7.0/24", 1)), "a b n5", "b"},
+		{"an older node's address", snapshot(self, n("a", "172.30.9.1", "10.244.7.0/24", 1),
+			n("b", "172.30.0.2", "172.30.9.0/24", 2)), "a n5", "a"},
+		{"a younger node's address", snapshot(self, n("a", "10.244.7.9", "10.244.8.0/24", 2),
+			n("b", "172.30.0.2", "10.244.7.0/24", 1)), "a b n5", "b"},
 		{"an address in this node's range", snapshot(self, n("a", "10.244.5.9", "10.244.8.0/24", 2)), "a n5", ""},
 		{"clusterCIDRs", inCluster, "n5 old young", "young"},
 	} {
@@ -152,9 +159,11 @@ func TestTransport(t *testing.T) {
 		{addrs("172.30.0.1", "fd30::1"), addrs("fd30::2"), "fd30::1 fd30::2"},
 		{addrs("172.30.0.1"), addrs("fd30::2"), "invalid IP invalid IP"},
 	} {
-		a, b := model.Node{Name: "a", Addrs: tc.a, PodCIDRs: cidrs("10.244.1.0/24")}, model.Node{Name: "b", Addrs: tc.b, PodCIDRs: cidrs("10.244.2.0/24")}
+		a, b := model.Node{Name: "a", Addrs: tc.a, PodCIDRs: cidrs("10.244.1.0/24")}, model.Node{Name: "b", Addrs: tc.b,
+			PodCIDRs: cidrs("10.244.2.0/24")}
 		there, back := nodepath.Resolve(snapshot(a, b))["b"], nodepath.Resolve(snapshot(b, a))["a"]
-		if got := fmt.Sprint(there.Local, there.NextHop); got != tc.want || there.Local != back.NextHop || there.NextHop != back.Local {
+		if got := fmt.Sprint(there.Local, there.NextHop); got != tc.want || there.Local != back.NextHop ||
+			there.NextHop != back.Local {
 			t.Errorf("%v to %v: %s, back %s %s, want %s", tc.a, tc.b, got, back.Local, back.NextHop, tc.want)
 		}
 	}
@@ -202,7 +211,8 @@ func TestUnknownTransport(t *testing.T) {
 		model.Node{Name: "n2", Addrs: addrs("172.30.0.2"), PodCIDRs: cidrs("10.244.2.0/24")})
 	s.Transport = model.Tunnel("stt")
 	paths := nodepath.Resolve(s)
-	if got, want := paths["n2"], s.Transport.Check().Error(); got.Reachable() || got.Unreachable != want || got.Overhead != 0 {
+	if got, want := paths["n2"], s.Transport.Check().Error(); got.Reachable() || got.Unreachable != want ||
+		got.Overhead != 0 {
 		t.Errorf("path %+v, want unreachable: %s", got, want)
 	}
 	if got := paths["n1"]; len(got.PodCIDRs) != 1 || got.Unreachable != "" || got.Transport != (model.Transport{}) {
@@ -215,7 +225,8 @@ func manyNodes(count int) *model.Snapshot {
 	s := snapshot(model.Node{Name: "n", Addrs: addrs("172.16.0.1"), PodCIDRs: cidrs("10.0.0.0/24")})
 	for i := range count {
 		name, at := fmt.Sprint("n", i), byte(i>>8)
-		n := model.Node{Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 17, at, byte(i)})}, Created: int64(i % 7)}
+		n := model.Node{Name: name, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 17, at, byte(i)})},
+			Created: int64(i % 7)}
 		n.PodCIDRs = []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{11, at, byte(i), 0}), 24)}
 		if i%2 == 0 {
 			n.PodCIDRs = cidrs("11.200.0.0/16")
@@ -248,7 +259,8 @@ func TestCostOfManyNodes(t *testing.T) {
 func TestOwnPodCIDR(t *testing.T) {
 	s := snapshot(model.Node{Name: "n1", Addrs: addrs("172.30.0.1"), PodCIDRs: cidrs("0.0.0.0/0", "fd44:1::/64")})
 	path := nodepath.Resolve(s)["n1"]
-	if fmt.Sprint(path.PodCIDRs) != "[fd44:1::/64]" || fmt.Sprint(path.Rejected) != "[pod CIDR 0.0.0.0/0 is not used: it is wider than a /8]" {
+	if fmt.Sprint(path.PodCIDRs) != "[fd44:1::/64]" ||
+		fmt.Sprint(path.Rejected) != "[pod CIDR 0.0.0.0/0 is not used: it is wider than a /8]" {
 		t.Errorf("path %+v", path)
 	}
 	desired, err := flows.Compile(s)
@@ -256,7 +268,8 @@ func TestOwnPodCIDR(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, f := range desired.Flows {
-		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") && !strings.Contains(key.Match, "=172.30.0.1") &&
+		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") &&
+			!strings.Contains(key.Match, "=172.30.0.1") &&
 			!strings.Contains(key.Match, "=10.96.") && !strings.Contains(key.Match, "=fd96:") {
 			t.Errorf("a flow for a range that is not a pod CIDR: %s", f)
 		}

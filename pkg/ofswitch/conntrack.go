@@ -68,7 +68,8 @@ func (s *Switch) Remove(ctx context.Context, c openflow.Connection) error {
 // isNamed says whether Open vSwitch can name a connection of the protocol to the kernel (nl_ct_put_tuple_proto; SCTP
 // since 3.2).
 func isNamed(protocol uint8) bool {
-	return protocol == openflow.IPProtoTCP || protocol == openflow.IPProtoUDP || protocol == openflow.IPProtoICMP || protocol == openflow.IPProtoICMPv6
+	return protocol == openflow.IPProtoTCP || protocol == openflow.IPProtoUDP || protocol == openflow.IPProtoICMP ||
+		protocol == openflow.IPProtoICMPv6
 }
 
 // removeFromKernel removes all of a protocol between two addresses: the entries of the kernel's datapath are those of
@@ -79,7 +80,8 @@ func removeFromKernel(c openflow.Connection) error {
 		family = unix.AF_INET6
 	}
 	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, between(c)); err != nil {
-		return fmt.Errorf("remove the connections of protocol %d from %s to %s: %w", c.Protocol, c.Source.Addr(), c.Destination.Addr(), err)
+		return fmt.Errorf("remove the connections of protocol %d from %s to %s: %w", c.Protocol, c.Source.Addr(),
+			c.Destination.Addr(), err)
 	}
 	return nil
 }
@@ -89,7 +91,8 @@ type between openflow.Connection
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (c between) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	return f.Zone == c.Zone && f.Forward.Protocol == c.Protocol && f.Forward.SrcIP.Equal(c.Source.Addr().AsSlice()) && f.Forward.DstIP.Equal(c.Destination.Addr().AsSlice())
+	return f.Zone == c.Zone && f.Forward.Protocol == c.Protocol && f.Forward.SrcIP.Equal(c.Source.Addr().AsSlice()) &&
+		f.Forward.DstIP.Equal(c.Destination.Addr().AsSlice())
 }
 
 // datapath is the name of the bridge's datapath (dpctl(8)): there is one of each type.

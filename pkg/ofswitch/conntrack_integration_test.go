@@ -86,7 +86,8 @@ func TestConnections(t *testing.T) {
 	for i, ends := range [][3]string{{"10.0.0.1", "10.0.0.2", "10.0.0.3:53"}, {"[fd00::1]", "[fd00::2]", "[fd00::3]:53"}} {
 		n := uint16(1000 * (i + 1))
 		one := func(protocol uint8, number uint16, port string) openflow.Connection {
-			c := openflow.Connection{Zone: flows.Zone, Protocol: protocol, Source: at(fmt.Sprintf("%s:%d", ends[0], number)), Destination: at(ends[1] + ":" + port), Mark: mark}
+			c := openflow.Connection{Zone: flows.Zone, Protocol: protocol, Source: at(fmt.Sprintf("%s:%d", ends[0], number)),
+				Destination: at(ends[1] + ":" + port), Mark: mark}
 			c.Endpoint = c.Destination
 			return c
 		}
@@ -100,7 +101,8 @@ func TestConnections(t *testing.T) {
 		}
 		all = append(all, balanced, icmp)
 	}
-	other := openflow.Connection{Zone: flows.Zone, Protocol: 47, Source: at("10.0.0.1:0"), Destination: at("10.0.0.2:0"), Endpoint: at("10.0.0.2:0"), Mark: mark}
+	other := openflow.Connection{Zone: flows.Zone, Protocol: 47, Source: at("10.0.0.1:0"), Destination: at("10.0.0.2:0"),
+		Endpoint: at("10.0.0.2:0"), Mark: mark}
 	all = append([]openflow.Connection{other}, all...)
 	connect(t, ovs, all...)
 	source := all[1]
@@ -168,7 +170,8 @@ func TestManyConnections(t *testing.T) {
 	var many []openflow.Connection
 	for i := range 4096 {
 		to := netip.AddrPortFrom(netip.MustParseAddr("10.0.0.2"), uint16(i+1))
-		many = append(many, openflow.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP, Source: netip.MustParseAddrPort("10.0.0.1:1"), Destination: to, Endpoint: to,
+		many = append(many, openflow.Connection{Zone: flows.Zone, Protocol: openflow.IPProtoUDP,
+			Source: netip.MustParseAddrPort("10.0.0.1:1"), Destination: to, Endpoint: to,
 			Mark: uint32(flows.MarkAllowed)})
 	}
 	connect(t, ovs, many...)

@@ -63,7 +63,8 @@ func (s *Switch) EnsureFragments(ctx context.Context) (changed []string, err err
 		{"v6 enabled", "1", "dpctl/ipf-set-enabled", []string{"v6"}},
 		{"min v4 frag size", strconv.Itoa(minFragment), "dpctl/ipf-set-min-frag", []string{"v4", strconv.Itoa(minFragment)}},
 		{"min v6 frag size", strconv.Itoa(minFragment), "dpctl/ipf-set-min-frag", []string{"v6", strconv.Itoa(minFragment)}},
-		{"max num frags (v4/v6)", strconv.Itoa(maxFragments), "dpctl/ipf-set-max-nfrags", []string{strconv.Itoa(maxFragments)}},
+		{"max num frags (v4/v6)", strconv.Itoa(maxFragments), "dpctl/ipf-set-max-nfrags",
+			[]string{strconv.Itoa(maxFragments)}},
 	} {
 		now, ok := statusValue(status, limit.name)
 		if ok && now == limit.want {

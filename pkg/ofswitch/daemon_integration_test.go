@@ -33,7 +33,8 @@ func TestEnsureFragments(t *testing.T) {
 	right := func() {
 		t.Helper()
 		status := run("ovs-appctl", "dpctl/ipf-get-status", "netdev@ovs-netdev")
-		for _, line := range []string{"v4 enabled: 1", "v6 enabled: 1", "min v4 frag size: 400", "min v6 frag size: 400", "max num frags (v4/v6): 5000"} {
+		for _, line := range []string{"v4 enabled: 1", "v6 enabled: 1", "min v4 frag size: 400", "min v6 frag size: 400",
+			"max num frags (v4/v6): 5000"} {
 			if !strings.Contains(status, line) {
 				t.Errorf("the status lacks %q:\n%s", line, status)
 			}
@@ -77,7 +78,8 @@ func TestEnsureDaemon(t *testing.T) {
 		"TCP windows": {sw.EnsureLiberal,
 			[]string{"dpctl/ct-enable-tcp-seq-chk", dp}, []string{"dpctl/ct-get-tcp-seq-chk", dp}, "disabled"},
 		"zone limit": {func(ctx context.Context) ([]string, error) { return sw.EnsureZoneLimit(ctx, 7, 9) },
-			[]string{"dpctl/ct-set-limits", dp, "zone=7,limit=99"}, []string{"dpctl/ct-get-limits", dp, "zone=7"}, "zone=7,limit=9,"},
+			[]string{"dpctl/ct-set-limits", dp, "zone=7,limit=99"}, []string{"dpctl/ct-get-limits", dp,
+				"zone=7"}, "zone=7,limit=9,"},
 	} {
 		for _, disturb := range []func() error{
 			func() error { return nil },
@@ -95,7 +97,8 @@ func TestEnsureDaemon(t *testing.T) {
 					t.Errorf("%s: changed %q, %v; want %d changes", name, changed, err, want)
 				}
 			}
-			if out, err := ovs.Run(t.Context(), "ovs-appctl", setting.ask...); err != nil || !strings.Contains(out, setting.want) {
+			if out, err := ovs.Run(t.Context(), "ovs-appctl", setting.ask...); err != nil ||
+				!strings.Contains(out, setting.want) {
 				t.Errorf("%s: %q, %v", name, out, err)
 			}
 		}
@@ -105,7 +108,8 @@ func TestEnsureDaemon(t *testing.T) {
 // TestOccupancy: the numbers are those of the datapath.
 func TestOccupancy(t *testing.T) {
 	ovs, sw := start(t)
-	if o, err := sw.Occupancy(t.Context()); err != nil || o.CacheLimit == 0 || o.ConnectionLimit == 0 || o.Connections != 0 {
+	if o, err := sw.Occupancy(t.Context()); err != nil || o.CacheLimit == 0 || o.ConnectionLimit == 0 ||
+		o.Connections != 0 {
 		t.Fatalf("an idle switch: %+v, %v", o, err)
 	}
 	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "add-flow", bridge, "udp,actions=ct(commit,zone=7)"); err != nil {
@@ -113,7 +117,8 @@ func TestOccupancy(t *testing.T) {
 	}
 	for _, port := range []string{"1234", "1235", "1236"} {
 		packet := strings.Replace(udpPacket, "1234", port, 1)
-		if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "packet-out", bridge, "in_port=LOCAL,packet="+packet+",actions=resubmit(,0)"); err != nil {
+		if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "packet-out", bridge,
+			"in_port=LOCAL,packet="+packet+",actions=resubmit(,0)"); err != nil {
 			t.Fatal(err)
 		}
 	}

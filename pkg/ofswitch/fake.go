@@ -11,9 +11,9 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Fake is a switch in memory that behaves like a real one as far as flows and groups go: bundles are atomic, a bundle with
-// something that breaks the pipeline's contract, that Refuse names, or that uses a missing group is rejected whole, a deleted
-// group takes its flows with it, watchers hear of every change. Any goroutine may use it.
+// Fake is a switch in memory that behaves like a real one as far as flows and groups go: bundles are atomic, a bundle
+// with something that breaks the pipeline's contract, that Refuse names, or that uses a missing group is rejected
+// whole, a deleted group takes its flows with it, watchers hear of every change. Any goroutine may use it.
 type Fake struct {
 	mu       sync.Mutex
 	flows    map[openflow.Key]openflow.Flow
@@ -34,10 +34,11 @@ type watcher struct {
 	gone   chan struct{}
 }
 
-// NewFake returns an empty switch that rejects bundles with flows that break the contract (flows.Check). The contract of a
-// group's actions is that of the tables whose flows use the group.
+// NewFake returns an empty switch that rejects bundles with flows that break the contract (flows.Check). The contract
+// of a group's actions is that of the tables whose flows use the group.
 func NewFake(contract func(openflow.Flow) error) *Fake {
-	return &Fake{contract: contract, flows: map[openflow.Key]openflow.Flow{}, groups: map[openflow.GroupID]openflow.Group{},
+	return &Fake{contract: contract, flows: map[openflow.Key]openflow.Flow{},
+		groups:   map[openflow.GroupID]openflow.Group{},
 		watchers: map[*watcher]bool{}, idle: map[openflow.Key]uint16{},
 		refuse:      func(openflow.Flow) bool { return false },
 		refuseGroup: func(openflow.Group) bool { return false }}
@@ -102,8 +103,8 @@ func (s *Fake) Apply(_ context.Context, d openflow.Delta) error {
 	return nil
 }
 
-// check says why the switch rejects a bundle. As with a real one, only groups that flows use have to exist, not those that
-// buckets use.
+// check says why the switch rejects a bundle. As with a real one, only groups that flows use have to exist, not those
+// that buckets use.
 func (s *Fake) check(d openflow.Delta) error {
 	set := map[openflow.GroupID]openflow.Group{}
 	for _, g := range d.SetGroups {

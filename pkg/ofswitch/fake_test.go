@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestFakeHoldsTheContract: the fake rejects, whole, what breaks the contract of a table: a flow's actions, and those of a
-// group that a flow of the table uses, whether the flow comes with the group or is there already.
+// TestFakeHoldsTheContract: the fake rejects, whole, what breaks the contract of a table: a flow's actions, and those
+// of a group that a flow of the table uses, whether the flow comes with the group or is there already.
 func TestFakeHoldsTheContract(t *testing.T) {
 	good := openflow.Group{ID: 1, Text: "type=select,bucket=bucket_id:0,actions=drop"}
 	bad := openflow.Group{ID: 1, Text: "type=select,bucket=bucket_id:0,actions=local"}

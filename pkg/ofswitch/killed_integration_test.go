@@ -25,7 +25,9 @@ import (
 func numbered(t testing.TB, n int) []openflow.Flow {
 	list := make([]openflow.Flow, n)
 	for i := range list {
-		list[i] = flow(t, fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_src=10.244.%d.%d,nw_dst=10.244.100.123 actions=goto_table:90", i/256, i%256))
+		list[i] = flow(t,
+			fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_src=10.244.%d.%d,nw_dst=10.244.100.123 "+
+				"actions=goto_table:90", i/256, i%256))
 	}
 	return list
 }

@@ -41,7 +41,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		return list
 	}
 	sticky := func(affinity time.Duration, n int) *model.Snapshot {
-		s := &model.Snapshot{Self: snapshot(0).Self, Transport: model.Tunnel(model.Geneve), Services: map[string]model.Service{}}
+		s := &model.Snapshot{Self: snapshot(0).Self, Transport: model.Tunnel(model.Geneve),
+			Services: map[string]model.Service{}}
 		for i, name := range []string{"ns/web", "ns/other"} {
 			service := model.Service{Name: name, Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80,
 				ClusterIP: netip.AddrFrom4([4]byte{10, 96, 0, byte(9 + i)}), Elsewhere: true, Cluster: endpoints(3)}}}
@@ -61,8 +62,10 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		inReading  int // and after a reading of the switch without that bundle
 		fewerReads bool
 	}{
-		{"the Service is gone", none, 0, 0, false}, {"no affinity", sticky(0, 3), 0, 0, false}, {"another timeout", sticky(time.Minute, 3), 0, 0, false},
-		{"another endpoint", sticky(time.Hour, 4), clients, clients, false}, {"an endpoint less", sticky(time.Hour, 2), clients, clients, true},
+		{"the Service is gone", none, 0, 0, false}, {"no affinity", sticky(0, 3), 0, 0, false}, {"another timeout",
+			sticky(time.Minute, 3), 0, 0, false},
+		{"another endpoint", sticky(time.Hour, 4), clients, clients, false}, {"an endpoint less", sticky(time.Hour, 2),
+			clients, clients, true},
 	} {
 		for _, there := range []bool{true, false} { // is the agent there when it happens?
 			c := flows.NewCompiler()
@@ -87,9 +90,11 @@ func TestLearnedFlowsEnd(t *testing.T) {
 			apply(read())
 			for client := range clients {
 				for _, vip := range []string{"10.96.0.9", "10.96.0.10"} {
-					packet := fmt.Sprintf("0a57656674010a58000000010800450000280000400040060000c63364%02x0a6000%02x9c400050000000000000000050020000000000000", client, netip.MustParseAddr(vip).As4()[3])
+					packet := fmt.Sprintf(
+						"0a57656674010a58000000010800450000280000400040060000c63364%02x0a6000%02x9c400050000000000000000050020000000000000", client, netip.MustParseAddr(vip).As4()[3])
 					packet = packet[:2*54]
-					ofctl(t, ovs, "packet-out", bridge, fmt.Sprintf("in_port=controller,packet=%s,actions=resubmit(,%d)", packet, flows.ServiceLB))
+					ofctl(t, ovs, "packet-out", bridge, fmt.Sprintf("in_port=controller,packet=%s,actions=resubmit(,%d)", packet,
+						flows.ServiceLB))
 				}
 			}
 			if n := remembered(t, sw, "ns/web"); n != clients {

@@ -1,4 +1,5 @@
-// Package ofswitch delivers flows and groups to one bridge, reads them back, and watches the bridge for changes that others make.
+// Package ofswitch delivers flows and groups to one bridge, reads them back, and watches the bridge for changes that
+// others make.
 //
 // It speaks through the ovs-ofctl program, always in OpenFlow 1.5, whose text pkg/openflow's canonical form is, and
 // with ovs-vswitchd itself where OpenFlow has no words (see daemon.go). One goroutine, the agent's, calls Apply, so
@@ -52,7 +53,8 @@ const (
 
 // New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
 func New(runDir, bridge string, d Datapath) *Switch {
-	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt"), userspace: d == Userspace}
+	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt"),
+		userspace: d == Userspace}
 }
 
 // RejectedError says that the switch refused a bundle for its content, or has no room for it: nothing of it is in
@@ -163,13 +165,15 @@ func (s *Switch) Apply(ctx context.Context, d openflow.Delta) error {
 		b.WriteString(f.String())
 		b.WriteByte('\n')
 	}
-	// Last, not only because a group takes the flows with it that use it: when OVS 3.1 refuses a line behind such a deletion,
-	// it dies while it takes the deletion back (assertion group != NULL in ofproto_rule_insert__). Deletions are never refused.
+	// Last, not only because a group takes the flows with it that use it: when OVS 3.1 refuses a line behind such a
+	// deletion, it dies while it takes the deletion back (assertion group != NULL in ofproto_rule_insert__). Deletions are
+	// never refused.
 	for _, id := range d.DeleteGroups {
 		fmt.Fprintf(&b, "group delete group_id=%d\n", id)
 	}
 	if err := s.bundle(ctx, b.Bytes()); err != nil {
-		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups), len(d.Delete)+len(d.DeleteGroups)+len(d.Forget), err)
+		return fmt.Errorf("apply %d flows, %d groups and %d deletions: %w", len(d.Set), len(d.SetGroups),
+			len(d.Delete)+len(d.DeleteGroups)+len(d.Forget), err)
 	}
 	s.behind = true
 	return s.refresh(ctx)
@@ -183,8 +187,8 @@ func (s *Switch) Apply(ctx context.Context, d openflow.Delta) error {
 var rejection = regexp.MustCompile(
 	`(?m)^(ovs-ofctl: -:\d+: .*|(Error|OFPT_ERROR .*:) (OFP|NX)(FMFC|BMC|BAC|BIC|GMFC|MMFC|BPC)_.*)$`)
 
-// ofctl is a call of ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on connections
-// of their own, each of which waits for whatever ovs-vswitchd's main thread is busy with.
+// ofctl is a call of ovs-ofctl. Without --no-names it would ask the switch for its ports and tables first, on
+// connections of their own, each of which waits for whatever ovs-vswitchd's main thread is busy with.
 func ofctl(ctx context.Context, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, "ovs-ofctl", append([]string{"-O", protocol, "--no-names"}, args...)...)
 }

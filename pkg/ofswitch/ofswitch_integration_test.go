@@ -64,8 +64,10 @@ func snapshot(nodes int) *model.Snapshot {
 		Transport: model.Tunnel(model.Geneve),
 		Nodes:     map[string]model.Node{},
 		Attachments: map[model.AttachmentKey]model.Attachment{
-			{ContainerID: "c", IfName: "eth0"}: {ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "a"}, OFPort: 16,
-				MAC: model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}},
+			{ContainerID: "c", IfName: "eth0"}: {ContainerID: "c", IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: "a"},
+				OFPort: 16,
+				MAC:    model.MAC{0x0a, 0x58, 10, 244, 0, 2}, IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2"),
+					netip.MustParseAddr("fd44::2")}},
 		},
 	}
 	s.Services = map[string]model.Service{}
@@ -74,17 +76,20 @@ func snapshot(nodes int) *model.Snapshot {
 		for j, ip := range []string{"10.96.0.1", "fd96::1"} {
 			for k, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
 				endpoint := []netip.Addr{netip.MustParseAddr("10.244.0.2"), netip.MustParseAddr("fd44::2")}[j]
-				svc.Ports = append(svc.Ports, model.ServicePort{Protocol: protocol, Port: uint16(80 + i), ClusterIP: netip.MustParseAddr(ip), NodePort: uint16(30000 + 10*i + k),
-					Elsewhere: true, Cluster: []model.Endpoint{{Addr: endpoint, Port: 8080, Weight: 1}, {Addr: endpoint, Port: 8081, Weight: 5}}})
+				svc.Ports = append(svc.Ports, model.ServicePort{Protocol: protocol, Port: uint16(80 + i),
+					ClusterIP: netip.MustParseAddr(ip), NodePort: uint16(30000 + 10*i + k),
+					Elsewhere: true, Cluster: []model.Endpoint{{Addr: endpoint, Port: 8080, Weight: 1}, {Addr: endpoint, Port: 8081,
+						Weight: 5}}})
 			}
 		}
 		s.Services[svc.Name] = svc
 	}
 	for i := 1; i <= nodes; i++ {
 		n := model.Node{
-			Name:     fmt.Sprintf("n%d", i),
-			Addrs:    []netip.Addr{netip.AddrFrom4([4]byte{172, 30, byte(i >> 8), byte(i)})},
-			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + i>>8), byte(i), 0}), 24), netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))},
+			Name:  fmt.Sprintf("n%d", i),
+			Addrs: []netip.Addr{netip.AddrFrom4([4]byte{172, 30, byte(i >> 8), byte(i)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(1 + i>>8), byte(i), 0}), 24),
+				netip.MustParsePrefix(fmt.Sprintf("fd44:%x::/64", i))},
 		}
 		if i%3 == 0 {
 			n.Addrs = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("fd30::%x", i))}
@@ -206,7 +211,8 @@ func TestRejectedBundleChangesNothing(t *testing.T) {
 func TestDeleteSparesAnothersFlow(t *testing.T) {
 	ovs, sw := start(t)
 	ours := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip actions=goto_table:90")
-	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "add-flow", bridge, "cookie=0x9,table=60,priority=5,ip,actions=drop"); err != nil {
+	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "add-flow", bridge,
+		"cookie=0x9,table=60,priority=5,ip,actions=drop"); err != nil {
 		t.Fatal(err)
 	}
 	if err := sw.Apply(t.Context(), openflow.Delta{Delete: []openflow.Flow{ours}}); err != nil {
@@ -229,7 +235,8 @@ func TestUnreachableSwitchIsNotARejection(t *testing.T) {
 	}
 }
 
-// A cache that cannot be emptied is an error, and is emptied as soon as that is possible, although there is nothing to send then.
+// A cache that cannot be emptied is an error, and is emptied as soon as that is possible, although there is nothing to
+// send then.
 func TestCacheThatCannotBeEmptied(t *testing.T) {
 	ovs, sw := start(t)
 	pid := filepath.Join(ovs.RunDir(), "ovs-vswitchd.pid")
@@ -259,7 +266,8 @@ func TestWatch(t *testing.T) {
 		ended <- sw.Watch(t.Context(), func() { close(ready) }, func(e ofswitch.Event) { events <- e })
 	}()
 	wait(t, ready)
-	f := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 actions=set_field:0x3->reg1,goto_table:90")
+	f := flow(t, "cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.0.0/8 "+
+		"actions=set_field:0x3->reg1,goto_table:90")
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{f}}); err != nil {
 		t.Fatal(err)
 	}
@@ -291,7 +299,8 @@ func TestWatch(t *testing.T) {
 	if got := wait(t, events); got != (ofswitch.Event{Group: g}) {
 		t.Errorf("event = %+v, want the new group", got)
 	}
-	changed := openflow.Group{ID: g.ID, Text: "type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop"}
+	changed := openflow.Group{ID: g.ID,
+		Text: "type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop"}
 	ofctl(t, ovs, "mod-group", bridge, changed.String())
 	if got := wait(t, events); got != (ofswitch.Event{Group: changed}) {
 		t.Errorf("event = %+v, want %+v", got, changed)
@@ -409,7 +418,8 @@ func BenchmarkApply(b *testing.B) {
 		name  string
 		delta openflow.Delta
 		cold  bool
-	}{{"spare=true", pod, false}, {"spare=false", pod, true}, {"flows=3000", openflow.Delta{Set: numbered(b, 3000)}, false}} {
+	}{{"spare=true", pod, false}, {"spare=false", pod, true}, {"flows=3000", openflow.Delta{Set: numbered(b, 3000)},
+		false}} {
 		b.Run(test.name, func(b *testing.B) {
 			_, sw := start(b)
 			for b.Loop() {

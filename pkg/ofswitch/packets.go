@@ -18,8 +18,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// SetMeters makes the switch have these meters. Meters are part of no bundle, and end with ovs-vswitchd. A *RejectedError means
-// that the switch refuses such a meter, or has no room for it.
+// SetMeters makes the switch have these meters. Meters are part of no bundle, and end with ovs-vswitchd. A
+// *RejectedError means that the switch refuses such a meter, or has no room for it.
 func (s *Switch) SetMeters(ctx context.Context, meters []openflow.Meter) error {
 	text, err := s.ask(ctx, "dump-meters")
 	if err != nil {
@@ -99,8 +99,8 @@ func (s *Switch) ask(ctx context.Context, command string, args ...string) (strin
 	return stdout.String(), nil
 }
 
-// Packets calls each for every copy of a packet that flows send from now on. It returns when ctx ends or the switch goes away; in
-// the second case with an error.
+// Packets calls each for every copy of a packet that flows send from now on. It returns when ctx ends or the switch
+// goes away; in the second case with an error.
 func (s *Switch) Packets(ctx context.Context, each func(openflow.PacketIn)) error {
 	// The number lets the switch send copies on this connection; how long they are is said by the flows.
 	cmd := ofctl(ctx, "--unixctl=none", "--packet-in-format=nxt_packet_in2", "monitor", s.target, strconv.Itoa(anyLength))
@@ -127,7 +127,8 @@ func (s *Switch) Packets(ctx context.Context, each func(openflow.PacketIn)) erro
 
 const anyLength = 65535
 
-// readPackets reads until the program ends and returns its last line. What cannot be parsed is another program's packet.
+// readPackets reads until the program ends and returns its last line. What cannot be parsed is another program's
+// packet.
 func readPackets(r io.Reader, each func(openflow.PacketIn)) (last string, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)

@@ -16,11 +16,13 @@ import (
 // udpPacket is Ethernet, IPv4 and UDP from 10.9.0.1:4660 to 10.9.0.2:53.
 const udpPacket = "0a57656674010a580a09000108004500001c00010000401166bc0a0900010a090002" + "1234003500080000"
 
-// TestPackets: a Delta brings the meters that its flows need, also when another program has removed or changed them; copies
-// arrive, at most as many as the meter allows.
+// TestPackets: a Delta brings the meters that its flows need, also when another program has removed or changed them;
+// copies arrive, at most as many as the meter allows.
 func TestPackets(t *testing.T) {
 	ovs, sw := start(t)
-	copying := flow(t, "cookie=0x5765060000000001,table=51,priority=140,udp,nw_src=10.9.0.1 actions=controller(max_len=128,userdata=57.32.ff.ff.ff.ff,meter_id=22373)")
+	copying := flow(t,
+		"cookie=0x5765060000000001,table=51,priority=140,udp,nw_src=10.9.0.1 "+
+			"actions=controller(max_len=128,userdata=57.32.ff.ff.ff.ff,meter_id=22373)")
 	begin := flow(t, "cookie=0x5765010000000001,table=0,priority=1,ip actions=goto_table:51")
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{copying, begin}, Meters: flows.Meters}); err != nil {
 		t.Fatal(err)
@@ -46,7 +48,8 @@ func TestPackets(t *testing.T) {
 	packets, ended := make(chan openflow.PacketIn, 100), make(chan error, 1)
 	go func() { ended <- sw.Packets(t.Context(), func(p openflow.PacketIn) { packets <- p }) }()
 	send := func() {
-		if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "packet-out", bridge, "in_port=LOCAL,packet="+udpPacket+",actions=resubmit(,0)"); err != nil {
+		if _, err := ovs.Run(t.Context(), "ovs-ofctl", "-O", "OpenFlow15", "packet-out", bridge,
+			"in_port=LOCAL,packet="+udpPacket+",actions=resubmit(,0)"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -65,7 +68,8 @@ func TestPackets(t *testing.T) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	if got.Table != 51 || got.Cookie != copying.Cookie || got.Protocol != "udp" || got.Source.String() != "10.9.0.1" || got.Destination.String() != "10.9.0.2" || got.SourcePort != 0x1234 || got.DestinationPort != 53 {
+	if got.Table != 51 || got.Cookie != copying.Cookie || got.Protocol != "udp" || got.Source.String() != "10.9.0.1" ||
+		got.Destination.String() != "10.9.0.2" || got.SourcePort != 0x1234 || got.DestinationPort != 53 {
 		t.Errorf("the copy reads %+v", got)
 	}
 	if d, ok := flows.DecisionOf(got); !ok || d != (flows.Decision{Direction: model.Egress, Rule: flows.Denied}) {

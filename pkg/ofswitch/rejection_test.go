@@ -15,19 +15,23 @@ var failures = []struct {
 	name, stderr string
 	rejected     bool
 }{
-	{"no such group", "Error OFPBAC_BAD_OUT_GROUP for: OFPT_FLOW_MOD (OF1.5) (xid=0x2): ADD table:60 priority=6,ip actions=group:77\n" +
-		"Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n" +
-		"ovs-ofctl: talking to unix:/run/o/weft.mgmt (Protocol error)\n", true},
+	{"no such group",
+		"Error OFPBAC_BAD_OUT_GROUP for: OFPT_FLOW_MOD (OF1.5) (xid=0x2): ADD table:60 priority=6,ip actions=group:77\n" +
+			"Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n" +
+			"ovs-ofctl: talking to unix:/run/o/weft.mgmt (Protocol error)\n", true},
 	{"a line that cannot be parsed", "ovs-ofctl: -:1: unknown action no_such\n", true},
-	{"a full table", "Error OFPFMFC_TABLE_FULL for: OFPT_FLOW_MOD (OF1.5) (xid=0x3): ADD table:60 arp actions=drop\n", true},
+	{"a full table", "Error OFPFMFC_TABLE_FULL for: OFPT_FLOW_MOD (OF1.5) (xid=0x3): ADD table:60 arp actions=drop\n",
+		true},
 	{"no more groups", "Error OFPGMFC_OUT_OF_GROUPS for: OFPT_GROUP_MOD (OF1.5) (xid=0x2):\n", true},
 	{"a bad match", "Error OFPBMC_BAD_PREREQ for: OFPT_FLOW_MOD (OF1.5) (xid=0x2):\n", true},
 	{"a bad match of an extension", "Error NXBMC_CT_DATAPATH_SUPPORT for: OFPT_FLOW_MOD (OF1.5) (xid=0x2):\n", true},
 	{"a bad instruction", "Error OFPBIC_BAD_TABLE_ID for: OFPT_FLOW_MOD (OF1.5) (xid=0x2):\n", true},
 	{"a bad property of a group", "Error OFPBPC_BAD_VALUE for: OFPT_GROUP_MOD (OF1.5) (xid=0x2):\n", true},
-	{"no more meters", "OFPT_ERROR (OF1.5) (xid=0x2): OFPMMFC_OUT_OF_METERS\nOFPT_METER_MOD (OF1.5) (xid=0x2): ADD meter=1\n", true},
+	{"no more meters",
+		"OFPT_ERROR (OF1.5) (xid=0x2): OFPMMFC_OUT_OF_METERS\nOFPT_METER_MOD (OF1.5) (xid=0x2): ADD meter=1\n", true},
 
-	{"a busy switch", "Error OFPBFC_TIMEOUT for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n", false},
+	{"a busy switch",
+		"Error OFPBFC_TIMEOUT for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n", false},
 	{"a bundle that failed for no reason", "Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n", false},
 	{"another controller", "Error OFPBRC_IS_SLAVE for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n", false},
 	{"no permission", "Error OFPBRC_EPERM for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n", false},

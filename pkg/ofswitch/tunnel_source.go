@@ -30,8 +30,8 @@ func (s TunnelSources) To(peer netip.Addr) (source netip.Addr, ok bool) {
 }
 
 // firstWithSource is the first release of each older branch whose userspace datapath sends with the IPv6 source that a
-// flow sets: that with the change "ofproto-dpif-xlate: Fix ignoring IPv6 local_ip for native tunnels." (commit 166ee41d2
-// of Open vSwitch, of February 2024). All branches since 3.4 have it; IPv4 has never been ignored.
+// flow sets: that with the change "ofproto-dpif-xlate: Fix ignoring IPv6 local_ip for native tunnels." (commit
+// 166ee41d2 of Open vSwitch, of February 2024). All branches since 3.4 have it; IPv4 has never been ignored.
 var firstWithSource = map[[2]int]int{{2, 17}: 10, {3, 0}: 7, {3, 1}: 5, {3, 2}: 3, {3, 3}: 1}
 
 // ignoresSource says whether a version of ovs-vswitchd ignores the IPv6 source that a flow sets. An unknown one does.
@@ -66,8 +66,8 @@ func (s *Switch) TunnelSources(ctx context.Context) (TunnelSources, error) {
 	return parseTunnelRoutes(text), nil
 }
 
-// parseTunnelRoutes reads the routes of an ovs/route/show, as "Cached: fd00::/64 dev br-phy SRC fd00::2". Those for marked
-// packets are left out: Weft marks none.
+// parseTunnelRoutes reads the routes of an ovs/route/show, as "Cached: fd00::/64 dev br-phy SRC fd00::2". Those for
+// marked packets are left out: Weft marks none.
 func parseTunnelRoutes(text string) (routes TunnelSources) {
 	for line := range strings.Lines(text) {
 		words := strings.Fields(line)

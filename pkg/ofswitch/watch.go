@@ -32,8 +32,9 @@ type Event struct {
 // AllGroups is the number in the event of a deletion of all groups, and of a change of we cannot know which.
 const AllGroups openflow.GroupID = 0xfffffffc
 
-// Watch calls changed for every change of flows and groups from now on, and ready once, from another goroutine, when the watch
-// is in place. It returns when ctx ends or the switch goes away; in the second case with an error, and whatever happened since is unknown.
+// Watch calls changed for every change of flows and groups from now on, and ready once, from another goroutine, when
+// the watch is in place. It returns when ctx ends or the switch goes away; in the second case with an error, and
+// whatever happened since is unknown.
 func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
 	// The flow monitor knows nothing of groups; that it is told of them, too, is asked for through this socket.
 	socket := filepath.Join(s.runDir, "weft-watch-"+s.bridge+".ctl")
@@ -53,7 +54,8 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	if err = errors.Join(err, closeErr); err != nil {
 		return errors.Join(fmt.Errorf("watch the switch: %w", err), out.Close())
 	}
-	// Beside the reading: the program opens its socket only when the initial flows are printed, and printing blocks until the output is read.
+	// Beside the reading: the program opens its socket only when the initial flows are printed, and printing blocks until
+	// the output is read.
 	asking, printed := context.WithCancel(ctx)
 	asked := make(chan error, 1)
 	go func() {
@@ -78,8 +80,8 @@ func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) e
 	return fmt.Errorf("watch the switch: the switch closed the connection: %s", last)
 }
 
-// setAsync is OpenFlow 1.5's OFPT_SET_ASYNC: of the group changes that others make, in bundles or not, the switch must tell this
-// connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
+// setAsync is OpenFlow 1.5's OFPT_SET_ASYNC: of the group changes that others make, in bundles or not, the switch must
+// tell this connection (OFPACPT_REQUESTFORWARD_MASTER and _SLAVE, each with the bit OFPRFR_GROUP_MOD).
 const setAsync = "061c0018" + "00000009" + "000a000800000001" + "000b000800000001"
 
 // askPause is how long watchGroups waits for the program's socket before it tries again.

@@ -12,13 +12,15 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind is in no
-// way.
+// TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind
+// is in no way.
 func TestWatchFullSwitch(t *testing.T) {
 	ovs, sw := start(t)
 	var d openflow.Delta
 	for i := range 20000 {
-		d.Set = append(d.Set, flow(t, fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.%d.%d actions=drop", i>>8, i&0xff)))
+		d.Set = append(d.Set,
+			flow(t, fmt.Sprintf("cookie=0x5765000000000001,table=60,priority=5,ip,nw_dst=10.0.%d.%d actions=drop", i>>8,
+				i&0xff)))
 	}
 	if err := sw.Apply(t.Context(), d); err != nil {
 		t.Fatal(err)

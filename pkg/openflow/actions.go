@@ -245,8 +245,8 @@ func Source(p netip.Prefix) ovs.Match { return rangeMatch("nw_src=", "ipv6_src="
 // Destination matches packets to a range, of either family.
 func Destination(p netip.Prefix) ovs.Match { return rangeMatch("nw_dst=", "ipv6_dst=", p) }
 
-// rangeMatch is what go-openvswitch's matches of addresses give, which parse the text to see that it is an address: policies
-// have a hundred thousand of them.
+// rangeMatch is what go-openvswitch's matches of addresses give, which parse the text to see that it is an address:
+// policies have a hundred thousand of them.
 func rangeMatch(v4, v6 string, p netip.Prefix) ovs.Match {
 	switch {
 	case !p.IsValid():
@@ -315,8 +315,8 @@ func portMatch(field string, port, mask uint16) ovs.Match {
 	return textMatch(fmt.Sprintf("%s=%#x/%#x", field, port, mask))
 }
 
-// DestinationIn is the IP protocol, the address and the port that a canonical match wants packets to go to. What the match leaves
-// open, or not narrowed to one value, is zero.
+// DestinationIn is the IP protocol, the address and the port that a canonical match wants packets to go to. What the
+// match leaves open, or not narrowed to one value, is zero.
 func DestinationIn(match string) (proto uint8, to netip.AddrPort) {
 	var addr netip.Addr
 	var port uint64

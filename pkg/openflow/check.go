@@ -18,7 +18,8 @@ var (
 	protocolsICMP  = []string{"icmp", "icmp6"}
 )
 
-// prerequisites lists the protocols of which a match needs one to have the field (ovs-fields(7)); nil when it needs none.
+// prerequisites lists the protocols of which a match needs one to have the field (ovs-fields(7)); nil when it needs
+// none.
 func prerequisites(field string) []string {
 	switch field {
 	case "nw_src", "nw_dst":

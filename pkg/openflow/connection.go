@@ -34,7 +34,8 @@ func (c Connection) Tuple() string {
 	if c.Source.Addr().Is6() {
 		field = "ct_ipv6_"
 	}
-	text := fmt.Sprintf("%ssrc=%s,%sdst=%s,ct_nw_proto=%d", field, c.Source.Addr(), field, c.Destination.Addr(), c.Protocol)
+	text := fmt.Sprintf("%ssrc=%s,%sdst=%s,ct_nw_proto=%d", field, c.Source.Addr(), field, c.Destination.Addr(),
+		c.Protocol)
 	if c.IsICMP() {
 		return text + fmt.Sprintf(",icmp_id=%d,icmp_type=%d,icmp_code=%d", c.ICMP.ID, c.ICMP.Type, c.ICMP.Code)
 	}

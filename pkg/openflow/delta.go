@@ -1,7 +1,7 @@
 package openflow
 
-// Delta is a change of a switch's flows and groups, to be made as a whole (see ofswitch.Apply): flows may use groups and
-// meters of the same Delta.
+// Delta is a change of a switch's flows and groups, to be made as a whole (see ofswitch.Apply): flows may use groups
+// and meters of the same Delta.
 type Delta struct {
 	// Set are flows to add, or to replace where the key exists.
 	Set []Flow

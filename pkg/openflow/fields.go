@@ -103,7 +103,8 @@ func AddrFields(a netip.Addr) (source, destination Field) {
 	return IPv6Src, IPv6Dst
 }
 
-// PortFields are the fields of the source and destination port of an IP protocol: IPProtoTCP, IPProtoUDP or IPProtoSCTP.
+// PortFields are the fields of the source and destination port of an IP protocol: IPProtoTCP, IPProtoUDP or
+// IPProtoSCTP.
 func PortFields(proto uint8) (source, destination Field) {
 	switch proto {
 	case IPProtoTCP:

@@ -1,14 +1,14 @@
-// Package openflow holds flows, groups and meters of an Open vSwitch bridge, and changes of them (Delta), as values with
-// one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows` and `dump-groups` print for them. It is the only
-// place that turns matches and actions into text or reads them back.
+// Package openflow holds flows, groups and meters of an Open vSwitch bridge, and changes of them (Delta), as values
+// with one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows` and `dump-groups` print for them. It is
+// the only place that turns matches and actions into text or reads them back.
 //
 //   - To build: New and NewGroup return an error for what the switch would refuse, or would silently take for something
 //     else. A match or action with an impossible value is an error there, too.
 //   - To read: Parse and ParseGroup read one line of a dump each. What is equal in the switch is equal with ==.
 //
 // Matches and actions are go-openvswitch's; what that library lacks is added here as further implementations of its two
-// interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing of
-// Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
+// interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing
+// of Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
 package openflow
 
 import (
@@ -81,7 +81,8 @@ func (f Flow) String() string {
 // action is ovs.Drop. It returns an error, and no flow, for values that a field cannot have, for what the switch would
 // take for something else (a field twice, or without its protocol), and for actions that exclude each other or lead
 // back to an earlier table. What a pipeline allows in each table is the caller's to check.
-func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matches []ovs.Match, actions ...ovs.Action) (Flow, error) {
+func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matches []ovs.Match,
+	actions ...ovs.Action) (Flow, error) {
 	f := Flow{Key: Key{Table: table, Priority: priority}, Cookie: cookie}
 	fields := make([]string, 0, len(matches)+1)
 	if proto != "" {
@@ -121,7 +122,8 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 	return f, nil
 }
 
-// notText finds what would end a flow's text and begin another's: whatever its values were made from, a flow is one line.
+// notText finds what would end a flow's text and begin another's: whatever its values were made from, a flow is one
+// line.
 func notText(r rune) bool { return r <= ' ' || r > '~' }
 
 // Stats are a flow's counters in the switch.

@@ -19,7 +19,8 @@ func TestNewIsCanonical(t *testing.T) {
 	}
 	want := "cookie=0x57e7000000000001,table=10,priority=100,ip,reg0=0x2/0xf,tun_src=10.0.0.2,in_port=1,nw_src=10.244.2.0/24 actions=set_field:0x14->reg1,goto_table:60"
 	for range 2 {
-		f, err := openflow.New(10, 100, 0x57e7000000000001, ovs.ProtocolIPv4, matches, openflow.Register(1).Set(20), openflow.Goto(60))
+		f, err := openflow.New(10, 100, 0x57e7000000000001, ovs.ProtocolIPv4, matches, openflow.Register(1).Set(20),
+			openflow.Goto(60))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -73,7 +74,8 @@ func TestParse(t *testing.T) {
 	if e, err := openflow.Parse("cookie=0x1, table=3, ip actions=drop"); err != nil || e.Priority != 32768 {
 		t.Errorf("a priority that is not printed is OpenFlow's default: %+v, %v", e, err)
 	}
-	for _, bad := range []string{"", "table=1", "table=x actions=drop", "priority=70000 actions=drop", "cookie=?,ip actions=drop"} {
+	for _, bad := range []string{"", "table=1", "table=x actions=drop", "priority=70000 actions=drop",
+		"cookie=?,ip actions=drop"} {
 		if _, err := openflow.Parse(bad); err == nil {
 			t.Errorf("Parse(%q) gave no error", bad)
 		}
@@ -81,7 +83,8 @@ func TestParse(t *testing.T) {
 }
 
 func TestActionParts(t *testing.T) {
-	got := openflow.SplitActions("ct(commit,nat(dst=10.0.0.1:80)),set_field:0x1/0xf->reg0,move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],goto_table:6")
+	got := openflow.SplitActions(
+		"ct(commit,nat(dst=10.0.0.1:80)),set_field:0x1/0xf->reg0,move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],goto_table:6")
 	names := make([]string, len(got))
 	for i, a := range got {
 		names[i] = openflow.ActionName(a)
@@ -99,9 +102,11 @@ func TestActionParts(t *testing.T) {
 }
 
 func TestKeyOrder(t *testing.T) {
-	keys := []openflow.Key{{Table: 5}, {Table: 0, Priority: 1}, {Table: 0, Priority: 9, Match: "b"}, {Table: 0, Priority: 9, Match: "a"}}
+	keys := []openflow.Key{{Table: 5}, {Table: 0, Priority: 1}, {Table: 0, Priority: 9, Match: "b"},
+		{Table: 0, Priority: 9, Match: "a"}}
 	slices.SortFunc(keys, openflow.Key.Compare)
-	want := []openflow.Key{{Table: 0, Priority: 9, Match: "a"}, {Table: 0, Priority: 9, Match: "b"}, {Table: 0, Priority: 1}, {Table: 5}}
+	want := []openflow.Key{{Table: 0, Priority: 9, Match: "a"}, {Table: 0, Priority: 9, Match: "b"},
+		{Table: 0, Priority: 1}, {Table: 5}}
 	if !slices.Equal(keys, want) {
 		t.Errorf("order = %v, want %v", keys, want)
 	}
@@ -117,15 +122,18 @@ func TestReadBack(t *testing.T) {
 	}
 	to := func(a string) ovs.Match { return openflow.Destination(openflow.Host(netip.MustParseAddr(a))) }
 	port := func(n uint16) ovs.Match { return openflow.DestinationPort(n, 0xffff) }
-	from, wide := openflow.Source(netip.MustParsePrefix("10.0.0.0/8")), openflow.Destination(netip.MustParsePrefix("10.0.0.0/8"))
+	from, wide := openflow.Source(netip.MustParsePrefix("10.0.0.0/8")), openflow.Destination(netip.MustParsePrefix(
+		"10.0.0.0/8"))
 	reg := openflow.Register(4)
 	for _, c := range []struct {
 		proto   ovs.Protocol
 		matches []ovs.Match
 		want    read
 	}{
-		{ovs.ProtocolTCPv4, []ovs.Match{to("10.96.0.1"), port(80), reg.Is(0x12)}, read{openflow.IPProtoTCP, "10.96.0.1:80", 0x12, true}},
-		{ovs.ProtocolUDPv6, []ovs.Match{to("fd96::1"), port(53), reg.Is(0)}, read{openflow.IPProtoUDP, "[fd96::1]:53", 0, true}},
+		{ovs.ProtocolTCPv4, []ovs.Match{to("10.96.0.1"), port(80), reg.Is(0x12)}, read{openflow.IPProtoTCP, "10.96.0.1:80",
+			0x12, true}},
+		{ovs.ProtocolUDPv6, []ovs.Match{to("fd96::1"), port(53), reg.Is(0)}, read{openflow.IPProtoUDP, "[fd96::1]:53", 0,
+			true}},
 		{openflow.ProtocolSCTPv4, []ovs.Match{to("10.96.0.1"), from}, read{openflow.IPProtoSCTP, "10.96.0.1:0", 0, false}},
 		{ovs.ProtocolIPv4, []ovs.Match{wide, openflow.Bits{Register: reg, Mask: 0xf}.Is(2)}, read{to: "invalid AddrPort"}},
 		{"", []ovs.Match{openflow.Register(14).Is(1)}, read{to: "invalid AddrPort"}},
@@ -140,7 +148,8 @@ func TestReadBack(t *testing.T) {
 			t.Errorf("%q is read as %+v, want %+v", f.Match, got, c.want)
 		}
 	}
-	whole, other, part := openflow.Register(1).Set(16), openflow.Register(11).Set(3), openflow.Bits{Register: 1, Mask: 0xff}.Set(5)
+	whole, other, part := openflow.Register(1).Set(16), openflow.Register(11).Set(3), openflow.Bits{Register: 1,
+		Mask: 0xff}.Set(5)
 	f, err := openflow.New(0, 1, 0, "", nil, whole, other, part, openflow.Goto(60))
 	if err != nil {
 		t.Fatal(err)

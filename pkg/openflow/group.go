@@ -39,8 +39,8 @@ type Selection struct {
 // DPHash chooses by the datapath's own hash of the connection, the 5-tuple.
 func DPHash() Selection { return Selection{text: "selection_method=dp_hash"} }
 
-// Hash chooses by a hash of fields and the buckets' ids (rendezvous hashing), so that a changed list of buckets moves only what
-// it must. Every combination of values is a datapath flow of its own.
+// Hash chooses by a hash of fields and the buckets' ids (rendezvous hashing), so that a changed list of buckets moves
+// only what it must. Every combination of values is a datapath flow of its own.
 func Hash(fields ...Field) Selection { return SeededHash(0, fields...) }
 
 // SeededHash is Hash with a seed: each seed spreads the same values in another way. 0 is the seed of Hash.
@@ -79,8 +79,8 @@ type Bucket struct {
 
 const maxBucketID = 0xffffff00 - 1 // above are OpenFlow's own
 
-// NewGroup builds a select group. The order of buckets is kept. It refuses a group that is too large for one message: with IPv6 and
-// what Services need, above some 500 buckets.
+// NewGroup builds a select group. The order of buckets is kept. It refuses a group that is too large for one message:
+// with IPv6 and what Services need, above some 500 buckets.
 func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 	if by.err != nil {
 		return Group{}, fmt.Errorf("group %d: %w", id, by.err)
@@ -100,7 +100,8 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 		case seen[bucket.ID]:
 			return Group{}, fmt.Errorf("group %d has two buckets with the id %d", id, bucket.ID)
 		case bucket.Weight == 0:
-			return Group{}, fmt.Errorf("group %d: bucket %d has no weight and would never be chosen; leave it out", id, bucket.ID)
+			return Group{}, fmt.Errorf("group %d: bucket %d has no weight and would never be chosen; leave it out", id,
+				bucket.ID)
 		case len(bucket.Actions) == 0:
 			return Group{}, fmt.Errorf("group %d: bucket %d has no actions", id, bucket.ID)
 		}

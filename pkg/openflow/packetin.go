@@ -11,8 +11,8 @@ import (
 	"github.com/digitalocean/go-openvswitch/ovs"
 )
 
-// Copy sends the beginning of the packet to listeners for packets, no more of them than a meter lets through. The packet
-// itself goes on.
+// Copy sends the beginning of the packet to listeners for packets, no more of them than a meter lets through. The
+// packet itself goes on.
 type Copy struct {
 	// Bytes is how much of the packet is sent.
 	Bytes uint16
@@ -31,7 +31,8 @@ func (c Copy) Action() ovs.Action {
 	for i, b := range c.Data {
 		data[i] = fmt.Sprintf("%02x", b)
 	}
-	return textAction(fmt.Sprintf("%smax_len=%d,userdata=%s,meter_id=%d)", copyName, c.Bytes, strings.Join(data, "."), c.Meter))
+	return textAction(fmt.Sprintf("%smax_len=%d,userdata=%s,meter_id=%d)", copyName, c.Bytes, strings.Join(data, "."),
+		c.Meter))
 }
 
 const copyName = "controller("
@@ -72,8 +73,9 @@ func (m Meter) String() string {
 }
 
 var (
-	meterConfig = regexp.MustCompile(`(?m)^meter=(\d+) pktps burst stats bands=\s*\ntype=drop rate=(\d+) burst_size=(\d+)\s*$`)
-	meterStats  = regexp.MustCompile(`(?m)^meter:(\d+) .*\n0: packet_count:(\d+) `)
+	meterConfig = regexp.MustCompile(
+		`(?m)^meter=(\d+) pktps burst stats bands=\s*\ntype=drop rate=(\d+) burst_size=(\d+)\s*$`)
+	meterStats = regexp.MustCompile(`(?m)^meter:(\d+) .*\n0: packet_count:(\d+) `)
 )
 
 // ParseMeters reads what `ovs-ofctl -O OpenFlow15 dump-meters` prints. Meters of another kind than ours are left out.
@@ -117,7 +119,8 @@ type PacketIn struct {
 	SourcePort, DestinationPort uint16
 }
 
-// PacketInBegin is how the first line of a copy begins in the output of `ovs-ofctl monitor`; PacketInLines is how many lines it has.
+// PacketInBegin is how the first line of a copy begins in the output of `ovs-ofctl monitor`; PacketInLines is how many
+// lines it has.
 const (
 	PacketInBegin = "NXT_PACKET_IN2 "
 	PacketInLines = 3

@@ -32,7 +32,8 @@ meter:22373 flow_count:0 packet_in_count:557688 byte_in_count:29557464 duration:
 
 func TestParsePacketIn(t *testing.T) {
 	for packet, want := range map[string]openflow.PacketIn{
-		printedUDP:  {Protocol: "udp", Source: netip.MustParseAddr("10.9.0.1"), Destination: netip.MustParseAddr("10.9.0.2"), SourcePort: 52229, DestinationPort: 53},
+		printedUDP: {Protocol: "udp", Source: netip.MustParseAddr("10.9.0.1"), Destination: netip.MustParseAddr("10.9.0.2"),
+			SourcePort: 52229, DestinationPort: 53},
 		printedPing: {Protocol: "icmp6", Source: netip.MustParseAddr("fd44::1"), Destination: netip.MustParseAddr("fd44::2")},
 	} {
 		want.Table, want.Cookie, want.Data = 51, 0x5765061111111111, []byte{1, 0xff}
@@ -44,7 +45,8 @@ func TestParsePacketIn(t *testing.T) {
 			t.Errorf("-want +got\n%s", diff)
 		}
 	}
-	for _, bad := range [][3]string{{"table_id=x", " userdata=01", printedUDP}, {printedHead, "data", printedUDP}, {printedHead, " userdata=0x", printedUDP}, {printedHead, " userdata=01", "udp,nw_src=here"}} {
+	for _, bad := range [][3]string{{"table_id=x", " userdata=01", printedUDP}, {printedHead, "data", printedUDP},
+		{printedHead, " userdata=0x", printedUDP}, {printedHead, " userdata=01", "udp,nw_src=here"}} {
 		if p, err := openflow.ParsePacketIn(bad[0], bad[1], bad[2]); err == nil {
 			t.Errorf("%q was read as %+v", bad, p)
 		}
@@ -52,7 +54,8 @@ func TestParsePacketIn(t *testing.T) {
 }
 
 func TestParseMeters(t *testing.T) {
-	if diff := cmp.Diff([]openflow.Meter{{ID: 22373, Rate: 50, Burst: 60}}, openflow.ParseMeters(printedMeters)); diff != "" {
+	if diff := cmp.Diff([]openflow.Meter{{ID: 22373, Rate: 50, Burst: 60}},
+		openflow.ParseMeters(printedMeters)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 	if diff := cmp.Diff(map[openflow.MeterID]uint64{7: 0, 22373: 556787}, openflow.ParseMeterStats(printedStats)); diff != "" {
@@ -68,7 +71,8 @@ func TestCopies(t *testing.T) {
 	if _, err := (openflow.Copy{Bytes: 128, Data: []byte{1}}).Action().MarshalText(); err == nil {
 		t.Error("a copy without a meter was taken; nothing would limit it")
 	}
-	for actions, want := range map[string]string{string(text) + ",goto_table:55": "goto_table:55", string(text): "drop", "goto_table:55": "goto_table:55"} {
+	for actions, want := range map[string]string{string(text) + ",goto_table:55": "goto_table:55", string(text): "drop",
+		"goto_table:55": "goto_table:55"} {
 		if got := openflow.WithoutCopies(actions); got != want {
 			t.Errorf("%s without copies is %s, want %s", actions, got, want)
 		}

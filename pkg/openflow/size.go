@@ -5,10 +5,10 @@ import (
 	"strings"
 )
 
-// A group is one OpenFlow message, whose length is a number of 16 bits. Above that ovs-ofctl does not complain: it sends the
-// length's lower 16 bits, and the switch refuses the message, or takes what is left for a shorter one. So the size is
-// computed here. Measured with OVS 3.1: a group of 65,512 bytes is taken and read back, one of 65,536 is not; the bundle's
-// own header takes 16 bytes more.
+// A group is one OpenFlow message, whose length is a number of 16 bits. Above that ovs-ofctl does not complain: it
+// sends the length's lower 16 bits, and the switch refuses the message, or takes what is left for a shorter one. So the
+// size is computed here. Measured with OVS 3.1: a group of 65,512 bytes is taken and read back, one of 65,536 is not;
+// the bundle's own header takes 16 bytes more.
 const maxGroupSize = 65512
 
 // checkSize says whether a group fits into one message.
@@ -23,7 +23,8 @@ func checkSize(id GroupID, fields []Field, buckets []string) error {
 			size += actionSize(a)
 		}
 		if size > maxGroupSize {
-			return fmt.Errorf("group %d: %d buckets take more than the %d bytes that one OpenFlow message can have, %d of them fit; make a group of groups", id, len(buckets), maxGroupSize, i)
+			return fmt.Errorf("group %d: %d buckets take more than the %d bytes that one OpenFlow message can have, %d of "+
+				"them fit; make a group of groups", id, len(buckets), maxGroupSize, i)
 		}
 	}
 	return nil

@@ -247,13 +247,15 @@ func TestOptionalTunnelPort(t *testing.T) {
 func testOptionalTunnelPort(t *testing.T, l *lab, local []string) {
 	t.Helper()
 	l.vsctl(append([]string{"add-br", "br-other", "--", "set", "Bridge", "br-other", "datapath_type=netdev",
-		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow", "options:key=flow"}, local...)...)
+		"--", "add-port", "br-other", "taken", "--", "set", "Interface", "taken", "type=vxlan", "options:remote_ip=flow",
+		"options:key=flow"}, local...)...)
 	l.eventually("the other port is there", func() bool { return l.vsctl("get", "Interface", "taken", "ofport") != "[]" })
 	b := want
 	b.Tunnel = model.Geneve
 	changed, err := l.c.EnsureBridge(l.ctx, b)
 	var optional *ovsdb.OptionalPortError
-	if !errors.As(err, &optional) || optional.Port != model.VXLANPortName || local != nil && !slices.Contains(changed, "bridge created") {
+	if !errors.As(err, &optional) || optional.Port != model.VXLANPortName || local != nil &&
+		!slices.Contains(changed, "bridge created") {
 		t.Errorf("with Geneve: changed %q, error %v; want the bridge created and an OptionalPortError", changed, err)
 	}
 	if err == nil || !strings.Contains(err.Error(), "the same tunnel configuration has port taken on bridge br-other") {

@@ -11,10 +11,11 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// waitTunnel waits for a port with a fixed number. The error of a tunnel port names the ports with the same configuration,
-// such as on another network's bridge on the same Open vSwitch (ovn-kubernetes #1010): ovs-vswitchd serves one port for
-// each type, addresses, key and UDP port, and its message ("File exists") does not name the other. One without local_ip
-// works beside ours and receives all of our packets, because it is looked up first (tnl_find, ofproto/tunnel.c).
+// waitTunnel waits for a port with a fixed number. The error of a tunnel port names the ports with the same
+// configuration, such as on another network's bridge on the same Open vSwitch (ovn-kubernetes #1010): ovs-vswitchd
+// serves one port for each type, addresses, key and UDP port, and its message ("File exists") does not name the other.
+// One without local_ip works beside ours and receives all of our packets, because it is looked up first (tnl_find,
+// ofproto/tunnel.c).
 func (c *Client) waitTunnel(ctx context.Context, s *session, port interfaceRow) error {
 	err := c.waitPort(ctx, s, port.Name, uint32(*port.OFPortRequest))
 	if port.Type == typeInternal || errors.Is(err, ErrDisconnected) {

@@ -91,8 +91,8 @@ func TestBlockedPorts(t *testing.T) {
 	}
 }
 
-// TestFragmentsChange: Open vSwitch tells of no change of how it treats fragments (ovs-ofctl set-frags), and Changes does
-// within two seconds. An unchanged setting reports nothing.
+// TestFragmentsChange: Open vSwitch tells of no change of how it treats fragments (ovs-ofctl set-frags), and Changes
+// does within two seconds. An unchanged setting reports nothing.
 func TestFragmentsChange(t *testing.T) {
 	l := newLab(t)
 	l.ensure()

@@ -29,8 +29,8 @@ func portDown(number uint32, name string) []byte {
 }
 
 // TestPortBeingChanged: a port that the agent itself is adding or removing is unblocked without a word about another
-// program, whether the switch reports a change of it or, after a restart, all of its ports. One that OVSDB no longer has
-// is left alone.
+// program, whether the switch reports a change of it or, after a restart, all of its ports. One that OVSDB no longer
+// has is left alone.
 func TestPortBeingChanged(t *testing.T) {
 	const number = model.PortPodMin + 7
 	for _, tc := range []struct {
@@ -58,13 +58,15 @@ func TestPortBeingChanged(t *testing.T) {
 					return answer
 				}
 			}
-			p := &portConfig{conn: conn, log: slog.New(slog.NewTextHandler(&log, nil)), removed: asked(tc.removed), changing: asked(tc.changing)}
+			p := &portConfig{conn: conn, log: slog.New(slog.NewTextHandler(&log, nil)), removed: asked(tc.removed),
+				changing: asked(tc.changing)}
 			_ = p.run() // ends with the connection
 			sent := conn.sent.Bytes()
 			if unblocked := len(sent) > 0 && sent[1] == ofPortMod; unblocked != tc.unblocked {
 				t.Errorf("%s, %s: unblocked %t", tc.name, message, unblocked)
 			}
-			if warned := strings.Contains(log.String(), "another program blocked a port"); warned != tc.warned || !warned && log.Len() > 0 {
+			if warned := strings.Contains(log.String(), "another program blocked a port"); warned != tc.warned || !warned &&
+				log.Len() > 0 {
 				t.Errorf("%s, %s: logged %q", tc.name, message, log.String())
 			}
 		}

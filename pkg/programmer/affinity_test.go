@@ -33,7 +33,8 @@ func TestEpochReachesTheSwitch(t *testing.T) {
 		what   string
 		after  time.Duration
 		groups int
-	}{{"the restart", 0, 0}, {"59 seconds", 59 * time.Second, 0}, {"a minute", time.Minute, len(services)}, {"two minutes less one second", 2*time.Minute - time.Second, 0}} {
+	}{{"the restart", 0, 0}, {"59 seconds", 59 * time.Second, 0}, {"a minute", time.Minute, len(services)}, {
+		"two minutes less one second", 2*time.Minute - time.Second, 0}} {
 		before := len(sw.Applied())
 		b.Submit(state.SetTime{Now: now.Add(step.after)})
 		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {

@@ -75,7 +75,8 @@ func TestOwnEventsAreBounded(t *testing.T) {
 				most := 0
 				for i := range changes {
 					for n := range 10 { // a minute has more changes than the limit
-						loop.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8), 7)})
+						loop.Submit(state.SetJoinedService{Service: service("web"+string(rune('a'+n)), byte(n+1), byte(i), byte(i>>8),
+							7)})
 					}
 					time.Sleep(10 * time.Millisecond)
 					synctest.Wait()

@@ -40,11 +40,13 @@ func burst(i int) state.Change {
 	switch i % 4 {
 	case 0:
 		s := model.Service{Name: fmt.Sprint("ns/s", object), Algorithm: model.HashConnection}
-		s.Ports = []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96, byte(object >> 8), byte(object)}),
+		s.Ports = []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96,
+			byte(object >> 8), byte(object)}),
 			Cluster: []model.Endpoint{{Addr: addr(version), Port: uint16(8080 + version), Weight: 1}}}}
 		return state.SetJoinedService{Service: s}
 	case 1:
-		return state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: fmt.Sprint("p", object), Node: "n2", Addrs: []netip.Addr{addr(200)}, Labels: map[string]string{"v": fmt.Sprint(version)}}}
+		return state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: fmt.Sprint("p", object), Node: "n2",
+			Addrs: []netip.Addr{addr(200)}, Labels: map[string]string{"v": fmt.Sprint(version)}}}
 	case 2:
 		return state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: fmt.Sprint("policy", object%20),
 			Ingress: []policy.Rule{{Ports: []policy.Port{{Number: uint16(1 + object + version)}}}}}}
@@ -90,8 +92,8 @@ func attachInBurst(tb testing.TB, loop *programmer.Loop, changes, pods int) (too
 	return took, longest
 }
 
-// TestBurst: ten thousand changes at once hold no CNI request up for good, and neither the queue nor the memory grows with
-// them, only with the objects that they are about.
+// TestBurst: ten thousand changes at once hold no CNI request up for good, and neither the queue nor the memory grows
+// with them, only with the objects that they are about.
 func TestBurst(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	took, _ := attachInBurst(t, b.Loop, 10_000, 100)
@@ -111,8 +113,8 @@ func TestBurst(t *testing.T) {
 	}
 }
 
-// TestQueueDuringABundle: while the switch takes a bundle, the queue holds one change of each object, the latest; a request
-// that waits for an answer is forgotten when its caller gives up.
+// TestQueueDuringABundle: while the switch takes a bundle, the queue holds one change of each object, the latest; a
+// request that waits for an answer is forgotten when its caller gives up.
 func TestQueueDuringABundle(t *testing.T) {
 	gate, entered := make(chan struct{}), make(chan struct{}, 1000)
 	blocking := true

@@ -75,7 +75,8 @@ func TestPodIsClosedUntilItsPoliciesAreIn(t *testing.T) {
 	}
 	web := pod("web", 2)
 	web.Pod.UID = "u"
-	object := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", UID: "u"}, Spec: corev1.PodSpec{NodeName: "n1"},
+	object := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "web", UID: "u"}, Spec: corev1.PodSpec{
+		NodeName: "n1"},
 		Status: corev1.PodStatus{Phase: corev1.PodPending}}
 	if _, err := client.CoreV1().Pods("ns").Create(ctx, object, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)

@@ -16,20 +16,23 @@ import (
 
 // service has one port and endpoints on another node.
 func service(name string, n byte, endpoints ...byte) model.Service {
-	port := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96, 0, n}), Elsewhere: len(endpoints) > 0}
+	port := model.ServicePort{Protocol: model.TCP, Port: 80, ClusterIP: netip.AddrFrom4([4]byte{10, 96, 0, n}),
+		Elsewhere: len(endpoints) > 0}
 	for _, e := range endpoints {
-		port.Cluster = append(port.Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, 2, e}), Port: 8080, Weight: 1})
+		port.Cluster = append(port.Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, 2, e}), Port: 8080,
+			Weight: 1})
 	}
 	return model.Service{Name: "ns/" + name, Ports: []model.ServicePort{port}}
 }
 
-// withServices is a switch in which an agent has programmed these. It does not answer before it is started, so that the next agent can be
-// told everything first.
+// withServices is a switch in which an agent has programmed these. It does not answer before it is started, so that the
+// next agent can be told everything first.
 func withServices(t *testing.T, services ...model.Service) *ofswitch.Fake {
 	t.Helper()
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Stop()
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}, Services: map[string]model.Service{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{
+		"n2": node("n2", 2)}, Services: map[string]model.Service{}}
 	for _, svc := range services {
 		s.Services[svc.Name] = svc
 	}
@@ -61,7 +64,8 @@ func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
 	for _, f := range d.Flows {
 		if l, ok := openflow.LearnedBy(f.Actions); ok {
 			match := fmt.Sprintf("tcp,nw_src=%s,nw_dst=%s,tp_dst=80", client, s.Ports[0].ClusterIP)
-			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie, Actions: l.Actions}, l.IdleTimeout)
+			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie,
+				Actions: l.Actions}, l.IdleTimeout)
 			return
 		}
 	}
@@ -77,8 +81,8 @@ func (b *bench) groups() []openflow.Group {
 	return c.Groups
 }
 
-// TestRestartTouchesNoGroup: an agent that comes back leaves groups alone that are right, removes those of Services that were
-// deleted while it was away, and spares others'. A flow never uses a group that is gone.
+// TestRestartTouchesNoGroup: an agent that comes back leaves groups alone that are right, removes those of Services
+// that were deleted while it was away, and spares others'. A flow never uses a group that is gone.
 func TestRestartTouchesNoGroup(t *testing.T) {
 	web, gone := service("web", 1, 2, 3), service("gone", 2, 4)
 	web.Affinity, gone.Affinity = time.Hour, time.Hour
@@ -89,7 +93,9 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 	learn(t, sw, "10.244.1.3", gone)
 	b := start(t, sw)
 	b.Submit(state.SetJoinedService{Service: web})
-	eventually(t, "the loop knows the Service", func() bool { return len(b.View().Services) == 1 && len(b.View().Nodes) == 1 })
+	eventually(t, "the loop knows the Service", func() bool {
+		return len(b.View().Services) == 1 && len(b.View().Nodes) == 1
+	})
 	sw.Start()
 	b.holds("first programming")
 	for _, d := range sw.Applied() {
@@ -155,8 +161,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 	}
 }
 
-// TestRepairsGroups: a group that another program deletes takes its flows with it; both come back, as does a changed one, long
-// before the switch is read back by the clock.
+// TestRepairsGroups: a group that another program deletes takes its flows with it; both come back, as does a changed
+// one, long before the switch is read back by the clock.
 func TestRepairsGroups(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
@@ -207,8 +213,8 @@ func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 	}
 }
 
-// TestChangesOfGroupsAreNoDrift: our own changes come back as events. Endpoints that come and go quickly must not make the agent read
-// the whole switch.
+// TestChangesOfGroupsAreNoDrift: our own changes come back as events. Endpoints that come and go quickly must not make
+// the agent read the whole switch.
 func TestChangesOfGroupsAreNoDrift(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
@@ -243,7 +249,9 @@ func TestRefusedGroup(t *testing.T) {
 		}
 		b.Submit(state.SetJoinedService{Service: service(name, byte(i), last)})
 	}
-	eventually(t, "the Service is left out", func() bool { return b.Status().Quarantined[model.ServiceOwner("ns/bad")] != "" })
+	eventually(t, "the Service is left out", func() bool {
+		return b.Status().Quarantined[model.ServiceOwner("ns/bad")] != ""
+	})
 	eventually(t, "the others are programmed", func() bool {
 		return b.has("nw_dst=10.96.0.0,") && b.has("nw_dst=10.96.0.2,") && b.has("nw_dst=10.96.0.3,")
 	})

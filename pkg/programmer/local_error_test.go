@@ -10,8 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/ofswitch"
 )
 
-// TestErrorOfThisNodeAlone: that a policy has no room is said of this node, so its own agent tells of it; that a policy is
-// invalid is so everywhere, and one agent tells.
+// TestErrorOfThisNodeAlone: that a policy has no room is said of this node, so its own agent tells of it; that a policy
+// is invalid is so everywhere, and one agent tells.
 func TestErrorOfThisNodeAlone(t *testing.T) {
 	for _, overBudget := range []bool{true, false} {
 		var reported error

@@ -1,9 +1,9 @@
 // Package programmer makes the switch of a node hold the flows that follow from what is submitted to it.
 //
 // Loop.Run's goroutine is the one writer of the node's snapshot (pkg/state) and of the switch (pkg/ofswitch): it
-// compiles what has changed (pkg/flows), sends one bundle, quarantines the owners whose flows the switch or the compiler
-// rejects, and reads the switch back once a minute and when it reports what others did. Callers ask it one question: is
-// revision R programmed?
+// compiles what has changed (pkg/flows), sends one bundle, quarantines the owners whose flows the switch or the
+// compiler rejects, and reads the switch back once a minute and when it reports what others did. Callers ask it one
+// question: is revision R programmed?
 package programmer
 
 import (
@@ -39,8 +39,8 @@ const (
 	// retryPause and maxRetryPause are how long the loop waits before it tries an unreachable switch again.
 	retryPause    = 200 * time.Millisecond
 	maxRetryPause = 2 * time.Second
-	// applyTimeout and applyTimePerFlow bound one conversation with the switch. A bundle is all or nothing, so one that a slow machine
-	// cannot finish in time would never end.
+	// applyTimeout and applyTimePerFlow bound one conversation with the switch. A bundle is all or nothing, so one that a
+	// slow machine cannot finish in time would never end.
 	applyTimeout     = 30 * time.Second
 	applyTimePerFlow = time.Millisecond
 	// stuckAfter is how late the loop's goroutine may be, after everything that it waits for has timed out, before it
@@ -48,7 +48,8 @@ const (
 	stuckAfter = 3 * time.Minute
 )
 
-// Options are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left out.
+// Options are what a Loop works with. The functions are called on the loop's goroutine; those that are nil are left
+// out.
 type Options struct {
 	// Node is the name of this node.
 	Node   string
@@ -136,7 +137,8 @@ func New(opt Options) *Loop {
 	l := &Loop{
 		opt: opt, sw: opt.Switch, log: opt.Log,
 		stopped: make(chan struct{}), settled: &model.Snapshot{},
-		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event, 1024), ask: make(chan chan flows.Desired),
+		wake: make(chan struct{}, 1), hint: make(chan struct{}, 1), watch: make(chan ofswitch.Event,
+			1024), ask: make(chan chan flows.Desired),
 		store: state.New(opt.Node), compiler: flows.NewCompiler(), pacer: newPacer(),
 		index: map[place][]openflow.Key{}, sent: newSentEvents(),
 		quarantined: map[model.Owner]*quarantine{}, incomplete: map[model.Owner]error{},
@@ -225,7 +227,8 @@ func notify(c chan struct{}) {
 }
 
 // Run programs the switch until the context ends. It must not do so before the informers have synced and the pods'
-// attachments were submitted (Options.Hold): the first thing it does is to remove whatever of ours these do not ask for.
+// attachments were submitted (Options.Hold): the first thing it does is to remove whatever of ours these do not ask
+// for.
 func (l *Loop) Run(ctx context.Context) error {
 	defer close(l.stopped)
 	if l.opt.Hold != nil && !l.hold(ctx) {
@@ -321,7 +324,8 @@ func (l *Loop) wait(ctx context.Context, pause time.Duration) {
 			case e.Group.ID != 0:
 				l.log.Warn("another program changed a group", "group", e.Group.ID, "deleted", e.Deleted)
 			default:
-				l.log.Warn("another program changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted", e.Deleted)
+				l.log.Warn("another program changed a flow", "table", flows.TableName(e.Table), "match", e.Match, "deleted",
+					e.Deleted)
 			}
 		}
 		// A hint. Several come at once, and the switch may be in the middle of a restart: read it, but not too often.

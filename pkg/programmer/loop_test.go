@@ -36,18 +36,19 @@ type bench struct {
 func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *bench {
 	t.Helper()
 	b := &bench{t: t, sw: sw, reports: map[string]error{}, told: map[string]int{}}
-	b.Loop = programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Report: func(o model.Owner, err error) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.reports[o.String()] = err
-		if err != nil {
-			b.told[o.String()]++
-		}
-	}, Sweep: func(r programmer.SweepRequest) {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		b.sweeps = append(b.sweeps, r)
-	}})
+	b.Loop = programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler),
+		Report: func(o model.Owner, err error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.reports[o.String()] = err
+			if err != nil {
+				b.told[o.String()]++
+			}
+		}, Sweep: func(r programmer.SweepRequest) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.sweeps = append(b.sweeps, r)
+		}})
 	b.Submit(state.SetNode{Node: node("n1", 1)})
 	b.Submit(state.SetNode{Node: node("n2", 2)})
 	for _, a := range attachments {
@@ -83,7 +84,8 @@ func node(name string, n byte) model.Node {
 
 func pod(name string, n byte) model.Attachment {
 	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name},
-		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, n})}}
+		HostIfName: "veth-" + name, OFPort: 16 + uint32(n), MAC: model.MAC{0x0a, 0x58, 10, 244, 1, n}, IPs: []netip.Addr{
+			netip.AddrFrom4([4]byte{10, 244, 1, n})}}
 }
 
 // holds waits until the switch holds exactly what the loop desires, and that is what a full compilation gives. All
@@ -152,8 +154,8 @@ func TestAttachReturnsWhenFlowsAreIn(t *testing.T) {
 	b.holds("flows after 28 pods came and went")
 }
 
-// TestRestartTouchesNothing: flows that are right are not sent again, so connections never notice a restart; flows whose
-// object was deleted meanwhile are removed, and others' flows stay.
+// TestRestartTouchesNothing: flows that are right are not sent again, so connections never notice a restart; flows
+// whose object was deleted meanwhile are removed, and others' flows stay.
 func TestRestartTouchesNothing(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	before := flowsOf(t, pod("a", 2), pod("gone", 3))
@@ -177,7 +179,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 	if !b.has("in_port=9") {
 		t.Error("a foreign flow was deleted")
 	}
-	if s := b.Status(); s.ForeignFlows != 1 || len(s.Foreign) != 1 || !strings.Contains(s.Foreign[0], `priority=77, match "in_port=9"`) {
+	if s := b.Status(); s.ForeignFlows != 1 || len(s.Foreign) != 1 ||
+		!strings.Contains(s.Foreign[0], `priority=77, match "in_port=9"`) {
 		t.Errorf("status names the foreign flows as %d %q", s.ForeignFlows, s.Foreign)
 	}
 	if b.Status().Repairs != 0 {
@@ -187,7 +190,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 
 func flowsOf(t *testing.T, attachments ...model.Attachment) flows.Desired {
 	t.Helper()
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{"n2": node("n2", 2)}, Attachments: map[model.AttachmentKey]model.Attachment{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Nodes: map[string]model.Node{
+		"n2": node("n2", 2)}, Attachments: map[model.AttachmentKey]model.Attachment{}}
 	for _, a := range attachments {
 		s.Attachments[a.Key()] = a
 	}
@@ -238,7 +242,8 @@ func TestSwitchRestarts(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := b.Attach(ctx, pod("c", 4)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "does not answer") {
+	if err := b.Attach(ctx, pod("c", 4)); !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), "does not answer") {
 		t.Errorf("Attach that gave up says %v, want the deadline and the reason", err)
 	}
 	b.sw.Start()
@@ -261,7 +266,8 @@ func (s *patient) Apply(ctx context.Context, d openflow.Delta) error {
 	return s.Fake.Apply(ctx, d)
 }
 
-// TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be in.
+// TestManyFlowsHaveTime: the time for a bundle grows with the flows; a bundle that never ends in time would never be
+// in.
 func TestManyFlowsHaveTime(t *testing.T) {
 	sw := &patient{Fake: ofswitch.NewFake(flows.Check)}
 	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
@@ -270,7 +276,8 @@ func TestManyFlowsHaveTime(t *testing.T) {
 	for i := range endpoints {
 		endpoints[i] = model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80, Weight: 1}
 	}
-	l.Submit(state.SetJoinedService{Service: model.Service{Name: "ns/big", Affinity: time.Hour, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints}}}})
+	l.Submit(state.SetJoinedService{Service: model.Service{Name: "ns/big", Affinity: time.Hour, Ports: []model.ServicePort{
+		{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), Cluster: endpoints}}}})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = l.Run(ctx) }()
@@ -354,8 +361,8 @@ func TestVerifiedRevision(t *testing.T) {
 	}
 }
 
-// TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD is not
-// answered. One that the API server has no longer keeps its flows; another pod of its name closes it.
+// TestAttachWaitsForThePod: a pod that the API server has not told of, or another of its name, has no flows and its ADD
+// is not answered. One that the API server has no longer keeps its flows; another pod of its name closes it.
 func TestAttachWaitsForThePod(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check))
 	a := pod("a", 2)
@@ -375,7 +382,8 @@ func TestAttachWaitsForThePod(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := b.Loop.Attach(ctx, pod("b", 3)); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "has not told") {
+	if err := b.Loop.Attach(ctx, pod("b", 3)); !errors.Is(err, context.DeadlineExceeded) ||
+		!strings.Contains(err.Error(), "has not told") {
 		t.Errorf("Attach that gave up says %v, want the deadline and the reason", err)
 	}
 	select {
@@ -395,7 +403,9 @@ func TestAttachWaitsForThePod(t *testing.T) {
 		t.Errorf("a pod that is attached and that the API server has no longer lost its flows (%v)", err)
 	}
 	b.Submit(other)
-	eventually(t, "a pod that has a successor is closed", func() bool { return !b.has("10.244.1.2") && !b.has("in_port=18") })
+	eventually(t, "a pod that has a successor is closed", func() bool {
+		return !b.has("10.244.1.2") && !b.has("in_port=18")
+	})
 
 	go func() { attached <- b.Loop.Attach(t.Context(), a) }()
 	eventually(t, "Detach answers who still waits", func() bool {
@@ -434,7 +444,8 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 		t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
 	}
 	dumps := sw.Dumps()
-	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: "ip"}, Cookie: flows.Cookie(model.ServiceOwner("x/y")), Actions: "drop"})
+	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: "ip"},
+		Cookie: flows.Cookie(model.ServiceOwner("x/y")), Actions: "drop"})
 	time.Sleep(700 * time.Millisecond)
 	if got := sw.Dumps(); got != dumps {
 		t.Errorf("%d readings after a learned flow", got-dumps)

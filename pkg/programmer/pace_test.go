@@ -20,7 +20,8 @@ func TestPace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				sw := ofswitch.NewFake(flows.Check)
-				loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler), Costly: func() bool { return costly }})
+				loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler),
+					Costly: func() bool { return costly }})
 				loop.Submit(state.SetNode{Node: node("n1", 1)})
 				ctx, stop := context.WithCancel(t.Context())
 				ended := make(chan error)

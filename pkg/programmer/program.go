@@ -109,7 +109,8 @@ func (l *Loop) findForeign(actual openflow.Contents) {
 	foreign := flows.Foreign(actual, l.compiler.Desired())
 	var names []string
 	for _, f := range foreign[:min(few, len(foreign))] {
-		names = append(names, fmt.Sprintf("table %s, priority=%d, match %q, actions=%s", flows.TableName(f.Table), f.Priority, f.Match, f.Actions))
+		names = append(names, fmt.Sprintf("table %s, priority=%d, match %q, actions=%s", flows.TableName(f.Table), f.Priority,
+			f.Match, f.Actions))
 	}
 	l.mu.Lock()
 	news := !slices.Equal(names, l.status.Foreign)
@@ -215,8 +216,8 @@ func (l *Loop) parts(d flows.Delta) []part {
 		p.SetGroups = append(p.SetGroups, g)
 	}
 	list := make([]part, 0, len(parts))
-	// Halves are not one atomic change any more, so a pod is never open before what isolates it: policies come before pods that come,
-	// and after pods that go.
+	// Halves are not one atomic change any more, so a pod is never open before what isolates it: policies come before pods
+	// that come, and after pods that go.
 	rank := func(o model.Owner) int {
 		switch {
 		case o.Kind == model.KindPod && len(parts[o].Set) == 0:
@@ -226,7 +227,9 @@ func (l *Loop) parts(d flows.Delta) []part {
 		}
 		return 2
 	}
-	for _, o := range slices.SortedFunc(maps.Keys(parts), func(a, b model.Owner) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b)) }) {
+	for _, o := range slices.SortedFunc(maps.Keys(parts), func(a, b model.Owner) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Compare(b))
+	}) {
 		list = append(list, *parts[o])
 	}
 	return list
@@ -256,8 +259,8 @@ func (l *Loop) settle() {
 	l.answer(reasons)
 }
 
-// answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not known waits on,
-// until it is or is given up.
+// answer tells those who wait that everything up to their change is in the switch. Who waits for a pod that is not
+// known waits on, until it is or is given up.
 func (l *Loop) answer(refused map[model.Owner]error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -164,7 +164,9 @@ func TestFullIsolation(t *testing.T) {
 		}
 		return n
 	}
-	testenv.Eventually(t, "all pods are open before there is a policy", func() bool { return reached("192.0.2.1") == pods })
+	testenv.Eventually(t, "all pods are open before there is a policy", func() bool {
+		return reached("192.0.2.1") == pods
+	})
 	loop.Submit(state.SetPolicy{Policy: wall()}) // which lets in 10.0.0.0/8
 	check := func(when string) {
 		t.Helper()

@@ -65,8 +65,8 @@ func TestOneBadObject(t *testing.T) {
 	}
 }
 
-// TestHalvesAreNeverOpen: when a bundle is halved because of an owner's flows, no half has a pod's port open before the flows of the
-// policy that isolates the pod.
+// TestHalvesAreNeverOpen: when a bundle is halved because of an owner's flows, no half has a pod's port open before the
+// flows of the policy that isolates the pod.
 func TestHalvesAreNeverOpen(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Refuse(func(f openflow.Flow) bool {
@@ -114,7 +114,8 @@ func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match, "in_port=18")
 	})
 	b := start(t, sw)
-	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")}, PodCIDRs: node("n66", 66).PodCIDRs}})
+	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")},
+		PodCIDRs: node("n66", 66).PodCIDRs}})
 	eventually(t, "the first node is left out", func() bool { return b.Status().Quarantined[model.NodeOwner("a")] != "" })
 	eventually(t, "the second node's flows are in", func() bool { return b.has("set_field:172.30.0.2->tun_dst") })
 
@@ -130,7 +131,8 @@ func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 		t.Errorf("the new sandbox is blamed: %v", err)
 	}
 	ours := []model.Owner{model.PodOwner(young), model.PodOwner(old)}
-	if err := b.Programmed(t.Context(), b.Submitted(), ours...); err == nil || b.Programmed(t.Context(), b.Submitted(), ours[0]) != nil {
+	if err := b.Programmed(t.Context(), b.Submitted(), ours...); err == nil ||
+		b.Programmed(t.Context(), b.Submitted(), ours[0]) != nil {
 		t.Errorf("programmed for both owners: %v, want the error of the quarantined one", err)
 	}
 	if b.Quarantined(model.PodOwner(old)) == nil || b.Quarantined(model.PodOwner(young)) != nil {
@@ -161,7 +163,9 @@ func TestBadChangeClosesThePod(t *testing.T) {
 func TestMistakenPolicyIsReported(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad", Err: "no CIDR"}})
-	eventually(t, "the status names it", func() bool { return strings.Contains(b.Status().Quarantined[model.PolicyOwner("ns/bad")], "no CIDR") })
+	eventually(t, "the status names it", func() bool {
+		return strings.Contains(b.Status().Quarantined[model.PolicyOwner("ns/bad")], "no CIDR")
+	})
 	if p := b.View().Policies["ns/bad"]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
 		t.Errorf("the policy is %+v, want the pod isolated", p)
 	}

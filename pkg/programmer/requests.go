@@ -54,13 +54,16 @@ func (l *Loop) Viewed(ctx context.Context, r Revision) error {
 	return l.await(ctx, request{revision: r, view: true}, "compile what was submitted")
 }
 
-// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not. They
-// cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of these.
+// Attach queues a pod's interface and returns when its flows are in the switch, or with the reason why they are not.
+// They cannot be before the API server has told us of the pod, whose labels say which policies are about it, and of
+// these.
 func (l *Loop) Attach(ctx context.Context, a model.Attachment) error {
 	l.Submit(state.SetAttachment{Attachment: a})
-	err := l.await(ctx, request{revision: l.Submitted(), owners: []model.Owner{model.PodOwner(a)}}, "program the flows of pod "+a.Pod.String())
+	err := l.await(ctx, request{revision: l.Submitted(), owners: []model.Owner{model.PodOwner(a)}},
+		"program the flows of pod "+a.Pod.String())
 	if err != nil && l.View().Unknown[a.Key()] {
-		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace", err)
+		err = fmt.Errorf("%w: the API server has not told this node's agent of the pod or of all policies of its namespace",
+			err)
 	}
 	return err
 }
@@ -102,7 +105,8 @@ func (l *Loop) forget(r request) {
 	l.waiting = slices.DeleteFunc(l.waiting, func(other request) bool { return other.done == r.done })
 }
 
-// Check returns nil when the flows of the attachment are in the switch now, and otherwise what is wrong. It does not wait.
+// Check returns nil when the flows of the attachment are in the switch now, and otherwise what is wrong. It does not
+// wait.
 func (l *Loop) Check(_ context.Context, key model.AttachmentKey) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -111,7 +115,8 @@ func (l *Loop) Check(_ context.Context, key model.AttachmentKey) error {
 		return fmt.Errorf("the flows of %s are not in the switch", key)
 	}
 	if l.settled.Unknown[key] {
-		return fmt.Errorf("pod %s is closed: the API server does not know it, or not by this UID, or its policies are not known", a.Pod)
+		return fmt.Errorf(
+			"pod %s is closed: the API server does not know it, or not by this UID, or its policies are not known", a.Pod)
 	}
 	if err := l.refused[model.PodOwner(a)]; err != nil {
 		return fmt.Errorf("the flows of pod %s are not in the switch: %w", a.Pod, err)

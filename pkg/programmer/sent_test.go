@@ -39,8 +39,8 @@ func TestSentEvents(t *testing.T) {
 	})
 }
 
-// TestSentEventsOfBeforeTheWatch: when the watch has begun, the events of a bundle that was under way are expected for a
-// moment, older ones no longer, and those that are sent now as long as any.
+// TestSentEventsOfBeforeTheWatch: when the watch has begun, the events of a bundle that was under way are expected for
+// a moment, older ones no longer, and those that are sent now as long as any.
 func TestSentEventsOfBeforeTheWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSentEvents()

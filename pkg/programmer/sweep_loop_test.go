@@ -41,11 +41,14 @@ func TestSweepRequests(t *testing.T) {
 		s.Ports[0].Protocol = model.UDP
 		return s
 	}
-	wall := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}
+	wall := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{
+		{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}
 	open := wall
 	open.Ingress = []policy.Rule{{}}
-	remote := policy.Pod{Namespace: "ns", Name: "remote", Node: "n2", Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.9")}}
-	peers := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{}}}}}}
+	remote := policy.Pod{Namespace: "ns", Name: "remote", Node: "n2",
+		Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.9")}}
+	peers := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{
+		{Peers: []policy.Peer{{PodSelector: &policy.Selector{}}}}}}
 	const (
 		none  = "none"
 		wider = "one that can only allow again"
@@ -80,7 +83,8 @@ func TestSweepRequests(t *testing.T) {
 		{"connections are kept", state.SetKeepEstablished{Keep: true}, none},
 		{"a policy, while they are kept", state.SetPolicy{Policy: wall}, none},
 		{"they are kept no longer", state.SetKeepEstablished{Keep: false}, one},
-		{"the node's address", state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.99")}, PodCIDRs: node("n1", 1).PodCIDRs}}, one},
+		{"the node's address", state.SetNode{Node: model.Node{Name: "n1",
+			Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.99")}, PodCIDRs: node("n1", 1).PodCIDRs}}, one},
 	} {
 		b.Submit(c.change)
 		if got := b.swept(c.what); kind(got) != c.want {
@@ -113,7 +117,8 @@ func TestSweepAfterQuarantineAndRestart(t *testing.T) {
 	b := start(t, sw, pod("a", 2))
 	b.swept("start")
 	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.0.0.0/8") })
-	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}})
+	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{
+		{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}})
 	eventually(t, "the policy is quarantined", func() bool { return b.Quarantined(model.PolicyOwner("ns/wall")) != nil })
 	if got := b.swept("quarantine"); len(got) == 0 {
 		t.Error("a policy was quarantined, and no sweep follows")

@@ -56,8 +56,9 @@ func isolating(types ...policy.Direction) policy.Policy {
 	return p
 }
 
-// TestUnisolatedPodIsClosed: a pod for whose isolation the switch has no room is closed, a running one before the policy
-// counts as programmed; other pods are not. Pod and policy are named, until there is room, or no policy any more.
+// TestUnisolatedPodIsClosed: a pod for whose isolation the switch has no room is closed, a running one before the
+// policy counts as programmed; other pods are not. Pod and policy are named, until there is room, or no policy any
+// more.
 func TestUnisolatedPodIsClosed(t *testing.T) {
 	for name, p := range map[string]policy.Policy{
 		"ingress": isolating(policy.Ingress), "egress": isolating(policy.Egress),
@@ -134,8 +135,8 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 	}
 }
 
-// TestUnisolatedPodOpensWithoutPolicy: a pod that is closed for lack of its isolation opens as soon as no policy selects
-// it.
+// TestUnisolatedPodOpensWithoutPolicy: a pod that is closed for lack of its isolation opens as soon as no policy
+// selects it.
 func TestUnisolatedPodOpensWithoutPolicy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := pod("a", 2)
@@ -159,8 +160,8 @@ func TestUnisolatedPodOpensWithoutPolicy(t *testing.T) {
 	})
 }
 
-// TestNeverOpenWithoutIsolation: whatever the switch refuses, no bundle leaves a pod open without the flows that isolate
-// it, when pods and their policy come at once.
+// TestNeverOpenWithoutIsolation: whatever the switch refuses, no bundle leaves a pod open without the flows that
+// isolate it, when pods and their policy come at once.
 func TestNeverOpenWithoutIsolation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var pods []model.Attachment

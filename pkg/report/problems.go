@@ -80,8 +80,8 @@ func SelfProblem(view *model.Snapshot) error {
 	return errors.Join(errs...)
 }
 
-// MissingAddrs says which InternalIPs of this node its kernel does not have, and which addresses it has instead; nil when
-// it has them all. Local are the addresses of the host's links.
+// MissingAddrs says which InternalIPs of this node its kernel does not have, and which addresses it has instead; nil
+// when it has them all. Local are the addresses of the host's links.
 func MissingAddrs(view *model.Snapshot, local []netip.Addr) error {
 	const few = 5
 	self := view.Self
@@ -100,9 +100,10 @@ func MissingAddrs(view *model.Snapshot, local []netip.Addr) error {
 	if more := len(others) - few; more > 0 {
 		has += fmt.Sprintf(" and %d more", more)
 	}
-	return fmt.Errorf("node %s has the InternalIP %v in its Node object, and no link of this host has it; the host has %s: "+
-		"traffic between this node and others stops until both agree: correct what announces the address (kubelet "+
-		"--node-ip, or the cloud provider), or give it back to the host; the agent follows without a restart",
+	return fmt.Errorf(
+		"node %s has the InternalIP %v in its Node object, and no link of this host has it; the host has %s: "+
+			"traffic between this node and others stops until both agree: correct what announces the address (kubelet "+
+			"--node-ip, or the cloud provider), or give it back to the host; the agent follows without a restart",
 		self.Name, missing, has)
 }
 

@@ -108,11 +108,15 @@ func TestMissingAddrs(t *testing.T) {
 	}{
 		{[]netip.Addr{gateway, addr("172.30.0.1"), addr("fd30::1"), addr("fd30::2")}, ""},
 		{[]netip.Addr{gateway, addr("172.30.0.9"), addr("fd30::1")},
-			"node n1 has the InternalIP [172.30.0.1] in its Node object, and no link of this host has it; the host has [172.30.0.9]: "},
+			"node n1 has the InternalIP [172.30.0.1] in its Node object, and no link of this host has it; the host has " +
+				"[172.30.0.9]: "},
 		{[]netip.Addr{gateway},
-			"node n1 has the InternalIP [172.30.0.1 fd30::1] in its Node object, and no link of this host has it; the host has no other: "},
-		{[]netip.Addr{addr("1.0.0.1"), addr("1.0.0.2"), addr("1.0.0.3"), addr("1.0.0.4"), addr("1.0.0.5"), addr("1.0.0.6"), addr("172.30.0.1")},
-			"node n1 has the InternalIP [fd30::1] in its Node object, and no link of this host has it; the host has [1.0.0.1 1.0.0.2 1.0.0.3 1.0.0.4 1.0.0.5] and 1 more: "},
+			"node n1 has the InternalIP [172.30.0.1 fd30::1] in its Node object, and no link of this host has it; the host " +
+				"has no other: "},
+		{[]netip.Addr{addr("1.0.0.1"), addr("1.0.0.2"), addr("1.0.0.3"), addr("1.0.0.4"), addr("1.0.0.5"), addr("1.0.0.6"),
+			addr("172.30.0.1")},
+			"node n1 has the InternalIP [fd30::1] in its Node object, and no link of this host has it; the host has [1.0.0.1 " +
+				"1.0.0.2 1.0.0.3 1.0.0.4 1.0.0.5] and 1 more: "},
 	} {
 		got := ""
 		if err := MissingAddrs(view, tc.local); err != nil {

@@ -27,9 +27,11 @@ func web(name, clusterIP string, external ...string) *service.Service {
 }
 
 func slice(name, of string, addresses ...string) *service.Slice {
-	s := &service.Slice{Name: "ns/" + name, Service: "ns/" + of, Ports: []service.SlicePort{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+	s := &service.Slice{Name: "ns/" + name, Service: "ns/" + of, Ports: []service.SlicePort{
+		{Name: "http", Protocol: model.TCP, Port: 8080}}}
 	for _, a := range addresses {
-		s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.MustParseAddr(a), Ready: true, Serving: true, Node: "n1"})
+		s.Endpoints = append(s.Endpoints, service.Endpoint{Addr: netip.MustParseAddr(a), Ready: true, Serving: true,
+			Node: "n1"})
 	}
 	return s
 }
@@ -72,7 +74,8 @@ func historyDoesNotMatter(t *rapid.T) {
 			delete(services, "ns/"+name)
 			r.DeleteService("ns/" + name)
 		case 2:
-			addresses := rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3"}), 0, 3).Draw(t, "addresses")
+			addresses := rapid.SliceOfN(rapid.SampledFrom([]string{"10.244.0.1", "10.244.0.2", "10.244.0.3"}), 0, 3).Draw(t,
+				"addresses")
 			s := slice(sliceName, name, addresses...)
 			s.Problem = problem.Draw(t, "problem")
 			for i := range s.Endpoints {
@@ -112,7 +115,8 @@ func historyDoesNotMatter(t *rapid.T) {
 		t.Errorf("Services (-what there is +after what happened):\n%s", diff)
 	}
 	for name, s := range services {
-		if refused := strings.Contains(got[name].Problem, "externalIPs: false"); refused != (refuse && len(s.ExternalIPs) > 0) {
+		if refused := strings.Contains(got[name].Problem, "externalIPs: false"); refused != (refuse &&
+			len(s.ExternalIPs) > 0) {
 			t.Errorf("%s, external IPs are refused %t: problem %q", name, refuse, got[name].Problem)
 		}
 		if served := got[name].Service; refuse && served != nil && len(served.Ports[0].ExternalIPs) > 0 {
@@ -190,14 +194,17 @@ func TestProblems(t *testing.T) {
 		{"a headless Service, whose slices do not matter", func() { r.SetService(web("a", "")) }, ""},
 		{"a Service without a valid address", func() { r.SetService(nothing) }, "spec.clusterIPs: invalid"},
 		{"one more problem", func() { r.SetService(invalid) }, "spec.ports: no port\nEndpointSlice ns/a-1: no port"},
-		{"refused", func() { r.RefuseExternalIPs(true) }, "spec.externalIPs: the cluster's configuration refuses them (externalIPs: false); " +
+		{"refused", func() {
+			r.RefuseExternalIPs(true)
+		}, "spec.externalIPs: the cluster's configuration refuses them (externalIPs: false); " +
 			"remove them, or use a load balancer\nspec.ports: no port\nEndpointSlice ns/a-1: no port"},
 		{"more than are spelled out", func() {
 			r.RefuseExternalIPs(false)
 			for i := range 6 {
 				r.SetSlice(bad(fmt.Sprint("a-", i), "x"))
 			}
-		}, "spec.ports: no port\nEndpointSlice ns/a-0: x\nEndpointSlice ns/a-1: x\nEndpointSlice ns/a-2: x\nEndpointSlice ns/a-3: x\nand 2 more"},
+		}, "spec.ports: no port\nEndpointSlice ns/a-0: x\nEndpointSlice ns/a-1: x\nEndpointSlice ns/a-2: x\nEndpointSlice " +
+			"ns/a-3: x\nand 2 more"},
 		{"the Service is gone", func() { r.DeleteService("ns/a") }, ""},
 	} {
 		step.do()

@@ -50,7 +50,8 @@ func (c SetTime) apply(s *Store) bool {
 // are to be sent by their address whatever the time is, and where the timeout is longer than the switch can remember
 // a client: then a new epoch would part clients from their endpoints before it is over.
 func affinityEpoch(s model.Service, now time.Time) uint64 {
-	if s.Affinity == 0 || s.Affinity > model.MaxRemembered || s.Algorithm == model.HashSource || !hasChoice(s) || now.IsZero() {
+	if s.Affinity == 0 || s.Affinity > model.MaxRemembered || s.Algorithm == model.HashSource || !hasChoice(s) ||
+		now.IsZero() {
 		return 0
 	}
 	return uint64(now.Unix() / int64(max(s.Affinity, minEpoch)/time.Second))

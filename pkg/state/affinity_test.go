@@ -13,9 +13,11 @@ import (
 
 // sticky is a Service with affinity.
 func sticky(name string, timeout time.Duration, endpoints int) model.Service {
-	s := model.Service{Name: name, Affinity: timeout, Algorithm: model.HashConnection, Ports: []model.ServicePort{{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1")}}}
+	s := model.Service{Name: name, Affinity: timeout, Algorithm: model.HashConnection, Ports: []model.ServicePort{
+		{Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1")}}}
 	for i := range endpoints {
-		s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80, Weight: 1})
+		s.Ports[0].Cluster = append(s.Ports[0].Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8),
+			byte(i)}), Port: 80, Weight: 1})
 	}
 	return s
 }
@@ -31,7 +33,8 @@ func TestAffinityEpochs(t *testing.T) {
 	bySource.Algorithm = model.HashSource
 	local.Ports[0].Local = sticky("", 0, 2).Ports[0].Cluster
 	all := []model.Service{
-		sticky("none", 0, 3), sticky("minute", time.Minute, 3), sticky("hour", time.Hour, 3), sticky("second", time.Second, 3),
+		sticky("none", 0, 3), sticky("minute", time.Minute, 3), sticky("hour", time.Hour, 3), sticky("second", time.Second,
+			3),
 		sticky("alone", time.Minute, 1), sticky("day", 24*time.Hour, 3), bySource, local,
 	}
 	for _, one := range all {
@@ -47,9 +50,13 @@ func TestAffinityEpochs(t *testing.T) {
 		after time.Duration
 		want  []string
 	}{
-		{0, nil}, {9 * time.Second, nil}, {10 * time.Second, []string{"second"}}, {59 * time.Second, []string{"second"}}, {60 * time.Second, []string{"local", "minute", "second"}},
-		{time.Hour - time.Second, []string{"local", "minute", "second"}}, {time.Hour, []string{"hour", "local", "minute", "second"}}, {time.Hour, nil},
-		{48 * time.Hour, []string{"hour", "local", "minute", "second"}}, {time.Hour, []string{"hour", "local", "minute", "second"}}, // a clock that is set back
+		{0, nil}, {9 * time.Second, nil}, {10 * time.Second, []string{"second"}}, {59 * time.Second, []string{"second"}}, {
+			60 * time.Second, []string{"local", "minute", "second"}},
+		{time.Hour - time.Second, []string{"local", "minute", "second"}}, {time.Hour, []string{"hour", "local", "minute",
+			"second"}}, {time.Hour, nil},
+		// a clock that is set back
+		{48 * time.Hour, []string{"hour", "local", "minute", "second"}}, {time.Hour, []string{"hour", "local", "minute",
+			"second"}},
 	} {
 		was := s.Snapshot()
 		s.Apply(state.SetTime{Now: start.Add(step.after)})

@@ -34,7 +34,8 @@ func TestLoadBalancerChangesPaths(t *testing.T) {
 		if addr != "" {
 			port.LoadBalancerIPs = []netip.Addr{netip.MustParseAddr(addr)}
 		}
-		return state.SetJoinedService{Service: model.Service{Name: "ns/web", Created: created, Ports: []model.ServicePort{port}}}
+		return state.SetJoinedService{Service: model.Service{Name: "ns/web", Created: created, Ports: []model.ServicePort{
+			port}}}
 	}
 	check("no Service", true)
 	s.Apply(web("198.51.100.9", 5))

@@ -19,7 +19,8 @@ func BenchmarkOnePolicyAmong5000(b *testing.B) {
 	s.Apply(state.SetAttachment{Attachment: a})
 	s.Apply(state.SetPod{Pod: policy.Pod{Namespace: "ns", Name: "web", Node: "n1"}})
 	set := func(i int) model.Owner {
-		p := policy.Policy{Namespace: "ns", Name: fmt.Sprint("p", i), Ingress: []policy.Rule{{Ports: []policy.Port{{Number: 80}}}}}
+		p := policy.Policy{Namespace: "ns", Name: fmt.Sprint("p", i), Ingress: []policy.Rule{
+			{Ports: []policy.Port{{Number: 80}}}}}
 		s.Apply(state.SetPolicy{Policy: p})
 		return model.PolicyOwner(p.ID())
 	}
@@ -42,7 +43,8 @@ func BenchmarkOnePolicyAmong5000(b *testing.B) {
 func BenchmarkOneEndpoint(b *testing.B) {
 	s := state.New("n1")
 	slice := func(name string, addrs ...string) state.SetSlice {
-		slice := service.Slice{Name: name, Service: name, Ports: []service.SlicePort{{Name: "http", Protocol: model.TCP, Port: 8080}}}
+		slice := service.Slice{Name: name, Service: name, Ports: []service.SlicePort{{Name: "http", Protocol: model.TCP,
+			Port: 8080}}}
 		for _, a := range addrs {
 			slice.Endpoints = append(slice.Endpoints, service.Endpoint{Addr: netip.MustParseAddr(a), Ready: true, Serving: true})
 		}

@@ -67,8 +67,10 @@ func (s *Store) budgetServices() {
 }
 
 func withoutEndpoints(service model.Service, flows, room int) model.Service {
-	service.OverBudget = fmt.Sprintf("its addresses and endpoints may take %d flows, for which its namespace's share of the %d that "+
-		"this node has for Services has no room, so its clients are rejected; use fewer addresses, ports or endpoints", flows, room)
+	service.OverBudget = fmt.Sprintf(
+		"its addresses and endpoints may take %d flows, for which its namespace's share of the %d that "+
+			"this node has for Services has no room, so its clients are rejected; use fewer addresses, ports or endpoints",
+		flows, room)
 	ports := make([]model.ServicePort, len(service.Ports))
 	for i, p := range service.Ports {
 		p.Cluster, p.Local, p.Retained, p.Elsewhere = nil, nil, nil, false

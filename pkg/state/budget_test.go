@@ -19,7 +19,8 @@ func wide(name string, addresses, endpoints int) model.Service {
 		p.ExternalIPs = append(p.ExternalIPs, netip.AddrFrom4([4]byte{192, byte(len(name)), byte(i >> 8), byte(i)}))
 	}
 	for i := range endpoints {
-		p.Cluster = append(p.Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80, Weight: 1})
+		p.Cluster = append(p.Cluster, model.Endpoint{Addr: netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}), Port: 80,
+			Weight: 1})
 	}
 	return model.Service{Name: name, Affinity: time.Hour, Ports: []model.ServicePort{p}}
 }
@@ -57,7 +58,8 @@ func TestServiceBudget(t *testing.T) {
 		return whole, over
 	}
 	whole, over := served()
-	if !slices.Equal(whole, []string{"greedy/s00", "greedy/s01", "greedy/s02", "greedy/s03", "modest/web"}) || len(over) != 16 {
+	if !slices.Equal(whole, []string{"greedy/s00", "greedy/s01", "greedy/s02", "greedy/s03", "modest/web"}) ||
+		len(over) != 16 {
 		t.Errorf("served are %v, over budget %d", whole, len(over))
 	}
 	for i := range 16 {

@@ -54,8 +54,8 @@ func NewCopy(s *model.Snapshot, now time.Time) Copy {
 // policies are not in it. What the API server tells meanwhile takes effect with Synced, all at once.
 type Restore struct{ Copy Copy }
 
-// Recall tells a store that has had no pod CIDRs of this node yet which ones the node had before a restart. They count if
-// an attachment has an address of them: the Node object may have others by now, or none.
+// Recall tells a store that has had no pod CIDRs of this node yet which ones the node had before a restart. They count
+// if an attachment has an address of them: the Node object may have others by now, or none.
 type Recall struct{ PodCIDRs []netip.Prefix }
 
 func (c Recall) apply(s *Store) bool {

@@ -67,16 +67,19 @@ var changes = map[string]func(d *drawing) state.Change{
 		return state.DeleteService{Name: d.one("service", goneNames...)}
 	},
 	"SetOtherProxy": func(d *drawing) state.Change {
-		return state.SetOtherProxy{Service: d.one("service", serviceNames...), ClusterIPs: d.some("ClusterIP", "10.96.0.1", "10.96.0.4")}
+		return state.SetOtherProxy{Service: d.one("service", serviceNames...), ClusterIPs: d.some("ClusterIP", "10.96.0.1",
+			"10.96.0.4")}
 	},
 	"SetServiceCIDRs": func(d *drawing) state.Change {
-		return state.SetServiceCIDRs{Configured: d.maybe("configured"), CIDRs: d.ranges("Service CIDR", "10.96.0.0/16", "10.244.3.0/24", "fd96::/112")}
+		return state.SetServiceCIDRs{Configured: d.maybe("configured"), CIDRs: d.ranges("Service CIDR", "10.96.0.0/16",
+			"10.244.3.0/24", "fd96::/112")}
 	},
 	"SetClusterCIDRs": func(d *drawing) state.Change {
 		return state.SetClusterCIDRs{CIDRs: d.ranges("cluster CIDR", "10.244.0.0/22", "fd44::/16")}
 	},
 	"SetLocalAddrs": func(d *drawing) state.Change {
-		return state.SetLocalAddrs{Addrs: d.some("local address", "10.96.0.4", "10.244.1.3", "10.244.3.7", "172.30.0.2", "192.0.2.10", "fd00::10")}
+		return state.SetLocalAddrs{Addrs: d.some("local address", "10.96.0.4", "10.244.1.3", "10.244.3.7", "172.30.0.2",
+			"192.0.2.10", "fd00::10")}
 	},
 	"SetTime": func(d *drawing) state.Change {
 		d.now = d.now.Add(time.Duration(rapid.IntRange(-5, 200).Draw(d.T, "seconds")) * time.Second)
@@ -138,7 +141,8 @@ func (d *drawing) change() state.Change {
 func (d *drawing) cluster() []state.Change {
 	self := d.node()
 	self.Name, self.Addrs = "n1", []netip.Addr{netip.MustParseAddr("172.30.0.1")}
-	list := []state.Change{state.SetNode{Node: self}, changes["SetNode"](d), changes["SetService"](d), changes["SetSlice"](d)}
+	list := []state.Change{state.SetNode{Node: self}, changes["SetNode"](d), changes["SetService"](d),
+		changes["SetSlice"](d)}
 	for i, name := range []string{"a", "b"} {
 		attachment, pod := d.attachment(), d.pod()
 		attachment.Pod.Name, attachment.ContainerID, pod.Name = name, "c-"+name, name
@@ -146,7 +150,8 @@ func (d *drawing) cluster() []state.Change {
 		attachment.IPs = []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, byte(2 + i)})}
 		about := d.policy()
 		about.Name = []string{"p", "q"}[i]
-		list = append(list, state.SetAttachment{Attachment: attachment}, state.SetPod{Pod: pod}, state.SetPolicy{Policy: about})
+		list = append(list, state.SetAttachment{Attachment: attachment}, state.SetPod{Pod: pod},
+			state.SetPolicy{Policy: about})
 	}
 	return list
 }
@@ -205,7 +210,8 @@ func (d *drawing) node() model.Node {
 func (d *drawing) attachment() model.Attachment {
 	return model.Attachment{
 		ContainerID: d.one("container", "c-a", "c-b", "c3"), IfName: "eth0",
-		Pod:    model.PodRef{Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("sandbox's UID", "u1", "u1", "u1", "u2")},
+		Pod: model.PodRef{Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("sandbox's UID", "u1", "u1", "u1",
+			"u2")},
 		OFPort: uint32(rapid.IntRange(16, 19).Draw(d.T, "port")),
 		MAC:    model.MAC{0x0a, 0x58, 0, 0, 0, byte(rapid.IntRange(1, 3).Draw(d.T, "MAC"))},
 		IPs:    d.some("pod address", "10.244.1.2", "10.244.1.3", "10.244.2.2", "fd44:1::2"),
@@ -221,7 +227,8 @@ func (d *drawing) labels() map[string]string {
 
 func (d *drawing) pod() policy.Pod {
 	p := policy.Pod{
-		Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("UID", "u1", "u1", "u1", "u2"), Node: d.one("node", "n1", "n1", "n1", "n2"),
+		Namespace: "ns", Name: d.one("pod", "a", "b", "c"), UID: d.one("UID", "u1", "u1", "u1", "u2"), Node: d.one("node",
+			"n1", "n1", "n1", "n2"),
 		Labels: d.labels(), Addrs: d.some("podIP", "10.244.1.2", "10.244.2.2", "10.244.2.3", "fd44:1::2"),
 		HostNetwork: rapid.IntRange(0, 9).Draw(d.T, "host network") == 0, Done: rapid.IntRange(0, 9).Draw(d.T, "done") == 0,
 		Created: int64(rapid.IntRange(0, 1).Draw(d.T, "created")),
@@ -238,8 +245,9 @@ func (d *drawing) selector() policy.Selector { return policy.Selector{MatchLabel
 func (d *drawing) policy() policy.Policy {
 	p := policy.Policy{
 		Namespace: "ns", Name: d.one("policy", "p", "q"), PodSelector: d.selector(), Log: d.maybe("log"),
-		Types: draw(d, "types", [][]policy.Direction{nil, {policy.Ingress}, {policy.Egress}, {policy.Ingress, policy.Egress}}),
-		Err:   d.one("error", "", "", "", "", "", "bad"),
+		Types: draw(d, "types", [][]policy.Direction{nil, {policy.Ingress}, {policy.Egress},
+			{policy.Ingress, policy.Egress}}),
+		Err: d.one("error", "", "", "", "", "", "bad"),
 	}
 	for range rapid.IntRange(0, 2).Draw(d.T, "rules") {
 		p.Ingress = append(p.Ingress, d.rule())
@@ -256,11 +264,13 @@ func (d *drawing) rule() policy.Rule {
 		selector := d.selector()
 		r.Peers = append(r.Peers, draw(d, "peer", []policy.Peer{
 			{PodSelector: &selector}, {NamespaceSelector: &selector},
-			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.244.0.0/16"), Except: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}},
+			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.244.0.0/16"), Except: []netip.Prefix{
+				netip.MustParsePrefix("10.244.2.0/24")}}},
 			{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("fd00::/8")}},
 		}))
 	}
-	r.Ports = draw(d, "ports", [][]policy.Port{nil, {{Number: 80}}, {{Name: "web"}}, {{Protocol: model.UDP, Number: 53, EndPort: 60}}, {{Number: 80}, {Protocol: model.SCTP}}})
+	r.Ports = draw(d, "ports", [][]policy.Port{nil, {{Number: 80}}, {{Name: "web"}},
+		{{Protocol: model.UDP, Number: 53, EndPort: 60}}, {{Number: 80}, {Protocol: model.SCTP}}})
 	return r
 }
 
@@ -271,7 +281,8 @@ var goneNames = append([]string{"ns/joined", "other/joined"}, serviceNames...)
 func (d *drawing) service() *service.Service {
 	s := &service.Service{
 		Name: d.one("service", serviceNames...), Created: int64(rapid.IntRange(0, 1).Draw(d.T, "created")),
-		ClusterIPs: d.some("ClusterIP", "10.96.0.1", "fd96::1"), ExternalIPs: d.some("external IP", "203.0.113.1", "172.30.0.1", "10.96.0.2"),
+		ClusterIPs: d.some("ClusterIP", "10.96.0.1", "fd96::1"), ExternalIPs: d.some("external IP", "203.0.113.1",
+			"172.30.0.1", "10.96.0.2"),
 		LoadBalancerIPs:     d.some("load balancer's IP", "203.0.113.1", "203.0.113.2"),
 		LoadBalancerSources: d.ranges("source", "172.30.0.0/24", "10.244.0.0/16"), SourcesLost: d.maybe("sources lost"),
 		InternalLocal: d.maybe("internal local"), ExternalLocal: d.maybe("external local"),
@@ -289,13 +300,16 @@ func (d *drawing) service() *service.Service {
 }
 
 func (d *drawing) slice() *service.Slice {
-	s := &service.Slice{Name: d.one("slice", "s1", "s2", "s3"), Service: d.one("service", serviceNames...), Problem: d.one("problem", "", "", "bad")}
+	s := &service.Slice{Name: d.one("slice", "s1", "s2", "s3"), Service: d.one("service", serviceNames...),
+		Problem: d.one("problem", "", "", "bad")}
 	for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-		s.Ports = append(s.Ports, service.SlicePort{Name: string(protocol), Protocol: protocol, Port: draw(d, "endpoint's port", []uint16{53, 80, 8080})})
+		s.Ports = append(s.Ports, service.SlicePort{Name: string(protocol), Protocol: protocol,
+			Port: draw(d, "endpoint's port", []uint16{53, 80, 8080})})
 	}
 	addrs := draw(d, "endpoints", [][]string{{"10.244.1.2", "10.244.1.3", "10.244.2.2"}, {"fd44:1::2", "fd44:2::2"}})
 	for _, a := range d.some("endpoint", addrs...) {
-		e := service.Endpoint{Addr: a, Ready: d.maybe("ready"), Serving: true, Terminating: d.maybe("terminating"), Node: d.one("endpoint's node", "n1", "n2")}
+		e := service.Endpoint{Addr: a, Ready: d.maybe("ready"), Serving: true, Terminating: d.maybe("terminating"),
+			Node: d.one("endpoint's node", "n1", "n2")}
 		if d.maybe("hint") {
 			e.ForZones = []string{d.one("hint", "z1", "z2")}
 		}
@@ -316,7 +330,8 @@ func (d *drawing) joined() model.Service {
 		p := model.ServicePort{
 			Protocol: draw(d, "protocol", []model.Protocol{model.TCP, model.UDP, model.SCTP}),
 			Port:     draw(d, "port", []uint16{53, 80}), NodePort: draw(d, "node port", []uint16{0, 30080}),
-			ClusterIP: netip.MustParseAddr("fd96::1"), InternalLocal: d.maybe("internal local"), ExternalLocal: d.maybe("external local"),
+			ClusterIP: netip.MustParseAddr("fd96::1"), InternalLocal: d.maybe("internal local"), ExternalLocal: d.maybe(
+				"external local"),
 			Elsewhere: d.maybe("elsewhere"),
 		}
 		addrs := []string{"fd44:1::2", "fd44:2::2"}

@@ -52,7 +52,8 @@ func TestLocalAddrs(t *testing.T) {
 			t.Errorf("afterwards: %v, dirty %v, want %v", got, owners, now)
 		}
 		s.Apply(state.SetLocalAddrs{Addrs: nil})
-		if snapshot, owners := take(t, s, compiler); len(snapshot.LocalAddrs) != 0 || !slices.Equal(owners, []model.Owner{model.SelfOwner}) {
+		if snapshot, owners := take(t, s, compiler); len(snapshot.LocalAddrs) != 0 ||
+			!slices.Equal(owners, []model.Owner{model.SelfOwner}) {
 			t.Errorf("without any: %v, dirty %v", snapshot.LocalAddrs, owners)
 		}
 	}

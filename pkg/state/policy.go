@@ -25,7 +25,8 @@ type SetPolicy struct{ Policy policy.Policy }
 // DeletePolicy says that a NetworkPolicy is gone.
 type DeletePolicy struct{ Namespace, Name string }
 
-// What these changes come to for the node is found out by Take, for all of them at once; until then nothing is different.
+// What these changes come to for the node is found out by Take, for all of them at once; until then nothing is
+// different.
 
 func (c SetPod) apply(s *Store) bool {
 	s.resolver.SetPod(c.Pod)

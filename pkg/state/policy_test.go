@@ -11,16 +11,18 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestPolicyChanges: pods, namespaces and policies touch what follows from them for this node, and nothing else; a snapshot says
-// that a pod is known together with the policies about it.
+// TestPolicyChanges: pods, namespaces and policies touch what follows from them for this node, and nothing else; a
+// snapshot says that a pod is known together with the policies about it.
 func TestPolicyChanges(t *testing.T) {
 	attached := pod("web", 16)
 	attached.Pod.UID, attached.IPs = "u", []netip.Addr{netip.MustParseAddr("10.244.1.2")}
 	web := policy.Pod{Namespace: "ns", Name: "web", UID: "u", Node: "n1", Labels: map[string]string{"app": "web"}}
-	peer := policy.Pod{Namespace: "ns", Name: "peer", Node: "n2", Labels: map[string]string{"app": "peer"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.2")}}
+	peer := policy.Pod{Namespace: "ns", Name: "peer", Node: "n2", Labels: map[string]string{"app": "peer"},
+		Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.2")}}
 	moved := peer
 	moved.Addrs = []netip.Addr{netip.MustParseAddr("10.244.2.3")}
-	about := policy.Policy{Namespace: "ns", Name: "p", PodSelector: policy.Selector{MatchLabels: web.Labels}, Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{MatchLabels: peer.Labels}}}}}}
+	about := policy.Policy{Namespace: "ns", Name: "p", PodSelector: policy.Selector{MatchLabels: web.Labels},
+		Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{MatchLabels: peer.Labels}}}}}}
 	elsewhere := about
 	elsewhere.Name, elsewhere.PodSelector = "q", policy.Selector{MatchLabels: peer.Labels}
 	podOwner, policyOwner := model.PodOwner(attached), model.PolicyOwner("ns/p")
@@ -34,18 +36,25 @@ func TestPolicyChanges(t *testing.T) {
 		changed []model.Owner
 		want    string // unknown attachments, policies and their peers
 	}{
-		{"a policy about no pod here", []state.Change{state.SetPolicy{Policy: about}, state.SetPolicy{Policy: elsewhere}}, nil, "0 map[]"},
-		{"an attachment whose pod is not known", []state.Change{state.SetAttachment{Attachment: attached}}, []model.Owner{podOwner}, "1 map[]"},
+		{"a policy about no pod here", []state.Change{state.SetPolicy{Policy: about}, state.SetPolicy{Policy: elsewhere}},
+			nil, "0 map[]"},
+		{"an attachment whose pod is not known", []state.Change{state.SetAttachment{Attachment: attached}},
+			[]model.Owner{podOwner}, "1 map[]"},
 		{"its pod", []state.Change{state.SetPod{Pod: web}}, []model.Owner{podOwner, policyOwner}, "0 map[ns/p:[]]"},
 		{"the same again", []state.Change{state.SetPod{Pod: web}, state.SetPolicy{Policy: about}}, nil, "0 map[ns/p:[]]"},
-		{"a namespace that no policy selects", []state.Change{state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}}}, nil, "0 map[ns/p:[]]"},
+		{"a namespace that no policy selects", []state.Change{state.SetNamespace{Namespace: policy.Namespace{Name: "ns"}}},
+			nil, "0 map[ns/p:[]]"},
 		{"a peer", []state.Change{state.SetPod{Pod: peer}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.2/32]]"},
-		{"there and back", []state.Change{state.SetPod{Pod: moved}, state.SetPod{Pod: peer}}, nil, "0 map[ns/p:[10.244.2.2/32]]"},
+		{"there and back", []state.Change{state.SetPod{Pod: moved}, state.SetPod{Pod: peer}}, nil,
+			"0 map[ns/p:[10.244.2.2/32]]"},
 		{"its address", []state.Change{state.SetPod{Pod: moved}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.3/32]]"},
-		{"the peer is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "peer"}}, []model.Owner{policyOwner}, "0 map[ns/p:[]]"},
-		{"the policy is gone", []state.Change{state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}}, []model.Owner{policyOwner}, "0 map[]"},
+		{"the peer is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "peer"}}, []model.Owner{policyOwner},
+			"0 map[ns/p:[]]"},
+		{"the policy is gone", []state.Change{state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{
+			Name: "ns"}}, []model.Owner{policyOwner}, "0 map[]"},
 		{"the pod is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "web"}}, nil, "0 map[]"},
-		{"and its attachment", []state.Change{state.DeleteAttachment{Key: attached.Key()}}, []model.Owner{podOwner}, "0 map[]"},
+		{"and its attachment", []state.Change{state.DeleteAttachment{Key: attached.Key()}}, []model.Owner{podOwner},
+			"0 map[]"},
 	} {
 		before := s.Snapshot()
 		was := describe(before)

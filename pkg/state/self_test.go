@@ -23,11 +23,12 @@ func selfNode(addrs, cidrs string) model.Node {
 	return n
 }
 
-// TestSelfHolds: this node's object is deleted, recreated, emptied, and given values that cannot be used. The node works
-// on with the last values that could be, and says so, until the new ones are whole.
+// TestSelfHolds: this node's object is deleted, recreated, emptied, and given values that cannot be used. The node
+// works on with the last values that could be, and says so, until the new ones are whole.
 func TestSelfHolds(t *testing.T) {
 	const addr, both = "172.30.0.1 fd30::1", "10.244.1.0/24 fd44:1::/64"
-	web := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd44:1::2")}}
+	web := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, OFPort: 16,
+		IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd44:1::2")}}
 	for _, tc := range []struct {
 		name    string
 		change  state.Change
@@ -39,36 +40,47 @@ func TestSelfHolds(t *testing.T) {
 		{"deleted", state.DeleteNode{Name: "n1"}, addr, both, "there is no such Node object", false},
 		{"emptied", state.SetNode{Node: selfNode("", "")}, addr, both,
 			"it has no InternalIP, [172.30.0.1 fd30::1] stays in use; it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays in use", false},
-		{"without podCIDRs", state.SetNode{Node: selfNode(addr, "")}, addr, both, "it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays in use", false},
-		{"without InternalIP", state.SetNode{Node: selfNode("", both)}, addr, both, "it has no InternalIP, [172.30.0.1 fd30::1] stays in use", false},
+		{"without podCIDRs", state.SetNode{Node: selfNode(addr, "")}, addr, both,
+			"it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays in use", false},
+		{"without InternalIP", state.SetNode{Node: selfNode("", both)}, addr, both,
+			"it has no InternalIP, [172.30.0.1 fd30::1] stays in use", false},
 		{"renumbered", state.SetNode{Node: selfNode("172.30.0.9", both)}, "172.30.0.9", both, "", false},
 		{"in the Service range", state.SetNode{Node: selfNode(addr, "10.96.0.0/16")}, addr, both,
 			"pod CIDR 10.96.0.0/16 is not used: it overlaps the Service CIDR 10.96.0.0/12, [10.244.1.0/24 fd44:1::/64] stays in use", false},
 		{"one family in the Service range", state.SetNode{Node: selfNode(addr, "10.244.1.0/24 fd96::/112")}, addr, both,
-			"pod CIDR fd96::/112 is not used: it overlaps the Service CIDR fd96::/108, [10.244.1.0/24 fd44:1::/64] stays in use", false},
+			"pod CIDR fd96::/112 is not used: it overlaps the Service CIDR fd96::/108, [10.244.1.0/24 fd44:1::/64] stays in use",
+			false},
 		{"another range", state.SetNode{Node: selfNode(addr, "10.244.7.0/24 fd44:7::/64")}, addr, both,
-			"its podCIDRs changed to [10.244.7.0/24 fd44:7::/64] and attached pods have addresses of the old ones, [10.244.1.0/24 fd44:1::/64] stays in use", true},
+			"its podCIDRs changed to [10.244.7.0/24 fd44:7::/64] and attached pods have addresses of the old ones, " +
+				"[10.244.1.0/24 fd44:1::/64] stays in use", true},
 		{"another IPv6 range", state.SetNode{Node: selfNode(addr, "10.244.1.0/24 fd44:7::/64")}, addr, both,
-			"its podCIDRs changed to [10.244.1.0/24 fd44:7::/64] and attached pods have addresses of the old ones, [10.244.1.0/24 fd44:1::/64] stays in use", true},
-		{"a wider range", state.SetNode{Node: selfNode(addr, "10.244.0.0/22 fd44:1::/64")}, addr, "10.244.0.0/22 fd44:1::/64", "", false},
+			"its podCIDRs changed to [10.244.1.0/24 fd44:7::/64] and attached pods have addresses of the old ones, " +
+				"[10.244.1.0/24 fd44:1::/64] stays in use", true},
+		{"a wider range", state.SetNode{Node: selfNode(addr, "10.244.0.0/22 fd44:1::/64")}, addr, "10.244.0.0/22 fd44:1::/64",
+			"", false},
 		{"the same", state.SetNode{Node: selfNode(addr, both)}, addr, both, "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := state.New("n1")
-			s.Apply(state.SetServiceCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("fd96::/108")}})
+			s.Apply(state.SetServiceCIDRs{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"),
+				netip.MustParsePrefix("fd96::/108")}})
 			s.Apply(state.SetNode{Node: selfNode(addr, both)})
-			s.Apply(state.SetNode{Node: model.Node{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}})
+			s.Apply(state.SetNode{Node: model.Node{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")},
+				PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}})
 			s.Apply(state.SetAttachment{Attachment: web})
 			before, _ := s.Take()
 			c := flows.NewCompiler()
-			if _, failed := c.Update(before, []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"), model.PodOwner(web)}); len(failed) > 0 {
+			if _, failed := c.Update(before, []model.Owner{model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"),
+				model.PodOwner(web)}); len(failed) > 0 {
 				t.Fatal(failed)
 			}
 			check := func(step string, got *model.Snapshot, addrs, cidrs, held string, waiting bool) {
 				t.Helper()
 				want := selfNode(addrs, cidrs)
-				if !slices.Equal(got.Self.Addrs, want.Addrs) || !slices.Equal(got.SelfPath().PodCIDRs, want.PodCIDRs) || got.SelfHeld != held || (len(got.NewPodCIDRs) > 0) != waiting {
-					t.Errorf("%s: %v %v, held %q, waiting %v; want %v %v, %q", step, got.Self.Addrs, got.SelfPath().PodCIDRs, got.SelfHeld, got.NewPodCIDRs, want.Addrs, want.PodCIDRs, held)
+				if !slices.Equal(got.Self.Addrs, want.Addrs) || !slices.Equal(got.SelfPath().PodCIDRs, want.PodCIDRs) ||
+					got.SelfHeld != held || (len(got.NewPodCIDRs) > 0) != waiting {
+					t.Errorf("%s: %v %v, held %q, waiting %v; want %v %v, %q", step, got.Self.Addrs, got.SelfPath().PodCIDRs,
+						got.SelfHeld, got.NewPodCIDRs, want.Addrs, want.PodCIDRs, held)
 				}
 			}
 			s.Apply(tc.change)
@@ -103,10 +115,12 @@ func TestSelfHolds(t *testing.T) {
 	}
 }
 
-// TestRecall: an agent that starts while pods have addresses of pod CIDRs that the Node object has no longer goes on with
-// these, if its copy knows them, and changes with the last of these pods. Ranges that no pod uses are not recalled.
+// TestRecall: an agent that starts while pods have addresses of pod CIDRs that the Node object has no longer goes on
+// with these, if its copy knows them, and changes with the last of these pods. Ranges that no pod uses are not
+// recalled.
 func TestRecall(t *testing.T) {
-	web := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, OFPort: 16, IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
+	web := model.Attachment{ContainerID: "c", Pod: model.PodRef{Namespace: "ns", Name: "web"}, OFPort: 16,
+		IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}
 	old := state.Recall{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
 	for _, tc := range []struct {
 		name        string
@@ -115,14 +129,18 @@ func TestRecall(t *testing.T) {
 		held        string
 		waiting     bool
 	}{
-		{"renumbered", []state.Change{state.SetAttachment{Attachment: web}, old, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
-			"[10.244.1.0/24]", "[10.244.7.0/24]", "its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use", true},
-		{"emptied", []state.Change{state.SetNode{Node: selfNode("172.30.0.1", "")}, old, state.SetAttachment{Attachment: web}},
+		{"renumbered", []state.Change{state.SetAttachment{Attachment: web}, old,
+			state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
+			"[10.244.1.0/24]", "[10.244.7.0/24]",
+			"its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use", true},
+		{"emptied", []state.Change{state.SetNode{Node: selfNode("172.30.0.1", "")}, old,
+			state.SetAttachment{Attachment: web}},
 			"[10.244.1.0/24]", "[10.244.1.0/24]", "it has no podCIDRs, [10.244.1.0/24] stays in use", false},
 		{"not in use", []state.Change{old, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
 			"[10.244.7.0/24]", "[10.244.7.0/24]", "", false},
 		{"a new cluster", []state.Change{old, state.SetNode{Node: selfNode("172.30.0.1", "")}}, "[]", "[]", "", false},
-		{"without a copy", []state.Change{state.SetAttachment{Attachment: web}, state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
+		{"without a copy", []state.Change{state.SetAttachment{Attachment: web}, state.SetNode{Node: selfNode("172.30.0.1",
+			"10.244.7.0/24")}},
 			"[10.244.7.0/24]", "[10.244.7.0/24]", "", false},
 	} {
 		s := state.New("n1")
@@ -130,7 +148,8 @@ func TestRecall(t *testing.T) {
 			s.Apply(c)
 		}
 		got, _ := s.Take()
-		if cidrs := fmt.Sprint(got.SelfPath().PodCIDRs); cidrs != tc.cidr || got.SelfHeld != tc.held || (len(got.NewPodCIDRs) > 0) != tc.waiting {
+		if cidrs := fmt.Sprint(got.SelfPath().PodCIDRs); cidrs != tc.cidr || got.SelfHeld != tc.held ||
+			(len(got.NewPodCIDRs) > 0) != tc.waiting {
 			t.Errorf("%s: %s, held %q, waiting %v; want %s, %q", tc.name, cidrs, got.SelfHeld, got.NewPodCIDRs, tc.cidr, tc.held)
 		}
 		s.Apply(state.DeleteAttachment{Key: web.Key()})

@@ -29,7 +29,8 @@ type SetZone struct{ Zone string }
 // SetExternalIPs says whether the external IPs of Services are refused.
 type SetExternalIPs struct{ Refused bool }
 
-// What these changes come to for the node is found out by Take, for all of them at once; until then nothing is different.
+// What these changes come to for the node is found out by Take, for all of them at once; until then nothing is
+// different.
 
 func (c SetService) apply(s *Store) bool {
 	s.services.SetService(c.Service)
@@ -92,8 +93,8 @@ func (s *Store) setServiceProblem(name, problem string) bool {
 	return true
 }
 
-// SetJoinedService sets a Service that is joined with its endpoints already, as a copy has it (see Restore). DeleteService
-// removes it. Its affinity's epoch is the store's to say.
+// SetJoinedService sets a Service that is joined with its endpoints already, as a copy has it (see Restore).
+// DeleteService removes it. Its affinity's epoch is the store's to say.
 type SetJoinedService struct{ Service model.Service }
 
 func (c SetJoinedService) apply(s *Store) bool {
@@ -191,8 +192,8 @@ func (c SetOtherProxy) apply(s *Store) bool {
 	return true
 }
 
-// SetServiceCIDRs says which ranges ClusterIPs come from: those that are configured, or those that the API server tells.
-// Both count.
+// SetServiceCIDRs says which ranges ClusterIPs come from: those that are configured, or those that the API server
+// tells. Both count.
 type SetServiceCIDRs struct {
 	Configured bool
 	CIDRs      []netip.Prefix

@@ -22,8 +22,8 @@ import (
 type Store struct {
 	snapshot *model.Snapshot
 	next     model.Snapshot
-	// own… say that next has maps of its own, which no snapshot shares: many changes between two snapshots cost one copy of
-	// a map, not many.
+	// own… say that next has maps of its own, which no snapshot shares: many changes between two snapshots cost one copy
+	// of a map, not many.
 	ownNodes, ownAttachments, ownServices, ownProblems, ownPolicies bool
 	changed                                                         map[model.Owner]bool // owners
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
@@ -248,5 +248,6 @@ func (s *Store) attachments() map[model.AttachmentKey]model.Attachment {
 }
 
 func equalAttachments(a, b model.Attachment) bool {
-	return a.Key() == b.Key() && a.Pod == b.Pod && a.HostIfName == b.HostIfName && a.OFPort == b.OFPort && a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs)
+	return a.Key() == b.Key() && a.Pod == b.Pod && a.HostIfName == b.HostIfName && a.OFPort == b.OFPort &&
+		a.MAC == b.MAC && slices.Equal(a.IPs, b.IPs)
 }

@@ -11,11 +11,13 @@ import (
 )
 
 func node(name, addr, cidr string) model.Node {
-	return model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix(cidr)}}
+	return model.Node{Name: name, Addrs: []netip.Addr{netip.MustParseAddr(addr)}, PodCIDRs: []netip.Prefix{
+		netip.MustParsePrefix(cidr)}}
 }
 
 func pod(name string, port uint32) model.Attachment {
-	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name}, OFPort: port}
+	return model.Attachment{ContainerID: "c-" + name, IfName: "eth0", Pod: model.PodRef{Namespace: "ns", Name: name},
+		OFPort: port}
 }
 
 // take returns the newest snapshot and the owners that are dirty by it, sorted, and has them compiled.
@@ -31,7 +33,8 @@ func take(t *testing.T, s *state.Store, c *flows.Compiler) (*model.Snapshot, []m
 }
 
 func TestDirtyOwners(t *testing.T) {
-	self, n2, n3 := node("n1", "172.30.0.1", "10.244.1.0/24"), node("n2", "172.30.0.2", "10.244.2.0/24"), node("n3", "172.30.0.3", "10.244.3.0/24")
+	self, n2, n3 := node("n1", "172.30.0.1", "10.244.1.0/24"), node("n2", "172.30.0.2", "10.244.2.0/24"), node("n3",
+		"172.30.0.3", "10.244.3.0/24")
 	moved := self
 	moved.Addrs = []netip.Addr{netip.MustParseAddr("172.30.0.9")}
 	wider := moved
@@ -55,7 +58,8 @@ func TestDirtyOwners(t *testing.T) {
 		{"tunnel", state.SetTransport{Transport: model.Tunnel(model.VXLAN)}, all},
 		{"tunnel again", state.SetTransport{Transport: model.Tunnel(model.VXLAN)}, nil},
 		{"pod", state.SetAttachment{Attachment: pod("a", 16)}, []model.Owner{model.PodOwner(pod("a", 16))}},
-		{"datapath: questions are answered differently", state.SetKernelDatapath{Kernel: true}, []model.Owner{model.PipelineOwner, model.SelfOwner, model.PodOwner(pod("a", 16))}},
+		{"datapath: questions are answered differently", state.SetKernelDatapath{Kernel: true},
+			[]model.Owner{model.PipelineOwner, model.SelfOwner, model.PodOwner(pod("a", 16))}},
 		{"datapath again", state.SetKernelDatapath{Kernel: true}, nil},
 		{"pod again", state.SetAttachment{Attachment: pod("a", 16)}, nil},
 		{"pod changes", state.SetAttachment{Attachment: renumbered}, []model.Owner{model.PodOwner(renumbered)}},
@@ -80,7 +84,8 @@ func TestDirtyOwners(t *testing.T) {
 		_, podOnly := step.change.(state.SetAttachment)
 		if podOnly && after.NodesRevision != before.NodesRevision {
 			t.Errorf("%s: counts as a change of nodes", step.name)
-		} else if !podOnly && len(step.want) > 0 && step.want[0].Kind == model.KindNode && after.NodesRevision != after.Revision {
+		} else if !podOnly && len(step.want) > 0 && step.want[0].Kind == model.KindNode &&
+			after.NodesRevision != after.Revision {
 			t.Errorf("%s: does not count as a change of nodes", step.name)
 		}
 	}
@@ -103,12 +108,14 @@ func TestSnapshotsAreImmutable(t *testing.T) {
 	}
 }
 
-// TestExternalAddressesAreTouched: a load balancer's address that comes and goes touches the Service that claims it, too.
+// TestExternalAddressesAreTouched: a load balancer's address that comes and goes touches the Service that claims it,
+// too.
 func TestExternalAddressesAreTouched(t *testing.T) {
 	at := []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	one := func(name string, external, balancer []netip.Addr) state.SetJoinedService {
 		return state.SetJoinedService{Service: model.Service{Name: name, Ports: []model.ServicePort{{
-			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), ExternalIPs: external, LoadBalancerIPs: balancer}}}}
+			Protocol: model.TCP, Port: 80, ClusterIP: netip.MustParseAddr("10.96.0.1"), ExternalIPs: external,
+			LoadBalancerIPs: balancer}}}}
 	}
 	thief, victim := model.ServiceOwner("a/thief"), model.ServiceOwner("z/web")
 	s := state.New("n1")

@@ -63,7 +63,8 @@ func guardedFlows(t testing.TB, kernel bool) flows.Desired {
 	s := &model.Snapshot{
 		Self: model.Node{Name: "n1", Addrs: []netip.Addr{addr("172.30.0.11")},
 			PodCIDRs: []netip.Prefix{prefix("10.0.1.0/24"), prefix("fd00:1::/64")}},
-		Transport: model.Tunnel(model.Geneve), KernelDatapath: kernel, Attachments: map[model.AttachmentKey]model.Attachment{},
+		Transport: model.Tunnel(model.Geneve), KernelDatapath: kernel,
+		Attachments: map[model.AttachmentKey]model.Attachment{},
 	}
 	for i, ips := range [][]netip.Addr{{addr("10.0.1.2"), addr("fd00:1::2")}, {addr("10.0.1.3"), addr("fd00:1::3")}} {
 		a := model.Attachment{ContainerID: ips[0].String(), IfName: "eth0",

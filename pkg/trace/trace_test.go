@@ -149,7 +149,8 @@ func TestActions(t *testing.T) {
 			table=1,priority=1,reg4=0x4 actions=output:4`, "4"},
 		{"parts of registers and xxreg", `
 			table=0,priority=1 actions=set_field:0x1111222233334444aaaabbbbccccdddd->xxreg0,move:NXM_NX_REG3[16..31]->NXM_NX_REG5[0..15],goto_table:1
-			table=1,priority=1,reg0=0x11112222,reg1=0x33334444,reg2=0xaaaabbbb,reg3=0xccccdddd,reg5=0xcccc actions=output:1`, "1"},
+			table=1,priority=1,reg0=0x11112222,reg1=0x33334444,reg2=0xaaaabbbb,reg3=0xccccdddd,reg5=0xcccc actions=output:1`,
+			"1"},
 		{"two outputs", `table=0,priority=1 actions=output:1,set_field:10.9.9.9->ip_dst,output:2`, "1,2"},
 	} {
 		if got := outcome(newSwitch(t, tc.flows).Run(packet(t, p), trace.Options{})); got != tc.want {
@@ -166,7 +167,8 @@ func TestRefusesWhatItDoesNotKnow(t *testing.T) {
 		"table=0,priority=1 actions=ct(alg=ftp)",
 		"table=0,priority=1 actions=conjunction(1,3/2)", "table=0,priority=1 actions=conjunction(1,1/2),output:1",
 		"table=0,priority=1 actions=move:NXM_NX_REG0[]->NXM_OF_TCP_DST[]",
-		"table=0,priority=1 actions=learn(table=35,hard_timeout=9)", "table=0,priority=1 actions=learn(table=35,NXM_OF_NOTHING[])",
+		"table=0,priority=1 actions=learn(table=35,hard_timeout=9)",
+		"table=0,priority=1 actions=learn(table=35,NXM_OF_NOTHING[])",
 		"table=0,priority=1 actions=set_field:1->reg99", "table=0,priority=1 actions=move:NXM_NX_REG0[8..40]->NXM_NX_REG1[]",
 	} {
 		if _, err := trace.New(parseFlows(t, line), nil); err == nil || !strings.Contains(err.Error(), "actions=") {

@@ -23,8 +23,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// These tests start clusters of their own and look for what they leave with no help from the code that removes it: by an
-// environment variable that every process inherits, by name in the machine's links, mounts and cgroups, and by the
+// These tests start clusters of their own and look for what they leave with no help from the code that removes it: by
+// an environment variable that every process inherits, by name in the machine's links, mounts and cgroups, and by the
 // namespaces that were seen in use.
 
 const (
@@ -145,14 +145,16 @@ func (c *testCluster) leftovers(t *testing.T) []string {
 		}
 	}
 	for _, source := range [][]string{{"link", "ip", "-oneline", "link"}, {"mount", "cat", "/proc/self/mountinfo"},
-		{"cgroup", "find", "/sys/fs/cgroup", "-type", "d"}, {"address", "ip", "-oneline", "address"}, {"route", "ip", "route"}} {
+		{"cgroup", "find", "/sys/fs/cgroup", "-type", "d"}, {"address", "ip", "-oneline", "address"}, {"route", "ip",
+			"route"}} {
 		out, err := exec.Command(source[1], source[2:]...).Output()
 		if err != nil && source[0] != "cgroup" { // others' cgroups may vanish while find looks at them
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(string(out)) {
 			// Names are cut where an interface name ends; the state directory's name does not hold the cluster's.
-			if strings.Contains(line, cleanName+"/") || strings.Contains(line, cleanName+"-host") || strings.Contains(line, c.dir) ||
+			if strings.Contains(line, cleanName+"/") || strings.Contains(line, cleanName+"-host") ||
+				strings.Contains(line, c.dir) ||
 				strings.HasSuffix(strings.TrimSpace(line), "/"+cleanName) {
 				left = append(left, source[0]+" "+strings.TrimSpace(line))
 			}
@@ -197,7 +199,8 @@ func (c *testCluster) startPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range record.Nodes {
-		pod := fmt.Sprintf(`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"on-%s"},"spec":{"nodeName":%q,"hostNetwork":true,
+		pod := fmt.Sprintf(
+			`{"apiVersion":"v1","kind":"Pod","metadata":{"name":"on-%s"},"spec":{"nodeName":%q,"hostNetwork":true,
 			"containers":[{"name":"c","image":%q,"imagePullPolicy":"IfNotPresent","securityContext":{"privileged":true},
 			"command":["sh","-c","trap : TERM; mount -t tmpfs tmpfs /tmp; while :; do sleep 1000; done"],
 			"volumeMounts":[{"name":"scratch","mountPath":"/scratch","mountPropagation":"Bidirectional"}]}],
@@ -216,7 +219,8 @@ func (c *testCluster) startPod(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.run(t, exec.Command(record.Kubectl(), "--kubeconfig", record.Kubeconfig(), "wait", "--for=condition=Ready", "--timeout=90s", "pod/on-"+n.Name))
+		c.run(t, exec.Command(record.Kubectl(), "--kubeconfig", record.Kubeconfig(), "wait", "--for=condition=Ready",
+			"--timeout=90s", "pod/on-"+n.Name))
 	}
 }
 
@@ -248,10 +252,12 @@ func TestDownAfterDamage(t *testing.T) {
 	c.down(t)
 }
 
-// TestCrash ends `up` without warning at several moments: `down` leaves nothing, and `up` on top of the leftovers works.
+// TestCrash ends `up` without warning at several moments: `down` leaves nothing, and `up` on top of the leftovers
+// works.
 func TestCrash(t *testing.T) {
 	c := newTestCluster(t)
-	for _, moment := range []string{"state.json", "logs/etcd.log", "logs/kube-apiserver.log", "images/agnhost.tar", "logs/node1-ovsdb-server.log",
+	for _, moment := range []string{"state.json", "logs/etcd.log", "logs/kube-apiserver.log", "images/agnhost.tar",
+		"logs/node1-ovsdb-server.log",
 		"logs/node2-containerd.log", "logs/node2-kubelet.log"} {
 		t.Run("at "+moment, func(t *testing.T) {
 			c.crash(t, moment)

@@ -37,9 +37,12 @@ func demand(t *testing.T, args []string, want ...string) {
 func TestArguments(t *testing.T) {
 	dir := paths("/s")
 	for family, want := range map[state.IPFamily]struct{ cidrs, services, mask []string }{
-		state.IPv4: {[]string{"--cluster-cidr=10.244.0.0/16"}, []string{"--service-cluster-ip-range=10.96.0.0/16"}, []string{"--node-cidr-mask-size=24"}},
-		state.IPv6: {[]string{"--cluster-cidr=fd10:244::/56"}, []string{"--service-cluster-ip-range=fd10:96::/112"}, []string{"--node-cidr-mask-size=64"}},
-		state.Dual: {[]string{"--cluster-cidr=10.244.0.0/16,fd10:244::/56"}, []string{"--service-cluster-ip-range=10.96.0.0/16,fd10:96::/112"},
+		state.IPv4: {[]string{"--cluster-cidr=10.244.0.0/16"}, []string{"--service-cluster-ip-range=10.96.0.0/16"},
+			[]string{"--node-cidr-mask-size=24"}},
+		state.IPv6: {[]string{"--cluster-cidr=fd10:244::/56"}, []string{"--service-cluster-ip-range=fd10:96::/112"},
+			[]string{"--node-cidr-mask-size=64"}},
+		state.Dual: {[]string{"--cluster-cidr=10.244.0.0/16,fd10:244::/56"},
+			[]string{"--service-cluster-ip-range=10.96.0.0/16,fd10:96::/112"},
 			[]string{"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64"}},
 	} {
 		args := controllerManagerArgs(dir, plan(family))
@@ -55,11 +58,14 @@ func TestArguments(t *testing.T) {
 		}
 		demand(t, apiServerArgs(dir, plan(family)), want.services...)
 	}
-	demand(t, apiServerArgs(dir, plan(state.IPv6)), "--advertise-address=fd57:6566:74::1", "--etcd-servers=https://[fd57:6566:74::1]:2379",
-		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP")
+	demand(t, apiServerArgs(dir, plan(state.IPv6)), "--advertise-address=fd57:6566:74::1",
+		"--etcd-servers=https://[fd57:6566:74::1]:2379",
+		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+		"--kubelet-preferred-address-types=InternalIP")
 	demand(t, etcdArgs(dir, plan(state.IPv6)), "--listen-client-urls=https://[fd57:6566:74::1]:2379", "--client-cert-auth")
 	n := state.Node{Name: "node2", Addrs: state.Addrs(plan(state.Dual).Node(1))}
-	demand(t, kubeletArgs(dir, n, 1), "--node-ip=172.30.0.12,fd57:6566:74::c", "--node-labels=topology.kubernetes.io/region=lab,topology.kubernetes.io/zone=zone-b")
+	demand(t, kubeletArgs(dir, n, 1), "--node-ip=172.30.0.12,fd57:6566:74::c",
+		"--node-labels=topology.kubernetes.io/region=lab,topology.kubernetes.io/zone=zone-b")
 }
 
 func TestAPIServerNames(t *testing.T) {
@@ -117,7 +123,8 @@ func TestWriteCredentials(t *testing.T) {
 		if server := config.Clusters[0].Cluster["server"]; server != "https://172.30.0.1:6443" {
 			t.Errorf("%s's server is %q", user, server)
 		}
-		for _, file := range []string{config.Clusters[0].Cluster["certificate-authority"], config.Users[0].User["client-certificate"], config.Users[0].User["client-key"]} {
+		for _, file := range []string{config.Clusters[0].Cluster["certificate-authority"],
+			config.Users[0].User["client-certificate"], config.Users[0].User["client-key"]} {
 			if _, err := os.Stat(file); err != nil {
 				t.Errorf("%s's kubeconfig: %v", user, err)
 			}
@@ -202,7 +209,8 @@ func TestComponents(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, change := range []struct{ file, text string }{
-		{"go.mod", "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"}, {"go.mod", "require k8s.io/kubernetes v1.34.4\n"}, {"go.sum", "other\n"}, {"e2e/e2e_test.go", "package e2e\n"},
+		{"go.mod", "require (\n\tk8s.io/kubernetes v1.34.4 // indirect\n)\n"}, {"go.mod",
+			"require k8s.io/kubernetes v1.34.4\n"}, {"go.sum", "other\n"}, {"e2e/e2e_test.go", "package e2e\n"},
 	} {
 		if err := os.WriteFile(filepath.Join(module, change.file), []byte(change.text), 0o644); err != nil {
 			t.Fatal(err)
@@ -251,10 +259,12 @@ func TestRenderDNS(t *testing.T) {
 				t.Fatal(err)
 			}
 			if s.ClusterIP != want.ips[0] || !slices.Equal(s.ClusterIPs, want.ips) || *s.IPFamilyPolicy != want.policy {
-				t.Errorf("%s: cluster IPs %s and %q, %s; want %q, %s", family, s.ClusterIP, s.ClusterIPs, *s.IPFamilyPolicy, want.ips, want.policy)
+				t.Errorf("%s: cluster IPs %s and %q, %s; want %q, %s", family, s.ClusterIP, s.ClusterIPs, *s.IPFamilyPolicy,
+					want.ips, want.policy)
 			}
 		}
-		if want := map[string]int{"ServiceAccount": 1, "ClusterRole": 1, "ClusterRoleBinding": 1, "ConfigMap": 1, "Service": 1, "Deployment": 1}; !maps.Equal(kinds, want) {
+		if want := map[string]int{"ServiceAccount": 1, "ClusterRole": 1, "ClusterRoleBinding": 1, "ConfigMap": 1,
+			"Service": 1, "Deployment": 1}; !maps.Equal(kinds, want) {
 			t.Errorf("%s: objects %v, want %v", family, kinds, want)
 		}
 	}
@@ -271,7 +281,8 @@ func TestProgress(t *testing.T) {
 		t.Errorf("step returned %v, want what the function returned", err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 2 || !strings.Contains(lines[0], "✓ first: 2 done") || !strings.Contains(lines[1], "✗ second failed") {
+	if len(lines) != 2 || !strings.Contains(lines[0], "✓ first: 2 done") ||
+		!strings.Contains(lines[1], "✗ second failed") {
 		t.Errorf("printed:\n%s", out.String())
 	}
 	if strings.Contains(out.String(), "\x1b") {
@@ -307,7 +318,8 @@ func TestPollStopsWhenHopeless(t *testing.T) {
 
 func TestFindCrash(t *testing.T) {
 	pod := func(container string, restarts int, waiting string) string {
-		return fmt.Sprintf(`{"items":[{"metadata":{"name":"p"},"status":{%q:[{"name":"c","restartCount":%d,"state":{"waiting":{"reason":%q}}}]}}]}`, container, restarts, waiting)
+		return fmt.Sprintf(
+			`{"items":[{"metadata":{"name":"p"},"status":{%q:[{"name":"c","restartCount":%d,"state":{"waiting":{"reason":%q}}}]}}]}`, container, restarts, waiting)
 	}
 	for _, c := range []struct {
 		pods  string
@@ -334,8 +346,11 @@ func TestWaitReadyNoticesTheEnd(t *testing.T) {
 	exited := make(chan struct{})
 	close(exited)
 	begun := time.Now()
-	err := waitReady(t.Context(), sandbox.Running{Exited: exited}, "etcd", log, func(context.Context) error { return errors.New("not yet") })
-	if err == nil || !strings.Contains(err.Error(), "it ended") || !strings.Contains(err.Error(), "cannot bind") || !strings.Contains(err.Error(), log) {
+	err := waitReady(t.Context(), sandbox.Running{Exited: exited}, "etcd", log, func(context.Context) error {
+		return errors.New("not yet")
+	})
+	if err == nil || !strings.Contains(err.Error(), "it ended") || !strings.Contains(err.Error(), "cannot bind") ||
+		!strings.Contains(err.Error(), log) {
 		t.Errorf("waitReady: %v; want that it ended, the log's name and its end", err)
 	}
 	if time.Since(begun) > readyTimeout/2 {
@@ -351,7 +366,8 @@ func TestWhere(t *testing.T) {
 	if err := (state.Cluster{Plan: state.Plan{Name: "yours"}, Dir: w.dir}).Save(); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.resolve(); err == nil || !strings.Contains(err.Error(), `cluster "yours"`) || !strings.Contains(err.Error(), "NAME=yours") {
+	if err := w.resolve(); err == nil || !strings.Contains(err.Error(), `cluster "yours"`) ||
+		!strings.Contains(err.Error(), "NAME=yours") {
 		t.Errorf("another cluster's state directory: %v", err)
 	}
 	// The record is not needed to remove a cluster, so a broken one must not be in the way.
@@ -367,7 +383,8 @@ func TestWhere(t *testing.T) {
 }
 
 func TestProportionalSize(t *testing.T) {
-	if got := proportionalSize([]byte("00400000-7ff rollup\nRss:   900 kB\nPss:                 123 kB\nPss_Dirty: 5 kB\n")); got != 123<<10 {
+	if got := proportionalSize(
+		[]byte("00400000-7ff rollup\nRss:   900 kB\nPss:                 123 kB\nPss_Dirty: 5 kB\n")); got != 123<<10 {
 		t.Errorf("proportionalSize = %d, want 123 KiB", got)
 	}
 }
@@ -375,7 +392,9 @@ func TestProportionalSize(t *testing.T) {
 func TestExecEnv(t *testing.T) {
 	env := execEnv([]string{"PATH=/old", "HOME=/root"}, state.Cluster{Dir: "/s"})
 	demand(t, env, "HOME=/root", "KUBECONFIG=/s/kubeconfig", "CONTAINERD_NAMESPACE=k8s.io")
-	if path := env[slices.IndexFunc(env, func(v string) bool { return strings.HasPrefix(v, "PATH=") })]; !strings.HasPrefix(path, "PATH=/s/bin:") || slices.Contains(env, "PATH=/old") {
+	if path := env[slices.IndexFunc(env, func(v string) bool {
+		return strings.HasPrefix(v, "PATH=")
+	})]; !strings.HasPrefix(path, "PATH=/s/bin:") || slices.Contains(env, "PATH=/old") {
 		t.Errorf("environment %q; want one PATH that begins with the cluster's programs", env)
 	}
 }

@@ -28,16 +28,19 @@ type component struct {
 
 var (
 	kubernetes = component{
-		what: "etcd and Kubernetes", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags, packages: "tool",
-		programs: []string{"agnhost", "etcd", "ginkgo", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet"},
-		rename:   map[string]string{"server": "etcd"},
+		what: "etcd and Kubernetes", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags,
+		packages: "tool",
+		programs: []string{"agnhost", "etcd", "ginkgo", "kube-apiserver", "kube-controller-manager", "kube-scheduler",
+			"kubectl", "kubelet"},
+		rename: map[string]string{"server": "etcd"},
 	}
 	upstreamTests = component{
 		what: "Kubernetes' own end-to-end tests", dir: "components", requires: "k8s.io/kubernetes", flags: kubernetesFlags,
 		packages: "./e2e", test: true, programs: []string{"e2e.test"},
 	}
 	coreDNS = component{
-		what: "CoreDNS", dir: "components/coredns", requires: "github.com/coredns/coredns", packages: ".", programs: []string{"coredns"},
+		what: "CoreDNS", dir: "components/coredns", requires: "github.com/coredns/coredns", packages: ".", programs: []string{
+			"coredns"},
 		flags: func(string) []string { return []string{"-trimpath", "-ldflags", "-s -w"} },
 	}
 )
@@ -64,8 +67,8 @@ func buildAll(ctx context.Context, p *progress, repo string) error {
 	return nil
 }
 
-// ensure returns the directory of the component's programs, and builds them if they are not there. The directory's name depends
-// on everything that the programs are made from, and it appears whole or not at all.
+// ensure returns the directory of the component's programs, and builds them if they are not there. The directory's name
+// depends on everything that the programs are made from, and it appears whole or not at all.
 func (c component) ensure(ctx context.Context, p *progress, repo string) (string, error) {
 	module := filepath.Join(repo, "test", c.dir)
 	version, hash, err := c.read(module)
@@ -118,7 +121,8 @@ func kubernetesFlags(version string) []string {
 	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
 	minor, _, _ := strings.Cut(rest, ".")
 	const pkg = "-X k8s.io/component-base/version."
-	return []string{"-trimpath", "-ldflags", "-s -w " + pkg + "gitVersion=" + version + " " + pkg + "gitMajor=" + major + " " + pkg + "gitMinor=" + minor}
+	return []string{"-trimpath", "-ldflags", "-s -w " + pkg + "gitVersion=" + version + " " + pkg + "gitMajor=" + major +
+		" " + pkg + "gitMinor=" + minor}
 }
 
 func (c component) complete(dir string) bool {
@@ -144,7 +148,9 @@ func (c component) build(ctx context.Context, module, version, dir string, detai
 		return nil // another clone has built them while we waited
 	}
 	tmp := filepath.Join(parent, "building")
-	for _, f := range []func() error{func() error { return os.RemoveAll(tmp) }, func() error { return os.Mkdir(tmp, 0o755) }} {
+	for _, f := range []func() error{func() error { return os.RemoveAll(tmp) }, func() error {
+		return os.Mkdir(tmp, 0o755)
+	}} {
 		if err := f(); err != nil {
 			return fmt.Errorf("build the components: %w", err)
 		}

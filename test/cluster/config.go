@@ -20,13 +20,14 @@ func writeKubeconfig(path string, plan state.Plan, ca string, user pki.Pair) err
 			"server": plan.APIServer(), "certificate-authority": ca}}},
 		"users": []any{map[string]any{"name": plan.Name, "user": map[string]any{
 			"client-certificate": user.Cert, "client-key": user.Key}}},
-		"contexts": []any{map[string]any{"name": plan.Name, "context": map[string]any{"cluster": plan.Name, "user": plan.Name}}},
+		"contexts": []any{map[string]any{"name": plan.Name, "context": map[string]any{"cluster": plan.Name,
+			"user": plan.Name}}},
 	}
 	return writeYAML(path, config)
 }
 
-// containerdConfig is the configuration of Debian 12's containerd 1.6. Everything is where a host installation has it, since a
-// node has those places to itself.
+// containerdConfig is the configuration of Debian 12's containerd 1.6. Everything is where a host installation has it,
+// since a node has those places to itself.
 func containerdConfig() string {
 	return fmt.Sprintf(`version = 2
 disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs"]
@@ -78,7 +79,8 @@ func kubeletConfig(dir paths, plan state.Plan, n state.Node) map[string]any {
 		"serializeImagePulls":      false,
 		// The nodes share one machine's disk and memory: how full those are says nothing about a node.
 		"imageGCHighThresholdPercent": 100,
-		"evictionHard":                map[string]any{"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%", "imagefs.available": "0%"},
+		"evictionHard": map[string]any{"memory.available": "0%", "nodefs.available": "0%",
+			"nodefs.inodesFree": "0%", "imagefs.available": "0%"},
 	}
 }
 

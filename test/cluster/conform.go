@@ -40,7 +40,8 @@ type conformanceOptions struct {
 func conformanceCommand(w *where) *cobra.Command {
 	var o conformanceOptions
 	cmd := &cobra.Command{
-		Use: "conformance", Short: "Run Kubernetes' own specs of sig-network against the cluster; it has to be without other load", Args: cobra.NoArgs,
+		Use: "conformance", Short: "Run Kubernetes' own specs of sig-network against the cluster; it has to be without " +
+			"other load", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := w.load()
 			if err != nil {
@@ -49,7 +50,8 @@ func conformanceCommand(w *where) *cobra.Command {
 			return conform(cmd.Context(), newProgress(os.Stdout), c, o)
 		},
 	}
-	cmd.Flags().StringVar(&o.focus, "focus", "services", "which specs: services, netpol, ci, or a regular expression over their names")
+	cmd.Flags().StringVar(&o.focus, "focus", "services",
+		"which specs: services, netpol, ci, or a regular expression over their names")
 	cmd.Flags().IntVar(&o.procs, "procs", 4, "how many specs run at once")
 	cmd.Flags().StringVar(&o.out, "out", filepath.Join("dist", "conformance"), "directory of the results")
 	return cmd
@@ -86,16 +88,18 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(c.Components, "ginkgo"),
 		fmt.Sprintf("--procs=%d", o.procs), "--timeout="+conformanceTimeout, "--no-color", "-v",
-		"--output-dir="+dir, "--junit-report="+filepath.Base(report), "--focus="+focus, "--label-filter="+conformance.Filter(c.Plan.Family),
+		"--output-dir="+dir, "--junit-report="+filepath.Base(report), "--focus="+focus, "--label-filter="+conformance.Filter(
+			c.Plan.Family),
 		filepath.Join(tests, "e2e.test"), "--",
 		"--kubeconfig="+c.Kubeconfig(), "--provider=skeleton", "--allowed-not-ready-nodes=-1", "--disable-log-dump",
 		// Only the first of Ginkgo's processes counts them; specs of the others would skip themselves.
 		fmt.Sprintf("--num-nodes=%d", len(c.Nodes)))
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = conformanceGrace
-	runErr := p.step(fmt.Sprintf("Specs %q, %d at once; they print to %s", o.focus, o.procs, log), func(detail func(string)) error {
-		return runLogged(cmd, log, detail)
-	})
+	runErr := p.step(fmt.Sprintf("Specs %q, %d at once; they print to %s", o.focus, o.procs, log),
+		func(detail func(string)) error {
+			return runLogged(cmd, log, detail)
+		})
 	specs, err := conformance.Read(report)
 	if err != nil {
 		return fmt.Errorf("no result: %w; %w; the end of %s:\n%s", runErr, err, log, tail(log))
@@ -122,7 +126,8 @@ func checkImage(ctx context.Context, tests string) error {
 		return fmt.Errorf("list the images of the specs: %w", err)
 	}
 	if !slices.Contains(strings.Fields(string(out)), image.UpstreamAgnhost) {
-		return fmt.Errorf("the specs do not use %s: write the version that they use into image/contents.go", image.UpstreamAgnhost)
+		return fmt.Errorf("the specs do not use %s: write the version that they use into image/contents.go",
+			image.UpstreamAgnhost)
 	}
 	return nil
 }

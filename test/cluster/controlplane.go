@@ -41,7 +41,8 @@ func (d paths) node(name string, parts ...string) string {
 // apiServerNames are what the API server's certificate is valid for.
 func apiServerNames(plan state.Plan) pki.Request {
 	r := pki.Request{Name: "apiserver", User: "kube-apiserver",
-		DNS:   []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + clusterDomain, "localhost"},
+		DNS: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc",
+			"kubernetes.default.svc." + clusterDomain, "localhost"},
 		Addrs: append(state.Addrs(plan.ControlPlane()), plan.KubernetesServices()...)}
 	return r
 }
@@ -137,7 +138,8 @@ func etcdArgs(dir paths, plan state.Plan) []string {
 
 func apiServerArgs(dir paths, plan state.Plan) []string {
 	host := plan.ControlPlane()[0].Addr()
-	serving, kubelet, etcd, proxy := dir.cert("apiserver"), dir.cert("apiserver-kubelet"), dir.cert("apiserver-etcd"), dir.cert("front-proxy")
+	serving, kubelet, etcd, proxy := dir.cert("apiserver"), dir.cert("apiserver-kubelet"), dir.cert("apiserver-etcd"),
+		dir.cert("front-proxy")
 	return []string{
 		"--advertise-address=" + host.String(),
 		"--bind-address=" + host.String(),
@@ -215,7 +217,8 @@ func startMember(ctx context.Context, c state.Cluster, name string, addrs []neti
 
 // startControlPlane starts etcd and the three Kubernetes programs, and what gives them routes to pods. It returns
 // when the API server is ready.
-func startControlPlane(ctx context.Context, repo string, c state.Cluster, detail func(string)) (map[string]sandbox.Process, error) {
+func startControlPlane(ctx context.Context, repo string, c state.Cluster,
+	detail func(string)) (map[string]sandbox.Process, error) {
 	dir, plan := paths(c.Dir), c.Plan
 	routes, err := testenv.Program(ctx, repo, "./test/cluster/routes", dir.join("bin"))
 	if err != nil {
@@ -238,7 +241,8 @@ func startControlPlane(ctx context.Context, repo string, c state.Cluster, detail
 	}
 	component := func(program string) string { return filepath.Join(c.Components, program) }
 	etcdReady := func(ctx context.Context) error {
-		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addrPort(plan.ControlPlane()[0].Addr(), etcdPort))
+		conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "tcp", addrPort(plan.ControlPlane()[0].Addr(),
+			etcdPort))
 		if err != nil {
 			return err
 		}

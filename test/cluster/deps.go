@@ -55,7 +55,8 @@ func checkMachine(d datapath.Datapath) error {
 		return errors.New("a cluster needs root: it makes namespaces, cgroups and network devices")
 	}
 	if missing := missingPackages(exec.LookPath); len(missing) > 0 {
-		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `make deps`", strings.Join(missing, " "))
+		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `make deps`",
+			strings.Join(missing, " "))
 	}
 	return d.Available()
 }
@@ -66,8 +67,8 @@ const (
 	policyText = "#!/bin/sh\n# Put here by Weft's test/cluster while it installs packages: start no service.\nexit 101\n"
 )
 
-// installPackages installs what is missing. The packages' system services are not needed, every node runs its own, so they
-// are not started.
+// installPackages installs what is missing. The packages' system services are not needed, every node runs its own, so
+// they are not started.
 func installPackages(ctx context.Context, p *progress) error {
 	missing := missingPackages(exec.LookPath)
 	if len(missing) == 0 {
@@ -82,7 +83,8 @@ func installPackages(ctx context.Context, p *progress) error {
 	if err != nil {
 		return err
 	}
-	err = errors.Join(apt(ctx, "update"), apt(ctx, append([]string{"install", "--yes", "--no-install-recommends"}, missing...)...))
+	err = errors.Join(apt(ctx, "update"), apt(ctx, append([]string{"install", "--yes", "--no-install-recommends"},
+		missing...)...))
 	if err := errors.Join(err, restore()); err != nil {
 		return err
 	}

@@ -60,7 +60,8 @@ func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
 	}
 	return p.step("CoreDNS", func(detail func(string)) error {
 		err := poll(ctx, dnsTimeout, func(ctx context.Context) error {
-			ready, err := kubectl(ctx, c, "--namespace="+dnsNamespace, "get", "deployment", "coredns", "--output=jsonpath={.status.readyReplicas}/{.spec.replicas}")
+			ready, err := kubectl(ctx, c, "--namespace="+dnsNamespace, "get", "deployment", "coredns",
+				"--output=jsonpath={.status.readyReplicas}/{.spec.replicas}")
 			if err != nil {
 				return err
 			}

@@ -12,9 +12,10 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// contents are all the names that the tool makes in a state directory; state.json goes last, so that an interrupted removal
-// is seen and finished.
-var contents = []string{"bin", "dns.yaml", "etcd", "images", "kubeconfig", "logs", "nodes", "pki", "weft.yaml", "state.json.new", "state.json"}
+// contents are all the names that the tool makes in a state directory; state.json goes last, so that an interrupted
+// removal is seen and finished.
+var contents = []string{"bin", "dns.yaml", "etcd", "images", "kubeconfig", "logs", "nodes", "pki", "weft.yaml",
+	"state.json.new", "state.json"}
 
 const lockFile = "lock"
 

@@ -2,8 +2,9 @@
 // registry or a virtual machine: in sandboxes (see test/lab/sandbox), one with etcd and the control plane, and per
 // node one with Open vSwitch, containerd, runc and kubelet.
 //
-// What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no record
-// to find it. The record in the state directory (see test/cluster/state) is for the other commands and for tests.
+// What stands is owned by its processes' cgroups, not by this program: `up` starts it and ends, and `down` needs no
+// record to find it. The record in the state directory (see test/cluster/state) is for the other commands and for
+// tests.
 package main
 
 import (
@@ -35,10 +36,12 @@ func main() {
 }
 
 func command() *cobra.Command {
-	root := &cobra.Command{Use: "cluster", Short: "A real Kubernetes cluster on this machine", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "cluster", Short: "A real Kubernetes cluster on this machine", SilenceUsage: true,
+		SilenceErrors: true}
 	var w where
 	root.PersistentFlags().StringVar(&w.dir, "dir", ".cluster", "state directory")
-	root.PersistentFlags().StringVar(&w.name, "name", defaultName, "name of the cluster; several stand side by side, each with its own state directory")
+	root.PersistentFlags().StringVar(&w.name, "name", defaultName,
+		"name of the cluster; several stand side by side, each with its own state directory")
 	root.PersistentPreRunE = func(*cobra.Command, []string) error { return w.resolve() }
 	root.AddCommand(upCommand(&w), downCommand(&w), loadCommand(&w), execCommand(&w), conformanceCommand(&w),
 		&cobra.Command{
@@ -58,7 +61,8 @@ func command() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside other work", Args: cobra.NoArgs,
+			Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside " +
+				"other work", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				repo, err := testenv.Repository()
 				if err != nil {
@@ -89,7 +93,9 @@ func (w *where) resolve() (err error) {
 	}
 	// Commands that need the record complain about a missing or broken one themselves; up and down do without.
 	if c, err := state.Load(w.dir); err == nil && c.Plan.Name != w.name {
-		return fmt.Errorf("%s is the state directory of cluster %q, not of %q: give --name %[2]s (NAME=%[2]s) or another --dir", w.dir, c.Plan.Name, w.name)
+		return fmt.Errorf(
+			"%s is the state directory of cluster %q, not of %q: give --name %[2]s (NAME=%[2]s) or another --dir", w.dir,
+			c.Plan.Name, w.name)
 	}
 	return nil
 }
@@ -131,7 +137,8 @@ func upCommand(w *where) *cobra.Command {
 	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
 	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve or vxlan")
-	flags.StringVar((*string)(&o.datapath), "datapath", string(datapath.Netdev), "Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
+	flags.StringVar((*string)(&o.datapath), "datapath", string(datapath.Netdev),
+		"Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")
@@ -176,7 +183,8 @@ func loadCommand(w *where) *cobra.Command {
 func execCommand(w *where) *cobra.Command {
 	var node string
 	cmd := &cobra.Command{
-		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of " + state.ControlPlaneName + " or " + state.OutsideName,
+		Use: "exec --node NAME -- COMMAND…", Short: "Run a command in a node's namespaces, or in those of " +
+			state.ControlPlaneName + " or " + state.OutsideName,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			c, err := w.load()
@@ -211,5 +219,6 @@ func execEnv(env []string, c state.Cluster) []string {
 	path := "PATH=" + paths(c.Dir).join("bin") + ":" + os.Getenv("PATH")
 	return append(slices.DeleteFunc(slices.Clone(env), func(v string) bool { return strings.HasPrefix(v, "PATH=") }),
 		path, "KUBECONFIG="+c.Kubeconfig(), "CONTAINERD_NAMESPACE=k8s.io",
-		"CONTAINERD_ADDRESS=/run/containerd/containerd.sock", "CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock")
+		"CONTAINERD_ADDRESS=/run/containerd/containerd.sock",
+		"CONTAINER_RUNTIME_ENDPOINT=unix:///run/containerd/containerd.sock")
 }

@@ -26,9 +26,10 @@ func ovsTimeout() string {
 	return fmt.Sprintf("--timeout=%.0f", testenv.Patience(20*time.Second).Seconds())
 }
 
-// onDisk are the directories of a node that are empty at first, whatever the machine has there, and that are kept in the
-// state directory instead of memory.
-var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/log/openvswitch", "/var/log/pods"}
+// onDisk are the directories of a node that are empty at first, whatever the machine has there, and that are kept in
+// the state directory instead of memory.
+var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet",
+	"/var/log/openvswitch", "/var/log/pods"}
 
 // copyOnWrite are the directories that a node may change for itself.
 var copyOnWrite = []string{"/etc", "/opt", "/var/lib", "/var/log"}
@@ -85,7 +86,8 @@ func hostsFile(plan state.Plan, index int) string {
 // startNode starts one node up to its container runtime: namespaces, Open vSwitch, the node's addresses and containerd.
 func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, error) {
 	dir, plan := paths(c.Dir), c.Plan
-	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)), Processes: map[string]sandbox.Process{}}
+	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)),
+		Processes: map[string]sandbox.Process{}}
 	files, err := nodeFiles(dir, plan, index)
 	if err != nil {
 		return n, err
@@ -125,7 +127,8 @@ func startOVS(ctx context.Context, dir paths, n state.Node) error {
 		return err
 	}
 	daemon := func(program string, ready func(context.Context) error, args ...string) error {
-		d := sandbox.Daemon{Args: slices.Concat([]string{program}, args, []string{"--pidfile", "--log-file", "-vconsole:off"}), Nice: sandbox.OVSNice}
+		d := sandbox.Daemon{Args: slices.Concat([]string{program}, args, []string{"--pidfile", "--log-file",
+			"-vconsole:off"}), Nice: sandbox.OVSNice}
 		return startOnNode(ctx, dir, n, d, ready)
 	}
 	socket := "unix:" + ovsRunDir + "/db.sock"
@@ -152,7 +155,8 @@ func startContainerd(ctx context.Context, dir paths, n state.Node) error {
 }
 
 // startOnNode starts a daemon on a node, records it and waits until it is ready. Its log is among the cluster's.
-func startOnNode(ctx context.Context, dir paths, n state.Node, d sandbox.Daemon, ready func(context.Context) error) error {
+func startOnNode(ctx context.Context, dir paths, n state.Node, d sandbox.Daemon,
+	ready func(context.Context) error) error {
 	name := filepath.Base(d.Args[0])
 	d.Log = dir.log(n.Name + "-" + name)
 	running, err := n.Sandbox.StartDaemon(d)
@@ -189,8 +193,8 @@ func startKubelet(ctx context.Context, c state.Cluster, n state.Node, index int)
 	})
 }
 
-// startOutside starts the host beyond the nodes. It has no route but to its own network: what it answers must come from a
-// node's address.
+// startOutside starts the host beyond the nodes. It has no route but to its own network: what it answers must come from
+// a node's address.
 func startOutside(ctx context.Context, c state.Cluster) (state.Outside, error) {
 	out := state.Outside{Addrs: state.Addrs(c.Plan.Outside()), Beyond: c.Plan.Beyond()}
 	var err error

@@ -28,14 +28,16 @@ func status(ctx context.Context, out io.Writer, c state.Cluster) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d MiB\n", name, addrs, condition, dead(processes), len(pids), memory(pids)>>20)
+		_, err = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%d MiB\n", name, addrs, condition, dead(processes), len(pids),
+			memory(pids)>>20)
 		return err
 	}
 	condition := "Ready"
 	if err != nil {
 		condition = "NotReady"
 	}
-	if err := row(state.ControlPlaneName, list(state.Addrs(c.Plan.ControlPlane())), condition, c.Processes, c.ControlPlane.Cgroup()); err != nil {
+	if err := row(state.ControlPlaneName, list(state.Addrs(c.Plan.ControlPlane())), condition, c.Processes,
+		c.ControlPlane.Cgroup()); err != nil {
 		return err
 	}
 	for _, n := range c.Nodes {
@@ -51,7 +53,8 @@ func status(ctx context.Context, out io.Writer, c state.Cluster) error {
 		}
 	}
 	outside := map[string]sandbox.Process{"host": c.Outside.Sandbox.Holder}
-	if err := row(state.OutsideName, list(slices.Concat(c.Outside.Addrs, c.Outside.Beyond)), "-", outside, c.Outside.Sandbox.Cgroup()); err != nil {
+	if err := row(state.OutsideName, list(slices.Concat(c.Outside.Addrs, c.Outside.Beyond)), "-", outside,
+		c.Outside.Sandbox.Cgroup()); err != nil {
 		return err
 	}
 	fmt.Fprintf(table, "\nkubeconfig\t%s\nAPI server\t%s\n", c.Kubeconfig(), c.APIServer)

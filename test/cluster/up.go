@@ -70,17 +70,23 @@ func up(ctx context.Context, p *progress, o upOptions) error {
 			return err
 		}
 	}
-	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, Datapath: o.datapath, APIServer: o.plan.APIServer(), Components: components}
+	c := state.Cluster{Plan: o.plan, Dir: o.dir, Created: time.Now(), Tunnel: o.tunnel, Datapath: o.datapath,
+		APIServer: o.plan.APIServer(), Components: components}
 	if err := start(ctx, p, repo, &c, o, dns); err != nil {
-		p.print("What has been started stays for inspection, with its logs in " + paths(o.dir).join("logs") + "; `make cluster-down` removes it.")
+		p.print("What has been started stays for inspection, with its logs in " + paths(o.dir).join("logs") +
+			"; `make cluster-down` removes it.")
 		return err
 	}
-	p.print(fmt.Sprintf("Cluster %q is up after %s: export KUBECONFIG=%s", o.plan.Name, seconds(time.Since(p.begun)), c.Kubeconfig()))
+	p.print(fmt.Sprintf("Cluster %q is up after %s: export KUBECONFIG=%s", o.plan.Name, seconds(time.Since(p.begun)),
+		c.Kubeconfig()))
 	return nil
 }
 
 func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o upOptions, dns string) error {
-	if err := p.step("Underlay, hosts beside the nodes and certificates", func(func(string)) error { return prepare(ctx, c, o.nodes) }); err != nil {
+	if err := p.step("Underlay, hosts beside the nodes and certificates", func(func(string)) error {
+		return prepare(ctx, c,
+			o.nodes)
+	}); err != nil {
 		return err
 	}
 	err := p.step("Control plane", func(detail func(string)) (err error) {
@@ -101,9 +107,10 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if o.image != "" {
 		images = append(images, o.image)
 	}
-	err = p.step(fmt.Sprintf("%d nodes: Open vSwitch, containerd, images, kubelet", o.nodes), func(detail func(string)) error {
-		return startNodes(ctx, c, o.nodes, images, detail)
-	})
+	err = p.step(fmt.Sprintf("%d nodes: Open vSwitch, containerd, images, kubelet", o.nodes),
+		func(detail func(string)) error {
+			return startNodes(ctx, c, o.nodes, images, detail)
+		})
 	if err := errors.Join(err, c.Save()); err != nil {
 		return err
 	}
@@ -163,7 +170,8 @@ func checkUnderlayFree(plan state.Plan) error {
 		addr, ok := netip.AddrFromSlice(a.IP)
 		for _, underlay := range plan.Underlay() {
 			if ok && underlay.Contains(addr.Unmap()) {
-				return fmt.Errorf("the machine has the address %s on link %q, inside the underlay %s of cluster %q: choose another --name, which gets another underlay",
+				return fmt.Errorf("the machine has the address %s on link %q, inside the underlay %s of cluster %q: choose "+
+					"another --name, which gets another underlay",
 					a.IPNet, a.Label, underlay, plan.Name)
 			}
 		}
@@ -171,9 +179,10 @@ func checkUnderlayFree(plan state.Plan) error {
 	return nil
 }
 
-// writeImages makes the images that every node has from the start, and returns their tars. dns is CoreDNS's directory, if it is
-// to run.
-func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost bool, dns string) (tars []string, err error) {
+// writeImages makes the images that every node has from the start, and returns their tars. dns is CoreDNS's directory,
+// if it is to run.
+func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost bool, dns string) (tars []string,
+	err error) {
 	dir := paths(c.Dir)
 	pause, err := testenv.Program(ctx, repo, "./test/cluster/pause", dir.join("bin"))
 	if err != nil {
@@ -199,7 +208,8 @@ func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost 
 	return tars, nil
 }
 
-// startNodes starts all nodes at once and returns when each is registered. What was started is in c, also after an error.
+// startNodes starts all nodes at once and returns when each is registered. What was started is in c, also after an
+// error.
 func startNodes(ctx context.Context, c *state.Cluster, count int, images []string, detail func(string)) error {
 	c.Nodes = make([]state.Node, count)
 	var registered atomic.Int32

@@ -52,7 +52,8 @@ func poll(ctx context.Context, timeout time.Duration, condition func(context.Con
 }
 
 // waitReady waits until a program that was just started answers, and gives up at once when it ends.
-func waitReady(ctx context.Context, running sandbox.Running, what, log string, ready func(context.Context) error) error {
+func waitReady(ctx context.Context, running sandbox.Running, what, log string,
+	ready func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := errors.New("it ended")

@@ -29,7 +29,8 @@ func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) 
 		if err != nil {
 			return fmt.Errorf("read Weft's manifest: %w", err)
 		}
-		text, err = manifest.Configure(text, map[string]string{"tunnelType": o.tunnel, "datapath": string(o.datapath), "apiServer": c.APIServer})
+		text, err = manifest.Configure(text, map[string]string{"tunnelType": o.tunnel, "datapath": string(o.datapath),
+			"apiServer": c.APIServer})
 		if err != nil {
 			return err
 		}
@@ -124,9 +125,11 @@ func findCrash(podList []byte) error {
 		for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 			switch reason := status.State.Waiting.Reason; {
 			case reason == "CrashLoopBackOff" && status.RestartCount >= maxRestarts:
-				return fmt.Errorf("container %s of pod %s has ended %d times: %w", status.Name, pod.Metadata.Name, status.RestartCount, errHopeless)
+				return fmt.Errorf("container %s of pod %s has ended %d times: %w", status.Name, pod.Metadata.Name,
+					status.RestartCount, errHopeless)
 			case reason == "ImagePullBackOff":
-				return fmt.Errorf("pod %s needs image %s, which its node does not have, and there is no registry (give the tar that has it with --image): %w",
+				return fmt.Errorf("pod %s needs image %s, which its node does not have, and there is no registry (give the tar "+
+					"that has it with --image): %w",
 					pod.Metadata.Name, status.Image, errHopeless)
 			}
 		}
@@ -173,7 +176,8 @@ func diagnose(ctx context.Context, c state.Cluster, namespace string) string {
 		if err != nil {
 			out += err.Error()
 		}
-		fmt.Fprintf(&b, "%s (kubectl %s):\n    %s\n", title, strings.Join(args, " "), strings.ReplaceAll(strings.TrimSpace(out), "\n", "\n    "))
+		fmt.Fprintf(&b, "%s (kubectl %s):\n    %s\n", title, strings.Join(args, " "),
+			strings.ReplaceAll(strings.TrimSpace(out), "\n", "\n    "))
 	}
 	namespace = "--namespace=" + namespace
 	show("Nodes", "get", "nodes", "--output=wide")

@@ -1,6 +1,6 @@
 // Command cnibench times CNI ADD and DEL through Weft against the reference plugins bridge and host-local: both through
-// libcni, in one run, in turns, on the same kind of fresh network namespace. It prints the medians, their ratio, and where
-// the time of Weft's goes.
+// libcni, in one run, in turns, on the same kind of fresh network namespace. It prints the medians, their ratio, and
+// where the time of Weft's goes.
 //
 // It runs in network and mount namespaces of its own and leaves nothing behind; it needs root and openvswitch-switch.
 package main
@@ -43,7 +43,8 @@ func isolate() error {
 	if err := testenv.Isolate(); err != nil {
 		return err
 	}
-	if err := errors.Join(os.MkdirAll("/run/netns", 0o755), unix.Mount("cnibench", "/run/netns", "tmpfs", 0, "")); err != nil {
+	if err := errors.Join(os.MkdirAll("/run/netns", 0o755), unix.Mount("cnibench", "/run/netns", "tmpfs", 0,
+		"")); err != nil {
 		return fmt.Errorf("mount a directory for network namespaces: %w", err)
 	}
 	return nil
@@ -70,12 +71,14 @@ func run(ctx context.Context, rounds, pods int, datapath string) (err error) {
 
 	cni := libcni.NewCNIConfigWithCacheDir([]string{bin}, filepath.Join(dir, "cache"), nil)
 	weft := &contender{name: "weft", cni: cni, phases: n.phases}
-	weft.list, err = libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "weft", "plugins": [{"type": "weft-cni", "socket": %q}]}`, n.socket))
+	weft.list, err = libcni.NetworkConfFromBytes(fmt.Appendf(nil,
+		`{"cniVersion": "1.0.0", "name": "weft", "plugins": [{"type": "weft-cni", "socket": %q}]}`, n.socket))
 	if err != nil {
 		return err
 	}
 	bridge := &contender{name: "bridge+host-local", cni: cni}
-	bridge.list, err = libcni.NetworkConfFromBytes(fmt.Appendf(nil, `{"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "bridge", "bridge": "cbr0", "isGateway": true, "mtu": 1400,
+	bridge.list, err = libcni.NetworkConfFromBytes(fmt.Appendf(nil,
+		`{"cniVersion": "1.0.0", "name": "bridge", "plugins": [{"type": "bridge", "bridge": "cbr0", "isGateway": true, "mtu": 1400,
 		"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.99.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}`, filepath.Join(dir, "ipam")))
 	if err != nil {
 		return err

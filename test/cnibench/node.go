@@ -47,7 +47,8 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 			err = errors.Join(err, n.stop())
 		}
 	}()
-	ovs, err := vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "ovs"), DataDir: filepath.Join(dir, "ovsdata")})
+	ovs, err := vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "ovs"), DataDir: filepath.Join(dir,
+		"ovsdata")})
 	if err != nil {
 		return n, err
 	}
@@ -60,10 +61,12 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	if _, err := db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: datapath}); err != nil {
 		return n, err
 	}
-	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400, UserspaceDatapath: datapath == "netdev"}
+	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400,
+		UserspaceDatapath: datapath == "netdev"}
 	// The agent's own loop, as the agent starts it: the node and its settings first.
 	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}
-	loop := programmer.New(programmer.Options{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName, ofswitch.Userspace), Log: log})
+	loop := programmer.New(programmer.Options{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), model.BridgeName,
+		ofswitch.Userspace), Log: log})
 	loop.Submit(state.SetTransport{Transport: model.Tunnel(model.Geneve)})
 	loop.Submit(state.SetNode{Node: self})
 	nft, err := host.NFTables()

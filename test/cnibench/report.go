@@ -48,7 +48,8 @@ func report(weft, bridge *contender, rounds, pods int, datapath string) {
 		weft, bridge []time.Duration
 	}{{"ADD", weft.adds, bridge.adds}, {"DEL", weft.dels, bridge.dels}} {
 		w, b := quantile(c.weft, 0.5), quantile(c.bridge, 0.5)
-		fmt.Printf("%-5s %14s %14s %7.2f   %s, %s\n", c.command, round(w), round(b), float64(w)/float64(b), round(quantile(c.weft, 0.9)), round(quantile(c.bridge, 0.9)))
+		fmt.Printf("%-5s %14s %14s %7.2f   %s, %s\n", c.command, round(w), round(b), float64(w)/float64(b),
+			round(quantile(c.weft, 0.9)), round(quantile(c.bridge, 0.9)))
 	}
 	fmt.Printf("\nWhere Weft's median goes (indented phases overlap):\n")
 	for _, c := range []struct {
@@ -56,8 +57,10 @@ func report(weft, bridge *contender, rounds, pods int, datapath string) {
 		total   time.Duration
 		phases  [][2]string
 	}{
-		{"ADD", quantile(weft.adds, 0.5), [][2]string{{"flows", "flows compiled and programmed"}, {"veth", "veth pair made"}, {"pod", "pod's end configured"}, {"port", "OVSDB port added and programmed"}}},
-		{"DEL", quantile(weft.dels, 0.5), [][2]string{{"remove-flows", "flows removed"}, {"remove-port", "OVSDB port removed"}, {"remove-link", "veth pair deleted"}}},
+		{"ADD", quantile(weft.adds, 0.5), [][2]string{{"flows", "flows compiled and programmed"}, {"veth", "veth pair made"},
+			{"pod", "pod's end configured"}, {"port", "OVSDB port added and programmed"}}},
+		{"DEL", quantile(weft.dels, 0.5), [][2]string{{"remove-flows", "flows removed"},
+			{"remove-port", "OVSDB port removed"}, {"remove-link", "veth pair deleted"}}},
 	} {
 		server := weft.phases.median(c.command + " total")
 		fmt.Printf("  %s  %-32s %10s\n", c.command, "libcni, exec, start-up, socket", round(c.total-server))

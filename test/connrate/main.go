@@ -30,7 +30,8 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "measurements of each build, of which the median counts")
 	flag.IntVar(&o.workers, "workers", 16, "connections that are under way at once")
 	flag.StringVar(&o.against, "against", "", "commit whose agent is built and measured, too")
-	flag.StringVar(&o.programs, "programs", "", "directory with weft-lab and weft-agent, and weft-agent.against of another build, instead of building them")
+	flag.StringVar(&o.programs, "programs", "",
+		"directory with weft-lab and weft-agent, and weft-agent.against of another build, instead of building them")
 	flag.StringVar(&o.buildOnly, "build", "", "build the programs into this directory, for --programs, and end")
 	flag.StringVar(&o.json, "json", "", "file for the figures")
 	flag.Parse()
@@ -106,7 +107,8 @@ func run(ctx context.Context, o options) (err error) {
 	if o.json == "" {
 		return nil
 	}
-	text, err := json.MarshalIndent(map[string]any{"datapath": o.datapath, "connections": o.count, "builds": builds}, "", "  ")
+	text, err := json.MarshalIndent(map[string]any{"datapath": o.datapath, "connections": o.count, "builds": builds}, "",
+		"  ")
 	if err != nil {
 		return err
 	}
@@ -151,7 +153,8 @@ func buildPrograms(ctx context.Context, dir, against string) (err error) {
 	if err := command(ctx, repo, "git", "worktree", "add", "--detach", "--force", tree, against); err != nil {
 		return err
 	}
-	return command(ctx, tree, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(dir, againstName), "./cmd/weft-agent")
+	return command(ctx, tree, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o",
+		filepath.Join(dir, againstName), "./cmd/weft-agent")
 }
 
 // command runs a command in a directory.

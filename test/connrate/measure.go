@@ -33,11 +33,14 @@ const (
 func manifests() string {
 	var text strings.Builder
 	for _, pod := range []struct{ name, app, node string }{
-		{"client", "client", "node1"}, {"server", "server", "node2"}, {"web-1", "web", "node1"}, {"web-2", "web", "node2"}, {"web-3", "web", "node2"},
+		{"client", "client", "node1"}, {"server", "server", "node2"}, {"web-1", "web", "node1"}, {"web-2", "web", "node2"}, {
+			"web-3", "web", "node2"},
 	} {
-		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: %s}}\nspec: {nodeName: %s, containers: [{name: c, ports: [{containerPort: 9}]}]}\n", pod.name, pod.app, pod.node)
+		fmt.Fprintf(&text,
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, labels: {app: %s}}\nspec: {nodeName: %s, containers: [{name: c, ports: [{containerPort: 9}]}]}\n", pod.name, pod.app, pod.node)
 	}
-	fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: %d}]}\n", endpoint)
+	fmt.Fprintf(&text,
+		"---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: %d}]}\n", endpoint)
 	return text.String()
 }
 
@@ -63,7 +66,8 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		down := command(context.WithoutCancel(ctx), "", o.weftLab, "down", "--name="+labName)
 		err = errors.Join(err, down)
 	}()
-	if err := command(ctx, "", o.weftLab, "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath, "--agent="+o.agentPath, "-f", file); err != nil {
+	if err := command(ctx, "", o.weftLab, "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath,
+		"--agent="+o.agentPath, "-f", file); err != nil {
 		return err
 	}
 	s, err := lab.ReadStatus(ctx, labName)
@@ -117,7 +121,8 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 // connect measures one way.
 func (o options) connect(s lab.Status, from podns.Namespace, w way) (result, error) {
 	burstOf := func(first uint16, count int) burst.Burst {
-		return burst.Burst{From: from, Proto: podns.TCP, To: w.to, FirstPort: first, Count: count, Workers: o.workers, Timeout: testenv.Patience(5 * time.Second)}
+		return burst.Burst{From: from, Proto: podns.TCP, To: w.to, FirstPort: first, Count: count, Workers: o.workers,
+			Timeout: testenv.Patience(5 * time.Second)}
 	}
 	if err := burstOf(w.first, warmUp).Run(); err != nil {
 		return result{}, err
@@ -172,7 +177,9 @@ func table(o options, builds []*build) string {
 	for _, b := range builds {
 		for _, name := range []string{"pod to pod of another node", "through a Service"} {
 			fmt.Fprintf(w, "%s\t%s\t%.0f\t%.3f\n", b.Name, name,
-				median(b.Results[name], func(r result) float64 { return r.PerSecond }), median(b.Results[name], func(r result) float64 { return r.CPU }))
+				median(b.Results[name], func(r result) float64 {
+					return r.PerSecond
+				}), median(b.Results[name], func(r result) float64 { return r.CPU }))
 		}
 	}
 	_ = w.Flush() // a strings.Builder takes all

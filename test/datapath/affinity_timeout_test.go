@@ -52,7 +52,10 @@ func (c *stickyClient) ask(w stickyWay, to netip.AddrPort) (string, error) {
 		dialer.LocalAddr = &net.UDPAddr{Port: port}
 	}
 	var conn net.Conn
-	if err := c.ns.Do(func() (err error) { conn, err = dialer.Dial(strings.ToLower(string(w.proto)), to.String()); return err }); err != nil {
+	if err := c.ns.Do(func() (err error) {
+		conn, err = dialer.Dial(strings.ToLower(string(w.proto)), to.String())
+		return err
+	}); err != nil {
 		return "", fmt.Errorf("%s by %s: %w", c.name, w, err)
 	}
 	defer conn.Close()
@@ -125,7 +128,8 @@ spec:
 	})
 	opened := 0
 	open := func(name, node, kind string) *stickyClient {
-		c := &stickyClient{client: openClient(t, s, name, node, kind), had: map[stickyWay]string{}, last: map[stickyWay]time.Time{}}
+		c := &stickyClient{client: openClient(t, s, name, node, kind), had: map[stickyWay]string{},
+			last: map[stickyWay]time.Time{}}
 		opened++
 		c.port.Store(int32(3000 * opened))
 		return c
@@ -186,7 +190,8 @@ func (l *stickyLab) burst(w stickyWay, clients []*stickyClient) (map[*stickyClie
 				case met[c] == "":
 					met[c] = name
 				case met[c] != name:
-					errs = append(errs, fmt.Errorf("connections of %s by %s that began at once met %s and %s", c.name, w, met[c], name))
+					errs = append(errs, fmt.Errorf("connections of %s by %s that began at once met %s and %s", c.name, w, met[c],
+						name))
 				}
 			})
 		}
@@ -291,7 +296,8 @@ func TestAffinityEnds(t *testing.T) {
 		}
 		for _, w := range l.ways(l.keepers[0]) {
 			if moved[w] == 0 {
-				return fmt.Errorf("by %s no client has met another endpoint in %s although all were forgotten", w, time.Since(begun).Round(time.Second))
+				return fmt.Errorf("by %s no client has met another endpoint in %s although all were forgotten", w,
+					time.Since(begun).Round(time.Second))
 			}
 		}
 		return nil
@@ -326,7 +332,8 @@ func TestAffinityForgotten(t *testing.T) {
 	endpoints := []string{web("a", "node1"), web("b", "node2")}
 	l := upSticky(t, 3*time.Hour, endpoints...)
 	learned := func() int {
-		return strings.Count(l.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35"), "cookie=")
+		return strings.Count(l.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35"),
+			"cookie=")
 	}
 	ways := l.ways(l.keepers[0])
 	ask := func() {

@@ -14,8 +14,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// TestAgentEnds: an agent that the kubelet tells to end does so within seconds, its parts one after another, and what it
-// leaves is right for the next one.
+// TestAgentEnds: an agent that the kubelet tells to end does so within seconds, its parts one after another, and what
+// it leaves is right for the next one.
 func TestAgentEnds(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
 	before := m.report(t, "node1")

@@ -24,7 +24,8 @@ func (m mesh) wrong(t *testing.T, before report.Status) error {
 		return fmt.Errorf("ready %t, problems %q", now.Ready, now.Problems)
 	}
 	for i, p := range now.Pods {
-		if i >= len(before.Pods) || p.Pod != before.Pods[i].Pod || !slices.Equal(p.IPs, before.Pods[i].IPs) || p.OFPort != before.Pods[i].OFPort {
+		if i >= len(before.Pods) || p.Pod != before.Pods[i].Pod || !slices.Equal(p.IPs, before.Pods[i].IPs) ||
+			p.OFPort != before.Pods[i].OFPort {
 			return fmt.Errorf("pods %+v, before %+v", now.Pods, before.Pods)
 		}
 	}
@@ -77,7 +78,9 @@ func TestBridgeLost(t *testing.T) {
 			if tc.alive {
 				tc.damage()
 			} else {
-				node := m.Status().Nodes[slices.IndexFunc(m.Status().Nodes, func(n lab.NodeStatus) bool { return n.Name == "node1" })]
+				node := m.Status().Nodes[slices.IndexFunc(m.Status().Nodes, func(n lab.NodeStatus) bool {
+					return n.Name == "node1"
+				})]
 				for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
 					if err := node.Agent.Signal(signal); err != nil {
 						t.Fatal(err)
@@ -89,7 +92,8 @@ func TestBridgeLost(t *testing.T) {
 				}
 			}
 			labtest.Eventually(t, 60*time.Second, func() error {
-				if out, err := labtest.Run(m.Exec("node/node1", labtest.Program(t, "weftctl"), "status", "-o", "json")); err != nil {
+				if out, err := labtest.Run(m.Exec("node/node1", labtest.Program(t, "weftctl"), "status", "-o",
+					"json")); err != nil {
 					return fmt.Errorf("%w: %s", err, strings.TrimSpace(out))
 				}
 				return m.wrong(t, before)

@@ -34,7 +34,8 @@ type changing struct {
 func upChanging(t *testing.T, name, more string, endpoints ...string) *changing {
 	t.Helper()
 	c := &changing{now: slices.Clone(endpoints), service: tableService{name: "web", ports: map[podns.Proto]uint16{}}}
-	c.base = podManifest("client", "client", "node1", 9, "") + podManifest("host", "client", "node3", 9, hostNetwork) + fmt.Sprintf(`---
+	c.base = podManifest("client", "client", "node1", 9, "") + podManifest("host", "client", "node3", 9, hostNetwork) +
+		fmt.Sprintf(`---
 apiVersion: v1
 kind: Service
 metadata: {name: web}
@@ -62,7 +63,8 @@ spec:
 			}
 		}
 	}
-	c.clients = []*client{openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host", "node3", "node"), openClient(t, s, "outside", "", "outside")}
+	c.clients = []*client{openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host", "node3", "node"),
+		openClient(t, s, "outside", "", "outside")}
 	return c
 }
 
@@ -123,15 +125,17 @@ func (c *changing) become(t *testing.T, endpoints ...string) {
 	})
 }
 
-// replace changes the endpoints as a cluster does: those that go terminate first, and serve on until no node sends to them any more, and
-// until the connections have ended that were under way then. (In a cluster a grace period is long enough for that.)
+// replace changes the endpoints as a cluster does: those that go terminate first, and serve on until no node sends to
+// them any more, and until the connections have ended that were under way then. (In a cluster a grace period is long
+// enough for that.)
 func (c *changing) replace(t *testing.T, endpoints ...string) {
 	t.Helper()
 	var going []string
 	var addrs []netip.Addr
 	for _, text := range c.now {
 		if !slices.Contains(endpoints, text) {
-			going = append(going, strings.Replace(text, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
+			going = append(going, strings.Replace(text, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `,
+				1))
 			for _, p := range c.Status().Pods {
 				if isOf(text, p.Name) {
 					addrs = append(addrs, p.IPs...)
@@ -143,7 +147,9 @@ func (c *changing) replace(t *testing.T, endpoints ...string) {
 	for _, n := range c.Status().Nodes {
 		labtest.Eventually(t, 20*time.Second, func() error {
 			// What the datapath keeps follows the flows and groups a moment later.
-			sends := c.Run("node/"+n.Name, "sh", "-ec", "ovs-ofctl -O OpenFlow15 dump-groups weft; ovs-ofctl -O OpenFlow15 dump-flows weft table=45; ovs-appctl dpctl/dump-flows")
+			sends := c.Run("node/"+n.Name, "sh", "-ec",
+				"ovs-ofctl -O OpenFlow15 dump-groups weft; ovs-ofctl -O OpenFlow15 dump-flows weft table=45; ovs-appctl "+
+					"dpctl/dump-flows")
 			for _, addr := range addrs {
 				if strings.Contains(sends, "dst="+addr.String()+":") {
 					return fmt.Errorf("%s still sends to %s", n.Name, addr)
@@ -164,7 +170,8 @@ func (c *changing) replace(t *testing.T, endpoints ...string) {
 	c.become(t, endpoints...)
 }
 
-// restartAgents kills every node's agent, does something while none is there, and waits until the lab has started them again.
+// restartAgents kills every node's agent, does something while none is there, and waits until the lab has started them
+// again.
 func (c *changing) restartAgents(t *testing.T, meanwhile func()) {
 	t.Helper()
 	before := map[string]lab.NodeStatus{}

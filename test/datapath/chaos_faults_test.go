@@ -84,13 +84,14 @@ func idlePolicies(n int) string {
 	var text strings.Builder
 	for i := range n {
 		text.WriteString(policyManifest("chaos", fmt.Sprintf("more-%d", i),
-			fmt.Sprintf("podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: 192.0.2.%d/32}}], ports: [{port: %d}]}]", i, 1000+i)))
+			fmt.Sprintf("podSelector: {matchLabels: {role: server}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: "+
+				"{cidr: 192.0.2.%d/32}}], ports: [{port: %d}]}]", i, 1000+i)))
 	}
 	return text.String()
 }
 
-// objectFaults are changes that are none of the traffic's business. But Open vSwitch 3.1.0 has to forget its cache after
-// each in the userspace datapath (see refresh in pkg/ofswitch), whose queues are short.
+// objectFaults are changes that are none of the traffic's business. But Open vSwitch 3.1.0 has to forget its cache
+// after each in the userspace datapath (see refresh in pkg/ofswitch), whose queues are short.
 func objectFaults() []fault {
 	change := func(name, text string) fault {
 		return fault{name: name, cause: "objects", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
@@ -115,7 +116,8 @@ func objectFaults() []fault {
 	return []fault{
 		change("policies come and go", idlePolicies(40)),
 		change("Services come and go", services.String()),
-		change("pods come and go", walledPod("chaos", "guest-1", "node1", "role: guest")+walledPod("chaos", "guest-2", "node2", "role: guest")),
+		change("pods come and go", walledPod("chaos", "guest-1", "node1", "role: guest")+walledPod("chaos", "guest-2",
+			"node2", "role: guest")),
 	}
 }
 
@@ -154,8 +156,9 @@ func switchFaults() []fault {
 		"ovs-ofctl -O OpenFlow15 set-frags weft drop",
 	} {
 		list = append(list, fault{
-			name: script, cause: "switch", bound: 2500 * time.Millisecond, untracked: script == "ovs-appctl dpctl/flush-conntrack",
-			do: func(c *chaos) { c.damage("node1", script) },
+			name: script, cause: "switch", bound: 2500 * time.Millisecond,
+			untracked: script == "ovs-appctl dpctl/flush-conntrack",
+			do:        func(c *chaos) { c.damage("node1", script) },
 		})
 	}
 	return append(list,
@@ -178,7 +181,9 @@ func switchFaults() []fault {
 			name: "both are killed and the database is gone", cause: "Open vSwitch", bound: 15 * time.Second,
 			untracked: onDatapath(true, false), do: func(c *chaos) {
 				ovsEnds(c, "ovs-vswitchd", "ovsdb-server")
-				c.Run("node/node1", "sh", "-ec", "rm -f /run/openvswitch/conf.db; ovsdb-tool create /run/openvswitch/conf.db /usr/share/openvswitch/vswitch.ovsschema")
+				c.Run("node/node1", "sh", "-ec",
+					"rm -f /run/openvswitch/conf.db; ovsdb-tool create /run/openvswitch/conf.db "+
+						"/usr/share/openvswitch/vswitch.ovsschema")
 				ovsStarts(c, true, "ovsdb-server", "ovs-vswitchd")
 			}},
 	)
@@ -195,12 +200,13 @@ func onDatapath[T any](userspace, kernel T) T {
 // ovsEnds kills daemons of node1's.
 func ovsEnds(c *chaos, programs ...string) {
 	for _, p := range programs {
-		c.Run("node/node1", "sh", "-ec", fmt.Sprintf("pid=$(cat /run/openvswitch/%s.pid); kill -9 $pid; while [ -e /proc/$pid ]; do sleep 0.05; done", p))
+		c.Run("node/node1", "sh", "-ec",
+			fmt.Sprintf("pid=$(cat /run/openvswitch/%s.pid); kill -9 $pid; while [ -e /proc/$pid ]; do sleep 0.05; done", p))
 	}
 }
 
-// ovsStarts starts them again as the lab did, and gives the node's uplink its addresses, which is what a real node's network
-// configuration does when the physical bridge appears. When the database was wiped, it makes that bridge, too.
+// ovsStarts starts them again as the lab did, and gives the node's uplink its addresses, which is what a real node's
+// network configuration does when the physical bridge appears. When the database was wiped, it makes that bridge, too.
 func ovsStarts(c *chaos, wiped bool, programs ...string) {
 	c.t.Helper()
 	const run = "/run/openvswitch"

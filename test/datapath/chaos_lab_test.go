@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// chaosManifests are a server, a client, a stranger and a caged pod on each node. Ingress policies keep strangers from the
-// servers, an egress policy keeps the caged pods from everything.
+// chaosManifests are a server, a client, a stranger and a caged pod on each node. Ingress policies keep strangers from
+// the servers, an egress policy keeps the caged pods from everything.
 func chaosManifests(ns string) string {
 	text := namespaceManifest(ns, "a: b")
 	for _, node := range []string{"node1", "node2"} {
@@ -54,7 +54,8 @@ type chaosLab struct {
 // pods, from the host outside and to it; and what the policies forbid.
 func upChaos(t *testing.T, name string) *chaos {
 	const ns = "chaos"
-	c := &chaos{walled: upWalled(t, name, map[string]string{"a.yaml": chaosManifests(ns)}), t: t, hosts: map[string]*client{}}
+	c := &chaos{walled: upWalled(t, name, map[string]string{"a.yaml": chaosManifests(ns)}), t: t,
+		hosts: map[string]*client{}}
 	l := &chaosLab{chaos: c, pods: map[string]*client{}}
 	l.outside = openClient(t, c.Status(), "", "", "outside")
 	for _, node := range []string{"node1", "node2"} {
@@ -63,7 +64,8 @@ func upChaos(t *testing.T, name string) *chaos {
 			l.pods[role+"-"+node] = c.pod(t, ns+"/"+role+"-"+node)
 		}
 	}
-	for _, at := range []*client{l.pods["server-node1"], l.pods["server-node2"], l.pods["client-node1"], l.pods["client-node2"], l.outside} {
+	for _, at := range []*client{l.pods["server-node1"], l.pods["server-node2"], l.pods["client-node1"],
+		l.pods["client-node2"], l.outside} {
 		c.servers = append(c.servers, serveEcho(t, at, chaosPort), c.serveTCP(at, chaosPort).echoServer)
 	}
 	l.vips = c.serviceIPs(t, ns, "servers")
@@ -112,7 +114,8 @@ func (l *chaosLab) allow(v4 bool) {
 		name := r.name + " over " + familyName(v4)
 		l.watch = append(l.watch, startPinger(l.t, r.from, r.to, allowed, chaosSizes, chaosEvery, l.pause(), name))
 		if r.fragments {
-			l.watch = append(l.watch, startPinger(l.t, r.from, r.to, allowed, chaosFragmentSizes, chaosFragmentsEvery, l.pause(), name+", in fragments"))
+			l.watch = append(l.watch, startPinger(l.t, r.from, r.to, allowed, chaosFragmentSizes, chaosFragmentsEvery, l.pause(),
+				name+", in fragments"))
 		}
 		if r.connects {
 			l.watch = append(l.watch, startDialer(l.t, r.from, r.to, allowed, name+", new connections"))
@@ -177,7 +180,8 @@ func (c *chaos) violations() (list []string) {
 	}
 	for _, tap := range c.taps {
 		if frames := tap.heard(func(heard) bool { return true }); len(frames) > 0 {
-			list = append(list, fmt.Sprintf("%s heard %d packets: %s", tap.at, len(frames), describe(frames[:min(5, len(frames))])))
+			list = append(list, fmt.Sprintf("%s heard %d packets: %s", tap.at, len(frames),
+				describe(frames[:min(5, len(frames))])))
 		}
 	}
 	return list

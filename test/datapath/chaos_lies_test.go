@@ -24,7 +24,8 @@ const (
 )
 
 // lieFaults are what a broken or restored API server, or a proxy before it, answers. Errors change
-// nothing and cost nothing; what cannot be told from the truth is followed, until the truth comes back (docs/security.md).
+// nothing and cost nothing; what cannot be told from the truth is followed, until the truth comes back
+// (docs/security.md).
 func lieFaults() []fault {
 	answers := func(name string, f apiserver.Fault) fault {
 		return fault{name: name, cause: "API lies", do: func(c *chaos) {
@@ -73,20 +74,22 @@ func lieFaults() []fault {
 			})
 		}},
 		// Agents that start cannot know better.
-		{name: "an older state while agents start", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
-			c.olderState(func(newer string) {
-				agentKilled(c, "node1", "node2")
-				c.waitKnown(newer, false)
-				time.Sleep(lieTime)
-			})
-		}},
+		{name: "an older state while agents start", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0),
+			do: func(c *chaos) {
+				c.olderState(func(newer string) {
+					agentKilled(c, "node1", "node2")
+					c.waitKnown(newer, false)
+					time.Sleep(lieTime)
+				})
+			}},
 		// Policies that allow pods by their labels allow those of other nodes no longer. Those of this node run on as before.
 		{name: "no pods", cause: "API lies", bound: lieTime + lieAskAgain, do: func(c *chaos) {
 			before, begin := c.known(), time.Now()
 			c.lie(apiserver.Lie{Resources: map[string]apiserver.Fault{apiserver.Pods: apiserver.Empty}})
 			time.Sleep(lieTime)
 			for _, w := range c.watch {
-				for _, local := range []string{"client-node1 to server-node1 ", "node1 to server-node1 ", "client-node1 to the world "} {
+				for _, local := range []string{"client-node1 to server-node1 ", "node1 to server-node1 ",
+					"client-node1 to the world "} {
 					// The cache is forgotten, as after each change of objects.
 					_, _, gap := w.since(begin, time.Now().Add(-chaosPatience()))
 					if gap > testenv.Patience(time.Second) && strings.HasPrefix(w.label(), local) {
@@ -100,8 +103,8 @@ func lieFaults() []fault {
 	}
 }
 
-// olderState has the API server answer from an older state for the time of during, which is given what the agents know of
-// the newer one: other policies, Services and pods than before. In the end these are gone.
+// olderState has the API server answer from an older state for the time of during, which is given what the agents know
+// of the newer one: other policies, Services and pods than before. In the end these are gone.
 func (c *chaos) olderState(during func(newer string)) {
 	c.t.Helper()
 	before := c.known()
@@ -111,7 +114,8 @@ func (c *chaos) olderState(during func(newer string)) {
 	if err := lab.KeepState(c.t.Context(), c.Name); err != nil {
 		c.t.Fatal(err)
 	}
-	c.write(c.t, "b.yaml", idlePolicies(3)+walledService("chaos", "later", "role: server", 8080)+walledPod("chaos", "guest-1", "node1", "role: guest"))
+	c.write(c.t, "b.yaml", idlePolicies(3)+walledService("chaos", "later", "role: server", 8080)+walledPod("chaos",
+		"guest-1", "node1", "role: guest"))
 	c.waitKnown(older, false)
 	time.Sleep(time.Second) // for all of it
 	newer := c.known()

@@ -98,8 +98,8 @@ func (m *machine) late(from time.Time) (longest time.Duration) {
 	return longest
 }
 
-// queueDrops is how many packets both nodes' kernels have dropped so far because ovs-vswitchd did not fetch them in time:
-// from the packet sockets of pods' ports and of the uplink (ss(8): d in skmem), and from the tap weft0.
+// queueDrops is how many packets both nodes' kernels have dropped so far because ovs-vswitchd did not fetch them in
+// time: from the packet sockets of pods' ports and of the uplink (ss(8): d in skmem), and from the tap weft0.
 func (c *chaos) queueDrops() (total int) {
 	for _, node := range []string{"node1", "node2"} {
 		out, err := labtest.Run(c.Exec("node/"+node, "sh", "-c", "ss -0 -m; awk '/weft0:/ {print \" d\" $13}' /proc/net/dev"))

@@ -42,7 +42,8 @@ type chaosTCP struct {
 // chaosSegment bytes begins one that stays.
 func (c *chaos) serveTCP(at *client, port uint16) *chaosTCP {
 	c.t.Helper()
-	s := &chaosTCP{echoServer: &echoServer{name: at.name + " (TCP)", wrong: map[string]int{}}, chaos: c, end: make(chan struct{})}
+	s := &chaosTCP{echoServer: &echoServer{name: at.name + " (TCP)", wrong: map[string]int{}}, chaos: c,
+		end: make(chan struct{})}
 	if err := at.ns.Do(func() (err error) {
 		s.listener, err = (&net.ListenConfig{}).Listen(c.t.Context(), "tcp", fmt.Sprintf(":%d", port))
 		return err
@@ -66,7 +67,8 @@ func (c *chaos) serveTCP(at *client, port uint16) *chaosTCP {
 	return s
 }
 
-// greeting begins a connection: the number of its stream, 0 for one that ends with the answer, and whether it is allowed.
+// greeting begins a connection: the number of its stream, 0 for one that ends with the answer, and whether it is
+// allowed.
 func greeting(stream int, k kind) []byte { return chaosMessage(uint64(stream), k, 16) }
 
 func (s *chaosTCP) serve(conn net.Conn) {
@@ -159,8 +161,8 @@ const (
 	atServer
 )
 
-// chaosStream is an established TCP connection on which both ends send numbered messages without end. One that breaks is
-// noted and connected again.
+// chaosStream is an established TCP connection on which both ends send numbered messages without end. One that breaks
+// is noted and connected again.
 type chaosStream struct {
 	name   string
 	number int
@@ -280,7 +282,8 @@ func (s *chaosStream) note(at int, err error, end <-chan struct{}) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.broken = append(s.broken, breakage{time.Now(), fmt.Sprintf("at its %s: %v", [...]string{"client", "server"}[at], err)})
+	s.broken = append(s.broken, breakage{time.Now(), fmt.Sprintf("at its %s: %v", [...]string{"client", "server"}[at],
+		err)})
 }
 
 // breakages are those since a time.

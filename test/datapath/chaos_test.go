@@ -72,8 +72,8 @@ type fault struct {
 }
 
 // TestChaos breaks one thing after the other while datagrams, fragments and TCP connections go every way. What policies
-// forbid never passes; faults of the agent, of the API server and of objects lose nothing; others lose no more than their
-// bound, and connections outlive them; everything is as before afterwards by itself, and nothing is left over.
+// forbid never passes; faults of the agent, of the API server and of objects lose nothing; others lose no more than
+// their bound, and connections outlive them; everything is as before afterwards by itself, and nothing is left over.
 func TestChaos(t *testing.T) {
 	c := upChaos(t, "chaos")
 	only := regexp.MustCompile(os.Getenv(chaosOnlyVariable))
@@ -120,10 +120,12 @@ func (c *chaos) judgeEnd(begin time.Time, before string) {
 		n, _, _ := f.since(time.Time{}, time.Now())
 		denied += n
 	}
-	c.t.Logf("%s: %d datagrams and new connections, %d without answer; %d streams, %d breakages; %d forbidden attempts, %d violations",
+	c.t.Logf("%s: %d datagrams and new connections, %d without answer; %d streams, %d breakages; %d forbidden attempts, "+
+		"%d violations",
 		time.Since(begin).Round(time.Second), tried, lost, len(c.streams), broken, denied, len(c.violations()))
 	if c.excused > 0 {
-		c.t.Logf("%d faults exceeded their bounds because ovs-vswitchd waited for a processor and its queues overflowed", c.excused)
+		c.t.Logf("%d faults exceeded their bounds because ovs-vswitchd waited for a processor and its queues overflowed",
+			c.excused)
 	}
 }
 
@@ -138,7 +140,8 @@ func (c *chaos) proveChecks(before string) {
 	c.damage("node1", "ovs-ofctl -O OpenFlow15 add-flow weft "+foreign+",actions=goto_table:60")
 	labtest.Eventually(c.t, 20*time.Second, func() error {
 		found := strings.Join(c.violations(), "\n")
-		for _, part := range []string{"server-node1 got a forbidden datagram", "a forbidden connection", "were answered", "server-node1 heard"} {
+		for _, part := range []string{"server-node1 got a forbidden datagram", "a forbidden connection", "were answered",
+			"server-node1 heard"} {
 			if !strings.Contains(found, part) {
 				return fmt.Errorf("policies of node1 are bypassed, and nothing says %q, but:\n%s", part, found)
 			}
@@ -205,7 +208,8 @@ func (c *chaos) judge(f fault, from time.Time) {
 	late, total := c.machine.late(from), c.queueDrops()
 	drops := max(0, total-c.drops) // those of queues that went are not known
 	c.drops = total
-	text := fmt.Sprintf("%-12s %-45s lost %4d datagrams, %3d new connections, longest %6s of %s; streams: %d broken, pause %s; machine %s late, %d packets dropped from queues",
+	text := fmt.Sprintf("%-12s %-45s lost %4d datagrams, %3d new connections, longest %6s of %s; streams: %d broken, "+
+		"pause %s; machine %s late, %d packets dropped from queues",
 		f.cause, f.name, lost[false], lost[true], longest.Round(10*time.Millisecond), f.bound, broken,
 		pause.Round(10*time.Millisecond), late.Round(time.Millisecond), drops)
 	c.t.Log(text)
@@ -231,8 +235,8 @@ func (c *chaos) judge(f fault, from time.Time) {
 	}
 }
 
-// streamPause is how long a stream may pause when packets are lost for a time. TCP doubles the time after which it sends
-// again, so it may need as long again; and what it sends first can be lost in the burst that follows.
+// streamPause is how long a stream may pause when packets are lost for a time. TCP doubles the time after which it
+// sends again, so it may need as long again; and what it sends first can be lost in the burst that follows.
 func streamPause(bound time.Duration) time.Duration { return testenv.Patience(4*bound + 2*time.Second) }
 
 // settle waits until everything is as before.

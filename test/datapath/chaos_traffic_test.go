@@ -113,7 +113,8 @@ type pinger struct {
 }
 
 // startPinger sends until the test ends, the first time after a pause: routes that begin together would send together.
-func startPinger(t *testing.T, from *client, to netip.AddrPort, k kind, sizes []int, every, pause time.Duration, name string) *pinger {
+func startPinger(t *testing.T, from *client, to netip.AddrPort, k kind, sizes []int, every, pause time.Duration,
+	name string) *pinger {
 	t.Helper()
 	p := &pinger{series: series{name: name, every: every}, kind: k, sizes: sizes}
 	if err := from.ns.Do(func() (err error) {

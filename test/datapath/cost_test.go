@@ -59,9 +59,11 @@ func costBursts() []int {
 func TestConnectionCost(t *testing.T) {
 	const ns, pol = "cost", "costpol"
 	manifests := walledPod(ns, "client", "node1", "app: client") + walledPod(ns, "server", "node2", "app: server") +
-		walledPod(ns, "web-1", "node1", "app: web") + walledPod(ns, "web-2", "node2", "app: web") + walledPod(ns, "web-3", "node2", "app: web") +
+		walledPod(ns, "web-1", "node1", "app: web") + walledPod(ns, "web-2", "node2", "app: web") + walledPod(ns, "web-3",
+		"node2", "app: web") +
 		costService(ns, "web", "NodePort", "") + costService(ns, "sticky", "ClusterIP", "sessionAffinity: ClientIP, ") +
-		walledPod(pol, "client", "node1", "app: client") + walledPod(pol, "server", "node2", "app: server") + manyPolicies(pol)
+		walledPod(pol, "client", "node1", "app: client") + walledPod(pol, "server", "node2", "app: server") +
+		manyPolicies(pol)
 	w := upWalled(t, "cost", map[string]string{"f.yaml": manifests})
 	nodes := []string{"node1", "node2"}
 	for _, node := range nodes {
@@ -69,7 +71,8 @@ func TestConnectionCost(t *testing.T) {
 		w.Run("node/"+node, "ovs-vsctl", "set", "Open_vSwitch", ".", "other_config:max-idle=600000")
 	}
 	s := w.Status()
-	from, walledFrom, server, walledServer := w.pod(t, ns+"/client"), w.pod(t, pol+"/client"), w.pod(t, ns+"/server"), w.pod(t, pol+"/server")
+	from, walledFrom, server, walledServer := w.pod(t, ns+"/client"), w.pod(t, pol+"/client"), w.pod(t,
+		ns+"/server"), w.pod(t, pol+"/server")
 	outside := openClient(t, s, "outside", "", "outside")
 	for _, c := range []*client{server, walledServer, w.pod(t, "web-1"), w.pod(t, "web-2"), w.pod(t, "web-3"), outside} {
 		answerer, err := burst.Serve(c.ns, burstPort)
@@ -85,12 +88,14 @@ func TestConnectionCost(t *testing.T) {
 			{name: "direct", from: from, to: at(server.ips, burstPort), recirculations: 1},
 			{name: "through a Service", from: from, to: at(web, 80), recirculations: 1},
 			{name: "with affinity", from: from, to: at(sticky, 80), first: 25000, recirculations: 1},
-			{name: fmt.Sprintf("%d policies on both ends", costPolicies), from: walledFrom, to: at(walledServer.ips, burstPort), recirculations: 1},
+			{name: fmt.Sprintf("%d policies on both ends", costPolicies), from: walledFrom, to: at(walledServer.ips, burstPort),
+				recirculations: 1},
 			{name: "node port", from: outside, to: at(w.node(t, "node1").Addrs, nodePort), recirculations: 2},
 			{name: "egress", from: from, to: at(outside.ips, burstPort), recirculations: 1},
 		}
 		if v4 {
-			cases = append(cases, costCase{name: "through a Service, UDP", from: from, proto: podns.UDP, to: at(web, 80), recirculations: 1})
+			cases = append(cases, costCase{name: "through a Service, UDP", from: from, proto: podns.UDP, to: at(web, 80),
+				recirculations: 1})
 		}
 		for _, c := range cases {
 			t.Run(fmt.Sprintf("%s/%s", familyName(v4), c.name), func(t *testing.T) { w.costs(t, c, nodes) })
@@ -170,7 +175,8 @@ func (w *walled) costs(t *testing.T, c costCase, nodes []string) {
 	made, took := 0, time.Duration(0)
 	for _, total := range bursts {
 		begin := time.Now()
-		b := burst.Burst{From: c.from.ns, Proto: c.proto, To: c.to, FirstPort: c.first + uint16(made), Count: total - made, Workers: 16, Timeout: testenv.Patience(5 * time.Second), Terse: true}
+		b := burst.Burst{From: c.from.ns, Proto: c.proto, To: c.to, FirstPort: c.first + uint16(made), Count: total - made,
+			Workers: 16, Timeout: testenv.Patience(5 * time.Second), Terse: true}
 		if err := b.Run(); err != nil {
 			t.Error(err)
 		}
@@ -234,12 +240,14 @@ func manyPolicies(namespace string) string {
 		case i%4 == 1:
 			ports = fmt.Sprintf("ports: [{port: %d, endPort: %d}]", 1000+100*i, 1000+100*i+50)
 		case i%4 == 2:
-			peer = fmt.Sprintf("{ipBlock: {cidr: 10.%d.0.0/16, except: [10.%d.7.0/24]}}, {ipBlock: {cidr: \"fd10:%x::/32\"}}", i, i, i)
+			peer = fmt.Sprintf("{ipBlock: {cidr: 10.%d.0.0/16, except: [10.%d.7.0/24]}}, {ipBlock: {cidr: \"fd10:%x::/32\"}}", i,
+				i, i)
 		case i%4 == 3:
 			peer, ports = fmt.Sprintf("{namespaceSelector: {matchLabels: {team: t%d}}}", i), "ports: [{protocol: TCP}]"
 		}
 		text.WriteString(policyManifest(namespace, fmt.Sprintf("p%d", i),
-			fmt.Sprintf("podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{from: [%[1]s], %[2]s}], egress: [{to: [%[1]s], %[2]s}]", peer, ports)))
+			fmt.Sprintf("podSelector: {}, policyTypes: [Ingress, Egress], ingress: [{from: [%[1]s], %[2]s}], egress: [{to: "+
+				"[%[1]s], %[2]s}]", peer, ports)))
 	}
 	return text.String()
 }

@@ -55,7 +55,8 @@ func answerTo(q []byte) []byte {
 
 // whole tells whether a question arrived as it was sent. Frames that a test makes by hand have marks among their bytes.
 func whole(q []byte) bool {
-	return len(q) >= questionHeader && bytes.Equal(q, question(binary.BigEndian.Uint64(q), len(q), int(binary.BigEndian.Uint32(q[8:]))))
+	return len(q) >= questionHeader &&
+		bytes.Equal(q, question(binary.BigEndian.Uint64(q), len(q), int(binary.BigEndian.Uint32(q[8:]))))
 }
 
 // answerer answers questions, and remembers which came.
@@ -169,7 +170,8 @@ func cut(length, size int) (pieces []piece) {
 }
 
 // fragments are frames with pieces of one UDP datagram, as a pod would send them.
-func fragments(mac wire.MAC, src, dst netip.AddrPort, number uint32, payload []byte, pieces ...piece) (frames [][]byte) {
+func fragments(mac wire.MAC, src, dst netip.AddrPort, number uint32, payload []byte,
+	pieces ...piece) (frames [][]byte) {
 	header := 14 + 20
 	if src.Addr().Is6() {
 		header = 14 + 40

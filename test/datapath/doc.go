@@ -3,5 +3,6 @@
 //
 //	go test -C test -tags integration ./datapath
 //
-// For a machine without Go, build a test binary (go test -c) and put weft-lab, weft-agent, weftctl and probe where WEFT_BIN says.
+// For a machine without Go, build a test binary (go test -c) and put weft-lab, weft-agent, weftctl and probe where
+// WEFT_BIN says.
 package datapath

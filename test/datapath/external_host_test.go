@@ -32,7 +32,8 @@ spec: {type: LoadBalancer, ipFamilies: [%s], selector: {app: web}, ports: [{port
 		fmt.Sprintf(service, 6, "IPv6", 30086, ", externalIPs: ['fd57:6566:7461::2']")}), "f.yaml")
 	l := labtest.Up(t, "exthost", "-f", file, "--nodes=2", "--ip-family=dual")
 	s := l.Status()
-	pod, node, outside := openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host-1", "node1", "node"), openClient(t, s, "outside", "", "outside")
+	pod, node, outside := openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host-1", "node1",
+		"node"), openClient(t, s, "outside", "", "outside")
 	for _, v4 := range []bool{true, false} {
 		host, own := of(outside.ips, v4), of(node.ips, v4)
 		var other net.Listener

@@ -21,7 +21,8 @@ import (
 // itself and of its gateway: the policy would allow the first, and any policy the others. No packet arrives.
 func TestForgedByHostOutside(t *testing.T) {
 	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "") +
-		podManifest("friend", "friend", "node2", 8080, "") + podManifest("stranger", "stranger", "node2", 8080, "") + podManifest("host-1", "host", "node1", 9, hostNetwork) + `
+		podManifest("friend", "friend", "node2", 8080, "") + podManifest("stranger", "stranger", "node2", 8080,
+		"") + podManifest("host-1", "host", "node1", 9, hostNetwork) + `
 ---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -33,13 +34,17 @@ spec:
 `}), "f.yaml")
 	l := labtest.Up(t, "forged", "-f", file, "--nodes=2", "--ip-family=dual")
 	s := l.Status()
-	web, friend, stranger := openClient(t, s, "web", "node1", "pod"), openClient(t, s, "friend", "node2", "pod"), openClient(t, s, "stranger", "node2", "pod")
+	web, friend, stranger := openClient(t, s, "web", "node1", "pod"), openClient(t, s, "friend", "node2",
+		"pod"), openClient(t, s, "stranger", "node2", "pod")
 	node, outside := openClient(t, s, "host-1", "node1", "node"), openClient(t, s, "outside", "", "outside")
 	for _, f := range []string{"all", "br-phy", "weft0", "default"} {
 		l.Run("node/node1", "sh", "-c", fmt.Sprintf("echo 2 > /proc/sys/net/ipv4/conf/%s/rp_filter", f))
 	}
 	var listener *net.UDPConn
-	if err := web.ns.Do(func() (err error) { listener, err = net.ListenUDP("udp", &net.UDPAddr{Port: 7777}); return err }); err != nil {
+	if err := web.ns.Do(func() (err error) {
+		listener, err = net.ListenUDP("udp", &net.UDPAddr{Port: 7777})
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
@@ -91,9 +96,11 @@ spec:
 		}
 		// The node's address is a local one of the host outside, too, so its way there is by the next hop's MAC.
 		l.Run("outside", "sh", "-ec", fmt.Sprintf("ping -c1 -W5 %[1]s >/dev/null; "+
-			"mac=$(ip neigh show %[1]s | sed -n 's/.*lladdr \\([0-9a-f:]*\\).*/\\1/p'); dev=$(ip neigh show %[1]s | sed -n 's/.*dev \\([^ ]*\\).*/\\1/p'); "+
+			"mac=$(ip neigh show %[1]s | sed -n 's/.*lladdr \\([0-9a-f:]*\\).*/\\1/p'); dev=$(ip neigh show %[1]s | sed -n "+
+			"'s/.*dev \\([^ ]*\\).*/\\1/p'); "+
 			"for hop in 172.31.0.99 fd57:6566:7461::99; do ip neigh replace $hop lladdr $mac dev $dev; done; "+
-			"ip route replace %[2]s/%[3]d via %[4]s dev $dev", own, to, bits, map[bool]string{true: "172.31.0.99", false: "fd57:6566:7461::99"}[v4]))
+			"ip route replace %[2]s/%[3]d via %[4]s dev $dev", own, to, bits, map[bool]string{true: "172.31.0.99",
+			false: "fd57:6566:7461::99"}[v4]))
 		for who, source := range map[string]netip.Addr{
 			"a pod that the policy allows": of(friend.ips, v4), "this node": own, "this node's gateway": gateway,
 		} {

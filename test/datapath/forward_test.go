@@ -17,8 +17,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// Every pod reaches every pod on every protocol that the kernel has, in every family, through both tunnels, with packets
-// of every size up to the MTU and none above it; and so do the nodes and their pods.
+// Every pod reaches every pod on every protocol that the kernel has, in every family, through both tunnels, with
+// packets of every size up to the MTU and none above it; and so do the nodes and their pods.
 func TestForwarding(t *testing.T) {
 	for _, family := range []lab.Family{lab.IPv4, lab.IPv6, lab.Dual} {
 		for _, tunnel := range model.Encapsulations {
@@ -48,7 +48,8 @@ func (m mesh) transport(t *testing.T) {
 			continue // this kernel has none; the responder could not listen
 		}
 		if p.State != lab.AsExpected || p.Expected != lab.Allow || p.Reached != target.Name {
-			t.Errorf("%s to %s at %s: %s, reached %q, %s\n%s", p.From, target, target.Addr, p.State, p.Reached, p.Detail, p.Trace)
+			t.Errorf("%s to %s at %s: %s, reached %q, %s\n%s", p.From, target, target.Addr, p.State, p.Reached, p.Detail,
+				p.Trace)
 		}
 	}
 	t.Logf("%v in %.2f s", r.Counts, r.Seconds)
@@ -71,7 +72,8 @@ func (m mesh) sizes(t *testing.T) {
 				if addr.Is6() {
 					header = 48
 				}
-				target := wire.Target{Name: other, Proto: wire.ICMP, Addr: addr, DontFragment: true, Attempts: 3, Timeout: 2 * time.Second}
+				target := wire.Target{Name: other, Proto: wire.ICMP, Addr: addr, DontFragment: true, Attempts: 3,
+					Timeout: 2 * time.Second}
 				for _, size := range []int{8, 1000, m.mtu - header} {
 					target.Size = size
 					fits = append(fits, target)
@@ -103,7 +105,8 @@ func (m mesh) hosts(t *testing.T) {
 		var request wire.DialRequest
 		for name, addrs := range names {
 			for _, addr := range addrs {
-				request.Targets = append(request.Targets, wire.Target{Name: name, Proto: wire.ICMP, Addr: addr, Size: 56, Attempts: 3, Timeout: 2 * time.Second})
+				request.Targets = append(request.Targets, wire.Target{Name: name, Proto: wire.ICMP, Addr: addr, Size: 56,
+					Attempts: 3, Timeout: 2 * time.Second})
 			}
 		}
 		var reply wire.DialReply
@@ -132,7 +135,8 @@ func (m mesh) hosts(t *testing.T) {
 	}
 }
 
-// bulk sends many bytes through one TCP connection to a pod on the same node and to one on another, and compares digests.
+// bulk sends many bytes through one TCP connection to a pod on the same node and to one on another, and compares
+// digests.
 func (m mesh) bulk(t *testing.T) {
 	server := m.Exec("a-node1", labtest.Program(t, "probe"), "serve", "--echo=7100", "--http=7080")
 	if err := server.Start(); err != nil {
@@ -146,7 +150,8 @@ func (m mesh) bulk(t *testing.T) {
 		for _, addr := range m.pods["a-node1"].IPs {
 			var out string
 			labtest.Eventually(t, time.Minute, func() (err error) {
-				out, err = labtest.Run(m.Exec(from, labtest.Program(t, "probe"), "transfer", "--to="+netip.AddrPortFrom(addr, 7080).String(), "--bytes=20000000"))
+				out, err = labtest.Run(m.Exec(from, labtest.Program(t, "probe"), "transfer", "--to="+netip.AddrPortFrom(addr,
+					7080).String(), "--bytes=20000000"))
 				return err
 			})
 			var r wire.Transfer
@@ -161,8 +166,10 @@ func (m mesh) bulk(t *testing.T) {
 // The tests run on what they say they run on.
 func TestDatapath(t *testing.T) {
 	m := up(t, lab.IPv4, model.Geneve)
-	if got := m.Run("node/node1", "ovs-vsctl", "get", "bridge", model.BridgeName, "datapath_type"); got != string(labtest.Datapath()) {
+	if got := m.Run("node/node1", "ovs-vsctl", "get", "bridge", model.BridgeName, "datapath_type"); got != string(
+		labtest.Datapath()) {
 		t.Errorf("datapath_type is %s, want %s", got, labtest.Datapath())
 	}
-	t.Logf("kernel %s; %s; datapath %s", m.Run("node/node1", "uname", "-r"), strings.Split(m.Run("node/node1", "ovs-vswitchd", "--version"), "\n")[0], labtest.Datapath())
+	t.Logf("kernel %s; %s; datapath %s", m.Run("node/node1", "uname", "-r"),
+		strings.Split(m.Run("node/node1", "ovs-vswitchd", "--version"), "\n")[0], labtest.Datapath())
 }

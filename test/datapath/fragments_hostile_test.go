@@ -72,8 +72,8 @@ var handmades = []handmade{
 	}},
 }
 
-// hostile sends handmade fragments to an open pod, through its Service, and to a pod whose policy denies them. An allowed
-// datagram that can be reassembled arrives once. No pod receives a part of any other datagram.
+// hostile sends handmade fragments to an open pod, through its Service, and to a pod whose policy denies them. An
+// allowed datagram that can be reassembled arrives once. No pod receives a part of any other datagram.
 func (f fragmented) hostile(t *testing.T, v4 bool) {
 	from := f.pods["stranger"]
 	mac, raw := from.mac(t), from.sender(t)
@@ -101,9 +101,12 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 			denied bool
 		}{
 			{"to open-" + end, f.answers["open-"+end], netip.AddrPortFrom(open.addr(v4), namedPort), false},
-			{"to the Service of open-" + end, f.answers["open-"+end], netip.AddrPortFrom(of(f.serviceIPs(t, fragNS, "open-"+end), v4), 90), false},
-			{"to the named port of walled-" + end, f.answers["walled-"+end], netip.AddrPortFrom(closed.addr(v4), namedPort), false},
-			{"to another port of walled-" + end, f.answers["walled-"+end], netip.AddrPortFrom(closed.addr(v4), deniedPort), true},
+			{"to the Service of open-" + end, f.answers["open-"+end], netip.AddrPortFrom(of(f.serviceIPs(t, fragNS, "open-"+end),
+				v4), 90), false},
+			{"to the named port of walled-" + end, f.answers["walled-"+end], netip.AddrPortFrom(closed.addr(v4), namedPort),
+				false},
+			{"to another port of walled-" + end, f.answers["walled-"+end], netip.AddrPortFrom(closed.addr(v4), deniedPort),
+				true},
 		} {
 			for i, h := range handmades {
 				number++
@@ -142,7 +145,8 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 		number++
 		source, to := netip.AddrPortFrom(from.addr(v4), 40100), netip.AddrPortFrom(f.pods["open-"+end].addr(v4), namedPort)
 		delayed(t, raw, mac, number, source, to)
-		e := expected{fmt.Sprintf("the first one after %d others to open-%s", between, end), f.answers["open-"+end], number, 1}
+		e := expected{fmt.Sprintf("the first one after %d others to open-%s", between, end), f.answers["open-"+end], number,
+			1}
 		arrived(e)
 		all = append(all, e)
 	}
@@ -197,7 +201,8 @@ func (f fragmented) forgetFragments(t *testing.T, v4 bool) {
 	}
 	var routes []route
 	for _, to := range []string{"open-near", "open-far"} {
-		routes = append(routes, route{name: to, from: f.pods["client"], to: netip.AddrPortFrom(f.pods[to].addr(v4), namedPort)})
+		routes = append(routes, route{name: to, from: f.pods["client"], to: netip.AddrPortFrom(f.pods[to].addr(v4),
+			namedPort)})
 	}
 	labtest.Eventually(t, 40*time.Second, func() error {
 		for _, r := range routes {
@@ -224,7 +229,10 @@ func (f fragmented) segments(t *testing.T) {
 		server := f.pods[to]
 		f.Run(fragNS+"/"+to, "ip", "link", "set", "eth0", "mtu", "1500")
 		var l net.Listener
-		if err := server.ns.Do(func() (err error) { l, err = net.Listen("tcp4", fmt.Sprintf(":%d", namedPort)); return err }); err != nil {
+		if err := server.ns.Do(func() (err error) {
+			l, err = net.Listen("tcp4", fmt.Sprintf(":%d", namedPort))
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { l.Close() })
@@ -264,7 +272,10 @@ func (f fragmented) pour(to netip.AddrPort, size int) error {
 	patience := testenv.Patience(10 * time.Second)
 	dialer := net.Dialer{Timeout: patience, Control: mayFragment}
 	var conn net.Conn
-	if err := f.outside.ns.Do(func() (err error) { conn, err = dialer.Dial("tcp4", to.String()); return err }); err != nil {
+	if err := f.outside.ns.Do(func() (err error) {
+		conn, err = dialer.Dial("tcp4", to.String())
+		return err
+	}); err != nil {
 		return err
 	}
 	defer conn.Close()

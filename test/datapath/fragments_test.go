@@ -55,7 +55,8 @@ func upFragmented(t *testing.T, name string) fragmented {
 	for _, end := range []struct{ name, node string }{{"near", "node1"}, {"far", "node2"}} {
 		for _, kind := range []string{"open", "walled"} {
 			manifests += walledPod(fragNS, kind+"-"+end.name, end.node, "app: "+kind+", one: "+kind+"-"+end.name) +
-				datagramService(kind+"-"+end.name, "") + streamService(kind+"-"+end.name) + datagramService(kind+"-"+end.name+"-sticky", "sessionAffinity: ClientIP, ")
+				datagramService(kind+"-"+end.name, "") + streamService(kind+"-"+end.name) + datagramService(kind+"-"+end.name+
+				"-sticky", "sessionAffinity: ClientIP, ")
 		}
 	}
 	for _, client := range []string{"client", "caged", "stranger", "caged-stranger"} {
@@ -65,9 +66,14 @@ func upFragmented(t *testing.T, name string) fragmented {
 		}
 		manifests += walledPod(fragNS, client, "node1", label)
 	}
-	manifests += policyManifest(fragNS, "ingress", fmt.Sprintf("podSelector: {matchLabels: {app: walled}}, policyTypes: [Ingress], ingress: [{ports: [{port: %[1]d, protocol: UDP}, {port: %[1]d}]}]", namedPort)) +
-		policyManifest(fragNS, "egress", fmt.Sprintf("podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress], egress: [{ports: [{port: %d, protocol: UDP}]}]", namedPort))
-	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests}), pods: map[string]*client{}, answers: map[string]*answerer{}, hosts: map[string]*client{}}
+	manifests += policyManifest(fragNS, "ingress",
+		fmt.Sprintf("podSelector: {matchLabels: {app: walled}}, policyTypes: [Ingress], ingress: [{ports: [{port: %[1]d, "+
+			"protocol: UDP}, {port: %[1]d}]}]", namedPort)) +
+		policyManifest(fragNS, "egress",
+			fmt.Sprintf("podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress], egress: [{ports: [{port: %d, "+
+				"protocol: UDP}]}]", namedPort))
+	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests}), pods: map[string]*client{},
+		answers: map[string]*answerer{}, hosts: map[string]*client{}}
 	s := f.Status()
 	for _, p := range s.Pods {
 		f.pods[p.Name] = openClient(t, s, p.Namespace+"/"+p.Name, "", "pod")
@@ -179,10 +185,10 @@ type load struct {
 	sizes []int
 }
 
-// loads splits sizes by what a batch of the userspace datapath holds: 32 packets. Before the dynamic batches of Open vSwitch
-// (commit 04cbb4812, after 3.7) the fragments of completed datagrams that do not fit into one batch pass with the next one
-// that any `ct` works on, past the `ct` that their first fragment waits in, and their datagram is lost. The largest
-// datagram fills a batch alone. Three of the others, in fragments, fit into one.
+// loads splits sizes by what a batch of the userspace datapath holds: 32 packets. Before the dynamic batches of Open
+// vSwitch (commit 04cbb4812, after 3.7) the fragments of completed datagrams that do not fit into one batch pass with
+// the next one that any `ct` works on, past the `ct` that their first fragment waits in, and their datagram is lost.
+// The largest datagram fills a batch alone. Three of the others, in fragments, fit into one.
 func loads(sizes []int) []load {
 	if labtest.Datapath() == config.DatapathSystem {
 		return []load{{3, sizes}}
@@ -258,7 +264,8 @@ func (r route) ask(sizes []int, answers bool) error {
 
 // echo pings with the same sizes, as many at once as of datagrams.
 func (f fragmented) echo(t *testing.T, sizes []int, v4 bool) {
-	for from, targets := range map[string][]string{fragNS + "/client": {"open-near", "open-far"}, "node/node1": {"open-near", "open-far"}} {
+	for from, targets := range map[string][]string{fragNS + "/client": {"open-near", "open-far"},
+		"node/node1": {"open-near", "open-far"}} {
 		for _, at := range loads(sizes) {
 			var all []wire.Target
 			for _, to := range targets {

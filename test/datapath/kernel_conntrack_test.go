@@ -38,12 +38,15 @@ type earlySocket struct {
 // upEarly brings up a lab of two nodes with endpoints on both, and clients that are pods, nodes and outside.
 func upEarly(t *testing.T, name string) *early {
 	t.Helper()
-	e := &early{pods: podManifest("web-1", "web", "node1", 8080, "") + podManifest("web-2", "web", "node2", 8080, "") + podManifest("other", "other", "node2", 8080, "") +
-		podManifest("client", "client", "node1", 9, "") + podManifest("host-1", "client", "node1", 9, hostNetwork) + podManifest("host-2", "client", "node2", 9, hostNetwork)}
+	e := &early{pods: podManifest("web-1", "web", "node1", 8080, "") + podManifest("web-2", "web", "node2", 8080,
+		"") + podManifest("other", "other", "node2", 8080, "") +
+		podManifest("client", "client", "node1", 9, "") + podManifest("host-1", "client", "node1", 9, hostNetwork) +
+		podManifest("host-2", "client", "node2", 9, hostNetwork)}
 	e.file = filepath.Join(labtest.Write(t, map[string]string{"f.yaml": e.pods}), "f.yaml")
 	e.Lab = labtest.Up(t, name, "-f", e.file, "--nodes=2", "--ip-family=dual")
 	s := e.Status()
-	for _, one := range []struct{ name, node, kind string }{{"client", "node1", "pod"}, {"host-1", "node1", "node"}, {"host-2", "node2", "node"}, {"outside", "", "outside"}} {
+	for _, one := range []struct{ name, node, kind string }{{"client", "node1", "pod"}, {"host-1", "node1", "node"},
+		{"host-2", "node2", "node"}, {"outside", "", "outside"}} {
 		e.clients = append(e.clients, openClient(t, s, one.name, one.node, one.kind))
 	}
 	return e
@@ -62,7 +65,10 @@ func (e *early) node(name string) lab.NodeStatus {
 func (e *early) open(t *testing.T, from *client, to netip.AddrPort) {
 	t.Helper()
 	s := &earlySocket{what: fmt.Sprintf("from %s to %s", from.name, to)}
-	if err := from.ns.Do(func() (err error) { s.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to)); return err }); err != nil {
+	if err := from.ns.Do(func() (err error) {
+		s.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.conn.Close() })
@@ -161,7 +167,8 @@ func TestUDPBeforeNodePort(t *testing.T) {
 	labtest.Eventually(t, 20*time.Second, func() error {
 		for _, node := range []string{"node1", "node2"} {
 			for _, is4 := range []bool{true, false} {
-				if addr := model.NodePortAddr(is4).String(); strings.Contains(e.Run("node/"+node, "ovs-appctl", "dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.Zone)), "dst="+addr+",") {
+				if addr := model.NodePortAddr(is4).String(); strings.Contains(e.Run("node/"+node, "ovs-appctl",
+					"dpctl/dump-conntrack", fmt.Sprintf("zone=%d", flows.Zone)), "dst="+addr+",") {
 					return fmt.Errorf("%s has connections to %s", node, addr)
 				}
 			}

@@ -77,7 +77,8 @@ func up(t *testing.T, family lab.Family, tunnel model.Encapsulation) mesh {
 func (m mesh) report(t *testing.T, node string) report.Status {
 	t.Helper()
 	var r report.Status
-	if err := json.Unmarshal([]byte(m.Run("node/"+node, labtest.Program(t, "weftctl"), "status", "-o", "json")), &r); err != nil {
+	if err := json.Unmarshal([]byte(m.Run("node/"+node, labtest.Program(t, "weftctl"), "status", "-o", "json")),
+		&r); err != nil {
 		t.Fatal(err)
 	}
 	return r

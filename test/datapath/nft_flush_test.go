@@ -16,7 +16,8 @@ import (
 // Another program flushes the node's nftables, disables our table or turns forwarding off: the agent repairs it
 // within two seconds.
 func TestNodeRepairs(t *testing.T) {
-	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "")}), "f.yaml")
+	file := filepath.Join(labtest.Write(t, map[string]string{"f.yaml": podManifest("web", "web", "node1", 8080, "")}),
+		"f.yaml")
 	l := labtest.Up(t, "repairs", "-f", file, "--nodes=1", "--ip-family=dual")
 	const state = `nft list table inet weft | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding; ip -6 -o addr show dev weft0 | awk '{print $4}' | sort; ip link show weft0 | grep -o ',UP'

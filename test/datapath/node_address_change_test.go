@@ -61,7 +61,8 @@ func (r *renumbered) announce(t *testing.T, node string, addrs ...netip.Addr) {
 			return conn, err
 		},
 	}}
-	request, err := http.NewRequest(http.MethodPatch, "http://172.31.0.1:6443/api/v1/nodes/"+node+"/status", bytes.NewReader(patch))
+	request, err := http.NewRequest(http.MethodPatch, "http://172.31.0.1:6443/api/v1/nodes/"+node+"/status",
+		bytes.NewReader(patch))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +107,8 @@ func (r *renumbered) gap(t *testing.T, announced, has netip.Addr) {
 		var s report.Status
 		r.report(t, "node1", "/v1/status", &s)
 		for _, p := range s.Problems {
-			if strings.HasPrefix(p, "InternalIP: node node1 has the InternalIP ["+announced.String()) && strings.Contains(p, has.String()) {
+			if strings.HasPrefix(p, "InternalIP: node node1 has the InternalIP ["+announced.String()) &&
+				strings.Contains(p, has.String()) {
 				return nil
 			}
 		}
@@ -140,7 +142,8 @@ func (r *renumbered) works(t *testing.T) error {
 			own := of(r.addrs[node], v4)
 			dial("isolated pod to address of "+node, map[string]*client{"node1": r.closed, "node2": r.far}[node], at(own, 8080))
 			dial("node port of "+node+" from outside", r.outside, at(own, r.nodePorts[v4]))
-			dial("node port of "+node+" from the other node", map[string]*client{"node1": r.node2, "node2": r.node1}[node], at(own, r.nodePorts[v4]))
+			dial("node port of "+node+" from the other node", map[string]*client{"node1": r.node2, "node2": r.node1}[node],
+				at(own, r.nodePorts[v4]))
 			dial("pod to a node port of "+node, r.near, at(own, r.nodePorts[v4]))
 		}
 		for node, pod := range map[string]*client{"node1": r.near, "node2": r.far} {
@@ -175,14 +178,15 @@ func (r *renumbered) works(t *testing.T) error {
 // mirrorPort is where the host outside tells its clients their addresses.
 const mirrorPort = 9000
 
-// ask asks the host outside for a pod's address, by a socket of UDP that stays the same, as a resolver's may. An answer to
-// an earlier question is not taken.
+// ask asks the host outside for a pod's address, by a socket of UDP that stays the same, as a resolver's may. An answer
+// to an earlier question is not taken.
 func (r *renumbered) ask(t *testing.T, from *client, v4 bool) (string, error) {
 	t.Helper()
 	key := socket{from, v4}
 	if r.sockets[key] == nil {
 		if err := from.ns.Do(func() (err error) {
-			r.sockets[key], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(r.outside.addr(v4), mirrorPort)))
+			r.sockets[key], err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(r.outside.addr(v4),
+				mirrorPort)))
 			return err
 		}); err != nil {
 			return "", err
@@ -268,12 +272,17 @@ metadata: {namespace: %s, name: np-%s}
 spec: {type: NodePort, ipFamilies: [%s], selector: {app: server}, ports: [{name: tcp, port: 80, targetPort: 8080, nodePort: %[4]d}, {name: udp, port: 80, targetPort: 8080, nodePort: %[4]d, protocol: UDP}]}
 `, ns, strings.ToLower(family), family, port)
 	}
-	host := strings.ReplaceAll(walledPod(ns, "host-1", "node1", "app: host")+walledPod(ns, "host-2", "node2", "app: host"), "spec: {", "spec: {hostNetwork: true, ")
-	w := upWalled(t, "renum", map[string]string{"f.yaml": walledPod(ns, "near", "node1", "app: near") + walledPod(ns, "closed", "node1", "app: closed") +
-		walledPod(ns, "far", "node2", "app: server") + host + walledService(ns, "web", "app: server", 8080) + services.String() +
+	host := strings.ReplaceAll(walledPod(ns, "host-1", "node1", "app: host")+walledPod(ns, "host-2", "node2", "app: host"),
+		"spec: {", "spec: {hostNetwork: true, ")
+	w := upWalled(t, "renum", map[string]string{"f.yaml": walledPod(ns, "near", "node1", "app: near") + walledPod(ns,
+		"closed", "node1", "app: closed") +
+		walledPod(ns, "far", "node2", "app: server") + host + walledService(ns, "web", "app: server",
+		8080) + services.String() +
 		policyManifest(ns, "closed", "podSelector: {matchLabels: {app: closed}}, policyTypes: [Ingress, Egress]")})
-	r := &renumbered{walled: w, near: w.pod(t, "near"), far: w.pod(t, "far"), closed: w.pod(t, "closed"), node1: w.host(t, "node1"), node2: w.host(t, "node2"),
-		outside: openClient(t, w.Status(), "outside", "", "outside"), addrs: map[string][]netip.Addr{}, kept: map[string][]netip.Addr{}, agents: map[string]int{}, sockets: map[socket]*net.UDPConn{},
+	r := &renumbered{walled: w, near: w.pod(t, "near"), far: w.pod(t, "far"), closed: w.pod(t, "closed"),
+		node1: w.host(t, "node1"), node2: w.host(t, "node2"),
+		outside: openClient(t, w.Status(), "outside", "", "outside"), addrs: map[string][]netip.Addr{},
+		kept: map[string][]netip.Addr{}, agents: map[string]int{}, sockets: map[socket]*net.UDPConn{},
 		service: w.serviceIPs(t, ns, "web"), nodePorts: nodePorts}
 	r.mirror(t)
 	for _, node := range []string{"node1", "node2"} {

@@ -24,7 +24,8 @@ func (c *client) addLocal(t *testing.T, addr netip.Addr) {
 		if err != nil {
 			return err
 		}
-		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}})
+		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(),
+			addr.BitLen())}})
 	}); err != nil {
 		t.Fatalf("add address %s to %s: %v", addr, c.name, err)
 	}
@@ -35,8 +36,10 @@ func (c *client) addLocal(t *testing.T, addr netip.Addr) {
 // that this node serves is the Service's although the node has it; that of another proxy's Service is the node's.
 func TestNodeAddresses(t *testing.T) {
 	const ns = "nodeaddr"
-	other := strings.Replace(walledService(ns, "other", "app: server", 8080), "name: other", "name: other, labels: {service.kubernetes.io/service-proxy-name: mine}", 1)
-	w := upWalled(t, "nodeaddr", map[string]string{"f.yaml": walledPod(ns, "closed", "node1", "app: closed") + walledPod(ns, "open", "node1", "app: open") +
+	other := strings.Replace(walledService(ns, "other", "app: server", 8080), "name: other",
+		"name: other, labels: {service.kubernetes.io/service-proxy-name: mine}", 1)
+	w := upWalled(t, "nodeaddr", map[string]string{"f.yaml": walledPod(ns, "closed", "node1", "app: closed") +
+		walledPod(ns, "open", "node1", "app: open") +
 		walledPod(ns, "far", "node2", "app: closed") + walledPod(ns, "server", "node2", "app: server") +
 		strings.ReplaceAll(walledPod(ns, "host-1", "node1", "app: host"), "spec: {", "spec: {hostNetwork: true, ") +
 		walledService(ns, "dns", "app: server", 8080) + other +
@@ -57,7 +60,8 @@ func TestNodeAddresses(t *testing.T) {
 	}
 	at := netip.AddrPortFrom
 	expect(open, at(of(proxied, true), 8080), podns.Silent) // the proxy does not take it, and nothing sends it round
-	locals := []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("fd00:53::10")}
+	locals := []netip.Addr{netip.MustParseAddr("169.254.20.10"), netip.MustParseAddr("192.0.2.10"),
+		netip.MustParseAddr("fd00:53::10")}
 	for _, addr := range locals {
 		node1.addLocal(t, addr)
 	}

@@ -18,14 +18,15 @@ import (
 // becomesTrue bounds the time from a manifest's edit until packets do what it says.
 const becomesTrue = 2 * time.Second
 
-// Nothing has to come for so long, and of so many rounds that were sent meanwhile, from a client that is not let in any more: it
-// may be the machine that pauses, or the client.
+// Nothing has to come for so long, and of so many rounds that were sent meanwhile, from a client that is not let in any
+// more: it may be the machine that pauses, or the client.
 const (
 	quietFor    = 600 * time.Millisecond
 	quietRounds = 20
 )
 
-// beat is a client that sends a datagram to each of a server's addresses every few milliseconds, and what of it arrives.
+// beat is a client that sends a datagram to each of a server's addresses every few milliseconds, and what of it
+// arrives.
 type beat struct {
 	from *client
 	tag  string
@@ -81,7 +82,8 @@ func (b *beat) closes(t *testing.T, what string, edit time.Time) {
 			last, sent = frames[len(frames)-1].at, now
 		}
 		if time.Since(last) < quietFor || now-sent < quietRounds {
-			return fmt.Errorf("%s: %s is still let in, or sends nothing: %d rounds since the last one that arrived", what, b.from.name, now-sent)
+			return fmt.Errorf("%s: %s is still let in, or sends nothing: %d rounds since the last one that arrived", what,
+				b.from.name, now-sent)
 		}
 		return nil
 	})
@@ -105,11 +107,13 @@ func (b *beat) intime(t *testing.T, what string, took time.Duration) {
 	t.Logf("%s: true for %s %s after the edit", what, b.from.name, took.Round(time.Millisecond))
 }
 
-// What changes about pods, namespaces and addresses becomes true on the wire: labels of both, a pod that ends for good, one that
-// terminates, an address that another pod gets.
+// What changes about pods, namespaces and addresses becomes true on the wire: labels of both, a pod that ends for good,
+// one that terminates, an address that another pod gets.
 func TestPolicyFollowsPods(t *testing.T) {
 	const ns = "chg"
-	wall := policyManifest(ns, "wall", "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}, {namespaceSelector: {matchLabels: {team: red}}}]}]")
+	wall := policyManifest(ns, "wall",
+		"podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}, "+
+			"{namespaceSelector: {matchLabels: {team: red}}}]}]")
 	server, open := walledPod(ns, "server", "node1", "app: server"), walledPod(ns, "server", "node1", "app: open")
 	steps := ""
 	for i := range 3 {
@@ -117,14 +121,17 @@ func TestPolicyFollowsPods(t *testing.T) {
 	}
 	w := upWalled(t, "polchg", map[string]string{
 		"ns.yaml": namespaceManifest("other", "team: blue"), "wall.yaml": wall + steps, "server.yaml": server,
-		"pods.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns, "far", "node2", "app: x") + walledPod("other", "guest", "node2", "app: x"),
+		"pods.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns, "far", "node2", "app: x") + walledPod("other",
+			"guest", "node2", "app: x"),
 	})
 	near, far, guest := w.pod(t, "near"), w.pod(t, "far"), w.pod(t, "guest")
 	b := beats(t, w.pod(t, "server"), near, far, guest)
 	pods := func(role, more string) []string {
-		return []string{walledPod(ns, "near", "node1", "app: x"+role, more), walledPod(ns, "far", "node2", "app: x"+role, more), walledPod("other", "guest", "node2", "app: x")}
+		return []string{walledPod(ns, "near", "node1", "app: x"+role, more), walledPod(ns, "far", "node2", "app: x"+role,
+			more), walledPod("other", "guest", "node2", "app: x")}
 	}
-	check := func(what string, edit time.Time, f func(b *beat, t *testing.T, what string, edit time.Time), names ...string) {
+	check := func(what string, edit time.Time, f func(b *beat, t *testing.T, what string, edit time.Time),
+		names ...string) {
 		t.Helper()
 		for _, name := range names {
 			f(b[name], t, what, edit)
@@ -136,8 +143,8 @@ func TestPolicyFollowsPods(t *testing.T) {
 	const nearName, farName, guestName = ns + "/near", ns + "/far", "other/guest"
 	all := []string{nearName, farName, guestName}
 	opens, closes, shut := (*beat).opens, (*beat).closes, (*beat).shut
-	// told waits until the agent has programmed what was written before, of which it may show nothing: it learns of pods in the order of
-	// their changes, those of one edit in the order of their names, and of this one last.
+	// told waits until the agent has programmed what was written before, of which it may show nothing: it learns of pods
+	// in the order of their changes, those of one edit in the order of their names, and of this one last.
 	step := 0
 	told := func() {
 		t.Helper()
@@ -161,7 +168,8 @@ func TestPolicyFollowsPods(t *testing.T) {
 	check("the server is selected no longer", w.write(t, "server.yaml", open), opens, all...)
 	check("the server is selected again", w.write(t, "server.yaml", server), closes, all...)
 	// Isolated pods stay isolated while they terminate, and when they have ended but stand.
-	edit := w.write(t, "server.yaml", strings.Replace(server, "metadata: {", `metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
+	edit := w.write(t, "server.yaml", strings.Replace(server, "metadata: {",
+		`metadata: {deletionTimestamp: "2026-01-02T03:04:05Z", `, 1))
 	told()
 	check("the server terminates", edit, shut, all...)
 	w.write(t, "server.yaml", server+"status: {phase: Succeeded}\n")
@@ -173,8 +181,10 @@ func TestPolicyFollowsPods(t *testing.T) {
 func TestPolicyAddressOfAnother(t *testing.T) {
 	const ns = "reuse"
 	w := upWalled(t, "polreuse", map[string]string{
-		"base.yaml": walledPod(ns, "server", "node1", "app: server") + walledPod(ns, "server2", "node2", "app: server") + walledPod(ns, "asker", "node2", "app: x") +
-			policyManifest(ns, "wall", "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]") +
+		"base.yaml": walledPod(ns, "server", "node1", "app: server") + walledPod(ns, "server2", "node2", "app: server") +
+			walledPod(ns, "asker", "node2", "app: x") +
+			policyManifest(ns, "wall",
+				"podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {role: friend}}}]}]") +
 			policyManifest(ns, "friends", "podSelector: {matchLabels: {role: friend}}, ingress: []"),
 	})
 	w.write(t, "pods.yaml", walledPod(ns, "before", "node1", "role: friend"))
@@ -237,22 +247,26 @@ func TestPolicyAddressOfAnother(t *testing.T) {
 	t.Logf("%v was a friend's address, and is not", after.ips)
 }
 
-// While a policy is replaced by others that say the same of two pods, in other words and under other names, the one that is forbidden
-// gets nothing through, and the one that is allowed loses nothing.
+// While a policy is replaced by others that say the same of two pods, in other words and under other names, the one
+// that is forbidden gets nothing through, and the one that is allowed loses nothing.
 func TestPolicyEditsOpenNoWindow(t *testing.T) {
 	const ns = "edit"
 	w := upWalled(t, "poledit", map[string]string{
 		"base.yaml": walledPod(ns, "server", "node1", "app: server") + walledPod(ns, "quiet", "node1", "app: server") +
-			walledPod(ns, "near", "node1", "app: enemy") + walledPod(ns, "far", "node2", "app: enemy") + walledPod(ns, "friend", "node2", "app: friend, role: guest"),
-		"wall.yaml": policyManifest(ns, "p0", "podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"),
+			walledPod(ns, "near", "node1", "app: enemy") + walledPod(ns, "far", "node2", "app: enemy") + walledPod(ns, "friend",
+			"node2", "app: friend, role: guest"),
+		"wall.yaml": policyManifest(ns, "p0",
+			"podSelector: {}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"),
 	})
-	server, quiet, near, far, friend := w.pod(t, "server"), w.pod(t, "quiet"), w.pod(t, "near"), w.pod(t, "far"), w.pod(t, "friend")
+	server, quiet, near, far, friend := w.pod(t, "server"), w.pod(t, "quiet"), w.pod(t, "near"), w.pod(t, "far"), w.pod(t,
+		"friend")
 	w.enforces(t, "node1", ns, "p0")
 	var streams []*stream
 	l := quiet.serve(t, streamPort)
 	for _, ip := range quiet.ips {
 		for _, fromServer := range []bool{false, true} {
-			streams = append(streams, friend.streamTo(t, quiet, l, podns.UDP, netip.AddrPortFrom(ip, streamPort), fromServer, fmt.Sprintf("%s, the server sends: %t", ip, fromServer)))
+			streams = append(streams, friend.streamTo(t, quiet, l, podns.UDP, netip.AddrPortFrom(ip, streamPort), fromServer,
+				fmt.Sprintf("%s, the server sends: %t", ip, fromServer)))
 		}
 	}
 	allFlow(t, "before the edits", streams)
@@ -262,15 +276,22 @@ func TestPolicyEditsOpenNoWindow(t *testing.T) {
 	for _, ip := range friend.ips {
 		blocks += fmt.Sprintf("{ipBlock: {cidr: %s/%d}}, ", ip, ip.BitLen())
 	}
-	selectors := []string{"{}", "{matchLabels: {app: server}}", "{matchExpressions: [{key: app, operator: In, values: [server, enemy]}]}", "{matchExpressions: [{key: app, operator: NotIn, values: [friend]}]}"}
-	peers := []string{"{podSelector: {matchLabels: {app: friend}}}", "{podSelector: {matchExpressions: [{key: role, operator: Exists}]}}", blocks,
-		"{namespaceSelector: {}, podSelector: {matchLabels: {role: guest}}}", "{podSelector: {matchLabels: {app: absent}}}, {podSelector: {matchLabels: {app: friend}}}"}
-	ports := []string{"", fmt.Sprintf(", ports: [{protocol: UDP, port: %d}]", streamPort), ", ports: [{protocol: UDP, port: 9000, endPort: 9999}, {port: tcp}]", ", ports: [{protocol: UDP}, {protocol: TCP}]"}
+	selectors := []string{"{}", "{matchLabels: {app: server}}",
+		"{matchExpressions: [{key: app, operator: In, values: [server, enemy]}]}",
+		"{matchExpressions: [{key: app, operator: NotIn, values: [friend]}]}"}
+	peers := []string{"{podSelector: {matchLabels: {app: friend}}}",
+		"{podSelector: {matchExpressions: [{key: role, operator: Exists}]}}", blocks,
+		"{namespaceSelector: {}, podSelector: {matchLabels: {role: guest}}}",
+		"{podSelector: {matchLabels: {app: absent}}}, {podSelector: {matchLabels: {app: friend}}}"}
+	ports := []string{"", fmt.Sprintf(", ports: [{protocol: UDP, port: %d}]", streamPort),
+		", ports: [{protocol: UDP, port: 9000, endPort: 9999}, {port: tcp}]", ", ports: [{protocol: UDP}, {protocol: TCP}]"}
 	const edits = 24
 	for i := range edits {
-		// Every second edit is of the rules alone, the others are a new policy in the place of the old one; or beside one of no rules.
+		// Every second edit is of the rules alone, the others are a new policy in the place of the old one; or beside one of
+		// no rules.
 		name := fmt.Sprintf("p%d", i/2)
-		spec := fmt.Sprintf("podSelector: %s, ingress: [{from: [%s]%s}]", selectors[i%len(selectors)], strings.TrimSuffix(peers[i%len(peers)], ", "), ports[(i/2)%len(ports)])
+		spec := fmt.Sprintf("podSelector: %s, ingress: [{from: [%s]%s}]", selectors[i%len(selectors)],
+			strings.TrimSuffix(peers[i%len(peers)], ", "), ports[(i/2)%len(ports)])
 		text, names := policyManifest(ns, name, spec), []string{name}
 		if i%3 == 0 {
 			text += policyManifest(ns, "none", "podSelector: {}")

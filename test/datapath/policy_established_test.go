@@ -82,10 +82,14 @@ func (s *stream) sentAfter(at time.Time) (n int) {
 func TestPolicyEditStopsEstablished(t *testing.T) {
 	const ns = "estab"
 	ingress := func(peers string) string {
-		return policyManifest(ns, "in", fmt.Sprintf("podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [{from: [%s{podSelector: {matchLabels: {app: neighbor}}}]}]", peers))
+		return policyManifest(ns, "in",
+			fmt.Sprintf("podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [{from: [%s{podSelector: "+
+				"{matchLabels: {app: neighbor}}}]}]", peers))
 	}
 	egress := func(peers string) string {
-		return policyManifest(ns, "out", fmt.Sprintf("podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [%s{podSelector: {matchLabels: {app: neighbor}}}]}]", peers))
+		return policyManifest(ns, "out",
+			fmt.Sprintf("podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [%s{podSelector: "+
+				"{matchLabels: {app: neighbor}}}]}]", peers))
 	}
 	const client, server = "{podSelector: {matchLabels: {app: client}}}, ", "{podSelector: {matchLabels: {app: server}}}, "
 	w := upWalled(t, "estab", map[string]string{

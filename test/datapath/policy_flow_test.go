@@ -25,9 +25,10 @@ const (
 )
 
 const (
-	wallForFriends = "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"
-	wallForAll     = "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {}}]}]"
-	cage           = "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]"
+	wallForFriends = "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: " +
+		"friend}}}]}]"
+	wallForAll = "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {}}]}]"
+	cage       = "podSelector: {matchLabels: {app: client}}, policyTypes: [Egress]"
 )
 
 // A policy that is added while connections are open stops the denied ones within a second, in every direction: TCP and
@@ -35,8 +36,11 @@ const (
 // node and across nodes, in both families, by the server's ingress and by the client's egress. Allowed streams lose no
 // datagram. With establishedConnections: keep all streams continue.
 func TestPolicyStopsEstablished(t *testing.T) {
-	base := walledPod("mid", "server", "node1", "app: server, role: busy") + walledPod("mid", "quiet", "node1", "app: server, role: quiet") + walledPod("mid", "near", "node1", "app: client") + walledPod("mid", "far", "node2", "app: client") +
-		walledPod("mid", "friend-near", "node1", "app: friend") + walledPod("mid", "friend-far", "node2", "app: friend") + walledService("mid", "server", "role: busy", streamPort) + walledService("mid", "quiet", "role: quiet", streamPort)
+	base := walledPod("mid", "server", "node1", "app: server, role: busy") + walledPod("mid", "quiet", "node1",
+		"app: server, role: quiet") + walledPod("mid", "near", "node1", "app: client") + walledPod(
+		"mid", "far", "node2", "app: client") +
+		walledPod("mid", "friend-near", "node1", "app: friend") + walledPod("mid", "friend-far", "node2", "app: friend") +
+		walledService("mid", "server", "role: busy", streamPort) + walledService("mid", "quiet", "role: quiet", streamPort)
 	w := upWalled(t, "polmid", map[string]string{"base.yaml": base})
 	streams := func(service string, names ...string) (all []*stream) {
 		server := w.pod(t, service)
@@ -44,7 +48,8 @@ func TestPolicyStopsEstablished(t *testing.T) {
 		for _, name := range names {
 			from := w.pod(t, name)
 			for _, v4 := range []bool{true, false} {
-				for kind, to := range map[string]netip.AddrPort{"itself": netip.AddrPortFrom(server.addr(v4), streamPort), "Service": netip.AddrPortFrom(of(vips, v4), 80)} {
+				for kind, to := range map[string]netip.AddrPort{"itself": netip.AddrPortFrom(server.addr(v4), streamPort),
+					"Service": netip.AddrPortFrom(of(vips, v4), 80)} {
 					for _, proto := range []podns.Proto{podns.TCP, podns.UDP} {
 						if strings.HasPrefix(name, "friend") && proto == podns.TCP && !v4 {
 							continue // the machine has only so much time
@@ -54,7 +59,8 @@ func TestPolicyStopsEstablished(t *testing.T) {
 							if fromServer {
 								who = "server"
 							}
-							all = append(all, from.streamTo(t, server, l, proto, to, fromServer, fmt.Sprintf("%s to %s by %s, %s, the %s sends", proto, kind, name, familyName(v4), who)))
+							all = append(all, from.streamTo(t, server, l, proto, to, fromServer,
+								fmt.Sprintf("%s to %s by %s, %s, the %s sends", proto, kind, name, familyName(v4), who)))
 						}
 					}
 				}
@@ -84,7 +90,8 @@ func TestPolicyStopsEstablished(t *testing.T) {
 	stop("a wall is added", w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForFriends)))
 	w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForAll))
 	allFlow(t, "the wall lets everybody in", theirs)
-	stop("a cage is added", w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForAll), policyManifest("mid", "cage", cage)))
+	stop("a cage is added", w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForAll), policyManifest("mid",
+		"cage", cage)))
 	w.write(t, "policy.yaml", policyManifest("mid", "wall", wallForAll))
 	allFlow(t, "the cage is removed", theirs)
 
@@ -93,8 +100,11 @@ func TestPolicyStopsEstablished(t *testing.T) {
 	w.enforces(t, "node1", "mid", "wall", "cage")
 	w.enforces(t, "node2", "mid", "cage")
 	// A client without an answer has no established connection, so policies are evaluated.
-	allFlow(t, "established connections are kept", slices.DeleteFunc(slices.Clone(theirs), func(s *stream) bool { return !s.answered }))
-	if answer, err := w.pod(t, "far").outcome(podns.TCP, netip.AddrPortFrom(w.pod(t, "server").addr(true), 8080), time.Second); err != nil || answer.Outcome != podns.Silent {
+	allFlow(t, "established connections are kept", slices.DeleteFunc(slices.Clone(theirs), func(s *stream) bool {
+		return !s.answered
+	}))
+	if answer, err := w.pod(t, "far").outcome(podns.TCP, netip.AddrPortFrom(w.pod(t, "server").addr(true), 8080),
+		time.Second); err != nil || answer.Outcome != podns.Silent {
 		t.Errorf("a new connection while established ones are kept: %s, %v", answer.Outcome, err)
 	}
 	w.configure(t, "")
@@ -129,7 +139,8 @@ func (w *walled) configure(t *testing.T, line string) {
 	}
 	for _, n := range w.Status().Nodes {
 		labtest.Eventually(t, 20*time.Second, func() error {
-			flows := w.Run("node/"+n.Name, "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=30,ct_state=+trk-rel+est,ct_mark=0x1/0x1")
+			flows := w.Run("node/"+n.Name, "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft",
+				"table=30,ct_state=+trk-rel+est,ct_mark=0x1/0x1")
 			if has := strings.Contains(flows, "goto_table:60"); has != keep {
 				return fmt.Errorf("the switch of %s lets established connections pass: %t", n.Name, has)
 			}

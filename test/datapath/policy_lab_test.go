@@ -25,7 +25,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// walled is a lab whose pods and policies change: one file of manifests for each part, in a directory that the lab follows.
+// walled is a lab whose pods and policies change: one file of manifests for each part, in a directory that the lab
+// follows.
 type walled struct {
 	*labtest.Lab
 	dir string
@@ -200,7 +201,9 @@ spec: {nodeName: %s, containers: [{name: c, ports: [{name: tcp, containerPort: 8
 
 // policyManifest is a NetworkPolicy with this spec, in the flow style of YAML.
 func policyManifest(namespace, name, spec string) string {
-	return fmt.Sprintf("---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: %s, name: %s}\nspec: {%s}\n", namespace, name, spec)
+	return fmt.Sprintf(
+		"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: %s, name: %s}\nspec: {%s}\n",
+		namespace, name, spec)
 }
 
 // walledService has 80 for the port that its endpoints have, TCP and UDP.

@@ -42,12 +42,14 @@ spec:
   ingress: [{ports: [{port: 8080, protocol: UDP}]}]
 `
 
-// TestPolicyLog: the agent writes down what a policy with the annotation allows and denies, and a flood makes it write no more than
-// the meter lets through, while every packet is counted.
+// TestPolicyLog: the agent writes down what a policy with the annotation allows and denies, and a flood makes it write
+// no more than the meter lets through, while every packet is counted.
 func TestPolicyLog(t *testing.T) {
 	const flood = 5 * time.Second
-	l := labtest.Up(t, "plog", "-f", labtest.Write(t, map[string]string{"all.yaml": loggedPods}), "--nodes=1", "--ip-family=dual")
-	client, server := openClient(t, l.Status(), "logs/client", "node1", "pod"), openClient(t, l.Status(), "logs/server", "node1", "pod")
+	l := labtest.Up(t, "plog", "-f", labtest.Write(t, map[string]string{"all.yaml": loggedPods}), "--nodes=1",
+		"--ip-family=dual")
+	client, server := openClient(t, l.Status(), "logs/client", "node1", "pod"), openClient(t, l.Status(), "logs/server",
+		"node1", "pod")
 	log := func() string {
 		text, err := os.ReadFile(filepath.Join(lab.Root, l.Name, "logs", "node1-weft-agent.log"))
 		if err != nil {
@@ -70,7 +72,9 @@ func TestPolicyLog(t *testing.T) {
 		_, _ = conn.Write([]byte("hello")) // who is refused before hears of it here
 	}
 	for _, v4 := range []bool{true, false} {
-		for port, want := range map[uint16]string{8080: "verdict=allowed policy=logs/server direction=Ingress rule=0 pod=logs/server", 9999: "verdict=denied policy=logs/server direction=Ingress pod=logs/server"} {
+		for port, want := range map[uint16]string{
+			8080: "verdict=allowed policy=logs/server direction=Ingress rule=0 pod=logs/server",
+			9999: "verdict=denied policy=logs/server direction=Ingress pod=logs/server"} {
 			want = fmt.Sprintf("src=%s dst=%s port=%d proto=udp %s\n", client.addr(v4), server.addr(v4), port, want)
 			labtest.Eventually(t, 20*time.Second, func() error {
 				send(dial(v4, port)) // a connection of its own each time: only the first packet of what is allowed is logged
@@ -92,7 +96,8 @@ func TestPolicyLog(t *testing.T) {
 	var denied uint64
 	labtest.Eventually(t, 20*time.Second, func() error {
 		var policies []report.Policy
-		if err := json.Unmarshal([]byte(l.Run("node/node1", labtest.Program(t, "weftctl"), "policy", "logs/server", "-o", "json")), &policies); err != nil {
+		if err := json.Unmarshal([]byte(l.Run("node/node1", labtest.Program(t, "weftctl"), "policy", "logs/server", "-o",
+			"json")), &policies); err != nil {
 			return err
 		}
 		before := denied

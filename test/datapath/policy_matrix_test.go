@@ -99,13 +99,15 @@ spec:
 `, namespace, name, labels, node, web, dns)
 }
 
-// Every field of the API, from every pod to every port of every pod and Service, over every protocol that the kernel has, in both
-// families: packets do what policy.Eval says. For Services, the endpoint's address and port count.
+// Every field of the API, from every pod to every port of every pod and Service, over every protocol that the kernel
+// has, in both families: packets do what policy.Eval says. For Services, the endpoint's address and port count.
 func TestPolicyMatrix(t *testing.T) {
 	text := namespaceManifest("x", "team: green") + namespaceManifest("y", "team: red") + namespaceManifest("z", "") +
 		fieldPod("x", "web-1", "node1", "app: web", 8080, 5353) + fieldPod("x", "web-2", "node2", "app: web", 8081, 5354) +
-		fieldPod("x", "db-1", "node1", "app: db", 5433, 5353) + fieldPod("x", "db-2", "node2", "app: db, spare: yes-it-is", 5433, 5353) +
-		fieldPod("x", "cli-1", "node1", "app: cli", 8080, 5353) + fieldPod("x", "cli-2", "node2", "app: cli, tier: front", 8080, 5353) +
+		fieldPod("x", "db-1", "node1", "app: db", 5433, 5353) + fieldPod("x", "db-2", "node2", "app: db, spare: yes-it-is",
+		5433, 5353) +
+		fieldPod("x", "cli-1", "node1", "app: cli", 8080, 5353) + fieldPod("x", "cli-2", "node2", "app: cli, tier: front",
+		8080, 5353) +
 		fieldPod("x", "job", "node1", "app: job", 8080, 5353) + fieldPod("x", "lone", "node2", "app: lone", 8080, 5353) +
 		fieldPod("y", "cli", "node1", "app: cli", 8080, 5353) + fieldPod("y", "srv", "node2", "app: srv", 8080, 5353) +
 		fieldPod("z", "any", "node1", "app: any", 8080, 5353) +
@@ -118,7 +120,8 @@ func TestPolicyMatrix(t *testing.T) {
 	for _, p := range r.Probes {
 		to := r.Targets[p.To]
 		if p.State == lab.Differs {
-			t.Errorf("%s to %s at %s: expected %s, %s %s (%s): %s\n%s", p.From, to, to.Addr, p.Expected, p.Outcome, p.Reached, p.Detail, p.Why, p.Trace)
+			t.Errorf("%s to %s at %s: expected %s, %s %s (%s): %s\n%s", p.From, to, to.Addr, p.Expected, p.Outcome, p.Reached,
+				p.Detail, p.Why, p.Trace)
 		}
 		if p.State == lab.NoProtocol && to.Proto != podns.SCTP {
 			t.Errorf("%s to %s: not probed", p.From, to)
@@ -136,7 +139,8 @@ func TestPolicyMatrix(t *testing.T) {
 	if r.Problem != "" {
 		t.Error(r.Problem)
 	}
-	t.Logf("%d cells in %.1f s, the slowest answer after %.3f s: %v; %v", len(r.Probes), r.Seconds, r.Slowest, r.Counts, strings.TrimPrefix(fmt.Sprint(count), "map"))
+	t.Logf("%d cells in %.1f s, the slowest answer after %.3f s: %v; %v", len(r.Probes), r.Seconds, r.Slowest, r.Counts,
+		strings.TrimPrefix(fmt.Sprint(count), "map"))
 }
 
 // namedService leads to ports by their names.

@@ -289,7 +289,8 @@ func (c *client) attempts(mac wire.MAC, tag string, port uint16, to ...netip.Add
 		src := c.addr(addr.Is4())
 		frames = append(frames,
 			wire.UDPFrame(router, mac, netip.AddrPortFrom(src, 30001), netip.AddrPortFrom(addr, port), wire.Mark(tag)),
-			wire.TCPFrame(router, mac, netip.AddrPortFrom(src, 30002), netip.AddrPortFrom(addr, port), wire.SYN, 1, 0, wire.Mark(tag)))
+			wire.TCPFrame(router, mac, netip.AddrPortFrom(src, 30002), netip.AddrPortFrom(addr, port), wire.SYN, 1, 0,
+				wire.Mark(tag)))
 	}
 	return frames
 }
@@ -301,7 +302,8 @@ func describe(frames []heard) string {
 		if i == 5 {
 			return text + "; …"
 		}
-		text += fmt.Sprintf("; %s %s → %s (flags %#x, %s) at %s", h.proto, h.src, h.dst, h.flags, h.tag, h.at.Format("05.000"))
+		text += fmt.Sprintf("; %s %s → %s (flags %#x, %s) at %s", h.proto, h.src, h.dst, h.flags, h.tag,
+			h.at.Format("05.000"))
 	}
 	return text
 }

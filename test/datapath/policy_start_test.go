@@ -22,8 +22,8 @@ const (
 	floodPort     = 8080
 )
 
-// floodEvery is the time between two rounds of a flood: each pod is sent eight frames by enemies in that time. A slow machine, which
-// takes as much longer for everything, is given less: what starves it has no effect on others.
+// floodEvery is the time between two rounds of a flood: each pod is sent eight frames by enemies in that time. A slow
+// machine, which takes as much longer for everything, is given less: what starves it has no effect on others.
 func floodEvery() time.Duration { return testenv.Patience(testenv.Patience(5 * time.Millisecond)) }
 
 const (
@@ -32,13 +32,16 @@ const (
 	friendTag = "frnd!"
 )
 
-// An isolated pod receives nothing that its policy forbids, from the first moment of its life to the last: a flood towards its
-// address runs before it starts, while it stands and while it goes. What arrives is counted at the node's end of the pod's veth,
-// from before there is one. A friend, whom the policy allows, floods it too and does arrive: so the tap hears.
+// An isolated pod receives nothing that its policy forbids, from the first moment of its life to the last: a flood
+// towards its address runs before it starts, while it stands and while it goes. What arrives is counted at the node's
+// end of the pod's veth, from before there is one. A friend, whom the policy allows, floods it too and does arrive: so
+// the tap hears.
 func TestPolicyFromTheFirstMoment(t *testing.T) {
 	w := upWalled(t, "polstart", map[string]string{
-		"base.yaml": walledPod("start", "near", "node1", "app: enemy") + walledPod("start", "far", "node2", "app: enemy") + walledPod("start", "friend", "node2", "app: friend") +
-			policyManifest("start", "wall", "podSelector: {matchLabels: {app: victim}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"),
+		"base.yaml": walledPod("start", "near", "node1", "app: enemy") + walledPod("start", "far", "node2", "app: enemy") +
+			walledPod("start", "friend", "node2", "app: friend") +
+			policyManifest("start", "wall",
+				"podSelector: {matchLabels: {app: victim}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"),
 	})
 	near, far, friend := w.pod(t, "near"), w.pod(t, "far"), w.pod(t, "friend")
 	host := w.host(t, "node1")
@@ -143,7 +146,9 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		reached[h.iface] = true
 	}
 	if want := startRounds * startsInRound; started != want || predicted != 2*want || len(reached) != want {
-		t.Errorf("%d starts; %d addresses were flooded from before, the friend reached %d pods; want %d starts", started, predicted, len(reached), want)
+		t.Errorf("%d starts; %d addresses were flooded from before, the friend reached %d pods; want %d starts", started,
+			predicted, len(reached), want)
 	}
-	t.Logf("%d starts in %.1f s: %d allowed packets arrived, %d forbidden ones", started, time.Since(begin).Seconds(), len(allowed), len(forbidden))
+	t.Logf("%d starts in %.1f s: %d allowed packets arrived, %d forbidden ones", started, time.Since(begin).Seconds(),
+		len(allowed), len(forbidden))
 }

@@ -21,8 +21,8 @@ import (
 )
 
 const (
-	// streamEvery is the time between two messages of a stream. The userspace datapath reads all pods' packets in one thread, from short
-	// queues: what they cannot take on a busy machine is lost, and would pass for a policy's doing.
+	// streamEvery is the time between two messages of a stream. The userspace datapath reads all pods' packets in one
+	// thread, from short queues: what they cannot take on a busy machine is lost, and would pass for a policy's doing.
 	streamEvery = 25 * time.Millisecond
 	datagram    = 64
 	// segment is what a TCP stream writes at once, and backlog what it may have under way: a queue on a busy machine
@@ -56,9 +56,10 @@ type outgoing struct {
 	at     time.Time
 }
 
-// streamTo connects from a client to a server, whose address may be a Service's, and has the client send, or the server while the
-// client is silent. To an IPv6 address a client that sends datagrams never hears anything.
-func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podns.Proto, to netip.AddrPort, fromServer bool, name string) *stream {
+// streamTo connects from a client to a server, whose address may be a Service's, and has the client send, or the server
+// while the client is silent. To an IPv6 address a client that sends datagrams never hears anything.
+func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podns.Proto, to netip.AddrPort,
+	fromServer bool, name string) *stream {
 	t.Helper()
 	s := newStream(name, proto)
 	var mine, theirs net.Conn
@@ -180,14 +181,16 @@ func (w *walled) nothingLost(t *testing.T, begin time.Time, all []*stream) {
 	for _, s := range all {
 		if s.proto == podns.UDP {
 			if lost := s.lost(); len(lost) > 0 {
-				t.Errorf("%s: %d of %d datagrams of a connection that was allowed all the while were lost, from %s to %s after the beginning",
+				t.Errorf("%s: %d of %d datagrams of a connection that was allowed all the while were lost, from %s to %s after "+
+					"the beginning",
 					s.name, len(lost), len(s.sent), lost[0].at.Sub(begin), lost[len(lost)-1].at.Sub(begin))
 			}
 		}
 		longest = max(longest, s.gap(begin))
 		sent += len(s.sent)
 	}
-	t.Logf("%d streams that stayed allowed sent %d messages in %.1f s; the longest gap was %s", len(all), sent, time.Since(begin).Seconds(), longest.Round(time.Millisecond))
+	t.Logf("%d streams that stayed allowed sent %d messages in %.1f s; the longest gap was %s", len(all), sent,
+		time.Since(begin).Seconds(), longest.Round(time.Millisecond))
 }
 
 // datapathDrops shows what the datapath itself has dropped: what it could not take is not a policy's doing.
@@ -311,8 +314,8 @@ func (c *client) serve(t *testing.T, port uint16) *listeners {
 	return l
 }
 
-// deepBuffer lets a socket hold what comes while this process waits for a processor: by default that are about 270 short
-// datagrams, which 1,000 a second fill in a quarter of a second.
+// deepBuffer lets a socket hold what comes while this process waits for a processor: by default that are about 270
+// short datagrams, which 1,000 a second fill in a quarter of a second.
 func deepBuffer(conn *net.UDPConn) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {

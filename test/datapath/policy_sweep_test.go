@@ -102,8 +102,10 @@ func flow(t *testing.T, what string, all []*push) {
 // arrive.
 func TestPolicyStopsSilentClients(t *testing.T) {
 	const ns = "push"
-	w := upWalled(t, "polpush", map[string]string{"base.yaml": walledPod(ns, "server", "node1", "app: server, role: push") + walledPod(ns, "calm", "node1", "app: server") +
-		walledPod(ns, "near", "node1", "app: client") + walledPod(ns, "far", "node2", "app: client") + walledPod(ns, "friend", "node2", "app: friend") +
+	w := upWalled(t, "polpush", map[string]string{"base.yaml": walledPod(ns, "server", "node1",
+		"app: server, role: push") + walledPod(ns, "calm", "node1", "app: server") +
+		walledPod(ns, "near", "node1", "app: client") + walledPod(ns, "far", "node2", "app: client") + walledPod(ns, "friend",
+		"node2", "app: friend") +
 		walledService(ns, "server", "role: push", streamPort)})
 	server, calm := w.pod(t, "server"), w.pod(t, "calm")
 	l, calmly := server.serve(t, streamPort), calm.serve(t, streamPort)
@@ -111,16 +113,21 @@ func TestPolicyStopsSilentClients(t *testing.T) {
 	var theirs []*push
 	for _, name := range []string{"near", "far"} {
 		for _, v4 := range []bool{true, false} {
-			for kind, to := range map[string]netip.AddrPort{"itself": netip.AddrPortFrom(server.addr(v4), streamPort), "its Service": netip.AddrPortFrom(of(vips, v4), 80)} {
-				theirs = append(theirs, w.pod(t, name).pushTo(t, l, to, 10*time.Millisecond, fmt.Sprintf("%s from %s, %s", kind, name, familyName(v4))))
+			for kind, to := range map[string]netip.AddrPort{"itself": netip.AddrPortFrom(server.addr(v4), streamPort),
+				"its Service": netip.AddrPortFrom(of(vips, v4), 80)} {
+				theirs = append(theirs, w.pod(t, name).pushTo(t, l, to, 10*time.Millisecond, fmt.Sprintf("%s from %s, %s", kind,
+					name, familyName(v4))))
 			}
 		}
 	}
-	neighbor := w.pod(t, "friend").pushTo(t, calmly, netip.AddrPortFrom(calm.addr(true), streamPort), time.Millisecond, "the friend")
+	neighbor := w.pod(t, "friend").pushTo(t, calmly, netip.AddrPortFrom(calm.addr(true), streamPort), time.Millisecond,
+		"the friend")
 	flow(t, "without a policy", append(theirs, neighbor))
 	// Each edit denies the connections of clients; the second and third leave the server free to begin one to them.
 	for _, one := range []struct{ what, spec string }{
-		{"both ends are walled", "podSelector: {matchExpressions: [{key: app, operator: In, values: [server, client]}]}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]"},
+		{"both ends are walled",
+			"podSelector: {matchExpressions: [{key: app, operator: In, values: [server, client]}]}, ingress: [{from: " +
+				"[{podSelector: {matchLabels: {app: friend}}}]}]"},
 		{"the server is walled", wallForFriends},
 		{"the clients are caged", cage},
 	} {
@@ -134,7 +141,8 @@ func TestPolicyStopsSilentClients(t *testing.T) {
 		longest := time.Duration(0)
 		for i, p := range theirs {
 			if n := p.got.Load() - had[i]; n > 0 {
-				t.Errorf("%s: %s: %d datagrams came more than %s after the edit", one.what, p.name, n, testenv.Patience(stopsWithin))
+				t.Errorf("%s: %s: %d datagrams came more than %s after the edit", one.what, p.name, n,
+					testenv.Patience(stopsWithin))
 			}
 			longest = max(longest, time.Unix(0, p.latest.Load()).Sub(edit))
 		}
@@ -145,7 +153,8 @@ func TestPolicyStopsSilentClients(t *testing.T) {
 		theirs = nil
 		for _, name := range []string{"near", "far"} {
 			for _, v4 := range []bool{true, false} {
-				theirs = append(theirs, w.pod(t, name).pushTo(t, l, netip.AddrPortFrom(server.addr(v4), streamPort), 10*time.Millisecond, fmt.Sprintf("%s, %s", name, familyName(v4))))
+				theirs = append(theirs, w.pod(t, name).pushTo(t, l, netip.AddrPortFrom(server.addr(v4), streamPort),
+					10*time.Millisecond, fmt.Sprintf("%s, %s", name, familyName(v4))))
 			}
 		}
 		flow(t, "after the policy", theirs)
@@ -177,7 +186,8 @@ func (w *walled) connectionsOf(node string, addr netip.Addr) (lines []string) {
 // agent again. The next pod with its address connects as if it were the first.
 func TestAddressUsedAgain(t *testing.T) {
 	const ns = "again"
-	w := upWalled(t, "polagain", map[string]string{"base.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns, "far", "node2", "app: x") + walledService(ns, "near", "app: y", 8080)})
+	w := upWalled(t, "polagain", map[string]string{"base.yaml": walledPod(ns, "near", "node1", "app: x") + walledPod(ns,
+		"far", "node2", "app: x") + walledService(ns, "near", "app: y", 8080)})
 	peers := []*client{w.pod(t, "near"), w.pod(t, "far")}
 	talk := func(name string) *client {
 		w.write(t, "pods.yaml", walledPod(ns, name, "node1", "app: y"))
@@ -189,7 +199,8 @@ func TestAddressUsedAgain(t *testing.T) {
 					for _, one := range []struct {
 						from *client
 						to   netip.AddrPort
-					}{{c, netip.AddrPortFrom(p.addr(v4), 8080)}, {p, netip.AddrPortFrom(c.addr(v4), 8080)}, {p, netip.AddrPortFrom(of(vips, v4), 80)}, {c, netip.AddrPortFrom(of(vips, v4), 80)}} {
+					}{{c, netip.AddrPortFrom(p.addr(v4), 8080)}, {p, netip.AddrPortFrom(c.addr(v4), 8080)}, {p,
+						netip.AddrPortFrom(of(vips, v4), 80)}, {c, netip.AddrPortFrom(of(vips, v4), 80)}} {
 						labtest.Eventually(t, 10*time.Second, func() error {
 							answer, err := one.from.outcome(proto, one.to, time.Second)
 							if err == nil && answer.Outcome != podns.Answered {

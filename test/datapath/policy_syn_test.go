@@ -16,7 +16,8 @@ import (
 const (
 	synRounds = 6
 	synPause  = 40 * time.Millisecond
-	// friendPorts is how far apart the ports are that one of the friends' connections has; there are fewer connections than that.
+	// friendPorts is how far apart the ports are that one of the friends' connections has; there are fewer connections
+	// than that.
 	friendPorts = 1000
 )
 
@@ -31,15 +32,19 @@ type handshake struct {
 	port uint16
 }
 
-// A SYN that is denied stays denied when it is repeated: to the pod itself and through a Service, which has committed the connection
-// for its address translation before the policies judge; whether the server's ingress or the client's egress forbids it; and also
-// when the server answers it, as one that has seen it would, and the client goes on as if it had the answer.
+// A SYN that is denied stays denied when it is repeated: to the pod itself and through a Service, which has committed
+// the connection for its address translation before the policies judge; whether the server's ingress or the client's
+// egress forbids it; and also when the server answers it, as one that has seen it would, and the client goes on as if
+// it had the answer.
 func TestPolicyRetransmittedSYN(t *testing.T) {
-	w := upWalled(t, "polsyn", map[string]string{"f.yaml": walledPod("syn", "server", "node1", "app: server") + walledPod("syn", "open", "node1", "app: open") +
+	w := upWalled(t, "polsyn", map[string]string{"f.yaml": walledPod("syn", "server", "node1", "app: server") +
+		walledPod("syn", "open", "node1", "app: open") +
 		walledPod("syn", "near", "node1", "app: enemy") + walledPod("syn", "far", "node2", "app: enemy") +
-		walledPod("syn", "caged-near", "node1", "app: caged") + walledPod("syn", "caged-far", "node2", "app: caged") + walledPod("syn", "friend", "node2", "app: friend") +
+		walledPod("syn", "caged-near", "node1", "app: caged") + walledPod("syn", "caged-far", "node2", "app: caged") +
+		walledPod("syn", "friend", "node2", "app: friend") +
 		walledService("syn", "server", "app: server", 8080) + walledService("syn", "open", "app: open", 8080) +
-		policyManifest("syn", "wall", "podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]") +
+		policyManifest("syn", "wall",
+			"podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]") +
 		policyManifest("syn", "cage", "podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress]")})
 	port := uint16(31000)
 	var tries []handshake
@@ -50,7 +55,8 @@ func TestPolicyRetransmittedSYN(t *testing.T) {
 			own := netip.AddrPortFrom(server.addr(v4), 8080)
 			for kind, at := range map[string]netip.AddrPort{"itself": own, "Service": netip.AddrPortFrom(of(vips, v4), 80)} {
 				port++
-				*to = append(*to, handshake{fmt.Sprintf("%s to %s by %s, %s", from.name, server.name, kind, familyName(v4)), from, server, at, own, port})
+				*to = append(*to, handshake{fmt.Sprintf("%s to %s by %s, %s", from.name, server.name, kind, familyName(v4)), from,
+					server, at, own, port})
 			}
 		}
 	}
@@ -83,7 +89,8 @@ func TestPolicyRetransmittedSYN(t *testing.T) {
 	labtest.Eventually(t, 5*time.Second, func() error {
 		for _, h := range friends {
 			if n := taps[h.server].count(h.arrives); n < synRounds {
-				return fmt.Errorf("%s: %d segments, want at least %d: %s", h.name, n, synRounds, describe(taps[h.server].heard(h.arrives)))
+				return fmt.Errorf("%s: %d segments, want at least %d: %s", h.name, n, synRounds,
+					describe(taps[h.server].heard(h.arrives)))
 			}
 			if n := taps[h.client].count(h.answers); n == 0 {
 				return fmt.Errorf("%s: no answer", h.name)
@@ -99,11 +106,12 @@ func TestPolicyRetransmittedSYN(t *testing.T) {
 			t.Errorf("%s: the client heard %s", h.name, describe(frames))
 		}
 	}
-	t.Logf("%d denied connections, each with %d SYNs, answers to them and data: nothing passed; %d allowed ones passed", len(tries), synRounds, len(friends))
+	t.Logf("%d denied connections, each with %d SYNs, answers to them and data: nothing passed; %d allowed ones passed",
+		len(tries), synRounds, len(friends))
 }
 
-// knock sends a SYN, the answer that the server would give, and what a client sends that has got it. Data that the server sends would
-// be another matter: the server may speak to the client, and what answers it is a reply.
+// knock sends a SYN, the answer that the server would give, and what a client sends that has got it. Data that the
+// server sends would be another matter: the server may speak to the client, and what answers it is a reply.
 func (h handshake) knock(t *testing.T) {
 	t.Helper()
 	const seq, answer = 1000, 5000
@@ -128,12 +136,14 @@ func (h handshake) knock(t *testing.T) {
 	}
 }
 
-// syn sends a SYN alone, from another port each time: the server answers, and the client's kernel resets what it has not begun. The
-// userspace datapath does not let a connection through a Service begin again from the same port that soon.
+// syn sends a SYN alone, from another port each time: the server answers, and the client's kernel resets what it has
+// not begun. The userspace datapath does not let a connection through a Service begin again from the same port that
+// soon.
 func (h handshake) syn(t *testing.T, round uint16) {
 	t.Helper()
 	from := netip.AddrPortFrom(h.client.addr(h.at.Addr().Is4()), h.port+friendPorts*round)
-	if err := h.client.sender(t).send(wire.TCPFrame(router, h.client.mac(t), from, h.at, wire.SYN, 1000, 0, nil)); err != nil {
+	if err := h.client.sender(t).send(wire.TCPFrame(router, h.client.mac(t), from, h.at, wire.SYN, 1000, 0,
+		nil)); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -21,7 +21,8 @@ import (
 
 // talk opens a connection from a port and returns what the responder there says. The connection stays open until the
 // test ends.
-func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.AddrPort) (answer podns.Answer, err error) {
+func (c *client) talkFrom(t *testing.T, proto podns.Proto, port int, to netip.AddrPort) (answer podns.Answer,
+	err error) {
 	t.Helper()
 	patience := testenv.Patience(5 * time.Second)
 	dialer := net.Dialer{Timeout: patience, Control: reuseAddr, LocalAddr: &net.TCPAddr{Port: port}}
@@ -58,8 +59,10 @@ var decidedByPort = regexp.MustCompile(`udp\(src=(\d+(?:/0x[0-9a-f]+)?)[,)]`)
 // and on every path. Two clients that have one port stay two, also where both are seen as the same
 // node.
 func TestPrivilegedSourcePort(t *testing.T) {
-	manifest := podManifest("web-1", "web-1", "node1", 8080, "") + podManifest("web-2", "web-2", "node2", 8080, "") + podManifest("web-host", "web-host", "node2", 8081, hostNetwork) +
-		podManifest("client", "client", "node1", 9, "") + podManifest("host-1", "client", "node1", 9, hostNetwork) + podManifest("host-2", "client", "node2", 9, hostNetwork)
+	manifest := podManifest("web-1", "web-1", "node1", 8080, "") + podManifest("web-2", "web-2", "node2", 8080,
+		"") + podManifest("web-host", "web-host", "node2", 8081, hostNetwork) +
+		podManifest("client", "client", "node1", 9, "") + podManifest("host-1", "client", "node1", 9, hostNetwork) +
+		podManifest("host-2", "client", "node2", 9, hostNetwork)
 	nodePorts := map[string]uint16{"web-1": 30081, "web-2": 30082, "web-host": 30083}
 	for app, port := range nodePorts {
 		manifest += fmt.Sprintf(`---
@@ -73,10 +76,12 @@ spec:
   ports: [{name: tcp, port: 80, targetPort: tcp, nodePort: %[2]d}, {name: udp, port: 80, targetPort: udp, protocol: UDP, nodePort: %[2]d}]
 `, app, port)
 	}
-	l := labtest.Up(t, "privport", "-f", labtest.Write(t, map[string]string{"f.yaml": manifest}), "--nodes=2", "--ip-family=dual")
+	l := labtest.Up(t, "privport", "-f", labtest.Write(t, map[string]string{"f.yaml": manifest}), "--nodes=2",
+		"--ip-family=dual")
 	s := l.Status()
 	var clients []*client
-	for _, one := range []struct{ name, node, kind string }{{"client", "node1", "pod"}, {"host-1", "node1", "node"}, {"host-2", "node2", "node"}, {"outside", "", "outside"}} {
+	for _, one := range []struct{ name, node, kind string }{{"client", "node1", "pod"}, {"host-1", "node1", "node"},
+		{"host-2", "node2", "node"}, {"outside", "", "outside"}} {
 		clients = append(clients, openClient(t, s, one.name, one.node, one.kind))
 	}
 	outside := clients[3]
@@ -93,7 +98,8 @@ spec:
 	ways := map[bool][]way{}
 	for _, v4 := range []bool{true, false} {
 		for _, pod := range []string{"web-1", "web-2"} {
-			ways[v4] = append(ways[v4], way{"pod " + pod, "default/" + pod, netip.AddrPortFrom(of(l.Pod(pod).IPs, v4), 8080), true})
+			ways[v4] = append(ways[v4], way{"pod " + pod, "default/" + pod, netip.AddrPortFrom(of(l.Pod(pod).IPs, v4), 8080),
+				true})
 		}
 		for _, service := range s.Services {
 			var ips []netip.Addr
@@ -103,7 +109,8 @@ spec:
 			name := "default/" + service.Name
 			ways[v4] = append(ways[v4], way{"Service " + service.Name, name, netip.AddrPortFrom(of(ips, v4), 80), true})
 			for _, n := range s.Nodes {
-				ways[v4] = append(ways[v4], way{n.Name + "'s port of " + service.Name, name, netip.AddrPortFrom(of(n.Addrs, v4), nodePorts[service.Name]), false})
+				ways[v4] = append(ways[v4], way{n.Name + "'s port of " + service.Name, name, netip.AddrPortFrom(of(n.Addrs, v4),
+					nodePorts[service.Name]), false})
 			}
 		}
 		ways[v4] = append(ways[v4], way{"world", "default/world", netip.AddrPortFrom(of(outside.ips, v4), 9999), true})
@@ -133,7 +140,8 @@ spec:
 	// The datapath keeps as many decisions for clients of all ports as there are ways to tell a port from those below
 	// 1024.
 	for port := 500; port < 1<<16; port += 500 {
-		if answer, err := outside.talkFrom(t, podns.UDP, port, netip.AddrPortFrom(of(s.Nodes[0].Addrs, true), nodePorts["web-2"])); err != nil || answer.Name != "default/web-2" {
+		if answer, err := outside.talkFrom(t, podns.UDP, port, netip.AddrPortFrom(of(s.Nodes[0].Addrs, true),
+			nodePorts["web-2"])); err != nil || answer.Name != "default/web-2" {
 			t.Errorf("from outside port %d: answered by %q: %v", port, answer.Name, err)
 		}
 	}

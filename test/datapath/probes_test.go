@@ -105,7 +105,8 @@ func TestProbesWithoutPort(t *testing.T) {
 		if err := askAgent(t.Context(), w.files["node1"], "/v1/status", &s); err != nil {
 			return err
 		}
-		if !s.Ready || len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0], "health address: ") || !strings.Contains(s.Problems[0], "address already in use") {
+		if !s.Ready || len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0], "health address: ") ||
+			!strings.Contains(s.Problems[0], "address already in use") {
 			return fmt.Errorf("ready %t, problems %q; want the port in use", s.Ready, s.Problems)
 		}
 		return nil

@@ -20,15 +20,16 @@ import (
 // restartFlows is how many flows an agent finds in the switch at least, in TestRestartTouchesNothing.
 const restartFlows = 100_000
 
-// TestRestartTouchesNothing starts an agent over a switch with 100,000 flows of Weft's: the switch reports no change of any
-// flow, no connection breaks, and no traffic is lost.
+// TestRestartTouchesNothing starts an agent over a switch with 100,000 flows of Weft's: the switch reports no change of
+// any flow, no connection breaks, and no traffic is lost.
 func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
 	for _, node := range []string{"node1", "node2"} { // the agent's report costs the switch a dump each time, so it is asked last
 		labtest.Eventually(t, 10*time.Minute, func() error {
 			time.Sleep(2 * time.Second)
-			_, after, _ := strings.Cut(c.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-aggregate", "weft"), "flow_count=")
+			_, after, _ := strings.Cut(c.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-aggregate", "weft"),
+				"flow_count=")
 			if n, err := strconv.Atoi(strings.TrimSpace(after)); err != nil || n < restartFlows {
 				return fmt.Errorf("%s has %d flows: %w", node, n, err)
 			}
@@ -66,7 +67,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 	// A change is noticed.
 	c.damage("node1", "ovs-ofctl -O OpenFlow15 --strict del-flows weft table=60,priority=0")
 	labtest.Eventually(t, 10*time.Second, func() error {
-		if seen := strings.Join(watcher.events(), ""); !strings.Contains(seen, "event=DELETED") || !strings.Contains(seen, "event=ADDED") {
+		if seen := strings.Join(watcher.events(), ""); !strings.Contains(seen, "event=DELETED") ||
+			!strings.Contains(seen, "event=ADDED") {
 			return fmt.Errorf("a flow was removed and repaired, and the switch reported: %q", seen)
 		}
 		return nil

@@ -15,9 +15,9 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// TestStartWithoutTheAPI: a node loses the API server, Open vSwitch its bridge, ports and flows, and the agent ends. The
-// agent that starts works from the copy: the bridge is repaired, and traffic within and between nodes is as expected.
-// When the API server is back it replaces the copy.
+// TestStartWithoutTheAPI: a node loses the API server, Open vSwitch its bridge, ports and flows, and the agent ends.
+// The agent that starts works from the copy: the bridge is repaired, and traffic within and between nodes is as
+// expected. When the API server is back it replaces the copy.
 func TestStartWithoutTheAPI(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
 	if err := m.wrong(t, m.report(t, "node1")); err != nil {
@@ -51,7 +51,9 @@ nft add rule inet away output tcp dport 6443 reject with tcp reset`)
 			return fmt.Errorf("status names a copy: %t:\n%s", named, out)
 		}
 		now := m.report(t, "node1")
-		other := slices.DeleteFunc(slices.Clone(now.Problems), func(p string) bool { return fromCopy && strings.HasPrefix(p, "API server: ") })
+		other := slices.DeleteFunc(slices.Clone(now.Problems), func(p string) bool {
+			return fromCopy && strings.HasPrefix(p, "API server: ")
+		})
 		if !now.Ready || (now.FromCopy != nil) != fromCopy || len(other) > 0 || fromCopy == (len(now.Problems) == 0) {
 			return fmt.Errorf("ready %t (%s), from copy %v, problems %q", now.Ready, now.NotReady, now.FromCopy, now.Problems)
 		}

@@ -36,7 +36,8 @@ type twoWays struct {
 }
 
 // ways are, for each client, each endpoint and each family, a Service and its endpoint, in both orders.
-func (w *walled) ways(t *testing.T, namespace string, clients []*client, servicePort, endpointPort uint16, endpoints ...string) (all []twoWays) {
+func (w *walled) ways(t *testing.T, namespace string, clients []*client, servicePort, endpointPort uint16,
+	endpoints ...string) (all []twoWays) {
 	t.Helper()
 	for _, name := range endpoints {
 		vips, pod := w.serviceIPs(t, namespace, name), w.pod(t, namespace+"/"+name)
@@ -44,7 +45,8 @@ func (w *walled) ways(t *testing.T, namespace string, clients []*client, service
 			service, direct := netip.AddrPortFrom(of(vips, v4), servicePort), netip.AddrPortFrom(pod.addr(v4), endpointPort)
 			for _, from := range clients {
 				text := fmt.Sprintf("%s to %s over %s", from.name, pod.name, familyName(v4))
-				all = append(all, twoWays{text + ", Service first", from, service, direct}, twoWays{text + ", endpoint first", from, direct, service})
+				all = append(all, twoWays{text + ", Service first", from, service, direct}, twoWays{text + ", endpoint first", from,
+					direct, service})
 			}
 		}
 	}
@@ -69,7 +71,8 @@ spec:
 `, ns, name, burstPort)
 	}
 	w := upWalled(t, "oneport", map[string]string{"f.yaml": two + walledPod(ns, "client", "node1", "app: client")})
-	clients := []*client{w.pod(t, ns+"/client"), w.host(t, "node1"), w.host(t, "node2"), w.gateway(t, "node1"), w.gateway(t, "node2")}
+	clients := []*client{w.pod(t, ns+"/client"), w.host(t, "node1"), w.host(t, "node2"), w.gateway(t, "node1"),
+		w.gateway(t, "node2")}
 	for _, name := range []string{"near", "far"} {
 		server, err := burst.Serve(w.pod(t, ns+"/"+name).ns, burstPort)
 		if err != nil {
@@ -93,7 +96,8 @@ spec:
 		})
 	}
 	single := []*client{clients[0], clients[3]}
-	short := map[string][]twoWays{"server": w.ways(t, ns, single, 81, 8080, "near", "far"), "client": w.ways(t, ns, single, 80, burstPort, "near", "far")}
+	short := map[string][]twoWays{"server": w.ways(t, ns, single, 81, 8080, "near", "far"), "client": w.ways(t, ns, single,
+		80, burstPort, "near", "far")}
 	for i, closer := range []string{"server", "client"} {
 		t.Run("one after the other, closed by the "+closer, func(t *testing.T) {
 			var workers sync.WaitGroup
@@ -123,8 +127,8 @@ spec:
 	}
 }
 
-// gateway is a node's own network with the address that the node has towards pods: with it, the node's kernel translates
-// neither address nor port of what a process sends to pods and Services.
+// gateway is a node's own network with the address that the node has towards pods: with it, the node's kernel
+// translates neither address nor port of what a process sends to pods and Services.
 func (w *walled) gateway(t *testing.T, name string) *client {
 	t.Helper()
 	c := w.host(t, name)
@@ -182,7 +186,8 @@ func (c *client) dialFrom(proto podns.Proto, port int, to netip.AddrPort) (conn 
 	if len(c.bound) > 0 {
 		source = of(c.bound, to.Addr().Is4()).AsSlice()
 	}
-	dialer := net.Dialer{Timeout: testenv.Patience(3 * time.Second), LocalAddr: &net.TCPAddr{IP: source, Port: port}, Control: shareAddr}
+	dialer := net.Dialer{Timeout: testenv.Patience(3 * time.Second), LocalAddr: &net.TCPAddr{IP: source, Port: port},
+		Control: shareAddr}
 	if proto == podns.UDP {
 		dialer.LocalAddr = &net.UDPAddr{IP: source, Port: port}
 	}

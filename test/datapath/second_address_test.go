@@ -14,18 +14,20 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// TestSecondNodeAddress: a node with a second address on its underlay, which comes first, still sends tunnel packets from
-// its InternalIP, which is all that its peers accept. Where Open vSwitch ignores what the flows say, the agent names the
-// two addresses, until the second one goes.
+// TestSecondNodeAddress: a node with a second address on its underlay, which comes first, still sends tunnel packets
+// from its InternalIP, which is all that its peers accept. Where Open vSwitch ignores what the flows say, the agent
+// names the two addresses, until the second one goes.
 func TestSecondNodeAddress(t *testing.T) {
 	for _, tc := range []struct {
 		family    lab.Family
 		add, drop string // on the node's link
 		second    string
 	}{
-		{lab.IPv4, "ip addr del 172.31.0.12/24 dev $dev; ip addr add 172.31.0.99/24 dev $dev; ip addr add 172.31.0.12/24 dev $dev",
+		{lab.IPv4, "ip addr del 172.31.0.12/24 dev $dev; ip addr add 172.31.0.99/24 dev $dev; ip addr add 172.31.0.12/24 " +
+			"dev $dev",
 			"ip addr del 172.31.0.99/24 dev $dev; ip addr replace 172.31.0.12/24 dev $dev", "172.31.0.99"},
-		{lab.IPv6, "ip -6 addr add fd57:6566:7461::99/64 dev $dev nodad", "ip -6 addr del fd57:6566:7461::99/64 dev $dev", "fd57:6566:7461::99"},
+		{lab.IPv6, "ip -6 addr add fd57:6566:7461::99/64 dev $dev nodad", "ip -6 addr del fd57:6566:7461::99/64 dev $dev",
+			"fd57:6566:7461::99"},
 	} {
 		t.Run(string(tc.family), func(t *testing.T) {
 			m := up(t, tc.family, model.Geneve)
@@ -43,7 +45,8 @@ func TestSecondNodeAddress(t *testing.T) {
 			}
 			if ignored {
 				labtest.Eventually(t, 75*time.Second, func() error {
-					if p := named(); !strings.Contains(p, "tunnel packets to 2 nodes, as node1 leave from "+tc.second+", and only those from ") {
+					if p := named(); !strings.Contains(p, "tunnel packets to 2 nodes, as node1 leave from "+tc.second+
+						", and only those from ") {
 						return fmt.Errorf("named is %q", p)
 					}
 					return nil

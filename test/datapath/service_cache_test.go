@@ -33,9 +33,10 @@ func (c *changing) sentTo(node string) []netip.Addr {
 	return addrs
 }
 
-// No decision in the datapath's cache outlives the flows that it came from. Three endpoints and four are told apart by different
-// numbers of bits of a connection's hash (see flows.places), so that decisions overlap: then Open vSwitch 3.1's userspace datapath
-// changes the wrong ones, and keeps sending connections to an endpoint that is gone for as long as they come.
+// No decision in the datapath's cache outlives the flows that it came from. Three endpoints and four are told apart by
+// different numbers of bits of a connection's hash (see flows.places), so that decisions overlap: then Open vSwitch
+// 3.1's userspace datapath changes the wrong ones, and keeps sending connections to an endpoint that is gone for as
+// long as they come.
 func TestServiceCache(t *testing.T) {
 	three := []string{web("a", "node1"), web("b", "node2"), web("c", "node3")}
 	four := append(slices.Clone(three), web("d", "node1"))
@@ -80,10 +81,10 @@ func TestServiceCache(t *testing.T) {
 	}
 }
 
-// A node that connects to one endpoint from one port again and again is served again and again, also when the endpoint has closed
-// its side first. (Translated to the address that it has, such a connection ends Open vSwitch 3.1's userspace datapath:
-// "assertion conn->conn_type == CT_CONN_TYPE_DEFAULT failed".) A client from outside, which has another address on its way, may
-// use that same port meanwhile.
+// A node that connects to one endpoint from one port again and again is served again and again, also when the endpoint
+// has closed its side first. (Translated to the address that it has, such a connection ends Open vSwitch 3.1's
+// userspace datapath: "assertion conn->conn_type == CT_CONN_TYPE_DEFAULT failed".) A client from outside, which has
+// another address on its way, may use that same port meanwhile.
 func TestSamePortAgain(t *testing.T) {
 	c := upChanging(t, "svcport", "", web("a", "node1"))
 	var endpoint netip.Addr
@@ -143,8 +144,8 @@ func reuseAddr(_, _ string, raw syscall.RawConn) error {
 	return errors.Join(err, set)
 }
 
-// When a node has forgotten a connection to its node port, the endpoint's next words do not leave it: they would have an address that
-// means nothing beyond the node, or the pod's. The client's next words make the connection known again.
+// When a node has forgotten a connection to its node port, the endpoint's next words do not leave it: they would have
+// an address that means nothing beyond the node, or the pod's. The client's next words make the connection known again.
 func TestForgottenNodePort(t *testing.T) {
 	c := upChanging(t, "svcforgt", "", web("a", "node1"))
 	endpoint, outside := openClient(t, c.Status(), "a", "node1", "pod"), c.clients[2]
@@ -156,7 +157,10 @@ func TestForgottenNodePort(t *testing.T) {
 	to := netip.AddrPortFrom(c.at(outside, podns.TCP).Addr(), c.echoPort)
 	patience := testenv.Patience(5 * time.Second)
 	var client net.Conn
-	if err := outside.ns.Do(func() (err error) { client, err = net.DialTimeout("tcp", to.String(), patience); return err }); err != nil {
+	if err := outside.ns.Do(func() (err error) {
+		client, err = net.DialTimeout("tcp", to.String(), patience)
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
@@ -219,7 +223,9 @@ func repeated(t *testing.T, conn net.Conn) uint32 {
 	}
 	var info *unix.TCPInfo
 	var asked error
-	if err := raw.Control(func(fd uintptr) { info, asked = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) }); err != nil {
+	if err := raw.Control(func(fd uintptr) {
+		info, asked = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if asked != nil {
@@ -228,7 +234,8 @@ func repeated(t *testing.T, conn net.Conn) uint32 {
 	return info.Total_retrans
 }
 
-// forgetAll empties connection tracking in a node's kernel, as its timeouts would, but not the zones of a switch that is there, too.
+// forgetAll empties connection tracking in a node's kernel, as its timeouts would, but not the zones of a switch that
+// is there, too.
 func forgetAll(t *testing.T, c *changing, node string) {
 	t.Helper()
 	for _, n := range c.Status().Nodes {

@@ -30,8 +30,8 @@ func (c *client) ask(t *testing.T, proto podns.Proto, to netip.AddrPort) string 
 	return answer.Name
 }
 
-// A client comes back to the endpoint that it had: from its second connection on, while endpoints are added, while its node's agent
-// is restarted; and to another when its own is gone.
+// A client comes back to the endpoint that it had: from its second connection on, while endpoints are added, while its
+// node's agent is restarted; and to another when its own is gone.
 func TestServiceAffinity(t *testing.T) {
 	endpoints := []string{web("a", "node1"), web("b", "node2"), web("c", "node3")}
 	c := upChanging(t, "svcaff", "\n  sessionAffinity: ClientIP", endpoints...)
@@ -89,7 +89,9 @@ func TestServiceAffinity(t *testing.T) {
 func TestServiceAffinityTimeout(t *testing.T) {
 	const timeout = 4 * time.Second
 	endpoints := []string{web("a", "node1"), web("b", "node2"), web("c", "node3")}
-	c := upChanging(t, "svcexp", fmt.Sprintf("\n  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}", int(timeout.Seconds())), endpoints...)
+	c := upChanging(t, "svcexp",
+		fmt.Sprintf("\n  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: %d}}",
+			int(timeout.Seconds())), endpoints...)
 	from := c.clients[0]
 	to := c.at(from, podns.TCP)
 	had := from.ask(t, podns.TCP, to)
@@ -98,7 +100,8 @@ func TestServiceAffinityTimeout(t *testing.T) {
 	}
 	c.become(t, endpoints...)
 	learned := func() int {
-		return strings.Count(c.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35"), "cookie=")
+		return strings.Count(c.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35"),
+			"cookie=")
 	}
 	for end := time.Now().Add(3 * timeout); time.Now().Before(end); time.Sleep(timeout / 4) {
 		if got := from.ask(t, podns.TCP, to); got != had {
@@ -118,7 +121,8 @@ func TestServiceAffinityTimeout(t *testing.T) {
 
 // A datagram socket goes on after its endpoint is gone: the next datagrams of the same socket reach another.
 func TestServiceUDPEndpointGone(t *testing.T) {
-	endpoints := map[string]string{"default/a": web("a", "node1"), "default/b": web("b", "node2"), "default/c": web("c", "node3")}
+	endpoints := map[string]string{"default/a": web("a", "node1"), "default/b": web("b", "node2"),
+		"default/c": web("c", "node3")}
 	c := upChanging(t, "svcudp", "", endpoints["default/a"], endpoints["default/b"], endpoints["default/c"])
 	type socket struct {
 		from *client
@@ -163,13 +167,15 @@ func TestServiceUDPEndpointGone(t *testing.T) {
 			case before != gone && s.had != before:
 				t.Errorf("a socket of %s is sent from %s to %s when %s goes", s.from.name, before, s.had, gone)
 			case before == gone:
-				t.Logf("a socket of %s goes from %s to %s, %s after it is gone", s.from.name, before, s.had, time.Since(begin).Round(time.Millisecond))
+				t.Logf("a socket of %s goes from %s to %s, %s after it is gone", s.from.name, before, s.had,
+					time.Since(begin).Round(time.Millisecond))
 			}
 		}
 	}
 }
 
-// askAgain sends a datagram from a socket and reads who answers. Answers that came too late for the datagram before are not meant.
+// askAgain sends a datagram from a socket and reads who answers. Answers that came too late for the datagram before are
+// not meant.
 func askAgain(conn *net.UDPConn) (string, error) {
 	buf := make([]byte, 512)
 	late := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
@@ -208,7 +214,10 @@ func TestServiceTerminatingEndpoint(t *testing.T) {
 	open := map[string]net.Conn{}
 	for len(open) < 2 {
 		var conn net.Conn
-		if err := from.ns.Do(func() (err error) { conn, err = net.DialTimeout("tcp", to, 5*time.Second); return err }); err != nil {
+		if err := from.ns.Do(func() (err error) {
+			conn, err = net.DialTimeout("tcp", to, 5*time.Second)
+			return err
+		}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
@@ -289,8 +298,8 @@ func sayTo(conn net.Conn) (string, error) {
 	return string(b[:n]), err
 }
 
-// All endpoints are replaced by others, again and again, while clients inside and outside make new connections all the while: not
-// one fails.
+// All endpoints are replaced by others, again and again, while clients inside and outside make new connections all the
+// while: not one fails.
 func TestServiceRollingReplacement(t *testing.T) {
 	generation := func(n int) []string {
 		var texts []string
@@ -313,7 +322,8 @@ func TestServiceRollingReplacement(t *testing.T) {
 					answer, err := from.outcome(proto, to, 5*time.Second)
 					mu.Lock()
 					if err != nil || answer.Outcome != podns.Answered {
-						failed = append(failed, fmt.Sprintf("%s from %s to %s/%s: %s %s %v", time.Now().Format("15:04:05.000"), from.name, to, proto, answer.Outcome, answer.Detail, err))
+						failed = append(failed, fmt.Sprintf("%s from %s to %s/%s: %s %s %v", time.Now().Format("15:04:05.000"), from.name,
+							to, proto, answer.Outcome, answer.Detail, err))
 					}
 					reached[answer.Name]++
 					mu.Unlock()

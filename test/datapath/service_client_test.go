@@ -95,7 +95,8 @@ func openClient(t *testing.T, s lab.Status, name, node, kind string) *client {
 
 func (c *client) addr(v4 bool) netip.Addr { return of(c.ips, v4) }
 
-// How many connections one case makes: until each of two endpoints should have been seen, and enough to see one that should not.
+// How many connections one case makes: until each of two endpoints should have been seen, and enough to see one that
+// should not.
 const (
 	leastDials = 8
 	mostDials  = 64
@@ -107,7 +108,8 @@ func (c *client) try(to target, want expectation) experience {
 	patience, least, most := testenv.Patience(5*time.Second), leastDials, mostDials
 	switch want.outcome {
 	case podns.Silent:
-		patience, least, most = testenv.Patience(2*time.Second), 1, 1 // TCP repeats a first packet that was lost after a second
+		// TCP repeats a first packet that was lost after a second
+		patience, least, most = testenv.Patience(2*time.Second), 1, 1
 	case podns.Refused:
 		least, most = 2, 2
 	}

@@ -26,7 +26,8 @@ const (
 	manyPods  = 4
 	manyPorts = 500 // of each pod
 	manyDials = 20000
-	// manyClients share the work, so that source ports seldom come again: connections of one source port are one to a hash.
+	// manyClients share the work, so that source ports seldom come again: connections of one source port are one to a
+	// hash.
 	manyClients = 8
 )
 
@@ -51,7 +52,8 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	var addrs []string
 	for i := range manyPods {
 		node := i%2 + 1
-		fmt.Fprintf(&text, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: many-%d}\nspec:\n  nodeName: node%d\n  containers:\n    - name: c\n      ports:\n", i, node)
+		fmt.Fprintf(&text,
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: many-%d}\nspec:\n  nodeName: node%d\n  containers:\n    - name: c\n      ports:\n", i, node)
 		for port := range manyPorts {
 			fmt.Fprintf(&text, "        - {containerPort: %d}\n", 10000+port)
 		}
@@ -68,7 +70,8 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	}
 	// The addresses are known now.
 	for port := range manyPorts {
-		fmt.Fprintf(&text, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: many-%[1]d, labels: {kubernetes.io/service-name: many}}\naddressType: IPv4\nendpoints: [%[2]s]\nports: [{port: %[1]d}]\n",
+		fmt.Fprintf(&text,
+			"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: many-%[1]d, labels: {kubernetes.io/service-name: many}}\naddressType: IPv4\nendpoints: [%[2]s]\nports: [{port: %[1]d}]\n",
 			10000+port, strings.Join(addrs, ", "))
 	}
 	rewrite(t, file, text.String())
@@ -123,7 +126,8 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	// when each endpoint's share is an eighth from the even one, as the places of the datapath's hash may have it.
 	const freedom = endpoints - 1
 	limit := freedom + 3.72*math.Sqrt(2*freedom) + 2*(3.72*3.72-1)/3 + float64(len(different))/(8*8)
-	t.Logf("%d connections (%d of different source ports) in %.1f s to %d of %d endpoints, at most %d to one; chi-squared %.0f, limit %.0f", manyDials, len(different), took.Seconds(), len(counts), endpoints, most, chi, limit)
+	t.Logf("%d connections (%d of different source ports) in %.1f s to %d of %d endpoints, at most %d to one; "+
+		"chi-squared %.0f, limit %.0f", manyDials, len(different), took.Seconds(), len(counts), endpoints, most, chi, limit)
 	if chi > limit {
 		t.Errorf("chi-squared is %.0f, want at most %.0f", chi, limit)
 	}
@@ -145,7 +149,8 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	t.Logf("connections for each pod: %v", perPod)
 }
 
-// What pods send beyond the pod network gets a source port other than the tunnels': the userspace datapath would take the answer.
+// What pods send beyond the pod network gets a source port other than the tunnels': the userspace datapath would take
+// the answer.
 func TestServiceMasqueradePorts(t *testing.T) {
 	c := upChanging(t, "svcmasq", "")
 	host, err := c.Status().Find("host")

@@ -69,7 +69,8 @@ type expectation struct {
 //     replaces it by its own. For an endpoint on that very node we keep it, which is allowed and better.
 //   - The Service API: loadBalancerSourceRanges restrict clients of the load balancer's addresses; a Service without endpoints rejects.
 //
-// It is not ok for cases that make no sense: cluster IPs are unknown outside, and inside all ways to a balancer's addresses are one.
+// It is not ok for cases that make no sense: cluster IPs are unknown outside, and inside all ways to a balancer's
+// addresses are one.
 func (tb table) reference(s tableService, c *client, t target) (expectation, bool) {
 	v4 := t.addr.Addr().Is4()
 	inside := c.kind != "outside"
@@ -115,21 +116,23 @@ func (tb table) reference(s tableService, c *client, t target) (expectation, boo
 		}
 	}
 	if len(want.sources) == 0 {
-		return expectation{outcome: podns.Silent, why: "the policy is Local, and there are endpoints on other nodes only"}, true
+		return expectation{outcome: podns.Silent, why: "the policy is Local, and there are endpoints on other nodes only"},
+			true
 	}
 	return want, true
 }
 
 // source is what an endpoint may see; nil is anything.
-func (tb table) source(c *client, t target, e endpoint, entry string, original []netip.Addr, local, v4 bool) []netip.Addr {
+func (tb table) source(c *client, t target, e endpoint, entry string, original []netip.Addr, local,
+	v4 bool) []netip.Addr {
 	switch {
 	case e.name == c.name:
 		return nil // a pod that reaches itself
 	case c.kind == "node" && t.kind == nodePort && entry == c.node && !e.onHost && v4 == tb.nodes[entry].Addrs[0].Is4():
 		return tb.nodes[entry].Addrs[:1] // which e2e wants of the policy Local
 	case e.onHost && c.kind != "outside":
-		// To a node's address packets leave the pod network with their node's address; what comes back to the node it came from may
-		// have the address that no host has.
+		// To a node's address packets leave the pod network with their node's address; what comes back to the node it came
+		// from may have the address that no host has.
 		own := append(tb.nodeAddrs(entry, v4), model.MasqueradeAddr(v4))
 		return append(own, original...)
 	case local, e.node == entry, t.kind == clusterIP:
@@ -165,7 +168,8 @@ func (want expectation) compare(got experience) string {
 	var wrong []string
 	for outcome, n := range got.outcomes {
 		if outcome != want.outcome {
-			wrong = append(wrong, fmt.Sprintf("%d of %d connections %s (%s), want %s: %s", n, got.dials, outcome, got.detail, want.outcome, want.why))
+			wrong = append(wrong, fmt.Sprintf("%d of %d connections %s (%s), want %s: %s", n, got.dials, outcome, got.detail,
+				want.outcome, want.why))
 		}
 	}
 	if want.outcome != podns.Answered {

@@ -37,7 +37,8 @@ spec:
   ports: [{name: tcp, port: 80, targetPort: tcp}]
 `, name)
 	}
-	l := labtest.Up(t, "svcreuse", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--nodes=2", "--ip-family=dual")
+	l := labtest.Up(t, "svcreuse", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--nodes=2",
+		"--ip-family=dual")
 	status := l.Status()
 	addrs := map[string][]netip.Addr{"web": openClient(t, status, "web", "node2", "pod").ips}
 	for _, s := range status.Services {

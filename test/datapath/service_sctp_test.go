@@ -19,12 +19,14 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// SCTP goes through a Service in both directions, from a pod, a node and from outside, to another node. Open vSwitch's userspace datapath
-// knows nothing of its ports, so there a port that is not the endpoint's is refused, and nothing arrives at a wrong one. Hardly any
-// kernel has SCTP loaded, so the associations' packets (RFC 9260, section 3) are written and read through raw sockets.
+// SCTP goes through a Service in both directions, from a pod, a node and from outside, to another node. Open vSwitch's
+// userspace datapath knows nothing of its ports, so there a port that is not the endpoint's is refused, and nothing
+// arrives at a wrong one. Hardly any kernel has SCTP loaded, so the associations' packets (RFC 9260, section 3) are
+// written and read through raw sockets.
 func TestServiceSCTP(t *testing.T) {
 	const port, nodePort, target = 9000, 30900, 9001
-	dir := labtest.Write(t, map[string]string{"f.yaml": podManifest("client", "client", "node1", 9, "") + podManifest("host", "client", "node1", 9, hostNetwork) + fmt.Sprintf(`---
+	dir := labtest.Write(t, map[string]string{"f.yaml": podManifest("client", "client", "node1", 9,
+		"") + podManifest("host", "client", "node1", 9, hostNetwork) + fmt.Sprintf(`---
 apiVersion: v1
 kind: Pod
 metadata: {name: web, labels: {app: web}}
@@ -52,7 +54,8 @@ spec:
 	l := labtest.Up(t, "svcsctp", "-f", dir, "--ip-family=dual", "--nodes=2")
 	s := l.Status()
 	web := openClient(t, s, "web", "node2", "pod")
-	clients := []*client{openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host", "node1", "node"), openClient(t, s, "outside", "", "outside")}
+	clients := []*client{openClient(t, s, "client", "node1", "pod"), openClient(t, s, "host", "node1", "node"),
+		openClient(t, s, "outside", "", "outside")}
 	for _, is4 := range []bool{true, false} {
 		server := web.sctp(t, is4)
 		for i, from := range clients {
@@ -82,7 +85,9 @@ func associate(t *testing.T, from *client, server *sctpSocket, local uint16, to 
 	tag := uint32(local)<<16 | uint32(to.Port())
 	client := from.sctp(t, to.Addr().Is4())
 	client.send(t, sctpAddr{to, local}, 0, initiation, tag)
-	got, ok := server.receive(3*time.Second, func(p sctpPacket) bool { return p.initiateTag == tag && p.chunk == initiation })
+	got, ok := server.receive(3*time.Second, func(p sctpPacket) bool {
+		return p.initiateTag == tag && p.chunk == initiation
+	})
 	switch {
 	case !ok:
 		t.Errorf("%s: the INIT does not reach the endpoint", what)
@@ -91,7 +96,9 @@ func associate(t *testing.T, from *client, server *sctpSocket, local uint16, to 
 		t.Errorf("%s: the endpoint hears %+v, want port %d and a right checksum", what, got, target)
 	}
 	server.send(t, sctpAddr{got.src, got.dstPort}, tag, initiationAck, tag+1)
-	back, ok := client.receive(3*time.Second, func(p sctpPacket) bool { return p.verificationTag == tag && p.chunk == initiationAck })
+	back, ok := client.receive(3*time.Second, func(p sctpPacket) bool {
+		return p.verificationTag == tag && p.chunk == initiationAck
+	})
 	switch {
 	case !ok:
 		t.Errorf("%s: the INIT ACK does not come back", what)

@@ -96,7 +96,8 @@ spec:
 				ip := netip.MustParseAddr(text)
 				ways = append(ways, &way{service: service, from: clients[0], to: netip.AddrPortFrom(ip, port)})
 				if nodePort != 0 {
-					ways = append(ways, &way{service: service, from: clients[1], to: netip.AddrPortFrom(of(status.Nodes[0].Addrs, ip.Is4()), nodePort)})
+					ways = append(ways, &way{service: service, from: clients[1], to: netip.AddrPortFrom(of(status.Nodes[0].Addrs,
+						ip.Is4()), nodePort)})
 				}
 			}
 		}
@@ -109,7 +110,10 @@ spec:
 		// Of 40 sockets, one in a million million goes to one endpoint only.
 		for n := 0; n < 40 && (seen[w.service.app+"-1"] < 2 || seen[w.service.app+"-2"] < 2); n++ {
 			s := &keptSocket{what: fmt.Sprintf("%s from %s to %s", w.service.name, w.from.name, w.to)}
-			if err := w.from.ns.Do(func() (err error) { s.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(w.to)); return err }); err != nil {
+			if err := w.from.ns.Do(func() (err error) {
+				s.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(w.to))
+				return err
+			}); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { s.conn.Close() })
@@ -132,7 +136,8 @@ spec:
 		for _, w := range ways {
 			labtest.Eventually(t, 20*time.Second, func() error {
 				for range 10 {
-					if a, err := w.from.ns.Dial(podns.UDP, w.to, 5*time.Second); err != nil || a.Name != "default/"+w.service.app+"-1" {
+					if a, err := w.from.ns.Dial(podns.UDP, w.to, 5*time.Second); err != nil ||
+						a.Name != "default/"+w.service.app+"-1" {
 						return fmt.Errorf("%s: a new connection to %s reaches %s %s, %w", when, w.service.name, a.Name, a.Detail, err)
 					}
 				}

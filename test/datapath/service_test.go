@@ -19,8 +19,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// tableServices are the Services of the table. All are of type LoadBalancer, so each has every kind of address; the endpoints of
-// web are one pod on node1 and one on node2, that of host is a pod in the network of node2.
+// tableServices are the Services of the table. All are of type LoadBalancer, so each has every kind of address; the
+// endpoints of web are one pod on node1 and one on node2, that of host is a pod in the network of node2.
 var tableServices = []tableService{
 	{name: "cc", app: "web"},
 	{name: "cl", app: "web", externalLocal: true},
@@ -49,7 +49,8 @@ type tableService struct {
 // port is the Service's own; they differ because node3's address is an external one of all of them.
 func (s tableService) port() uint16 { return uint16(80 + s.index) }
 
-// addr gives a Service an address of its own in one of the table's ranges: 1 and 2 are the load balancer's, 3 is external.
+// addr gives a Service an address of its own in one of the table's ranges: 1 and 2 are the load balancer's, 3 is
+// external.
 func (s tableService) addr(v4 bool, kind int) netip.Addr {
 	if v4 {
 		return netip.AddrFrom4([4]byte{192, 0, 2, byte(10*s.index + kind)})
@@ -88,7 +89,8 @@ spec:
   externalIPs: [%[5]s]%[7]s
   ports: [{name: tcp, port: %[8]d, targetPort: tcp}, {name: udp, port: %[8]d, targetPort: udp, protocol: UDP}]
 status: {loadBalancer: {ingress: [%[6]s]}}
-`, s.name, s.app, policyName(s.internalLocal), policyName(s.externalLocal), strings.Join(external, ", "), strings.Join(balancer, ", "), ranges, s.port())
+`, s.name, s.app, policyName(s.internalLocal), policyName(s.externalLocal), strings.Join(external,
+		", "), strings.Join(balancer, ", "), ranges, s.port())
 }
 
 // podManifest is a pod with a TCP and a UDP port of one number.
@@ -131,14 +133,16 @@ func upTable(t *testing.T) table {
 	node3 := []netip.Addr{netip.MustParseAddr("172.31.0.13"), netip.MustParseAddr("fd57:6566:7461::d")}
 	text := podManifest("web-1", "web", "node1", 8080, "") + podManifest("web-2", "web", "node2", 8080, "") +
 		podManifest("client-1", "client", "node1", 9, "") + podManifest("client-3", "client", "node3", 9, "") +
-		podManifest("host-1", "client", "node1", 9, hostNetwork) + podManifest("host-2", "host", "node2", 8081, hostNetwork) + podManifest("host-3", "client", "node3", 9, hostNetwork)
+		podManifest("host-1", "client", "node1", 9, hostNetwork) + podManifest("host-2", "host", "node2", 8081, hostNetwork) +
+		podManifest("host-3", "client", "node3", 9, hostNetwork)
 	tb := table{nodes: map[string]lab.NodeStatus{}, endpoints: map[string][]endpoint{}}
 	for i, s := range tableServices {
 		s.index = i
 		text += s.manifest(node3)
 		tb.services = append(tb.services, s)
 	}
-	tb.Lab = labtest.Up(t, "svctable", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--nodes=3", "--ip-family=dual")
+	tb.Lab = labtest.Up(t, "svctable", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--nodes=3",
+		"--ip-family=dual")
 	s := tb.Status()
 	for _, n := range s.Nodes {
 		tb.nodes[n.Name] = n
@@ -154,12 +158,14 @@ func upTable(t *testing.T) table {
 	}
 	for _, p := range s.Pods {
 		app := p.Labels["app"]
-		tb.endpoints[app] = append(tb.endpoints[app], endpoint{name: "default/" + p.Name, node: p.Node, addrs: p.IPs, onHost: app == "host"})
+		tb.endpoints[app] = append(tb.endpoints[app], endpoint{name: "default/" + p.Name, node: p.Node, addrs: p.IPs,
+			onHost: app == "host"})
 	}
 	// The ways of the host outside: what ends in 1 and 3 through node1, what ends in 2 through node3.
 	for _, service := range tb.services {
 		for _, v4 := range []bool{true, false} {
-			tb.Run("outside", "ip", "route", "replace", service.addr(v4, 2).String(), "via", of(tb.nodes["node3"].Addrs, v4).String())
+			tb.Run("outside", "ip", "route", "replace", service.addr(v4, 2).String(), "via", of(tb.nodes["node3"].Addrs,
+				v4).String())
 		}
 	}
 	return tb
@@ -207,7 +213,8 @@ func (tb table) targets(s tableService, v4 bool, proto podns.Proto) []target {
 	}
 }
 
-// Every kind of client, address, traffic policy and endpoint: who is reached, with which source, and how a client is turned away.
+// Every kind of client, address, traffic policy and endpoint: who is reached, with which source, and how a client is
+// turned away.
 func TestServiceTable(t *testing.T) {
 	tb := upTable(t)
 	begin := time.Now()
@@ -251,8 +258,8 @@ func (c tableCase) String() string {
 	return fmt.Sprintf("%s: from %s to %s", c.service, c.from.name, c.to)
 }
 
-// Cases that are tried at once: of those that should be answered, for each processor, so that they go as fast as the machine; the
-// others mostly wait. When so many differ the rest is not tried: each takes its time.
+// Cases that are tried at once: of those that should be answered, for each processor, so that they go as fast as the
+// machine; the others mostly wait. When so many differ the rest is not tried: each takes its time.
 const (
 	answeredAtOnce = 4
 	silentAtOnce   = 64

@@ -68,9 +68,12 @@ var soakBounds = map[string]growth{
 // soakMetrics are those that the agent itself measures.
 var soakMetrics = map[string]string{
 	"go_goroutines": "goroutines of the agent", "process_open_fds": "descriptors of the agent",
-	"process_resident_memory_bytes": "resident bytes of the agent", "go_memstats_heap_alloc_bytes": "bytes in the agent's heap",
-	"weft_flows": "flows", "weft_groups": "groups", "weft_datapath_flows": "entries of the datapath's cache",
-	"weft_switch_connections": "connections of the userspace datapath", "weft_kernel_connections": "connections of the kernel",
+	"process_resident_memory_bytes": "resident bytes of the agent",
+	"go_memstats_heap_alloc_bytes":  "bytes in the agent's heap",
+	"weft_flows":                    "flows", "weft_groups": "groups",
+	"weft_datapath_flows":     "entries of the datapath's cache",
+	"weft_switch_connections": "connections of the userspace datapath",
+	"weft_kernel_connections": "connections of the kernel",
 }
 
 // sample is what was measured at a time, when all objects that came had gone again; by node and measure.
@@ -98,7 +101,8 @@ func TestSoak(t *testing.T) {
 		samples = append(samples, c.sample())
 	}
 	took := time.Since(begin)
-	c.judge(fault{name: fmt.Sprintf("%d rounds of objects", len(samples)), cause: "objects", bound: onDatapath(500*time.Millisecond, 0)}, begin)
+	c.judge(fault{name: fmt.Sprintf("%d rounds of objects", len(samples)), cause: "objects",
+		bound: onDatapath(500*time.Millisecond, 0)}, begin)
 	text, grown := judgeSamples(samples, took >= soakSteady)
 	t.Logf("%s, %d samples:\n%s", took.Round(time.Second), len(samples), text)
 	if len(grown) > 0 {
@@ -106,7 +110,8 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// churn lets pods, policies and Services come, connects to the pods through one of the Services, and lets them go again.
+// churn lets pods, policies and Services come, connects to the pods through one of the Services, and lets them go
+// again.
 func (c *chaos) churn(from *client) {
 	c.t.Helper()
 	text := idlePolicies(20) + walledService("chaos", "guests", "role: guest", 8080) +
@@ -148,9 +153,11 @@ func (c *chaos) sample() sample {
 			s[node+": resident bytes of "+program], s[node+": descriptors of "+program] = c.used(node, program)
 		}
 		for measure, script := range map[string]string{
-			"lines of nftables":                      "nft -s list ruleset | wc -l",
-			"links, rules, routes and neighbors":     "(ip -o link; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all; ip neigh) | wc -l",
-			"rows of Port and Interface in OVSDB":    "(ovs-vsctl --bare --columns=_uuid list Port; ovs-vsctl --bare --columns=_uuid list Interface) | wc -l",
+			"lines of nftables": "nft -s list ruleset | wc -l",
+			"links, rules, routes and neighbors": "(ip -o link; ip rule; ip -6 rule; ip route show table all; ip -6 route " +
+				"show table all; ip neigh) | wc -l",
+			"rows of Port and Interface in OVSDB": "(ovs-vsctl --bare --columns=_uuid list Port; ovs-vsctl --bare " +
+				"--columns=_uuid list Interface) | wc -l",
 			"attachments that the CNI server stored": "ls /run/weft/attachments | wc -l",
 		} {
 			n, err := strconv.ParseFloat(c.Run("node/"+node, "sh", "-ec", script), 64)
@@ -170,7 +177,8 @@ func (c *chaos) sample() sample {
 
 // askHealth asks where a node's agent serves its health and its metrics. The caller closes the body.
 func (c *chaos) askHealth(node, path string) (*http.Response, error) {
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network,
+		address string) (conn net.Conn, err error) {
 		err = c.hosts[node].ns.Do(func() error {
 			var d net.Dialer
 			conn, err = d.DialContext(ctx, network, address)
@@ -178,7 +186,8 @@ func (c *chaos) askHealth(node, path string) (*http.Response, error) {
 		})
 		return conn, err
 	}}
-	return (&http.Client{Transport: transport, Timeout: testenv.Patience(20 * time.Second)}).Get("http://127.0.0.1:9470" + path)
+	return (&http.Client{Transport: transport, Timeout: testenv.Patience(20 * time.Second)}).Get("http://127.0.0.1:9470" +
+		path)
 }
 
 // agentMetrics are the metrics of a node's agent that have no labels.
@@ -229,8 +238,8 @@ func (c *chaos) used(node, program string) (resident, descriptors float64) {
 }
 
 // judgeSamples compares the third quarter of the samples with the last one, by their medians, or by their minima where
-// garbage is counted as well. Steady says that the soak was long enough for everything. It returns a table, and what grew
-// beyond its bound.
+// garbage is counted as well. Steady says that the soak was long enough for everything. It returns a table, and what
+// grew beyond its bound.
 func judgeSamples(samples []sample, steady bool) (table string, grown []string) {
 	var text strings.Builder
 	third, last := samples[len(samples)/2:len(samples)*3/4], samples[len(samples)*3/4:]
@@ -242,7 +251,8 @@ func judgeSamples(samples []sample, steady bool) (table string, grown []string) 
 		bound, known := soakBounds[measure]
 		middle, end := typical(third, name), typical(last, name)
 		most := middle*(1+bound.part) + bound.more
-		fmt.Fprintf(&text, "%-55s first %12.0f, middle %12.0f, end %12.0f, bound %12.0f\n", name, samples[0][name], middle, end, most)
+		fmt.Fprintf(&text, "%-55s first %12.0f, middle %12.0f, end %12.0f, bound %12.0f\n", name, samples[0][name], middle,
+			end, most)
 		switch {
 		case !known:
 			grown = append(grown, name+" has no bound")

@@ -35,7 +35,8 @@ type attack struct {
 }
 
 func newAttack() *attack {
-	return &attack{request: wire.SpoofRequest{Iface: "eth0", Count: spoofCount}, labels: map[string]string{}, reasons: map[string]uint64{}}
+	return &attack{request: wire.SpoofRequest{Iface: "eth0", Count: spoofCount}, labels: map[string]string{},
+		reasons: map[string]uint64{}}
 }
 
 func (a *attack) mark(label string) []byte {
@@ -50,7 +51,8 @@ func (a *attack) frame(reason, label string, build func(mark []byte) []byte) {
 }
 
 func (a *attack) datagram(reason, label string, to netip.AddrPort, build func(mark []byte) []byte) {
-	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to, Data: build(a.mark(label))})
+	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to,
+		Data: build(a.mark(label))})
 	a.reasons[reason] += spoofCount
 }
 
@@ -64,8 +66,9 @@ func (m mesh) mac(t *testing.T, pod string) wire.MAC {
 }
 
 // destinations are what no router passes on, and why the switch drops it.
-var destinations = map[string]string{"127.0.0.1": "loopback", "127.1.2.3": "loopback", "::1": "loopback", "224.0.0.251": "multicast",
-	"239.1.2.3": "multicast", "255.255.255.255": "multicast", "ff02::1": "multicast", "ff0e::1": "multicast"}
+var destinations = map[string]string{"127.0.0.1": "loopback", "127.1.2.3": "loopback", "::1": "loopback",
+	"224.0.0.251": "multicast",
+	"239.1.2.3":   "multicast", "255.255.255.255": "multicast", "ff02::1": "multicast", "ff0e::1": "multicast"}
 
 // tagged puts a VLAN's tag into a frame.
 func tagged(frame []byte) []byte { return slices.Insert(frame, 12, 0x81, 0x00, 0x00, 0x05) }
@@ -78,20 +81,25 @@ func TestSpoofing(t *testing.T) {
 	for _, v4 := range []bool{true, false} {
 		own, near, far := of(m.pods["a-node1"].IPs, v4), of(m.pods["b-node1"].IPs, v4), of(m.pods["a-node2"].IPs, v4)
 		gateway := model.GatewayAddr(m.cidr("node1", v4))
-		for name, victim := range map[string]netip.Addr{"a neighbour": near, "a pod on another node": far, "its node": gateway} {
+		for name, victim := range map[string]netip.Addr{"a neighbour": near, "a pod on another node": far,
+			"its node": gateway} {
 			to := netip.AddrPortFrom(victim, targetPort)
-			for who, source := range map[string]netip.Addr{"the neighbour": near, "a pod on another node": far, "the node": gateway, "another node": of(m.nodes["node2"].Addrs, v4)} {
+			for who, source := range map[string]netip.Addr{"the neighbour": near, "a pod on another node": far,
+				"the node": gateway, "another node": of(m.nodes["node2"].Addrs, v4)} {
 				if source == victim {
 					continue
 				}
-				a.frame("spoofed-ip", fmt.Sprintf("%s to %s in the name of %s", familyName(v4), name, who), func(mark []byte) []byte {
-					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(source, sourcePort), to, mark)
-				})
+				a.frame("spoofed-ip", fmt.Sprintf("%s to %s in the name of %s", familyName(v4), name, who),
+					func(mark []byte) []byte {
+						return wire.UDPFrame(router, attacker, netip.AddrPortFrom(source, sourcePort), to, mark)
+					})
 			}
-			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "no host": {2, 0, 0, 0, 0, 1}} {
-				a.frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who), func(mark []byte) []byte {
-					return wire.UDPFrame(router, mac, netip.AddrPortFrom(own, sourcePort), to, mark)
-				})
+			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "no host": {2, 0, 0, 0,
+				0, 1}} {
+				a.frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who),
+					func(mark []byte) []byte {
+						return wire.UDPFrame(router, mac, netip.AddrPortFrom(own, sourcePort), to, mark)
+					})
 			}
 			a.frame("vlan-tag", fmt.Sprintf("%s to %s with a VLAN tag", familyName(v4), name), func(mark []byte) []byte {
 				return tagged(wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), to, mark))
@@ -100,7 +108,8 @@ func TestSpoofing(t *testing.T) {
 		for dst, reason := range destinations {
 			if dst := netip.MustParseAddr(dst); dst.Is4() == v4 {
 				a.frame(reason, fmt.Sprintf("to %s at the router's MAC", dst), func(mark []byte) []byte {
-					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), netip.AddrPortFrom(dst, targetPort), mark)
+					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), netip.AddrPortFrom(dst, targetPort),
+						mark)
 				})
 			}
 		}
@@ -119,7 +128,8 @@ func TestSpoofing(t *testing.T) {
 		}
 	}
 	a.frame("spoofed-nd", "router advertisement", func(mark []byte) []byte {
-		return wire.RAFrame(neighbour, attacker, netip.MustParseAddr("fe80::bad"), of(m.pods["b-node1"].IPs, false), attacker, mark)
+		return wire.RAFrame(neighbour, attacker, netip.MustParseAddr("fe80::bad"), of(m.pods["b-node1"].IPs, false), attacker,
+			mark)
 	})
 	m.attack(t, "a-node1", "node1", a)
 	if r := m.Probe(); r.Counts[lab.Differs] > 0 {
@@ -148,9 +158,10 @@ func TestTunnelSpoofing(t *testing.T) {
 		}
 		inner := addrs[0]
 		for port, wrap := range wraps {
-			a.datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source), netip.AddrPortFrom(m.nodes["node1"].Addrs[0], port), func(mark []byte) []byte {
-				return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(inner, sourcePort), to, mark))
-			})
+			a.datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source),
+				netip.AddrPortFrom(m.nodes["node1"].Addrs[0], port), func(mark []byte) []byte {
+					return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(inner, sourcePort), to, mark))
+				})
 		}
 	}
 	t.Run("from a node, in the name of another", func(t *testing.T) {
@@ -184,7 +195,8 @@ func TestTunnelSpoofing(t *testing.T) {
 }
 
 // victims are where the sniffers listen.
-var victims = []struct{ where, iface string }{{"b-node1", "eth0"}, {"a-node2", "eth0"}, {"node/node1", model.GatewayName}, {"node/node2", model.GatewayName}}
+var victims = []struct{ where, iface string }{{"b-node1", "eth0"}, {"a-node2", "eth0"},
+	{"node/node1", model.GatewayName}, {"node/node2", model.GatewayName}}
 
 func (m mesh) sniff(t *testing.T, where, iface string) *session {
 	t.Helper()
@@ -214,7 +226,8 @@ func (m mesh) honest(t *testing.T) {
 	} {
 		request := wire.SpoofRequest{Iface: "eth0", Count: spoofCount}
 		for _, to := range targets {
-			request.Frames = append(request.Frames, wire.LabelledFrame{Label: "honest", Data: wire.UDPFrame(router, m.mac(t, from),
+			request.Frames = append(request.Frames, wire.LabelledFrame{Label: "honest", Data: wire.UDPFrame(router,
+				m.mac(t, from),
 				netip.AddrPortFrom(m.pods[from].IPs[0], sourcePort), netip.AddrPortFrom(to, targetPort), wire.Mark(honestTag))})
 		}
 		m.send(t, from, request)
@@ -241,7 +254,8 @@ func (m mesh) attack(t *testing.T, from, at string, a *attack) {
 			}
 		}
 		if len(through) > 0 || seen.Seen[honestTag] != spoofCount {
-			t.Errorf("%s: %d of %d honest frames, and forged ones: %s", where, seen.Seen[honestTag], spoofCount, strings.Join(through, "; "))
+			t.Errorf("%s: %d of %d honest frames, and forged ones: %s", where, seen.Seen[honestTag], spoofCount,
+				strings.Join(through, "; "))
 		}
 	}
 	labtest.Eventually(t, 15*time.Second, func() error {

@@ -20,8 +20,8 @@ import (
 
 var tunnelPorts = map[model.Encapsulation]string{model.Geneve: model.GenevePortName, model.VXLAN: model.VXLANPortName}
 
-// The tunnel type changes on nodes that run, one after the other, and changes back: not one ping is lost, and packets leave
-// through the type that is configured.
+// The tunnel type changes on nodes that run, one after the other, and changes back: not one ping is lost, and packets
+// leave through the type that is configured.
 func TestTunnelChange(t *testing.T) {
 	m := up(t, lab.IPv4, model.Geneve)
 	var pings []*session
@@ -52,7 +52,8 @@ func TestTunnelChange(t *testing.T) {
 		p.stop(t, &reply)
 		s := reply.Series[0]
 		if s.Sent < 100 || s.Received != s.Sent || s.SendErrors > 0 {
-			t.Errorf("ping to %s: %d of %d answered, lost %v, %d send errors (%s)", s.Addr, s.Received, s.Sent, s.Lost, s.SendErrors, s.FirstError)
+			t.Errorf("ping to %s: %d of %d answered, lost %v, %d send errors (%s)", s.Addr, s.Received, s.Sent, s.Lost,
+				s.SendErrors, s.FirstError)
 		}
 		t.Logf("ping to %s: %d sent, none lost, longest gap %s", s.Addr, s.Sent, s.LongestGap.Round(time.Millisecond))
 	}
@@ -90,8 +91,8 @@ func (m mesh) sent(t *testing.T, node string, tunnel model.Encapsulation) int {
 	return n
 }
 
-// wantSentThrough waits until every node sends through one tunnel and not through the other. The switch renews its counters
-// about once a second, so what it counts may be older: a window in which nothing came is what is waited for.
+// wantSentThrough waits until every node sends through one tunnel and not through the other. The switch renews its
+// counters about once a second, so what it counts may be older: a window in which nothing came is what is waited for.
 func (m mesh) wantSentThrough(t *testing.T, used, unused model.Encapsulation) {
 	t.Helper()
 	const window = 2 * time.Second
@@ -101,7 +102,8 @@ func (m mesh) wantSentThrough(t *testing.T, used, unused model.Encapsulation) {
 			time.Sleep(window) // the measurement's length
 			du, do := m.sent(t, name, used)-u, m.sent(t, name, unused)-o
 			if du < 20 || do != 0 {
-				return fmt.Errorf("%s sent %d packets through %s and %d through %s within %s, want at least 20 and none", name, du, used, do, unused, window)
+				return fmt.Errorf("%s sent %d packets through %s and %d through %s within %s, want at least 20 and none", name, du,
+					used, do, unused, window)
 			}
 			return nil
 		})

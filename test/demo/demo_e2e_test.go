@@ -35,7 +35,8 @@ func TestTour(t *testing.T) {
 		if err := v.run(t.Context()); err != nil {
 			t.Fatalf("%v\n%s", err, out.String())
 		}
-		for _, want := range []string{"packet loss", "pod/demo/client", "table=Forwarding", "goto_table:Commit", "+10", "delete namespace demo"} {
+		for _, want := range []string{"packet loss", "pod/demo/client", "table=Forwarding", "goto_table:Commit", "+10",
+			"delete namespace demo"} {
 			if !strings.Contains(out.String(), want) {
 				t.Errorf("the tour does not show %q:\n%s", want, out.String())
 			}

@@ -16,7 +16,8 @@ import (
 )
 
 func flow(table string, id uint8, owner, match, actions string, packets uint64) report.Flow {
-	return report.Flow{Table: table, TableID: id, Priority: 100, Match: match, Actions: actions, Owner: owner, Stats: openflow.Stats{Packets: packets}}
+	return report.Flow{Table: table, TableID: id, Priority: 100, Match: match, Actions: actions, Owner: owner,
+		Stats: openflow.Stats{Packets: packets}}
 }
 
 func TestOnlyFlowsThatGrewAreShown(t *testing.T) {
@@ -29,8 +30,9 @@ func TestOnlyFlowsThatGrewAreShown(t *testing.T) {
 	}
 	after := []report.Flow{
 		flow("Classifier", 0, "pod/demo/client", "in_port=client-1", "set_field:0x1/0xf->reg0,goto_table:ARPND", 15),
-		flow("Classifier", 0, "pipeline", "in_port=weft0", "set_field:0x3/0xf->reg0,goto_table:ARPND", 9), // fewer than were sent
-		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 20),                             // recreated
+		// fewer than were sent
+		flow("Classifier", 0, "pipeline", "in_port=weft0", "set_field:0x3/0xf->reg0,goto_table:ARPND", 9),
+		flow("SpoofGuard", 10, "pod/demo/gone", "in_port=gone-1", "drop", 20), // recreated
 		flow("Forwarding", 60, "node/node2", "ip,nw_dst=10.244.1.0/24", toTunnel, 10),
 		flow("Output", 90, "pipeline", "", "output:NXM_NX_REG1[]", 20), // a flow that was not there before
 	}
@@ -54,7 +56,8 @@ Output      +20      pipeline         (any)                    output
 func TestThen(t *testing.T) {
 	for actions, want := range map[string]string{
 		"drop": "drop",
-		"set_field:fd30::12->tun_ipv6_dst,set_field:weft-vxlan->reg1,goto_table:Output": "to node fd30::12 by port weft-vxlan → Output",
+		"set_field:fd30::12->tun_ipv6_dst,set_field:weft-vxlan->reg1,goto_table:Output": "to node fd30::12 by port " +
+			"weft-vxlan → Output",
 		"ct(commit,zone=1),IN_PORT": "ct IN_PORT",
 	} {
 		if got := then(actions); got != want {
@@ -76,7 +79,8 @@ func pod(name, node string, ready bool) corev1.Pod {
 
 func TestFind(t *testing.T) {
 	waiting := pod("web-3", "n2", false)
-	waiting.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull"}}}}
+	waiting.Status.ContainerStatuses = []corev1.ContainerStatus{
+		{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull"}}}}
 	ending := pod("web-0", "n2", true)
 	ending.DeletionTimestamp = &metav1.Time{}
 	for _, tc := range []struct {
@@ -85,10 +89,14 @@ func TestFind(t *testing.T) {
 		remote  string
 		problem string
 	}{
-		{"all ready", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true), pod("web-3", "n1", true)}, "web-2", ""},
-		{"one waits", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true), waiting}, "", "3 of 4 pods ready, web-3: ErrImagePull"},
-		{"one ends", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true), ending}, "", "3 of 4 pods ready"},
-		{"one node", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n1", true), pod("web-3", "n1", true)}, "", "two nodes"},
+		{"all ready", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true),
+			pod("web-3", "n1", true)}, "web-2", ""},
+		{"one waits", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true), waiting}, "",
+			"3 of 4 pods ready, web-3: ErrImagePull"},
+		{"one ends", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n2", true), ending}, "",
+			"3 of 4 pods ready"},
+		{"one node", []corev1.Pod{pod(client, "n1", true), pod("web-1", "n1", true), pod("web-2", "n1", true),
+			pod("web-3", "n1", true)}, "", "two nodes"},
 		{"nothing yet", nil, "", "0 of 4"},
 	} {
 		a, err := find(tc.pods)

@@ -33,6 +33,7 @@ func run(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	t := tour{kube: kubectl{program: record.Kubectl(), kubeconfig: record.Kubeconfig()}, out: newPrinter(os.Stdout), record: record}
+	t := tour{kube: kubectl{program: record.Kubectl(), kubeconfig: record.Kubeconfig()}, out: newPrinter(os.Stdout),
+		record: record}
 	return t.run(ctx)
 }

@@ -52,7 +52,8 @@ func (t *tour) run(ctx context.Context) error {
 // findAgents learns which agent runs on which node.
 func (t *tour) findAgents(ctx context.Context) error {
 	var pods corev1.PodList
-	if err := t.kube.get(ctx, &pods, "-n", agentNamespace, "get", "pods", "-l", "app.kubernetes.io/name=weft-agent", "-o", "json"); err != nil {
+	if err := t.kube.get(ctx, &pods, "-n", agentNamespace, "get", "pods", "-l", "app.kubernetes.io/name=weft-agent", "-o",
+		"json"); err != nil {
 		return err
 	}
 	t.agents = map[string]string{}
@@ -91,7 +92,8 @@ func inClient(command ...string) []string {
 
 func (t *tour) where(ctx context.Context, _ app) error {
 	t.out.chapter("Nodes, and the pods with their addresses")
-	if _, err := t.show(ctx, "get", "nodes", "-o", "custom-columns=NAME:.metadata.name,ADDRESS:.status.addresses[0].address,POD CIDRS:.spec.podCIDRs[*]"); err != nil {
+	if _, err := t.show(ctx, "get", "nodes", "-o",
+		"custom-columns=NAME:.metadata.name,ADDRESS:.status.addresses[0].address,POD CIDRS:.spec.podCIDRs[*]"); err != nil {
 		return err
 	}
 	_, err := t.show(ctx, "-n", namespace, "get", "pods", "-o", "wide")
@@ -106,7 +108,8 @@ func (t *tour) traffic(ctx context.Context, a app) error {
 	t.out.gap()
 	t.out.say("HTTP to every web pod, which answers with its name:")
 	for _, p := range a.web {
-		name, err := t.show(ctx, inClient("curl", "-sS", "--max-time", "10", "http://"+net.JoinHostPort(p.Status.PodIP, webPort)+"/hostname")...)
+		name, err := t.show(ctx, inClient("curl", "-sS", "--max-time", "10", "http://"+net.JoinHostPort(p.Status.PodIP,
+			webPort)+"/hostname")...)
 		if err != nil {
 			return err
 		}
@@ -159,7 +162,8 @@ func (t *tour) flows(ctx context.Context, a app) error {
 			// Every ping makes one packet of each direction. What grew less is not on their way.
 			hits = grown(before[node], after, pings)
 			for _, want := range []struct{ table, owner string }{
-				{"Classifier", owner}, {"SpoofGuard", owner}, {"Forwarding", owner}, {"SpoofGuard", "node/" + end.peer}, {"Forwarding", "node/" + end.peer},
+				{"Classifier", owner}, {"SpoofGuard", owner}, {"Forwarding", owner}, {"SpoofGuard", "node/" + end.peer}, {
+					"Forwarding", "node/" + end.peer},
 			} {
 				if packetsOf(hits, want.table, want.owner) < pings {
 					return fmt.Errorf("%s: the flows of %s in table %s did not count %d packets", node, want.owner, want.table, pings)
@@ -184,8 +188,8 @@ func (t *tour) readFlows(ctx context.Context, node string) ([]report.Flow, error
 	return list, err
 }
 
-// quiet reads the flows of a pod's node when Open vSwitch has counted what the pod did before: two readings of its flows a
-// revalidation apart are equal. The node has other traffic, which never ends.
+// quiet reads the flows of a pod's node when Open vSwitch has counted what the pod did before: two readings of its
+// flows a revalidation apart are equal. The node has other traffic, which never ends.
 func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]report.Flow, error) {
 	node, owner := pod.Spec.NodeName, "pod/"+pod.Namespace+"/"+pod.Name
 	ofPod := func(list []report.Flow) []report.Flow {
@@ -214,7 +218,8 @@ func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]report.Flow, error)
 func (t *tour) openVSwitch(ctx context.Context, a app) error {
 	node := a.client.Spec.NodeName
 	t.out.chapter("The same with Open vSwitch's own tools: where " + node + " sends what")
-	_, err := t.show(ctx, t.onAgent(node, "ovs-ofctl", "--names", "--no-stats", "-O", "OpenFlow15", "dump-flows", "weft", "table=Forwarding")...)
+	_, err := t.show(ctx, t.onAgent(node, "ovs-ofctl", "--names", "--no-stats", "-O", "OpenFlow15", "dump-flows", "weft",
+		"table=Forwarding")...)
 	return err
 }
 

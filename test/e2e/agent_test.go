@@ -32,7 +32,8 @@ func (s status) drops() map[string]uint64 {
 
 // agent returns the node's agent pod: the youngest, while an old one ends.
 func (n node) agent(ctx context.Context) (corev1.Pod, error) {
-	list, err := env.client.CoreV1().Pods(weftNamespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + n.name})
+	list, err := env.client.CoreV1().Pods(weftNamespace).List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" +
+		n.name})
 	if err != nil {
 		return corev1.Pod{}, err
 	}
@@ -51,7 +52,8 @@ func (n node) weftctl(ctx context.Context, args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return execIn(ctx, agent.Namespace, agent.Name, agent.Spec.Containers[0].Name, nil, append([]string{"weftctl"}, args...)...)
+	return execIn(ctx, agent.Namespace, agent.Name, agent.Spec.Containers[0].Name, nil, append([]string{"weftctl"},
+		args...)...)
 }
 
 func (n node) status(ctx context.Context) (status, error) {

@@ -104,8 +104,8 @@ func switchClashes(t *testing.T) []string {
 	return clashes
 }
 
-// watchAddresses watches the pods of the namespace, and returns a function that ends the watch and tells which address a
-// pod got while another pod, that was not being deleted, had it.
+// watchAddresses watches the pods of the namespace, and returns a function that ends the watch and tells which address
+// a pod got while another pod, that was not being deleted, had it.
 func watchAddresses(t *testing.T) (found func() []string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -19,14 +19,16 @@ import (
 
 const dnsPort = 53
 
-// Pods look up Services' names as their /etc/resolv.conf says, and at every address of the cluster's DNS over UDP and TCP, where
-// nodes do, too: the API server's Service, one with cluster IPs, and a headless one, whose answer is its pods' addresses.
+// Pods look up Services' names as their /etc/resolv.conf says, and at every address of the cluster's DNS over UDP and
+// TCP, where nodes do, too: the API server's Service, one with cluster IPs, and a headless one, whose answer is its
+// pods' addresses.
 func TestDNS(t *testing.T) {
 	pods, hosts := meshPods(t)
 	waitForDNS(t)
 	t.Cleanup(func() { deletePods(t, "headless-0", "headless-1") })
 	var backends []netip.Addr
-	for _, p := range createPods(t, spec("headless-0", env.nodes[0].name, behind("headless")), spec("headless-1", env.nodes[1].name, behind("headless"))) {
+	for _, p := range createPods(t, spec("headless-0", env.nodes[0].name, behind("headless")),
+		spec("headless-1", env.nodes[1].name, behind("headless"))) {
 		backends = append(backends, p.addrs...)
 	}
 	api, err := env.client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
@@ -42,7 +44,8 @@ func TestDNS(t *testing.T) {
 	}
 	// What the search path of a pod's /etc/resolv.conf makes of short names.
 	short := map[string][]netip.Addr{
-		"kubernetes.default": names["kubernetes.default.svc.cluster.local"], "named": names["named"+full], "headless": names["headless"+full],
+		"kubernetes.default": names["kubernetes.default.svc.cluster.local"], "named": names["named"+full],
+		"headless": names["headless"+full],
 	}
 	for _, from := range pods {
 		resolves(t, from, names, wire.Query{})
@@ -69,8 +72,8 @@ func waitForDNS(t *testing.T) {
 	})
 }
 
-// resolves looks names up in a pod, in each family in which they have addresses, until the answers are those wanted: the server
-// watches the API, so it learns of a new Service a moment later.
+// resolves looks names up in a pod, in each family in which they have addresses, until the answers are those wanted:
+// the server watches the API, so it learns of a new Service a moment later.
 func resolves(t *testing.T, from *pod, names map[string][]netip.Addr, how wire.Query) {
 	t.Helper()
 	var queries []wire.Query
@@ -99,7 +102,8 @@ func resolves(t *testing.T, from *pod, names map[string][]netip.Addr, how wire.Q
 		}
 		for i, a := range reply.Answers {
 			if a.Error != "" || !slices.Equal(a.Addrs, wants[i]) {
-				return fmt.Errorf("%s asks %s over %q for %s: %v %s; want %v", from, a.Query.Server, a.Query.Net, a.Query.Name, a.Addrs, a.Error, wants[i])
+				return fmt.Errorf("%s asks %s over %q for %s: %v %s; want %v", from, a.Query.Server, a.Query.Net, a.Query.Name,
+					a.Addrs, a.Error, wants[i])
 			}
 		}
 		return nil

@@ -26,17 +26,22 @@ import (
 var sessionTimeout = testenv.Patience(30 * time.Second)
 
 // execIn runs a command in a container as `kubectl exec` does and returns its standard output.
-func execIn(ctx context.Context, namespace, podName, container string, stdin io.Reader, args ...string) (string, error) {
+func execIn(ctx context.Context, namespace, podName, container string, stdin io.Reader, args ...string) (string,
+	error) {
 	var stdout, stderr bytes.Buffer
-	err := execStream(ctx, namespace, podName, container, args, remotecommand.StreamOptions{Stdin: stdin, Stdout: &stdout, Stderr: &stderr})
+	err := execStream(ctx, namespace, podName, container, args, remotecommand.StreamOptions{Stdin: stdin, Stdout: &stdout,
+		Stderr: &stderr})
 	if err != nil {
-		return stdout.String(), fmt.Errorf("exec in %s/%s: %s: %w: %s%s", namespace, podName, strings.Join(args, " "), err, stdout.String(), stderr.String())
+		return stdout.String(), fmt.Errorf("exec in %s/%s: %s: %w: %s%s", namespace, podName, strings.Join(args, " "), err,
+			stdout.String(), stderr.String())
 	}
 	return stdout.String(), nil
 }
 
-func execStream(ctx context.Context, namespace, podName, container string, args []string, options remotecommand.StreamOptions) error {
-	request := env.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(podName).SubResource("exec").
+func execStream(ctx context.Context, namespace, podName, container string, args []string,
+	options remotecommand.StreamOptions) error {
+	request := env.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(namespace).Name(podName).SubResource(
+		"exec").
 		VersionedParams(&corev1.PodExecOptions{
 			Container: container, Command: args, Stdin: options.Stdin != nil, Stdout: true, Stderr: true}, scheme.ParameterCodec)
 	executor, err := remotecommand.NewWebSocketExecutor(env.config, "GET", request.URL().String())
@@ -46,7 +51,8 @@ func execStream(ctx context.Context, namespace, podName, container string, args 
 	return executor.StreamWithContext(ctx, options)
 }
 
-// probe runs the probe in a pod, with a JSON request on its standard input unless that is nil, and reads its JSON reply.
+// probe runs the probe in a pod, with a JSON request on its standard input unless that is nil, and reads its JSON
+// reply.
 func (p *pod) probe(ctx context.Context, request, reply any, args ...string) error {
 	var stdin io.Reader
 	if request != nil {
@@ -83,13 +89,15 @@ type session struct {
 // start runs a long-running probe command and returns when it is at work. The test's end stops it.
 func (p *pod) start(t *testing.T, args ...string) *session {
 	t.Helper()
-	return startSession(t, p.name+": probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out, stderr io.Writer) error {
+	return startSession(t, p.name+": probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out,
+		stderr io.Writer) error {
 		return execStream(ctx, env.namespace, p.name, "probe", append([]string{probeimage.Path}, args...),
 			remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: stderr})
 	})
 }
 
-func startSession(t *testing.T, name string, run func(ctx context.Context, in io.Reader, out, stderr io.Writer) error) *session {
+func startSession(t *testing.T, name string, run func(ctx context.Context, in io.Reader, out,
+	stderr io.Writer) error) *session {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background()) // outlives t.Context, so that stop in a Cleanup works
 	in, stdin := io.Pipe()

@@ -20,9 +20,9 @@ import (
 // dumped holds the names of the tests that will dump already.
 var dumped sync.Map
 
-// dumpOnFailure writes down at the end of a failed test what a person would look for first: pods, events, and of every node the
-// agent's log, its view, and what the switch holds and counts. It is long, so it is a file among the test's artifacts (go help
-// testflag, -artifacts) and hides no reason of a failure.
+// dumpOnFailure writes down at the end of a failed test what a person would look for first: pods, events, and of every
+// node the agent's log, its view, and what the switch holds and counts. It is long, so it is a file among the test's
+// artifacts (go help testflag, -artifacts) and hides no reason of a failure.
 func dumpOnFailure(t *testing.T) {
 	t.Helper()
 	if strings.Contains(t.Name(), "/") {
@@ -84,7 +84,8 @@ func podTable(ctx context.Context) (string, error) {
 			for _, ip := range p.Status.PodIPs {
 				ips = append(ips, ip.IP)
 			}
-			fmt.Fprintf(&b, "%s/%s on %s, ready=%v, %s, %s\n", p.Namespace, p.Name, p.Spec.NodeName, isReady(p), strings.Join(ips, ","), podProblem(p))
+			fmt.Fprintf(&b, "%s/%s on %s, ready=%v, %s, %s\n", p.Namespace, p.Name, p.Spec.NodeName, isReady(p),
+				strings.Join(ips, ","), podProblem(p))
 		}
 	}
 	return b.String(), nil
@@ -107,7 +108,8 @@ func recentEvents(ctx context.Context) (string, error) {
 	sort.Slice(events, func(i, j int) bool { return events[i].LastTimestamp.Before(&events[j].LastTimestamp) })
 	var b strings.Builder
 	for _, e := range events[max(0, len(events)-most):] {
-		fmt.Fprintf(&b, "%s %s/%s: %s: %s\n", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Namespace, e.InvolvedObject.Name, e.Reason, e.Message)
+		fmt.Fprintf(&b, "%s %s/%s: %s: %s\n", e.LastTimestamp.Format(time.TimeOnly), e.InvolvedObject.Namespace,
+			e.InvolvedObject.Name, e.Reason, e.Message)
 	}
 	return b.String(), nil
 }

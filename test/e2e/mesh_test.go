@@ -23,8 +23,8 @@ var dialTimeout = testenv.Patience(3 * time.Second)
 // smallPayload fits into one packet.
 const smallPayload = 64
 
-// largeDatagram has to be fragmented: more than forty times, or as often as Open vSwitch's userspace datapath can put together
-// again for connection tracking (NETDEV_MAX_BURST, 32 packets; docs/install.md).
+// largeDatagram has to be fragmented: more than forty times, or as often as Open vSwitch's userspace datapath can put
+// together again for connection tracking (NETDEV_MAX_BURST, 32 packets; docs/install.md).
 func largeDatagram() int {
 	if env.record.Datapath == datapath.Netdev {
 		return 40_000
@@ -34,7 +34,8 @@ func largeDatagram() int {
 
 // target fills in what all targets have in common.
 func target(name string, proto wire.Proto, addr netip.Addr, port uint16, size int) wire.Target {
-	return wire.Target{Name: name, Proto: proto, Addr: addr, Port: port, Size: size, Attempts: dialAttempts, Timeout: dialTimeout}
+	return wire.Target{Name: name, Proto: proto, Addr: addr, Port: port, Size: size, Attempts: dialAttempts,
+		Timeout: dialTimeout}
 }
 
 // targetsOf are ICMP, TCP and UDP to every address of a pod.
@@ -94,7 +95,8 @@ func reach[D comparableDialer](t *testing.T, wanted map[D][]wire.Target) map[D][
 		}
 		for _, r := range a.reply.Results {
 			tried++
-			line := fmt.Sprintf("%s → %s (%s) %s, %d bytes: %s", a.from, r.Target.Name, r.Target.Addr, r.Target.Proto, r.Target.Size, r.Error)
+			line := fmt.Sprintf("%s → %s (%s) %s, %d bytes: %s", a.from, r.Target.Name, r.Target.Addr, r.Target.Proto,
+				r.Target.Size, r.Error)
 			switch {
 			case !r.OK():
 				failures = append(failures, line)
@@ -129,7 +131,8 @@ func TestMesh(t *testing.T) {
 		for _, r := range results {
 			own := familyOf(r.Target.Addr).of(from.addrs)
 			if r.Target.Proto != wire.ICMP && r.Observed.Addr() != own {
-				t.Errorf("%s → %s by %s: arrives from %s, want the pod's own %s", from, r.Target.Name, r.Target.Proto, r.Observed, own)
+				t.Errorf("%s → %s by %s: arrives from %s, want the pod's own %s", from, r.Target.Name, r.Target.Proto, r.Observed,
+					own)
 			}
 		}
 	}
@@ -156,12 +159,14 @@ func TestLargeTransfers(t *testing.T) {
 		from, to := pair[0], pair[1]
 		for _, addr := range to.addrs {
 			var got wire.Transfer
-			err := from.probe(t.Context(), nil, &got, "transfer", "--to="+netip.AddrPortFrom(addr, to.web).String(), fmt.Sprintf("--bytes=%d", size))
+			err := from.probe(t.Context(), nil, &got, "transfer", "--to="+netip.AddrPortFrom(addr, to.web).String(),
+				fmt.Sprintf("--bytes=%d", size))
 			if err != nil {
 				t.Errorf("%s → %s (%s): %v", from, to, addr, err)
 				continue
 			}
-			t.Logf("%s → %s (%s): %d MB in %.1f s, %.0f Mbit/s", from, to, familyOf(addr), size/1_000_000, got.Seconds, size*8/1e6/got.Seconds)
+			t.Logf("%s → %s (%s): %d MB in %.1f s, %.0f Mbit/s", from, to, familyOf(addr), size/1_000_000, got.Seconds,
+				size*8/1e6/got.Seconds)
 		}
 	}
 }

@@ -23,13 +23,15 @@ func TestNodeCondition(t *testing.T) {
 		}
 		c := nodeCondition(*got, corev1.NodeNetworkUnavailable)
 		if c.Status != corev1.ConditionFalse || !strings.Contains(c.Reason+c.Message, "Weft") {
-			t.Errorf("node %s has NetworkUnavailable=%q, reason %q, message %q; want False, and that Weft says so", n.name, c.Status, c.Reason, c.Message)
+			t.Errorf("node %s has NetworkUnavailable=%q, reason %q, message %q; want False, and that Weft says so", n.name,
+				c.Status, c.Reason, c.Message)
 		}
 	}
 }
 
-// confAppears waits until the agent has ended, takes away the CNI configuration, waits until it is there again, and prints
-// at once whether the agent is ready. It runs on the node, because from afar the moments could not be told apart.
+// confAppears waits until the agent has ended, takes away the CNI configuration, waits until it is there again, and
+// prints at once whether the agent is ready. It runs on the node, because from afar the moments could not be told
+// apart.
 const confAppears = `
 ready() { exec 3<>/dev/tcp/127.0.0.1/9470 && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n1 <&3; } 2>/dev/null
 while (ready) >/dev/null; do sleep 0.02; done
@@ -37,8 +39,8 @@ rm -f /etc/cni/net.d/*weft*
 until ls /etc/cni/net.d/*weft* >/dev/null 2>&1; do sleep 0.005; done
 ready`
 
-// While an agent starts there is no CNI configuration, so the kubelet does not send it pods; when there is one, the agent is
-// ready to serve.
+// While an agent starts there is no CNI configuration, so the kubelet does not send it pods; when there is one, the
+// agent is ready to serve.
 func TestCNIConfigurationMeansReady(t *testing.T) {
 	dumpOnFailure(t)
 	n := env.nodes[0]
@@ -75,11 +77,13 @@ func TestBadConfiguration(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{configKey: c.config}}
-			if _, err := env.client.CoreV1().ConfigMaps(env.namespace).Create(t.Context(), cm, metav1.CreateOptions{}); err != nil {
+			if _, err := env.client.CoreV1().ConfigMaps(env.namespace).Create(t.Context(), cm,
+				metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { deletePods(t, name) })
-			if _, err := env.client.CoreV1().Pods(env.namespace).Create(t.Context(), agentWith(t, name), metav1.CreateOptions{}); err != nil {
+			if _, err := env.client.CoreV1().Pods(env.namespace).Create(t.Context(), agentWith(t, name),
+				metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			var ended corev1.ContainerStateTerminated
@@ -110,8 +114,8 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
-// agentWith is a pod that runs the installed agent's image and command with nothing but a configuration file: should the
-// file be accepted against expectation, the agent cannot do anything with it.
+// agentWith is a pod that runs the installed agent's image and command with nothing but a configuration file: should
+// the file be accepted against expectation, the agent cannot do anything with it.
 func agentWith(t *testing.T, configMap string) *corev1.Pod {
 	t.Helper()
 	installed, err := env.nodes[0].agent(t.Context())
@@ -122,7 +126,8 @@ func agentWith(t *testing.T, configMap string) *corev1.Pod {
 	p := spec(configMap, env.nodes[0].name)
 	p.Spec.RestartPolicy = corev1.RestartPolicyNever
 	p.Spec.Containers[0] = corev1.Container{
-		Name: "agent", Image: from.Image, ImagePullPolicy: from.ImagePullPolicy, Command: from.Command, Args: from.Args, Env: from.Env,
+		Name: "agent", Image: from.Image, ImagePullPolicy: from.ImagePullPolicy, Command: from.Command, Args: from.Args,
+		Env: from.Env,
 	}
 	for _, m := range from.VolumeMounts {
 		if m.Name == "config" {

@@ -65,7 +65,8 @@ func (o outside) dial(ctx context.Context, request wire.DialRequest) (wire.DialR
 // start runs a long-running probe command outside, as pod.start does in a pod.
 func (o outside) start(t *testing.T, args ...string) *session {
 	t.Helper()
-	return startSession(t, "outside: probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out, stderr io.Writer) error {
+	return startSession(t, "outside: probe "+strings.Join(args, " "), func(ctx context.Context, in io.Reader, out,
+		stderr io.Writer) error {
 		cmd, err := o.command(ctx, args...)
 		if err != nil {
 			return err
@@ -87,7 +88,8 @@ func (o outside) start(t *testing.T, args ...string) *session {
 func serveOutside(t *testing.T) {
 	t.Helper()
 	var output bytes.Buffer
-	cmd, err := outside{}.command(context.Background(), "serve", fmt.Sprintf("--echo=%d", echoPort), fmt.Sprintf("--http=%d", webPort))
+	cmd, err := outside{}.command(context.Background(), "serve", fmt.Sprintf("--echo=%d", echoPort),
+		fmt.Sprintf("--http=%d", webPort))
 	if err != nil {
 		t.Fatal(err)
 	}

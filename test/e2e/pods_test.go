@@ -63,7 +63,8 @@ func spec(name, nodeName string, changes ...func(*corev1.Pod)) *corev1.Pod {
 // hostNetwork puts the probe into its node's network, on ports that are free there.
 func hostNetwork(p *corev1.Pod) {
 	p.Spec.HostNetwork = true
-	p.Spec.Containers[0].Args = []string{"serve", fmt.Sprintf("--echo=%d", hostEchoPort), fmt.Sprintf("--http=%d", hostWebPort)}
+	p.Spec.Containers[0].Args = []string{"serve", fmt.Sprintf("--echo=%d", hostEchoPort), fmt.Sprintf("--http=%d",
+		hostWebPort)}
 }
 
 // createPods creates pods at once and waits until all are Ready.
@@ -113,7 +114,8 @@ func (e *environment) createPods(ctx context.Context, specs ...*corev1.Pod) ([]*
 
 // lastWarnings is the last warning about each of some pods.
 func (e *environment) lastWarnings(ctx context.Context, specs []*corev1.Pod) error {
-	events, err := e.client.CoreV1().Events(e.namespace).List(ctx, metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
+	events, err := e.client.CoreV1().Events(e.namespace).List(ctx,
+		metav1.ListOptions{FieldSelector: "type=" + corev1.EventTypeWarning})
 	if err != nil {
 		return err
 	}
@@ -222,7 +224,8 @@ func deletePods(t *testing.T, names ...string) {
 	}
 }
 
-// sharedPods are the pods that several tests look at, and none changes: two on every node, and one in every node's network.
+// sharedPods are the pods that several tests look at, and none changes: two on every node, and one in every node's
+// network.
 type sharedPods struct {
 	once sync.Once
 	pods []*pod
@@ -230,7 +233,8 @@ type sharedPods struct {
 	err  error
 }
 
-// meshPods returns the shared pods, node by node: pods[2*i] and pods[2*i+1] are on env.nodes[i], which host[i] is on too.
+// meshPods returns the shared pods, node by node: pods[2*i] and pods[2*i+1] are on env.nodes[i], which host[i] is on
+// too.
 func meshPods(t *testing.T) (pods, host []*pod) {
 	t.Helper()
 	s := &env.shared

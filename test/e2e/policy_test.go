@@ -47,7 +47,8 @@ func deletePolicy(t *testing.T, name string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(30*time.Second))
 	defer cancel()
-	if err := ignoreNotFound(env.client.NetworkingV1().NetworkPolicies(env.namespace).Delete(ctx, name, metav1.DeleteOptions{})); err != nil {
+	if err := ignoreNotFound(env.client.NetworkingV1().NetworkPolicies(env.namespace).Delete(ctx, name,
+		metav1.DeleteOptions{})); err != nil {
 		t.Errorf("delete NetworkPolicy %s: %v", name, err)
 	}
 }
@@ -61,7 +62,8 @@ func labelNamespace(t *testing.T, key string, value any) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(30*time.Second))
 	defer cancel()
-	if _, err := env.client.CoreV1().Namespaces().Patch(ctx, env.namespace, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := env.client.CoreV1().Namespaces().Patch(ctx, env.namespace, types.MergePatchType, patch,
+		metav1.PatchOptions{}); err != nil {
 		t.Fatalf("label namespace %s: %v", env.namespace, err)
 	}
 }
@@ -107,7 +109,8 @@ func becomes(t *testing.T, what string, wanted map[*pod][]wire.Target, check fun
 				reply, err := from.dial(ctx, wire.DialRequest{Targets: refusing(targets)})
 				for _, r := range reply.Results {
 					if wrong := check(r); wrong != nil {
-						err = errors.Join(err, fmt.Errorf("%s → %s (%s) by %s: %w", from, r.Target.Name, r.Target.Addr, r.Target.Proto, wrong))
+						err = errors.Join(err, fmt.Errorf("%s → %s (%s) by %s: %w", from, r.Target.Name, r.Target.Addr, r.Target.Proto,
+							wrong))
 					}
 				}
 				answers <- err
@@ -122,8 +125,8 @@ func becomes(t *testing.T, what string, wanted map[*pod][]wire.Target, check fun
 	t.Logf("%s: true after %.1f s", what, time.Since(start).Seconds())
 }
 
-// Policies as a user applies them: of each direction, changed, and by labels of the namespace. The kubelet's probes of an isolated pod go on,
-// other nodes do not get in, and a Service does not lead around.
+// Policies as a user applies them: of each direction, changed, and by labels of the namespace. The kubelet's probes of
+// an isolated pod go on, other nodes do not get in, and a Service does not lead around.
 func TestNetworkPolicy(t *testing.T) {
 	_, hosts := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "policy-server", "policy-near", "policy-far") })
@@ -136,15 +139,19 @@ func TestNetworkPolicy(t *testing.T) {
 	clients := map[*pod][]wire.Target{near: append(direct, through...), far: append(direct, through...)}
 	becomes(t, "without a policy", clients, reached)
 
-	wall := networkingv1.NetworkPolicySpec{PodSelector: selecting("server"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
+	wall := networkingv1.NetworkPolicySpec{PodSelector: selecting("server"), PolicyTypes: []networkingv1.PolicyType{
+		networkingv1.PolicyTypeIngress}}
 	applyPolicy(t, "wall", wall)
 	isolated := time.Now()
-	becomes(t, "no client gets in", map[*pod][]wire.Target{near: clients[near], far: clients[far], hosts[1]: direct}, denied)
+	becomes(t, "no client gets in", map[*pod][]wire.Target{near: clients[near], far: clients[far], hosts[1]: direct},
+		denied)
 	becomes(t, "but the server's own node", map[*pod][]wire.Target{hosts[0]: direct}, reached)
 
 	wall.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
-		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "red"}}, PodSelector: ptr(selecting("client"))}},
-		Ports: []networkingv1.NetworkPolicyPort{{Port: ptr(intstr.FromInt32(echoPort))}, {Protocol: ptr(corev1.ProtocolUDP)}}}}
+		NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"team": "red"}}, PodSelector: ptr(
+			selecting("client"))}},
+		Ports: []networkingv1.NetworkPolicyPort{{Port: ptr(intstr.FromInt32(echoPort))},
+			{Protocol: ptr(corev1.ProtocolUDP)}}}}
 	applyPolicy(t, "wall", wall)
 	becomes(t, "a namespace that is not labelled", clients, denied)
 	labelNamespace(t, "team", "red")
@@ -154,8 +161,9 @@ func TestNetworkPolicy(t *testing.T) {
 	labelNamespace(t, "team", nil)
 	becomes(t, "the label is removed", ports, denied)
 
-	// A measurement window, for which there is no condition: the pod is to stay ready. The kubelet has probed it once a second all the
-	// while. Of a probe that is dropped it says so after the five seconds that withReadiness gives it, and reports that a moment later.
+	// A measurement window, for which there is no condition: the pod is to stay ready. The kubelet has probed it once a
+	// second all the while. Of a probe that is dropped it says so after the five seconds that withReadiness gives it, and
+	// reports that a moment later.
 	time.Sleep(max(0, time.Until(isolated.Add(testenv.Patience(8*time.Second)))))
 	p, err := env.client.CoreV1().Pods(env.namespace).Get(t.Context(), server.name, metav1.GetOptions{})
 	if err != nil {
@@ -163,13 +171,15 @@ func TestNetworkPolicy(t *testing.T) {
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady && (c.Status != corev1.ConditionTrue || c.LastTransitionTime.After(isolated)) {
-			t.Errorf("the isolated pod is ready: %s, since %s; want that it has been since before it was isolated, %s", c.Status, c.LastTransitionTime, isolated)
+			t.Errorf("the isolated pod is ready: %s, since %s; want that it has been since before it was isolated, %s", c.Status,
+				c.LastTransitionTime, isolated)
 		}
 	}
 	deletePolicy(t, "wall")
 	becomes(t, "the policy is deleted", clients, reached)
 
-	applyPolicy(t, "cage", networkingv1.NetworkPolicySpec{PodSelector: selecting("client"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}})
+	applyPolicy(t, "cage", networkingv1.NetworkPolicySpec{PodSelector: selecting("client"),
+		PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}})
 	becomes(t, "clients reach no server", clients, denied)
 	becomes(t, "but may be asked", map[*pod][]wire.Target{server: append(targetsOf(near), targetsOf(far)...)}, reached)
 }
@@ -197,12 +207,14 @@ func TestNetworkPolicyForDNS(t *testing.T) {
 	names := map[string][]netip.Addr{"kubernetes.default.svc.cluster.local": clusterIPs(t, api)}
 	resolves(t, from, names, wire.Query{})
 
-	cage := networkingv1.NetworkPolicySpec{PodSelector: selecting("dns"), PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}}
+	cage := networkingv1.NetworkPolicySpec{PodSelector: selecting("dns"), PolicyTypes: []networkingv1.PolicyType{
+		networkingv1.PolicyTypeEgress}}
 	applyPolicy(t, "cage", cage)
 	server := netip.AddrPortFrom(env.record.Plan.DNS()[0], dnsPort)
 	must(t, programmedWithin, func(ctx context.Context) error {
 		var reply wire.ResolveReply
-		query := wire.Query{Name: "kubernetes.default.svc.cluster.local", IPv4: env.families[0] == v4, Server: server, Net: "udp", Timeout: testenv.Patience(denialPatience)}
+		query := wire.Query{Name: "kubernetes.default.svc.cluster.local", IPv4: env.families[0] == v4, Server: server,
+			Net: "udp", Timeout: testenv.Patience(denialPatience)}
 		if err := from.probe(ctx, wire.ResolveRequest{Queries: []wire.Query{query}}, &reply, "resolve"); err != nil {
 			return err
 		}
@@ -216,7 +228,8 @@ func TestNetworkPolicyForDNS(t *testing.T) {
 		To: []networkingv1.NetworkPolicyPeer{{
 			NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: "kube-system"}},
 			PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{"k8s-app": "kube-dns"}}}},
-		Ports: []networkingv1.NetworkPolicyPort{{Port: port, Protocol: ptr(corev1.ProtocolUDP)}, {Port: port, Protocol: ptr(corev1.ProtocolTCP)}}}}
+		Ports: []networkingv1.NetworkPolicyPort{{Port: port, Protocol: ptr(corev1.ProtocolUDP)},
+			{Port: port, Protocol: ptr(corev1.ProtocolTCP)}}}}
 	applyPolicy(t, "cage", cage)
 	resolves(t, from, names, wire.Query{})
 	resolves(t, from, names, wire.Query{Server: server, Net: "tcp"})

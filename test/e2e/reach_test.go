@@ -33,7 +33,8 @@ func TestHostsAndPods(t *testing.T) {
 			}
 			// A tunnel's other end accepts only what the sending node owns, so a node speaks with its own addresses.
 			if n := nodeNamed(from.node); !n.owns(r.Observed.Addr()) {
-				t.Errorf("%s → %s by %s: arrives from %s, which node %s does not own: %v, %v", from, r.Target.Name, r.Target.Proto, r.Observed, n.name, n.addrs, n.podCIDRs)
+				t.Errorf("%s → %s by %s: arrives from %s, which node %s does not own: %v, %v", from, r.Target.Name, r.Target.Proto,
+					r.Observed, n.name, n.addrs, n.podCIDRs)
 			}
 		}
 	}
@@ -46,11 +47,13 @@ func nodeNamed(name string) node {
 
 // owns tells whether the address is the node's own or of its pod CIDRs.
 func (n node) owns(a netip.Addr) bool {
-	return slices.Contains(n.addrs, a) || slices.ContainsFunc(n.podCIDRs, func(p netip.Prefix) bool { return p.Contains(a) })
+	return slices.Contains(n.addrs, a) || slices.ContainsFunc(n.podCIDRs, func(p netip.Prefix) bool {
+		return p.Contains(a)
+	})
 }
 
-// Pods reach what lies beyond the nodes, on the underlay and behind the default route, and arrive there with the address
-// of their node: the host outside has no route to pods and could not answer otherwise.
+// Pods reach what lies beyond the nodes, on the underlay and behind the default route, and arrive there with the
+// address of their node: the host outside has no route to pods and could not answer otherwise.
 func TestPodsToOutside(t *testing.T) {
 	pods, _ := meshPods(t)
 	serveOutside(t)
@@ -66,7 +69,8 @@ func TestPodsToOutside(t *testing.T) {
 		n := nodeNamed(from.node)
 		for _, r := range results {
 			if r.Target.Proto != wire.ICMP && !slices.Contains(n.addrs, r.Observed.Addr()) {
-				t.Errorf("%s → outside (%s) by %s: arrives from %s, want an address of %s: %v", from, r.Target.Addr, r.Target.Proto, r.Observed, n.name, n.addrs)
+				t.Errorf("%s → outside (%s) by %s: arrives from %s, want an address of %s: %v", from, r.Target.Addr, r.Target.Proto,
+					r.Observed, n.name, n.addrs)
 			}
 		}
 	}
@@ -95,7 +99,8 @@ func TestPodsToAPIServer(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, port := range s.Ports {
-					targets = append(targets, target("API server port "+strconv.Itoa(int(*port.Port)), wire.Connect, addr, uint16(*port.Port), 0))
+					targets = append(targets, target("API server port "+strconv.Itoa(int(*port.Port)), wire.Connect, addr,
+						uint16(*port.Port), 0))
 				}
 			}
 		}

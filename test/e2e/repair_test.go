@@ -13,7 +13,8 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// OVS's restart scripts set flow-restore-wait; left set, the node forwards nothing. Weft clears it when its flows are in.
+// OVS's restart scripts set flow-restore-wait; left set, the node forwards nothing. Weft clears it when its flows are
+// in.
 func TestFlowRestoreWait(t *testing.T) {
 	pods, _ := meshPods(t)
 	n := env.nodes[0]
@@ -33,8 +34,8 @@ func TestFlowRestoreWait(t *testing.T) {
 	reach(t, map[dialer][]wire.Target{pods[0]: append(targetsOf(pods[1]), targetsOf(pods[2])...)})
 }
 
-// Another program removes a pod's port from the bridge, then the whole bridge: Weft brings back what was there, and the pods
-// that run never have to be recreated.
+// Another program removes a pod's port from the bridge, then the whole bridge: Weft brings back what was there, and the
+// pods that run never have to be recreated.
 func TestBridgeComesBack(t *testing.T) {
 	pods, hosts := meshPods(t)
 	n := env.nodes[0]

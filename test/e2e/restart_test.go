@@ -16,8 +16,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// The agent of a node is deleted and comes back, under pings in all directions and open TCP connections: nothing is lost,
-// and the switch's flows are the very ones from before.
+// The agent of a node is deleted and comes back, under pings in all directions and open TCP connections: nothing is
+// lost, and the switch's flows are the very ones from before.
 func TestAgentRestart(t *testing.T) {
 	pods, hosts := meshPods(t)
 	const index = 1
@@ -69,8 +69,8 @@ func identities(flows []dump.Flow) []string {
 	return ids
 }
 
-// ovs-vswitchd of a node ends and starts again, as in a package upgrade. In the userspace datapath that takes the node's
-// own network with it, so there is a gap; but Weft brings everything back without help.
+// ovs-vswitchd of a node ends and starts again, as in a package upgrade. In the userspace datapath that takes the
+// node's own network with it, so there is a gap; but Weft brings everything back without help.
 func TestSwitchRestart(t *testing.T) {
 	pods, hosts := meshPods(t)
 	const index = 2

@@ -21,12 +21,13 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// Every pod and every node reaches a Service's cluster IPs, whether the endpoint is on its own node or on another, in every family;
-// the endpoint sees the pod's own address. A pod reaches itself through its Service, too.
+// Every pod and every node reaches a Service's cluster IPs, whether the endpoint is on its own node or on another, in
+// every family; the endpoint sees the pod's own address. A pod reaches itself through its Service, too.
 func TestClusterIP(t *testing.T) {
 	pods, hosts := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "endpoint-0", "endpoint-1") })
-	endpoints := createPods(t, spec("endpoint-0", env.nodes[0].name, behind("cluster-0")), spec("endpoint-1", env.nodes[1].name, behind("cluster-1")))
+	endpoints := createPods(t, spec("endpoint-0", env.nodes[0].name, behind("cluster-0")),
+		spec("endpoint-1", env.nodes[1].name, behind("cluster-1")))
 	wanted := map[*pod][]wire.Target{}
 	for i := range endpoints {
 		targets := clusterTargets(t, createService(t, fmt.Sprintf("cluster-%d", i)))
@@ -41,14 +42,15 @@ func TestClusterIP(t *testing.T) {
 				continue // what such a client's address is, is its node's affair
 			}
 			if own := familyOf(r.Target.Addr).of(from.addrs); r.Observed.Addr() != own {
-				t.Errorf("%s → %s (%s) by %s: arrives from %s, want the pod's own %s", from, r.Target.Name, r.Target.Addr, r.Target.Proto, r.Observed, own)
+				t.Errorf("%s → %s (%s) by %s: arrives from %s, want the pod's own %s", from, r.Target.Name, r.Target.Addr,
+					r.Target.Proto, r.Observed, own)
 			}
 		}
 	}
 }
 
-// A node port leads to the endpoint from outside, from nodes and from pods, at the node that has the endpoint and at another. With
-// the policy Cluster a node that sends the client on to another node speaks for it.
+// A node port leads to the endpoint from outside, from nodes and from pods, at the node that has the endpoint and at
+// another. With the policy Cluster a node that sends the client on to another node speaks for it.
 func TestNodePort(t *testing.T) {
 	pods, hosts := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "nodeport") })
@@ -64,13 +66,15 @@ func TestNodePort(t *testing.T) {
 	programmed(t, wanted, reached)
 	for _, r := range reach(t, once(wanted))[outside{}] {
 		if n := env.nodes[1]; slices.Contains(n.addrs, r.Target.Addr) && !n.owns(r.Observed.Addr()) {
-			t.Errorf("outside → %s by %s: arrives from %s, want an address of %s, which sent it on", r.Target.Name, r.Target.Proto, r.Observed, n.name)
+			t.Errorf("outside → %s by %s: arrives from %s, want an address of %s, which sent it on", r.Target.Name,
+				r.Target.Proto, r.Observed, n.name)
 		}
 	}
 }
 
-// With externalTrafficPolicy Local an endpoint sees the client's own address, and a node without an endpoint answers nothing from
-// outside, so that a load balancer takes the traffic elsewhere. The cluster's own clients are not concerned.
+// With externalTrafficPolicy Local an endpoint sees the client's own address, and a node without an endpoint answers
+// nothing from outside, so that a load balancer takes the traffic elsewhere. The cluster's own clients are not
+// concerned.
 func TestExternalTrafficPolicyLocal(t *testing.T) {
 	pods, hosts := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "local") })
@@ -84,7 +88,8 @@ func TestExternalTrafficPolicyLocal(t *testing.T) {
 	programmed(t, wanted, reached)
 	for _, r := range reach(t, once(wanted))[outside{}] {
 		if !slices.Contains(env.record.Outside.Addrs, r.Observed.Addr()) {
-			t.Errorf("outside → %s by %s: arrives from %s, want the client's own of %v", r.Target.Name, r.Target.Proto, r.Observed, env.record.Outside.Addrs)
+			t.Errorf("outside → %s by %s: arrives from %s, want the client's own of %v", r.Target.Name, r.Target.Proto,
+				r.Observed, env.record.Outside.Addrs)
 		}
 	}
 	for i := range at1 {
@@ -96,17 +101,20 @@ func TestExternalTrafficPolicyLocal(t *testing.T) {
 	}
 	for _, r := range reply.Results {
 		if r.OK() || strings.Contains(r.Error, "refused") {
-			t.Errorf("outside → %s by %s: %q; want no answer at all, the node has no endpoint", r.Target.Name, r.Target.Proto, r.Error)
+			t.Errorf("outside → %s by %s: %q; want no answer at all, the node has no endpoint", r.Target.Name, r.Target.Proto,
+				r.Error)
 		}
 	}
 }
 
-// A Service without endpoints rejects at once: a reset for TCP, an ICMP error for UDP; to pods, to nodes and to the outside.
+// A Service without endpoints rejects at once: a reset for TCP, an ICMP error for UDP; to pods, to nodes and to the
+// outside.
 func TestServiceWithoutEndpoints(t *testing.T) {
 	pods, hosts := meshPods(t)
 	s := createService(t, "empty", nodePorts(corev1.ServiceExternalTrafficPolicyCluster))
 	inside, beyond := clusterTargets(t, s), nodeTargets(s, env.nodes[1])
-	wanted := map[dialer][]wire.Target{pods[0]: inside, pods[2]: inside, hosts[0]: inside, hosts[1]: inside, outside{}: beyond}
+	wanted := map[dialer][]wire.Target{pods[0]: inside, pods[2]: inside, hosts[0]: inside, hosts[1]: inside,
+		outside{}: beyond}
 	programmed(t, wanted, func(r wire.Result) error {
 		if r.OK() || !strings.Contains(r.Error, "refused") {
 			return fmt.Errorf("%q; want that it is refused", r.Error)
@@ -115,13 +123,14 @@ func TestServiceWithoutEndpoints(t *testing.T) {
 	})
 }
 
-// rolling is a Deployment behind a Service of its own name whose pods tell the Service's clients in time that they go: they serve
-// on for a while after they are asked to end, which is what Kubernetes demands where no connection may fail.
+// rolling is a Deployment behind a Service of its own name whose pods tell the Service's clients in time that they go:
+// they serve on for a while after they are asked to end, which is what Kubernetes demands where no connection may fail.
 func rolling(name string, replicas int32) *appsv1.Deployment {
 	template := spec("", "", behind(name), withReadiness(httpGet("/healthz")), func(p *corev1.Pod) {
 		p.Spec.NodeName = ""
 		p.Spec.TerminationGracePeriodSeconds = ptr(int64(30))
-		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 5}}}
+		p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{
+			Seconds: 5}}}
 		p.Spec.TopologySpreadConstraints = []corev1.TopologySpreadConstraint{{
 			MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway,
 			LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"service": name}}}}
@@ -132,7 +141,8 @@ func rolling(name string, replicas int32) *appsv1.Deployment {
 		Spec: appsv1.DeploymentSpec{
 			Replicas: &replicas,
 			Selector: &metav1.LabelSelector{MatchLabels: template.Labels},
-			Strategy: appsv1.DeploymentStrategy{RollingUpdate: &appsv1.RollingUpdateDeployment{MaxUnavailable: &none, MaxSurge: &one}},
+			Strategy: appsv1.DeploymentStrategy{RollingUpdate: &appsv1.RollingUpdateDeployment{MaxUnavailable: &none,
+				MaxSurge: &one}},
 			Template: corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: template.Labels}, Spec: template.Spec},
 		},
 	}
@@ -147,8 +157,10 @@ func rolledOut(t *testing.T, name string, atMost time.Duration) {
 			return err
 		}
 		s := d.Status
-		if s.ObservedGeneration < d.Generation || s.UpdatedReplicas != *d.Spec.Replicas || s.AvailableReplicas != *d.Spec.Replicas || s.Replicas != *d.Spec.Replicas {
-			return fmt.Errorf("deployment %s: %d pods, %d of them new, %d available, want %d", name, s.Replicas, s.UpdatedReplicas, s.AvailableReplicas, *d.Spec.Replicas)
+		if s.ObservedGeneration < d.Generation || s.UpdatedReplicas != *d.Spec.Replicas ||
+			s.AvailableReplicas != *d.Spec.Replicas || s.Replicas != *d.Spec.Replicas {
+			return fmt.Errorf("deployment %s: %d pods, %d of them new, %d available, want %d", name, s.Replicas,
+				s.UpdatedReplicas, s.AvailableReplicas, *d.Spec.Replicas)
 		}
 		list, err := env.client.CoreV1().Pods(env.namespace).List(ctx, metav1.ListOptions{LabelSelector: "service=" + name})
 		if err != nil {
@@ -161,8 +173,8 @@ func rolledOut(t *testing.T, name string, atMost time.Duration) {
 	})
 }
 
-// All endpoints of a Service are replaced while pods, a node and the outside make new connections all the while: none fails, and a
-// connection to a node port neither.
+// All endpoints of a Service are replaced while pods, a node and the outside make new connections all the while: none
+// fails, and a connection to a node port neither.
 func TestRollingRestart(t *testing.T) {
 	pods, hosts := meshPods(t)
 	const name = "rolling"
@@ -171,7 +183,8 @@ func TestRollingRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		err := deployments.Delete(context.Background(), name, metav1.DeleteOptions{PropagationPolicy: ptr(metav1.DeletePropagationForeground)})
+		err := deployments.Delete(context.Background(), name, metav1.DeleteOptions{
+			PropagationPolicy: ptr(metav1.DeletePropagationForeground)})
 		if err := ignoreNotFound(err); err != nil {
 			t.Errorf("delete deployment %s: %v", name, err)
 		}
@@ -204,7 +217,8 @@ func TestRollingRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	if _, err := deployments.Patch(t.Context(), name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := deployments.Patch(t.Context(), name, types.StrategicMergePatchType, patch,
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	rolledOut(t, name, 3*time.Minute)

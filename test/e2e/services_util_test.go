@@ -28,8 +28,8 @@ func behind(service string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.Labels["service"] = service }
 }
 
-// createService makes a Service in front of the pods that are behind it, with all of the cluster's families. The test's end
-// deletes it.
+// createService makes a Service in front of the pods that are behind it, with all of the cluster's families. The test's
+// end deletes it.
 func createService(t *testing.T, name string, changes ...func(*corev1.ServiceSpec)) *corev1.Service {
 	t.Helper()
 	s := &corev1.Service{
@@ -89,7 +89,8 @@ func nodeTargets(s *corev1.Service, n node) []wire.Target {
 	var targets []wire.Target
 	for _, addr := range n.addrs {
 		for i, proto := range serviceProtos {
-			targets = append(targets, target(fmt.Sprintf("%s at %s", s.Name, n.name), proto, addr, uint16(s.Spec.Ports[i].NodePort), smallPayload))
+			targets = append(targets, target(fmt.Sprintf("%s at %s", s.Name, n.name), proto, addr,
+				uint16(s.Spec.Ports[i].NodePort), smallPayload))
 		}
 	}
 	return targets

@@ -55,7 +55,8 @@ func (a *attack) frame(reason, label string, build func(mark []byte) []byte) {
 }
 
 func (a *attack) datagram(reason, label string, to netip.AddrPort, build func(mark []byte) []byte) {
-	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to, Data: build(a.mark(label))})
+	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to,
+		Data: build(a.mark(label))})
 	a.reasons[reason] += spoofCount
 }
 
@@ -76,7 +77,8 @@ func sniffAt(t *testing.T, p *pod, iface string, honest int) sniffer {
 // acceptAt starts to count the datagrams that a host's kernel accepts for targetPort.
 func acceptAt(t *testing.T, host *pod, honest int) sniffer {
 	t.Helper()
-	s := host.start(t, "sniff", fmt.Sprintf("--port=%d", targetPort), "--await="+honestTag, fmt.Sprintf("--count=%d", honest))
+	s := host.start(t, "sniff", fmt.Sprintf("--port=%d", targetPort), "--await="+honestTag, fmt.Sprintf("--count=%d",
+		honest))
 	return sniffer{host.name + " UDP", honest, s}
 }
 
@@ -95,8 +97,8 @@ func stationOf(t *testing.T, p *pod) station {
 	return station{p, wire.MAC(mac)}
 }
 
-// A pod that may send any frame it likes forges addresses of every layer. None of it arrives: not at a pod on its node, not
-// one on another node, not the nodes. The switch counts every frame with its reason, and the victims' tables hold.
+// A pod that may send any frame it likes forges addresses of every layer. None of it arrives: not at a pod on its node,
+// not one on another node, not the nodes. The switch counts every frame with its reason, and the victims' tables hold.
 func TestSpoofing(t *testing.T) {
 	pods, hosts := meshPods(t)
 	attacker, near, far := stationOf(t, pods[0]), stationOf(t, pods[1]), stationOf(t, pods[2])
@@ -124,7 +126,8 @@ func TestSpoofing(t *testing.T) {
 	wantDrops(t, here, before, a.reasons)
 
 	// Had the forged advertisements been believed, these would go astray.
-	reach(t, map[dialer][]wire.Target{near.pod: targetsOf(far.pod), far.pod: targetsOf(near.pod), hosts[0]: targetsOf(near.pod)})
+	reach(t, map[dialer][]wire.Target{near.pod: targetsOf(far.pod), far.pod: targetsOf(near.pod),
+		hosts[0]: targetsOf(near.pod)})
 }
 
 // gateway is the node's own address among its pods.
@@ -148,15 +151,18 @@ func forgeIP(a *attack, f family, attacker, near, far station, here, there node)
 		name string
 		addr netip.Addr
 	}
-	victims := []victim{{"a pod on this node", nearAddr}, {"a pod on another node", farAddr}, {"this node", gateway}, {"another node", f.of(there.addrs)}}
+	victims := []victim{{"a pod on this node", nearAddr}, {"a pod on another node", farAddr}, {"this node", gateway},
+		{"another node", f.of(there.addrs)}}
 	for _, v := range victims {
 		to := netip.AddrPortFrom(v.addr, targetPort)
 		for _, source := range []struct {
 			name string
 			addr netip.Addr
 		}{
-			{"an unused address of this node", lastAddr(here.cidr(f))}, {"an address of another node's range", lastAddr(there.cidr(f))},
-			{"a pod on this node", nearAddr}, {"a pod on another node", farAddr}, {"the node's gateway", gateway}, {"a host outside", beyond},
+			{"an unused address of this node", lastAddr(here.cidr(f))}, {"an address of another node's range",
+				lastAddr(there.cidr(f))},
+			{"a pod on this node", nearAddr}, {"a pod on another node", farAddr}, {"the node's gateway", gateway}, {
+				"a host outside", beyond},
 		} {
 			if source.addr == v.addr {
 				continue // a packet to itself
@@ -177,10 +183,12 @@ func forgeIP(a *attack, f family, attacker, near, far station, here, there node)
 		}
 	}
 	a.frame("spoofed-ip", fmt.Sprintf("%s straight to a neighbour's MAC", f), func(mark []byte) []byte {
-		return wire.UDPFrame(near.mac, attacker.mac, netip.AddrPortFrom(farAddr, sourcePort), netip.AddrPortFrom(nearAddr, targetPort), mark)
+		return wire.UDPFrame(near.mac, attacker.mac, netip.AddrPortFrom(farAddr, sourcePort), netip.AddrPortFrom(nearAddr,
+			targetPort), mark)
 	})
 	a.frame("spoofed-mac", fmt.Sprintf("%s as the neighbour itself, MAC and address", f), func(mark []byte) []byte {
-		return wire.UDPFrame(routerMAC, near.mac, netip.AddrPortFrom(nearAddr, sourcePort), netip.AddrPortFrom(farAddr, targetPort), mark)
+		return wire.UDPFrame(routerMAC, near.mac, netip.AddrPortFrom(nearAddr, sourcePort), netip.AddrPortFrom(farAddr,
+			targetPort), mark)
 	})
 }
 
@@ -226,9 +234,10 @@ func forgeND(a *attack, attacker, near station, here node) {
 			name string
 			addr netip.Addr
 		}{{"a neighbour's address", nearAddr}, {"the gateway's address", gateway}} {
-			a.frame(reason, fmt.Sprintf("neighbour advertisement that claims %s to %s", lie.name, to.name), func(mark []byte) []byte {
-				return wire.NAFrame(to.mac, attacker.mac, linkLocal, to.addr, lie.addr, attacker.mac, mark)
-			})
+			a.frame(reason, fmt.Sprintf("neighbour advertisement that claims %s to %s", lie.name, to.name),
+				func(mark []byte) []byte {
+					return wire.NAFrame(to.mac, attacker.mac, linkLocal, to.addr, lie.addr, attacker.mac, mark)
+				})
 		}
 		a.frame(reason, "router advertisement to "+to.name, func(mark []byte) []byte {
 			return wire.RAFrame(to.mac, attacker.mac, linkLocal, to.addr, attacker.mac, mark)
@@ -277,7 +286,8 @@ func sendHonest(t *testing.T, from station, to ...netip.Addr) {
 	for _, addr := range to {
 		src := netip.AddrPortFrom(familyOf(addr).of(from.addrs), sourcePort)
 		request.Frames = append(request.Frames, wire.LabelledFrame{
-			Label: "honest", Data: wire.UDPFrame(routerMAC, from.mac, src, netip.AddrPortFrom(addr, targetPort), wire.Mark(honestTag))})
+			Label: "honest", Data: wire.UDPFrame(routerMAC, from.mac, src, netip.AddrPortFrom(addr, targetPort),
+				wire.Mark(honestTag))})
 	}
 	var reply wire.SpoofReply
 	if err := from.probe(t.Context(), request, &reply, "spoof"); err != nil {
@@ -303,7 +313,8 @@ func wantNothingBut(t *testing.T, a *attack, sniffers []sniffer) {
 			t.Errorf("%s received forged frames:\n  %s", s.where, strings.Join(through, "\n  "))
 		}
 		if seen.Seen[honestTag] != s.honest {
-			t.Errorf("%s received %d honest frames (of %d frames in all), want %d: the sniffer proves nothing", s.where, seen.Seen[honestTag], seen.Frames, s.honest)
+			t.Errorf("%s received %d honest frames (of %d frames in all), want %d: the sniffer proves nothing", s.where,
+				seen.Seen[honestTag], seen.Frames, s.honest)
 		}
 	}
 }

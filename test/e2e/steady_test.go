@@ -40,7 +40,8 @@ func (s *steadyTraffic) ping(t *testing.T, from *pod, to ...*pod) {
 func (s *steadyTraffic) stream(t *testing.T, from, to *pod) {
 	t.Helper()
 	for _, addr := range to.addrs {
-		s.add(from, from.start(t, "stream", "--interval="+pingInterval.String(), "--to="+netip.AddrPortFrom(addr, to.echo).String()))
+		s.add(from, from.start(t, "stream", "--interval="+pingInterval.String(), "--to="+netip.AddrPortFrom(addr,
+			to.echo).String()))
 	}
 }
 
@@ -83,7 +84,8 @@ func (s *steadyTraffic) wantNoLoss(t *testing.T) {
 		lost += r.Sent - r.Received
 		longest = max(longest, r.LongestGap)
 		if r.Received != r.Sent || r.SendErrors > 0 || r.FirstError != "" || r.Sent < 20 {
-			t.Errorf("%s: %d sent, %d answered, lost %v, %d not sent, %s", name, r.Sent, r.Received, r.Lost, r.SendErrors, r.FirstError)
+			t.Errorf("%s: %d sent, %d answered, lost %v, %d not sent, %s", name, r.Sent, r.Received, r.Lost, r.SendErrors,
+				r.FirstError)
 		}
 	}
 	t.Logf("%d sent, %d lost, longest time between two answers %d ms", total, lost, longest.Milliseconds())

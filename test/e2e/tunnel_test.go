@@ -19,10 +19,11 @@ import (
 )
 
 // tunnelPorts are the switch ports of the tunnel types.
-var tunnelPorts = map[string]string{string(model.Geneve): model.GenevePortName, string(model.VXLAN): model.VXLANPortName}
+var tunnelPorts = map[string]string{string(model.Geneve): model.GenevePortName,
+	string(model.VXLAN): model.VXLANPortName}
 
-// The tunnel type of the running cluster changes, and changes back, through the ConfigMap alone: not one ping between the
-// nodes is lost, and packets really leave through the other port.
+// The tunnel type of the running cluster changes, and changes back, through the ConfigMap alone: not one ping between
+// the nodes is lost, and packets really leave through the other port.
 func TestTunnelChange(t *testing.T) {
 	pods, _ := meshPods(t)
 	first, err := env.nodes[0].status(t.Context())
@@ -68,8 +69,8 @@ func wantTunnel(t *testing.T, pods []*pod, used, unused string) {
 	traffic.wantNoLoss(t)
 }
 
-// wantSentThrough waits for a window of time in which every node sends and receives through one tunnel and not through the
-// other. The switch updates its counters once or twice a second, hence the waiting.
+// wantSentThrough waits for a window of time in which every node sends and receives through one tunnel and not through
+// the other. The switch updates its counters once or twice a second, hence the waiting.
 func wantSentThrough(t *testing.T, used, unused string) {
 	t.Helper()
 	const window, least = 2 * time.Second, 20
@@ -103,7 +104,8 @@ func wantSentThrough(t *testing.T, used, unused string) {
 		for name, b := range before {
 			a := after[name]
 			if a.used-b.used < least || a.received-b.received < least || a.unused != b.unused {
-				return fmt.Errorf("%s within %s: sent %d and received %d through %s, want at least %d; sent %d through %s, want none",
+				return fmt.Errorf(
+					"%s within %s: sent %d and received %d through %s, want at least %d; sent %d through %s, want none",
 					name, window, a.used-b.used, a.received-b.received, used, least, a.unused-b.unused, unused)
 			}
 		}
@@ -121,8 +123,8 @@ func weftConfig(t *testing.T) string {
 	return cm.Data[configKey]
 }
 
-// writeWeftConfig changes the configuration in the ConfigMap. A kubelet looks at a mounted ConfigMap about once a minute,
-// and whenever the pod changes: an annotation makes it look now.
+// writeWeftConfig changes the configuration in the ConfigMap. A kubelet looks at a mounted ConfigMap about once a
+// minute, and whenever the pod changes: an annotation makes it look now.
 func writeWeftConfig(t *testing.T, text string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience(30*time.Second))
@@ -131,7 +133,8 @@ func writeWeftConfig(t *testing.T, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := env.client.CoreV1().ConfigMaps(weftNamespace).Patch(ctx, weftConfigMap, types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := env.client.CoreV1().ConfigMaps(weftNamespace).Patch(ctx, weftConfigMap, types.StrategicMergePatchType,
+		patch, metav1.PatchOptions{}); err != nil {
 		t.Fatalf("change ConfigMap %s: %v", weftConfigMap, err)
 	}
 	nudge := fmt.Appendf(nil, `{"metadata":{"annotations":{"weft.test/nudge":%q}}}`, time.Now().Format(time.RFC3339Nano))
@@ -140,7 +143,8 @@ func writeWeftConfig(t *testing.T, text string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.client.CoreV1().Pods(agent.Namespace).Patch(ctx, agent.Name, types.MergePatchType, nudge, metav1.PatchOptions{}); err != nil {
+		if _, err := env.client.CoreV1().Pods(agent.Namespace).Patch(ctx, agent.Name, types.MergePatchType, nudge,
+			metav1.PatchOptions{}); err != nil {
 			t.Fatalf("annotate agent %s: %v", agent.Name, err)
 		}
 	}

@@ -38,14 +38,16 @@ func TestTunnelSpoofing(t *testing.T) {
 		a := newAttack()
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{
-				"a pod on another node": f.of(pods[2].addrs), "a pod on this node": f.of(pods[1].addrs), "the host outside": f.of(env.record.Outside.Addrs)})
+				"a pod on another node": f.of(pods[2].addrs), "a pod on this node": f.of(pods[1].addrs), "the host outside": f.of(
+					env.record.Outside.Addrs)})
 		}
 		tunnelAttack(t, outside{}, a, victim, here)
 	})
 	t.Run("from another node, in a third one's name", func(t *testing.T) {
 		a := newAttack()
 		for _, f := range env.families {
-			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs), "a pod on this node": f.of(pods[1].addrs)})
+			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs),
+				"a pod on this node": f.of(pods[1].addrs)})
 		}
 		tunnelAttack(t, hosts[1], a, victim, here)
 	})
@@ -84,8 +86,8 @@ func TestTunnelSpoofing(t *testing.T) {
 	})
 }
 
-// forgeTunnels adds packets of every encapsulation for the victim, with these inner sources, to be sent to the victim's node.
-// The reason is why they have to be dropped.
+// forgeTunnels adds packets of every encapsulation for the victim, with these inner sources, to be sent to the victim's
+// node. The reason is why they have to be dropped.
 func forgeTunnels(a *attack, reason string, f family, victim station, sources map[string]netip.Addr) {
 	end := nodeNamed(victim.node).addrs[0]
 	to := netip.AddrPortFrom(f.of(victim.addrs), targetPort)
@@ -103,7 +105,8 @@ func forgeTunnels(a *attack, reason string, f family, victim station, sources ma
 func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station, at node) {
 	t.Helper()
 	pods, hosts := meshPods(t)
-	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount), acceptAt(t, hosts[0], spoofCount)}
+	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount),
+		acceptAt(t, hosts[0], spoofCount)}
 	before := dropsOf(t, at)
 	sendAll(t, from, a)
 	sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])

@@ -26,9 +26,12 @@ func TestWeftctl(t *testing.T) {
 		args  []string
 		words []string
 	}{
-		{[]string{"status"}, []string{n.name, remote.name, env.namespace + "/" + local.name, local.addrs[0].String(), "DROPPED BECAUSE"}},
-		{[]string{"flows"}, []string{"Classifier", "SpoofGuard", "Forwarding", env.namespace + "/" + local.name, remote.name}},
-		{[]string{"flows", env.namespace + "/" + local.name}, []string{"Classifier", "SpoofGuard", "Forwarding", env.namespace + "/" + local.name, local.addrs[0].String()}},
+		{[]string{"status"}, []string{n.name, remote.name, env.namespace + "/" + local.name, local.addrs[0].String(),
+			"DROPPED BECAUSE"}},
+		{[]string{"flows"}, []string{"Classifier", "SpoofGuard", "Forwarding", env.namespace + "/" + local.name,
+			remote.name}},
+		{[]string{"flows", env.namespace + "/" + local.name}, []string{"Classifier", "SpoofGuard", "Forwarding",
+			env.namespace + "/" + local.name, local.addrs[0].String()}},
 		{[]string{"flows", remote.name}, []string{"SpoofGuard", "Forwarding", remote.name, remote.addrs[0].String()}},
 	} {
 		out, err := n.weftctl(t.Context(), c.args...)

@@ -39,7 +39,8 @@ func TestExecAndLogs(t *testing.T) {
 
 func withReadiness(handler corev1.ProbeHandler) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
-		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1, TimeoutSeconds: 5, FailureThreshold: 1}
+		p.Spec.Containers[0].ReadinessProbe = &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1, TimeoutSeconds: 5,
+			FailureThreshold: 1}
 	}
 }
 
@@ -51,19 +52,21 @@ func command(args ...string) corev1.ProbeHandler {
 	return corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: args}}
 }
 
-// The kubelet's own probes decide: pods whose HTTP or exec probe succeeds become Ready; those whose probe fails run, are
-// reported as failing, and do not.
+// The kubelet's own probes decide: pods whose HTTP or exec probe succeeds become Ready; those whose probe fails run,
+// are reported as failing, and do not.
 func TestKubeletProbes(t *testing.T) {
 	dumpOnFailure(t)
 	good := []*corev1.Pod{
 		spec("http-good", env.nodes[0].name, withReadiness(httpGet("/healthz"))),
 		spec("exec-good", env.nodes[1].name, withReadiness(command(probeimage.Path, "true"))),
-		spec("tcp-good", env.nodes[2].name, withReadiness(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(echoPort)}})),
+		spec("tcp-good", env.nodes[2].name, withReadiness(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{
+			Port: intstr.FromInt32(echoPort)}})),
 	}
 	bad := []*corev1.Pod{
 		spec("http-bad", env.nodes[0].name, withReadiness(httpGet("/no-such-page"))),
 		spec("exec-bad", env.nodes[1].name, withReadiness(command(probeimage.Path, "false"))),
-		spec("tcp-bad", env.nodes[2].name, withReadiness(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(1)}})),
+		spec("tcp-bad", env.nodes[2].name, withReadiness(corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{
+			Port: intstr.FromInt32(1)}})),
 	}
 	t.Cleanup(func() {
 		deletePods(t, "http-good", "exec-good", "tcp-good", "http-bad", "exec-bad", "tcp-bad")
@@ -103,7 +106,8 @@ func TestKubeletProbes(t *testing.T) {
 
 // unhealthyPods are the pods for which the kubelet has reported a failing probe.
 func unhealthyPods(ctx context.Context) (map[string]bool, error) {
-	events, err := env.client.CoreV1().Events(env.namespace).List(ctx, metav1.ListOptions{FieldSelector: "reason=Unhealthy"})
+	events, err := env.client.CoreV1().Events(env.namespace).List(ctx,
+		metav1.ListOptions{FieldSelector: "reason=Unhealthy"})
 	if err != nil {
 		return nil, err
 	}
@@ -114,8 +118,8 @@ func unhealthyPods(ctx context.Context) (map[string]bool, error) {
 	return pods, nil
 }
 
-// hostPort comes from the portmap plugin that the CNI configuration chains behind Weft: from another node, from a pod on
-// another node, and from outside.
+// hostPort comes from the portmap plugin that the CNI configuration chains behind Weft: from another node, from a pod
+// on another node, and from outside.
 func TestHostPort(t *testing.T) {
 	const tcp, udp = 18080, 18070
 	pods, hosts := meshPods(t)
@@ -135,15 +139,16 @@ func TestHostPort(t *testing.T) {
 	reach(t, map[dialer][]wire.Target{hosts[1]: targets, pods[2]: targets, outside{}: targets})
 }
 
-// The bandwidth plugin, chained as well, finds the pod's interface and breaks nothing. The limit itself cannot be measured
-// in a short test: container runtimes ask for a burst of hundreds of megabytes.
+// The bandwidth plugin, chained as well, finds the pod's interface and breaks nothing. The limit itself cannot be
+// measured in a short test: container runtimes ask for a burst of hundreds of megabytes.
 func TestBandwidth(t *testing.T) {
 	pods, _ := meshPods(t)
 	t.Cleanup(func() { deletePods(t, "bandwidth") })
 	limited := createPods(t, spec("bandwidth", env.nodes[0].name, func(p *corev1.Pod) {
 		p.Annotations = map[string]string{"kubernetes.io/ingress-bandwidth": "20M", "kubernetes.io/egress-bandwidth": "20M"}
 	}))[0]
-	reach(t, map[dialer][]wire.Target{pods[0]: targetsOf(limited), pods[2]: targetsOf(limited), limited: targetsOf(pods[2])})
+	reach(t, map[dialer][]wire.Target{pods[0]: targetsOf(limited), pods[2]: targetsOf(limited),
+		limited: targetsOf(pods[2])})
 
 	port, err := env.nodes[0].portOf(t.Context(), limited)
 	if err != nil {

@@ -52,7 +52,8 @@ func pod(namespace, name, node string, labels map[string]string, ips ...string) 
 func (o *objects) attach(number uint32, namespace, name string, labels map[string]string, ips ...string) {
 	o.add(apiserver.Pods, pod(namespace, name, "n1", labels, ips...))
 	a := model.Attachment{
-		ContainerID: namespace + name, IfName: "eth0", Pod: model.PodRef{Namespace: namespace, Name: name}, HostIfName: "veth" + name,
+		ContainerID: namespace + name, IfName: "eth0", Pod: model.PodRef{Namespace: namespace,
+			Name: name}, HostIfName: "veth" + name,
 		OFPort: model.PortPodMin + number, MAC: model.MAC{0x0a, 0x58, 10, 244, 1, byte(number)},
 	}
 	for _, ip := range ips {
@@ -61,7 +62,8 @@ func (o *objects) attach(number uint32, namespace, name string, labels map[strin
 	o.attached = append(o.attached, a)
 }
 
-func serviceOf(namespace, name, clusterIP string, change func(*corev1.ServiceSpec), ports ...corev1.ServicePort) *corev1.Service {
+func serviceOf(namespace, name, clusterIP string, change func(*corev1.ServiceSpec),
+	ports ...corev1.ServicePort) *corev1.Service {
 	s := &corev1.Service{ObjectMeta: meta(namespace, name, nil), Spec: corev1.ServiceSpec{
 		Type: corev1.ServiceTypeClusterIP, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP}, Ports: ports}}
 	if change != nil {
@@ -103,14 +105,17 @@ func honest() objects {
 		node("n2", []string{"10.244.2.0/24", "fd44:2::/64"}, []string{"172.30.0.2", "fd30::2"}),
 		node("n3", []string{"10.244.3.0/24", "fd44:3::/64"}, []string{"172.30.0.3", "fd30::3"}))
 	for _, name := range []string{"default", "kube-system", "shop"} {
-		o.add(apiserver.Namespaces, &corev1.Namespace{ObjectMeta: meta("", name, map[string]string{"kubernetes.io/metadata.name": name})})
+		o.add(apiserver.Namespaces, &corev1.Namespace{ObjectMeta: meta("", name,
+			map[string]string{"kubernetes.io/metadata.name": name})})
 	}
-	o.add(apiserver.ServiceCIDRs, &networkingv1.ServiceCIDR{ObjectMeta: meta("", "kubernetes", nil), Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd96::/108"}}})
+	o.add(apiserver.ServiceCIDRs, &networkingv1.ServiceCIDR{ObjectMeta: meta("", "kubernetes", nil),
+		Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.96.0.0/16", "fd96::/108"}}})
 	web, client := map[string]string{"app": "web"}, map[string]string{"app": "client"}
 	o.attach(2, "shop", "web-0", web, "10.244.1.2", "fd44:1::2")
 	o.attach(3, "shop", "client", client, "10.244.1.3", "fd44:1::3")
 	o.attach(4, "kube-system", "dns-0", map[string]string{"app": "dns"}, "10.244.1.4", "fd44:1::4")
-	o.add(apiserver.Pods, pod("shop", "web-1", "n2", web, "10.244.2.2", "fd44:2::2"), pod("shop", "db", "n3", map[string]string{"app": "db"}, "10.244.3.2", "fd44:3::2"),
+	o.add(apiserver.Pods, pod("shop", "web-1", "n2", web, "10.244.2.2", "fd44:2::2"), pod("shop", "db", "n3",
+		map[string]string{"app": "db"}, "10.244.3.2", "fd44:3::2"),
 		pod("kube-system", "apiserver", "n2", nil, "172.30.0.2"))
 
 	dns := func(protocol corev1.Protocol) corev1.ServicePort {
@@ -120,7 +125,8 @@ func honest() objects {
 		serviceOf("default", "kubernetes", "10.96.0.1", nil, tcp("https", 443, 0)),
 		serviceOf("kube-system", "dns", dnsAddr, nil, dns(corev1.ProtocolUDP), dns(corev1.ProtocolTCP)),
 		serviceOf("shop", "web", webAddr, func(s *corev1.ServiceSpec) {
-			s.Type, s.ExternalIPs, s.SessionAffinity = corev1.ServiceTypeNodePort, []string{externalAddr}, corev1.ServiceAffinityClientIP
+			s.Type, s.ExternalIPs, s.SessionAffinity = corev1.ServiceTypeNodePort, []string{
+				externalAddr}, corev1.ServiceAffinityClientIP
 		}, tcp("http", 80, 30080)),
 		serviceOf("shop", "db", "10.96.0.11", nil, tcp("sql", 5432, 0)))
 	o.add(apiserver.EndpointSlices,
@@ -142,10 +148,14 @@ func honest() objects {
 		&networkingv1.NetworkPolicy{ObjectMeta: meta("shop", "web", nil), Spec: networkingv1.NetworkPolicySpec{
 			PodSelector: metav1.LabelSelector{MatchLabels: web},
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{From: peers(client), Ports: on(8080)},
-				{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "203.0.113.0/24", Except: []string{"203.0.113.128/25"}}}}, Ports: on(8080)}}}},
+				{From: []networkingv1.NetworkPolicyPeer{{IPBlock: &networkingv1.IPBlock{CIDR: "203.0.113.0/24",
+					Except: []string{"203.0.113.128/25"}}}}, Ports: on(8080)}}}},
 		&networkingv1.NetworkPolicy{ObjectMeta: meta("shop", "db", nil), Spec: networkingv1.NetworkPolicySpec{
-			PodSelector: metav1.LabelSelector{MatchLabels: client}, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress},
-			Egress: []networkingv1.NetworkPolicyEgressRule{{To: peers(map[string]string{"app": "db"}), Ports: on(5432)}, {To: peers(web), Ports: on(8080)},
-				{To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"kubernetes.io/metadata.name": "kube-system"}}}}}}}})
+			PodSelector: metav1.LabelSelector{MatchLabels: client}, PolicyTypes: []networkingv1.PolicyType{
+				networkingv1.PolicyTypeEgress},
+			Egress: []networkingv1.NetworkPolicyEgressRule{{To: peers(map[string]string{"app": "db"}), Ports: on(5432)},
+				{To: peers(web), Ports: on(8080)},
+				{To: []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{
+					"kubernetes.io/metadata.name": "kube-system"}}}}}}}})
 	return o
 }

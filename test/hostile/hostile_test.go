@@ -49,14 +49,16 @@ type world struct {
 func newWorld(t testing.TB, o objects) *world {
 	t.Helper()
 	ctx, stop := context.WithTimeout(t.Context(), time.Duration(*size)*5*time.Minute)
-	w := &world{t: t, ctx: ctx, store: apiserver.NewStore(), sw: ofswitch.NewFake(flows.Check), reported: map[model.Owner]string{}, problems: map[model.Owner]string{}}
+	w := &world{t: t, ctx: ctx, store: apiserver.NewStore(), sw: ofswitch.NewFake(flows.Check),
+		reported: map[model.Owner]string{}, problems: map[model.Owner]string{}}
 	w.apply(o)
 	server := httptest.NewServer(w.store.Handler())
 	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.loop = programmer.New(programmer.Options{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler), Report: w.note(w.reported), Problem: w.note(w.problems)})
+	w.loop = programmer.New(programmer.Options{Node: "n1", Switch: w.sw, Log: slog.New(slog.DiscardHandler),
+		Report: w.note(w.reported), Problem: w.note(w.problems)})
 	watcher, err := kube.NewWatcher(client, "n1", w.loop.Submit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -101,7 +103,8 @@ func (w *world) apply(o objects) {
 		}
 		time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(time.Second)))
 	}
-	for _, resource := range []string{apiserver.Nodes, apiserver.Namespaces, apiserver.ServiceCIDRs, apiserver.Pods, apiserver.Services, apiserver.EndpointSlices, apiserver.NetworkPolicies} {
+	for _, resource := range []string{apiserver.Nodes, apiserver.Namespaces, apiserver.ServiceCIDRs, apiserver.Pods,
+		apiserver.Services, apiserver.EndpointSlices, apiserver.NetworkPolicies} {
 		if err := w.store.Apply(resource, o.byResource[resource]); err != nil {
 			w.t.Fatal(err)
 		}
@@ -177,16 +180,16 @@ func isHostile(o model.Owner) bool {
 	return strings.HasPrefix(o.Name, tenants[0]) || strings.HasPrefix(o.Name, tenants[1])
 }
 
-// The bounds of what all hostile objects may cost beside the honest ones. They do not depend on the machine; a size of 1
-// was measured to need about half of each.
+// The bounds of what all hostile objects may cost beside the honest ones. They do not depend on the machine; a size of
+// 1 was measured to need about half of each.
 const (
 	mostFlows = 150_000
 	mostBytes = 3 << 30 // allocated, those of the API server and the client's decoding among them
 	mostHeld  = 300 << 20
 )
 
-// TestHostileObjects compares an agent with honest objects alone, one that starts with hostile ones beside them, and one to
-// which these come and from which they go.
+// TestHostileObjects compares an agent with honest objects alone, one that starts with hostile ones beside them, and
+// one to which these come and from which they go.
 func TestHostileObjects(t *testing.T) {
 	good, bad := honest(), hostile(*size)
 	alone := newWorld(t, good)
@@ -200,7 +203,8 @@ func TestHostileObjects(t *testing.T) {
 	beside := newWorld(t, all)
 	after := beside.desired()
 	cost := measure().less(memory)
-	t.Logf("size %d: %d flows and %d groups, before %d and %d; %d MB allocated, %d MB held; %v", *size, len(after.Flows), len(after.Groups),
+	t.Logf("size %d: %d flows and %d groups, before %d and %d; %d MB allocated, %d MB held; %v", *size, len(after.Flows),
+		len(after.Groups),
 		len(before.Flows), len(before.Groups), cost.allocated>>20, cost.held>>20, time.Since(start))
 
 	honestFlowsStay(t, before, after)
@@ -231,7 +235,8 @@ func TestHostileObjects(t *testing.T) {
 		t.Errorf("%d flows, more than %d", n, mostFlows**size)
 	}
 	if cost.allocated > mostBytes*uint64(*size) || cost.held > mostHeld*int64(*size) {
-		t.Errorf("%d MB allocated and %d MB held, more than %d and %d", cost.allocated>>20, cost.held>>20, mostBytes>>20**size, mostHeld>>20**size)
+		t.Errorf("%d MB allocated and %d MB held, more than %d and %d", cost.allocated>>20, cost.held>>20,
+			mostBytes>>20**size, mostHeld>>20**size)
 	}
 
 	// They come to an agent that runs, and go.
@@ -269,8 +274,8 @@ func measure() usage {
 	return usage{m.TotalAlloc, int64(m.HeapAlloc)}
 }
 
-// honestFlowsStay: each flow of an honest object is there as it was. The one exception is a flow of clauses, which several
-// policies that name the same peer have together: it has at least the clauses that it had.
+// honestFlowsStay: each flow of an honest object is there as it was. The one exception is a flow of clauses, which
+// several policies that name the same peer have together: it has at least the clauses that it had.
 func honestFlowsStay(t *testing.T, before, after flows.Desired) {
 	t.Helper()
 	failures := 0
@@ -304,8 +309,8 @@ func clausesOf(all, some string) bool {
 	return true
 }
 
-// honestPacketsGoWhereTheyWent sends packets between all honest addresses. An address of a hostile pod, Service or node, and
-// an external address that no honest object has, are not among them.
+// honestPacketsGoWhereTheyWent sends packets between all honest addresses. An address of a hostile pod, Service or
+// node, and an external address that no honest object has, are not among them.
 func honestPacketsGoWhereTheyWent(t *testing.T, before, after flows.Desired) {
 	t.Helper()
 	was, err := trace.Of(before)
@@ -329,7 +334,8 @@ func honestPacketsGoWhereTheyWent(t *testing.T, before, after flows.Desired) {
 		{model.PortGateway, "203.0.113.200", model.GatewayMAC},
 	}
 	targets := []string{
-		"10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.2.2", "10.244.3.2", "10.96.0.1", dnsAddr, webAddr, "10.96.0.11", "10.96.0.77",
+		"10.244.1.1", "10.244.1.2", "10.244.1.3", "10.244.1.4", "10.244.2.2", "10.244.3.2", "10.96.0.1", dnsAddr, webAddr,
+		"10.96.0.11", "10.96.0.77",
 		externalAddr, "169.254.87.1", "240.87.0.80", "172.30.0.1", "172.30.0.2", apiServerAddr, "203.0.113.7",
 		"127.0.0.1", "169.254.169.254", "0.0.0.0", "255.255.255.255",
 	}
@@ -338,7 +344,8 @@ func honestPacketsGoWhereTheyWent(t *testing.T, before, after flows.Desired) {
 		for _, dst := range targets {
 			for _, protocol := range []uint8{6, 17} {
 				for _, port := range []uint16{53, 80, 443, 5432, 6443, 8080, 30080} {
-					p := trace.IP(src.port, netip.MustParseAddr(src.addr), netip.MustParseAddr(dst), protocol, 40000, port).WithMACs(src.mac, model.RouterMAC)
+					p := trace.IP(src.port, netip.MustParseAddr(src.addr), netip.MustParseAddr(dst), protocol, 40000,
+						port).WithMACs(src.mac, model.RouterMAC)
 					then, now := outcome(was, p), outcome(is, p)
 					packets++
 					if then == now || documented(dst, then) {
@@ -369,7 +376,8 @@ func outcome(sw *trace.Switch, p trace.Packet) string {
 	}
 	var to []string
 	for _, out := range r.Outputs {
-		to = append(to, fmt.Sprintf("port %d, %s to %s:%d", out.Port, out.Packet.Src(), out.Packet.Dst(), out.Packet.DstPort()))
+		to = append(to, fmt.Sprintf("port %d, %s to %s:%d", out.Port, out.Packet.Src(), out.Packet.Dst(),
+			out.Packet.DstPort()))
 	}
 	return strings.Join(to, "; ")
 }

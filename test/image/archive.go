@@ -174,7 +174,8 @@ func (a *archive) add(name string, data []byte) {
 	if a.err != nil {
 		return
 	}
-	h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), ModTime: epoch, Format: tar.FormatUSTAR}
+	h := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(data)), ModTime: epoch,
+		Format: tar.FormatUSTAR}
 	if a.err = a.tw.WriteHeader(h); a.err == nil {
 		_, a.err = a.tw.Write(data)
 	}

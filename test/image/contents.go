@@ -37,8 +37,8 @@ type module struct {
 // goPackage is a main package and the directory in the image for its program.
 type goPackage struct{ path, dest string }
 
-// weft is the image that is released. The plugins run on the node, with the node's iptables or nft; so none of what they
-// call is in here.
+// weft is the image that is released. The plugins run on the node, with the node's iptables or nft; so none of what
+// they call is in here.
 var weft = contents{
 	programs: []program{
 		{"ovs-appctl", "openvswitch-common"},
@@ -108,11 +108,13 @@ func compile(ctx context.Context, dir string, packages []goPackage, out, version
 	for _, p := range packages {
 		program := path.Base(p.path)
 		args = append(args, p.path)
-		files = append(files, file{path: strings.TrimPrefix(path.Join(p.dest, program), "/"), mode: 0o755, from: filepath.Join(out, program)})
+		files = append(files, file{path: strings.TrimPrefix(path.Join(p.dest, program), "/"), mode: 0o755,
+			from: filepath.Join(out, program)})
 	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off", "GOOS=linux", "GOARCH="+runtime.GOARCH)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off", "GOOS=linux",
+		"GOARCH="+runtime.GOARCH)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compile in %s: %w: %s", dir, err, strings.TrimSpace(string(msg)))
 	}

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// The released image, built twice: the same bytes both times, and every program in it starts with nothing but the image's
-// own files. It needs root for chroot, and the Debian packages of the programs.
+// The released image, built twice: the same bytes both times, and every program in it starts with nothing but the
+// image's own files. It needs root for chroot, and the Debian packages of the programs.
 func TestReleasedImage(t *testing.T) {
 	first, second := buildImage(t, weft, "v0-test"), buildImage(t, weft, "v0-test")
 	if !bytes.Equal(must(os.ReadFile(first)), must(os.ReadFile(second))) {

@@ -259,7 +259,8 @@ func TestParseLdd(t *testing.T) {
 	if d := cmp.Diff([]string{"/lib/x86_64-linux-gnu/libc.so.6", "/lib64/ld-linux-x86-64.so.2"}, libs); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if _, err := parseLdd("/usr/bin/x", []byte("\tlibgone.so.1 => not found\n")); err == nil || !strings.Contains(err.Error(), "needs libgone.so.1") {
+	if _, err := parseLdd("/usr/bin/x", []byte("\tlibgone.so.1 => not found\n")); err == nil ||
+		!strings.Contains(err.Error(), "needs libgone.so.1") {
 		t.Errorf("a missing library: got %v", err)
 	}
 }

@@ -2,9 +2,10 @@
 //
 //	go run -C test ./image -o ../dist/weft-image.tar -tag weft.io/weft:dev
 //
-// The image has two layers: the programs of Open vSwitch and nftables with their libraries, taken from the packages of the
-// machine that builds, and Weft's own programs, compiled here. The same sources and packages give the same bytes. The
-// tar is an OCI image layout that also carries Docker's manifest, so ctr, podman, skopeo and docker load all read it.
+// The image has two layers: the programs of Open vSwitch and nftables with their libraries, taken from the packages of
+// the machine that builds, and Weft's own programs, compiled here. The same sources and packages give the same bytes.
+// The tar is an OCI image layout that also carries Docker's manifest, so ctr, podman, skopeo and docker load all read
+// it.
 //
 // build/Dockerfile runs the same program, so there is one list of what is in the image.
 package main
@@ -37,7 +38,8 @@ func main() {
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := flags.String("o", "dist/weft-image.tar", "write the image to this `file`")
-	dir := flags.String("dir", "", "instead of an image, write its layers as the directories system and weft into `directory`")
+	dir := flags.String("dir", "",
+		"instead of an image, write its layers as the directories system and weft into `directory`")
 	tag := flags.String("tag", build.Image, "`name:tag` of the image")
 	version := flags.String("version", "dev", "`version` that the programs report")
 	if err := flags.Parse(args); err != nil {

@@ -58,8 +58,8 @@ func systemFiles(ctx context.Context, programs []program) ([]file, error) {
 	return files, nil
 }
 
-// systemFile keeps the name by which a file is asked for, in the directory where it really is, with the content behind all
-// links: /lib/x86_64-linux-gnu/libc.so.6 becomes a plain file in usr/lib/x86_64-linux-gnu.
+// systemFile keeps the name by which a file is asked for, in the directory where it really is, with the content behind
+// all links: /lib/x86_64-linux-gnu/libc.so.6 becomes a plain file in usr/lib/x86_64-linux-gnu.
 func systemFile(where string) (file, error) {
 	dir, err := filepath.EvalSymlinks(filepath.Dir(where))
 	if err != nil {

@@ -45,7 +45,8 @@ func insideCommand() *cobra.Command {
 					verdict = "FAILED: " + err.Error()
 					failed = append(failed, fmt.Errorf("suite %s: %w", s.name, err))
 				}
-				fmt.Printf("=== suite %s (%s), on the kernel's datapath: %s, %.0f s\n", s.name, s.doc, verdict, time.Since(start).Seconds())
+				fmt.Printf("=== suite %s (%s), on the kernel's datapath: %s, %.0f s\n", s.name, s.doc, verdict,
+					time.Since(start).Seconds())
 			}
 			return errors.Join(failed...)
 		},
@@ -69,13 +70,15 @@ func sayWhere(ctx context.Context) error {
 		return fmt.Errorf("this kernel forwards nothing for Open vSwitch: %w", err)
 	}
 	first, _, _ := strings.Cut(version.String(), "\n")
-	fmt.Printf("=== Linux %s; %s; datapath system, by the kernel's module openvswitch\n", strings.TrimSpace(string(kernel)), first)
+	fmt.Printf("=== Linux %s; %s; datapath system, by the kernel's module openvswitch\n",
+		strings.TrimSpace(string(kernel)), first)
 	return nil
 }
 
 // test runs a test binary in its package's directory.
 func (in inside) test(ctx context.Context, dir, binary, tests string, env ...string) error {
-	return show(ctx, os.Stdout, filepath.Join(in.repo, dir), env, filepath.Join(in.bin, binary), "-test.v", "-test.timeout=30m", "-test.run="+tests)
+	return show(ctx, os.Stdout, filepath.Join(in.repo, dir), env, filepath.Join(in.bin, binary), "-test.v",
+		"-test.timeout=30m", "-test.run="+tests)
 }
 
 // cluster starts a cluster on the kernel's datapath and runs the end-to-end tests that depend on it.
@@ -86,10 +89,12 @@ func (in inside) cluster(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.CopyFS(filepath.Join(plan.Results, "cluster-logs"), os.DirFS(filepath.Join(state, "logs"))))
+			err = errors.Join(err, os.CopyFS(filepath.Join(plan.Results, "cluster-logs"),
+				os.DirFS(filepath.Join(state, "logs"))))
 		}
 	}()
-	if err := tool(os.Stdout, "up", "--nodes=3", "--datapath=system", "--agnhost=false", "--dns=false", "--ip-family="+in.family, "--image="+in.image); err != nil {
+	if err := tool(os.Stdout, "up", "--nodes=3", "--datapath=system", "--agnhost=false", "--dns=false",
+		"--ip-family="+in.family, "--image="+in.image); err != nil {
 		return err
 	}
 	var datapaths bytes.Buffer

@@ -40,7 +40,8 @@ type exitStatus int
 func (s exitStatus) Error() string { return "exit status " + strconv.Itoa(int(s)) }
 
 func command() *cobra.Command {
-	root := &cobra.Command{Use: "kernel", Short: "Weft on a kernel with Open vSwitch", SilenceUsage: true, SilenceErrors: true}
+	root := &cobra.Command{Use: "kernel", Short: "Weft on a kernel with Open vSwitch", SilenceUsage: true,
+		SilenceErrors: true}
 	root.AddCommand(runCommand(), testCommand(), insideCommand())
 	return root
 }
@@ -59,14 +60,16 @@ func (o *options) flags(cmd *cobra.Command) {
 	flags.DurationVar(&o.timeout, "timeout", 15*time.Minute, "bound on the whole run")
 	flags.StringVar(&o.memory, "memory", "6G", "the guest's memory")
 	flags.IntVar(&o.cpus, "cpus", 2, "the guest's processors")
-	flags.StringVar(&o.results, "results", "", "directory that the guest may write to, as /guest/results; without it, a temporary one")
+	flags.StringVar(&o.results, "results", "",
+		"directory that the guest may write to, as /guest/results; without it, a temporary one")
 	flags.StringArrayVar(&o.env, "env", nil, "NAME=VALUE for the command's environment")
 }
 
 func runCommand() *cobra.Command {
 	var o options
 	cmd := &cobra.Command{
-		Use: "run [flags] -- COMMAND…", Short: "Run a command in the guest, in this directory, and return its exit status", Args: cobra.MinimumNArgs(1),
+		Use: "run [flags] -- COMMAND…", Short: "Run a command in the guest, in this directory, and return its exit status",
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runInGuest(cmd.Context(), o, args) },
 	}
 	o.flags(cmd)

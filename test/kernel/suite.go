@@ -100,7 +100,8 @@ func testCommand() *cobra.Command {
 		names = append(names, s.name+": "+s.doc)
 	}
 	cmd := &cobra.Command{
-		Use: "test [flags] SUITE…", Short: "Build tests here and run them in the guest", Long: "The suites:\n  " + strings.Join(names, "\n  "),
+		Use: "test [flags] SUITE…", Short: "Build tests here and run them in the guest", Long: "The suites:\n  " +
+			strings.Join(names, "\n  "),
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			chosen, err := findSuites(args)
@@ -118,8 +119,10 @@ func testCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.env = append(o.env, testenv.SlowVariable+"="+slow, testenv.PrebuiltVariable+"="+in.bin, "WEFT_BIN="+in.bin, "WEFT_DATAPATH=system")
-			inner := []string{self, "inside", "--bin=" + in.bin, "--image=" + in.image, "--ip-family=" + in.family, "--run=" + in.tests}
+			o.env = append(o.env, testenv.SlowVariable+"="+slow, testenv.PrebuiltVariable+"="+in.bin, "WEFT_BIN="+in.bin,
+				"WEFT_DATAPATH=system")
+			inner := []string{self, "inside", "--bin=" + in.bin, "--image=" + in.image, "--ip-family=" + in.family,
+				"--run=" + in.tests}
 			return runInGuest(cmd.Context(), o, append(inner, args...))
 		},
 	}
@@ -145,7 +148,8 @@ func prepare(ctx context.Context, in inside, chosen []suite) error {
 			if b.tags != "" {
 				args = []string{"test", "-c", "-tags=" + b.tags}
 			}
-			cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(in.bin, b.name), ".")...)
+			cmd := exec.CommandContext(ctx, "go", append(args, "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(in.bin,
+				b.name), ".")...)
 			cmd.Dir = filepath.Join(repo, b.pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {

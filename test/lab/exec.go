@@ -14,8 +14,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-// Exec runs a command in a pod's network namespace, with the pod's host name, or in all of a node's namespaces. Where is a
-// pod, as Status.Find knows it, node/NAME, or outside. An error that is an *exec.ExitError is the command's own.
+// Exec runs a command in a pod's network namespace, with the pod's host name, or in all of a node's namespaces. Where
+// is a pod, as Status.Find knows it, node/NAME, or outside. An error that is an *exec.ExitError is the command's own.
 func Exec(ctx context.Context, name, where string, args []string) error {
 	s, err := ReadStatus(ctx, name)
 	if err != nil {
@@ -71,10 +71,11 @@ func (s Status) enter(where string) ([]string, error) {
 	}
 	// /sys shows the network devices of the namespace that mounted it.
 	const setup = `echo "$1" >/proc/sys/kernel/hostname; mount -t sysfs sysfs /sys; shift; exec "$@"`
-	return append(enter, "nsenter", "--net="+pod.NetNS, "--", "unshare", "--mount", "--uts", "--propagation", "private", "--",
+	return append(enter, "nsenter", "--net="+pod.NetNS, "--", "unshare", "--mount", "--uts", "--propagation", "private",
+		"--",
 		"sh", "-ec", setup, "sh", pod.Name), nil
 }
 
-// cgroupOf is the cgroup of what belongs to no node: the daemon, and commands in pods. The lab's own has the nodes' below
-// it, and may have no processes.
+// cgroupOf is the cgroup of what belongs to no node: the daemon, and commands in pods. The lab's own has the nodes'
+// below it, and may have no processes.
 func cgroupOf(group sandbox.Group) sandbox.Cgroup { return group.Cgroup().Child("lab") }

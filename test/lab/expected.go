@@ -16,8 +16,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
-// serviceTargets are the ports of a Service at each of its addresses: its cluster IPs, and those that are known beyond the nodes.
-// A headless one has none.
+// serviceTargets are the ports of a Service at each of its addresses: its cluster IPs, and those that are known beyond
+// the nodes. A headless one has none.
 func (l *Lab) serviceTargets(s *corev1.Service, pods []*pod) []Target {
 	if s.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil
@@ -89,8 +89,8 @@ func backends(in []*discoveryv1.EndpointSlice, port corev1.ServicePort, v4 bool,
 	return out
 }
 
-// usable are the backends that a packet from a node may go to: the ready ones or, when there are none, those that serve while they
-// terminate. With the policy Local, only those on the node.
+// usable are the backends that a packet from a node may go to: the ready ones or, when there are none, those that serve
+// while they terminate. With the policy Local, only those on the node.
 func (t Target) usable(node string) []backend {
 	var ready, leaving []backend
 	for _, b := range t.backends {
@@ -146,10 +146,12 @@ func expectedOfNone(t Target) (Expectation, string) {
 
 func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
 	src, _ := from.source(b.addr.Addr().Is4())
-	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto), Port: b.addr.Port()})
+	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto),
+		Port: b.addr.Port()})
 }
 
-// kept tells whether packets did what was expected: an answer must come from an endpoint that may answer, and where one is expected it must come.
+// kept tells whether packets did what was expected: an answer must come from an endpoint that may answer, and where one
+// is expected it must come.
 func (v view) kept(from *pod, t Target, p Probe) bool {
 	switch {
 	case p.Expected == Reject:
@@ -157,7 +159,9 @@ func (v view) kept(from *pod, t Target, p Probe) bool {
 	case p.Outcome != podns.Answered:
 		return p.Expected != Allow
 	}
-	return slices.ContainsFunc(t.usable(from.node.name), func(b backend) bool { return b.name == p.Reached && v.verdict(from, b, t).Allowed })
+	return slices.ContainsFunc(t.usable(from.node.name), func(b backend) bool {
+		return b.name == p.Reached && v.verdict(from, b, t).Allowed
+	})
 }
 
 // cluster is the lab as policies see it.

@@ -66,12 +66,14 @@ func (l *Lab) reload(ctx context.Context) error {
 		return err
 	}
 	if !reflect.DeepEqual(set.Nodes, l.set.Nodes) {
-		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "), Text: "the nodes changed, which a lab that stands cannot follow; use weft-lab down and up"}}
+		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "),
+			Text: "the nodes changed, which a lab that stands cannot follow; use weft-lab down and up"}}
 	}
 	if err := l.apply(ctx, set); err != nil {
 		return err
 	}
-	l.log.Info("applied the manifests", "pods", len(set.Pods), "services", len(set.Services), "policies", len(set.Policies))
+	l.log.Info("applied the manifests", "pods", len(set.Pods), "services", len(set.Services), "policies",
+		len(set.Policies))
 	return nil
 }
 

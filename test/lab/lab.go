@@ -1,11 +1,11 @@
-// Package lab brings Kubernetes manifests up on real switches without Kubernetes: each node is a network namespace with an
-// Open vSwitch and a real weft-agent of its own, each pod a network namespace that the real CNI code connected, with a
-// responder on every port.
+// Package lab brings Kubernetes manifests up on real switches without Kubernetes: each node is a network namespace with
+// an Open vSwitch and a real weft-agent of its own, each pod a network namespace that the real CNI code connected, with
+// a responder on every port.
 //
-// One daemon process owns a lab: Serve. It makes the nodes, serves the API that the agents watch, follows the manifests,
-// holds the pods' namespaces, answers on their ports and sends the probes. Everything that stands lives only as long as its
-// processes, which are all in the lab's cgroup (see package sandbox), so Down needs no record of what was made. Up, Down,
-// Status and the others are called by weft-lab and talk to the daemon through a Unix socket.
+// One daemon process owns a lab: Serve. It makes the nodes, serves the API that the agents watch, follows the
+// manifests, holds the pods' namespaces, answers on their ports and sends the probes. Everything that stands lives only
+// as long as its processes, which are all in the lab's cgroup (see package sandbox), so Down needs no record of what
+// was made. Up, Down, Status and the others are called by weft-lab and talk to the daemon through a Unix socket.
 //
 // In the daemon, one goroutine (Serve's) changes pods and objects; the mutex guards what others read.
 package lab
@@ -99,7 +99,8 @@ func Serve(ctx context.Context, opt Options, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	l := &Lab{opt: opt, group: group, dir: directory(opt.Name), log: log, api: apiserver.NewStore(), pods: map[string]*pod{}, progress: newProgress(), started: time.Now()}
+	l := &Lab{opt: opt, group: group, dir: directory(opt.Name), log: log, api: apiserver.NewStore(),
+		pods: map[string]*pod{}, progress: newProgress(), started: time.Now()}
 	l.server = apiserver.NewServer(l.api)
 	if l.datapath, err = findDatapath(opt.Datapath); err != nil {
 		return err
@@ -213,7 +214,8 @@ func CheckMachine(opt Options) error {
 		return err
 	}
 	if info, err := os.Stat(opt.Agent); err != nil || info.Mode()&0o111 == 0 {
-		return fmt.Errorf("the agent %s is not an executable program (build it with `make build`, or name it with --agent)", opt.Agent)
+		return fmt.Errorf("the agent %s is not an executable program (build it with `make build`, or name it with --agent)",
+			opt.Agent)
 	}
 	_, err := findDatapath(opt.Datapath)
 	return err

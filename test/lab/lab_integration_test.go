@@ -141,7 +141,8 @@ func TestUpAndDown(t *testing.T) {
 	if during := m.list(t, name); during["processes"] == "" || during["group"] == "" || during["files"] == "" {
 		t.Errorf("the list does not see a lab that stands: %v", during)
 	}
-	if _, err := labtest.Run(m.weftLab(t, "up", "--name="+name, "-f", dir)); err == nil || !strings.Contains(err.Error(), "is up already") {
+	if _, err := labtest.Run(m.weftLab(t, "up", "--name="+name, "-f", dir)); err == nil ||
+		!strings.Contains(err.Error(), "is up already") {
 		t.Errorf("a second up of the same name: %v", err)
 	}
 	begin = time.Now()
@@ -155,12 +156,14 @@ func TestUpAndDown(t *testing.T) {
 	}
 	begin = time.Now()
 	run(t, m.weftLab(t, "down", "--name="+name))
-	t.Logf("2 nodes, 20 pods: up %s, probe of %d pairs %s, down %s", up.Round(time.Millisecond), len(r.Probes), probe.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
+	t.Logf("2 nodes, 20 pods: up %s, probe of %d pairs %s, down %s", up.Round(time.Millisecond), len(r.Probes),
+		probe.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	m.wantNothing(t, name, before)
 	run(t, m.weftLab(t, "down", "--name="+name)) // nothing to do is fine
 }
 
-// However and whenever `weft-lab up` is ended, nothing stays: by itself after SIGINT, after `weft-lab down` when it was killed.
+// However and whenever `weft-lab up` is ended, nothing stays: by itself after SIGINT, after `weft-lab down` when it was
+// killed.
 func TestInterrupted(t *testing.T) {
 	const name, times = "interrup", 20
 	m := newMachine(t)
@@ -216,7 +219,8 @@ func TestUpAfterCrash(t *testing.T) {
 	if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := labtest.Run(m.weftLab(t, "status", "--name="+name)); err == nil || !strings.Contains(err.Error(), "has no daemon") {
+	if _, err := labtest.Run(m.weftLab(t, "status", "--name="+name)); err == nil ||
+		!strings.Contains(err.Error(), "has no daemon") {
 		t.Errorf("status of a lab without its daemon: %v", err)
 	}
 	run(t, m.weftLab(t, args...))
@@ -237,13 +241,15 @@ func TestBadInput(t *testing.T) {
 	bad := labtest.Write(t, map[string]string{
 		"a.yaml": "kind: [\n", "b.yaml": "apiVersion: v1\nkind: Gizmo\nmetadata: {name: g}\n",
 		"c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {containers: [{name: c}]}\n",
-		"d.yaml": deployment("web", 1, 80) + deployment("web", 1, 80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinity: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
+		"d.yaml": deployment("web", 1, 80) + deployment("web", 1,
+			80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinity: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
 	})
 	for _, tc := range []struct {
 		args []string
 		want []string
 	}{
-		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: kind: a lab does not know Gizmo", "c.yaml:4: spec.containers: the pod has no containerPort",
+		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: kind: a lab does not know Gizmo",
+			"c.yaml:4: spec.containers: the pod has no containerPort",
 			"d.yaml:14: metadata.name: there are two of Deployment default/web", "e.yaml:5: spec.affinity: not supported"}},
 		{[]string{}, []string{"-f must name a file"}},
 		{[]string{"-f", filepath.Join(good, "none.yaml")}, []string{"no such file"}},
@@ -268,7 +274,8 @@ func TestBadInput(t *testing.T) {
 		}
 		m.wantNothing(t, name, before)
 	}
-	if _, err := labtest.Run(m.weftLab(t, "up", "--name=Not-A-Name", "-f", good)); err == nil || !strings.Contains(err.Error(), `name "Not-A-Name"`) {
+	if _, err := labtest.Run(m.weftLab(t, "up", "--name=Not-A-Name", "-f", good)); err == nil ||
+		!strings.Contains(err.Error(), `name "Not-A-Name"`) {
 		t.Errorf("a bad name: %v", err)
 	}
 }
@@ -286,12 +293,14 @@ func TestSideBySide(t *testing.T) {
 	if r := two.Probe(); r.Counts[lab.AsExpected] != 9 {
 		t.Errorf("lab two after lab one has gone: %v, want 9 as expected", r.Counts)
 	}
-	if _, err := labtest.Run(labtest.Command(t, "status", "--name=one")); err == nil || !strings.Contains(err.Error(), `there is no lab "one"`) || !strings.Contains(err.Error(), `"two"`) {
+	if _, err := labtest.Run(labtest.Command(t, "status", "--name=one")); err == nil ||
+		!strings.Contains(err.Error(), `there is no lab "one"`) || !strings.Contains(err.Error(), `"two"`) {
 		t.Errorf("status of a lab that is gone: %v", err)
 	}
 }
 
-// An edit of the manifests changes pods, ports, Services and expected results of a lab that stands; a mistake changes nothing.
+// An edit of the manifests changes pods, ports, Services and expected results of a lab that stands; a mistake changes
+// nothing.
 func TestFollowsManifests(t *testing.T) {
 	dir := labtest.Write(t, map[string]string{"web.yaml": deployment("web", 2, 80)})
 	l := labtest.Up(t, "follow", "-f", dir)
@@ -321,8 +330,11 @@ func TestFollowsManifests(t *testing.T) {
 	if r := l.Probe(); r.Counts[lab.AsExpected] != 16 {
 		t.Errorf("after two pods more: %v", r.Counts)
 	}
-	write("svc.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 8080, targetPort: main}]}\n")
-	wait("a Service with 4 endpoints", func(s lab.Status) bool { return len(s.Services) == 1 && s.Services[0].Endpoints == 4 })
+	write("svc.yaml",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 8080, targetPort: main}]}\n")
+	wait("a Service with 4 endpoints", func(s lab.Status) bool {
+		return len(s.Services) == 1 && s.Services[0].Endpoints == 4
+	})
 	write("web.yaml", deployment("web", 2, 81))
 	wait("port 81", func(s lab.Status) bool { return len(s.Pods) == 2 && s.Pods[0].Ports[0].Number == 81 })
 	r := l.Probe()
@@ -332,17 +344,21 @@ func TestFollowsManifests(t *testing.T) {
 		}
 	}
 	write("bad.yaml", "kind: [")
-	if s := wait("a problem", func(s lab.Status) bool { return s.Problem != "" }); len(s.Pods) != 2 || !strings.Contains(s.Problem, "bad.yaml:1") {
+	if s := wait("a problem", func(s lab.Status) bool {
+		return s.Problem != ""
+	}); len(s.Pods) != 2 || !strings.Contains(s.Problem, "bad.yaml:1") {
 		t.Errorf("with a mistake in the manifests: %+v", s)
 	}
-	if _, err := labtest.Run(labtest.Command(t, "probe", "--name=follow")); err == nil || !strings.Contains(err.Error(), "bad.yaml:1") {
+	if _, err := labtest.Run(labtest.Command(t, "probe", "--name=follow")); err == nil ||
+		!strings.Contains(err.Error(), "bad.yaml:1") {
 		t.Errorf("probe does not say that the manifests were not applied: %v", err)
 	}
 	if err := os.Remove(filepath.Join(dir, "bad.yaml")); err != nil {
 		t.Fatal(err)
 	}
 	wait("no problem", func(s lab.Status) bool { return s.Problem == "" })
-	write("policy.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {}}\n")
+	write("policy.yaml",
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {}}\n")
 	labtest.Eventually(t, 20*time.Second, func() error {
 		for _, p := range l.Probe().Probes {
 			if p.Expected == lab.Deny {
@@ -351,7 +367,8 @@ func TestFollowsManifests(t *testing.T) {
 		}
 		return errors.New("the new policy changes no expected result")
 	})
-	if err := os.WriteFile(filepath.Join(dir, "node.yaml"), []byte("apiVersion: v1\nkind: Node\nmetadata: {name: other}\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "node.yaml"),
+		[]byte("apiVersion: v1\nkind: Node\nmetadata: {name: other}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	wait("that nodes cannot change", func(s lab.Status) bool { return strings.Contains(s.Problem, "the nodes changed") })
@@ -372,7 +389,8 @@ func TestExec(t *testing.T) {
 	if got := l.Run("node/"+pod.Node, "weftctl", "status"); !strings.Contains(got, "default/web-0") {
 		t.Errorf("weftctl status on the pod's node:\n%s", got)
 	}
-	if got := l.Run("node/node1", "ovs-ofctl", "--names", "dump-flows", "weft"); !strings.Contains(got, "table=SpoofGuard") {
+	if got := l.Run("node/node1", "ovs-ofctl", "--names", "dump-flows", "weft"); !strings.Contains(got,
+		"table=SpoofGuard") {
 		t.Errorf("flows on a node:\n%s", got)
 	}
 	var exit *exec.ExitError
@@ -408,7 +426,8 @@ func TestExamples(t *testing.T) {
 		from, to := strings.Split(p.From, "-")[0], strings.Split(target.Name, "-")[0]
 		want := lab.Deny
 		switch {
-		case to == "shop/frontend", from == "shop/frontend" && to == "shop/backend" && target.Proto == podns.TCP, from == "shop/backend" && to == "shop/database":
+		case to == "shop/frontend", from == "shop/frontend" && to == "shop/backend" &&
+			target.Proto == podns.TCP, from == "shop/backend" && to == "shop/database":
 			want = lab.Allow
 		}
 		if p.Expected != want {
@@ -437,8 +456,10 @@ func TestTraces(t *testing.T) {
 			r := l.Probe()
 			for _, p := range r.Probes {
 				if p.From != r.Targets[p.To].Name {
-					if p.State != lab.Differs || !strings.Contains(p.Trace, "on node1:") || !strings.Contains(p.Trace, "and a reply") || !strings.Contains(p.Trace, "on node2:") ||
-						!strings.Contains(p.Trace, "60 Forwarding: ") || !strings.Contains(p.Trace, "goto_table:SpoofGuard") || !strings.Contains(p.Trace, "priority 999") {
+					if p.State != lab.Differs || !strings.Contains(p.Trace, "on node1:") ||
+						!strings.Contains(p.Trace, "and a reply") || !strings.Contains(p.Trace, "on node2:") ||
+						!strings.Contains(p.Trace, "60 Forwarding: ") || !strings.Contains(p.Trace, "goto_table:SpoofGuard") ||
+						!strings.Contains(p.Trace, "priority 999") {
 						t.Errorf("%s to %s, trace:\n%s", p.State, r.Targets[p.To], p.Trace)
 					}
 				}

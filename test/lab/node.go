@@ -32,8 +32,8 @@ const (
 
 	// ovsTimeout bounds how long ovs-vsctl waits for the switch, in seconds.
 	ovsTimeout = "--timeout=20"
-	// readyTimeout bounds how long a program may take to answer after it was started, on a busy and emulated machine. One that
-	// ends is not waited for.
+	// readyTimeout bounds how long a program may take to answer after it was started, on a busy and emulated machine. One
+	// that ends is not waited for.
 	readyTimeout = 5 * time.Minute
 	readyPoll    = 20 * time.Millisecond
 	restartPause = 500 * time.Millisecond
@@ -148,7 +148,8 @@ contexts: [{name: lab, context: {cluster: lab}}]
 }
 
 func (l *Lab) runAgent(n *node) (program, error) {
-	p, err := l.daemon(n, sandbox.Daemon{Args: []string{l.opt.Agent, "run", "--node-name=" + n.name, "--config=" + agentConfig, "--kubeconfig=" + kubeconfig,
+	p, err := l.daemon(n, sandbox.Daemon{Args: []string{l.opt.Agent, "run", "--node-name=" + n.name,
+		"--config=" + agentConfig, "--kubeconfig=" + kubeconfig,
 		"--cni-socket=" + cniSocket, "--operator-socket=" + agentSocket, "--cni-conf-dir=" + agentDir + "/net.d"}})
 	if err != nil {
 		return p, err

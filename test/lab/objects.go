@@ -19,7 +19,8 @@ type objects struct {
 	list     []apiserver.Object
 }
 
-// applyNodes gives the API the nodes, once, since from then on the agents own their status, and the ranges of cluster IPs.
+// applyNodes gives the API the nodes, once, since from then on the agents own their status, and the ranges of cluster
+// IPs.
 func (l *Lab) applyNodes(set manifest.Set) error { return l.applyAll(l.nodeObjects(set)) }
 
 // applyObjects gives the API everything else: the pods that stand, those that are about to, and what follows from both.
@@ -44,7 +45,8 @@ func (l *Lab) nodeObjects(set manifest.Set) []objects {
 		}
 		o.Spec.PodCIDR = o.Spec.PodCIDRs[0]
 		for _, addr := range addrsOf(n.underlay) {
-			o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr.String()})
+			o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP,
+				Address: addr.String()})
 		}
 		o.Status.Addresses = append(o.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: n.name})
 		nodes = append(nodes, o)
@@ -119,7 +121,8 @@ func (p *pod) running() *corev1.Pod {
 	}
 	o.Status.Conditions = []corev1.PodCondition{
 		{Type: corev1.PodReady, Status: ready}, {Type: corev1.ContainersReady, Status: ready},
-		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodInitialized, Status: corev1.ConditionTrue},
+		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue}, {Type: corev1.PodInitialized,
+			Status: corev1.ConditionTrue},
 	}
 	return o
 }

@@ -77,17 +77,19 @@ metadata: {name: headless}
 spec: {clusterIP: None, selector: {app: web}}
 `
 
-// Slices are derived as the endpoint slice controller does: by namespace and labels, per family, and one for each way in
-// which named ports resolve.
+// Slices are derived as the endpoint slice controller does: by namespace and labels, per family, and one for each way
+// in which named ports resolve.
 func TestEndpointSlices(t *testing.T) {
-	l := standing(t, Dual, strings.Replace(webAndDB, "metadata: {name: web}\nspec: {", "metadata: {name: web}\nspec: {ipFamilyPolicy: PreferDualStack, ", 1))
+	l := standing(t, Dual, strings.Replace(webAndDB, "metadata: {name: web}\nspec: {",
+		"metadata: {name: web}\nspec: {ipFamilyPolicy: PreferDualStack, ", 1))
 	got := map[string][]string{}
 	for _, s := range l.services() {
 		for _, slice := range endpointSlices(s, l.sortedPods()) {
 			for _, e := range slice.Endpoints {
 				for _, p := range slice.Ports {
 					key := fmt.Sprintf("%s %s:%s", s.Name, slice.AddressType, *p.Name)
-					got[key] = append(got[key], fmt.Sprintf("%s@%s %s:%d/%s", e.TargetRef.Name, *e.NodeName, e.Addresses[0], *p.Port, *p.Protocol))
+					got[key] = append(got[key], fmt.Sprintf("%s@%s %s:%d/%s", e.TargetRef.Name, *e.NodeName, e.Addresses[0], *p.Port,
+						*p.Protocol))
 				}
 			}
 			if !*slice.Endpoints[0].Conditions.Ready || slice.Labels["kubernetes.io/service-name"] != s.Name {
@@ -109,7 +111,8 @@ func TestEndpointSlices(t *testing.T) {
 func TestEndpointSlicesAreBounded(t *testing.T) {
 	var text strings.Builder
 	for i := range 2*maxEndpoints + 1 {
-		fmt.Fprintf(&text, "apiVersion: v1\nkind: Pod\nmetadata: {name: p%d, labels: {a: b}}\nspec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n---\n", i)
+		fmt.Fprintf(&text,
+			"apiVersion: v1\nkind: Pod\nmetadata: {name: p%d, labels: {a: b}}\nspec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n---\n", i)
 	}
 	text.WriteString("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {a: b}, ports: [{port: 1}]}\n")
 	l := standing(t, IPv4, text.String())
@@ -137,11 +140,13 @@ func TestServiceAddresses(t *testing.T) {
 		{Dual, "", []corev1.IPFamily{corev1.IPv4Protocol}},
 		{Dual, "ipFamilies: [IPv6], ", []corev1.IPFamily{corev1.IPv6Protocol}},
 		{Dual, "ipFamilyPolicy: PreferDualStack, ", []corev1.IPFamily{corev1.IPv4Protocol, corev1.IPv6Protocol}},
-		{Dual, "ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6], ", []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}},
+		{Dual, "ipFamilyPolicy: RequireDualStack, ipFamilies: [IPv6], ", []corev1.IPFamily{corev1.IPv6Protocol,
+			corev1.IPv4Protocol}},
 		{Dual, "ipFamilies: [IPv6, IPv4], ", []corev1.IPFamily{corev1.IPv6Protocol, corev1.IPv4Protocol}},
 		{IPv4, "ipFamilyPolicy: PreferDualStack, ", []corev1.IPFamily{corev1.IPv4Protocol}},
 	} {
-		l := standing(t, tc.family, strings.Replace(webAndDB, "metadata: {name: web}\nspec: {", "metadata: {name: web}\nspec: {"+tc.spec, 1))
+		l := standing(t, tc.family, strings.Replace(webAndDB, "metadata: {name: web}\nspec: {",
+			"metadata: {name: web}\nspec: {"+tc.spec, 1))
 		for _, s := range l.services() {
 			if s.Name != "web" {
 				continue
@@ -196,12 +201,14 @@ func TestPoliciesAreConverted(t *testing.T) {
 	}
 	want := policy.Policy{
 		Namespace: "default", Name: "all",
-		PodSelector: policy.Selector{MatchLabels: map[string]string{"app": "web"}, MatchExpressions: []policy.Requirement{{Key: "x", Operator: policy.NotIn, Values: []string{"y"}}}},
-		Types:       []policy.Direction{policy.Ingress, policy.Egress},
+		PodSelector: policy.Selector{MatchLabels: map[string]string{"app": "web"}, MatchExpressions: []policy.Requirement{
+			{Key: "x", Operator: policy.NotIn, Values: []string{"y"}}}},
+		Types: []policy.Direction{policy.Ingress, policy.Egress},
 		Ingress: []policy.Rule{{
 			Peers: []policy.Peer{
 				{PodSelector: &policy.Selector{}, NamespaceSelector: &policy.Selector{MatchLabels: map[string]string{"n": "m"}}},
-				{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}},
+				{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{
+					netip.MustParsePrefix("10.1.0.0/16")}}},
 			},
 			Ports: []policy.Port{{Name: "http"}, {Protocol: policy.UDP, Number: 5, EndPort: 7}, {Protocol: policy.SCTP}},
 		}},
@@ -210,12 +217,14 @@ func TestPoliciesAreConverted(t *testing.T) {
 	if diff := cmp.Diff([]policy.Policy{want}, c.Policies, equatable); diff != "" {
 		t.Errorf("policies (-want +got):\n%s", diff)
 	}
-	pod := policy.Pod{Namespace: "x", Name: "other", Node: "node2", Labels: map[string]string{"app": "web"}, Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.12")},
+	pod := policy.Pod{Namespace: "x", Name: "other", Node: "node2", Labels: map[string]string{"app": "web"},
+		Addrs: []netip.Addr{netip.MustParseAddr("10.244.1.12")},
 		Ports: []policy.ContainerPort{{Name: "http", Protocol: policy.TCP, Number: 8081}}}
 	if diff := cmp.Diff(pod, c.Pods[2], equatable); diff != "" {
 		t.Errorf("pod (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("172.31.0.11"), netip.MustParseAddr("10.244.0.1")}, c.Nodes["node1"], equatable); diff != "" {
+	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("172.31.0.11"), netip.MustParseAddr("10.244.0.1")},
+		c.Nodes["node1"], equatable); diff != "" {
 		t.Errorf("addresses of node1 (-want +got):\n%s", diff)
 	}
 	if c.Namespaces["x"]["kubernetes.io/metadata.name"] != "x" {
@@ -257,9 +266,11 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 			reached string
 			want    bool
 		}{
-			{podns.Silent, "", expected != Allow && expected != Reject}, {podns.Refused, "", expected != Allow}, {podns.Answered, "another/pod", false},
+			{podns.Silent, "", expected != Allow && expected != Reject}, {podns.Refused, "", expected != Allow}, {podns.Answered,
+				"another/pod", false},
 			{podns.Answered, "default/two", false},
-			{podns.Answered, "default/one", strings.HasSuffix(target.String(), "default/one 8080/TCP") || target.String() == "service default/web 80/TCP"},
+			{podns.Answered, "default/one", strings.HasSuffix(target.String(), "default/one 8080/TCP") ||
+				target.String() == "service default/web 80/TCP"},
 		} {
 			if got := v.kept(from, target, Probe{Expected: expected, Outcome: tc.outcome, Reached: tc.reached}); got != tc.want {
 				t.Errorf("%s, expected %s, %s by %q: kept %t, want %t", target, expected, tc.outcome, tc.reached, got, tc.want)

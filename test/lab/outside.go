@@ -22,14 +22,17 @@ func (l *Lab) startOutside(ctx context.Context) (err error) {
 	return l.datapath.Address(l.outside, l.opt.Family.member(outside))
 }
 
-// routeOutside gives the host outside ways to new LoadBalancer and external addresses, through the first node, as a router would
-// have them. They are the host's from then on: a person may change them.
+// routeOutside gives the host outside ways to new LoadBalancer and external addresses, through the first node, as a
+// router would have them. They are the host's from then on: a person may change them.
 func (l *Lab) routeOutside(ctx context.Context) error {
 	var want []netip.Addr
 	for _, s := range l.services() {
 		for _, addr := range externalAddrs(s) {
 			via, ok := l.nodes[0].addr(addr.Is4())
-			if ok && !slices.ContainsFunc(l.nodes, func(n *node) bool { own, ok := n.addr(addr.Is4()); return ok && own == addr }) {
+			if ok && !slices.ContainsFunc(l.nodes, func(n *node) bool {
+				own, ok := n.addr(addr.Is4())
+				return ok && own == addr
+			}) {
 				want = append(want, addr)
 				if !l.routed[addr] {
 					if _, err := l.outside.Run(ctx, "ip", "route", "replace", addr.String(), "via", via.String()); err != nil {

@@ -15,12 +15,14 @@ import (
 
 // external is a pod, and a Service with external addresses.
 func external(addrs ...string) string {
-	return deployment("web", 1, 80) + "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80}], " +
+	return deployment("web", 1,
+		80) + "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ipFamilyPolicy: RequireDualStack, " +
+		"selector: {app: web}, ports: [{port: 80}], " +
 		`externalIPs: ["` + strings.Join(addrs, `", "`) + "\"]}\n"
 }
 
-// The host outside has a way to each external address, for as long as a Service has the address. A person may have removed it
-// before; a way that cannot be removed is a problem, and is tried again.
+// The host outside has a way to each external address, for as long as a Service has the address. A person may have
+// removed it before; a way that cannot be removed is a problem, and is tried again.
 func TestOutsideRoutes(t *testing.T) {
 	addrs := []string{"192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2"}
 	dir := labtest.Write(t, map[string]string{"f.yaml": external(addrs...)})

@@ -59,7 +59,8 @@ var (
 func (f Family) member(number byte) []netip.Prefix {
 	a4, a6 := underlay4.Addr().As4(), underlay6.Addr().As16()
 	a4[3], a6[15] = number, number
-	return pick(f, netip.PrefixFrom(netip.AddrFrom4(a4), underlay4.Bits()), netip.PrefixFrom(netip.AddrFrom16(a6), underlay6.Bits()))
+	return pick(f, netip.PrefixFrom(netip.AddrFrom4(a4), underlay4.Bits()), netip.PrefixFrom(netip.AddrFrom16(a6),
+		underlay6.Bits()))
 }
 
 func (f Family) serviceCIDRs() []netip.Prefix { return pick(f, services4, services6) }
@@ -74,7 +75,8 @@ func (f Family) node(index int) []netip.Prefix { return f.member(byte(firstNode 
 func (f Family) podCIDRs(index int) []netip.Prefix {
 	v6 := [16]byte{0xfd, 0x10, 0x02, 0x44}
 	v6[7] = byte(index)
-	return pick(f, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(index), 0}), 24), netip.PrefixFrom(netip.AddrFrom16(v6), 64))
+	return pick(f, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(index), 0}), 24),
+		netip.PrefixFrom(netip.AddrFrom16(v6), 64))
 }
 
 // nodeMAC is the MAC address of a node's physical bridge: locally administered.
@@ -82,8 +84,8 @@ func nodeMAC(index int) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x57, 0x65, 0x66, 0x74, byte(firstNode + index)}
 }
 
-// serviceIPs finds a cluster IP of each family for a Service that is not in taken. It depends on the name first of all, so
-// that an edit of one Service seldom moves another.
+// serviceIPs finds a cluster IP of each family for a Service that is not in taken. It depends on the name first of all,
+// so that an edit of one Service seldom moves another.
 func serviceIPs(families []corev1.IPFamily, name string, taken map[netip.Addr]bool) []netip.Addr {
 	h := fnv.New32a()
 	h.Write([]byte(name))

@@ -95,8 +95,8 @@ func (l *Lab) apply(ctx context.Context, set manifest.Set) error {
 	return l.retire(ctx, func(p *pod) bool { return want[p.key] == nil })
 }
 
-// retire takes pods away as a cluster does: they terminate while others have taken over, and are in the API until their network is
-// gone.
+// retire takes pods away as a cluster does: they terminate while others have taken over, and are in the API until their
+// network is gone.
 func (l *Lab) retire(ctx context.Context, gone func(*pod) bool) error {
 	if !slices.ContainsFunc(l.sortedPods(), gone) {
 		return nil
@@ -210,8 +210,8 @@ func (p *pod) start() (err error) {
 	return nil
 }
 
-// attach has the pod connected. It tries again, as a kubelet does, only when the agent says that it may (CNI, Error Codes: 11): on a
-// busy machine it may not keep the runtime's time. Any other error is one.
+// attach has the pod connected. It tries again, as a kubelet does, only when the agent says that it may (CNI, Error
+// Codes: 11): on a busy machine it may not keep the runtime's time. Any other error is one.
 func (p *pod) attach() error {
 	var err error
 	for range attempts {
@@ -282,8 +282,8 @@ func (p *pod) take(raw []byte) error {
 	return nil
 }
 
-// pluginConf is what libcni gives weft-cni on its standard input: the plugin's part of the list, with the list's name and
-// version.
+// pluginConf is what libcni gives weft-cni on its standard input: the plugin's part of the list, with the list's name
+// and version.
 func pluginConf() ([]byte, error) {
 	b, err := cni.ConfList("")
 	if err != nil {

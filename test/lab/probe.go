@@ -24,12 +24,13 @@ const ProbeTimeout = 5 * time.Second
 const (
 	// attemptsAtOnce bounds the attempts under way: each has a thread.
 	attemptsAtOnce = 128
-	// askedAtOnce bounds, for each processor, those of them that should be answered: more would only wait for each other, and on a
-	// slow machine until packets are lost. So they go as fast as the machine; one that is not answered holds the others up for holdUp.
+	// askedAtOnce bounds, for each processor, those of them that should be answered: more would only wait for each other,
+	// and on a slow machine until packets are lost. So they go as fast as the machine; one that is not answered holds the
+	// others up for holdUp.
 	askedAtOnce = 4
 	holdUp      = 250 * time.Millisecond
-	// silence is how long an answer is waited for at least that should not come. A lost packet must not pass for a forbidden one: TCP
-	// repeats its first after a second.
+	// silence is how long an answer is waited for at least that should not come. A lost packet must not pass for a
+	// forbidden one: TCP repeats its first after a second.
 	silence = 2 * time.Second
 	// maxTraces bounds how many differences are traced, since one cause often has many.
 	maxTraces = 20
@@ -109,8 +110,8 @@ type Report struct {
 	Targets []Target `json:"targets"`
 	// Probes are all cells, row by row.
 	Probes []Probe `json:"probes"`
-	// Slowest is how many seconds the slowest answer took: what is forbidden was waited for at least twice as long, up to the probe's
-	// timeout.
+	// Slowest is how many seconds the slowest answer took: what is forbidden was waited for at least twice as long, up to
+	// the probe's timeout.
 	Slowest float64       `json:"slowest"`
 	Counts  map[State]int `json:"counts"`
 	// Problem says why the manifests as they are now are not what was probed.
@@ -132,7 +133,8 @@ func (l *Lab) serveProbe(w http.ResponseWriter, r *http.Request) {
 	}
 	timeout, err := time.ParseDuration(r.FormValue("timeout"))
 	if err != nil || timeout <= 0 {
-		http.Error(w, fmt.Sprintf("probe with the timeout %q: want a time, more than 0", r.FormValue("timeout")), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("probe with the timeout %q: want a time, more than 0", r.FormValue("timeout")),
+			http.StatusBadRequest)
 		return
 	}
 	report, err := l.probe(r.Context(), timeout)
@@ -151,15 +153,16 @@ type view struct {
 	problem string
 }
 
-// probe sends real packets from every pod to every port: first where an answer is expected, which tells how fast that goes here and
-// now, then where none is.
+// probe sends real packets from every pod to every port: first where an answer is expected, which tells how fast that
+// goes here and now, then where none is.
 func (l *Lab) probe(ctx context.Context, timeout time.Duration) (Report, error) {
 	begin := time.Now()
 	v, err := l.view()
 	if err != nil {
 		return Report{}, err
 	}
-	r := Report{Lab: l.opt.Name, Targets: v.targets, Probes: make([]Probe, 0, len(v.pods)*len(v.targets)), Counts: map[State]int{}, Problem: v.problem}
+	r := Report{Lab: l.opt.Name, Targets: v.targets, Probes: make([]Probe, 0, len(v.pods)*len(v.targets)),
+		Counts: map[State]int{}, Problem: v.problem}
 	for _, p := range v.pods {
 		r.From = append(r.From, p.key)
 		for j, t := range v.targets {
@@ -202,7 +205,8 @@ func (l *Lab) view() (view, error) {
 	for _, p := range v.pods {
 		for _, ip := range p.ips {
 			for _, port := range portsOf(p.object) {
-				v.targets = append(v.targets, Target{Kind: "pod", Name: p.key, Addr: ip, Port: port, missing: slices.Contains(p.missing, port),
+				v.targets = append(v.targets, Target{Kind: "pod", Name: p.key, Addr: ip, Port: port,
+					missing:  slices.Contains(p.missing, port),
 					backends: []backend{{name: p.key, node: p.node.name, addr: netip.AddrPortFrom(ip, port.Number), ready: true}}})
 			}
 		}
@@ -215,9 +219,10 @@ func (l *Lab) view() (view, error) {
 	return v, err
 }
 
-// send makes the probes of some expectations, no more than so many at once of those that are not held up, and says how long the slowest
-// answer took.
-func (v view) send(ctx context.Context, probes []Probe, some func(Expectation) bool, timeout time.Duration, atOnce int) (time.Duration, error) {
+// send makes the probes of some expectations, no more than so many at once of those that are not held up, and says how
+// long the slowest answer took.
+func (v view) send(ctx context.Context, probes []Probe, some func(Expectation) bool, timeout time.Duration,
+	atOnce int) (time.Duration, error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(attemptsAtOnce)
 	slots := make(chan struct{}, atOnce)

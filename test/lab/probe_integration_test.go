@@ -13,10 +13,11 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// A switch that is slow to answer does not count as a difference, and silence is waited for longer then. What is not answered in the time that a
-// person gives is one.
+// A switch that is slow to answer does not count as a difference, and silence is waited for longer then. What is not
+// answered in the time that a person gives is one.
 func TestProbeTakesItsTime(t *testing.T) {
-	l := labtest.Up(t, "slow", "-f", labtest.Write(t, map[string]string{"f.yaml": deployment("open", 2, 80) + deployment("shut", 1, 80) +
+	l := labtest.Up(t, "slow", "-f", labtest.Write(t, map[string]string{"f.yaml": deployment("open", 2,
+		80) + deployment("shut", 1, 80) +
 		"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {matchLabels: {app: shut}}}\n"}), "--nodes=1")
 	pid, err := strconv.Atoi(l.Run("node/node1", "cat", "/run/openvswitch/ovs-vswitchd.pid"))
 	if err != nil {
@@ -46,7 +47,8 @@ func TestProbeTakesItsTime(t *testing.T) {
 		t.Errorf("of a switch that paused: %v, want 9 as expected: %+v", r.Counts, r.Probes)
 	}
 	if want := 3 * r.Slowest; r.Slowest < 1 || r.Seconds < want {
-		t.Errorf("the slowest answer took %.2f s, want at least 1; all took %.2f s, want at least %.2f", r.Slowest, r.Seconds, want)
+		t.Errorf("the slowest answer took %.2f s, want at least 1; all took %.2f s, want at least %.2f", r.Slowest, r.Seconds,
+			want)
 	}
 
 	l.Run("node/node1", "ovs-ofctl", "add-flow", "weft", "table=60,priority=999,tcp,actions=drop") // not Weft's

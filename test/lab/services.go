@@ -43,7 +43,8 @@ func (l *Lab) services() []*corev1.Service {
 		complete(&o.Spec)
 		o.Spec.IPFamilies, o.Spec.IPFamilyPolicy = l.serviceFamilies(o)
 		if o.Spec.ClusterIP != corev1.ClusterIPNone {
-			for _, ip := range serviceIPs(o.Spec.IPFamilies[min(len(o.Spec.ClusterIPs), len(o.Spec.IPFamilies)):], o.Namespace+"/"+o.Name, taken) {
+			for _, ip := range serviceIPs(o.Spec.IPFamilies[min(len(o.Spec.ClusterIPs), len(o.Spec.IPFamilies)):],
+				o.Namespace+"/"+o.Name, taken) {
 				o.Spec.ClusterIPs = append(o.Spec.ClusterIPs, ip.String())
 			}
 			o.Spec.ClusterIP = o.Spec.ClusterIPs[0]
@@ -75,7 +76,8 @@ type nodePort struct {
 	number   int32
 }
 
-// assignNodePorts gives a Service the node ports that it lacks. Like the addresses they depend on the name first of all.
+// assignNodePorts gives a Service the node ports that it lacks. Like the addresses they depend on the name first of
+// all.
 func assignNodePorts(s *corev1.Service, taken map[nodePort]bool) {
 	if s.Spec.Type != corev1.ServiceTypeNodePort && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		return
@@ -93,7 +95,8 @@ func assignNodePorts(s *corev1.Service, taken map[nodePort]bool) {
 		}
 		return 0 // all of them are in use, and the API server would refuse the Service
 	}
-	wanted := s.Spec.AllocateLoadBalancerNodePorts == nil || *s.Spec.AllocateLoadBalancerNodePorts || s.Spec.Type == corev1.ServiceTypeNodePort
+	wanted := s.Spec.AllocateLoadBalancerNodePorts == nil || *s.Spec.AllocateLoadBalancerNodePorts ||
+		s.Spec.Type == corev1.ServiceTypeNodePort
 	for i := range s.Spec.Ports {
 		if p := &s.Spec.Ports[i]; p.NodePort == 0 && wanted {
 			p.NodePort = free(p.Name, p.Protocol)
@@ -125,7 +128,9 @@ func externalAddrs(s *corev1.Service) []netip.Addr {
 // serviceFamilies decides as the API server does: one family, the lab's primary one, unless the Service says otherwise.
 func (l *Lab) serviceFamilies(s *corev1.Service) ([]corev1.IPFamily, *corev1.IPFamilyPolicy) {
 	all := pick(l.opt.Family, corev1.IPv4Protocol, corev1.IPv6Protocol)
-	families := slices.DeleteFunc(slices.Clone(s.Spec.IPFamilies), func(f corev1.IPFamily) bool { return !slices.Contains(all, f) })
+	families := slices.DeleteFunc(slices.Clone(s.Spec.IPFamilies), func(f corev1.IPFamily) bool {
+		return !slices.Contains(all, f)
+	})
 	if len(families) == 0 {
 		for _, text := range s.Spec.ClusterIPs { // an address says its family
 			family := corev1.IPv4Protocol
@@ -195,7 +200,8 @@ func (l *Lab) slicesOf(s *corev1.Service, pods []*pod) []*discoveryv1.EndpointSl
 	return out
 }
 
-func newSlice(s *corev1.Service, family corev1.IPFamily, ports []discoveryv1.EndpointPort, number int) *discoveryv1.EndpointSlice {
+func newSlice(s *corev1.Service, family corev1.IPFamily, ports []discoveryv1.EndpointPort,
+	number int) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: s.Namespace, Name: fmt.Sprintf("%s-%s-%d", s.Name, strings.ToLower(string(family)), number),
@@ -239,7 +245,8 @@ func (p *pod) endpoint(s *corev1.Service, ip netip.Addr) discoveryv1.Endpoint {
 		Addresses:  []string{ip.String()},
 		Conditions: discoveryv1.EndpointConditions{Ready: &ready, Serving: &serving, Terminating: &terminating},
 		NodeName:   &p.node.name,
-		TargetRef:  &corev1.ObjectReference{Kind: "Pod", Namespace: p.object.Namespace, Name: p.object.Name, UID: p.object.UID},
+		TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: p.object.Namespace, Name: p.object.Name,
+			UID: p.object.UID},
 	}
 	if p.node.zone != "" {
 		e.Zone = &p.node.zone
@@ -270,7 +277,8 @@ func resolvePorts(s *corev1.Service, object *corev1.Pod) (ports []discoveryv1.En
 		if !ok {
 			continue
 		}
-		ports = append(ports, discoveryv1.EndpointPort{Name: &port.Name, Protocol: &port.Protocol, Port: &number, AppProtocol: port.AppProtocol})
+		ports = append(ports, discoveryv1.EndpointPort{Name: &port.Name, Protocol: &port.Protocol, Port: &number,
+			AppProtocol: port.AppProtocol})
 		signature += fmt.Sprintf("%s=%d/%s ", port.Name, number, port.Protocol)
 	}
 	return ports, signature

@@ -77,7 +77,8 @@ func TestEndpointConditions(t *testing.T) {
 	for _, s := range l.services() {
 		for _, slice := range endpointSlices(s, l.sortedPods()) {
 			for _, e := range slice.Endpoints {
-				text := fmt.Sprintf("ready %t serving %t terminating %t", *e.Conditions.Ready, *e.Conditions.Serving, *e.Conditions.Terminating)
+				text := fmt.Sprintf("ready %t serving %t terminating %t", *e.Conditions.Ready, *e.Conditions.Serving,
+					*e.Conditions.Terminating)
 				if e.Hints != nil {
 					text += fmt.Sprintf(" zones %v nodes %v", e.Hints.ForZones, e.Hints.ForNodes)
 				}
@@ -90,8 +91,10 @@ func TestEndpointConditions(t *testing.T) {
 		"web sick 10.244.0.11":    "ready false serving false terminating false zones [{east}] nodes [{node1}]",
 		"web leaving 10.244.1.12": "ready false serving true terminating true zones [] nodes [{node2}]",
 		"web host 172.31.0.12":    "ready true serving true terminating false zones [] nodes [{node2}]",
-		"all good 10.244.0.10":    "ready true serving true terminating false", "all sick 10.244.0.11": "ready true serving false terminating false",
-		"all leaving 10.244.1.12": "ready true serving true terminating true", "all host 172.31.0.12": "ready true serving true terminating false",
+		"all good 10.244.0.10":    "ready true serving true terminating false",
+		"all sick 10.244.0.11":    "ready true serving false terminating false",
+		"all leaving 10.244.1.12": "ready true serving true terminating true",
+		"all host 172.31.0.12":    "ready true serving true terminating false",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("endpoints (-want +got):\n%s", diff)
@@ -109,16 +112,19 @@ func TestServicesAreCompleted(t *testing.T) {
 	if b.Spec.ClusterIP != "10.96.0.77" || len(b.Spec.ClusterIPs) != 1 || b.Spec.Ports[0].NodePort != 30080 {
 		t.Errorf("what the manifest says is changed: %+v", b.Spec)
 	}
-	if p := b.Spec.Ports[1].NodePort; p < 30000 || p > 32767 || p == 30080 || b.Spec.HealthCheckNodePort < 30000 || b.Spec.HealthCheckNodePort == p {
+	if p := b.Spec.Ports[1].NodePort; p < 30000 || p > 32767 || p == 30080 || b.Spec.HealthCheckNodePort < 30000 ||
+		b.Spec.HealthCheckNodePort == p {
 		t.Errorf("node port %d, health check %d", p, b.Spec.HealthCheckNodePort)
 	}
 	if got := fmt.Sprint(externalAddrs(b)); got != "[192.0.2.7 192.0.2.1]" {
 		t.Errorf("external addresses %s", got)
 	}
-	if w := services["web"]; w.Spec.Ports[0].NodePort != 0 || *w.Spec.InternalTrafficPolicy != "Cluster" || w.Spec.SessionAffinity != "None" {
+	if w := services["web"]; w.Spec.Ports[0].NodePort != 0 || *w.Spec.InternalTrafficPolicy != "Cluster" ||
+		w.Spec.SessionAffinity != "None" {
 		t.Errorf("a Service of the default type: %+v", w.Spec)
 	}
-	if got := l.slicesOf(b, l.sortedPods()); len(got) != 1 || got[0].AddressType != discoveryv1.AddressTypeIPv4 || len(got[0].Endpoints) != 2 {
+	if got := l.slicesOf(b, l.sortedPods()); len(got) != 1 || got[0].AddressType != discoveryv1.AddressTypeIPv4 ||
+		len(got[0].Endpoints) != 2 {
 		t.Errorf("slices of a Service without a selector: %+v", got)
 	}
 }
@@ -143,7 +149,8 @@ func TestServiceExpectations(t *testing.T) {
 			}
 			slices.Sort(names)
 			expected, _ := v.expected(l.pods[from], target)
-			got[fmt.Sprintf("%s %s:%d from %s", target.Name, target.Addr, target.Number, from[len("default/"):])] = fmt.Sprint(expected, names)
+			got[fmt.Sprintf("%s %s:%d from %s", target.Name, target.Addr, target.Number, from[len("default/"):])] = fmt.Sprint(
+				expected, names)
 		}
 	}
 	ip := func(name string) netip.Addr {
@@ -174,7 +181,8 @@ func TestTail(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "log")
 	for text, want := range map[string]string{
 		"one\ntwo\n": "    one\n    two",
-		strings.Repeat("line\n", 50) + "panic: why\n" + strings.Repeat("frame\n", 20): "    panic: why" + strings.Repeat("\n    frame", 20),
+		strings.Repeat("line\n", 50) + "panic: why\n" + strings.Repeat("frame\n", 20): "    panic: why" + strings.Repeat(
+			"\n    frame", 20),
 	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -111,9 +111,11 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 	}
 	err = getJSON(ctx, client(directory(name)), method, "http://lab"+path, v)
 	switch {
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.EOF): // perhaps just now
+	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err,
+		syscall.ECONNRESET), errors.Is(err, io.EOF): // perhaps just now
 		if left, leftErr := group.Leftovers(); leftErr == nil && len(left) > 0 {
-			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weft-lab down` removes what is left", name)
+			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weft-lab down` "+
+				"removes what is left", name)
 		}
 		return fmt.Errorf("there is no lab %q%s", name, others())
 	case err != nil:
@@ -156,7 +158,8 @@ func (l *Lab) status(ctx context.Context) Status {
 		s.Services = append(s.Services, l.serviceStatus(service, pods))
 	}
 	for _, e := range l.api.Events() {
-		s.Events = append(s.Events, fmt.Sprintf("%s %s/%s: %s: %s", e.Type, e.InvolvedObject.Kind, e.InvolvedObject.Name, e.Reason, e.Message))
+		s.Events = append(s.Events, fmt.Sprintf("%s %s/%s: %s: %s", e.Type, e.InvolvedObject.Kind, e.InvolvedObject.Name,
+			e.Reason, e.Message))
 	}
 	return s
 }
@@ -182,12 +185,14 @@ func (n *node) status(ctx context.Context) NodeStatus {
 func (l *Lab) podStatus(p *pod) PodStatus {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return PodStatus{Namespace: p.object.Namespace, Name: p.object.Name, Node: p.node.name, IPs: p.ips, Labels: p.object.Labels,
-		Ports: portsOf(p.object), Missing: p.missing, NetNS: p.ns.Path()}
+	return PodStatus{Namespace: p.object.Namespace, Name: p.object.Name, Node: p.node.name, IPs: p.ips,
+		Labels: p.object.Labels,
+		Ports:  portsOf(p.object), Missing: p.missing, NetNS: p.ns.Path()}
 }
 
 func (l *Lab) serviceStatus(service *corev1.Service, pods []*pod) ServiceStatus {
-	s := ServiceStatus{Namespace: service.Namespace, Name: service.Name, Type: service.Spec.Type, IPs: service.Spec.ClusterIPs, External: externalAddrs(service)}
+	s := ServiceStatus{Namespace: service.Namespace, Name: service.Name, Type: service.Spec.Type,
+		IPs: service.Spec.ClusterIPs, External: externalAddrs(service)}
 	for _, port := range service.Spec.Ports {
 		number := fmt.Sprint(port.Port)
 		if port.NodePort != 0 {

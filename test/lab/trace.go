@@ -68,7 +68,8 @@ func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
 	if n.underlay[0].Addr().Is6() {
 		source = "tun_ipv6_src"
 	}
-	text, err = to.node.trace(ctx, fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source, n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
+	text, err = to.node.trace(ctx, fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source,
+		n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return out + "\n" + err.Error()
 	}
@@ -104,9 +105,11 @@ func portOf(ctx context.Context, p *pod) (uint32, error) {
 func (j journey) String() string {
 	protocol := strings.ToLower(string(j.proto))
 	if j.dst.Is6() {
-		return fmt.Sprintf("%[1]s6,ipv6_src=%[2]s,ipv6_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst, j.srcPort, j.dstPort)
+		return fmt.Sprintf("%[1]s6,ipv6_src=%[2]s,ipv6_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src,
+			j.dst, j.srcPort, j.dstPort)
 	}
-	return fmt.Sprintf("%[1]s,nw_src=%[2]s,nw_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst, j.srcPort, j.dstPort)
+	return fmt.Sprintf("%[1]s,nw_src=%[2]s,nw_dst=%[3]s,nw_ttl=64,%[1]s_src=%[4]d,%[1]s_dst=%[5]d", protocol, j.src, j.dst,
+		j.srcPort, j.dstPort)
 }
 
 // trace calls ofproto/trace of the node's ovs-vswitchd and names the tables.

@@ -40,7 +40,8 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 	}
 	defer unlock()
 	if s, err := ReadStatus(ctx, opt.Name); err == nil && s.Up {
-		return fmt.Errorf("the lab %q is up already, since %s; `weft-lab down` takes it down", opt.Name, s.Since.Format(time.DateTime))
+		return fmt.Errorf("the lab %q is up already, since %s; `weft-lab down` takes it down", opt.Name,
+			s.Since.Format(time.DateTime))
 	}
 	left, err := group.Leftovers()
 	if err != nil {

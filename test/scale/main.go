@@ -1,9 +1,11 @@
-// Command scale measures the real agent on a real Open vSwitch (userspace datapath) against an API server that holds thousands of
-// Services or policies: how long it takes from a cold start, how much memory and processor time it uses, and what one change costs.
+// Command scale measures the real agent on a real Open vSwitch (userspace datapath) against an API server that holds
+// thousands of Services or policies: how long it takes from a cold start, how much memory and processor time it uses,
+// and what one change costs.
 //
-// It runs in network and mount namespaces of its own, where one node stands: Open vSwitch, the agent, pods that the agent's real CNI
-// code connects, and the lab's API server, in this process. All of it ends with the program. It needs root and openvswitch-switch.
-// One goroutine does everything but serve the API, read the switch's events, and answer in the pods.
+// It runs in network and mount namespaces of its own, where one node stands: Open vSwitch, the agent, pods that the
+// agent's real CNI code connects, and the lab's API server, in this process. All of it ends with the program. It needs
+// root and openvswitch-switch. One goroutine does everything but serve the API, read the switch's events, and answer in
+// the pods.
 package main
 
 import (
@@ -104,7 +106,8 @@ func run(ctx context.Context, names []string, output string, opt options) (err e
 }
 
 // measure gives a scenario a node of its own.
-func measure(ctx context.Context, dir string, scenario func(context.Context, *node, options, *report) error, opt options, r *report) (err error) {
+func measure(ctx context.Context, dir string, scenario func(context.Context, *node, options, *report) error,
+	opt options, r *report) (err error) {
 	n, err := startNode(ctx, dir, opt.agent)
 	if err != nil {
 		return err

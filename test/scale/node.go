@@ -62,7 +62,8 @@ func startNode(ctx context.Context, dir, agent string) (n *node, err error) {
 	if err := addUnderlay(); err != nil {
 		return n, err
 	}
-	if n.ovs, err = vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "ovs"), DataDir: filepath.Join(dir, "logs")}); err != nil {
+	if n.ovs, err = vswitch.Start(ctx, vswitch.Config{RunDir: filepath.Join(dir, "ovs"), DataDir: filepath.Join(dir,
+		"logs")}); err != nil {
 		return n, err
 	}
 	var lc net.ListenConfig
@@ -125,13 +126,17 @@ func (n *node) addNodes() error {
 			cidr = netip.PrefixFrom(remoteAddr(i, -2), 24).String()
 		}
 		nodes = append(nodes, &corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i), Labels: map[string]string{"kubernetes.io/hostname": fmt.Sprint("n", i)}},
-			Spec:       corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
-			Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: nodeAddr(i).String()}}},
+			ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("n", i), Labels: map[string]string{
+				"kubernetes.io/hostname": fmt.Sprint("n", i)}},
+			Spec: corev1.NodeSpec{PodCIDR: cidr, PodCIDRs: []string{cidr}},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP,
+				Address: nodeAddr(i).String()}}},
 		})
 	}
-	ranges := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{serviceCIDR.String()}}}
-	return errors.Join(n.api.Apply(apiserver.Nodes, nodes), n.api.Apply(apiserver.ServiceCIDRs, []apiserver.Object{ranges}))
+	ranges := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes"},
+		Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{serviceCIDR.String()}}}
+	return errors.Join(n.api.Apply(apiserver.Nodes, nodes), n.api.Apply(apiserver.ServiceCIDRs,
+		[]apiserver.Object{ranges}))
 }
 
 // stop ends everything. The namespaces end with the program.

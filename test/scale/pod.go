@@ -73,8 +73,10 @@ func (p *pod) add(socket string) error {
 	o := p.object
 	id := string(o.UID)
 	response, err := wire.Call(socket, wire.Request{
-		Command: "ADD", ContainerID: id, IfName: "eth0", Netns: p.ns.Path(), Config: []byte(`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni"}`),
-		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s;K8S_POD_INFRA_CONTAINER_ID=%s", o.Namespace, o.Name, o.UID, id),
+		Command: "ADD", ContainerID: id, IfName: "eth0", Netns: p.ns.Path(), Config: []byte(
+			`{"cniVersion": "1.0.0", "name": "weft", "type": "weft-cni"}`),
+		Args: fmt.Sprintf("IgnoreUnknown=1;K8S_POD_NAMESPACE=%s;K8S_POD_NAME=%s;K8S_POD_UID=%s;K8S_POD_INFRA_CONTAINER_ID=%s",
+			o.Namespace, o.Name, o.UID, id),
 	}, p.ns.File())
 	if err == nil && response.Error != nil {
 		err = response.Error

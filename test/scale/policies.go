@@ -36,17 +36,19 @@ func remotePod(i int, labels map[string]string) *corev1.Pod {
 	at := 1 + i%otherNodes
 	ip := remoteAddr(at, i/otherNodes%220).String()
 	return &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("pod", i), UID: uid("pod", i), Labels: labels, CreationTimestamp: metav1.Now()},
-		Spec:       corev1.PodSpec{NodeName: fmt.Sprint("n", at), Containers: []corev1.Container{container()}},
-		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}, HostIP: nodeAddr(at).String()},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: fmt.Sprint("pod", i), UID: uid("pod", i), Labels: labels,
+			CreationTimestamp: metav1.Now()},
+		Spec: corev1.PodSpec{NodeName: fmt.Sprint("n", at), Containers: []corev1.Container{container()}},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}},
+			HostIP: nodeAddr(at).String()},
 	}
 }
 
 // localNumber is the number of this node's pods among all, which spreads them over namespaces and applications.
 func localNumber(i int) int { return i * (otherNodes + 1) }
 
-// aPolicy selects the application of one pod in its namespace and allows, at the port named http and at 8080, another application of
-// the namespace, one of a team's namespaces, and a block of addresses.
+// aPolicy selects the application of one pod in its namespace and allows, at the port named http and at 8080, another
+// application of the namespace, one of a team's namespaces, and a block of addresses.
 func aPolicy(name string, i, about int) *networkingv1.NetworkPolicy {
 	namespace, application := place(about)
 	label := func(key, value string) *metav1.LabelSelector {
@@ -60,8 +62,10 @@ func aPolicy(name string, i, about int) *networkingv1.NetworkPolicy {
 			Ingress: []networkingv1.NetworkPolicyIngressRule{{
 				From: []networkingv1.NetworkPolicyPeer{
 					{PodSelector: label("app", fmt.Sprint("app", (about/namespaces+i/500)%applications))},
-					{NamespaceSelector: label("team", fmt.Sprint("team", (i+i/100)%teams)), PodSelector: label("app", fmt.Sprint("app", (about/namespaces+1)%applications))},
-					{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("198.18.%d.0/24", i%blocks), Except: []string{fmt.Sprintf("198.18.%d.8/29", i%blocks)}}},
+					{NamespaceSelector: label("team", fmt.Sprint("team", (i+i/100)%teams)), PodSelector: label("app",
+						fmt.Sprint("app", (about/namespaces+1)%applications))},
+					{IPBlock: &networkingv1.IPBlock{CIDR: fmt.Sprintf("198.18.%d.0/24", i%blocks),
+						Except: []string{fmt.Sprintf("198.18.%d.8/29", i%blocks)}}},
 				},
 				Ports: []networkingv1.NetworkPolicyPort{{Protocol: &tcp, Port: &number}, {Protocol: &tcp, Port: &named}},
 			}},
@@ -70,18 +74,22 @@ func aPolicy(name string, i, about int) *networkingv1.NetworkPolicy {
 }
 
 func measurePolicies(ctx context.Context, n *node, opt options, r *report) error {
-	r.Mix = fmt.Sprintf("%d policies, every one about pods of this node, over %d pods of which %d are local", opt.policies, opt.pods, opt.local)
+	r.Mix = fmt.Sprintf("%d policies, every one about pods of this node, over %d pods of which %d are local", opt.policies,
+		opt.pods, opt.local)
 	return n.policies(ctx, opt, r, func(i int) int { return localNumber(i % opt.local) })
 }
 
 func measureSpread(ctx context.Context, n *node, opt options, r *report) error {
-	r.Mix = fmt.Sprintf("%d policies about all pods alike, over %d pods of which %d are local", opt.policies, opt.pods, opt.local)
+	r.Mix = fmt.Sprintf("%d policies about all pods alike, over %d pods of which %d are local", opt.policies, opt.pods,
+		opt.local)
 	return n.policies(ctx, opt, r, func(i int) int { return i })
 }
 
 // policies measures a cluster whose policies are about the pods with these numbers.
 func (n *node) policies(ctx context.Context, opt options, r *report, about func(int) int) error {
-	r.Mix += fmt.Sprintf(". %d namespaces of %d applications; a policy selects one application and allows at two ports another of its namespace, one of a team's two namespaces, and one of %d blocks with an exception", namespaces, applications, blocks)
+	r.Mix += fmt.Sprintf(". %d namespaces of %d applications; a policy selects one application and allows at two ports "+
+		"another of its namespace, one of a team's two namespaces, and one of %d blocks with an exception", namespaces,
+		applications, blocks)
 	if err := n.addNamespaces(); err != nil {
 		return err
 	}
@@ -130,7 +138,8 @@ func (n *node) addNamespaces() error {
 	var all []apiserver.Object
 	for i := range namespaces {
 		name := fmt.Sprint("ns", i)
-		all = append(all, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"kubernetes.io/metadata.name": name, "team": fmt.Sprint("team", i%teams)}}})
+		all = append(all, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{
+			"kubernetes.io/metadata.name": name, "team": fmt.Sprint("team", i%teams)}}})
 	}
 	return n.api.Apply(apiserver.Namespaces, all)
 }
@@ -149,7 +158,8 @@ func (n *node) changePolicies(ctx context.Context, opt options, r *report) error
 	var flowsAdded, flowsLabelled int
 	for i := range opt.rounds {
 		took, flows, _, err := c.after(ctx, func() error {
-			return n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("more", i), moreNumber(opt, i), localNumber(i%opt.local)))
+			return n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("more", i), moreNumber(opt, i),
+				localNumber(i%opt.local)))
 		})
 		if err != nil {
 			return fmt.Errorf("one more policy: %w", err)
@@ -210,7 +220,8 @@ func measureSquare(ctx context.Context, n *node, _ options, r *report) error {
 	c.count(ctx, time.Second)
 	p := aPolicy("square", 0, 0)
 	p.Spec.PodSelector = metav1.LabelSelector{MatchLabels: map[string]string{"side": "to"}}
-	p.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"side": "from"}}}}
+	p.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{
+		{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"side": "from"}}}}
 	took, flows, _, err := c.after(ctx, func() error { return n.api.Put(apiserver.NetworkPolicies, p) })
 	if err != nil {
 		return err

@@ -31,8 +31,10 @@ func (n *node) start(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.Command(n.agent, "run", "--node-name="+nodeName, "--config="+filepath.Join(n.dir, "config.yaml"), "--kubeconfig="+filepath.Join(n.dir, "kubeconfig"),
-		"--cni-socket="+n.cniSocket(), "--operator-socket="+filepath.Join(n.dir, "agent.sock"), "--cni-conf-dir="+filepath.Join(n.dir, "net.d"))
+	cmd := exec.Command(n.agent, "run", "--node-name="+nodeName, "--config="+filepath.Join(n.dir, "config.yaml"),
+		"--kubeconfig="+filepath.Join(n.dir, "kubeconfig"),
+		"--cni-socket="+n.cniSocket(), "--operator-socket="+filepath.Join(n.dir, "agent.sock"), "--cni-conf-dir="+
+			filepath.Join(n.dir, "net.d"))
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true}
 	p := &process{cmd: cmd, log: log, begun: time.Now(), exited: make(chan struct{})}
@@ -130,7 +132,8 @@ func (p *process) memory() (memory, error) {
 	return m, nil
 }
 
-// processor is how much of the processor a process has used: other programs of the machine make it wait, but change this little.
+// processor is how much of the processor a process has used: other programs of the machine make it wait, but change
+// this little.
 func processor(pid int) (time.Duration, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

@@ -52,7 +52,8 @@ func (r *report) times(name string, all []time.Duration, aim time.Duration) {
 	}
 	sorted := slices.Sorted(slices.Values(all))
 	r.Figures = append(r.Figures, figure{
-		Name: name, Unit: "ms", Value: milliseconds(sorted[len(sorted)/2]), Min: milliseconds(sorted[0]), Max: milliseconds(sorted[len(sorted)-1]),
+		Name: name, Unit: "ms", Value: milliseconds(sorted[len(sorted)/2]), Min: milliseconds(sorted[0]), Max: milliseconds(
+			sorted[len(sorted)-1]),
 		Count: len(sorted), Aim: milliseconds(aim),
 	})
 }
@@ -63,7 +64,8 @@ func (r *report) print(w io.Writer, format string) error {
 	if format == "json" {
 		return json.NewEncoder(w).Encode(r)
 	}
-	fmt.Fprintf(w, "%s: %s\nLoad of the machine (one minute): %.1f before, %.1f after; %d processors\n\n", r.Scenario, r.Mix, r.LoadBefore, r.LoadAfter, runtime.NumCPU())
+	fmt.Fprintf(w, "%s: %s\nLoad of the machine (one minute): %.1f before, %.1f after; %d processors\n\n", r.Scenario,
+		r.Mix, r.LoadBefore, r.LoadAfter, runtime.NumCPU())
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "value\t\taim\tmin\tmax\ttimes\t ")
 	for _, f := range r.Figures {
@@ -73,7 +75,8 @@ func (r *report) print(w io.Writer, format string) error {
 			}
 			return text(v)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t %s\n", text(f.Value), f.Unit, optional(f.Aim), optional(f.Min), optional(f.Max), optional(float64(f.Count)), f.Name)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t %s\n", text(f.Value), f.Unit, optional(f.Aim), optional(f.Min),
+			optional(f.Max), optional(float64(f.Count)), f.Name)
 	}
 	if err := t.Flush(); err != nil {
 		return err

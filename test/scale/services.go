@@ -34,11 +34,15 @@ func service(i int) *corev1.Service {
 	cluster, single := corev1.ServiceInternalTrafficPolicyCluster, corev1.IPFamilyPolicySingleStack
 	name := fmt.Sprint("service", i)
 	return &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i/100), Name: name, UID: uid("service", i), Labels: map[string]string{"app": name}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprint("ns", i/100), Name: name, UID: uid("service", i),
+			Labels: map[string]string{"app": name}},
 		Spec: corev1.ServiceSpec{
-			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{corev1.IPv4Protocol}, IPFamilyPolicy: &single,
-			Selector: map[string]string{"app": name}, SessionAffinity: corev1.ServiceAffinityNone, InternalTrafficPolicy: &cluster,
-			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: servicePort, TargetPort: intstr.FromInt32(endpointPort)}},
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: ip, ClusterIPs: []string{ip}, IPFamilies: []corev1.IPFamily{
+				corev1.IPv4Protocol}, IPFamilyPolicy: &single,
+			Selector: map[string]string{"app": name}, SessionAffinity: corev1.ServiceAffinityNone,
+			InternalTrafficPolicy: &cluster,
+			Ports: []corev1.ServicePort{{Name: "http", Protocol: corev1.ProtocolTCP, Port: servicePort,
+				TargetPort: intstr.FromInt32(endpointPort)}},
 		},
 	}
 }
@@ -56,8 +60,10 @@ func slice(s *corev1.Service, endpoints ...endpoint) *discoveryv1.EndpointSlice 
 	o := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: s.Namespace, Name: s.Name + "-x7k2p",
-			Labels:          map[string]string{discoveryv1.LabelServiceName: s.Name, discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io", "app": s.Name},
-			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: s.Name, UID: s.UID, Controller: &yes, BlockOwnerDeletion: &yes}},
+			Labels: map[string]string{discoveryv1.LabelServiceName: s.Name,
+				discoveryv1.LabelManagedBy: "endpointslice-controller.k8s.io", "app": s.Name},
+			OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: s.Name, UID: s.UID,
+				Controller: &yes, BlockOwnerDeletion: &yes}},
 		},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: &name, Protocol: &tcp, Port: &port}},
@@ -93,12 +99,14 @@ func (n *node) fillServices(count int) error {
 
 // measureServices measures many Services, and one more of them.
 func measureServices(ctx context.Context, n *node, opt options, r *report) error {
-	r.Mix = fmt.Sprintf("%d Services (ClusterIP, one TCP port) with 2 endpoints each, %d nodes; no pods but the three of this node", opt.services, otherNodes+1)
+	r.Mix = fmt.Sprintf("%d Services (ClusterIP, one TCP port) with 2 endpoints each, %d nodes; no pods but the three "+
+		"of this node", opt.services, otherNodes+1)
 	// Few Services first: the pods need an agent, and one more is measured among few, too.
 	if _, err := n.start(ctx); err != nil {
 		return err
 	}
-	if err := n.attach([]*corev1.Pod{localPod("scale", "client", nil), localPod("scale", "server1", nil), localPod("scale", "server2", nil)}); err != nil {
+	if err := n.attach([]*corev1.Pod{localPod("scale", "client", nil), localPod("scale", "server1", nil),
+		localPod("scale", "server2", nil)}); err != nil {
 		return err
 	}
 	for _, p := range n.pods {
@@ -179,7 +187,9 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 		programmed, connected = append(programmed, took), append(connected, first.took)
 		most["flows"], most["groups"] = max(most["flows"], flows), max(most["groups"], groups)
 
-		took, flows, groups, err = c.after(ctx, func() error { return n.api.Put(apiserver.EndpointSlices, slice(s, endpoints[0], remote(i))) })
+		took, flows, groups, err = c.after(ctx, func() error {
+			return n.api.Put(apiserver.EndpointSlices, slice(s, endpoints[0], remote(i)))
+		})
 		if err != nil {
 			return err
 		}
@@ -187,13 +197,15 @@ func (n *node) oneMore(ctx context.Context, opt options, r *report, among string
 		most["changed"] = max(most["changed"], flows+groups)
 	}
 	r.times("one more Service"+among+", from the write of its endpoints to the switch", programmed, 20*time.Millisecond)
-	r.times("one more Service"+among+", from the write of its endpoints to the first connection of a pod", connected, 50*time.Millisecond)
+	r.times("one more Service"+among+", from the write of its endpoints to the first connection of a pod", connected,
+		50*time.Millisecond)
 	r.times("one Service of those changes an endpoint, to the switch", changed, 20*time.Millisecond)
 	r.number("flows that one more Service changed in the switch, at most", float64(most["flows"]), "", serviceFlows)
 	r.number("groups that one more Service changed in the switch, at most", float64(most["groups"]), "", 1)
 	r.number("flows and groups that one Service changed in the switch, at most", float64(most["changed"]), "", 1)
 	if most["flows"] > serviceFlows || most["groups"] > 1 || most["changed"] > 1 {
-		return fmt.Errorf("one Service changed %d flows and %d groups, and %d when it changed: want its own only, %d, 1 and 1",
+		return fmt.Errorf(
+			"one Service changed %d flows and %d groups, and %d when it changed: want its own only, %d, 1 and 1",
 			most["flows"], most["groups"], most["changed"], serviceFlows)
 	}
 	return nil

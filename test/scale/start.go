@@ -24,7 +24,8 @@ func localPod(namespace, name string, labels map[string]string) *corev1.Pod {
 }
 
 func container() corev1.Container {
-	return corev1.Container{Name: "main", Image: "registry.example/app:v1.2.3", Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: endpointPort, Protocol: corev1.ProtocolTCP}}}
+	return corev1.Container{Name: "main", Image: "registry.example/app:v1.2.3", Ports: []corev1.ContainerPort{
+		{Name: "http", ContainerPort: endpointPort, Protocol: corev1.ProtocolTCP}}}
 }
 
 // coldStart starts the agent on an empty switch.
@@ -67,7 +68,8 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 		return err
 	}
 	if s.Flows.Programmed != s.Flows.Desired || len(s.Flows.Quarantined) > 0 || len(s.Flows.Conflicts) > 0 {
-		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are quarantined, %d keys conflict", s.Flows.Programmed, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
+		return fmt.Errorf("not everything is in the switch: revision %d of %d, %d owners are quarantined, %d keys conflict",
+			s.Flows.Programmed, s.Flows.Desired, len(s.Flows.Quarantined), len(s.Flows.Conflicts))
 	}
 	r.number("flows", float64(s.Flows.Flows), "", 0)
 	r.number("groups", float64(s.Flows.Groups), "", 0)
@@ -75,8 +77,8 @@ func (n *node) coldStart(ctx context.Context, r *report, aim time.Duration, aime
 	return nil
 }
 
-// restart restarts the agent while everything is in the switch: it must not change anything there. The memory is that of a while
-// of running before it.
+// restart restarts the agent while everything is in the switch: it must not change anything there. The memory is that
+// of a while of running before it.
 func (n *node) restart(ctx context.Context, r *report, aimed float64) error {
 	m, err := n.runs.memory()
 	if err != nil {
@@ -129,7 +131,8 @@ func (n *node) programmed(ctx context.Context, services int) error {
 		case err == nil && s.Flows.Groups >= services && s.Flows.Programmed == s.Flows.Desired:
 			return nil
 		case time.Since(begun) > deadline:
-			return errors.Join(err, fmt.Errorf("the switch has %d groups of %d Services after %s", s.Flows.Groups, services, deadline))
+			return errors.Join(err, fmt.Errorf("the switch has %d groups of %d Services after %s", s.Flows.Groups, services,
+				deadline))
 		}
 		select {
 		case <-ctx.Done():

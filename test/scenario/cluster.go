@@ -43,7 +43,8 @@ func (n names) resolve(t target, is4 bool) (netip.AddrPort, bool, error) {
 		case t.name == outsideName:
 			addrs = n.outside
 		default:
-			return netip.AddrPort{}, false, fmt.Errorf("there is no pod NAMESPACE/NAME, Service NAME.NAMESPACE or node %q", t.name)
+			return netip.AddrPort{}, false, fmt.Errorf("there is no pod NAMESPACE/NAME, Service NAME.NAMESPACE or node %q",
+				t.name)
 		}
 	}
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == is4 })

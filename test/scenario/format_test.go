@@ -55,8 +55,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestDifferences: what goes otherwise than expected is shown beside what was expected, with the tables that the packets
-// passed.
+// TestDifferences: what goes otherwise than expected is shown beside what was expected, with the tables that the
+// packets passed.
 func TestDifferences(t *testing.T) {
 	for line, got := range map[string]string{
 		"x/a -> x/b:80 refused":             "reaches x/b",
@@ -76,7 +76,8 @@ func TestDifferences(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := describe(results)
-		if len(results) != 1 || results[0].got != got || !strings.Contains(text, "✗") || !strings.Contains(text, "SpoofGuard: ") {
+		if len(results) != 1 || results[0].got != got || !strings.Contains(text, "✗") ||
+			!strings.Contains(text, "SpoofGuard: ") {
 			t.Errorf("%s: observed %v, want %q in\n%s", line, results, got, text)
 		}
 	}

@@ -209,7 +209,8 @@ func (w *labWorld) take(status lab.Status) error {
 	for _, ns := range w.ns {
 		_ = ns.Close() // opened again below
 	}
-	w.names.pods, w.names.nodes, w.names.gateways = map[string]podAddrs{}, map[string][]netip.Addr{}, map[string][]netip.Addr{}
+	w.names.pods, w.names.nodes, w.names.gateways = map[string]podAddrs{}, map[string][]netip.Addr{},
+		map[string][]netip.Addr{}
 	w.names.outside, w.ns = status.Outside.Addrs, map[string]podns.Namespace{}
 	paths := map[string]string{outsideName: fmt.Sprintf("/proc/%d/ns/net", status.Outside.Sandbox.Holder.PID)}
 	for _, n := range status.Nodes {
@@ -287,7 +288,8 @@ func (w *labWorld) dial(p probe) (result, error) {
 	}
 	for n := 1; ; n++ {
 		answer, err := w.ns[p.step.from].Dial(podns.Proto(p.step.to.protocol), p.to, testenv.Patience(wait))
-		kind := map[podns.Outcome]outcome{podns.Answered: reaches, podns.Refused: refused, podns.Silent: dropped}[answer.Outcome]
+		kind := map[podns.Outcome]outcome{podns.Answered: reaches, podns.Refused: refused,
+			podns.Silent: dropped}[answer.Outcome]
 		switch {
 		case errors.Is(err, unix.EPROTONOSUPPORT):
 			w.t.Logf("%s: this kernel has no %s", p.step.line, p.step.to.protocol)

@@ -180,7 +180,8 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 	}
 	snapshot, changed := here.store.Take()
 	if here.addrs = snapshot.Self.Addrs; len(snapshot.LocalAddrs) == 0 {
-		here.store.Apply(state.SetLocalAddrs{Addrs: slices.SortedFunc(slices.Values(here.locals(snapshot)), netip.Addr.Compare)})
+		here.store.Apply(state.SetLocalAddrs{Addrs: slices.SortedFunc(slices.Values(here.locals(snapshot)),
+			netip.Addr.Compare)})
 		var more []model.Owner
 		snapshot, more = here.store.Take()
 		changed = append(changed, more...)
@@ -210,7 +211,8 @@ func (here *node) locals(s *model.Snapshot) []netip.Addr {
 }
 
 // changes translates objects as the agent of a node does. Gone are the changes that delete them again.
-func changes(self string, objects map[string][]apiserver.Object) (set []state.Change, gone map[string]state.Change, err error) {
+func changes(self string, objects map[string][]apiserver.Object) (set []state.Change, gone map[string]state.Change,
+	err error) {
 	gone = map[string]state.Change{}
 	var errs []error
 	for _, resource := range slices.Sorted(maps.Keys(objects)) {

@@ -94,7 +94,8 @@ func (c *conversation) connect(from place, to netip.AddrPort, protocol model.Pro
 		return first
 	}
 	lost := func(what string, e end) end {
-		reason := fmt.Sprintf("%s %s %s at %s as %s; the first packet at %s", what, e.outcome, e.reason, e.at, e.got, first.at)
+		reason := fmt.Sprintf("%s %s %s at %s as %s; the first packet at %s", what, e.outcome, e.reason, e.at, e.got,
+			first.at)
 		return end{outcome: dropped, reason: reason}
 	}
 	c.bucket++

@@ -63,17 +63,20 @@ func newRoot() *cobra.Command {
 	}
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
 	cmd.PersistentFlags().StringVarP((*string)(&p), "output", "o", "table", "table or json")
-	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name), downCommand(&name), serveCommand(&name))
+	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name),
+		downCommand(&name), serveCommand(&name))
 	return cmd
 }
 
 // labFlags are the flags that describe a lab.
 func labFlags(cmd *cobra.Command, opt *lab.Options) {
 	flags := cmd.Flags()
-	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil, "file or directory of Kubernetes manifests, also several times; changes are followed")
+	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil,
+		"file or directory of Kubernetes manifests, also several times; changes are followed")
 	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
 	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), encapsulations())
-	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev), "netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")
+	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev),
+		"netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")
 	flags.StringVar((*string)(&opt.Family), "ip-family", string(lab.IPv4), "ipv4, ipv6 or dual")
 	flags.StringVar(&opt.Agent, "agent", defaultAgent(), "the weft-agent program that the nodes run")
 }
@@ -236,19 +239,22 @@ func showLab(out io.Writer, s lab.Status) error {
 	if !s.Up {
 		up = terminal.Paint(out, terminal.Red, "coming up")
 	}
-	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up, strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
+	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up,
+		strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
 	if len(s.Ignored) > 0 {
 		fmt.Fprintf(w, "Ignored\t%s, which mean nothing to a network\n", strings.Join(s.Ignored, ", "))
 	}
 	if s.Problem != "" {
-		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, "the manifests as they are now were not applied: "+s.Problem))
+		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, "the manifests as they are now were not applied: "+
+			s.Problem))
 	}
 	if len(s.Outside.Addrs) > 0 {
 		fmt.Fprintf(w, "Outside\ta host at %s, which is not a node\n", terminal.Join(s.Outside.Addrs))
 	}
 	fmt.Fprint(w, "\nNODE\tADDRESSES\tPOD CIDRS\tFLOWS\tSTATE\n")
 	for _, n := range s.Nodes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, terminal.Join(n.Addrs), terminal.Join(n.PodCIDRs), n.Flows, state(out, n.Problem))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", n.Name, terminal.Join(n.Addrs), terminal.Join(n.PodCIDRs), n.Flows,
+			state(out, n.Problem))
 	}
 	fmt.Fprint(w, "\nPOD\tNODE\tIPS\tPORTS\n")
 	for _, p := range s.Pods {
@@ -258,7 +264,8 @@ func showLab(out io.Writer, s lab.Status) error {
 		fmt.Fprint(w, "\nSERVICE\tTYPE\tIPS\tEXTERNAL\tPORTS\tENDPOINTS\n")
 	}
 	for _, one := range s.Services {
-		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","), terminal.Join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
+		fmt.Fprintf(w, "%s/%s\t%s\t%s\t%s\t%s\t%d\n", one.Namespace, one.Name, one.Type, strings.Join(one.IPs, ","),
+			terminal.Join(one.External), strings.Join(one.Ports, ","), one.Endpoints)
 	}
 	for _, e := range s.Events {
 		fmt.Fprintf(w, "\nEvent\t%s", e)

@@ -50,7 +50,8 @@ func probeCommand(pr *terminal.Format, name *string) *cobra.Command {
 func verdict(r lab.Report) error {
 	var errs []error
 	if n := r.Counts[lab.Differs]; n > 0 {
-		errs = append(errs, fmt.Errorf("in %d of %d pairs, the observed result differs from the expected one", n, len(r.Probes)))
+		errs = append(errs, fmt.Errorf("in %d of %d pairs, the observed result differs from the expected one", n,
+			len(r.Probes)))
 	}
 	if r.Problem != "" {
 		errs = append(errs, fmt.Errorf("the manifests as they are now were not applied: %s", r.Problem))
@@ -75,8 +76,8 @@ func did(p lab.Probe) string {
 	return "✗"
 }
 
-// showMatrix writes a row for each pod and a column for each port. It aligns by itself, since colours are bytes that take
-// no room.
+// showMatrix writes a row for each pod and a column for each port. It aligns by itself, since colours are bytes that
+// take no room.
 func showMatrix(out io.Writer, r lab.Report) error {
 	var b strings.Builder
 	targetWidth := 0
@@ -152,7 +153,8 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 		if p.Detail != "" {
 			got += ": " + p.Detail
 		}
-		fmt.Fprintf(b, "\n%s\n", terminal.Paint(out, terminal.Red, fmt.Sprintf("%s to %s: expected %s, %s", p.From, r.Targets[p.To], p.Expected, got)))
+		fmt.Fprintf(b, "\n%s\n", terminal.Paint(out, terminal.Red, fmt.Sprintf("%s to %s: expected %s, %s", p.From,
+			r.Targets[p.To], p.Expected, got)))
 		fmt.Fprintf(b, "  %s\n", p.Why)
 		for line := range strings.Lines(p.Trace) {
 			b.WriteString("    " + strings.TrimRight(line, "\n") + "\n")
@@ -161,7 +163,8 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 }
 
 func showCounts(b *strings.Builder, out io.Writer, r lab.Report) {
-	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, terminal.Paint(out, terminal.Green, fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
+	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, terminal.Paint(out, terminal.Green,
+		fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
 	if n := r.Counts[lab.Differs]; n > 0 {
 		b.WriteString(", " + terminal.Paint(out, terminal.Red, fmt.Sprintf("%d differ", n)))
 	}

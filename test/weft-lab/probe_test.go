@@ -16,18 +16,23 @@ import (
 
 func matrix() lab.Report {
 	target := func(kind, name string, proto podns.Proto, port uint16, addr string) lab.Target {
-		return lab.Target{Kind: kind, Name: name, Addr: netip.MustParseAddr(addr), Port: podns.Port{Proto: proto, Number: port}}
+		return lab.Target{Kind: kind, Name: name, Addr: netip.MustParseAddr(addr), Port: podns.Port{Proto: proto,
+			Number: port}}
 	}
 	return lab.Report{
 		Lab: "lab", Seconds: 0.25, From: []string{"shop/a-0", "shop/b-0"},
-		Targets: []lab.Target{target("pod", "shop/a-0", podns.TCP, 80, "10.244.0.2"), target("pod", "shop/b-0", podns.SCTP, 5432, "10.244.0.3"), target("service", "shop/a", podns.TCP, 80, "10.96.0.10")},
+		Targets: []lab.Target{target("pod", "shop/a-0", podns.TCP, 80, "10.244.0.2"), target("pod", "shop/b-0", podns.SCTP,
+			5432, "10.244.0.3"), target("service", "shop/a", podns.TCP, 80, "10.96.0.10")},
 		Probes: []lab.Probe{
 			{From: "shop/a-0", To: 0, Expected: lab.Allow, State: lab.AsExpected, Outcome: podns.Answered, Reached: "shop/a-0"},
 			{From: "shop/a-0", To: 1, Expected: lab.Allow, State: lab.NoProtocol},
 			{From: "shop/a-0", To: 2, Expected: lab.Either, State: lab.AsExpected, Outcome: podns.Silent},
-			{From: "shop/b-0", To: 0, Expected: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0", Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
-			{From: "shop/b-0", To: 1, Expected: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer", Why: "Ingress: no policy"},
-			{From: "shop/b-0", To: 2, Expected: lab.Reject, State: lab.AsExpected, Outcome: podns.Refused, Detail: "connection refused"},
+			{From: "shop/b-0", To: 0, Expected: lab.Deny, State: lab.Differs, Outcome: podns.Answered, Reached: "shop/a-0",
+				Why: "Ingress: closed by shop/wall", Trace: "on node1:\n 0 Classifier: in_port=16"},
+			{From: "shop/b-0", To: 1, Expected: lab.Allow, State: lab.Differs, Outcome: podns.Silent, Detail: "no answer",
+				Why: "Ingress: no policy"},
+			{From: "shop/b-0", To: 2, Expected: lab.Reject, State: lab.AsExpected, Outcome: podns.Refused,
+				Detail: "connection refused"},
 		},
 		Counts: map[lab.State]int{lab.AsExpected: 3, lab.Differs: 2, lab.NoProtocol: 1},
 	}
@@ -94,14 +99,20 @@ func TestProbeVerdict(t *testing.T) {
 
 func TestLabStatus(t *testing.T) {
 	s := lab.Status{
-		Name: "lab", Up: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Manifests: []string{"/shop"}, Tunnel: "geneve", Datapath: "netdev", Family: lab.IPv4,
-		Problem: "f.yaml:1: not YAML", Ignored: []string{"ConfigMap"}, Outside: lab.OutsideStatus{Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.2")}}, Events: []string{"Warning Pod/a-0: FlowsRefused: because"},
+		Name: "lab", Up: true, Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Manifests: []string{
+			"/shop"}, Tunnel: "geneve", Datapath: "netdev", Family: lab.IPv4,
+		Problem: "f.yaml:1: not YAML", Ignored: []string{"ConfigMap"}, Outside: lab.OutsideStatus{
+			Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.2")}}, Events: []string{"Warning Pod/a-0: FlowsRefused: because"},
 		Nodes: []lab.NodeStatus{
-			{Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}, Flows: 63},
+			{Name: "node1", Addrs: []netip.Addr{netip.MustParseAddr("172.31.0.11")}, PodCIDRs: []netip.Prefix{
+				netip.MustParsePrefix("10.244.0.0/24")}, Flows: 63},
 			{Name: "node2", Problem: "not ready: starting"},
 		},
-		Pods:     []lab.PodStatus{{Namespace: "shop", Name: "a-0", Node: "node1", IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")}, Ports: []podns.Port{{Proto: podns.TCP, Number: 80}, {Proto: podns.UDP, Number: 53}}}},
-		Services: []lab.ServiceStatus{{Namespace: "shop", Name: "a", Type: "NodePort", IPs: []string{"10.96.0.10"}, Ports: []string{"80:30080/TCP"}, Endpoints: 1}},
+		Pods: []lab.PodStatus{{Namespace: "shop", Name: "a-0", Node: "node1",
+			IPs: []netip.Addr{netip.MustParseAddr("10.244.0.2")}, Ports: []podns.Port{{Proto: podns.TCP, Number: 80},
+				{Proto: podns.UDP, Number: 53}}}},
+		Services: []lab.ServiceStatus{{Namespace: "shop", Name: "a", Type: "NodePort", IPs: []string{"10.96.0.10"},
+			Ports: []string{"80:30080/TCP"}, Endpoints: 1}},
 	}
 	var out bytes.Buffer
 	if err := showLab(&out, s); err != nil {

@@ -131,7 +131,8 @@ func TestAgentsWatcher(t *testing.T) {
 	}
 	// What the agent patched stays when the same object is applied again.
 	apply(t, store, apiserver.Nodes, node("n1", "10.0.0.0/24"), node("n3", "10.0.3.0/24"))
-	if got, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{}); err != nil || len(got.Status.Conditions) != 1 {
+	if got, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{}); err != nil ||
+		len(got.Status.Conditions) != 1 {
 		t.Errorf("node after it was applied again: %+v, %v", got.Status, err)
 	}
 	if err := kube.SetNetworkAvailable(ctx, client, "n9"); err == nil {
@@ -148,7 +149,8 @@ func TestEvents(t *testing.T) {
 	}
 	eventually(t, func() error {
 		events := store.Events()
-		if len(events) != 1 || events[0].InvolvedObject.Name != "n2" || events[0].Reason != "FlowsRefused" || events[0].Count != 3 {
+		if len(events) != 1 || events[0].InvolvedObject.Name != "n2" || events[0].Reason != "FlowsRefused" ||
+			events[0].Count != 3 {
 			return fmt.Errorf("events %+v, want one that counts 3", events)
 		}
 		return nil
@@ -160,8 +162,10 @@ func TestEveryResource(t *testing.T) {
 	store, client := serve(t)
 	factory := informers.NewSharedInformerFactory(client, 0)
 	indexers := map[string]cache.SharedIndexInformer{
-		apiserver.Nodes: factory.Core().V1().Nodes().Informer(), apiserver.Namespaces: factory.Core().V1().Namespaces().Informer(),
-		apiserver.Pods: factory.Core().V1().Pods().Informer(), apiserver.Services: factory.Core().V1().Services().Informer(),
+		apiserver.Nodes:           factory.Core().V1().Nodes().Informer(),
+		apiserver.Namespaces:      factory.Core().V1().Namespaces().Informer(),
+		apiserver.Pods:            factory.Core().V1().Pods().Informer(),
+		apiserver.Services:        factory.Core().V1().Services().Informer(),
 		apiserver.EndpointSlices:  factory.Discovery().V1().EndpointSlices().Informer(),
 		apiserver.NetworkPolicies: factory.Networking().V1().NetworkPolicies().Informer(),
 		apiserver.ServiceCIDRs:    factory.Networking().V1().ServiceCIDRs().Informer(),
@@ -197,8 +201,8 @@ func TestEveryResource(t *testing.T) {
 	}
 }
 
-// A watch goes on from the version of a list without losing or repeating a change; one from before the history is told to
-// list again.
+// A watch goes on from the version of a list without losing or repeating a change; one from before the history is told
+// to list again.
 func TestWatchFromVersion(t *testing.T) {
 	store, client := serve(t)
 	apply(t, store, apiserver.Pods, pod("a", "n1"))

@@ -59,8 +59,8 @@ func (s *Server) Keep() {
 	s.kept = kept
 }
 
-// Lie changes what the server lies about; the zero Lie is the truth. A server that begins or ends to answer from another
-// state ends all watches, as one does that restarts.
+// Lie changes what the server lies about; the zero Lie is the truth. A server that begins or ends to answer from
+// another state ends all watches, as one does that restarts.
 func (s *Server) Lie(l Lie) error {
 	for resource, fault := range l.Resources {
 		if _, ok := resources[resource]; !ok {
@@ -102,7 +102,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	watching := req.URL.Query().Get("watch") == "true"
 	switch fault := lie.Resources[resource]; {
 	case fault == Forbidden:
-		fail(w, apierrors.NewForbidden(schema.GroupResource{Group: r.group.Group, Resource: resource}, "", fmt.Errorf("the server lies")))
+		fail(w, apierrors.NewForbidden(schema.GroupResource{Group: r.group.Group, Resource: resource}, "",
+			fmt.Errorf("the server lies")))
 	case fault == Closed:
 		panic(http.ErrAbortHandler)
 	case watching && fault != "" && fault != Stalled:

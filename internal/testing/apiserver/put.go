@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Put adds one object or replaces it, and leaves the others as they are: Apply looks at all of them, which a measurement of one
-// change must not wait for.
+// Put adds one object or replaces it, and leaves the others as they are: Apply looks at all of them, which a
+// measurement of one change must not wait for.
 func (s *Store) Put(resource string, o Object) error {
 	r, ok := resources[resource]
 	if !ok {

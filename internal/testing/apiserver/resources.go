@@ -41,13 +41,19 @@ func (r resourceInfo) prefix() string {
 }
 
 var resources = map[string]resourceInfo{
-	Nodes:           {corev1.SchemeGroupVersion, "Node", false, func() Object { return &corev1.Node{} }},
-	Namespaces:      {corev1.SchemeGroupVersion, "Namespace", false, func() Object { return &corev1.Namespace{} }},
-	Pods:            {corev1.SchemeGroupVersion, "Pod", true, func() Object { return &corev1.Pod{} }},
-	Services:        {corev1.SchemeGroupVersion, "Service", true, func() Object { return &corev1.Service{} }},
-	EndpointSlices:  {discoveryv1.SchemeGroupVersion, "EndpointSlice", true, func() Object { return &discoveryv1.EndpointSlice{} }},
-	NetworkPolicies: {networkingv1.SchemeGroupVersion, "NetworkPolicy", true, func() Object { return &networkingv1.NetworkPolicy{} }},
-	ServiceCIDRs:    {networkingv1.SchemeGroupVersion, "ServiceCIDR", false, func() Object { return &networkingv1.ServiceCIDR{} }},
+	Nodes:      {corev1.SchemeGroupVersion, "Node", false, func() Object { return &corev1.Node{} }},
+	Namespaces: {corev1.SchemeGroupVersion, "Namespace", false, func() Object { return &corev1.Namespace{} }},
+	Pods:       {corev1.SchemeGroupVersion, "Pod", true, func() Object { return &corev1.Pod{} }},
+	Services:   {corev1.SchemeGroupVersion, "Service", true, func() Object { return &corev1.Service{} }},
+	EndpointSlices: {discoveryv1.SchemeGroupVersion, "EndpointSlice", true, func() Object {
+		return &discoveryv1.EndpointSlice{}
+	}},
+	NetworkPolicies: {networkingv1.SchemeGroupVersion, "NetworkPolicy", true, func() Object {
+		return &networkingv1.NetworkPolicy{}
+	}},
+	ServiceCIDRs: {networkingv1.SchemeGroupVersion, "ServiceCIDR", false, func() Object {
+		return &networkingv1.ServiceCIDR{}
+	}},
 }
 
 func compareNames(a, b types.NamespacedName) int {

@@ -38,7 +38,8 @@ func (s *Store) Handler() http.Handler {
 	mux.HandleFunc("POST /api/v1/namespaces/{namespace}/events", s.createEvent)
 	mux.HandleFunc("PATCH /api/v1/namespaces/{namespace}/events/{name}", s.patchEvent)
 	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
-		fail(w, apierrors.NewGenericServerResponse(http.StatusNotFound, req.Method, schema.GroupResource{}, req.URL.Path, "the lab's API server does not serve this", 0, true))
+		fail(w, apierrors.NewGenericServerResponse(http.StatusNotFound, req.Method, schema.GroupResource{}, req.URL.Path,
+			"the lab's API server does not serve this", 0, true))
 	})
 	return mux
 }
@@ -110,7 +111,8 @@ func (s *Store) serveCollection(w http.ResponseWriter, req *http.Request, resour
 // tooLarge says that the state which a list has to have reached is still to come.
 func tooLarge(asked, version uint64) *apierrors.StatusError {
 	err := apierrors.NewTimeoutError(fmt.Sprintf("Too large resource version: %d, current: %d", asked, version), 1)
-	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}}
+	err.ErrStatus.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge,
+		Message: "Too large resource version"}}
 	return err
 }
 
@@ -132,7 +134,8 @@ func (s *Store) patchNodeStatus(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if kind := req.Header.Get("Content-Type"); kind != string(types.StrategicMergePatchType) {
-		fail(w, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch", schema.GroupResource{Resource: Nodes}, req.PathValue("name"), kind, 0, true))
+		fail(w, apierrors.NewGenericServerResponse(http.StatusUnsupportedMediaType, "patch",
+			schema.GroupResource{Resource: Nodes}, req.PathValue("name"), kind, 0, true))
 		return
 	}
 	name := types.NamespacedName{Name: req.PathValue("name")}

@@ -1,8 +1,8 @@
 // Package apiserver is as much of a Kubernetes API server as the agent's informers need: list and watch of a few kinds,
 // fed by callers of Apply, events, and patches of a Node's status.
 //
-// A Store holds the objects and the history of their changes; it may be used from any goroutine. Objects that were handed
-// to it, or come from it, are never changed again.
+// A Store holds the objects and the history of their changes; it may be used from any goroutine. Objects that were
+// handed to it, or come from it, are never changed again.
 package apiserver
 
 import (
@@ -151,7 +151,8 @@ func (s *Store) List(resource string) (objects []Object, version uint64) {
 }
 
 // Update replaces an object with what change makes of a copy of it.
-func (s *Store) Update(resource string, name types.NamespacedName, change func(Object) (Object, error)) (Object, bool, error) {
+func (s *Store) Update(resource string, name types.NamespacedName, change func(Object) (Object, error)) (Object, bool,
+	error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.kinds[resource][name]
@@ -194,7 +195,9 @@ func (s *Store) Events() []*corev1.Event {
 func (s *Store) addEvent(e *corev1.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.events = slices.DeleteFunc(s.events, func(old *corev1.Event) bool { return old.Namespace == e.Namespace && old.Name == e.Name })
+	s.events = slices.DeleteFunc(s.events, func(old *corev1.Event) bool {
+		return old.Namespace == e.Namespace && old.Name == e.Name
+	})
 	s.events = append(s.events, e)
 	if len(s.events) > maxEvents {
 		s.events = slices.Clone(s.events[len(s.events)-maxEvents:])

@@ -15,7 +15,8 @@ import (
 const bookmarkEvery = time.Minute
 
 // serveWatch streams changes until the client goes away or its time is up.
-func (s *Store) serveWatch(w http.ResponseWriter, req *http.Request, resource string, r resourceInfo, selected selection) {
+func (s *Store) serveWatch(w http.ResponseWriter, req *http.Request, resource string, r resourceInfo,
+	selected selection) {
 	q := req.URL.Query()
 	var timeout <-chan time.Time
 	if seconds, err := strconv.Atoi(q.Get("timeoutSeconds")); err == nil && seconds > 0 {

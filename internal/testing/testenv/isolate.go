@@ -12,8 +12,8 @@ import (
 // insideVariable tells a program that Isolate has started it.
 const insideVariable = "WEFT_ISOLATED"
 
-// Isolate starts the program again inside new network and mount namespaces, which end with it. It returns there, with the loopback
-// interface up, or with what went wrong.
+// Isolate starts the program again inside new network and mount namespaces, which end with it. It returns there, with
+// the loopback interface up, or with what went wrong.
 func Isolate() error {
 	if os.Getenv(insideVariable) != "" {
 		lo, err := netlink.LinkByName("lo")

@@ -1,5 +1,5 @@
-// Package testenv is what the environment says about the machine that tests run on, and what they need of it: programs, and
-// namespaces to run in. It keeps nothing.
+// Package testenv is what the environment says about the machine that tests run on, and what they need of it: programs,
+// and namespaces to run in. It keeps nothing.
 package testenv
 
 import (
@@ -58,8 +58,8 @@ func Repository() (string, error) {
 
 var productModule = regexp.MustCompile(`(?m)^module github\.com/weft-cni/weft$`)
 
-// Program returns the program of a package: the prebuilt one, or one that it builds into dir, without cgo. The package is
-// named by its directory in the repository, which also says whose module's dependencies it is built with.
+// Program returns the program of a package: the prebuilt one, or one that it builds into dir, without cgo. The package
+// is named by its directory in the repository, which also says whose module's dependencies it is built with.
 func Program(ctx context.Context, repo, pkg, dir string) (string, error) {
 	name := path.Base(pkg)
 	if prebuilt := os.Getenv(PrebuiltVariable); prebuilt != "" {

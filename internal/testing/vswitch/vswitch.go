@@ -1,5 +1,5 @@
-// Package vswitch runs a private Open vSwitch: one ovsdb-server and one ovs-vswitchd with a database, sockets and logs in
-// a directory of their own, optionally inside a network namespace.
+// Package vswitch runs a private Open vSwitch: one ovsdb-server and one ovs-vswitchd with a database, sockets and logs
+// in a directory of their own, optionally inside a network namespace.
 //
 // Simulated nodes, the lab and the integration tests all stand on it. An Instance belongs to the goroutine that started
 // it; the two daemons are its only state and are ended by the process ids that Start recorded.
@@ -54,7 +54,8 @@ func Start(ctx context.Context, cfg Config) (*Instance, error) {
 	db := filepath.Join(cfg.DataDir, "conf.db")
 	if _, err := os.Stat(db); errors.Is(err, os.ErrNotExist) {
 		if out, err := exec.CommandContext(ctx, "ovsdb-tool", "create", db, Schema).CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("create Open vSwitch database %s: %w: %s (is openvswitch-switch installed?)", db, err, bytes.TrimSpace(out))
+			return nil, fmt.Errorf("create Open vSwitch database %s: %w: %s (is openvswitch-switch installed?)", db, err,
+				bytes.TrimSpace(out))
 		}
 	}
 	i := &Instance{cfg: cfg}
@@ -96,7 +97,8 @@ func (i *Instance) Run(ctx context.Context, name string, args ...string) (string
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return stdout.String(), fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err,
+			strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
 }
@@ -109,7 +111,8 @@ func (i *Instance) StartDaemon(ctx context.Context) error {
 	}
 	i.daemon = cmd
 	// --timeout makes ovs-vsctl wait for ovs-vswitchd to apply the (empty) change, and give up in bounded time.
-	if _, err := i.Run(ctx, "ovs-vsctl", fmt.Sprintf("--timeout=%d", int(startTimeout.Seconds())), "set", "Open_vSwitch", ".", "external_ids:started="+fmt.Sprint(cmd.Process.Pid)); err != nil {
+	if _, err := i.Run(ctx, "ovs-vsctl", fmt.Sprintf("--timeout=%d", int(startTimeout.Seconds())), "set", "Open_vSwitch",
+		".", "external_ids:started="+fmt.Sprint(cmd.Process.Pid)); err != nil {
 		return fmt.Errorf("ovs-vswitchd did not apply its configuration, see %s: %w", i.Log("ovs-vswitchd"), err)
 	}
 	return nil

@@ -15,7 +15,8 @@ func TestStartStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ovs.Run(t.Context(), "ovs-vsctl", "add-br", "vsw-test0", "--", "set", "bridge", "vsw-test0", "datapath_type=netdev"); err != nil {
+	if _, err := ovs.Run(t.Context(), "ovs-vsctl", "add-br", "vsw-test0", "--", "set", "bridge", "vsw-test0",
+		"datapath_type=netdev"); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := ovs.Run(t.Context(), "ovs-ofctl", "show", "vsw-test0"); err != nil || !strings.Contains(out, "LOCAL") {

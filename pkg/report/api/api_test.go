@@ -94,7 +94,8 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%v, want %q", err, tc.want)
 		}
 	}
-	for name, check := range map[string]func(api.Client, context.Context) error{"live": api.Client.Live, "ready": api.Client.Ready} {
+	for name, check := range map[string]func(api.Client, context.Context) error{
+		"live": api.Client.Live, "ready": api.Client.Ready} {
 		if err := check(refusing, t.Context()); err == nil || err.Error() != "the agent says: not programmed yet" {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -23,7 +23,8 @@ const upstreamDNSUtils = "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7"
 
 // Tools are the programs of this machine that go into the test image, with their libraries. The rest of the usual
 // commands are busybox applets.
-var Tools = []string{"bash", "busybox", "curl", "dig", "ethtool", "getent", "ip", "nc.openbsd", "nslookup", "ping", "wget"}
+var Tools = []string{"bash", "busybox", "curl", "dig", "ethtool", "getent", "ip", "nc.openbsd", "nslookup", "ping",
+	"wget"}
 
 // Pause is the image of every pod's first process.
 func Pause(binary string) Image {
@@ -77,7 +78,8 @@ func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
 		files = merge(files, File{Path: "/bin/" + applet, Link: "busybox"})
 	}
 	return Image{
-		Tag: AgnhostTag, Aliases: []string{UpstreamAgnhost, upstreamDNSUtils}, Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"},
+		Tag: AgnhostTag, Aliases: []string{UpstreamAgnhost, upstreamDNSUtils}, Entrypoint: []string{
+			"/agnhost"}, Cmd: []string{"pause"},
 		Env:   []string{"PATH=/usr/local/bin:/bin:/", "HOME=/root"},
 		Files: files,
 	}, nil

@@ -1,5 +1,5 @@
-// Package image makes small container images on the spot, as tars that `ctr images import` reads: no registry, no Docker.
-// It holds no state; the tar that a call writes is the only result.
+// Package image makes small container images on the spot, as tars that `ctr images import` reads: no registry, no
+// Docker. It holds no state; the tar that a call writes is the only result.
 package image
 
 import (

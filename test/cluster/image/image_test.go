@@ -22,7 +22,8 @@ func TestWrite(t *testing.T) {
 	if err := os.WriteFile(source, []byte("code"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := Image{Tag: "weft.test/sample:1", Aliases: []string{"registry.test/more/sample:2"}, Entrypoint: []string{"/bin/program"}, Cmd: []string{"run"}, Files: []File{
+	want := Image{Tag: "weft.test/sample:1", Aliases: []string{"registry.test/more/sample:2"}, Entrypoint: []string{
+		"/bin/program"}, Cmd: []string{"run"}, Files: []File{
 		{Path: "/bin/program", Source: source},
 		{Path: "/bin/link", Link: "program"},
 		{Path: "/tmp/note", Content: "text", Mode: 0o644},
@@ -45,7 +46,8 @@ func TestWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.OS != "linux" || config.Architecture != "amd64" || !cmp.Equal(config.Config.Entrypoint, want.Entrypoint) || !cmp.Equal(config.Config.Cmd, want.Cmd) {
+	if config.OS != "linux" || config.Architecture != "amd64" || !cmp.Equal(config.Config.Entrypoint, want.Entrypoint) ||
+		!cmp.Equal(config.Config.Cmd, want.Cmd) {
 		t.Errorf("config is %+v", config)
 	}
 	type entry struct {
@@ -79,8 +81,10 @@ func TestWrite(t *testing.T) {
 }
 
 func TestParseLdd(t *testing.T) {
-	got, err := parseLdd("\tlinux-vdso.so.1 (0x1)\n\tlibtinfo.so.6 => /lib/x86_64-linux-gnu/libtinfo.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n")
-	if diff := cmp.Diff([]string{"/lib/x86_64-linux-gnu/libtinfo.so.6", "/lib64/ld-linux-x86-64.so.2"}, got); err != nil || diff != "" {
+	got, err := parseLdd(
+		"\tlinux-vdso.so.1 (0x1)\n\tlibtinfo.so.6 => /lib/x86_64-linux-gnu/libtinfo.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n")
+	if diff := cmp.Diff([]string{"/lib/x86_64-linux-gnu/libtinfo.so.6", "/lib64/ld-linux-x86-64.so.2"}, got); err != nil ||
+		diff != "" {
 		t.Errorf("libraries (-want +got): %v\n%s", err, diff)
 	}
 	if _, err := parseLdd("\tlibgone.so.1 => not found\n"); err == nil {
@@ -100,10 +104,13 @@ func TestAgnhost(t *testing.T) {
 		}
 		byPath[f.Path] = f
 	}
-	if byPath["/bin/nc"].Link != "nc.openbsd" || byPath["/bin/nc.openbsd"].Source == "" || byPath["/coredns"].Source != "/usr/coredns" {
-		t.Errorf("nc is %+v and CoreDNS %+v; want OpenBSD's, and a copy of /usr/coredns", byPath["/bin/nc"], byPath["/coredns"])
+	if byPath["/bin/nc"].Link != "nc.openbsd" || byPath["/bin/nc.openbsd"].Source == "" ||
+		byPath["/coredns"].Source != "/usr/coredns" {
+		t.Errorf("nc is %+v and CoreDNS %+v; want OpenBSD's, and a copy of /usr/coredns", byPath["/bin/nc"],
+			byPath["/coredns"])
 	}
 	if byPath["/bin/sh"].Link != "bash" || byPath["/bin/wget"].Source == "" || byPath["/bin/grep"].Link != "busybox" {
-		t.Errorf("sh is %+v, wget %+v, grep %+v; want bash, a copy, and busybox's", byPath["/bin/sh"], byPath["/bin/wget"], byPath["/bin/grep"])
+		t.Errorf("sh is %+v, wget %+v, grep %+v; want bash, a copy, and busybox's", byPath["/bin/sh"], byPath["/bin/wget"],
+			byPath["/bin/grep"])
 	}
 }

@@ -1,5 +1,5 @@
-// Package manifest changes settings in Weft's installation manifest, the way a user edits the ConfigMap in it. It is pure:
-// text in, text out.
+// Package manifest changes settings in Weft's installation manifest, the way a user edits the ConfigMap in it. It is
+// pure: text in, text out.
 package manifest
 
 import (
@@ -23,8 +23,9 @@ const (
 
 var documentEnd = regexp.MustCompile(`(?m)^---[ \t]*(#.*)?\n`)
 
-// Configure sets keys of the settings in the ConfigMap weft-config to values. A key that the settings have, or name in a
-// comment line as `# key: value`, is replaced in place, and others are appended. All other documents stay as they are.
+// Configure sets keys of the settings in the ConfigMap weft-config to values. A key that the settings have, or name in
+// a comment line as `# key: value`, is replaced in place, and others are appended. All other documents stay as they
+// are.
 func Configure(manifest []byte, settings map[string]string) ([]byte, error) {
 	documents := documentEnd.Split(string(manifest), -1)
 	found := 0

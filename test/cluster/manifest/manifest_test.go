@@ -41,7 +41,8 @@ func config(t *testing.T, manifest []byte) string {
 }
 
 func TestConfigure(t *testing.T) {
-	out, err := Configure([]byte(sample), map[string]string{"tunnelType": "vxlan", "datapath": "netdev", "apiServer": "https://[fd57::1]:6443"})
+	out, err := Configure([]byte(sample), map[string]string{"tunnelType": "vxlan", "datapath": "netdev",
+		"apiServer": "https://[fd57::1]:6443"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,8 @@ func TestServingCertificate(t *testing.T) {
 	cert, pool := issue(t, Request{Name: "apiserver", User: "kube-apiserver", DNS: []string{"kubernetes.default.svc"},
 		Addrs: []netip.Addr{netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("fd10:96::1")}})
 	for _, name := range []string{"kubernetes.default.svc", "10.96.0.1", "[fd10:96::1]"} {
-		if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, DNSName: name, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}}); err != nil {
+		if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, DNSName: name, KeyUsages: []x509.ExtKeyUsage{
+			x509.ExtKeyUsageServerAuth}}); err != nil {
 			t.Errorf("does not serve %s: %v", name, err)
 		}
 	}
@@ -53,7 +54,8 @@ func TestServingCertificate(t *testing.T) {
 
 func TestClientCertificate(t *testing.T) {
 	cert, pool := issue(t, Request{Name: "node1", User: "system:node:node1", Groups: []string{"system:nodes"}})
-	if cert.Subject.CommonName != "system:node:node1" || len(cert.Subject.Organization) != 1 || cert.Subject.Organization[0] != "system:nodes" {
+	if cert.Subject.CommonName != "system:node:node1" || len(cert.Subject.Organization) != 1 ||
+		cert.Subject.Organization[0] != "system:nodes" {
 		t.Errorf("subject %v; want user system:node:node1 of system:nodes", cert.Subject)
 	}
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: pool, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {

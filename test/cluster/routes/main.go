@@ -122,7 +122,8 @@ func desiredRoutes(nodes []*corev1.Node) map[netip.Prefix]netip.Addr {
 // reconcile makes the program's routes the desired ones.
 func reconcile(desired map[netip.Prefix]netip.Addr) error {
 	missing := maps.Clone(desired)
-	installed, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: protocol, Table: unix.RT_TABLE_MAIN},
+	installed, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: protocol,
+		Table: unix.RT_TABLE_MAIN},
 		netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)

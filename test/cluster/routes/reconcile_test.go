@@ -52,9 +52,12 @@ func TestReconcile(t *testing.T) {
 		desired map[string]string
 		want    []string
 	}{
-		{map[string]string{"10.244.0.0/24": "172.30.0.11", "fd10::/64": "fd57::b"}, []string{"10.244.0.0/24 via 172.30.0.11", "fd10::/64 via fd57::b"}},
-		{map[string]string{"10.244.0.0/24": "172.30.0.12", "fd10::/64": "fd57::b"}, []string{"10.244.0.0/24 via 172.30.0.12", "fd10::/64 via fd57::b"}},
-		{map[string]string{"10.244.1.0/24": "172.30.0.12", "fd10::/64": "fd57::c"}, []string{"10.244.1.0/24 via 172.30.0.12", "fd10::/64 via fd57::c"}},
+		{map[string]string{"10.244.0.0/24": "172.30.0.11", "fd10::/64": "fd57::b"}, []string{"10.244.0.0/24 via 172.30.0.11",
+			"fd10::/64 via fd57::b"}},
+		{map[string]string{"10.244.0.0/24": "172.30.0.12", "fd10::/64": "fd57::b"}, []string{"10.244.0.0/24 via 172.30.0.12",
+			"fd10::/64 via fd57::b"}},
+		{map[string]string{"10.244.1.0/24": "172.30.0.12", "fd10::/64": "fd57::c"}, []string{"10.244.1.0/24 via 172.30.0.12",
+			"fd10::/64 via fd57::c"}},
 		{nil, nil},
 	} {
 		desired := map[netip.Prefix]netip.Addr{}

@@ -81,8 +81,8 @@ func pick[T any](p Plan, v4, v6 T) []T {
 	return found
 }
 
-// underlay returns the cluster's underlay networks: 172.30.X.0/24 and fd57:6566:74:X::/64 with X from the name, where the
-// usual name has 0.
+// underlay returns the cluster's underlay networks: 172.30.X.0/24 and fd57:6566:74:X::/64 with X from the name, where
+// the usual name has 0.
 func (p Plan) underlay() (v4, v6 netip.Prefix) {
 	var x byte
 	if p.Name != "weft" {
@@ -106,7 +106,8 @@ func (p Plan) member(number byte) []netip.Prefix {
 	v4, v6 := p.underlay()
 	addr4, addr6 := v4.Addr().As4(), v6.Addr().As16()
 	addr4[3], addr6[15] = number, number
-	return pick(p, netip.PrefixFrom(netip.AddrFrom4(addr4), v4.Bits()), netip.PrefixFrom(netip.AddrFrom16(addr6), v6.Bits()))
+	return pick(p, netip.PrefixFrom(netip.AddrFrom4(addr4), v4.Bits()), netip.PrefixFrom(netip.AddrFrom16(addr6),
+		v6.Bits()))
 }
 
 // ControlPlane returns the addresses that the control plane listens on.

@@ -26,7 +26,8 @@ func TestPlan(t *testing.T) {
 		APIServer                                                                             string
 	}
 	look := func(p Plan) view {
-		return view{texts(p.Underlay()), texts(p.ControlPlane()), texts(p.Host()), texts(p.Outside()), texts(p.Node(2)), texts(p.Beyond()), texts(p.Pods()), texts(p.Services()),
+		return view{texts(p.Underlay()), texts(p.ControlPlane()), texts(p.Host()), texts(p.Outside()), texts(p.Node(2)),
+			texts(p.Beyond()), texts(p.Pods()), texts(p.Services()),
 			texts(p.KubernetesServices()), texts(p.DNS()), p.APIServer()}
 	}
 	dual := view{
@@ -105,8 +106,9 @@ func TestParseIPFamily(t *testing.T) {
 func TestSaveAndLoad(t *testing.T) {
 	want := Cluster{
 		Plan: Plan{Name: "weft", Family: Dual}, Dir: t.TempDir(), Created: time.Unix(1, 0).UTC(), Tunnel: "geneve",
-		Outside:   Outside{Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}},
-		Nodes:     []Node{{Name: "node1", Sandbox: sandbox.Node{Group: "weft", Name: "node1", Holder: sandbox.Process{PID: 1, Start: 2}}}},
+		Outside: Outside{Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.2")}},
+		Nodes: []Node{{Name: "node1", Sandbox: sandbox.Node{Group: "weft", Name: "node1", Holder: sandbox.Process{PID: 1,
+			Start: 2}}}},
 		Processes: map[string]sandbox.Process{"etcd": {PID: 3, Start: 4}},
 	}
 	if _, err := Load(want.Dir); !errors.Is(err, fs.ErrNotExist) {

@@ -45,14 +45,17 @@ func policy(t *testing.T) *admissionv1.ValidatingAdmissionPolicy {
 func node() *corev1.Node {
 	now := metav1.Unix(1000, 0)
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "7", CreationTimestamp: now, Labels: map[string]string{"zone": "a"},
+		ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u", ResourceVersion: "7", CreationTimestamp: now,
+			Labels:        map[string]string{"zone": "a"},
 			ManagedFields: []metav1.ManagedFieldsEntry{{Manager: "kubelet"}}},
 		Spec: corev1.NodeSpec{PodCIDR: "10.244.1.0/24", PodCIDRs: []string{"10.244.1.0/24"}},
 		Status: corev1.NodeStatus{
-			Capacity: corev1.ResourceList{"cpu": resource.MustParse("2")}, Allocatable: corev1.ResourceList{"cpu": resource.MustParse("2")},
+			Capacity: corev1.ResourceList{"cpu": resource.MustParse("2")}, Allocatable: corev1.ResourceList{
+				"cpu": resource.MustParse("2")},
 			Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "172.30.0.1"}},
 			Conditions: []corev1.NodeCondition{
-				{Type: corev1.NodeReady, Status: corev1.ConditionFalse, LastHeartbeatTime: now}, {Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse},
+				{Type: corev1.NodeReady, Status: corev1.ConditionFalse, LastHeartbeatTime: now}, {Type: corev1.NodeMemoryPressure,
+					Status: corev1.ConditionFalse},
 			},
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: 10250}},
 			NodeInfo:        corev1.NodeSystemInfo{KubeletVersion: "v1.34.4"},
@@ -64,7 +67,8 @@ func node() *corev1.Node {
 // TestAgentChangesOneConditionOnly: an agent sets NetworkUnavailable to False on its own node, and nothing else.
 func TestAgentChangesOneConditionOnly(t *testing.T) {
 	p := policy(t)
-	env, err := cel.NewCompositionEnv(cel.VariablesTypeName, environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion(), true))
+	env, err := cel.NewCompositionEnv(cel.VariablesTypeName,
+		environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion(), true))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +88,8 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 		validations = append(validations, c)
 	}
 	validator := validating.NewValidator(compiler.CompileCondition(validations, options, environment.NewExpressions), nil,
-		compiler.CompileCondition(nil, options, environment.NewExpressions), compiler.CompileCondition(nil, options, environment.NewExpressions), p.Spec.FailurePolicy)
+		compiler.CompileCondition(nil, options, environment.NewExpressions), compiler.CompileCondition(nil, options,
+			environment.NewExpressions), p.Spec.FailurePolicy)
 
 	gvr, gvk := corev1.SchemeGroupVersion.WithResource("nodes"), corev1.SchemeGroupVersion.WithKind("Node")
 	judge := func(of string, before, now *corev1.Node) []string {
@@ -93,9 +98,12 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 			extra["authentication.kubernetes.io/node-name"] = []string{of}
 		}
 		agent := &user.DefaultInfo{Name: "system:serviceaccount:weft-system:weft-agent", Extra: extra}
-		attributes := admission.NewAttributesRecord(now, before, gvk, "", "n1", gvr, "status", admission.Update, &metav1.PatchOptions{}, false, agent)
-		versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: gvk, VersionedObject: runtime.Object(now), VersionedOldObject: before}
-		result := validator.Validate(t.Context(), schema.GroupVersionResource(gvr), versioned, nil, nil, apiservercel.RuntimeCELCostBudget, nil)
+		attributes := admission.NewAttributesRecord(now, before, gvk, "", "n1", gvr, "status", admission.Update,
+			&metav1.PatchOptions{}, false, agent)
+		versioned := &admission.VersionedAttributes{Attributes: attributes, VersionedKind: gvk,
+			VersionedObject: runtime.Object(now), VersionedOldObject: before}
+		result := validator.Validate(t.Context(), schema.GroupVersionResource(gvr), versioned, nil, nil,
+			apiservercel.RuntimeCELCostBudget, nil)
 		var denied []string
 		for _, d := range result.Decisions {
 			if d.Action != validating.ActionAdmit || d.Evaluation == validating.EvalError {
@@ -104,49 +112,78 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 		}
 		return denied
 	}
-	available := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse, Reason: "WeftReady", LastHeartbeatTime: metav1.Unix(2000, 0)}
-	const onlyConditions, onlyOne, noMetadata = "nothing but conditions", "no condition but NetworkUnavailable", "may not change the metadata"
+	available := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse,
+		Reason: "WeftReady", LastHeartbeatTime: metav1.Unix(2000, 0)}
+	const onlyConditions, onlyOne, noMetadata = "nothing but conditions", "no condition but NetworkUnavailable",
+		"may not change the metadata"
 	for name, tc := range map[string]struct {
 		of     string
 		before func(*corev1.Node)
 		change func(*corev1.Node)
 		denied string // part of the message; empty when it is admitted
 	}{
-		"sets the condition": {"n1", nil, func(n *corev1.Node) { n.Status.Conditions = append(n.Status.Conditions, available) }, ""},
+		"sets the condition": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, available)
+		}, ""},
 		"as the first of all": {"n1", nil, func(n *corev1.Node) {
 			n.Status.Conditions = append([]corev1.NodeCondition{available}, n.Status.Conditions...)
 		}, ""},
-		"where there are none": {"n1", func(n *corev1.Node) { n.Status.Conditions = nil }, func(n *corev1.Node) { n.Status.Conditions = []corev1.NodeCondition{available} }, ""},
+		"where there are none": {"n1", func(n *corev1.Node) { n.Status.Conditions = nil }, func(n *corev1.Node) {
+			n.Status.Conditions = []corev1.NodeCondition{available}
+		}, ""},
 		"changes it back": {"n1", func(n *corev1.Node) {
-			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue})
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable,
+				Status: corev1.ConditionTrue})
 		}, func(n *corev1.Node) { n.Status.Conditions[2] = available }, ""},
 		"changes nothing": {"n1", nil, func(*corev1.Node) {}, ""},
 		"and the API server's own": {"n1", nil, func(n *corev1.Node) {
 			n.ManagedFields, n.ResourceVersion = nil, "8"
 			n.Status.Conditions = append(n.Status.Conditions, available)
 		}, ""},
-		"on another node": {"n2", nil, func(n *corev1.Node) { n.Status.Conditions = append(n.Status.Conditions, available) }, "its own node only"},
-		"without a node":  {"", nil, func(n *corev1.Node) { n.Status.Conditions = append(n.Status.Conditions, available) }, "its own node only"},
+		"on another node": {"n2", nil, func(n *corev1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, available)
+		}, "its own node only"},
+		"without a node": {"", nil, func(n *corev1.Node) {
+			n.Status.Conditions = append(n.Status.Conditions, available)
+		}, "its own node only"},
 		"makes the network unavailable": {"n1", nil, func(n *corev1.Node) {
-			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionTrue})
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable,
+				Status: corev1.ConditionTrue})
 		}, onlyOne},
 		"sets another condition": {"n1", nil, func(n *corev1.Node) {
-			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: "WeftTest", Status: corev1.ConditionFalse})
+			n.Status.Conditions = append(n.Status.Conditions, corev1.NodeCondition{Type: "WeftTest",
+				Status: corev1.ConditionFalse})
 		}, onlyOne},
-		"makes the node Ready":       {"n1", nil, func(n *corev1.Node) { n.Status.Conditions[0].Status = corev1.ConditionTrue }, onlyOne},
-		"removes a condition":        {"n1", nil, func(n *corev1.Node) { n.Status.Conditions = n.Status.Conditions[1:] }, onlyOne},
-		"removes all conditions":     {"n1", nil, func(n *corev1.Node) { n.Status.Conditions = nil }, onlyOne},
-		"changes an address":         {"n1", nil, func(n *corev1.Node) { n.Status.Addresses[0].Address = "172.30.0.9" }, onlyConditions},
-		"removes the addresses":      {"n1", nil, func(n *corev1.Node) { n.Status.Addresses = nil }, onlyConditions},
-		"changes the capacity":       {"n1", nil, func(n *corev1.Node) { n.Status.Capacity["cpu"] = resource.MustParse("64") }, onlyConditions},
-		"adds a resource":            {"n1", nil, func(n *corev1.Node) { n.Status.Allocatable["example.com/gpu"] = resource.MustParse("1") }, onlyConditions},
-		"changes the kubelet's port": {"n1", nil, func(n *corev1.Node) { n.Status.DaemonEndpoints.KubeletEndpoint.Port = 1 }, onlyConditions},
-		"changes an image":           {"n1", nil, func(n *corev1.Node) { n.Status.Images[0].Names[1] = "c" }, onlyConditions},
-		"adds attached volumes":      {"n1", nil, func(n *corev1.Node) { n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: "v"}} }, onlyConditions},
-		"adds a label":               {"n1", nil, func(n *corev1.Node) { n.Labels["node-role.kubernetes.io/control-plane"] = "" }, noMetadata},
-		"removes the labels":         {"n1", nil, func(n *corev1.Node) { n.Labels = nil }, noMetadata},
-		"adds an annotation":         {"n1", nil, func(n *corev1.Node) { n.Annotations = map[string]string{"a": "b"} }, noMetadata},
-		"adds a finalizer":           {"n1", nil, func(n *corev1.Node) { n.Finalizers = []string{"example.com/x"} }, noMetadata},
+		"makes the node Ready": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Conditions[0].Status = corev1.ConditionTrue
+		}, onlyOne},
+		"removes a condition": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Conditions = n.Status.Conditions[1:]
+		}, onlyOne},
+		"removes all conditions": {"n1", nil, func(n *corev1.Node) { n.Status.Conditions = nil }, onlyOne},
+		"changes an address": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Addresses[0].Address = "172.30.0.9"
+		}, onlyConditions},
+		"removes the addresses": {"n1", nil, func(n *corev1.Node) { n.Status.Addresses = nil }, onlyConditions},
+		"changes the capacity": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Capacity["cpu"] = resource.MustParse("64")
+		}, onlyConditions},
+		"adds a resource": {"n1", nil, func(n *corev1.Node) {
+			n.Status.Allocatable["example.com/gpu"] = resource.MustParse("1")
+		}, onlyConditions},
+		"changes the kubelet's port": {"n1", nil, func(n *corev1.Node) {
+			n.Status.DaemonEndpoints.KubeletEndpoint.Port = 1
+		}, onlyConditions},
+		"changes an image": {"n1", nil, func(n *corev1.Node) { n.Status.Images[0].Names[1] = "c" }, onlyConditions},
+		"adds attached volumes": {"n1", nil, func(n *corev1.Node) {
+			n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: "v"}}
+		}, onlyConditions},
+		"adds a label": {"n1", nil, func(n *corev1.Node) {
+			n.Labels["node-role.kubernetes.io/control-plane"] = ""
+		}, noMetadata},
+		"removes the labels": {"n1", nil, func(n *corev1.Node) { n.Labels = nil }, noMetadata},
+		"adds an annotation": {"n1", nil, func(n *corev1.Node) { n.Annotations = map[string]string{"a": "b"} }, noMetadata},
+		"adds a finalizer":   {"n1", nil, func(n *corev1.Node) { n.Finalizers = []string{"example.com/x"} }, noMetadata},
 	} {
 		before := node()
 		if tc.before != nil {
@@ -155,13 +192,15 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 		now := before.DeepCopy()
 		tc.change(now)
 		denied := judge(tc.of, before, now)
-		if tc.denied == "" && len(denied) > 0 || tc.denied != "" && (len(denied) != 1 || !strings.Contains(denied[0], tc.denied)) {
+		if tc.denied == "" && len(denied) > 0 || tc.denied != "" &&
+			(len(denied) != 1 || !strings.Contains(denied[0], tc.denied)) {
 			t.Errorf("an agent that %s: denied %q, want %q", name, fmt.Sprint(denied), tc.denied)
 		}
 	}
 	many := node()
 	for i := range 2000 {
-		many.Status.Images = append(many.Status.Images, corev1.ContainerImage{Names: []string{fmt.Sprint("registry.example/team/image-", i)}, SizeBytes: int64(i)})
+		many.Status.Images = append(many.Status.Images, corev1.ContainerImage{
+			Names: []string{fmt.Sprint("registry.example/team/image-", i)}, SizeBytes: int64(i)})
 	}
 	now := many.DeepCopy()
 	now.Status.Conditions = append(now.Status.Conditions, available)

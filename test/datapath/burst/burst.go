@@ -75,7 +75,8 @@ func (b Burst) Run() error {
 // one runs in the namespace, on a thread that may block.
 func (b Burst) one(port uint16, terse bool) error {
 	domain, typ := unix.AF_INET6, unix.SOCK_STREAM
-	var own, to unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}, &unix.SockaddrInet6{Port: int(b.To.Port()), Addr: b.To.Addr().As16()}
+	var own, to unix.Sockaddr = &unix.SockaddrInet6{Port: int(port)}, &unix.SockaddrInet6{Port: int(b.To.Port()),
+		Addr: b.To.Addr().As16()}
 	if b.To.Addr().Is4() {
 		domain = unix.AF_INET
 		own, to = &unix.SockaddrInet4{Port: int(port)}, &unix.SockaddrInet4{Port: int(b.To.Port()), Addr: b.To.Addr().As4()}

@@ -17,8 +17,8 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// dialsAtOnce bounds how many targets are tried at the same time. Datagrams of more than largeDatagram bytes go one after the
-// other: together, their fragments would overflow the buffers of any switch on the way.
+// dialsAtOnce bounds how many targets are tried at the same time. Datagrams of more than largeDatagram bytes go one
+// after the other: together, their fragments would overflow the buffers of any switch on the way.
 const (
 	dialsAtOnce   = 16
 	largeDatagram = 8192

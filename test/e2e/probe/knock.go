@@ -11,8 +11,8 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// knock opens a new TCP connection to every echo server at a fixed rate until its standard input is closed. A server that does not
-// echo in time is lost.
+// knock opens a new TCP connection to every echo server at a fixed rate until its standard input is closed. A server
+// that does not echo in time is lost.
 func knock(args []string) error {
 	flags := flag.NewFlagSet("knock", flag.ContinueOnError)
 	interval := flags.Duration("interval", 50*time.Millisecond, "time between two connections to one server")

@@ -1,8 +1,8 @@
 // Command probe is the whole of a test pod: servers, clients and a frame gun in one static binary, so that the pod's
 // image needs nothing else.
 //
-// The suite in test/e2e runs it through `kubectl exec`: requests come as JSON on standard input or as flags, replies go as
-// JSON to standard output. Long-running commands print wire.Ready when they are at work and end when their standard
+// The suite in test/e2e runs it through `kubectl exec`: requests come as JSON on standard input or as flags, replies go
+// as JSON to standard output. Long-running commands print wire.Ready when they are at work and end when their standard
 // input is closed. Each invocation is a process of its own and shares no state with another.
 package main
 

@@ -12,8 +12,8 @@ import (
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
-// spoofPace is the time between two frames: a burst would overflow the switch's receive buffer, and what the switch never
-// saw it can neither stop nor count.
+// spoofPace is the time between two frames: a burst would overflow the switch's receive buffer, and what the switch
+// never saw it can neither stop nor count.
 const spoofPace = time.Millisecond
 
 // spoof sends frames as they are on an interface, and datagrams through an ordinary socket.

@@ -46,10 +46,12 @@ func startEcho(t *testing.T) netip.AddrPort {
 func TestDialEcho(t *testing.T) {
 	addr := startEcho(t)
 	target := func(proto wire.Proto, size int) wire.Target {
-		return wire.Target{Proto: proto, Addr: addr.Addr(), Port: addr.Port(), Size: size, Attempts: 1, Timeout: 5 * time.Second}
+		return wire.Target{Proto: proto, Addr: addr.Addr(), Port: addr.Port(), Size: size, Attempts: 1,
+			Timeout: 5 * time.Second}
 	}
 	reply := dialAll(wire.DialRequest{Targets: []wire.Target{
-		target(wire.TCP, 100), target(wire.TCP, 1_000_000), target(wire.UDP, 100), target(wire.UDP, 60_000), target(wire.Connect, 0),
+		target(wire.TCP, 100), target(wire.TCP, 1_000_000), target(wire.UDP, 100), target(wire.UDP,
+			60_000), target(wire.Connect, 0),
 	}})
 	if len(reply.Results) != 5 {
 		t.Fatalf("%d results", len(reply.Results))
@@ -64,7 +66,8 @@ func TestDialEcho(t *testing.T) {
 	}
 }
 
-// A client that asked 127.0.0.2 accepts no answer from 127.0.0.1, which is where the route back would have it come from.
+// A client that asked 127.0.0.2 accepts no answer from 127.0.0.1, which is where the route back would have it come
+// from.
 func TestUDPAnswersFromTheAddressThatWasAsked(t *testing.T) {
 	sockets, err := listenUDP(0)
 	if err != nil {
@@ -77,7 +80,8 @@ func TestUDPAnswersFromTheAddressThatWasAsked(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- echoUDP(socket) }()
 	port := netip.MustParseAddrPort(socket.LocalAddr().String()).Port()
-	r := dialTarget(wire.Target{Proto: wire.UDP, Addr: netip.MustParseAddr("127.0.0.2"), Port: port, Size: 10, Attempts: 1, Timeout: 5 * time.Second})
+	r := dialTarget(wire.Target{Proto: wire.UDP, Addr: netip.MustParseAddr("127.0.0.2"), Port: port, Size: 10, Attempts: 1,
+		Timeout: 5 * time.Second})
 	if !r.OK() {
 		t.Error(r.Error)
 	}
@@ -96,7 +100,8 @@ func TestDialReportsWhatCannotBeReached(t *testing.T) {
 	defer silent.Close()
 	addr := netip.MustParseAddrPort(silent.LocalAddr().String())
 	for _, proto := range []wire.Proto{wire.UDP, wire.TCP, wire.Connect, "carrier pigeon"} {
-		r := dialTarget(wire.Target{Proto: proto, Addr: addr.Addr(), Port: addr.Port(), Size: 10, Attempts: 2, Timeout: 50 * time.Millisecond})
+		r := dialTarget(wire.Target{Proto: proto, Addr: addr.Addr(), Port: addr.Port(), Size: 10, Attempts: 2,
+			Timeout: 50 * time.Millisecond})
 		if r.OK() || r.Attempts != 2 {
 			t.Errorf("%s: error %q after %d attempts, want an error after 2", proto, r.Error, r.Attempts)
 		}

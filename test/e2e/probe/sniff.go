@@ -18,8 +18,8 @@ const lastFrames = 5 * time.Second
 // sniffTick is how often sniff checks whether it must end.
 const sniffTick = 50 * time.Millisecond
 
-// sniff counts what arrives, by mark, until its standard input is closed: the frames on an interface or, with --port, the
-// datagrams that the kernel accepts for a UDP port. What it was told to await may come a little later.
+// sniff counts what arrives, by mark, until its standard input is closed: the frames on an interface or, with --port,
+// the datagrams that the kernel accepts for a UDP port. What it was told to await may come a little later.
 func sniff(args []string) error {
 	flags := flag.NewFlagSet("sniff", flag.ContinueOnError)
 	iface := flags.String("iface", "eth0", "interface to listen on")

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// bootable is a configuration of a small guest. Everything temporary is below one directory, so that a test can see what stays.
+// bootable is a configuration of a small guest. Everything temporary is below one directory, so that a test can see
+// what stays.
 func bootable(t *testing.T, command ...string) (Config, *bytes.Buffer) {
 	t.Helper()
 	t.Setenv("TMPDIR", t.TempDir())
@@ -31,7 +32,8 @@ func bootable(t *testing.T, command ...string) (Config, *bytes.Buffer) {
 	}
 	var output bytes.Buffer
 	return Config{
-		Kernel: k, Modules: []string{"openvswitch"}, Command: command, Dir: t.TempDir(), Env: []string{"PATH=" + os.Getenv("PATH")},
+		Kernel: k, Modules: []string{"openvswitch"}, Command: command, Dir: t.TempDir(), Env: []string{
+			"PATH=" + os.Getenv("PATH")},
 		Results: t.TempDir(), Output: &output, CPUs: 2, Memory: "1G", BootTimeout: 3 * time.Minute,
 	}, &output
 }
@@ -58,7 +60,8 @@ func nothingLeft(t *testing.T, c Config) {
 }
 
 func TestRun(t *testing.T) {
-	c, output := bootable(t, "sh", "-c", `echo hello; grep -c ^openvswitch /proc/modules; echo kept >/guest/results/file; echo lost >lost; (sleep 1000 &); exit 3`)
+	c, output := bootable(t, "sh", "-c",
+		`echo hello; grep -c ^openvswitch /proc/modules; echo kept >/guest/results/file; echo lost >lost; (sleep 1000 &); exit 3`)
 	status, err := Run(t.Context(), c)
 	if err != nil || status != 3 {
 		t.Fatalf("status %d, %v; want 3; output: %s", status, err, output)

@@ -24,8 +24,8 @@ type Kernel struct {
 func (k Kernel) image() string   { return filepath.Join(k.Dir, "boot", "vmlinuz-"+k.Version) }
 func (k Kernel) modules() string { return filepath.Join(k.Dir, "lib", "modules", k.Version) }
 
-// EnsureKernel returns the kernel that was unpacked last below the cache directory, and gets Debian's newest one if there
-// is none. It is never installed on the host.
+// EnsureKernel returns the kernel that was unpacked last below the cache directory, and gets Debian's newest one if
+// there is none. It is never installed on the host.
 func EnsureKernel(ctx context.Context, out io.Writer, cache string) (Kernel, error) {
 	if k, err := newestKernel(cache); err != nil || k.Version != "" {
 		return k, err
@@ -110,14 +110,16 @@ func newestPackage(ctx context.Context) (string, error) {
 
 func parseDepends(text string) string {
 	for line := range strings.Lines(text) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(name, "linux-image-") {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok &&
+			strings.HasPrefix(name, "linux-image-") {
 			return name
 		}
 	}
 	return ""
 }
 
-// unpack downloads the package into dir and unpacks it into dir/root, with the index that installing it would have made.
+// unpack downloads the package into dir and unpacks it into dir/root, with the index that installing it would have
+// made.
 func unpack(ctx context.Context, name, dir string) error {
 	if err := aptGet(ctx, dir, "download", name); err != nil {
 		// The lists may be older than what the mirror has.

@@ -1,6 +1,6 @@
-// Package machine boots a stock Debian kernel in an emulated machine and runs one command there, with the host's own files:
-// a virtual machine for tests of what the host's kernel does not have. It needs neither hardware virtualisation nor a disk
-// image.
+// Package machine boots a stock Debian kernel in an emulated machine and runs one command there, with the host's own
+// files: a virtual machine for tests of what the host's kernel does not have. It needs neither hardware virtualisation
+// nor a disk image.
 //
 // The guest sees the host's root directory; what it writes stays in its memory, apart from one directory for results.
 // A call of Run owns one emulator process and one temporary directory, and both are gone when it returns.
@@ -52,8 +52,8 @@ var (
 	errNoResult = errors.New("the guest ended without an exit status")
 )
 
-// Run boots the machine, runs the command and returns its exit status. An error means that the command did not run to its
-// end; it carries the end of what the guest's kernel printed.
+// Run boots the machine, runs the command and returns its exit status. An error means that the command did not run to
+// its end; it carries the end of what the guest's kernel printed.
 func Run(ctx context.Context, c Config) (status int, err error) {
 	tmp, err := os.MkdirTemp("", "weft-kernel-")
 	if err != nil {
@@ -90,8 +90,8 @@ func emulate(ctx context.Context, c Config, initrd, console string) error {
 	var stderr bytes.Buffer
 	output := &firstWrite{to: c.Output, seen: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = output, &stderr
-	// Ctrl-C is for us to act on. Should we be killed, the emulator is too: the kernel ties that to the thread that started
-	// it, which therefore has to live as long.
+	// Ctrl-C is for us to act on. Should we be killed, the emulator is too: the kernel ties that to the thread that
+	// started it, which therefore has to live as long.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
@@ -118,7 +118,8 @@ func emulate(ctx context.Context, c Config, initrd, console string) error {
 
 func emulatorArgs(c Config, initrd, console string) []string {
 	share := func(tag, path, more string) string {
-		return "local,mount_tag=" + tag + ",path=" + strings.ReplaceAll(path, ",", ",,") + ",security_model=none,multidevs=remap" + more
+		return "local,mount_tag=" + tag + ",path=" + strings.ReplaceAll(path, ",",
+			",,") + ",security_model=none,multidevs=remap" + more
 	}
 	return []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

@@ -1,8 +1,9 @@
-// Package datapath is everything in which a simulated node differs between Open vSwitch's kinds of datapath: whether this
-// machine can have it, which features the node's NIC may have, and where the node's addresses are. (What differs in the
-// agent is the pods' checksum offload: cni.Settings.UserspaceDatapath.)
+// Package datapath is everything in which a simulated node differs between Open vSwitch's kinds of datapath: whether
+// this machine can have it, which features the node's NIC may have, and where the node's addresses are. (What differs
+// in the agent is the pods' checksum offload: cni.Settings.UserspaceDatapath.)
 //
-// Labs and test clusters both make their nodes through it. It holds no state; its values may be used from any goroutine.
+// Labs and test clusters both make their nodes through it. It holds no state; its values may be used from any
+// goroutine.
 package datapath
 
 import (
@@ -64,8 +65,8 @@ func (d Datapath) Available() error {
 	return nil
 }
 
-// Checksums says that every member of the underlay has to compute them at sending: a kernel makes up for what the sender left
-// to its NIC, but a switch in user space forwards packets as it reads them.
+// Checksums says that every member of the underlay has to compute them at sending: a kernel makes up for what the
+// sender left to its NIC, but a switch in user space forwards packets as it reads them.
 func (d Datapath) Checksums() bool { return d == Netdev }
 
 // Attach gives a member of the underlay a NIC with the features that the datapath can do with.
@@ -95,7 +96,8 @@ func (d Datapath) Connect(ctx context.Context, n sandbox.Node, up Uplink) error 
 	return d.Readdress(n, up)
 }
 
-// Readdress puts back the addresses and routes of a node that was connected, after its Open vSwitch recreated its links.
+// Readdress puts back the addresses and routes of a node that was connected, after its Open vSwitch recreated its
+// links.
 func (d Datapath) Readdress(n sandbox.Node, up Uplink) error {
 	link := nic // the kernel's tunnels leave through the node's own network
 	if d == Netdev {
@@ -104,8 +106,8 @@ func (d Datapath) Readdress(n sandbox.Node, up Uplink) error {
 	return n.Configure(link, up.Addrs, up.Gateways)
 }
 
-// bridgeNIC puts the NIC into a bridge of its own, whose internal port is to have the node's addresses: tunnels of the userspace
-// datapath leave through a bridge of that datapath only.
+// bridgeNIC puts the NIC into a bridge of its own, whose internal port is to have the node's addresses: tunnels of the
+// userspace datapath leave through a bridge of that datapath only.
 func bridgeNIC(ctx context.Context, n sandbox.Node, mac net.HardwareAddr) error {
 	// The node's kernel sees the NIC's packets too and must not answer them besides the bridge: no ARP, no IPv6, and
 	// (since the bridge has a MAC address of its own) no unicast IPv4.
@@ -115,7 +117,8 @@ func bridgeNIC(ctx context.Context, n sandbox.Node, mac net.HardwareAddr) error 
 		return err
 	}
 	_, err := n.Run(ctx, "ovs-vsctl", ovsTimeout, "add-br", physicalBridge, "--",
-		"set", "bridge", physicalBridge, "datapath_type="+string(Netdev), "fail_mode=standalone", fmt.Sprintf("other_config:hwaddr=%q", mac), "--",
+		"set", "bridge", physicalBridge, "datapath_type="+string(Netdev), "fail_mode=standalone", fmt.Sprintf(
+			"other_config:hwaddr=%q", mac), "--",
 		"add-port", physicalBridge, nic)
 	return err
 }

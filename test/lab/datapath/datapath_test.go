@@ -11,7 +11,8 @@ func TestParse(t *testing.T) {
 			t.Errorf("Parse(%s) = %q, %v; checksums at sending: %t, want %t", text, d, err, d.Checksums(), checksums)
 		}
 	}
-	if _, err := Parse("kernel"); err == nil || !strings.Contains(err.Error(), `datapath "kernel": want netdev or system`) {
+	if _, err := Parse("kernel"); err == nil ||
+		!strings.Contains(err.Error(), `datapath "kernel": want netdev or system`) {
 		t.Errorf("Parse(kernel): %v; want what would be right", err)
 	}
 }

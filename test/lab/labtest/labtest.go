@@ -1,5 +1,6 @@
-// Package labtest runs labs in tests, as a person would: through weft-lab. Tests that use it run on either datapath, which
-// the environment variable WEFT_DATAPATH chooses, and take the programs from WEFT_BIN where there is no Go toolchain.
+// Package labtest runs labs in tests, as a person would: through weft-lab. Tests that use it run on either datapath,
+// which the environment variable WEFT_DATAPATH chooses, and take the programs from WEFT_BIN where there is no Go
+// toolchain.
 //
 // A Lab belongs to the test that brought it up and is taken down with it.
 package labtest
@@ -215,8 +216,8 @@ func (l *Lab) Ask(where string, request, reply any, args ...string) {
 	}
 }
 
-// Eventually polls a condition until it holds, and fails with its last error. On a machine that is known to be slow it is
-// more patient.
+// Eventually polls a condition until it holds, and fails with its last error. On a machine that is known to be slow it
+// is more patient.
 func Eventually(t testing.TB, timeout time.Duration, condition func() error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(timeout))

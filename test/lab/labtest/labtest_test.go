@@ -27,7 +27,8 @@ func (r *recorder) Fatal(args ...any) {
 	runtime.Goexit()
 }
 
-// Whatever waits with Eventually believes that it fails when the condition never holds, in time, and says what was still wrong.
+// Whatever waits with Eventually believes that it fails when the condition never holds, in time, and says what was
+// still wrong.
 func TestEventually(t *testing.T) {
 	calls := 0
 	if failed := outcome(t, func(r testing.TB) {

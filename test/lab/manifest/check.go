@@ -77,8 +77,10 @@ func (l *loader) refuseStatus(p place, used bool) {
 
 // podSpec checks what of a pod matters to a network. Images, volumes, resources and the like do not.
 func (l *loader) podSpec(p place, spec *corev1.PodSpec) {
-	l.unsupported(p.at("affinity"), spec.Affinity != nil, "a lab has no scheduler that would heed it; use nodeName or nodeSelector")
-	l.unsupported(p.at("topologySpreadConstraints"), len(spec.TopologySpreadConstraints) > 0, "a lab has no scheduler that would heed them; use nodeName or nodeSelector")
+	l.unsupported(p.at("affinity"), spec.Affinity != nil,
+		"a lab has no scheduler that would heed it; use nodeName or nodeSelector")
+	l.unsupported(p.at("topologySpreadConstraints"), len(spec.TopologySpreadConstraints) > 0,
+		"a lab has no scheduler that would heed them; use nodeName or nodeSelector")
 	names, ports := map[string]bool{}, 0
 	for i, c := range spec.InitContainers {
 		l.unsupported(p.at("initContainers[%d].ports", i), len(c.Ports) > 0, "give the ports to a container")
@@ -149,7 +151,8 @@ func (l *loader) policy(p place) {
 	l.set.Policies = append(l.set.Policies, &n)
 }
 
-func (l *loader) policyRule(p place, ports []networkingv1.NetworkPolicyPort, list string, peers []networkingv1.NetworkPolicyPeer) {
+func (l *loader) policyRule(p place, ports []networkingv1.NetworkPolicyPort, list string,
+	peers []networkingv1.NetworkPolicyPeer) {
 	for i, port := range ports {
 		at := p.at("ports[%d]", i)
 		if port.Protocol != nil {

@@ -28,9 +28,12 @@ var kinds = map[string]func(l *loader, p place){
 
 // ignored are kinds that often stand beside the others and mean nothing to a network.
 var ignored = []string{
-	"v1 ConfigMap", "v1 Secret", "v1 ServiceAccount", "v1 PersistentVolumeClaim", "v1 PersistentVolume", "v1 LimitRange", "v1 ResourceQuota",
-	"rbac.authorization.k8s.io/v1 Role", "rbac.authorization.k8s.io/v1 RoleBinding", "rbac.authorization.k8s.io/v1 ClusterRole",
-	"rbac.authorization.k8s.io/v1 ClusterRoleBinding", "policy/v1 PodDisruptionBudget", "autoscaling/v2 HorizontalPodAutoscaler",
+	"v1 ConfigMap", "v1 Secret", "v1 ServiceAccount", "v1 PersistentVolumeClaim", "v1 PersistentVolume", "v1 LimitRange",
+	"v1 ResourceQuota",
+	"rbac.authorization.k8s.io/v1 Role", "rbac.authorization.k8s.io/v1 RoleBinding",
+	"rbac.authorization.k8s.io/v1 ClusterRole",
+	"rbac.authorization.k8s.io/v1 ClusterRoleBinding", "policy/v1 PodDisruptionBudget",
+	"autoscaling/v2 HorizontalPodAutoscaler",
 	"storage.k8s.io/v1 StorageClass", "scheduling.k8s.io/v1 PriorityClass",
 }
 
@@ -50,7 +53,8 @@ func (l *loader) document(p place) {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 	}
-	if err := json.UnmarshalCaseSensitivePreserveInts(p.doc.json, &head); err != nil || head.APIVersion == "" || head.Kind == "" {
+	if err := json.UnmarshalCaseSensitivePreserveInts(p.doc.json, &head); err != nil || head.APIVersion == "" ||
+		head.Kind == "" {
 		l.wrong(p, "not a Kubernetes object: it needs apiVersion and kind")
 		return
 	}
@@ -68,7 +72,8 @@ func (l *loader) document(p place) {
 		known = append(known, k)
 	}
 	slices.Sort(known)
-	l.wrong(p.at("kind"), "a lab does not know %s of %s; it knows %s", head.Kind, head.APIVersion, strings.Join(known, ", "))
+	l.wrong(p.at("kind"), "a lab does not know %s of %s; it knows %s", head.Kind, head.APIVersion,
+		strings.Join(known, ", "))
 }
 
 // decode reads the document into an object and tells whether it can be used. What is wrong is noted.
@@ -120,7 +125,8 @@ func (l *loader) node(p place) {
 	if n.Spec.PodCIDR != "" || n.Spec.PodCIDRs != nil {
 		l.wrong(p.at("spec"), "podCIDR and podCIDRs are not supported: a lab assigns the ranges")
 	}
-	l.unsupported(p.at("spec.taints"), len(n.Spec.Taints) > 0, "a lab has no scheduler that would heed them; use nodeName or nodeSelector")
+	l.unsupported(p.at("spec.taints"), len(n.Spec.Taints) > 0,
+		"a lab has no scheduler that would heed them; use nodeName or nodeSelector")
 	l.refuseStatus(p, len(n.Status.Addresses) > 0 || len(n.Status.Conditions) > 0)
 	l.set.Nodes = append(l.set.Nodes, &n)
 }
@@ -137,7 +143,8 @@ func (l *loader) pod(p place) {
 	l.unsupported(p.at("status.phase"), pod.Status.Phase != "" && !ended, "a lab lets you say Succeeded and Failed only")
 	l.refuseStatus(p, pod.Status.PodIP != "" || pod.Status.PodIPs != nil)
 	l.podSpec(p.at("spec"), &pod.Spec)
-	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta, template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
+	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta,
+		template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
 		replicas: 1, conditions: pod.Status.Conditions, phase: pod.Status.Phase})
 }
 
@@ -145,7 +152,8 @@ func (l *loader) deployment(p place) {
 	var d appsv1.Deployment
 	if l.decode(p, &d) && l.meta(p, "Deployment", &d.ObjectMeta, true) {
 		l.refuseStatus(p, d.Status.Replicas != 0 || d.Status.Conditions != nil)
-		l.workload(workload{place: p, kind: "Deployment", meta: d.ObjectMeta, template: d.Spec.Template}, d.Spec.Selector, d.Spec.Replicas)
+		l.workload(workload{place: p, kind: "Deployment", meta: d.ObjectMeta, template: d.Spec.Template}, d.Spec.Selector,
+			d.Spec.Replicas)
 	}
 }
 
@@ -157,7 +165,8 @@ func (l *loader) statefulSet(p place) {
 		if s.Spec.Ordinals != nil {
 			first = int(s.Spec.Ordinals.Start)
 		}
-		l.workload(workload{place: p, kind: "StatefulSet", meta: s.ObjectMeta, template: s.Spec.Template, first: first}, s.Spec.Selector, s.Spec.Replicas)
+		l.workload(workload{place: p, kind: "StatefulSet", meta: s.ObjectMeta, template: s.Spec.Template, first: first},
+			s.Spec.Selector, s.Spec.Replicas)
 	}
 }
 
@@ -165,6 +174,7 @@ func (l *loader) daemonSet(p place) {
 	var d appsv1.DaemonSet
 	if l.decode(p, &d) && l.meta(p, "DaemonSet", &d.ObjectMeta, true) {
 		l.refuseStatus(p, d.Status.NumberReady != 0 || d.Status.Conditions != nil)
-		l.workload(workload{place: p, kind: "DaemonSet", meta: d.ObjectMeta, template: d.Spec.Template, everyNode: true}, d.Spec.Selector, nil)
+		l.workload(workload{place: p, kind: "DaemonSet", meta: d.ObjectMeta, template: d.Spec.Template, everyNode: true},
+			d.Spec.Selector, nil)
 	}
 }

@@ -59,8 +59,8 @@ func (l *loader) workload(w workload, selector *metav1.LabelSelector, replicas *
 	l.workloads = append(l.workloads, w)
 }
 
-// expand makes a workload's pods. Their names, and with the same nodes their places, depend on the workload alone, so an
-// edit of one does not move the pods of another.
+// expand makes a workload's pods. Their names, and with the same nodes their places, depend on the workload alone, so
+// an edit of one does not move the pods of another.
 func (l *loader) expand(w workload) {
 	nodes := l.nodesFor(w)
 	if len(nodes) == 0 {
@@ -93,7 +93,8 @@ func (l *loader) nodesFor(w workload) []string {
 	spec := w.template.Spec
 	var nodes []string
 	for _, n := range l.set.Nodes {
-		if labels.SelectorFromSet(spec.NodeSelector).Matches(labels.Set(n.Labels)) && (spec.NodeName == "" || spec.NodeName == n.Name) {
+		if labels.SelectorFromSet(spec.NodeSelector).Matches(labels.Set(n.Labels)) && (spec.NodeName == "" ||
+			spec.NodeName == n.Name) {
 			nodes = append(nodes, n.Name)
 		}
 	}
@@ -121,9 +122,10 @@ func (l *loader) addPod(w workload, name, node string) {
 		return
 	}
 	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: w.meta.Namespace, Name: name, Labels: maps.Clone(w.template.Labels), Annotations: maps.Clone(w.template.Annotations)},
-		Spec:       *w.template.Spec.DeepCopy(),
-		Status:     corev1.PodStatus{Conditions: w.conditions, Phase: w.phase},
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.meta.Namespace, Name: name, Labels: maps.Clone(w.template.Labels),
+			Annotations: maps.Clone(w.template.Annotations)},
+		Spec:   *w.template.Spec.DeepCopy(),
+		Status: corev1.PodStatus{Conditions: w.conditions, Phase: w.phase},
 	}
 	pod.Spec.NodeName = node
 	if w.kind == "Pod" {
@@ -132,7 +134,8 @@ func (l *loader) addPod(w workload, name, node string) {
 	if pod.Spec.HostNetwork {
 		for _, c := range pod.Spec.Containers {
 			for _, port := range c.Ports {
-				l.claim(w.at().at("containers"), fmt.Sprintf("port %d/%s of node", port.ContainerPort, cmp.Or(port.Protocol, corev1.ProtocolTCP)), "", node)
+				l.claim(w.at().at("containers"), fmt.Sprintf("port %d/%s of node", port.ContainerPort, cmp.Or(port.Protocol,
+					corev1.ProtocolTCP)), "", node)
 			}
 		}
 	}
@@ -148,7 +151,8 @@ func (l *loader) addPod(w workload, name, node string) {
 // finishNodes makes the nodes that no manifest describes, and gives all of them the label that every node has.
 func (l *loader) finishNodes() {
 	if described := len(l.set.Nodes); described > 0 && l.opt.Nodes != 0 && l.opt.Nodes != described {
-		l.problems = append(l.problems, Problem{File: "--nodes", Text: fmt.Sprintf("%d asked for, but the manifests describe %d; leave the option out", l.opt.Nodes, described)})
+		l.problems = append(l.problems, Problem{File: "--nodes",
+			Text: fmt.Sprintf("%d asked for, but the manifests describe %d; leave the option out", l.opt.Nodes, described)})
 	}
 	if len(l.set.Nodes) == 0 {
 		count := l.opt.Nodes
@@ -160,7 +164,8 @@ func (l *loader) finishNodes() {
 		}
 	}
 	if n := len(l.set.Nodes); n > MaxNodes {
-		l.problems = append(l.problems, Problem{File: "--nodes", Text: fmt.Sprintf("%d nodes; a lab has at most %d", n, MaxNodes)})
+		l.problems = append(l.problems, Problem{File: "--nodes", Text: fmt.Sprintf("%d nodes; a lab has at most %d", n,
+			MaxNodes)})
 	}
 	for _, n := range l.set.Nodes {
 		if n.Labels == nil {

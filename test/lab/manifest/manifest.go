@@ -1,5 +1,5 @@
-// Package manifest reads ordinary Kubernetes manifests for a lab: strictly, with file and line of everything that is wrong,
-// all of it at once. Workloads become the pods that a cluster would run, placed on nodes.
+// Package manifest reads ordinary Kubernetes manifests for a lab: strictly, with file and line of everything that is
+// wrong, all of it at once. Workloads become the pods that a cluster would run, placed on nodes.
 //
 // Load is a function of the files and its options; the package keeps no state.
 package manifest
@@ -76,8 +76,8 @@ func (p Problems) Error() string {
 	return b.String()
 }
 
-// Load reads files, and all .yaml, .yml and .json files below directories. When anything is wrong, the error is a Problems
-// and nothing else is returned.
+// Load reads files, and all .yaml, .yml and .json files below directories. When anything is wrong, the error is a
+// Problems and nothing else is returned.
 func Load(paths []string, opt Options) (Set, error) {
 	files, err := Files(paths)
 	if err != nil {
@@ -204,7 +204,9 @@ func (l *loader) finish() (Set, error) {
 	}
 	l.finishNamespaces()
 	if len(l.problems) > 0 {
-		slices.SortStableFunc(l.problems, func(a, b Problem) int { return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line)) })
+		slices.SortStableFunc(l.problems, func(a, b Problem) int {
+			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
+		})
 		return Set{}, slices.Compact(l.problems)
 	}
 	if len(l.set.Pods) == 0 {

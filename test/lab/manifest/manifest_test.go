@@ -32,7 +32,9 @@ func write(t *testing.T, files map[string]string) string {
 }
 
 func pod(name string) string {
-	return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {containers: [{name: c, ports: [{containerPort: 80}]}]}\n", name)
+	return fmt.Sprintf(
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec: {containers: [{name: c, ports: [{containerPort: 80}]}]}\n",
+		name)
 }
 
 // Every mistake is told with file, line and reason.
@@ -47,73 +49,131 @@ func TestMistakes(t *testing.T) {
 	}{
 		{"not YAML", "apiVersion: v1\nkind: [\n", []string{"f.yaml:2: not YAML: did not find expected node content"}},
 		{"not YAML in one document, a mistake in the next", "a: b: c\n---\nkind: Pod\n", []string{
-			"f.yaml:1: not YAML: mapping values are not allowed in this context", "f.yaml:3: not a Kubernetes object: it needs apiVersion and kind"}},
-		{"tabs", "apiVersion: v1\nkind: Pod\nmetadata:\n\tname: x\n", []string{"f.yaml:4: not YAML: found character that cannot start any token"}},
+			"f.yaml:1: not YAML: mapping values are not allowed in this context",
+			"f.yaml:3: not a Kubernetes object: it needs apiVersion and kind"}},
+		{"tabs", "apiVersion: v1\nkind: Pod\nmetadata:\n\tname: x\n",
+			[]string{"f.yaml:4: not YAML: found character that cannot start any token"}},
 		{"a list", "- a\n- b\n", []string{"f.yaml:1: not a Kubernetes object: it needs apiVersion and kind"}},
-		{"unknown kind", pod("p") + "---\napiVersion: v1\nkind: Pdo\n", []string{"f.yaml:7: kind: a lab does not know Pdo of v1; it knows"}},
-		{"kind of another version", "apiVersion: apps/v1beta1\nkind: Deployment\nmetadata: {name: d}\n", []string{"f.yaml:2: kind: a lab does not know Deployment of apps/v1beta1"}},
+		{"unknown kind", pod("p") + "---\napiVersion: v1\nkind: Pdo\n",
+			[]string{"f.yaml:7: kind: a lab does not know Pdo of v1; it knows"}},
+		{"kind of another version", "apiVersion: apps/v1beta1\nkind: Deployment\nmetadata: {name: d}\n",
+			[]string{"f.yaml:2: kind: a lab does not know Deployment of apps/v1beta1"}},
 		{"unknown field", podHead + "  containres: []\n" + container, []string{"f.yaml:5: spec.containres: unknown field"}},
-		{"unknown field, deep", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 80\n          protokol: UDP\n", []string{"f.yaml:9: spec.containers[0].ports[0].protokol: unknown field"}},
-		{"field in the wrong case", podHead + "  Containers: []\n" + container, []string{"f.yaml:5: spec.Containers: unknown field"}},
-		{"key twice", podHead + container + "  nodeName: node1\n  nodeName: node2\n", []string{"f.yaml:9: spec.nodeName: duplicate field"}},
+		{"unknown field, deep",
+			podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 80\n          protokol: UDP\n",
+			[]string{"f.yaml:9: spec.containers[0].ports[0].protokol: unknown field"}},
+		{"field in the wrong case", podHead + "  Containers: []\n" + container,
+			[]string{"f.yaml:5: spec.Containers: unknown field"}},
+		{"key twice", podHead + container + "  nodeName: node1\n  nodeName: node2\n",
+			[]string{"f.yaml:9: spec.nodeName: duplicate field"}},
 		{"merge key", "x: &x {a: b}\ny:\n  <<: *x\n", []string{"f.yaml:3: the merge key << is not supported"}},
-		{"wrong type", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: eighty\n", []string{"f.yaml:8: spec.containers.ports.containerPort: a string is not allowed here"}},
+		{"wrong type", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: eighty\n",
+			[]string{"f.yaml:8: spec.containers.ports.containerPort: a string is not allowed here"}},
 		{"no name", "apiVersion: v1\nkind: Pod\nmetadata: {}\n", []string{"f.yaml:3: metadata: name is missing"}},
-		{"bad name", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: No_Name\n", []string{`f.yaml:4: metadata.name: "No_Name" is not a name`}},
-		{"bad label", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: n\n  labels:\n    a b: c\n", []string{`f.yaml:5: metadata.labels: "a b" is not a label`}},
-		{"a pod without a port", podHead + "  containers:\n    - name: c\n", []string{"f.yaml:5: spec.containers: the pod has no containerPort, so nothing could be probed"}},
-		{"a port of 0", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 0}]\n", []string{"f.yaml:7: spec.containers[0].ports[0].containerPort: 0 is not a port"}},
-		{"a port above 65535", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 65536}]\n", []string{"containerPort: 65536 is not a port"}},
-		{"a protocol", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 1, protocol: tcp}]\n", []string{`protocol: "tcp" is not allowed; allowed: TCP, UDP, SCTP`}},
-		{"two ports of one name", podHead + "  containers:\n    - name: c\n      ports: [{name: a, containerPort: 1}, {name: a, containerPort: 2}]\n", []string{`f.yaml:7: spec.containers[0].ports[1].name: the pod has two ports called "a"`}},
-		{"two pods with one name", pod("p") + "---\n" + pod("q") + "---\n" + pod("p"), []string{"f.yaml:13: metadata.name: there are two of Pod default/p; the other is at "}},
-		{"a workload's pod and a pod", pod("d-0") + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
+		{"bad name", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: No_Name\n",
+			[]string{`f.yaml:4: metadata.name: "No_Name" is not a name`}},
+		{"bad label", "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: n\n  labels:\n    a b: c\n",
+			[]string{`f.yaml:5: metadata.labels: "a b" is not a label`}},
+		{"a pod without a port", podHead + "  containers:\n    - name: c\n",
+			[]string{"f.yaml:5: spec.containers: the pod has no containerPort, so nothing could be probed"}},
+		{"a port of 0", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 0}]\n",
+			[]string{"f.yaml:7: spec.containers[0].ports[0].containerPort: 0 is not a port"}},
+		{"a port above 65535", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 65536}]\n",
+			[]string{"containerPort: 65536 is not a port"}},
+		{"a protocol", podHead + "  containers:\n    - name: c\n      ports: [{containerPort: 1, protocol: tcp}]\n",
+			[]string{`protocol: "tcp" is not allowed; allowed: TCP, UDP, SCTP`}},
+		{"two ports of one name",
+			podHead + "  containers:\n    - name: c\n      ports: [{name: a, containerPort: 1}, {name: a, containerPort: 2}]\n",
+			[]string{`f.yaml:7: spec.containers[0].ports[1].name: the pod has two ports called "a"`}},
+		{"two pods with one name", pod("p") + "---\n" + pod("q") + "---\n" + pod("p"),
+			[]string{"f.yaml:13: metadata.name: there are two of Pod default/p; the other is at "}},
+		{"a workload's pod and a pod",
+			pod("d-0") + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:8: metadata.name: there are two of Pod default/d-0"}},
-		{"two host networks, one port", podHead + "  hostNetwork: true\n  nodeName: node1\n" + container + "---\n" + strings.Replace(podHead, "name: p", "name: q", 1) + "  hostNetwork: true\n  nodeName: node1\n" + container,
+		{"two host networks, one port", podHead + "  hostNetwork: true\n  nodeName: node1\n" + container + "---\n" +
+			strings.Replace(podHead, "name: p", "name: q", 1) + "  hostNetwork: true\n  nodeName: node1\n" + container,
 			[]string{"there are two of port 80/TCP of node node1; the other is at "}},
-		{"host port", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 1\n          hostPort: 2\n", []string{"f.yaml:9: spec.containers[0].ports[0].hostPort: not supported"}},
+		{"host port",
+			podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 1\n          hostPort: 2\n",
+			[]string{"f.yaml:9: spec.containers[0].ports[0].hostPort: not supported"}},
 		{"affinity", podHead + "  affinity: {}\n" + container, []string{"f.yaml:5: spec.affinity: not supported"}},
-		{"status", pod("p") + "status:\n  podIP: 10.0.0.1\n", []string{"f.yaml:5: status: not supported: the lab itself sets it; leave it out"}},
-		{"a phase", pod("p") + "status: {phase: Pending}\n", []string{"f.yaml:5: status.phase: not supported: a lab lets you say Succeeded and Failed only"}},
-		{"a condition", pod("p") + "status: {conditions: [{type: PodScheduled, status: \"True\"}]}\n", []string{"f.yaml:5: status.conditions[0]: not supported: a lab lets you say Ready only"}},
-		{"a node's name", "apiVersion: v1\nkind: Node\nmetadata: {name: outside}\n", []string{`f.yaml:3: metadata.name: a lab has something else by the name "outside"`}},
-		{"no such node", podHead + "  nodeName: node9\n" + container, []string{`f.yaml:5: spec.nodeName: there is no node "node9"; there are [node1 node2]`}},
-		{"no node with the labels", podHead + "  nodeSelector: {disk: ssd}\n" + container, []string{"f.yaml:5: spec.nodeSelector: no node has these labels"}},
-		{"a node's range", "apiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/24}\n", []string{"f.yaml:4: spec: podCIDR and podCIDRs are not supported"}},
-		{"a namespaced node", "apiVersion: v1\nkind: Node\nmetadata: {name: n, namespace: x}\n", []string{"f.yaml:3: metadata.namespace: a Node is in no namespace"}},
-		{"the selector misses the template", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: c}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
+		{"status", pod("p") + "status:\n  podIP: 10.0.0.1\n",
+			[]string{"f.yaml:5: status: not supported: the lab itself sets it; leave it out"}},
+		{"a phase", pod("p") + "status: {phase: Pending}\n",
+			[]string{"f.yaml:5: status.phase: not supported: a lab lets you say Succeeded and Failed only"}},
+		{"a condition", pod("p") + "status: {conditions: [{type: PodScheduled, status: \"True\"}]}\n",
+			[]string{"f.yaml:5: status.conditions[0]: not supported: a lab lets you say Ready only"}},
+		{"a node's name", "apiVersion: v1\nkind: Node\nmetadata: {name: outside}\n",
+			[]string{`f.yaml:3: metadata.name: a lab has something else by the name "outside"`}},
+		{"no such node", podHead + "  nodeName: node9\n" + container,
+			[]string{`f.yaml:5: spec.nodeName: there is no node "node9"; there are [node1 node2]`}},
+		{"no node with the labels", podHead + "  nodeSelector: {disk: ssd}\n" + container,
+			[]string{"f.yaml:5: spec.nodeSelector: no node has these labels"}},
+		{"a node's range", "apiVersion: v1\nkind: Node\nmetadata: {name: n}\nspec: {podCIDR: 10.0.0.0/24}\n",
+			[]string{"f.yaml:4: spec: podCIDR and podCIDRs are not supported"}},
+		{"a namespaced node", "apiVersion: v1\nkind: Node\nmetadata: {name: n, namespace: x}\n",
+			[]string{"f.yaml:3: metadata.namespace: a Node is in no namespace"}},
+		{"the selector misses the template",
+			"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: c}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:5: spec.selector: does not match the labels of the template"}},
-		{"replicas", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  replicas: -1\n", []string{"f.yaml:5: spec.replicas: -1 is not allowed; allowed: 0 to 1000"}},
+		{"replicas", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  replicas: -1\n",
+			[]string{"f.yaml:5: spec.replicas: -1 is not allowed; allowed: 0 to 1000"}},
 		{"a Service without ports", serviceHead + "  selector: {a: b}\n", []string{"f.yaml:4: spec: ports are missing"}},
-		{"a Service's ports without names", serviceHead + "  selector: {a: b}\n  ports:\n    - port: 1\n      name: a\n    - port: 2\n", []string{"f.yaml:9: spec.ports[1]: name is missing"}},
-		{"a Service's port twice", serviceHead + "  selector: {a: b}\n  ports: [{name: a, port: 1}, {name: b, port: 1}]\n", []string{"f.yaml:6: spec.ports[1]: the Service has this port twice"}},
-		{"a Service's address", serviceHead + "  clusterIP: ten\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.clusterIP: "ten" is not an address`}},
-		{"a Service's address elsewhere", serviceHead + "  clusterIP: 10.97.0.1\n  ports: [{port: 1}]\n", []string{"f.yaml:5: spec.clusterIP: 10.97.0.1 is in none of the lab's ranges [10.96.0.0/16]"}},
-		{"a Service's addresses", serviceHead + "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.2]\n  ports: [{port: 1}]\n", []string{"f.yaml:6: spec.clusterIPs: the first has to be clusterIP"}},
-		{"two Services, one address", serviceHead + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n---\n" + strings.Replace(serviceHead, "name: s", "name: t", 1) + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n",
+		{"a Service's ports without names",
+			serviceHead + "  selector: {a: b}\n  ports:\n    - port: 1\n      name: a\n    - port: 2\n", []string{
+				"f.yaml:9: spec.ports[1]: name is missing"}},
+		{"a Service's port twice", serviceHead + "  selector: {a: b}\n  ports: [{name: a, port: 1}, {name: b, port: 1}]\n",
+			[]string{"f.yaml:6: spec.ports[1]: the Service has this port twice"}},
+		{"a Service's address", serviceHead + "  clusterIP: ten\n  ports: [{port: 1}]\n",
+			[]string{`f.yaml:5: spec.clusterIP: "ten" is not an address`}},
+		{"a Service's address elsewhere", serviceHead + "  clusterIP: 10.97.0.1\n  ports: [{port: 1}]\n",
+			[]string{"f.yaml:5: spec.clusterIP: 10.97.0.1 is in none of the lab's ranges [10.96.0.0/16]"}},
+		{"a Service's addresses", serviceHead + "  clusterIP: 10.96.0.1\n  clusterIPs: [10.96.0.2]\n  ports: [{port: 1}]\n",
+			[]string{"f.yaml:6: spec.clusterIPs: the first has to be clusterIP"}},
+		{"two Services, one address", serviceHead + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n---\n" + strings.Replace(
+			serviceHead, "name: s", "name: t", 1) + "  clusterIP: 10.96.0.1\n  ports: [{port: 1}]\n",
 			[]string{"f.yaml:12: spec.clusterIP: there are two of cluster IP 10.96.0.1; the other is at "}},
-		{"a node port", serviceHead + "  type: NodePort\n  ports: [{port: 1, nodePort: 80}]\n", []string{"f.yaml:6: spec.ports[0].nodePort: 80 is not from 30000 to 32767"}},
-		{"a traffic policy", serviceHead + "  internalTrafficPolicy: local\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.internalTrafficPolicy: "local" is not allowed; allowed: Cluster, Local`}},
-		{"affinity of a Service", serviceHead + "  sessionAffinity: Client\n  ports: [{port: 1}]\n", []string{`f.yaml:5: spec.sessionAffinity: "Client" is not allowed; allowed: None, ClientIP`}},
-		{"a balancer without one", serviceHead + "  ports: [{port: 1}]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n", []string{"f.yaml:6: status.loadBalancer: only a Service of type LoadBalancer has one"}},
-		{"a slice of no Service", "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
-			"f.yaml:3: metadata: the label kubernetes.io/service-name is missing", "f.yaml:5: endpoints[0].addresses: fd00::1 is not of type IPv4", "f.yaml:6: ports[0]: port is missing"}},
+		{"a node port", serviceHead + "  type: NodePort\n  ports: [{port: 1, nodePort: 80}]\n",
+			[]string{"f.yaml:6: spec.ports[0].nodePort: 80 is not from 30000 to 32767"}},
+		{"a traffic policy", serviceHead + "  internalTrafficPolicy: local\n  ports: [{port: 1}]\n",
+			[]string{`f.yaml:5: spec.internalTrafficPolicy: "local" is not allowed; allowed: Cluster, Local`}},
+		{"affinity of a Service", serviceHead + "  sessionAffinity: Client\n  ports: [{port: 1}]\n",
+			[]string{`f.yaml:5: spec.sessionAffinity: "Client" is not allowed; allowed: None, ClientIP`}},
+		{"a balancer without one",
+			serviceHead + "  ports: [{port: 1}]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n", []string{
+				"f.yaml:6: status.loadBalancer: only a Service of type LoadBalancer has one"}},
+		{"a slice of no Service",
+			"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
+				"f.yaml:3: metadata: the label kubernetes.io/service-name is missing",
+				"f.yaml:5: endpoints[0].addresses: fd00::1 is not of type IPv4", "f.yaml:6: ports[0]: port is missing"}},
 		{"ExternalName", serviceHead + "  type: ExternalName\n", []string{"f.yaml:5: spec.type: not supported"}},
-		{"a policy's type", policyHead + "  policyTypes: [Ingres]\n", []string{`f.yaml:6: spec.policyTypes[0]: "Ingres" is not allowed; allowed: Ingress, Egress`}},
-		{"a policy's selector", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchExpressions: [{key: a, operator: Like}]}\n", []string{`f.yaml:5: spec.podSelector: "Like" is not a valid label selector operator`}},
-		{"an empty peer", policyHead + "  ingress:\n    - from: [{}]\n", []string{"f.yaml:7: spec.ingress[0].from[0]: needs a podSelector, a namespaceSelector or an ipBlock"}},
-		{"ipBlock beside a selector", policyHead + "  egress:\n    - to:\n        - podSelector: {}\n          ipBlock: {cidr: 10.0.0.0/8}\n", []string{"f.yaml:9: spec.egress[0].to[0].ipBlock: cannot stand beside a selector"}},
-		{"a block that is none", policyHead + "  egress: [{to: [{ipBlock: {cidr: 10.0.0.0}}]}]\n", []string{"f.yaml:6: spec.egress[0].to[0].ipBlock.cidr: ParsePrefix"}},
-		{"an exception outside", policyHead + "  egress:\n    - to:\n        - ipBlock:\n            cidr: 10.0.0.0/8\n            except:\n              - 10.1.0.0/16\n              - 11.0.0.0/16\n", []string{"f.yaml:12: spec.egress[0].to[0].ipBlock.except[1]: 11.0.0.0/16 is not a part of 10.0.0.0/8"}},
-		{"endPort without a number", policyHead + "  ingress: [{ports: [{port: http, endPort: 90}]}]\n", []string{"f.yaml:6: spec.ingress[0].ports[0].endPort: needs a port that is a number"}},
-		{"endPort below the port", policyHead + "  ingress: [{ports: [{port: 80, endPort: 79}]}]\n", []string{"endPort: 79 is less than the port 80"}},
+		{"a policy's type", policyHead + "  policyTypes: [Ingres]\n",
+			[]string{`f.yaml:6: spec.policyTypes[0]: "Ingres" is not allowed; allowed: Ingress, Egress`}},
+		{"a policy's selector",
+			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchExpressions: [{key: a, operator: Like}]}\n", []string{`f.yaml:5: spec.podSelector: "Like" is not a valid label selector operator`}},
+		{"an empty peer", policyHead + "  ingress:\n    - from: [{}]\n",
+			[]string{"f.yaml:7: spec.ingress[0].from[0]: needs a podSelector, a namespaceSelector or an ipBlock"}},
+		{"ipBlock beside a selector",
+			policyHead + "  egress:\n    - to:\n        - podSelector: {}\n          ipBlock: {cidr: 10.0.0.0/8}\n", []string{
+				"f.yaml:9: spec.egress[0].to[0].ipBlock: cannot stand beside a selector"}},
+		{"a block that is none", policyHead + "  egress: [{to: [{ipBlock: {cidr: 10.0.0.0}}]}]\n",
+			[]string{"f.yaml:6: spec.egress[0].to[0].ipBlock.cidr: ParsePrefix"}},
+		{"an exception outside",
+			policyHead + "  egress:\n    - to:\n        - ipBlock:\n            cidr: 10.0.0.0/8\n            except:\n              - 10.1.0.0/16\n              - 11.0.0.0/16\n", []string{"f.yaml:12: spec.egress[0].to[0].ipBlock.except[1]: 11.0.0.0/16 is not a part of 10.0.0.0/8"}},
+		{"endPort without a number", policyHead + "  ingress: [{ports: [{port: http, endPort: 90}]}]\n",
+			[]string{"f.yaml:6: spec.ingress[0].ports[0].endPort: needs a port that is a number"}},
+		{"endPort below the port", policyHead + "  ingress: [{ports: [{port: 80, endPort: 79}]}]\n",
+			[]string{"endPort: 79 is less than the port 80"}},
 		{"no pods at all", "# nothing\n---\n", []string{"the manifests have no pods"}},
-		{"all at once, in order", "kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec:\n  affinity: {}\n",
-			[]string{"4 problems", "f.yaml:1: not a Kubernetes object", "f.yaml:5: metadata.name", "f.yaml:10: spec.containers: the pod has no containerPort", "f.yaml:11: spec.affinity: not supported"}},
+		{"all at once, in order",
+			"kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b}\nspec:\n  affinity: {}\n",
+			[]string{"4 problems", "f.yaml:1: not a Kubernetes object", "f.yaml:5: metadata.name",
+				"f.yaml:10: spec.containers: the pod has no containerPort", "f.yaml:11: spec.affinity: not supported"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			dir := write(t, map[string]string{"f.yaml": tc.text})
-			set, err := manifest.Load([]string{dir}, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}})
+			set, err := manifest.Load([]string{dir}, manifest.Options{ServiceCIDRs: []netip.Prefix{
+				netip.MustParsePrefix("10.96.0.0/16")}})
 			if err == nil {
 				t.Fatalf("no error; want %q", tc.want)
 			}
@@ -130,14 +190,16 @@ func TestMistakes(t *testing.T) {
 }
 
 func TestFilesAndOptions(t *testing.T) {
-	dir := write(t, map[string]string{"a.yaml": pod("a"), "sub/b.yml": pod("b"), "c.json": `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"c"},"spec":{"containers":[{"name":"c","ports":[{"containerPort":1}]}]}}`,
+	dir := write(t, map[string]string{"a.yaml": pod("a"), "sub/b.yml": pod("b"),
+		"c.json":       `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"c"},"spec":{"containers":[{"name":"c","ports":[{"containerPort":1}]}]}}`,
 		".hidden.yaml": "nonsense: [", ".git/x.yaml": "nonsense: [", "README.md": "nonsense: ["})
 	set := load(t, manifest.Options{}, dir)
 	if diff := cmp.Diff([]string{"default/a", "default/c", "default/b"}, names(set)); diff != "" {
 		t.Errorf("pods (-want +got):\n%s", diff)
 	}
 	other := write(t, map[string]string{"a.yaml": pod("a")})
-	if _, err := manifest.Load([]string{dir, other}, manifest.Options{}); err == nil || !strings.Contains(err.Error(), "there are two of Pod default/a") {
+	if _, err := manifest.Load([]string{dir, other}, manifest.Options{}); err == nil ||
+		!strings.Contains(err.Error(), "there are two of Pod default/a") {
 		t.Errorf("one pod in two directories: %v", err)
 	}
 	for _, paths := range [][]string{{filepath.Join(dir, "missing")}, {dir, t.TempDir()}} {
@@ -147,7 +209,8 @@ func TestFilesAndOptions(t *testing.T) {
 	}
 	nodes := write(t, map[string]string{"n.yaml": "apiVersion: v1\nkind: Node\nmetadata: {name: one}\n---\n" + pod("p")})
 	var problems manifest.Problems
-	if _, err := manifest.Load([]string{nodes}, manifest.Options{Nodes: 3}); !errors.As(err, &problems) || !strings.Contains(err.Error(), "3 asked for, but the manifests describe 1") {
+	if _, err := manifest.Load([]string{nodes}, manifest.Options{Nodes: 3}); !errors.As(err, &problems) ||
+		!strings.Contains(err.Error(), "3 asked for, but the manifests describe 1") {
 		t.Errorf("--nodes beside Nodes: %v", err)
 	}
 	if _, err := manifest.Load([]string{dir}, manifest.Options{Nodes: manifest.MaxNodes + 1}); !errors.As(err, &problems) {
@@ -254,7 +317,8 @@ spec:
 
 func TestExpansion(t *testing.T) {
 	set := load(t, manifest.Options{}, write(t, map[string]string{"all.yaml": workloads}))
-	want := []string{"shop/web-0", "shop/web-1", "shop/web-2", "shop/web-3", "shop/db-5", "shop/db-6", "default/log-n3", "default/pinned"}
+	want := []string{"shop/web-0", "shop/web-1", "shop/web-2", "shop/web-3", "shop/db-5", "shop/db-6", "default/log-n3",
+		"default/pinned"}
 	if diff := cmp.Diff(want, names(set)); diff != "" {
 		t.Errorf("pods (-want +got):\n%s", diff)
 	}
@@ -265,7 +329,8 @@ func TestExpansion(t *testing.T) {
 	if nodes["web-0"] == nodes["web-1"] || nodes["web-1"] == nodes["web-2"] || nodes["web-0"] != nodes["web-3"] {
 		t.Errorf("the Deployment is not spread over three nodes in turn: %v", nodes)
 	}
-	if nodes["db-5"] == nodes["db-6"] || nodes["db-5"] == "n3" || nodes["db-6"] == "n3" || nodes["log-n3"] != "n3" || nodes["pinned"] != "n2" {
+	if nodes["db-5"] == nodes["db-6"] || nodes["db-5"] == "n3" || nodes["db-6"] == "n3" || nodes["log-n3"] != "n3" ||
+		nodes["pinned"] != "n2" {
 		t.Errorf("selectors and names of nodes are not heeded: %v", nodes)
 	}
 	if got := set.Pods[4].Labels; got["statefulset.kubernetes.io/pod-name"] != "db-5" || got["app"] != "db" {
@@ -318,8 +383,10 @@ func FuzzLoad(f *testing.F) {
 	f.Add(workloads)
 	f.Add(serviceObjects)
 	for _, text := range []string{
-		"a: &a [*a]\n", "--- {}\n---\nkind: List\nitems: [{kind: List, items: []}]\n", "apiVersion: v1\nkind: Pod\nmetadata: {name: a, name: b}\n", "\xff",
-		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {replicas: 1000000000, template: {}}\n", "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: -1}]}\n",
+		"a: &a [*a]\n", "--- {}\n---\nkind: List\nitems: [{kind: List, items: []}]\n",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a, name: b}\n", "\xff",
+		"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {replicas: 1000000000, template: {}}\n",
+		"apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: -1}]}\n",
 	} {
 		f.Add(text)
 	}
@@ -330,7 +397,8 @@ func FuzzLoad(f *testing.F) {
 
 func TestExamplesAreRight(t *testing.T) {
 	const examples = "../../../examples/"
-	if set := load(t, manifest.Options{}, examples+"shop"); len(set.Pods) != 5 || len(set.Services) != 3 || len(set.Policies) != 0 {
+	if set := load(t, manifest.Options{}, examples+"shop"); len(set.Pods) != 5 || len(set.Services) != 3 ||
+		len(set.Policies) != 0 {
 		t.Errorf("the shop has %d pods, %d Services, %d policies", len(set.Pods), len(set.Services), len(set.Policies))
 	}
 	if set := load(t, manifest.Options{}, examples+"shop", examples+"shop-policies"); len(set.Policies) != 4 {
@@ -361,12 +429,15 @@ ports: [{port: 8080}]
 
 // What a manifest says of a pod's state, of a Service's addresses and of endpoints is kept.
 func TestServiceObjects(t *testing.T) {
-	set := load(t, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}, write(t, map[string]string{"f.yaml": serviceObjects}))
+	set := load(t, manifest.Options{ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}},
+		write(t, map[string]string{"f.yaml": serviceObjects}))
 	pod, service, slice := set.Pods[0], set.Services[0], set.Slices[0]
-	if !pod.Spec.HostNetwork || pod.DeletionTimestamp == nil || pod.Status.Conditions[0].Status != "False" || pod.Status.Phase != "Succeeded" {
+	if !pod.Spec.HostNetwork || pod.DeletionTimestamp == nil || pod.Status.Conditions[0].Status != "False" ||
+		pod.Status.Phase != "Succeeded" {
 		t.Errorf("pod %+v", pod)
 	}
-	if !slices.Equal(service.Spec.ClusterIPs, []string{"10.96.0.7"}) || service.Spec.Ports[0].NodePort != 30080 || service.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
+	if !slices.Equal(service.Spec.ClusterIPs, []string{"10.96.0.7"}) || service.Spec.Ports[0].NodePort != 30080 ||
+		service.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
 		t.Errorf("service %+v", service)
 	}
 	if *slice.Ports[0].Name != "" || *slice.Ports[0].Protocol != "TCP" || *slice.Endpoints[0].Conditions.Ready {

@@ -31,9 +31,12 @@ func (l *loader) service(p place) {
 	default:
 		l.wrong(at.at("type"), "%q is not allowed; allowed: ClusterIP, NodePort, LoadBalancer", s.Spec.Type)
 	}
-	oneOf(l, at.at("internalTrafficPolicy"), s.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster, corev1.ServiceInternalTrafficPolicyLocal)
-	oneOf(l, at.at("externalTrafficPolicy"), &s.Spec.ExternalTrafficPolicy, "", corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal)
-	oneOf(l, at.at("sessionAffinity"), &s.Spec.SessionAffinity, "", corev1.ServiceAffinityNone, corev1.ServiceAffinityClientIP)
+	oneOf(l, at.at("internalTrafficPolicy"), s.Spec.InternalTrafficPolicy, corev1.ServiceInternalTrafficPolicyCluster,
+		corev1.ServiceInternalTrafficPolicyLocal)
+	oneOf(l, at.at("externalTrafficPolicy"), &s.Spec.ExternalTrafficPolicy, "", corev1.ServiceExternalTrafficPolicyCluster,
+		corev1.ServiceExternalTrafficPolicyLocal)
+	oneOf(l, at.at("sessionAffinity"), &s.Spec.SessionAffinity, "", corev1.ServiceAffinityNone,
+		corev1.ServiceAffinityClientIP)
 	l.clusterIPs(at, &s)
 	for i, text := range s.Spec.ExternalIPs {
 		l.addr(at.at("externalIPs[%d]", i), text)
@@ -76,7 +79,8 @@ func (l *loader) clusterIPs(p place, s *corev1.Service) {
 	}
 	texts, at := s.Spec.ClusterIPs, p.at("clusterIPs")
 	switch {
-	case s.Spec.ClusterIP == "" && len(texts) > 0, s.Spec.ClusterIP != "" && len(texts) > 0 && s.Spec.ClusterIP != texts[0]:
+	case s.Spec.ClusterIP == "" && len(texts) > 0, s.Spec.ClusterIP != "" && len(texts) > 0 &&
+		s.Spec.ClusterIP != texts[0]:
 		l.wrong(at, "the first has to be clusterIP")
 		return
 	case len(texts) == 0 && s.Spec.ClusterIP != "":
@@ -88,7 +92,9 @@ func (l *loader) clusterIPs(p place, s *corev1.Service) {
 		if !ok {
 			continue
 		}
-		if len(l.opt.ServiceCIDRs) > 0 && !slices.ContainsFunc(l.opt.ServiceCIDRs, func(c netip.Prefix) bool { return c.Contains(addr) }) {
+		if len(l.opt.ServiceCIDRs) > 0 && !slices.ContainsFunc(l.opt.ServiceCIDRs, func(c netip.Prefix) bool {
+			return c.Contains(addr)
+		}) {
 			l.wrong(at, "%s is in none of the lab's ranges %v", addr, l.opt.ServiceCIDRs)
 		}
 		l.claim(at, "cluster IP", "", addr.String())

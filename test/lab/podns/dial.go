@@ -38,8 +38,8 @@ type Answer struct {
 // retransmit is how often a datagram is repeated until it is answered.
 const retransmit = 200 * time.Millisecond
 
-// Dial sends real packets from the namespace to a port and reads the responder's answer. It returns an error only when the
-// attempt itself could not be made.
+// Dial sends real packets from the namespace to a port and reads the responder's answer. It returns an error only when
+// the attempt itself could not be made.
 func (n Namespace) Dial(proto Proto, to netip.AddrPort, timeout time.Duration) (answer Answer, err error) {
 	err = n.Do(func() error {
 		answer, err = dialHere(proto, to, timeout)
@@ -96,7 +96,8 @@ func connect(fd int, to netip.AddrPort, deadline time.Time) error {
 	return err
 }
 
-// wait returns when the socket is ready, and EAGAIN when the time is up. The thread is this attempt's own, so it may block.
+// wait returns when the socket is ready, and EAGAIN when the time is up. The thread is this attempt's own, so it may
+// block.
 func wait(fd int, events int16, deadline time.Time) error {
 	for {
 		left := time.Until(deadline)
@@ -168,7 +169,8 @@ func failed(err error) (Answer, error) {
 	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.ETIMEDOUT):
 		return Answer{Outcome: Silent, Detail: "no answer"}, nil
 	case errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EHOSTUNREACH),
-		errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.ECONNABORTED):
+		errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err,
+			unix.ECONNABORTED):
 		return Answer{Outcome: Refused, Detail: err.Error()}, nil
 	}
 	return Answer{}, err

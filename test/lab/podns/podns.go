@@ -1,8 +1,9 @@
-// Package podns makes the network namespaces of the lab's pods and works in them: a responder on every port, and probes.
+// Package podns makes the network namespaces of the lab's pods and works in them: a responder on every port, and
+// probes.
 //
-// A Namespace lives as long as its file is open, or as a process is in it; it is bound to no path. So when the process that
-// holds it ends, however it ends, the kernel takes the namespace and its links away. A Namespace may be used from any
-// goroutine; what runs in it runs on a thread of its own meanwhile.
+// A Namespace lives as long as its file is open, or as a process is in it; it is bound to no path. So when the process
+// that holds it ends, however it ends, the kernel takes the namespace and its links away. A Namespace may be used from
+// any goroutine; what runs in it runs on a thread of its own meanwhile.
 package podns
 
 import (
@@ -66,7 +67,9 @@ func (n Namespace) Do(fn func() error) error {
 			return err
 		}
 		var failed error
-		if raw.Control(func(fd uintptr) { failed = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWNET)) }) != nil {
+		if raw.Control(func(fd uintptr) {
+			failed = os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWNET))
+		}) != nil {
 			return os.ErrClosed
 		}
 		return failed

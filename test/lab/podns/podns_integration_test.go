@@ -49,7 +49,8 @@ func TestResponderAnswersItsName(t *testing.T) {
 				}
 				continue
 			}
-			if err != nil || answer.Outcome != podns.Answered || answer.Name != "shop/web-0" || answer.Source.Addr().String() != host || answer.Source.Port() == 0 || answer.Port != p.Number {
+			if err != nil || answer.Outcome != podns.Answered || answer.Name != "shop/web-0" ||
+				answer.Source.Addr().String() != host || answer.Source.Port() == 0 || answer.Port != p.Number {
 				t.Errorf("dial %s of %s: %+v, %v", p, host, answer, err)
 			}
 		}
@@ -60,14 +61,16 @@ func TestResponderAnswersItsName(t *testing.T) {
 		proto podns.Proto
 		port  uint16
 		want  podns.Outcome
-	}{{podns.TCP, 80, podns.Refused}, {podns.TCP, 81, podns.Answered}, {podns.UDP, 80, podns.Answered}, {podns.UDP, 81, podns.Refused}} {
+	}{{podns.TCP, 80, podns.Refused}, {podns.TCP, 81, podns.Answered}, {podns.UDP, 80, podns.Answered}, {podns.UDP, 81,
+		podns.Refused}} {
 		answer, err := ns.Dial(tc.proto, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), tc.port), 5*time.Second)
 		if err != nil || answer.Outcome != tc.want {
 			t.Errorf("dial %d/%s after a change: %+v, %v; want %s", tc.port, tc.proto, answer, err, tc.want)
 		}
 	}
 	r.Close()
-	if answer, err := ns.Dial(podns.TCP, netip.MustParseAddrPort("127.0.0.1:81"), 5*time.Second); err != nil || answer.Outcome != podns.Refused {
+	if answer, err := ns.Dial(podns.TCP, netip.MustParseAddrPort("127.0.0.1:81"), 5*time.Second); err != nil ||
+		answer.Outcome != podns.Refused {
 		t.Errorf("dial after Close: %+v, %v", answer, err)
 	}
 }
@@ -85,7 +88,8 @@ func TestDialSilence(t *testing.T) {
 	defer mute.Close()
 	begin := time.Now()
 	answer, err := ns.Dial(podns.TCP, netip.MustParseAddrPort("127.0.0.1:80"), 300*time.Millisecond)
-	if took := time.Since(begin); err != nil || answer.Outcome != podns.Silent || took < 300*time.Millisecond || took > 5*time.Second {
+	if took := time.Since(begin); err != nil || answer.Outcome != podns.Silent || took < 300*time.Millisecond ||
+		took > 5*time.Second {
 		t.Errorf("a server that says nothing: %+v, %v after %s", answer, err, took)
 	}
 	for _, proto := range []podns.Proto{podns.TCP, podns.UDP} {
@@ -115,7 +119,10 @@ func TestNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	var reopened string
-	if err := again.Do(func() (err error) { reopened, err = os.Readlink("/proc/thread-self/ns/net"); return err }); err != nil {
+	if err := again.Do(func() (err error) {
+		reopened, err = os.Readlink("/proc/thread-self/ns/net")
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if inside == own || inside != reopened {

@@ -33,8 +33,8 @@ type Port struct {
 
 func (p Port) String() string { return fmt.Sprintf("%d/%s", p.Number, p.Proto) }
 
-// Responder answers on ports of a namespace with a name, so that clients know whom they reached, and with its port and the
-// asker's address as they arrived there.
+// Responder answers on ports of a namespace with a name, so that clients know whom they reached, and with its port and
+// the asker's address as they arrived there.
 type Responder struct {
 	ns   Namespace
 	name string
@@ -48,7 +48,8 @@ func NewResponder(ns Namespace, name string) *Responder {
 	return &Responder{ns: ns, name: name, open: map[Port]io.Closer{}}
 }
 
-// Listen makes the responder listen on exactly these ports. It returns those that this machine's kernel has no protocol for.
+// Listen makes the responder listen on exactly these ports. It returns those that this machine's kernel has no protocol
+// for.
 func (r *Responder) Listen(ports []Port) (missing []Port, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -184,7 +185,8 @@ func (r *Responder) answerUDP(conn *net.UDPConn, port uint16) {
 	}
 }
 
-// answer is one line: the name, the port that was asked and who asked. A socket of both families gives IPv4 in IPv6's clothes.
+// answer is one line: the name, the port that was asked and who asked. A socket of both families gives IPv4 in IPv6's
+// clothes.
 func (r *Responder) answer(port uint16, peer netip.AddrPort) string {
 	return fmt.Sprintf("%s %d %s\n", r.name, port, netip.AddrPortFrom(peer.Addr().Unmap(), peer.Port()))
 }

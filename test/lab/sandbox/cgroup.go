@@ -33,8 +33,9 @@ func (c Cgroup) Child(name string) Cgroup { return c + "/" + Cgroup(name) }
 // Path is the cgroup as programs name it, from the root of a hierarchy.
 func (c Cgroup) Path() string { return "/" + string(c) }
 
-// Create makes the cgroup in every hierarchy, with all controllers that there are: a kubelet insists on them. cpuset.cpus
-// and cpuset.mems are copied down from the root, because a version 1 cpuset without them accepts no process.
+// Create makes the cgroup in every hierarchy, with all controllers that there are: a kubelet insists on them.
+// cpuset.cpus and cpuset.mems are copied down from the root, because a version 1 cpuset without them accepts no
+// process.
 func (c Cgroup) Create() error {
 	hierarchies, err := mountedHierarchies()
 	if err != nil {
@@ -130,8 +131,8 @@ func (c Cgroup) Kill(ctx context.Context) error {
 	}
 }
 
-// Remove ends what still runs in the cgroup, and deletes it and everything below it from every hierarchy, and the parents
-// that this leaves empty.
+// Remove ends what still runs in the cgroup, and deletes it and everything below it from every hierarchy, and the
+// parents that this leaves empty.
 func (c Cgroup) Remove(ctx context.Context) error {
 	for {
 		dirs, err := c.directories()
@@ -217,7 +218,8 @@ func mountedHierarchies() ([]hierarchy, error) {
 	}
 	found := parseHierarchies(string(data))
 	if len(joined(found)) == 0 {
-		return nil, errors.New("no usable cgroup hierarchy is mounted below /sys/fs/cgroup: mount cgroup2 there, or version 1's pids, freezer or systemd")
+		return nil, errors.New("no usable cgroup hierarchy is mounted below /sys/fs/cgroup: mount cgroup2 there, or " +
+			"version 1's pids, freezer or systemd")
 	}
 	return found, nil
 }
@@ -257,8 +259,9 @@ func joined(hierarchies []hierarchy) []hierarchy {
 	return slices.DeleteFunc(slices.Clone(hierarchies), func(h hierarchy) bool { return !h.v2 })
 }
 
-// passControllers makes the controllers that a version 2 cgroup has available to its children. In version 1 they are. Where
-// the parent holds processes, which forbids it (in a container, the root does), a caller that needs a controller finds out itself.
+// passControllers makes the controllers that a version 2 cgroup has available to its children. In version 1 they are.
+// Where the parent holds processes, which forbids it (in a container, the root does), a caller that needs a controller
+// finds out itself.
 func (h hierarchy) passControllers(dir string) error {
 	if !h.v2 {
 		return nil

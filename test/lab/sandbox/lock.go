@@ -28,8 +28,8 @@ type LockFile struct {
 	DirMode fs.FileMode
 }
 
-// Lock takes the lock, and notes in the file whose it is. The kernel drops it with its holder and with the children that
-// the holder was starting. The error is syscall.EWOULDBLOCK when another process has it.
+// Lock takes the lock, and notes in the file whose it is. The kernel drops it with its holder and with the children
+// that the holder was starting. The error is syscall.EWOULDBLOCK when another process has it.
 func (l LockFile) Lock() (unlock func(), err error) {
 	for deadline := time.Now().Add(releaseTimeout); ; time.Sleep(lockPoll) {
 		unlock, err = l.try()

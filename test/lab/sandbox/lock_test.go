@@ -33,8 +33,8 @@ func TestLock(t *testing.T) {
 	again()
 }
 
-// TestLockOfDeadHolder waits for a lock whose holder is dead: a child that it was starting shares the holder's open files
-// until it executes its program, and outlives it for that long.
+// TestLockOfDeadHolder waits for a lock whose holder is dead: a child that it was starting shares the holder's open
+// files until it executes its program, and outlives it for that long.
 func TestLockOfDeadHolder(t *testing.T) {
 	l := LockFile{Path: filepath.Join(t.TempDir(), "lock"), DirMode: 0o700}
 	dead := exec.Command("true")

@@ -36,8 +36,9 @@ type Files struct {
 // Bind shows Source at Target.
 type Bind struct{ Source, Target string }
 
-// Start creates a node whose host name is its name. It has a /run of its own (empty, in memory), a /sys that shows its own
-// network devices, and loopback up. All its mounts are shared, as on a machine that systemd booted, but with itself only.
+// Start creates a node whose host name is its name. It has a /run of its own (empty, in memory), a /sys that shows its
+// own network devices, and loopback up. All its mounts are shared, as on a machine that systemd booted, but with itself
+// only.
 func (g Group) Start(name string, files Files) (Node, error) {
 	n := Node{Group: g, Name: name}
 	if err := n.Cgroup().Create(); err != nil {
@@ -47,7 +48,8 @@ func (g Group) Start(name string, files Files) (Node, error) {
 	if err != nil {
 		return Node{}, fmt.Errorf("start node %s: %w", name, err)
 	}
-	argv = append(argv, "unshare", "--net", "--mount", "--uts", "--propagation", "private", "/bin/sh", "-ec", setupScript(name, files))
+	argv = append(argv, "unshare", "--net", "--mount", "--uts", "--propagation", "private", "/bin/sh", "-ec",
+		setupScript(name, files))
 	cmd := exec.Command(argv[0], argv[1:]...)
 	ready, report, err := os.Pipe()
 	if err != nil {
@@ -87,7 +89,8 @@ func setupScript(hostname string, files Files) string {
 	}
 	for i, dir := range files.CopyOnWrite {
 		line("mkdir -p %s/upper%d %s/work%d", stage, i, stage, i)
-		line("mount -t overlay -o lowerdir=%s,upperdir=%s/upper%d,workdir=%s/work%d overlay %s", quote(dir), stage, i, stage, i, quote(dir))
+		line("mount -t overlay -o lowerdir=%s,upperdir=%s/upper%d,workdir=%s/work%d overlay %s", quote(dir), stage, i, stage,
+			i, quote(dir))
 	}
 	for i, bind := range files.Binds {
 		line("if [ -d %s/%d ]; then mkdir -p %s; fi", stage, i, quote(bind.Target))
@@ -205,7 +208,8 @@ func configure(handle *netlink.Handle, name string, addrs []netip.Prefix, gatewa
 		}
 	}
 	for _, gw := range gateways {
-		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
+		route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw),
+			0))}
 		if err := handle.RouteReplace(route); err != nil {
 			return fmt.Errorf("add default route via %s on %s: %w", gw, name, err)
 		}

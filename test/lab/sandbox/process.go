@@ -10,7 +10,8 @@ import (
 	"syscall"
 )
 
-// Process names one process for as long as the machine runs: process ids are reused, a pair of id and start time is not.
+// Process names one process for as long as the machine runs: process ids are reused, a pair of id and start time is
+// not.
 type Process struct {
 	PID int `json:"pid"`
 	// Start is the time the process started, in clock ticks since boot.
@@ -81,8 +82,8 @@ type Daemon struct {
 	Nice int    // its scheduling priority, as nice(1) has it
 }
 
-// OVSNice is the priority that ovs-ctl(8) gives Open vSwitch's daemons. Below it, the userspace datapath loses packets on a busy machine:
-// its sockets hold some 200.
+// OVSNice is the priority that ovs-ctl(8) gives Open vSwitch's daemons. Below it, the userspace datapath loses packets
+// on a busy machine: its sockets hold some 200.
 const OVSNice = -10
 
 // Running is a process that this program started. Exited is closed when it has ended and been reaped.
@@ -91,8 +92,8 @@ type Running struct {
 	Exited <-chan struct{}
 }
 
-// start runs the daemon behind a command prefix that brings it to its place. It is in its cgroup before it does anything, so
-// that no crash of the caller can lose it.
+// start runs the daemon behind a command prefix that brings it to its place. It is in its cgroup before it does
+// anything, so that no crash of the caller can lose it.
 func (d Daemon) start(enter []string) (Running, error) {
 	log, err := os.OpenFile(d.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {

@@ -2,8 +2,8 @@
 // UTS namespace with a NIC on a shared Underlay, and a cgroup of its own.
 //
 // Everything that stands belongs to a Group and lives only as long as its processes do: namespaces are not bound to
-// files, so that when the last process is gone the kernel takes the namespaces, links and mounts with it. What outlives a
-// process (the cgroups and one link in the caller's network namespace) carries a name derived from the group's. So
+// files, so that when the last process is gone the kernel takes the namespaces, links and mounts with it. What outlives
+// a process (the cgroups and one link in the caller's network namespace) carries a name derived from the group's. So
 // Group.Destroy needs no record of what was created, and works after a crash at any moment.
 //
 // The values here hold no state of their own beyond process ids; they may be copied, stored as JSON and used from any

@@ -52,7 +52,8 @@ func TestTwoNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	files := sandbox.Files{CopyOnWrite: []string{"/etc", "/opt"}, Binds: []sandbox.Bind{{Source: dir, Target: "/opt/sbx test/data"}}}
+	files := sandbox.Files{CopyOnWrite: []string{"/etc", "/opt"}, Binds: []sandbox.Bind{
+		{Source: dir, Target: "/opt/sbx test/data"}}}
 	var nodes []sandbox.Node
 	for i, name := range []string{"a", "b"} {
 		n, err := group.Start(name, files)
@@ -62,8 +63,10 @@ func TestTwoNodes(t *testing.T) {
 		if err := underlay.Attach(t.Context(), n, "eth0", true); err != nil {
 			t.Fatal(err)
 		}
-		addrs := prefixes([]string{"172.29.255.2/24", "172.29.255.3/24"}[i], []string{"fd57:6566:74ff::2/64", "fd57:6566:74ff::3/64"}[i])
-		if err := n.Configure("eth0", addrs, []netip.Addr{netip.MustParseAddr("172.29.255.1"), netip.MustParseAddr("fd57:6566:74ff::1")}); err != nil {
+		addrs := prefixes([]string{"172.29.255.2/24", "172.29.255.3/24"}[i], []string{"fd57:6566:74ff::2/64",
+			"fd57:6566:74ff::3/64"}[i])
+		if err := n.Configure("eth0", addrs, []netip.Addr{netip.MustParseAddr("172.29.255.1"),
+			netip.MustParseAddr("fd57:6566:74ff::1")}); err != nil {
 			t.Fatal(err)
 		}
 		nodes = append(nodes, n)
@@ -78,7 +81,8 @@ func TestTwoNodes(t *testing.T) {
 		t.Errorf("/sys/class/net shows %q, want the node's own links", got)
 	}
 	run(t, nodes[0], "test", "-d", "/sys/fs/cgroup/pids")
-	run(t, nodes[0], "sh", "-c", "for f in /run/sbx-test /etc/sbx-test; do echo mine >$f; done; echo data >'/opt/sbx test/data/file'")
+	run(t, nodes[0], "sh", "-c",
+		"for f in /run/sbx-test /etc/sbx-test; do echo mine >$f; done; echo data >'/opt/sbx test/data/file'")
 	for _, file := range []string{"/run/sbx-test", "/etc/sbx-test"} {
 		if _, err := nodes[1].Run(t.Context(), "cat", file); err == nil {
 			t.Errorf("%s that one node wrote shows on another", file)
@@ -92,8 +96,8 @@ func TestTwoNodes(t *testing.T) {
 	}
 }
 
-// TestDestroyFindsEverything ends what a crashed caller left: processes that ignore signals, that moved to a new session,
-// that live in child cgroups, whose holder is dead.
+// TestDestroyFindsEverything ends what a crashed caller left: processes that ignore signals, that moved to a new
+// session, that live in child cgroups, whose holder is dead.
 func TestDestroyFindsEverything(t *testing.T) {
 	destroy(t)
 	t.Cleanup(func() { destroy(t) })
@@ -105,7 +109,8 @@ func TestDestroyFindsEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	log := filepath.Join(t.TempDir(), "log")
-	running, err := n.StartDaemon(sandbox.Daemon{Log: log, Args: []string{"sh", "-c", "trap '' TERM HUP INT; setsid sleep 1000 & mount -t tmpfs tmpfs /mnt; echo up; wait"}})
+	running, err := n.StartDaemon(sandbox.Daemon{Log: log, Args: []string{"sh", "-c",
+		"trap '' TERM HUP INT; setsid sleep 1000 & mount -t tmpfs tmpfs /mnt; echo up; wait"}})
 	if err != nil {
 		t.Fatal(err)
 	}

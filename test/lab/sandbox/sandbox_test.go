@@ -88,7 +88,8 @@ func TestParseHierarchies(t *testing.T) {
 func TestSetupScriptQuotes(t *testing.T) {
 	script := setupScript("node1", Files{Binds: []Bind{{Source: "/a b/it's", Target: "/c d"}}})
 	lines := strings.Split(script, "\n")
-	if !slices.Contains(lines, `mount --bind '/a b/it'\''s' /run/stage/0`) || !slices.Contains(lines, `mount --move /run/stage/0 '/c d'`) {
+	if !slices.Contains(lines, `mount --bind '/a b/it'\''s' /run/stage/0`) ||
+		!slices.Contains(lines, `mount --move /run/stage/0 '/c d'`) {
 		t.Errorf("paths with blanks and quotes are not quoted:\n%s", script)
 	}
 }

@@ -15,8 +15,8 @@ import (
 // bridgeName is the underlay's bridge, in the underlay's own network namespace.
 const bridgeName = "underlay0"
 
-// Underlay is the network between the nodes: a bridge in a namespace of its own, so that no firewall, forwarding setting
-// or container engine of the real machine touches what passes through it.
+// Underlay is the network between the nodes: a bridge in a namespace of its own, so that no firewall, forwarding
+// setting or container engine of the real machine touches what passes through it.
 type Underlay struct {
 	Node Node `json:"node"`
 	MTU  int  `json:"mtu"`
@@ -32,7 +32,8 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 	u := Underlay{Node: node, MTU: mtu}
 	// The br_netfilter module, where it is loaded, would pass bridged packets through the namespace's firewall.
 	for _, name := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables", "bridge-nf-call-arptables"} {
-		if _, err := node.Run(ctx, "sh", "-c", `[ ! -e "$1" ] || echo 0 >"$1"`, "sh", filepath.Join("/proc/sys/net/bridge", name)); err != nil {
+		if _, err := node.Run(ctx, "sh", "-c", `[ ! -e "$1" ] || echo 0 >"$1"`, "sh", filepath.Join("/proc/sys/net/bridge",
+			name)); err != nil {
 			return Underlay{}, err
 		}
 	}
@@ -87,8 +88,8 @@ func (u Underlay) Configure(ctx context.Context, addrs []netip.Prefix, checksums
 	return u.Node.Configure(bridgeName, addrs, nil)
 }
 
-// Attach gives a node a NIC on the underlay. With checksums, they are computed at sending: a switch in user space, on this node
-// or at the other end, reads the packets as they are and could not complete them.
+// Attach gives a node a NIC on the underlay. With checksums, they are computed at sending: a switch in user space, on
+// this node or at the other end, reads the packets as they are and could not complete them.
 func (u Underlay) Attach(ctx context.Context, n Node, nic string, checksums bool) error {
 	ns, err := n.netNS()
 	if err != nil {

@@ -34,8 +34,10 @@ type state struct {
 }
 
 var nodes = []model.Node{
-	{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.11")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44:1::/64")}},
-	{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.12")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd44:2::/64")}},
+	{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.11")}, PodCIDRs: []netip.Prefix{
+		netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44:1::/64")}},
+	{Name: "n2", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.12")}, PodCIDRs: []netip.Prefix{
+		netip.MustParsePrefix("10.244.2.0/24"), netip.MustParsePrefix("fd44:2::/64")}},
 }
 
 // address numbers pods so that neighbours are on different nodes, and those of one node in one small range.
@@ -64,7 +66,8 @@ func newState(is4 bool) *state {
 	for _, ns := range []string{"x", "y", "z"} {
 		s.resources.Namespaces[ns] = labelsOf(ns, map[string]string{"ns": ns})
 		for _, name := range []string{"a", "b", "c"} {
-			p := probe.NewDefaultPod(ns, name, []int{80, 81}, []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, false, "registry")
+			p := probe.NewDefaultPod(ns, name, []int{80, 81}, []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP,
+				corev1.ProtocolSCTP}, false, "registry")
 			p.IP = s.address()
 			s.resources.Pods = append(s.resources.Pods, p)
 		}
@@ -84,7 +87,9 @@ func labelsOf(ns string, labels map[string]string) map[string]string {
 func (s *state) do(a *generator.Action) error {
 	var err error
 	named := func(ns, name string) int {
-		return slices.IndexFunc(s.policies, func(p *networkingv1.NetworkPolicy) bool { return p.Namespace == ns && p.Name == name })
+		return slices.IndexFunc(s.policies, func(p *networkingv1.NetworkPolicy) bool {
+			return p.Namespace == ns && p.Name == name
+		})
 	}
 	switch {
 	case a.CreatePolicy != nil:
@@ -96,9 +101,11 @@ func (s *state) do(a *generator.Action) error {
 		i := named(a.DeletePolicy.Namespace, a.DeletePolicy.Name)
 		s.policies = slices.Delete(slices.Clone(s.policies), i, i+1)
 	case a.CreateNamespace != nil:
-		s.resources, err = s.resources.CreateNamespace(a.CreateNamespace.Namespace, labelsOf(a.CreateNamespace.Namespace, a.CreateNamespace.Labels))
+		s.resources, err = s.resources.CreateNamespace(a.CreateNamespace.Namespace, labelsOf(a.CreateNamespace.Namespace,
+			a.CreateNamespace.Labels))
 	case a.SetNamespaceLabels != nil:
-		s.resources, err = s.resources.UpdateNamespaceLabels(a.SetNamespaceLabels.Namespace, labelsOf(a.SetNamespaceLabels.Namespace, a.SetNamespaceLabels.Labels))
+		s.resources, err = s.resources.UpdateNamespaceLabels(a.SetNamespaceLabels.Namespace,
+			labelsOf(a.SetNamespaceLabels.Namespace, a.SetNamespaceLabels.Labels))
 	case a.DeleteNamespace != nil:
 		s.resources, err = s.resources.DeleteNamespace(a.DeleteNamespace.Namespace)
 	case a.CreatePod != nil:
@@ -149,8 +156,8 @@ func (s *state) weft() tracetest.Cluster {
 	return c
 }
 
-// judges are the four who say whether a packet passes. kube-network-policies is asked twice: about policies as they were written, and
-// as a cluster gives them to it.
+// judges are the four who say whether a packet passes. kube-network-policies is asked twice: about policies as they
+// were written, and as a cluster gives them to it.
 type judges struct {
 	cyclonus        *matcher.Policy
 	written, stored *networkpolicy.PolicyEngine
@@ -184,9 +191,11 @@ func (s *state) engine(t *testing.T, list []*networkingv1.NetworkPolicy) *networ
 }
 
 // engineOf is kube-network-policies with its informers' stores filled.
-func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy) (*networkpolicy.PolicyEngine, error) {
+func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy) (
+	*networkpolicy.PolicyEngine, error) {
 	factory := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0) // never started, so no server is asked
-	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(), factory.Networking().V1().NetworkPolicies()
+	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(),
+		factory.Networking().V1().NetworkPolicies()
 	var errs []error
 	for _, p := range podList {
 		errs = append(errs, pods.Informer().GetIndexer().Add(p))
@@ -215,8 +224,8 @@ func stored(t *testing.T, p *networkingv1.NetworkPolicy) *networkingv1.NetworkPo
 	return &out
 }
 
-// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol. The others get
-// the policies as they were written.
+// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol.
+// The others get the policies as they were written.
 func defaulted(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 	p = p.DeepCopy()
 	tcp := corev1.ProtocolTCP
@@ -238,8 +247,9 @@ func defaulted(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 
 // packet is a cell as a packet.
 func packet(j *probe.Job) tracetest.Packet {
-	return tracetest.Packet{Src: netip.MustParseAddr(j.FromIP), Dst: netip.MustParseAddr(j.ToIP), Protocol: model.Protocol(j.Protocol).Number(),
-		SrcPort: 40000, DstPort: uint16(j.ResolvedPort)}
+	return tracetest.Packet{Src: netip.MustParseAddr(j.FromIP), Dst: netip.MustParseAddr(j.ToIP),
+		Protocol: model.Protocol(j.Protocol).Number(),
+		SrcPort:  40000, DstPort: uint16(j.ResolvedPort)}
 }
 
 func ask(t *testing.T, engine *networkpolicy.PolicyEngine, cell *probe.Job) bool {
@@ -249,7 +259,8 @@ func ask(t *testing.T, engine *networkpolicy.PolicyEngine, cell *probe.Job) bool
 	if p.Src.Is4() {
 		family = corev1.IPv4Protocol
 	}
-	allowed, err := engine.EvaluatePacket(t.Context(), &network.Packet{Family: family, SrcIP: p.Src.AsSlice(), DstIP: p.Dst.AsSlice(),
+	allowed, err := engine.EvaluatePacket(t.Context(), &network.Packet{Family: family, SrcIP: p.Src.AsSlice(),
+		DstIP: p.Dst.AsSlice(),
 		Proto: cell.Protocol, SrcPort: int(p.SrcPort), DstPort: int(p.DstPort)})
 	if err != nil {
 		t.Fatal(err)

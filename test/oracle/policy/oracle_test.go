@@ -25,8 +25,8 @@ type disagreement struct {
 	oracle, family, what string
 }
 
-// TestOracles: cyclonus, kube-network-policies, policy.Eval and packets through the flows agree on every cell of every case, but for
-// the disagreements that the document lists.
+// TestOracles: cyclonus, kube-network-policies, policy.Eval and packets through the flows agree on every cell of every
+// case, but for the disagreements that the document lists.
 func TestOracles(t *testing.T) {
 	found := map[disagreement]map[string]int{} // → case → cells
 	total := map[string]int{}
@@ -74,15 +74,16 @@ func TestOracles(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := gocmp.Diff(string(got), want); diff != "" {
-		t.Errorf("the oracles' disagreements are not those of %s (-file +found); go test -C test/oracle/policy -update rewrites it:\n%s", docFile, diff)
+		t.Errorf("the oracles' disagreements are not those of %s (-file +found); go test -C test/oracle/policy -update "+
+			"rewrites it:\n%s", docFile, diff)
 	}
 	for key, n := range total {
 		t.Logf("%s: %d", key, n)
 	}
 }
 
-// weft is what Weft promises, having made sure that the flows keep it: the packet does what Eval says, and where it passes the answer
-// does, too.
+// weft is what Weft promises, having made sure that the flows keep it: the packet does what Eval says, and where it
+// passes the answer does, too.
 func (j judges) weft(t *testing.T, name string, cell *probe.Job) bool {
 	t.Helper()
 	p := packet(cell)
@@ -108,7 +109,8 @@ const (
 // disagreements names what the oracles say otherwise. Every kind needs a reason in reasons.
 func (j judges) disagreements(t *testing.T, cell *probe.Job, ours bool) []disagreement {
 	t.Helper()
-	kind := fmt.Sprintf("%s to %s, %s %d, which Weft says passes: %t", cell.FromKey, cell.ToKey, cell.Protocol, cell.ResolvedPort, ours)
+	kind := fmt.Sprintf("%s to %s, %s %d, which Weft says passes: %t", cell.FromKey, cell.ToKey, cell.Protocol,
+		cell.ResolvedPort, ours)
 	if cell.FromKey == cell.ToKey && ours {
 		kind = loopback
 	}
@@ -128,10 +130,13 @@ func (j judges) disagreements(t *testing.T, cell *probe.Job, ours bool) []disagr
 
 // reasons say why Weft does what it does where an oracle says otherwise.
 var reasons = map[string]string{
-	loopback: "Kubernetes' page Network Policies: other pods are allowed, \"exception: a pod cannot block access to itself\". The oracles have no such rule; cyclonus " +
+	loopback: "Kubernetes' page Network Policies: other pods are allowed, \"exception: a pod cannot block access to " +
+		"itself\". The oracles have no such rule; cyclonus " +
 		"has a flag, `--ignore-loopback`, to leave these cells out.",
-	emptyRules: "`ingress: []` allows nothing, as a missing list: the API's comment on the field says \"if this field is empty then this NetworkPolicy does not allow any traffic\". " +
-		"kube-network-policies takes the empty list for \"everything\", but never sees one in a cluster: what the API server stores in protocol buffers comes back as missing. " +
+	emptyRules: "`ingress: []` allows nothing, as a missing list: the API's comment on the field says \"if this field " +
+		"is empty then this NetworkPolicy does not allow any traffic\". " +
+		"kube-network-policies takes the empty list for \"everything\", but never sees one in a cluster: what the API " +
+		"server stores in protocol buffers comes back as missing. " +
 		"Given the stored form, it agrees.",
 }
 
@@ -143,10 +148,12 @@ func document(t *testing.T, found map[disagreement]map[string]int, total map[str
 		"flows agree on every cell. A cell is a pod, another (or the same) pod, and a protocol and port.\n\n" +
 		"| | Cases | Steps | Cells |\n|---|---|---|---|\n")
 	for _, family := range []string{"IPv4", "IPv6"} {
-		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", family, total[family+" cases"], total[family+" steps"], total[family+" cells"])
+		fmt.Fprintf(&b, "| %s | %d | %d | %d |\n", family, total[family+" cases"], total[family+" steps"],
+			total[family+" cells"])
 	}
-	b.WriteString("\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions and ranges, are evaluated by both, too. There they agree with Eval but for\n" +
-		"one thing: for cyclonus `NotIn` does not match where the label is missing. For Kubernetes' own selectors, and for kube-network-policies, which uses them, it does.\n")
+	b.WriteString(
+		"\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions and ranges, are evaluated by both, too. There they agree with Eval but for\n" +
+			"one thing: for cyclonus `NotIn` does not match where the label is missing. For Kubernetes' own selectors, and for kube-network-policies, which uses them, it does.\n")
 	b.WriteString("\n## Disagreements\n")
 	keys := make([]disagreement, 0, len(found))
 	for d := range found {

@@ -20,8 +20,9 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
 )
 
-// TestRandomPolicies: the oracles judge random policies, too, which say what cyclonus' cases do not: labels that are missing, names of
-// ports that mean several numbers, overlapping exceptions and ranges. That the flows agree with Eval on these is pkg/trace's test.
+// TestRandomPolicies: the oracles judge random policies, too, which say what cyclonus' cases do not: labels that are
+// missing, names of ports that mean several numbers, overlapping exceptions and ranges. That the flows agree with Eval
+// on these is pkg/trace's test.
 //
 //	go test -C test/oracle/policy -run TestRandomPolicies -rapid.checks=100000
 func TestRandomPolicies(t *testing.T) {
@@ -58,11 +59,13 @@ func TestRandomPolicies(t *testing.T) {
 				continue
 			}
 			verdict := tracetest.Expected(view, p)
-			// For cyclonus NotIn does not match where the label is missing; for Kubernetes' own selectors, and the other oracle, it does.
+			// For cyclonus NotIn does not match where the label is missing; for Kubernetes' own selectors, and the other oracle,
+			// it does.
 			if got := cyclonusSays(theirs, c, src, dst, p, protocol); got != verdict.Allowed && !notIn {
 				t.Errorf("cyclonus says %t of %+v, Eval %+v\n%+v", got, p, verdict, c)
 			}
-			got, err := engine.EvaluatePacket(t.Context(), &network.Packet{SrcIP: p.Src.AsSlice(), DstIP: p.Dst.AsSlice(), Proto: protocol, SrcPort: int(p.SrcPort), DstPort: int(p.DstPort)})
+			got, err := engine.EvaluatePacket(t.Context(), &network.Packet{SrcIP: p.Src.AsSlice(), DstIP: p.Dst.AsSlice(),
+				Proto: protocol, SrcPort: int(p.SrcPort), DstPort: int(p.DstPort)})
 			if err != nil || got != verdict.Allowed {
 				t.Errorf("kube-network-policies says %t, %v of %+v, Eval %+v\n%+v", got, err, p, verdict, c)
 			}
@@ -92,7 +95,8 @@ func protocolOf(number uint8) corev1.Protocol {
 }
 
 // cyclonusSays asks about each name that the port has: its traffic has only one.
-func cyclonusSays(p *matcher.Policy, c tracetest.Cluster, src, dst *weft.Pod, packet tracetest.Packet, protocol corev1.Protocol) bool {
+func cyclonusSays(p *matcher.Policy, c tracetest.Cluster, src, dst *weft.Pod, packet tracetest.Packet,
+	protocol corev1.Protocol) bool {
 	names := []string{""}
 	if dst != nil {
 		for _, port := range dst.Ports {
@@ -113,7 +117,8 @@ func cyclonusSays(p *matcher.Policy, c tracetest.Cluster, src, dst *weft.Pod, pa
 func peerOf(c tracetest.Cluster, p *weft.Pod, a netip.Addr) *matcher.TrafficPeer {
 	peer := &matcher.TrafficPeer{IP: a.String()}
 	if p != nil {
-		peer.Internal = &matcher.InternalPeer{PodLabels: p.Labels, NamespaceLabels: c.Namespaces[p.Namespace], Namespace: p.Namespace}
+		peer.Internal = &matcher.InternalPeer{PodLabels: p.Labels, NamespaceLabels: c.Namespaces[p.Namespace],
+			Namespace: p.Namespace}
 	}
 	return peer
 }
@@ -123,7 +128,8 @@ func podObject(p weft.Pod) *corev1.Pod {
 	out.Spec.NodeName, out.Spec.HostNetwork = p.Node, p.HostNetwork
 	container := corev1.Container{Name: "c"}
 	for _, port := range p.Ports {
-		container.Ports = append(container.Ports, corev1.ContainerPort{Name: port.Name, ContainerPort: int32(port.Number), Protocol: corev1.Protocol(port.Protocol)})
+		container.Ports = append(container.Ports, corev1.ContainerPort{Name: port.Name, ContainerPort: int32(port.Number),
+			Protocol: corev1.Protocol(port.Protocol)})
 	}
 	out.Spec.Containers = []corev1.Container{container}
 	for _, a := range p.Addrs {
@@ -147,10 +153,12 @@ func object(p weft.Policy) *networkingv1.NetworkPolicy {
 		}
 	}
 	for _, r := range p.Ingress {
-		out.Spec.Ingress = append(out.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peerObjects(r.Peers), Ports: portObjects(r.Ports)})
+		out.Spec.Ingress = append(out.Spec.Ingress, networkingv1.NetworkPolicyIngressRule{From: peerObjects(r.Peers),
+			Ports: portObjects(r.Ports)})
 	}
 	for _, r := range p.Egress {
-		out.Spec.Egress = append(out.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: peerObjects(r.Peers), Ports: portObjects(r.Ports)})
+		out.Spec.Egress = append(out.Spec.Egress, networkingv1.NetworkPolicyEgressRule{To: peerObjects(r.Peers),
+			Ports: portObjects(r.Ports)})
 	}
 	return out
 }
@@ -204,7 +212,8 @@ func portObjects(ports []weft.Port) (list []networkingv1.NetworkPolicyPort) {
 func selectorObject(s weft.Selector) metav1.LabelSelector {
 	out := metav1.LabelSelector{MatchLabels: s.MatchLabels}
 	for _, r := range s.MatchExpressions {
-		out.MatchExpressions = append(out.MatchExpressions, metav1.LabelSelectorRequirement{Key: r.Key, Operator: metav1.LabelSelectorOperator(r.Operator), Values: r.Values})
+		out.MatchExpressions = append(out.MatchExpressions, metav1.LabelSelectorRequirement{Key: r.Key,
+			Operator: metav1.LabelSelectorOperator(r.Operator), Values: r.Values})
 	}
 	return out
 }

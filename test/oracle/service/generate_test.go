@@ -18,25 +18,29 @@ var (
 	portNames = []string{"http", "dns", "metrics"}
 )
 
-// serviceGen makes Services that an API server might hold. Values that Weft refuses and kube-proxy does not (addresses that the API
-// refuses, unreadable source ranges) are not among them.
+// serviceGen makes Services that an API server might hold. Values that Weft refuses and kube-proxy does not (addresses
+// that the API refuses, unreadable source ranges) are not among them.
 var serviceGen = rapid.Custom(func(t *rapid.T) *corev1.Service {
 	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "svc"}}
 	spec := &s.Spec
 	spec.Type = rapid.SampledFrom([]corev1.ServiceType{
-		corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName,
+		corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer,
+		corev1.ServiceTypeLoadBalancer, corev1.ServiceTypeExternalName,
 	}).Draw(t, "type")
 	spec.IPFamilies = rapid.SampledFrom([][]corev1.IPFamily{
-		{corev1.IPv4Protocol}, {corev1.IPv6Protocol}, {corev1.IPv4Protocol, corev1.IPv6Protocol}, {corev1.IPv6Protocol, corev1.IPv4Protocol},
+		{corev1.IPv4Protocol}, {corev1.IPv6Protocol}, {corev1.IPv4Protocol, corev1.IPv6Protocol}, {corev1.IPv6Protocol,
+			corev1.IPv4Protocol},
 	}).Draw(t, "families")
 	switch headless := rarely(t, "headless"); {
-	case spec.Type == corev1.ServiceTypeExternalName && rapid.Bool().Draw(t, "without addresses"): // it may be left with some
+	case spec.Type == corev1.ServiceTypeExternalName &&
+		rapid.Bool().Draw(t, "without addresses"): // it may be left with some
 		spec.IPFamilies = nil
 	case headless && spec.Type == corev1.ServiceTypeClusterIP:
 		spec.ClusterIPs = []string{corev1.ClusterIPNone}
 	default:
 		for _, f := range spec.IPFamilies {
-			spec.ClusterIPs = append(spec.ClusterIPs, map[corev1.IPFamily]string{corev1.IPv4Protocol: "10.96.0.7", corev1.IPv6Protocol: "fd10:96::7"}[f])
+			spec.ClusterIPs = append(spec.ClusterIPs, map[corev1.IPFamily]string{corev1.IPv4Protocol: "10.96.0.7",
+				corev1.IPv6Protocol: "fd10:96::7"}[f])
 		}
 	}
 	if len(spec.ClusterIPs) > 0 {
@@ -56,19 +60,24 @@ var serviceGen = rapid.Custom(func(t *rapid.T) *corev1.Service {
 		spec.Ports[0].Name = ""
 	}
 	if rapid.Bool().Draw(t, "internal local") {
-		policy := rapid.SampledFrom([]corev1.ServiceInternalTrafficPolicy{corev1.ServiceInternalTrafficPolicyLocal, corev1.ServiceInternalTrafficPolicyCluster}).Draw(t, "internal")
+		policy := rapid.SampledFrom([]corev1.ServiceInternalTrafficPolicy{corev1.ServiceInternalTrafficPolicyLocal,
+			corev1.ServiceInternalTrafficPolicyCluster}).Draw(t, "internal")
 		spec.InternalTrafficPolicy = &policy
 	}
-	spec.ExternalTrafficPolicy = rapid.SampledFrom([]corev1.ServiceExternalTrafficPolicy{"", corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal}).Draw(t, "external")
-	spec.ExternalIPs = some(t, "externalIPs", "198.51.100.1", "198.51.100.001", "2001:db8::1", "203.0.113.5", "::ffff:198.51.100.2", "no address", "")
+	spec.ExternalTrafficPolicy = rapid.SampledFrom([]corev1.ServiceExternalTrafficPolicy{"",
+		corev1.ServiceExternalTrafficPolicyCluster, corev1.ServiceExternalTrafficPolicyLocal}).Draw(t, "external")
+	spec.ExternalIPs = some(t, "externalIPs", "198.51.100.1", "198.51.100.001", "2001:db8::1", "203.0.113.5",
+		"::ffff:198.51.100.2", "no address", "")
 	if spec.Type == corev1.ServiceTypeLoadBalancer {
 		vip, proxied := corev1.LoadBalancerIPModeVIP, corev1.LoadBalancerIPModeProxy
 		for _, ip := range some(t, "ingress", "203.0.113.5", "203.0.113.6", "2001:db8::5", "") {
 			s.Status.LoadBalancer.Ingress = append(s.Status.LoadBalancer.Ingress, corev1.LoadBalancerIngress{
-				IP: ip, Hostname: "lb.example", IPMode: rapid.SampledFrom([]*corev1.LoadBalancerIPMode{nil, &vip, &proxied}).Draw(t, "ipMode"),
+				IP: ip, Hostname: "lb.example", IPMode: rapid.SampledFrom([]*corev1.LoadBalancerIPMode{nil, &vip, &proxied}).Draw(t,
+					"ipMode"),
 			})
 		}
-		spec.LoadBalancerSourceRanges = some(t, "ranges", "192.0.2.0/24", " 192.0.2.0/24", "192.0.2.77/24", "10.0.0.0/08", "2001:db8:1::/48", "0.0.0.0/0", "::/0")
+		spec.LoadBalancerSourceRanges = some(t, "ranges", "192.0.2.0/24", " 192.0.2.0/24", "192.0.2.77/24", "10.0.0.0/08",
+			"2001:db8:1::/48", "0.0.0.0/0", "::/0")
 		spec.HealthCheckNodePort = rapid.SampledFrom([]int32{0, 32000}).Draw(t, "healthCheckNodePort")
 	}
 	if rapid.Bool().Draw(t, "affinity") {
@@ -84,8 +93,8 @@ func some(t *rapid.T, label string, values ...string) []string {
 	return rapid.SliceOfN(rapid.SampledFrom(values), 0, 4).Draw(t, label)
 }
 
-// slicesGen makes the Service's slices. An endpoint that is in several, as happens while endpoints move, says the same in each of
-// them, except about its node: kube-proxy's answer would depend on the order of a map otherwise.
+// slicesGen makes the Service's slices. An endpoint that is in several, as happens while endpoints move, says the same
+// in each of them, except about its node: kube-proxy's answer would depend on the order of a map otherwise.
 func slicesGen(s *corev1.Service) *rapid.Generator[[]*discoveryv1.EndpointSlice] {
 	return rapid.Custom(func(t *rapid.T) []*discoveryv1.EndpointSlice {
 		conditions := rapid.SampledFrom([]func(string) discoveryv1.EndpointConditions{
@@ -99,19 +108,22 @@ func slicesGen(s *corev1.Service) *rapid.Generator[[]*discoveryv1.EndpointSlice]
 		var out []*discoveryv1.EndpointSlice
 		for i := range rapid.SampledFrom([]int{2, 3, 4, 1, 0}).Draw(t, "slices") {
 			slice := &discoveryv1.EndpointSlice{
-				ObjectMeta:  metav1.ObjectMeta{Namespace: s.Namespace, Name: fmt.Sprintf("slice-%d", i), Labels: map[string]string{discoveryv1.LabelServiceName: s.Name}},
+				ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: fmt.Sprintf("slice-%d", i), Labels: map[string]string{
+					discoveryv1.LabelServiceName: s.Name}},
 				AddressType: addressType(t, s, i),
 				Ports:       drawPorts(t, s),
 			}
 			for range rapid.SampledFrom([]int{3, 6, 2, 1, 0}).Draw(t, "endpoints") {
 				number, local := rapid.IntRange(1, 7).Draw(t, "endpoint"), rapid.Bool().Draw(t, "here")
 				address := map[discoveryv1.AddressType]string{
-					discoveryv1.AddressTypeIPv4: fmt.Sprintf("10.244.0.%d", number), discoveryv1.AddressTypeIPv6: fmt.Sprintf("fd44::%d", number), discoveryv1.AddressTypeFQDN: "pod.example",
+					discoveryv1.AddressTypeIPv4: fmt.Sprintf("10.244.0.%d", number), discoveryv1.AddressTypeIPv6: fmt.Sprintf(
+						"fd44::%d", number), discoveryv1.AddressTypeFQDN: "pod.example",
 				}[slice.AddressType]
 				id := fmt.Sprint(address, " here ", local)
 				e, ok := known[id]
 				if !ok {
-					e = discoveryv1.Endpoint{Addresses: []string{address, "192.0.2.1"}, Conditions: conditions(id), Hints: drawHints(t, hints)}
+					e = discoveryv1.Endpoint{Addresses: []string{address, "192.0.2.1"}, Conditions: conditions(id),
+						Hints: drawHints(t, hints)}
 					if local {
 						e.NodeName = &nodes[0]
 					} else {
@@ -130,7 +142,8 @@ func slicesGen(s *corev1.Service) *rapid.Generator[[]*discoveryv1.EndpointSlice]
 func drawConditions(t *rapid.T, label string, ready *bool) discoveryv1.EndpointConditions {
 	yes, no := true, false
 	any3 := rapid.SampledFrom([]*bool{nil, &yes, &no})
-	c := discoveryv1.EndpointConditions{Ready: ready, Serving: any3.Draw(t, label+" serving"), Terminating: any3.Draw(t, label+" terminating")}
+	c := discoveryv1.EndpointConditions{Ready: ready, Serving: any3.Draw(t, label+" serving"), Terminating: any3.Draw(t,
+		label+" terminating")}
 	if ready == nil {
 		c.Ready = any3.Draw(t, label+" ready")
 	}
@@ -154,8 +167,8 @@ func drawHints(t *rapid.T, richness int) *discoveryv1.EndpointHints {
 	return h
 }
 
-// drawPorts draws the numbers of the Service's ports at a slice's endpoints; some are missing, or are of another protocol, or of no
-// Service.
+// drawPorts draws the numbers of the Service's ports at a slice's endpoints; some are missing, or are of another
+// protocol, or of no Service.
 func drawPorts(t *rapid.T, s *corev1.Service) (out []discoveryv1.EndpointPort) {
 	for _, p := range s.Spec.Ports {
 		name, protocol := p.Name, p.Protocol
@@ -185,7 +198,8 @@ func drawPorts(t *rapid.T, s *corev1.Service) (out []discoveryv1.EndpointPort) {
 // addressType is mostly one of the Service's, each in turn.
 func addressType(t *rapid.T, s *corev1.Service, i int) discoveryv1.AddressType {
 	if rarely(t, "other address type") || s.Spec.ClusterIP == "" {
-		return rapid.SampledFrom([]discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6, discoveryv1.AddressTypeFQDN}).Draw(t, "address type")
+		return rapid.SampledFrom([]discoveryv1.AddressType{discoveryv1.AddressTypeIPv4, discoveryv1.AddressTypeIPv6,
+			discoveryv1.AddressTypeFQDN}).Draw(t, "address type")
 	}
 	if strings.Contains(s.Spec.ClusterIPs[i%len(s.Spec.ClusterIPs)], ":") {
 		return discoveryv1.AddressTypeIPv6

@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 
 // The reference must have everything that is on in Kubernetes 1.34.
 func TestFeatures(t *testing.T) {
-	if !utilfeature.DefaultFeatureGate.Enabled(features.PreferSameTrafficDistribution) || !utilfeature.DefaultFeatureGate.Enabled(features.LoadBalancerIPMode) {
+	if !utilfeature.DefaultFeatureGate.Enabled(features.PreferSameTrafficDistribution) ||
+		!utilfeature.DefaultFeatureGate.Enabled(features.LoadBalancerIPMode) {
 		t.Error("a feature gate of the reference is off")
 	}
 }
@@ -69,7 +70,8 @@ func TestAgainstKubeProxy(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d cases with %d ports; of %d verdicts %d were drop, %d reject; in %d cases the zone made a difference", cases, ports, verdicts, drops, rejects, near)
+	t.Logf("%d cases with %d ports; of %d verdicts %d were drop, %d reject; in %d cases the zone made a difference", cases,
+		ports, verdicts, drops, rejects, near)
 	for what, n := range map[string]int{"ports": ports, "drops": drops, "rejects": rejects, "zones that matter": near} {
 		if n < cases/100 {
 			t.Errorf("hardly any %s among the cases: %d of %d", what, n, cases)
@@ -93,8 +95,10 @@ func ours(s *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node, zone 
 	v.HealthCheckPort, v.Healthy = int(built.HealthCheckNodePort), built.HealthyEndpoints
 	for _, sp := range built.Ports {
 		p := port{
-			ClusterIP: sp.ClusterIP.String(), Name: sp.Name, Protocol: string(sp.Protocol), Port: int(sp.Port), NodePort: int(sp.NodePort),
-			ExternalIPs: stringsOf(sp.ExternalIPs), VIPs: stringsOf(sp.LoadBalancerIPs), Sources: stringsOf(sp.LoadBalancerSources),
+			ClusterIP: sp.ClusterIP.String(), Name: sp.Name, Protocol: string(sp.Protocol), Port: int(sp.Port), NodePort: int(
+				sp.NodePort),
+			ExternalIPs: stringsOf(sp.ExternalIPs), VIPs: stringsOf(sp.LoadBalancerIPs), Sources: stringsOf(
+				sp.LoadBalancerSources),
 			AffinitySeconds: int(built.Affinity.Seconds()), Verdicts: map[string]string{},
 		}
 		accessible := p.NodePort != 0 || len(p.ExternalIPs) > 0 || len(p.VIPs) > 0

@@ -88,14 +88,17 @@ func reference(s *corev1.Service, endpoints []*discoveryv1.EndpointSlice, node, 
 		for pn, info := range ports {
 			cluster, local, _, somewhere := proxy.CategorizeEndpoints(byPort[pn], info, node, labels)
 			p := port{
-				ClusterIP: info.ClusterIP().String(), Name: pn.Port, Protocol: string(info.Protocol()), Port: info.Port(), NodePort: info.NodePort(),
-				ExternalIPs: texts(info.ExternalIPs()), VIPs: texts(info.LoadBalancerVIPs()), AffinitySeconds: info.StickyMaxAgeSeconds(),
-				Verdicts: map[string]string{},
+				ClusterIP: info.ClusterIP().String(), Name: pn.Port, Protocol: string(info.Protocol()), Port: info.Port(),
+				NodePort:    info.NodePort(),
+				ExternalIPs: texts(info.ExternalIPs()), VIPs: texts(info.LoadBalancerVIPs()),
+				AffinitySeconds: info.StickyMaxAgeSeconds(),
+				Verdicts:        map[string]string{},
 			}
 			for _, c := range info.LoadBalancerSourceRanges() {
 				p.Sources = append(p.Sources, c.String())
 			}
-			// The filter of a load balancer's address is for that address, also when it is an external IP, too. Weft says so once.
+			// The filter of a load balancer's address is for that address, also when it is an external IP, too. Weft says so
+			// once.
 			p.ExternalIPs = slices.DeleteFunc(p.ExternalIPs, func(a string) bool { return slices.Contains(p.VIPs, a) })
 			p.normalize()
 			for _, c := range clients {

@@ -25,8 +25,10 @@ type Flow struct {
 // Identity tells flows apart by what they do and who owns them.
 func (f Flow) Identity() string { return fmt.Sprintf("cookie=%#x, %s", f.Cookie, f.Spec) }
 
-// volatile are the fields of a dumped flow that change although the flow does not. "importance" and the timeouts do not.
-var volatile = map[string]bool{"cookie": true, "duration": true, "n_packets": true, "n_bytes": true, "idle_age": true, "hard_age": true}
+// volatile are the fields of a dumped flow that change although the flow does not. "importance" and the timeouts do
+// not.
+var volatile = map[string]bool{"cookie": true, "duration": true, "n_packets": true, "n_bytes": true, "idle_age": true,
+	"hard_age": true}
 
 // Flows reads `ovs-ofctl dump-flows`.
 func Flows(text string) ([]Flow, error) {
@@ -114,8 +116,8 @@ func Ports(text string) (map[string]Port, error) {
 	return ports, nil
 }
 
-// Difference lists what is only in after (with "+") and only in before (with "-"), sorted. Equal things that occur more than
-// once count as often as they occur.
+// Difference lists what is only in after (with "+") and only in before (with "-"), sorted. Equal things that occur more
+// than once count as often as they occur.
 func Difference(before, after []string) []string {
 	count := map[string]int{}
 	for _, s := range after {

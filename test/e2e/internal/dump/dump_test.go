@@ -67,7 +67,8 @@ func TestDifference(t *testing.T) {
 }
 
 func TestInterfaces(t *testing.T) {
-	got, err := Interfaces(`{"data":[["weft0",["map",[]]],["veth1",["map",[["weft.ips","10.0.0.2,fd00::2"],["weft.pod","a/b"]]]]],"headings":["name","external_ids"]}`)
+	got, err := Interfaces(
+		`{"data":[["weft0",["map",[]]],["veth1",["map",[["weft.ips","10.0.0.2,fd00::2"],["weft.pod","a/b"]]]]],"headings":["name","external_ids"]}`)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,8 @@ func TestPack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]string{"/probe"}, config.Config.Entrypoint); d != "" || config.OS != "linux" || config.Architecture != runtime.GOARCH {
+	if d := cmp.Diff([]string{"/probe"}, config.Config.Entrypoint); d != "" || config.OS != "linux" ||
+		config.Architecture != runtime.GOARCH {
 		t.Errorf("config %+v", config)
 	}
 	layers, err := image.Layers()

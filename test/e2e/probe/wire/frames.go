@@ -63,7 +63,8 @@ func Tag(frame []byte) (string, bool) {
 	return "", false
 }
 
-// Ethernet puts a header before a payload, and pads to the least length an Ethernet frame may have without its checksum.
+// Ethernet puts a header before a payload, and pads to the least length an Ethernet frame may have without its
+// checksum.
 func Ethernet(dst, src MAC, etherType uint16, payload []byte) []byte {
 	const least = 60
 	f := make([]byte, 0, max(least, 14+len(payload)))
@@ -118,7 +119,8 @@ func TCPFrame(dstMAC, srcMAC MAC, src, dst netip.AddrPort, flags TCPFlags, seq, 
 
 // ARPFrame is an ARP packet whose padding carries a mark. The Ethernet source may differ from the sender's hardware
 // address, which is one of the lies that a switch has to see through.
-func ARPFrame(dstMAC, srcMAC MAC, op ARPOp, senderMAC MAC, sender netip.Addr, targetMAC MAC, target netip.Addr, mark []byte) []byte {
+func ARPFrame(dstMAC, srcMAC MAC, op ARPOp, senderMAC MAC, sender netip.Addr, targetMAC MAC, target netip.Addr,
+	mark []byte) []byte {
 	p := make([]byte, 0, 46)
 	p = append(p, 0, 1, 8, 0, 6, 4) // Ethernet, IPv4, lengths of both addresses
 	p = binary.BigEndian.AppendUint16(p, uint16(op))
@@ -129,7 +131,8 @@ func ARPFrame(dstMAC, srcMAC MAC, op ARPOp, senderMAC MAC, sender netip.Addr, ta
 	return Ethernet(dstMAC, srcMAC, etherARP, append(p, mark...))
 }
 
-// NAFrame is an unsolicited, overriding neighbour advertisement: "target is at lladdr". A private option carries a mark.
+// NAFrame is an unsolicited, overriding neighbour advertisement: "target is at lladdr". A private option carries a
+// mark.
 func NAFrame(dstMAC, srcMAC MAC, src, dst, target netip.Addr, lladdr MAC, mark []byte) []byte {
 	const typeNA, flagOverride, optTargetLL = 136, 0x20, 2
 	m := []byte{typeNA, 0, 0, 0, flagOverride, 0, 0, 0}

@@ -53,7 +53,8 @@ func TestTCPFrame(t *testing.T) {
 		if ends[0].Is6() {
 			header = 14 + 40
 		}
-		f := TCPFrame(macB, macA, netip.AddrPortFrom(ends[0], 1000), netip.AddrPortFrom(ends[1], 80), SYN|ACK, 0x01020304, 0x05060708, []byte("payload"))
+		f := TCPFrame(macB, macA, netip.AddrPortFrom(ends[0], 1000), netip.AddrPortFrom(ends[1], 80), SYN|ACK, 0x01020304,
+			0x05060708, []byte("payload"))
 		verifyTransport(t, ends[0], ends[1], protoTCP, f[header:])
 		copy(f[header+16:], []byte{0, 0}) // the checksum
 		wantBytes(t, f[header:], "03e8 0050 0102 0304 0506 0708 5012 ffff 0000 0000"+hex.EncodeToString([]byte("payload")))
@@ -76,7 +77,8 @@ func TestUDPFrameIPv4(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Version != 4 || h.Protocol != protoUDP || h.TTL != 64 || !h.Src.Equal(net.IP(ip4A.AsSlice())) || !h.Dst.Equal(net.IP(ip4B.AsSlice())) {
+	if h.Version != 4 || h.Protocol != protoUDP || h.TTL != 64 || !h.Src.Equal(net.IP(ip4A.AsSlice())) ||
+		!h.Dst.Equal(net.IP(ip4B.AsSlice())) {
 		t.Errorf("wrong IPv4 header: %v", h)
 	}
 	if got := checksum(0, f[14:34]); got != 0 {
@@ -97,7 +99,8 @@ func TestUDPFrameIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.NextHeader != protoUDP || h.PayloadLen != 11 || h.HopLimit != 64 || !h.Src.Equal(net.IP(ip6A.AsSlice())) || !h.Dst.Equal(net.IP(ip6B.AsSlice())) {
+	if h.NextHeader != protoUDP || h.PayloadLen != 11 || h.HopLimit != 64 || !h.Src.Equal(net.IP(ip6A.AsSlice())) ||
+		!h.Dst.Equal(net.IP(ip6B.AsSlice())) {
 		t.Errorf("wrong IPv6 header: %v", h)
 	}
 	verifyTransport(t, ip6A, ip6B, protoUDP, f[54:65])

@@ -134,6 +134,6 @@ type LinksReply struct {
 	Links []Link `json:"links"`
 }
 
-// Ready is the line that the long-running commands (ping, stream, knock, sniff) print once they are at work. They end when
-// their standard input is closed, and print their reply then.
+// Ready is the line that the long-running commands (ping, stream, knock, sniff) print once they are at work. They end
+// when their standard input is closed, and print their reply then.
 const Ready = "ready"

@@ -1,6 +1,6 @@
 // Command init is the first process of the guest that package machine boots. It loads the modules that the root needs,
-// puts a writable overlay in memory above the host's read-only root, runs one command there, writes its exit status into
-// the results and powers the machine off.
+// puts a writable overlay in memory above the host's read-only root, runs one command there, writes its exit status
+// into the results and powers the machine off.
 //
 // It owns the whole guest, on one goroutine: every child is started and reaped here, among them the orphans of what the
 // command left running.
@@ -22,8 +22,8 @@ import (
 	"github.com/weft-cni/weft/test/kernel/machine/plan"
 )
 
-// handlersFrom is the uptime from which on ovs-vswitchd 3.1.0 may start: earlier it works with 0 handler threads, and drops
-// every packet that it has to decide about.
+// handlersFrom is the uptime from which on ovs-vswitchd 3.1.0 may start: earlier it works with 0 handler threads, and
+// drops every packet that it has to decide about.
 const handlersFrom = 11 * time.Second
 
 func main() {
