@@ -102,12 +102,14 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m $(concurrent)
 	go test -tags integration -timeout 20m $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
 	go test -C test -tags integration -timeout 20m ./image
-	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./scenario ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
-nightly: ## 100,000 sets of random policies through the compiled flows, 10,000 sequences of changes; 40 minutes
+nightly: ## 100,000 sets of random policies through the compiled flows, 10,000 sequences of changes, all scenarios in the lab; an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
+	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
 
 CHAOS ?= 30m
 .PHONY: chaos
