@@ -21,7 +21,8 @@ import (
 const restartFlows = 100_000
 
 // TestRestartTouchesNothing starts an agent over a switch with 100,000 flows of Weft's: the switch reports no change of
-// any flow, no connection breaks, and no traffic is lost.
+// any flow, no connection breaks, and no traffic is lost but for what the userspace datapath loses while the agent
+// takes the processors.
 func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
@@ -53,7 +54,9 @@ func TestRestartTouchesNothing(t *testing.T) {
 		return errors.Join(err, response.Body.Close())
 	})
 	time.Sleep(3*time.Second + chaosPatience())
-	c.judge(fault{name: "one is killed", cause: "agent"}, begin)
+	// The agent reads the switch in pieces; but its start takes the processors for some seconds, and one thread of
+	// ovs-vswitchd forwards what pods send in the userspace datapath. Idle, two processors lose one datagram or none.
+	c.judge(fault{name: "one is killed", cause: "agent", bound: onDatapath(time.Second, 0)}, begin)
 	var r report.Status
 	if err := c.ask("node1", "/v1/status", &r); err != nil {
 		t.Fatal(err)
