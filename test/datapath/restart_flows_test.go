@@ -55,7 +55,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 	})
 	time.Sleep(3*time.Second + chaosPatience())
 	// The agent reads the switch in pieces; but its start takes the processors for some seconds, and one thread of
-	// ovs-vswitchd forwards what pods send in the userspace datapath. Idle, two processors lose one datagram or none.
+	// ovs-vswitchd forwards what pods send in the userspace datapath. Otherwise idle, two processors lost 1 to 16 datagrams.
 	c.judge(fault{name: "one is killed", cause: "agent", bound: onDatapath(time.Second, 0)}, begin)
 	var r report.Status
 	if err := c.ask("node1", "/v1/status", &r); err != nil {
