@@ -165,7 +165,8 @@ func (s *sweeper) round(ctx context.Context, now *sweep) (more bool, err error) 
 	causes := map[flows.Cause]int{}
 	for _, zone := range zones {
 		began := time.Now()
-		audit := sync.OnceValue(func() *flows.Audit { // after the reading, so that it knows whatever allowed a connection that was read
+		// After the reading, so that it knows whatever allowed a connection that was read.
+		audit := sync.OnceValue(func() *flows.Audit {
 			snapshot, quarantined := s.programmed()
 			return flows.NewAudit(snapshot, quarantined, now.gone)
 		})

@@ -30,10 +30,10 @@ type Reason string
 // The reasons. They are part of the interface to users: metrics, weftctl status, documents.
 const (
 	UnknownPort       Reason = "unknown-port"       // a port that no object vouches for (yet)
-	OwnAddress        Reason = "own-address"        // a pod asks for its own address, to detect duplicates: there is no answer
+	OwnAddress        Reason = "own-address"        // a pod asks for its own address, to detect duplicates
 	DuplicateProbe    Reason = "duplicate-probe"    // IPv6 duplicate address detection: there is no answer
 	SpoofedARP        Reason = "spoofed-arp"        // ARP that is not a question in the pod's own name
-	SpoofedND         Reason = "spoofed-nd"         // neighbour or router discovery that is not a question in the pod's own name
+	SpoofedND         Reason = "spoofed-nd"         // neighbor or router discovery that is not in the pod's own name
 	SpoofedMAC        Reason = "spoofed-mac"        // a source MAC that is not the pod's
 	SpoofedIP         Reason = "spoofed-ip"         // a source address that is not the pod's
 	NotIP             Reason = "not-ip"             // a protocol that is not routed
@@ -42,10 +42,10 @@ const (
 	Tagged            Reason = "vlan-tag"           // a frame with a VLAN tag: the overlay has none
 	TunnelSource      Reason = "tunnel-source"      // a tunnel packet whose inner source is not the sending node's
 	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
-	TunnelPort        Reason = "tunnel-port"        // a pod writes to a tunnel port outside: masqueraded, it would pass for its node
+	TunnelPort        Reason = "tunnel-port"        // a pod to a tunnel port outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
 	NoRoute           Reason = "no-route"           // from the gateway to an address that no pod has
-	NoLocalEndpoint   Reason = "no-local-endpoint"  // a Service with the traffic policy Local has endpoints on other nodes only
+	NoLocalEndpoint   Reason = "no-local-endpoint"  // traffic policy Local, and endpoints on other nodes only
 	SourceRange       Reason = "source-range"       // a client that loadBalancerSourceRanges leaves out
 	UnservedFragment  Reason = "unserved-fragment"  // the beginning of a fragmented datagram to a port that no Service has
 	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none

@@ -24,7 +24,7 @@ func TestCounterIsNoChange(t *testing.T) {
 	mac := pod1.Attrs().HardwareAddr.String()
 	n.in(n.pods, func() {
 		n.run("ip link set eth1 up; ip addr add 10.9.9.1/24 dev eth1; ip neigh add 10.9.9.2 lladdr " + mac +
-			" dev eth1; ping -c 1 -W 1 10.9.9.2 >/dev/null || true")
+			" dev eth1; ! ping -c 1 -W 1 10.9.9.2 >/dev/null")
 	})
 	const counter = "nft list chain inet weft from-pod-links"
 	before := n.run(counter)

@@ -143,39 +143,6 @@ func TestCanonicalText(t *testing.T) {
 	}
 }
 
-// TestDumpInPieces reads more flows than the switch is asked for at once, others' among them: each is there once.
-func TestDumpInPieces(t *testing.T) {
-	_, sw := start(t)
-	const count = 20_000
-	var d openflow.Delta
-	for i, f := range numbered(t, count) {
-		f.Cookie = flows.Cookie(model.Owner{Kind: model.KindPolicy, Name: fmt.Sprint("ns/", i/7)})
-		if i%100 == 0 {
-			f.Cookie = uint64(i)
-		}
-		d.Set = append(d.Set, f)
-	}
-	if err := sw.Apply(t.Context(), d); err != nil {
-		t.Fatal(err)
-	}
-	actual, err := sw.Dump(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := map[openflow.Flow]int{}
-	for _, e := range actual.Flows {
-		seen[e.Flow]++
-	}
-	for _, f := range d.Set {
-		if seen[f] != 1 {
-			t.Fatalf("%s is there %d times", f, seen[f])
-		}
-	}
-	if len(seen) != count {
-		t.Errorf("%d flows, want %d", len(seen), count)
-	}
-}
-
 func flow(t testing.TB, line string) openflow.Flow {
 	t.Helper()
 	e, err := openflow.Parse(line)

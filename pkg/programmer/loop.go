@@ -411,5 +411,6 @@ func (l *Loop) groupDrifted(e ofswitch.Event) bool {
 		return len(l.compiler.Desired().Groups) > 0
 	}
 	want, ok := l.compiler.Desired().Groups[e.Group.ID]
-	return ok && (e.Deleted || want.Group != e.Group) // one that is not wanted was ours a moment ago, or is another program's
+	// One that is not wanted was ours a moment ago, or is another program's.
+	return ok && (e.Deleted || want.Group != e.Group)
 }
