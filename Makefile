@@ -3,7 +3,10 @@
 SHELL := /bin/bash
 
 VERSION ?= dev
+COMMIT  ?= $(shell git describe --always --abbrev=40 --exclude='*' --dirty 2>/dev/null)
 IMAGE   ?= dist/weft-image.tar
+STAMP   := -X github.com/weft-cni/weft/internal/version.version=$(VERSION) \
+	-X github.com/weft-cni/weft/internal/version.commit=$(COMMIT)
 
 # The cluster.
 NODES     ?= 3
@@ -20,7 +23,7 @@ help: ## Show this list
 
 .PHONY: run
 run: deps build ## A small shop with policies on real switches, without Kubernetes, and who reaches whom: seconds
-	@bin/weft-lab down --name shop >/dev/null
+	@bin/weft-lab down --name shop --ignore-not-found >/dev/null
 	bin/weft-lab up --name shop -f examples/shop -f examples/shop-policies
 	bin/weft-lab probe --name shop
 	@printf '\nNext:  edit examples/shop-policies/policies.yaml and probe again;  bin/weft-lab --help;  bin/weft-lab down --name shop\n'
@@ -39,8 +42,8 @@ deps: bin/cluster ## Install the Debian packages that clusters and tests need
 
 .PHONY: build
 build: ## Build Weft's programs and the lab into bin/
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o bin/ ./cmd/...
-	CGO_ENABLED=0 go build -C test -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o ../bin/ ./weft-lab
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(STAMP)' -o bin/ ./cmd/...
+	CGO_ENABLED=0 go build -C test -trimpath -ldflags '-s -w $(STAMP)' -o ../bin/ ./weft-lab
 
 # The workshop's tools are built from its own module, and run from here.
 TOOLS := bin/cluster bin/cnibench bin/demo bin/image bin/kernel bin/scale
@@ -51,7 +54,17 @@ $(TOOLS): bin/%:
 .PHONY: image
 image: bin/image ## Build the image as a tar, without Docker
 	@mkdir -p $(dir $(IMAGE))
-	bin/image -o $(IMAGE) -version $(VERSION)
+	bin/image -o $(IMAGE) -version $(VERSION) -commit '$(COMMIT)'
+
+REPOSITORY ?= weft.io/weft
+RELEASE    ?= dist/release/$(VERSION)
+.PHONY: release
+release: bin/image ## A folder with all of a release: VERSION=v0.2.0, REPOSITORY=REGISTRY/weft of the image
+	bin/image release -o $(RELEASE) -version $(VERSION) -repository $(REPOSITORY) -commit '$(COMMIT)' -created "$$(git log -1 --format=%ct)"
+
+.PHONY: push
+push: bin/image ## Send a release's image to a registry, and write weft.yaml for it: VERSION=v0.2.0 REGISTRY=registry.example/net
+	bin/image push -from $(RELEASE) -registry $(REGISTRY) -o $(dir $(RELEASE))weft-$(VERSION).yaml
 
 .PHONY: lint
 lint: cross ## gofmt, go vet and golangci-lint over everything, and cross
@@ -64,23 +77,27 @@ cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
 # The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
 # race detector needs a C compiler; RACE= leaves it out.
 RACE       ?= -race
-CONCURRENT := agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|state|host|unixctl
-concurrent  = $$(go list ./pkg/... | grep -E '/pkg/($(CONCURRENT))(/|$$)')
+CONCURRENT := /pkg/(agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|peerprobe|state|host|unixctl)(/|$$)|/cmd/weftctl$$|/internal/(connectivity|sysdump|testing/apiserver)$$
+concurrent  = $$(go list ./... | grep -E '$(CONCURRENT)')
+sequential  = $$(go list ./... | grep -vE '$(CONCURRENT)')
 
 .PHONY: check
-check: ## Before a commit, in a minute: format, words, go vet, the product's unit tests in short with the race detector, scenarios
+check: ## Before a commit, in a minute: format, words, go vet, the product's unit tests in short, scenarios
 	build/format.sh
 	go vet ./...
-	go test $(RACE) -short ./...
+	go test $(RACE) -short -vet=off $(concurrent)
+	go test -short -vet=off $(sequential)
 	go test -C test ./scenario
 
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
 	go test $(RACE) $(concurrent)
-	go test $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
+	go test $(sequential)
 	go test -C test ./...
 	go test -C test/oracle/policy ./... # modules of their own: other projects' judgement
 	go test -C test/oracle/service ./...
+	go test -C test/oracle/monitoring -vet=off ./... # the alerts and the dashboard, by Prometheus' own code
+	go test -C test/oracle/helm -vet=off ./... # the chart, from which deploy/weft.yaml is made, and the kustomize base
 	go test -C test/components ./admission # the admission policy, judged by the API server's own code
 
 .PHONY: churn
@@ -97,17 +114,23 @@ FUZZTIME ?= 1m
 fuzz: ## Fuzz what is read from others, and the compiler: FUZZTIME (1m) per target, one at a time
 	FUZZTIME=$(FUZZTIME) build/fuzz.sh
 
+# The product's test files that need the tag integration, with their packages and tests: unit has run the others.
+TAGGED   := $$(grep -rlE --include='*_test.go' '^//go:build .*integration' build cmd deploy internal pkg)
+packages  = $$(go list -tags integration $$(dirname $(TAGGED) | sort -u | sed 's,^,./,') | grep $(1) '$(CONCURRENT)')
+tests     = "^($$(grep -hoE '^func Test\w+' $(TAGGED) | cut -c6- | paste -sd'|'))$$"
+
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
-	go test $(RACE) -tags integration -timeout 20m $(concurrent)
-	go test -tags integration -timeout 20m $$(go list ./... | grep -vE '/pkg/($(CONCURRENT))(/|$$)')
-	go test -C test -tags integration -timeout 20m ./image
+	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
+	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
+	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost
 	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
-nightly: ## 100,000 sets of random policies through the compiled flows, 10,000 sequences of changes, all scenarios in the lab; an hour
+nightly: ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab; an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
+	go test -C test/oracle/policy -run TestRandomPolicies -timeout 4h -rapid.checks=100000
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
 	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
 
@@ -127,14 +150,15 @@ e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and du
 
 .PHONY: kernel-test
 kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
-	bin/kernel test --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
+	bin/kernel test --timeout 30m --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
 
 .PHONY: kernel-test-all
-kernel-test-all: deps image bin/kernel ## The same in full, and a cluster on the kernel's datapath: an hour, not part of CI
+kernel-test-all: deps image bin/kernel ## The same in full, and clusters on the kernel's datapath: two hours, not part of CI
 	go test -C test -tags kernel ./kernel/machine
 	bin/kernel test --timeout 40m datapath
 	bin/kernel test --timeout 40m scenario
 	bin/kernel test --timeout 60m cluster
+	bin/kernel test --timeout 120m --ip-family ipv4 conformance
 
 .PHONY: bench
 bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch
@@ -145,7 +169,7 @@ bench-cni: bin/cnibench ## CNI ADD and DEL through Weft beside bridge and host-l
 	bin/cnibench
 
 .PHONY: bench-scale
-bench-scale: bin/scale ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods; needs root
+bench-scale: bin/scale ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods, of one kind and of two; needs root
 	bin/scale
 
 AGAINST ?=
@@ -162,7 +186,7 @@ cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_
 	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
 
 .PHONY: conformance
-conformance: cluster ## Kubernetes' own specs against it: FOCUS=services|netpol|ci|REGEXP, and what cluster takes
+conformance: cluster ## Upstream's tests against it: FOCUS=services|netpol|ci|REGEXP of Kubernetes' specs, or clusternetworkpolicy, and what cluster takes
 	$(CLUSTER) conformance --name $(NAME) --focus '$(FOCUS)'
 
 .PHONY: cluster-down

@@ -83,6 +83,7 @@ func TestPermissions(t *testing.T) {
 "" nodes/status: patch
 "" pods, namespaces: get, list, watch
 "networking.k8s.io" networkpolicies: get, list, watch
+"policy.networking.k8s.io" clusternetworkpolicies: get, list, watch
 "" services: get, list, watch
 "discovery.k8s.io" endpointslices: get, list, watch
 "networking.k8s.io" servicecidrs: get, list, watch
@@ -146,7 +147,7 @@ func TestPrivileges(t *testing.T) {
 	if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("the seccomp profile is %v", p)
 	}
-	allowed := map[string][]corev1.Capability{"install-cni": {"DAC_OVERRIDE"}, "weft-agent": {"NET_ADMIN", "SYS_ADMIN"}}
+	allowed := map[string][]corev1.Capability{"install-cni": {"DAC_OVERRIDE"}, "weft-agent": {"NET_ADMIN", "NET_RAW", "SYS_ADMIN"}}
 	for _, c := range containers(spec) {
 		want := &corev1.SecurityContext{
 			AllowPrivilegeEscalation: new(false),

@@ -4,13 +4,17 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
 
+	"github.com/weft-cni/weft/internal/cli"
+	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/cni/wire"
@@ -18,29 +22,24 @@ import (
 	"github.com/weft-cni/weft/pkg/report/api"
 )
 
-// version is set by the linker.
-var version = "dev"
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	root := &cobra.Command{
 		Use:           "weft-agent",
 		Short:         "Weft's agent: one node's part of an Open vSwitch network for Kubernetes",
-		Version:       version,
+		Version:       version.Get().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), installCommand(), checkCommand())
+	root.AddCommand(runCommand(), installCommand(), checkCommand(), cli.VersionCommand())
+	cli.Strict(root)
 	err := root.ExecuteContext(ctx)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "weft-agent:", err)
-		os.Exit(1)
-	}
+	os.Exit(cli.Finish("weft-agent", err, cli.Problem, os.Stderr))
 }
 
 func runCommand() *cobra.Command {
-	opt := agent.Options{Version: version, Level: new(slog.LevelVar)}
+	opt := agent.Options{Version: version.Get(), Level: new(slog.LevelVar)}
 	cmd := &cobra.Command{
 		Use:     "run",
 		Short:   "Run the agent; the DaemonSet does this",
@@ -55,8 +54,7 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			opt.Log = newLogger(cfg.LogFormat, opt.Level)
-			slog.SetDefault(opt.Log)
+			opt.Log = newLogger(os.Stderr, cfg.LogFormat, opt.Level)
 			return agent.Run(cmd.Context(), opt)
 		},
 	}
@@ -76,12 +74,17 @@ func runCommand() *cobra.Command {
 	return cmd
 }
 
-func newLogger(format config.LogFormat, level *slog.LevelVar) *slog.Logger {
+// newLogger makes the logger of everything in this process: the agent, the packages that use slog's default, and
+// client-go, which logs through klog. All lines have one format and heed one level.
+func newLogger(w io.Writer, format config.LogFormat, level *slog.LevelVar) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
+	log := slog.New(slog.NewTextHandler(w, options))
 	if format == config.LogJSON {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		log = slog.New(slog.NewJSONHandler(w, options))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	slog.SetDefault(log)
+	klog.SetSlogLogger(log)
+	return log
 }
 
 func installCommand() *cobra.Command {

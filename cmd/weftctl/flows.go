@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 func flowsCommand(c *client) *cobra.Command {
@@ -18,7 +20,7 @@ func flowsCommand(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "flows [POD|SERVICE|POLICY|NODE]",
 		Short: "Show the flows in the switch, or those that exist because of an object",
-		Long: "Shows the flows of this node's switch in the order a packet meets them, with the objects that they exist for.\n" +
+		Long: "Shows the flows of a node's switch in the order a packet meets them, with the objects that they exist for.\n" +
 			"An object is a pod, a Service or a policy (NAME, NAMESPACE/NAME, or with its kind as in pod/NAMESPACE/NAME,\n" +
 			"service/NAMESPACE/NAME and policy/NAMESPACE/NAME), a node (NAME or node/NAME), or one of self, pipeline and foreign, as\n" +
 			"the column OWNER shows them. With an object, the groups that its flows lead to are shown, too: a Service's endpoints.\n" +
@@ -31,26 +33,23 @@ func flowsCommand(c *client) *cobra.Command {
 			"  weftctl flows --used | grep drop\n" +
 			"  weftctl flows node/worker-2 -o json",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			agent, err := c.agent()
-			if err != nil {
-				return err
+			var none error
+			if len(args) == 1 {
+				none = fmt.Errorf("no flow %s exists because of %s; weftctl status lists the pods and nodes, kubectl "+
+					"get pods -A -o wide says which pod is where", c.where(), args[0])
 			}
-			flows, err := agent.Flows(cmd.Context(), object(args))
-			if err != nil {
-				return err
+			question := func(ctx context.Context, agent api.Client) ([]report.Flow, error) {
+				flows, err := agent.Flows(ctx, c.owner(args))
+				return slices.DeleteFunc(flows, func(f report.Flow) bool {
+					return used && f.Packets == 0 || c.namespace != "" && len(args) == 0 && !c.ownerInNamespace(f.Owner)
+				}), err
 			}
-			if len(flows) == 0 && len(args) == 1 {
-				return fmt.Errorf("no flow of this node exists because of %s; weftctl status lists its pods and nodes, kubectl "+
-					"get pods -A -o wide says which pod is where", args[0])
-			}
-			if used {
-				flows = slices.DeleteFunc(flows, func(f report.Flow) bool { return f.Packets == 0 })
-			}
-			return c.output.Print(cmd.OutOrStdout(), flows, func(w io.Writer) error {
-				return showFlows(w, flows, len(args) == 1)
-			})
+			show := func(w io.Writer, list []report.Flow) error { return showFlows(w, list, len(args) == 1) }
+			return showLists(cmd, c, question, show, func(f report.Flow) string { return f.Owner }, none)
 		},
 	}
+	cmd.ValidArgsFunction = c.completeObjects(map[string]string{"pod/": "pods", "service/": "services",
+		"policy/": "networkpolicies", "node/": "nodes"})
 	cmd.Flags().BoolVar(&used, "used", false, "only flows that packets have taken")
 	return cmd
 }

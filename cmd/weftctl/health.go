@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/pkg/report/api"
 )
 
@@ -26,13 +28,13 @@ func healthCommand(c *client) *cobra.Command {
 		ValidArgs: []string{"live", "ready"},
 		Example:   "  weftctl health ready",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			agent, err := c.agent()
-			if err != nil {
-				return err
-			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), healthTimeout)
 			defer cancel()
-			if err := checks[args[0]](agent, ctx); err != nil {
+			err := checks[args[0]](c.local(), ctx)
+			if refusal := (api.Refusal{}); errors.As(err, &refusal) {
+				return cli.ExitError{Code: cli.Problem, Err: err}
+			}
+			if err != nil {
 				return err
 			}
 			_, err = fmt.Fprintln(cmd.OutOrStdout(), "ok")

@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/weft-cni/weft/internal/cli"
 )
 
 // TestHealth: ok, or the agent's reason as the error of the command; without an agent both checks fail.
@@ -15,6 +17,8 @@ func TestHealth(t *testing.T) {
 	if out, err := weftctl(live, "health", "ready"); err == nil || !strings.HasPrefix(err.Error(), "the agent says: ") ||
 		out != "" {
 		t.Errorf("not ready: %q, %v", out, err)
+	} else {
+		wantCode(t, err, cli.Problem)
 	}
 	for _, args := range [][]string{{"health"}, {"health", "alive"}, {"health", "live", "ready"}} {
 		if _, err := weftctl(live, args...); err == nil {
@@ -22,7 +26,7 @@ func TestHealth(t *testing.T) {
 		}
 	}
 	if _, err := weftctl(filepath.Join(t.TempDir(), "none.sock"), "health", "live"); err == nil ||
-		!strings.Contains(err.Error(), "does not answer") {
+		!strings.Contains(err.Error(), "weft-agent has not started") {
 		t.Errorf("without an agent: %v", err)
 	}
 }

@@ -12,12 +12,12 @@ import (
 
 func TestPolicy(t *testing.T) {
 	many := []string{"a", "b", "c", "d", "e"}
-	web := report.Policy{Policy: "shop/web", Log: true, Rules: []report.Rule{
-		{Direction: model.Ingress, Rule: "0", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
-		{Direction: model.Ingress, Rule: report.RuleDenied, Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
+	web := report.Policy{Policy: "shop/web", Tier: "NetworkPolicy", Log: true, Rules: []report.Rule{
+		{Direction: model.Ingress, Rule: "0", Verdict: "allowed", Pods: []string{"web"}, Stats: openflow.Stats{Packets: 12, Bytes: 1200}},
+		{Direction: model.Ingress, Rule: report.RuleDenied, Verdict: "denied", Pods: many, Stats: openflow.Stats{Packets: 3, Bytes: 222}},
 	}}
-	broken := report.Policy{Policy: "shop/broken", Problem: "no such port", Rules: []report.Rule{{Direction: model.Egress,
-		Rule: report.RuleDenied, Pods: many[:4]}}}
+	broken := report.Policy{Policy: "shop/broken", Tier: "NetworkPolicy", Problem: "no such port", Rules: []report.Rule{{Direction: model.Egress,
+		Rule: report.RuleDenied, Verdict: "denied", Pods: many[:4], Warning: "hidden"}}}
 	socket := serve(t, map[string]any{"/v1/policies": []report.Policy{broken, web},
 		"/v1/policies?object=shop%2Fweb": []report.Policy{web}, "/v1/policies?object=none": []report.Policy{}})
 	for _, tc := range []struct {
@@ -25,15 +25,15 @@ func TestPolicy(t *testing.T) {
 		want string
 	}{
 		{[]string{"policy"}, `
-POLICY       DIRECTION  RULE    PACKETS  BYTES  PODS      STATE
-shop/broken  Egress     denied  0        0      a,b,c,d   no such port
-shop/web     Ingress    0       12       1200   web       programmed, logged
-shop/web     Ingress    denied  3        222    a,b,c,+2  programmed, logged
+POLICY       TIER           DIRECTION  RULE    VERDICT  PACKETS  BYTES  PODS      STATE
+shop/broken  NetworkPolicy  Egress     denied  denied   0        0      a,b,c,d   no such port
+shop/web     NetworkPolicy  Ingress    0       allowed  12       1200   web       programmed, logged
+shop/web     NetworkPolicy  Ingress    denied  denied   3        222    a,b,c,+2  programmed, logged
 `},
 		{[]string{"policy", "shop/web"}, `
-POLICY    DIRECTION  RULE    PACKETS  BYTES  PODS       STATE
-shop/web  Ingress    0       12       1200   web        programmed, logged
-shop/web  Ingress    denied  3        222    a,b,c,d,e  programmed, logged
+POLICY    TIER           DIRECTION  RULE    VERDICT  PACKETS  BYTES  PODS       STATE
+shop/web  NetworkPolicy  Ingress    0       allowed  12       1200   web        programmed, logged
+shop/web  NetworkPolicy  Ingress    denied  denied   3        222    a,b,c,d,e  programmed, logged
 `},
 	} {
 		out, err := weftctl(socket, tc.args...)
@@ -92,7 +92,7 @@ shop/web tells load balancers at port 32000 of this node that it has 1 endpoints
 	if out, err := weftctl(socket, "service", "web"); err != nil || !strings.Contains(out, "10.244.1.8:8080") {
 		t.Errorf("a Service by its name shows not all its endpoints: %q, %v", out, err)
 	}
-	if _, err := weftctl(socket, "service", "none"); err == nil || !strings.Contains(err.Error(), "no Service none") {
+	if _, err := weftctl(socket, "service", "none"); err == nil || !strings.Contains(err.Error(), "no Service none of this node") {
 		t.Errorf("a Service that is not there gave %v", err)
 	}
 }

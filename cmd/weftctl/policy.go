@@ -1,52 +1,65 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/weft-cni/weft/internal/terminal"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 func policyCommand(c *client) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "policy [NAME]",
 		Aliases: []string{"policies"},
-		Short:   "Show the NetworkPolicies about pods of this node, with what their rules allowed and denied",
-		Long: "Shows the NetworkPolicies that select pods of this node: each rule by its place in the policy's list, from 0, and what was\n" +
-			"denied, because no rule of any policy of the pod allowed it. Packets of both ways of a connection count, from the agent's\n" +
-			"start. Where several policies allow one packet it counts for one of them; what they deny counts for all.\n" +
+		Short:   "Show the policies about pods of this node, with what their rules allowed and denied",
+		Long: "Shows the NetworkPolicies and ClusterNetworkPolicies that select pods of this node, in the order of the tiers: each rule by\n" +
+			"its place in the policy's list, from 0, and what NetworkPolicies denied, because no rule of any of\n" +
+			"the pod allowed it. Packets of both ways of a connection count, from the agent's start. Where several policies allow one packet\n" +
+			"it counts for one of them; what they deny counts for all.\n" +
+			"A rule that cuts pods off from DNS, the API server or their node's probes has a warning.\n" +
 			"NAME is a policy's NAMESPACE/NAME or NAME; all its pods are listed then.",
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeObjects(map[string]string{"": "networkpolicies"}),
 		Example: "  weftctl policy\n" +
 			"  weftctl policy shop/database\n" +
 			"  weftctl policy -o json | jq '.[] | select(.problem)'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			agent, err := c.agent()
-			if err != nil {
-				return err
+			var none error
+			if len(args) == 1 {
+				none = fmt.Errorf("no policy %s selects a pod %s; weftctl policy lists those that do, kubectl get "+
+					"networkpolicies -A all of them", args[0], c.where())
 			}
-			policies, err := agent.Policies(cmd.Context(), object(args))
-			if err != nil {
-				return err
+			question := func(ctx context.Context, agent api.Client) ([]report.Policy, error) {
+				list, err := agent.Policies(ctx, c.named(args))
+				return slices.DeleteFunc(list, func(p report.Policy) bool { return !c.inNamespace(p.Policy) }), err
 			}
-			if len(policies) == 0 && len(args) == 1 {
-				return fmt.Errorf("no policy %s selects a pod of this node; weftctl policy lists those that do, kubectl get "+
-					"networkpolicies -A all of them", args[0])
+			show := func(w io.Writer, list []report.Policy) error {
+				return showPolicies(w, list, len(args) == 1 || c.output == terminal.Wide)
 			}
-			return c.output.Print(cmd.OutOrStdout(), policies, func(w io.Writer) error {
-				return showPolicies(w, policies, len(args) == 1)
-			})
+			return showLists(cmd, c, question, show, policyName, none)
 		},
 	}
+	cmd.AddCommand(explainCommand(c))
+	return cmd
 }
 
-// object is the object that is asked for; empty without one.
-func object(args []string) string { return strings.Join(args, "") }
+// policyName is how kubectl names a policy.
+func policyName(p report.Policy) string {
+	if p.Tier == model.NetworkPolicyTier.String() {
+		return "networkpolicy/" + p.Policy
+	}
+	return "clusternetworkpolicy/" + p.Policy
+}
 
 func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -54,15 +67,15 @@ func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 		fmt.Fprint(w, "No policy selects a pod of this node.\n")
 		return w.Flush()
 	}
-	fmt.Fprint(w, "POLICY\tDIRECTION\tRULE\tPACKETS\tBYTES\tPODS\tSTATE\n")
+	fmt.Fprint(w, "POLICY\tTIER\tDIRECTION\tRULE\tVERDICT\tPACKETS\tBYTES\tPODS\tSTATE\n")
 	for _, p := range policies {
 		fine := "programmed"
 		if p.Log {
 			fine += ", logged"
 		}
 		for _, r := range p.Rules {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%s\n", p.Policy, r.Direction, r.Rule, r.Packets, r.Bytes, some(r.Pods, all),
-				state(out, p.Problem, fine))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", p.Policy, p.Tier, r.Direction, r.Rule, r.Verdict, r.Packets,
+				r.Bytes, some(r.Pods, all), state(out, cmp.Or(p.Problem, r.Warning), fine))
 		}
 	}
 	return w.Flush()

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -10,6 +12,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 func serviceCommand(c *client) *cobra.Command {
@@ -20,26 +23,25 @@ func serviceCommand(c *client) *cobra.Command {
 		Long: "Shows every address of every Service as this node serves it: its traffic policy, the endpoints that the policy leaves\n" +
 			"(those marked * are on this node), session affinity, and how many packets began a connection since the flow was written.\n" +
 			"NAME is a Service's NAMESPACE/NAME or NAME; all its endpoints are listed then.",
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeObjects(map[string]string{"": "services"}),
 		Example: "  weftctl service\n" +
 			"  weftctl service shop/web\n" +
 			"  weftctl service -o json | jq -r '.[] | select(.problem).service'",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			agent, err := c.agent()
-			if err != nil {
-				return err
+			var none error
+			if len(args) == 1 {
+				none = fmt.Errorf("there is no Service %s %s; headless Services and those of type ExternalName need no "+
+					"flows, kubectl get services -A lists all", args[0], c.where())
 			}
-			services, err := agent.Services(cmd.Context(), object(args))
-			if err != nil {
-				return err
+			question := func(ctx context.Context, agent api.Client) ([]report.Service, error) {
+				list, err := agent.Services(ctx, c.named(args))
+				return slices.DeleteFunc(list, func(s report.Service) bool { return !c.inNamespace(s.Service) }), err
 			}
-			if len(services) == 0 && len(args) == 1 {
-				return fmt.Errorf("this node serves no Service %s; headless Services and those of type ExternalName need no "+
-					"flows, kubectl get services -A lists all", args[0])
+			show := func(w io.Writer, list []report.Service) error {
+				return showServices(w, list, len(args) == 1 || c.output == terminal.Wide)
 			}
-			return c.output.Print(cmd.OutOrStdout(), services, func(w io.Writer) error {
-				return showServices(w, services, len(args) == 1)
-			})
+			return showLists(cmd, c, question, show, func(s report.Service) string { return "service/" + s.Service }, none)
 		},
 	}
 }

@@ -1,10 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
+	"context"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -12,30 +13,138 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/terminal"
-	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 )
 
 func statusCommand(c *client) *cobra.Command {
-	return &cobra.Command{
+	var wait time.Duration
+	var watch bool
+	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what this node has programmed, its pods, the other nodes and what was dropped",
+		Short: "Show what this node has programmed, its pods, the other nodes and what was dropped; of a cluster, a line a node",
 		Args:  cobra.NoArgs,
 		Example: "  weftctl status\n" +
-			"  weftctl status -o json | jq .drops",
+			"  weftctl status -o json | jq .drops\n" +
+			"  kubectl weft status --wait 2m",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			agent, err := c.agent()
+			if err := c.output.Check(terminal.Wide, terminal.Name); err != nil {
+				return err
+			}
+			if watch {
+				return watchStatus(cmd, c)
+			}
+			answers, err := waitStatus(cmd.Context(), c, wait)
 			if err != nil {
 				return err
 			}
-			r, err := agent.Status(cmd.Context())
-			if err != nil {
+			if err := printStatus(cmd, c, answers); err != nil {
 				return err
 			}
-			return c.output.Print(cmd.OutOrStdout(), r, func(w io.Writer) error { return showStatus(w, r) })
+			return judge(answers, wait > 0)
 		},
 	}
+	cmd.Flags().DurationVar(&wait, "wait", 0, "wait this long for everything to be well and programmed, for example 2m")
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "show it again whenever it changes, until interrupted")
+	cmd.MarkFlagsMutuallyExclusive("wait", "watch")
+	return cmd
+}
+
+// pollEvery is how often a status that is waited for or watched is asked for.
+const pollEvery = time.Second
+
+func askStatus(ctx context.Context, c *client) ([]answer[report.Status], error) {
+	return ask(ctx, c, func(ctx context.Context, a api.Client) (report.Status, error) { return a.Status(ctx) })
+}
+
+// waitStatus asks until everything is well and programmed, at most for this long. It returns the last answers.
+func waitStatus(ctx context.Context, c *client, atMost time.Duration) ([]answer[report.Status], error) {
+	deadline := time.Now().Add(atMost)
+	for {
+		answers, err := askStatus(ctx, c)
+		if err == nil && judge(answers, true) == nil || !time.Now().Before(deadline) {
+			return answers, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// judge is the exit code: that there is a problem, or, when no agent answers, that it could not be asked.
+func judge(answers []answer[report.Status], programmed bool) error {
+	silent := 0
+	var err error
+	for _, a := range answers {
+		switch {
+		case a.err != nil:
+			silent++
+			err = cli.Found
+		case !a.Answer.Answer.Well() || programmed && !a.Answer.Answer.Programmed():
+			err = cli.Found
+		}
+	}
+	if silent == len(answers) {
+		return cli.ExitError{Code: cli.CannotAsk}
+	}
+	return err
+}
+
+// watchStatus prints the status whenever what it prints has changed.
+func watchStatus(cmd *cobra.Command, c *client) error {
+	out, last := cmd.OutOrStdout(), ""
+	for {
+		answers, err := askStatus(cmd.Context(), c)
+		if cmd.Context().Err() != nil {
+			return nil //nolint:nilerr // the user has ended it
+		}
+		var text bytes.Buffer
+		if err != nil {
+			fmt.Fprintln(&text, err)
+		} else if err := writeStatus(&text, c, answers); err != nil {
+			return err
+		}
+		if text.String() != last {
+			last = text.String()
+			if terminal.Is(out) {
+				fmt.Fprint(out, "\x1b[H\x1b[2J") // to the corner, and clear
+			}
+			if _, err := io.WriteString(out, last); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-cmd.Context().Done():
+			return nil
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+func printStatus(cmd *cobra.Command, c *client, answers []answer[report.Status]) error {
+	return writeStatus(cmd.OutOrStdout(), c, answers)
+}
+
+// writeStatus writes the status in the format that was asked for.
+func writeStatus(w io.Writer, c *client, answers []answer[report.Status]) error {
+	var names []string
+	for _, a := range answers {
+		node := a.Node
+		if a.err == nil {
+			node = a.Answer.Answer.Node
+		}
+		names = append(names, "node/"+node)
+	}
+	return write(w, c, answers, views{names: names, table: func(w io.Writer) error {
+		if c.remote() {
+			return showCluster(w, answers, c.output == terminal.Wide)
+		}
+		return showStatus(w, *answers[0].Answer.Answer)
+	}})
 }
 
 func showStatus(out io.Writer, r report.Status) error {
@@ -54,6 +163,9 @@ func showStatus(out io.Writer, r report.Status) error {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
 		fmt.Fprintf(w, "Policies\t%s\n", counted(r.Objects.Policies, " about pods of this node", r.Objects.PoliciesWithErrors,
 			"with errors"))
+		if r.NoClusterPolicies != "" {
+			fmt.Fprintf(w, "\tno ClusterNetworkPolicies: %s\n", r.NoClusterPolicies)
+		}
 	}
 	if r.FromCopy != nil {
 		fmt.Fprintf(w, "API news\t%s\n", terminal.Paint(out, terminal.Red,
@@ -61,7 +173,7 @@ func showStatus(out io.Writer, r report.Status) error {
 	} else if len(r.API) > 0 {
 		fmt.Fprintf(w, "API news\t%s\n", news(r.API))
 	}
-	for _, p := range problems(r) {
+	for _, p := range r.AllProblems() {
 		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, p))
 	}
 	for _, c := range r.Restart {
@@ -152,7 +264,11 @@ func showNodes(w, out io.Writer, nodes []report.Node) {
 		if n.Unreachable != "" {
 			problems = slices.Concat([]string{n.Unreachable}, problems)
 		}
-		known := state(out, strings.Join(problems, "; "), "known")
+		fine := "known"
+		if n.RTTSeconds > 0 {
+			fine = fmt.Sprintf("reachable, %.1f ms", n.RTTSeconds*1000)
+		}
+		known := state(out, strings.Join(problems, "; "), fine)
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, terminal.Join(n.PodCIDRs), known)
 	}
 }
@@ -169,22 +285,6 @@ func showDrops(w io.Writer, drops []report.Drop) {
 	for _, d := range drops {
 		fmt.Fprintf(w, "%s\t%d\t%d\n", d.Reason, d.Packets, d.Bytes)
 	}
-}
-
-// problems lists everything that is wrong now.
-func problems(r report.Status) []string {
-	list := append([]string{}, r.Problems...)
-	if r.Flows.Error != "" {
-		list = append(list, "switch: "+r.Flows.Error)
-	}
-	for _, owner := range slices.Sorted(maps.Keys(r.Flows.Quarantined)) {
-		what := " is left out: "
-		if strings.HasPrefix(owner, model.KindPolicy.String()+"/") {
-			what = " isolates its pods and allows nothing: "
-		}
-		list = append(list, owner+what+r.Flows.Quarantined[owner])
-	}
-	return append(list, r.Flows.Conflicts...)
 }
 
 func state(out io.Writer, problem, fine string) string {

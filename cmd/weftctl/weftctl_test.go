@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/report"
@@ -48,6 +50,14 @@ func weftctl(socket string, args ...string) (string, error) {
 	root.SetArgs(append([]string{"--socket", socket}, args...))
 	err := root.Execute()
 	return out.String(), err
+}
+
+// wantCode fails unless a command ends with this exit code.
+func wantCode(t *testing.T, err error, want int) {
+	t.Helper()
+	if got := cli.Finish("weftctl", err, cli.CannotAsk, io.Discard); got != want {
+		t.Fatalf("exit code %d (%v), want %d", got, err, want)
+	}
 }
 
 // wantText compares line by line; tabwriter leaves blanks at the ends of lines, which are invisible.
@@ -137,9 +147,7 @@ func TestStatusShowsProblems(t *testing.T) {
 	socket := serve(t, map[string]any{"/v1/status": r})
 	for range 5 {
 		out, err := weftctl(socket, "status")
-		if err != nil {
-			t.Fatal(err)
-		}
+		wantCode(t, err, cli.Problem)
 		wantText(t, out, `
 Node       node1
 Agent      v1, ready
@@ -173,9 +181,7 @@ func TestStatusOfAnAgentThatStarts(t *testing.T) {
 	why := "waiting for OVSDB: dial unix /run/openvswitch/db.sock: no such file or directory"
 	r := report.Status{Node: "node1", Version: "v1", NotReady: why, Tunnel: "geneve", Datapath: "system"}
 	out, err := weftctl(serve(t, map[string]any{"/v1/status": r}), "status")
-	if err != nil {
-		t.Fatal(err)
-	}
+	wantCode(t, err, cli.Problem)
 	wantText(t, out, `
 Node       node1
 Agent      v1, not ready: `+why+`
@@ -259,13 +265,15 @@ func TestMistakesAndFailures(t *testing.T) {
 		args   []string
 		want   string
 	}{
-		{socket, []string{"status", "-o", "yaml"}, "allowed: table, json"},
+		{socket, []string{"status", "-o", "xml"}, "allowed: table, json, yaml, wide, name"},
 		{socket, []string{"flows"}, "has not programmed the switch yet"},
-		{filepath.Join(t.TempDir(), "none.sock"), []string{"status"}, "does it run on this node, and are you root?"},
+		{filepath.Join(t.TempDir(), "none.sock"), []string{"status"}, "weft-agent has not started on this machine"},
 		{socket, []string{"flows", "a", "b"}, "at most 1"},
 	} {
-		if out, err := weftctl(tc.socket, tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
+		out, err := weftctl(tc.socket, tc.args...)
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("weftctl %v: %v, want %q; printed %q", tc.args, err, tc.want, out)
 		}
+		wantCode(t, err, cli.CannotAsk)
 	}
 }

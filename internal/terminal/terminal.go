@@ -8,9 +8,11 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/term"
+	"sigs.k8s.io/yaml"
 )
 
 // Is reports whether w is a terminal.
@@ -50,23 +52,45 @@ func Paint(w io.Writer, c Color, text string) string {
 // Escape returns text in a color for a terminal.
 func Escape(c Color, text string) string { return "\x1b[" + string(c) + "m" + text + "\x1b[0m" }
 
-// Format is a value of -o: "table" or "json".
+// Format is a value of -o.
 type Format string
 
-// Check rejects an unknown format.
-func (f Format) Check() error {
-	if f != "table" && f != "json" {
-		return fmt.Errorf("-o %s is not known; allowed: table, json", f)
+// The formats. Every command has Table, JSON and YAML.
+const (
+	Table Format = "table"
+	Wide  Format = "wide"
+	JSON  Format = "json"
+	YAML  Format = "yaml"
+	Name  Format = "name"
+)
+
+// Check rejects a format that is neither one that every command has nor one of more.
+func (f Format) Check(more ...Format) error {
+	known := slices.Concat([]Format{Table, JSON, YAML}, more)
+	if !slices.Contains(known, f) {
+		texts := make([]string, len(known))
+		for i, k := range known {
+			texts[i] = string(k)
+		}
+		return fmt.Errorf("-o %s is not known; allowed: %s", f, strings.Join(texts, ", "))
 	}
 	return nil
 }
 
-// Print writes v as JSON, or as the table that show writes.
+// Print writes v as JSON or YAML, or as the table that show writes.
 func (f Format) Print(w io.Writer, v any, show func(io.Writer) error) error {
-	if f == "json" {
+	switch f {
+	case JSON:
 		e := json.NewEncoder(w)
 		e.SetIndent("", "  ")
 		return e.Encode(v)
+	case YAML:
+		text, err := yaml.Marshal(v) // by the keys and rules of JSON
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(text)
+		return err
 	}
 	return show(w)
 }

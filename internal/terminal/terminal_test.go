@@ -34,7 +34,14 @@ func TestFormat(t *testing.T) {
 	if got, want := b.String(), "[\n  1\n]\ntable\n"; got != want {
 		t.Errorf("printed %q, want %q", got, want)
 	}
-	for format, valid := range map[terminal.Format]bool{"json": true, "table": true, "": false, "yaml": false} {
+	b.Reset()
+	if err := terminal.YAML.Print(&b, map[string]any{"a": []int{}}, show); err != nil || b.String() != "a: []\n" {
+		t.Errorf("YAML %q, %v", b.String(), err)
+	}
+	if err := terminal.Name.Check(terminal.Wide, terminal.Name); err != nil {
+		t.Error(err)
+	}
+	for format, valid := range map[terminal.Format]bool{"json": true, "table": true, "yaml": true, "": false, "name": false} {
 		if err := format.Check(); (err == nil) != valid {
 			t.Errorf("-o %q: %v", format, err)
 		}

@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
@@ -28,7 +29,9 @@ import (
 	"github.com/weft-cni/weft/pkg/nodepath"
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/ovsdb"
+	"github.com/weft-cni/weft/pkg/peerprobe"
 	"github.com/weft-cni/weft/pkg/programmer"
+	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -36,7 +39,8 @@ import (
 type Options struct {
 	Node       string
 	ConfigFile string
-	Version    string
+	// Version is what the program was built from.
+	Version version.Info
 	// Kubeconfig says how to reach the API server where there is no service account; empty in a pod.
 	Kubeconfig string
 	// CNISocket is where weft-cni calls; OperatorSocket is where weftctl does.
@@ -69,6 +73,11 @@ type Agent struct {
 	tally  tally
 	peers  kube.Peers
 
+	// What metrics read of the switch and of the CNI server, which there is once the agent is ready.
+	counts    *reading[report.Counts]
+	occupied  *reading[ofswitch.Occupancy]
+	addresses func() []cni.Range
+
 	sweeper   *sweeper
 	policyLog *policyLog
 	health    *healthcheck.Server
@@ -80,6 +89,8 @@ type Agent struct {
 	synced atomic.Bool // all objects that the API server had at the start were received
 
 	nodeHealth nodeHealth
+
+	prober atomic.Pointer[peerprobe.Prober] // nil while peer nodes are not asked
 
 	mu       sync.Mutex
 	cfg      config.Config
@@ -148,8 +159,11 @@ func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	a.loop = programmer.New(programmer.Options{
 		Node: opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
 		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache, Hold: a.mayProgram,
+		Bundle: observeBundle, Latency: observeProgramming,
 		Sweep: func(r programmer.SweepRequest) { a.sweeper.request(r) },
 	})
+	a.counts, a.occupied = newReading(a.count), newReading(a.sw.Occupancy)
+	a.addresses = func() []cni.Range { return a.cni.Ranges() }
 	a.sweeper = newSweeper(connectionTracker{a.sw}, a.loop.Installed, a.log)
 	a.policyLog = &policyLog{sw: a.sw, log: a.log, view: a.loop.View}
 	a.health = healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
@@ -172,7 +186,7 @@ func (a *Agent) connectOVSDB(ctx context.Context) (err error) {
 	}
 	a.cni = cni.NewServer(cni.Config{
 		Socket: a.opt.CNISocket, ProcSys: a.opt.ProcSys, Settings: a.settings, Ports: a.ovs,
-		Flows: cleanFlows{a.loop, a.sweeper}, Log: a.log, Observe: observeCNI,
+		Flows: cleanFlows{a.loop, a.sweeper}, Log: a.log, Observe: observeCNI, Result: observeCNIResult,
 		FilterPodLinks: a.host.FilterPodLinks,
 		Problem:        func(err error) { a.setProblem("CNI socket", err) },
 	})
@@ -227,7 +241,7 @@ func (a *Agent) becomeReady(context.Context) error {
 	a.ready = true
 	a.mu.Unlock()
 	a.checkSelf(a.loop.View())
-	a.log.Info("ready", "node", a.opt.Node, "version", a.opt.Version)
+	a.log.Info("ready", "node", a.opt.Node, "version", a.opt.Version.Version, "commit", a.opt.Version.Commit)
 	slim()
 	return nil
 }
@@ -316,7 +330,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},
 		},
 		TunnelChecksum: nodepath.OuterIPv6(a.loop.View().Paths),
-		Version:        a.opt.Version,
+		Version:        a.opt.Version.Version,
 		Pods:           known,
 	})
 	// The port of the other tunnel type is only for a change of type, or for nodes that are in the middle of one.

@@ -22,7 +22,6 @@ const apiCheckEvery = 2 * time.Second
 // watchAPI keeps the problem of the API server until the context ends.
 func (a *Agent) watchAPI(ctx context.Context) {
 	for ctx.Err() == nil {
-		a.dropLostConnections()
 		a.setProblem(apiProblem, a.apiError())
 		sleep(ctx, apiCheckEvery)
 	}

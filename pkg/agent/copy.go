@@ -19,7 +19,7 @@ import (
 const (
 	copyName = "objects.json.gz"
 	// copyVersion is that of the file's content. Another one is not read.
-	copyVersion = 1
+	copyVersion = 2
 	// maxCopy bounds the file, which is in memory (a tmpfs); maxCopyPlain bounds what it may unpack to.
 	maxCopy      = 32 << 20
 	maxCopyPlain = 512 << 20

@@ -163,7 +163,7 @@ func TestStartFromACopy(t *testing.T) {
 	// What the API server tells before it has told all changes nothing.
 	revision := second.View().Revision
 	cluster(second, func(s *model.Service) { s.Name = "shop/new" }, db, late)
-	second.Submit(state.DeletePolicy{Namespace: "shop", Name: "db"})
+	second.Submit(state.DeletePolicy{ID: model.NetworkPolicy("shop", "db")})
 	if view = settled(t, second, again, "while the API server tells"); len(view.Services) != 1 ||
 		view.Services["shop/web"].Name == "" || len(view.Policies) != 1 || view.Revision != revision {
 		t.Errorf("services %v, policies %v, revision %d to %d", view.Services, view.Policies, revision, view.Revision)
@@ -307,7 +307,7 @@ func TestCopyIsWholeOrNot(t *testing.T) {
 		"cut off":           whole[:len(whole)/2],
 		"a flipped bit":     flipped,
 		"not packed":        []byte(unpacked),
-		"another version":   packed(strings.Replace(unpacked, `"version":1`, `"version":2`, 1)),
+		"another version":   packed(strings.Replace(unpacked, `"version":2`, `"version":3`, 1)),
 		"without the end":   packed(strings.Join(lines[:len(lines)-2], "")),
 		"a record too few":  packed(strings.Join(append(append([]string{}, lines[:2]...), lines[3:]...), "")),
 		"an unknown record": packed(lines[0] + "{\"other\":{}}\n" + strings.Join(lines[1:], "")),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,32 @@ func (a *Agent) serveHealth(ctx context.Context) {
 	})
 }
 
+// serveMetrics answers Prometheus at metricsAddr, if that is set, until the context ends.
+func (a *Agent) serveMetrics(ctx context.Context) {
+	addr := a.config().MetricsAddr
+	if !addr.IsValid() {
+		return
+	}
+	a.keepServing(ctx, "metrics address", listenAddr(addr), a.metricsHandler(), func(err error) error {
+		return fmt.Errorf("serve metrics on metricsAddr %s: %w; stop the other program or change the setting", addr, err)
+	})
+}
+
+// listenAddr is the address to listen at: an unspecified one means both families, or the one that the node has.
+func listenAddr(addr netip.AddrPort) string {
+	if addr.Addr().IsUnspecified() {
+		return fmt.Sprint(":", addr.Port())
+	}
+	return addr.String()
+}
+
+// metricsHandler serves /metrics alone.
+func (a *Agent) metricsHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
+	return mux
+}
+
 // healthHandler serves /healthz and /livez, which fail when only a new process or container can help, /readyz, which
 // fails while the node cannot attach pods, and /metrics.
 func (a *Agent) healthHandler() http.Handler {
@@ -42,7 +69,7 @@ func (a *Agent) healthHandler() http.Handler {
 	check("/healthz", a.dead)
 	check("/livez", a.dead)
 	check("/readyz", a.unready)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics(), promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", a.metricsHandler())
 	return mux
 }
 

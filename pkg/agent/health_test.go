@@ -160,13 +160,13 @@ func TestHealthPortTaken(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.problems["health address"]
 	}
-	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
+	testenv.Until(t, "the port in use is a problem", func() bool { return problem() != "" })
 	if got := problem(); !strings.Contains(got, "on healthAddr "+other.Addr().String()) ||
 		!strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()
-	testenv.Eventually(t, "the free port answers", func() bool {
+	testenv.Until(t, "the free port answers", func() bool {
 		r, err := http.Get(fmt.Sprintf("http://%s/livez", a.cfg.HealthAddr))
 		if err != nil {
 			return false

@@ -11,8 +11,8 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netns"
-	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
@@ -51,7 +51,7 @@ ip link add weft0 type veth peer name switch0`)
 		log: log, cfg: config.Default(), problems: map[string]string{}, host: host.New(nft, "/proc/sys", log),
 		loop: heldLoop(t),
 	}
-	if a.kube, err = kube.NewWatcher(fake.NewClientset(), "n1", a.loop.Submit, log); err != nil {
+	if a.kube, err = kube.NewWatcher(fakekube.New(), "n1", a.loop.Submit, log); err != nil {
 		t.Fatal(err)
 	}
 	set := func(name, addr, cidr string) {

@@ -1,14 +1,14 @@
 package agent
 
 import (
-	"context"
+	"errors"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
@@ -17,14 +17,64 @@ import (
 	"github.com/weft-cni/weft/pkg/report"
 )
 
+// cniSeconds and the others here are the process's: what they count counts from its start.
 var cniSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 	Name:    "weft_cni_phase_seconds",
 	Help:    "How long each phase of a CNI command took.",
 	Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 }, []string{"command", "phase"})
 
+var cniRequests = prometheus.NewCounterVec(prometheus.CounterOpts{
+	Name: "weft_cni_requests_total",
+	Help: "CNI requests by command and by the error code of the response, 0 for success (docs/cni.md).",
+}, []string{"command", "code"})
+
+var programmingSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+	Name: "weft_programming_seconds",
+	Help: "How long the oldest of the changes that one round takes waited, from its arrival at the agent until the " +
+		"switch held its flows.",
+	Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+})
+
+var bundleSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
+	Name:    "weft_bundle_seconds",
+	Help:    "How long the switch took to answer each bundle.",
+	Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+})
+
+var bundleFailures = prometheus.NewCounterVec(prometheus.CounterOpts{
+	Name: "weft_bundle_failures_total",
+	Help: "Bundles that failed: the switch rejected a part (rejected), or could not be reached or did not answer in time " +
+		"(unreachable).",
+}, []string{"cause"})
+
 func observeCNI(command, phase string, d time.Duration) {
 	cniSeconds.WithLabelValues(command, phase).Observe(d.Seconds())
+}
+
+// buildInfo is always 1; its labels say what the agent was built from.
+func buildInfo(v version.Info) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "weft_build_info", Help: "What the agent was built from; always 1.",
+		ConstLabels: prometheus.Labels{"version": v.Version, "commit": v.Commit, "goversion": v.Go},
+	}, func() float64 { return 1 })
+}
+
+func observeCNIResult(command string, code uint) {
+	cniRequests.WithLabelValues(command, strconv.FormatUint(uint64(code), 10)).Inc()
+}
+
+func observeProgramming(d time.Duration) { programmingSeconds.Observe(d.Seconds()) }
+
+func observeBundle(d time.Duration, err error) {
+	bundleSeconds.Observe(d.Seconds())
+	switch {
+	case err == nil:
+	case errors.As(err, new(*ofswitch.RejectedError)):
+		bundleFailures.WithLabelValues("rejected").Inc()
+	default:
+		bundleFailures.WithLabelValues("unreachable").Inc()
+	}
 }
 
 // metrics is what Prometheus can ask of the agent. Values are read when they are asked for, those of the switch at most
@@ -32,7 +82,8 @@ func observeCNI(command, phase string, d time.Duration) {
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		cniSeconds, endedConnections)
+		cniSeconds, cniRequests, programmingSeconds, bundleSeconds, bundleFailures, endedConnections,
+		buildInfo(a.opt.Version))
 	// ofLoop is 0 until there is a loop.
 	ofLoop := func(read func(*programmer.Loop) float64) func() float64 {
 		return func() float64 {
@@ -58,23 +109,23 @@ func (a *Agent) metrics() *prometheus.Registry {
 	gauge("weft_groups", "Number of desired groups.", func(s report.Programming) float64 { return float64(s.Groups) })
 	gauge("weft_policy_errors",
 		"Policies about pods of this node that are invalid, over budget or rejected by the switch: they isolate and allow "+
-			"nothing.", func(s report.Programming) float64 { return float64(s.CountQuarantined(model.KindPolicy)) })
-	gauge("weft_revision_desired", "Revision of the newest view of the cluster.", func(s report.Programming) float64 {
+			"nothing.", func(s report.Programming) float64 { return float64(s.CountPolicies()) })
+	gauge("weft_revision_desired", "Revision of the newest snapshot.", func(s report.Programming) float64 {
 		return float64(s.Desired)
 	})
-	gauge("weft_revision_programmed", "Revision that is wholly in the switch.", func(s report.Programming) float64 {
+	gauge("weft_revision_programmed", "Revision of the newest snapshot that is programmed.", func(s report.Programming) float64 {
 		return float64(s.Programmed)
 	})
-	gauge("weft_quarantined", "Objects whose flows are refused.", func(s report.Programming) float64 {
+	gauge("weft_quarantined", "Objects that are quarantined: the switch or the compiler rejected their flows.", func(s report.Programming) float64 {
 		return float64(len(s.Quarantined))
 	})
-	gauge("weft_conflicts", "Match fields that several objects claim.", func(s report.Programming) float64 {
+	gauge("weft_conflicts", "Matches that several objects claim; one of them has the flow.", func(s report.Programming) float64 {
 		return float64(len(s.Conflicts))
 	})
 	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 {
 		return float64(s.ForeignFlows)
 	})
-	counter("weft_bundles_total", "Changes sent to the switch.", func(s report.Programming) float64 {
+	counter("weft_bundles_total", "Bundles sent to the switch, rejected ones too.", func(s report.Programming) float64 {
 		return float64(s.Bundles)
 	})
 	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
@@ -94,13 +145,8 @@ func (a *Agent) metrics() *prometheus.Registry {
 	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 {
 		return float64(len(s.Policies))
 	})
-	registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "weft_problems",
-		Help: "Parts of the agent that have a problem now."}, func() float64 {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		return float64(len(a.problems))
-	}))
-	registry.MustRegister(newSwitchCounters(a), newOccupancy(a), kernelConnections{a}, feedAges{a.watcher})
+	registry.MustRegister(partStates{a}, podAddresses{a}, switchCounters{a}, occupancy{a}, kernelConnections{a},
+		feedAges{a.watcher}, peerStates{a})
 	return registry
 }
 
@@ -133,27 +179,26 @@ func (k kernelConnections) Collect(ch chan<- prometheus.Metric) {
 }
 
 // switchCounters is what the switch counts, as of the last reading.
-type switchCounters struct {
-	agent *Agent
-	last  *reading[report.Counts]
-}
-
-func newSwitchCounters(a *Agent) switchCounters { return switchCounters{a, newReading(a.count)} }
+type switchCounters struct{ agent *Agent }
 
 var (
-	dropped = prometheus.NewDesc("weft_dropped_packets_total",
-		"Packets dropped, by the reason that docs/pipeline.md explains.", []string{"reason"}, nil)
-	policyLabels  = []string{"namespace", "policy", "direction", "rule", "verdict"}
-	policyPackets = prometheus.NewDesc("weft_policy_packets_total",
-		"Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.", policyLabels,
+	dropLabels = []string{"reason", "harmless"}
+	dropped    = prometheus.NewDesc("weft_dropped_packets_total",
+		"Packets dropped, by the reason that docs/pipeline.md explains. Those with harmless=\"true\" occur on every healthy "+
+			"node.", dropLabels, nil)
+	droppedBytes = prometheus.NewDesc("weft_dropped_bytes_total", "The bytes of weft_dropped_packets_total.", dropLabels,
 		nil)
+	policyLabels  = []string{"namespace", "policy", "tier", "direction", "rule", "verdict"}
+	policyPackets = prometheus.NewDesc("weft_policy_packets_total",
+		"Packets that a policy's rule allowed, denied or passed on, or that no rule of a policy that isolates their pod allowed.",
+		policyLabels, nil)
 	policyBytes = prometheus.NewDesc("weft_policy_bytes_total", "The bytes of weft_policy_packets_total.", policyLabels,
 		nil)
 )
 
 // Describe implements prometheus.Collector.
 func (switchCounters) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{dropped, policyPackets, policyBytes} {
+	for _, d := range []*prometheus.Desc{dropped, droppedBytes, policyPackets, policyBytes} {
 		ch <- d
 	}
 }
@@ -163,7 +208,7 @@ func (c switchCounters) Collect(ch chan<- prometheus.Metric) {
 	if !c.agent.isReady() {
 		return
 	}
-	now, err := c.last.get()
+	now, err := c.agent.counts.get()
 	if err != nil {
 		c.agent.log.Warn("metrics: the switch cannot be read", "err", err)
 		now = c.agent.tally.latest()
@@ -176,31 +221,29 @@ func collectCounts(ch chan<- prometheus.Metric, c report.Counts) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
 	}
 	for reason, s := range c.Drops {
-		counter(dropped, s.Packets, string(reason))
+		harmless := strconv.FormatBool(reason.Harmless())
+		counter(dropped, s.Packets, string(reason), harmless)
+		counter(droppedBytes, s.Bytes, string(reason), harmless)
 	}
 	for id, s := range c.Rules {
-		namespace, name, _ := strings.Cut(id.Policy, "/")
-		rule, verdict := strconv.Itoa(id.Rule), "allowed"
-		if id.Rule == flows.Denied {
-			rule, verdict = "", "denied"
+		rule := strconv.Itoa(id.Index)
+		if id.Index == flows.Isolation {
+			rule = ""
 		}
-		counter(policyPackets, s.Packets, namespace, name, string(id.Direction), rule, verdict)
-		counter(policyBytes, s.Bytes, namespace, name, string(id.Direction), rule, verdict)
+		labels := []string{id.Policy.Namespace, id.Policy.Name, id.Tier.String(), string(id.Direction), rule,
+			report.VerdictName(id.Verdict)}
+		counter(policyPackets, s.Packets, labels...)
+		counter(policyBytes, s.Bytes, labels...)
 	}
 }
 
 // occupancy is how full the switch's tables are, as of the last reading. While the switch cannot be asked there are no
 // values.
-type occupancy struct {
-	agent *Agent
-	last  *reading[ofswitch.Occupancy]
-}
-
-func newOccupancy(a *Agent) occupancy {
-	return occupancy{a, newReading(func(ctx context.Context) (ofswitch.Occupancy, error) { return a.sw.Occupancy(ctx) })}
-}
+type occupancy struct{ agent *Agent }
 
 var (
+	ovsInfo = prometheus.NewDesc("weft_ovs_info", "The version of the ovs-vswitchd that runs; always 1.",
+		[]string{"version"}, nil)
 	cacheEntries = prometheus.NewDesc("weft_datapath_flows",
 		"Entries of the datapath's cache of decisions, of all bridges.", nil, nil)
 	cacheLimit = prometheus.NewDesc("weft_datapath_flows_limit", "Cache entries that ovs-vswitchd makes at most now.",
@@ -213,7 +256,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (occupancy) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{cacheEntries, cacheLimit, tracked, trackedLimit} {
+	for _, d := range []*prometheus.Desc{ovsInfo, cacheEntries, cacheLimit, tracked, trackedLimit} {
 		ch <- d
 	}
 }
@@ -223,7 +266,7 @@ func (o occupancy) Collect(ch chan<- prometheus.Metric) {
 	if !o.agent.isReady() {
 		return
 	}
-	now, err := o.last.get()
+	now, err := o.agent.occupied.get()
 	if err != nil {
 		o.agent.log.Warn("metrics: cannot read how full the switch's tables are", "err", err)
 		return
@@ -234,6 +277,9 @@ func (o occupancy) Collect(ch chan<- prometheus.Metric) {
 func collectOccupancy(ch chan<- prometheus.Metric, o ofswitch.Occupancy) {
 	gauge := func(d *prometheus.Desc, value uint64) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(value))
+	}
+	if o.Version != "" {
+		ch <- prometheus.MustNewConstMetric(ovsInfo, prometheus.GaugeValue, 1, o.Version)
 	}
 	gauge(cacheEntries, o.CacheEntries)
 	gauge(cacheLimit, o.CacheLimit)

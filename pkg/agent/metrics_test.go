@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ofswitch"
@@ -66,17 +67,23 @@ func addr(text string) netip.Addr { return netip.MustParseAddr(text) }
 // isolated is a policy about pods that allows TCP port 80, as its only rule, number 3, and UDP port 53 only to
 // 192.0.2.1, 5.
 func isolated(name string, pods ...netip.Addr) model.Policy {
-	return model.Policy{Name: name, Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+	return model.Policy{ID: policyID(name), Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
 		{Index: 3, ID: 7, Pods: pods, AnyPeer: true, Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}},
 		{Index: 5, ID: 8, Pods: pods, Peers: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Ports: []model.PortMatch{
 			{Protocol: model.UDP, Port: 53, Mask: 0xffff}}},
 	}}}
 }
 
-func policies(list ...model.Policy) map[string]model.Policy {
-	byName := map[string]model.Policy{}
+// policyID is the identity of the NetworkPolicy namespace/name.
+func policyID(name string) model.PolicyID {
+	namespace, name, _ := strings.Cut(name, "/")
+	return model.NetworkPolicy(namespace, name)
+}
+
+func policies(list ...model.Policy) map[model.PolicyID]model.Policy {
+	byName := map[model.PolicyID]model.Policy{}
 	for _, p := range list {
-		byName[p.Name] = p
+		byName[p.ID] = p
 	}
 	return byName
 }
@@ -87,9 +94,10 @@ func TestCountersOnlyGrow(t *testing.T) {
 	c := &counted{t: t, view: &model.Snapshot{Self: model.Node{Name: "n1"}}}
 	both, one := policies(isolated("ns/p", a, b)), policies(isolated("ns/p", b))
 	const deniedA, deniedB = "ip,nw_dst=10.244.1.2 actions=goto_table:59", "ip,nw_dst=10.244.1.3 actions=goto_table:59"
-	denied := report.RuleID{Policy: "ns/p", Direction: model.Ingress, Rule: flows.Denied}
+	denied := report.RuleID{Policy: policyID("ns/p"),
+		Rule: flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}
 	for i, step := range []struct {
-		policies map[string]model.Policy
+		policies map[model.PolicyID]model.Policy
 		packets  map[string]uint64
 		want     uint64
 	}{
@@ -134,10 +142,13 @@ func TestRulesAreCounted(t *testing.T) {
 		index  int
 	}
 	for r, want := range map[rule]uint64{
-		{"ns/p", 3}: 20, {"ns/p", 5}: 2, {"ns/p", flows.Denied}: 7, {"ns/logs", 3}: 5, {"ns/logs", 5}: 0, {"ns/logs",
-			flows.Denied}: 7,
+		{"ns/p", 3}: 20, {"ns/p", 5}: 2, {"ns/p", flows.Isolation}: 7, {"ns/logs", 3}: 5, {"ns/logs", 5}: 0, {"ns/logs",
+			flows.Isolation}: 7,
 	} {
-		id := report.RuleID{Policy: r.policy, Direction: model.Ingress, Rule: r.index}
+		id := report.RuleID{Policy: policyID(r.policy), Rule: flows.Rule{Direction: model.Ingress, Index: r.index}}
+		if r.index == flows.Isolation {
+			id.Verdict = model.Deny
+		}
 		if got, ok := now.Rules[id]; !ok || got.Packets != want {
 			t.Errorf("%+v counted %+v, want %d packets", id, got, want)
 		}
@@ -156,14 +167,14 @@ func TestPolicyMetrics(t *testing.T) {
 	want := `
 # HELP weft_policy_bytes_total The bytes of weft_policy_packets_total.
 # TYPE weft_policy_bytes_total counter
-weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="",verdict="denied"} 300
-weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="3",verdict="allowed"} 2000
-weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="5",verdict="allowed"} 0
-# HELP weft_policy_packets_total Packets that a policy's rule allowed, or that no rule of a policy that isolates their pod allowed.
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="",tier="NetworkPolicy",verdict="denied"} 300
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="3",tier="NetworkPolicy",verdict="allowed"} 2000
+weft_policy_bytes_total{direction="Ingress",namespace="ns",policy="p",rule="5",tier="NetworkPolicy",verdict="allowed"} 0
+# HELP weft_policy_packets_total Packets that a policy's rule allowed, denied or passed on, or that no rule of a policy that isolates their pod allowed.
 # TYPE weft_policy_packets_total counter
-weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="",verdict="denied"} 3
-weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="3",verdict="allowed"} 20
-weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="5",verdict="allowed"} 0
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="",tier="NetworkPolicy",verdict="denied"} 3
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="3",tier="NetworkPolicy",verdict="allowed"} 20
+weft_policy_packets_total{direction="Ingress",namespace="ns",policy="p",rule="5",tier="NetworkPolicy",verdict="allowed"} 0
 `
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(collected{now})
@@ -244,5 +255,17 @@ func TestConnectionMetrics(t *testing.T) {
 		if got := read(); !strings.Contains(got, want) {
 			t.Errorf("metrics are\n%swant%s", got, want)
 		}
+	}
+}
+
+// TestBuildInfo: monitoring sees which agent runs where.
+func TestBuildInfo(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(buildInfo(version.Info{Version: "v1.2.3", Commit: "feed", Go: "go1"}))
+	answer := httptest.NewRecorder()
+	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
+		httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
+	if want := `weft_build_info{commit="feed",goversion="go1",version="v1.2.3"} 1`; !strings.Contains(answer.Body.String(), want) {
+		t.Errorf("%s\nwant %s", answer.Body, want)
 	}
 }

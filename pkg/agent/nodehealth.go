@@ -72,11 +72,7 @@ func (a *Agent) serveNodeHealth(ctx context.Context, addr netip.AddrPort) {
 	if !addr.IsValid() {
 		return
 	}
-	listen := addr.String()
-	if addr.Addr().IsUnspecified() {
-		listen = fmt.Sprint(":", addr.Port()) // both families, or the one that the node has
-	}
-	a.keepServing(ctx, "node health check", listen, a.nodeHealth.handler(), func(err error) error {
+	a.keepServing(ctx, "node health check", listenAddr(addr), a.nodeHealth.handler(), func(err error) error {
 		return fmt.Errorf("serve load balancers on nodeHealthAddr %s: %w; "+
 			"stop the other program, such as kube-proxy, or change the setting", addr, err)
 	})

@@ -68,14 +68,14 @@ func TestNodeHealthPortTaken(t *testing.T) {
 		defer a.mu.Unlock()
 		return a.problems["node health check"]
 	}
-	testenv.Eventually(t, "the port in use is a problem", func() bool { return problem() != "" })
+	testenv.Until(t, "the port in use is a problem", func() bool { return problem() != "" })
 	if got := problem(); !strings.Contains(got, "serve load balancers on nodeHealthAddr "+addr.String()) ||
 		!strings.Contains(got, "address already in use") {
 		t.Errorf("problem %q", got)
 	}
 	other.Close()
 	var status string
-	testenv.Eventually(t, "the free port answers", func() bool {
+	testenv.Until(t, "the free port answers", func() bool {
 		r, err := http.Get(fmt.Sprintf("http://%s/healthz", addr))
 		if err != nil {
 			return false

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -41,15 +40,15 @@ func (a *Agent) reportObjects() {
 
 // warnPart tells of a part of an object that no agent can use: one of them writes.
 func (a *Agent) warnPart(o model.Owner, text string) {
-	a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PartIgnored", "Weft leaves out what it cannot use: "+text)
+	a.events.WarnIf(func() bool { return a.speaks(o) }, o, eventPartIgnored, "Weft leaves out what it cannot use: "+text)
 }
 
 // speaks says whether this agent is the one to write an Event about an object in which all agents that the object
 // concerns see the same fault: of a policy those of the nodes whose pods it selects, of others all.
 func (a *Agent) speaks(o model.Owner) bool {
 	var nodes []string
-	if namespace, name, ok := strings.Cut(o.Name, "/"); ok && o.Kind == model.KindPolicy {
-		nodes = a.kube.PolicyNodes(namespace, name)
+	if o.Kind.IsPolicy() {
+		nodes = a.kube.PolicyNodes(o.Policy())
 	} else {
 		nodes = append(slices.Collect(maps.Keys(a.loop.View().Nodes)), a.opt.Node)
 	}
@@ -62,16 +61,16 @@ func (a *Agent) reportOwner(o model.Owner, err error) {
 	switch {
 	case err == nil:
 	case errors.As(err, &incomplete):
-		a.events.Warn(o, "PolicyIncomplete", err.Error())
+		a.events.Warn(o, eventPolicyIncomplete, err.Error())
 	case errors.As(err, new(*programmer.ClosedError)):
-		a.events.Warn(o, "PodsClosed", err.Error())
-	case o.Kind == model.KindPolicy && (errors.As(err, new(*ofswitch.RejectedError)) ||
+		a.events.Warn(o, eventPodsClosed, err.Error())
+	case o.Kind.IsPolicy() && (errors.As(err, new(*ofswitch.RejectedError)) ||
 		errors.As(err, new(*programmer.LocalError))): // other nodes may accept it
-		a.events.Warn(o, "PolicyAllowsNothing", err.Error())
-	case o.Kind == model.KindPolicy:
-		a.events.WarnIf(func() bool { return a.speaks(o) }, o, "PolicyAllowsNothing", err.Error())
+		a.events.Warn(o, eventPolicyAllowsNothing, err.Error())
+	case o.Kind.IsPolicy():
+		a.events.WarnIf(func() bool { return a.speaks(o) }, o, eventPolicyAllowsNothing, err.Error())
 	default:
-		a.events.Warn(o, "FlowsRefused", err.Error())
+		a.events.Warn(o, eventFlowsRefused, err.Error())
 	}
 }
 
@@ -85,9 +84,9 @@ func (a *Agent) reportLost(view *model.Snapshot) {
 	a.mu.Unlock()
 	for o, what := range now {
 		if before[o] != what {
-			reason := "AddressTaken"
+			reason := eventAddressTaken
 			if view.Services[o.Name].OverBudget != "" {
-				reason = "OverBudget"
+				reason = eventOverBudget
 			}
 			a.log.Warn("a Service does not get all that it names", "object", o, "reason", reason, "why", what)
 			a.events.Warn(o, reason, what)

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // policyLog writes down what policies with Log decide. While there are such policies, one program listens for the
@@ -125,13 +125,13 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 		return
 	}
 	view := l.view()
-	verdict, policies := "allowed", ""
-	if d.Rule == flows.Denied {
-		verdict, policies = "denied", strings.Join(isolating(view, d.Direction, p), ",")
+	policies := ""
+	if d.Index == flows.Isolation {
+		policies = strings.Join(isolating(view, d.Direction, p), ",")
 	} else {
-		for name := range maps.Keys(view.Policies) {
-			if flows.Cookie(model.PolicyOwner(name)) == p.Cookie {
-				policies = name
+		for id := range view.Policies {
+			if flows.Cookie(id.Owner()) == p.Cookie {
+				policies = id.String()
 			}
 		}
 	}
@@ -139,10 +139,10 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 	if p.DestinationPort != 0 {
 		attrs = append(attrs, slog.Int("port", int(p.DestinationPort)))
 	}
-	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")), slog.String("verdict", verdict),
+	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")), slog.String("verdict", report.VerdictName(d.Verdict)), slog.String("tier", d.Tier.String()),
 		slog.String("policy", policies), slog.String("direction", string(d.Direction)))
-	if d.Rule != flows.Denied {
-		attrs = append(attrs, slog.Int("rule", d.Rule))
+	if d.Index != flows.Isolation {
+		attrs = append(attrs, slog.Int("rule", d.Index))
 	}
 	if pod := podAt(view, subject(d.Direction, p)); pod != "" {
 		attrs = append(attrs, slog.String("pod", pod))
@@ -162,13 +162,13 @@ func subject(d model.Direction, p openflow.PacketIn) netip.Addr {
 func isolating(view *model.Snapshot, d model.Direction, p openflow.PacketIn) []string {
 	addr := subject(d, p)
 	var names []string
-	for name, policy := range view.Policies {
+	for id, policy := range view.Policies {
 		side := policy.Side(d)
-		if side == nil {
+		if side == nil || policy.Tier.Ordered() {
 			continue
 		}
 		if _, isolated := slices.BinarySearchFunc(side.Pods, addr, netip.Addr.Compare); isolated {
-			names = append(names, name)
+			names = append(names, id.String())
 		}
 	}
 	slices.Sort(names)

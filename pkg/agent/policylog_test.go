@@ -131,20 +131,20 @@ func TestPolicyLog(t *testing.T) {
 	sw.down = false
 	sync()
 	sync()
-	cookie := flows.Cookie(model.PolicyOwner("ns/loud"))
-	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x57, byte(flows.IngressPolicy),
-		0, 0, 0, 3}, Protocol: "tcp6",
+	cookie := flows.Cookie(model.NetworkPolicy("ns", "loud").Owner())
+	packet := openflow.PacketIn{Table: flows.IngressPolicy, Cookie: cookie, Data: []byte{0x58, byte(flows.IngressPolicy),
+		byte(model.Accept), 0, 0, 0, 3}, Protocol: "tcp6",
 		Source: addr("10.9.0.1"), Destination: pod, SourcePort: 1234, DestinationPort: 80}
-	testenv.Eventually(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
+	testenv.Until(t, "the agent stops listening", func() bool { return sw.send(openflow.PacketIn{Cookie: 1}) == 1 })
 	sw.send(packet)
-	packet.Data = []byte{0x57, byte(flows.IngressPolicy), 0xff, 0xff, 0xff, 0xff}
+	packet.Data = []byte{0x58, byte(flows.IngressPolicy), byte(model.Deny), 0xff, 0xff, 0xff, 0xff}
 	packet.Protocol, packet.DestinationPort = "icmp", 0
 	sw.send(packet)
 	for _, want := range []string{
-		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 port=80 proto=tcp verdict=allowed policy=ns/loud direction=Ingress rule=3 pod=ns/web` + "\n",
-		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 proto=icmp verdict=denied policy=ns/loud,ns/quiet direction=Ingress pod=ns/web` + "\n",
+		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 port=80 proto=tcp verdict=allowed tier=NetworkPolicy policy=ns/loud direction=Ingress rule=3 pod=ns/web` + "\n",
+		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 proto=icmp verdict=denied tier=NetworkPolicy policy=ns/loud,ns/quiet direction=Ingress pod=ns/web` + "\n",
 	} {
-		testenv.Eventually(t, "the log has "+want, func() bool { return out.has(want) })
+		testenv.Until(t, "the log has "+want, func() bool { return out.has(want) })
 	}
 
 	sw.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/programmer"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
 // reporter gathers what reports are made of (api.Source). Any goroutine may use it.
@@ -21,13 +22,14 @@ var errNotProgrammed = errors.New("the agent has not programmed the switch yet; 
 func (r reporter) Status(ctx context.Context) report.Status {
 	in, loop, watcher := r.a.published()
 	if watcher != nil {
-		in.API = feeds(watcher.Feeds())
+		in.API, in.NoClusterPolicies = feeds(watcher.Feeds()), watcher.ClusterPoliciesAbsent()
 	}
 	if loop == nil {
 		return report.NewStatus(in)
 	}
 	in.View, in.Programming = loop.View(), loop.Status()
 	in.Objects, in.Pods = r.a.objectProblems(), watcher.Pods()
+	in.Probes = r.a.probes()
 	if in.Ready {
 		in.Counts, in.CountsErr = r.a.count(ctx)
 	}
@@ -53,7 +55,7 @@ func (a *Agent) published() (report.StatusInput, *programmer.Loop, *kube.Watcher
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	in := report.StatusInput{
-		Node: a.opt.Node, Version: a.opt.Version,
+		Node: a.opt.Node, Version: a.opt.Version.Version, Commit: a.opt.Version.Commit,
 		Ready: a.ready, NotReady: a.notReadyLocked(), Degraded: a.degradedLocked(),
 		Tunnel: a.cfg.TunnelType, Datapath: string(a.cfg.Datapath), MTU: a.mtu, Underlay: a.underlay,
 		FromCopy: a.copyTime, Problems: maps.Clone(a.problems),
@@ -114,6 +116,32 @@ func (r reporter) Policies(ctx context.Context, object string) ([]report.Policy,
 		return nil, err
 	}
 	return report.Policies(r.a.loop.View(), r.a.loop.Status(), counts, object), nil
+}
+
+// Trace implements api.Source.
+func (r reporter) Trace(ctx context.Context) (walk.Node, error) {
+	if !r.a.isReady() {
+		return walk.Node{}, errNotProgrammed
+	}
+	actual, err := r.a.sw.Dump(ctx)
+	if err != nil {
+		return walk.Node{}, err
+	}
+	desired, err := r.a.loop.Desired(ctx)
+	if err != nil {
+		return walk.Node{}, err
+	}
+	node, err := walk.NodeOf(r.a.loop.View(), walk.FlowsIn(actual, desired), actual.Groups)
+	if err != nil {
+		return walk.Node{}, err
+	}
+	for _, p := range r.a.watcher().Pods() {
+		if p.HostNetwork && !p.Done() {
+			node.Pods = append(node.Pods, walk.Pod{Name: p.String(), IPs: node.Addrs, HostNetwork: true})
+		}
+	}
+	node.Policies = &walk.Policies{Cluster: r.a.watcher().PolicyObjects(), Problems: r.a.loop.Status().PolicyProblems()}
+	return node, nil
 }
 
 // isReady says whether the switch was programmed once.

@@ -11,8 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/kube"
@@ -80,7 +80,7 @@ func conditionTable(a *Agent) *table {
 // TestConditionIsSetAgain: each Node object that needs it gets the condition, however often it is recreated; one that
 // has it is left alone, and a failure is tried again.
 func TestConditionIsSetAgain(t *testing.T) {
-	client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
+	client := fakekube.New(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 	log := slog.New(slog.DiscardHandler)
 	a := &Agent{opt: Options{Node: "n1"}, log: log, client: client, problems: map[string]string{}}
 	a.table = conditionTable(a)
@@ -106,8 +106,8 @@ func TestConditionIsSetAgain(t *testing.T) {
 		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		return err == nil && len(n.Status.Conditions) == 1 && n.Status.Conditions[0].Status == corev1.ConditionFalse
 	}
-	testenv.Eventually(t, "the first object", has)
-	testenv.Eventually(t, "the agent sees it", func() bool { return !a.unavailable.Load() })
+	testenv.Until(t, "the first object", has)
+	testenv.Until(t, "the agent sees it", func() bool { return !a.unavailable.Load() })
 	if err := client.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +117,7 @@ func TestConditionIsSetAgain(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Create(ctx, tainted, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the next object", has)
+	testenv.Until(t, "the next object", has)
 	if n := patched(); n != 2 {
 		t.Errorf("%d patches for two objects", n)
 	}
@@ -126,7 +126,7 @@ func TestConditionIsSetAgain(t *testing.T) {
 // TestConditionIsContested: another controller that sets the condition each time costs one patch in conditionPause.
 func TestConditionIsContested(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
+		client := fakekube.New(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})
 		a := &Agent{opt: Options{Node: "n1"}, log: slog.New(slog.DiscardHandler), client: client,
 			problems: map[string]string{}}
 		a.table = conditionTable(a)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -29,7 +30,18 @@ func (a *Agent) serveOperator(ctx context.Context) error {
 	if err := os.Chmod(a.opt.OperatorSocket, 0o600); err != nil {
 		return errors.Join(fmt.Errorf("serve weftctl: %w", err), listener.Close())
 	}
-	return serve(ctx, listener, api.Handler(reporter{a}))
+	return serve(ctx, listener, operatorHandler(reporter{a}))
+}
+
+// operatorHandler serves reports, and the profiles of the Go runtime below /debug/pprof/: what the socket's one user,
+// root, could read from the process's memory in any case.
+func operatorHandler(source api.Source) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/", api.Handler(source))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
 }
 
 func serve(ctx context.Context, listener net.Listener, handler http.Handler) error {

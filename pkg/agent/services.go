@@ -153,7 +153,7 @@ func (a *Agent) serving() bool {
 // reportHealthCheck tells Kubernetes of a health check that cannot be answered.
 func (a *Agent) reportHealthCheck(service string, err error) {
 	if err != nil {
-		a.events.Warn(model.ServiceOwner(service), "HealthCheckFailed", err.Error())
+		a.events.Warn(model.ServiceOwner(service), eventHealthCheckFailed, err.Error())
 	}
 }
 

@@ -9,8 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"k8s.io/client-go/kubernetes/fake"
-
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -95,7 +94,7 @@ func TestLostAddresses(t *testing.T) {
 			At: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 80), Protocol: model.TCP, Winner: "z/web"}
 	}
 	thief := model.ServiceOwner("a/thief")
-	a := &Agent{log: slog.New(slog.DiscardHandler), events: kube.NewReporter(fake.NewClientset(), "n1"),
+	a := &Agent{log: slog.New(slog.DiscardHandler), events: kube.NewReporter(fakekube.New(), "n1"),
 		objects: map[model.Owner]string{thief: "no port"}}
 	t.Cleanup(a.events.Close)
 	a.reportLost(&model.Snapshot{Services: map[string]model.Service{"a/thief": {Name: "a/thief", Lost: lost},

@@ -80,6 +80,9 @@ func (a *Agent) serverParts(configured []byte) []part {
 			name: "health address", does: "serves probes and metrics",
 			run: neverFails(a.serveHealth),
 		}, {
+			name: "metrics address", does: "serves metrics, if `metricsAddr` is set",
+			run: neverFails(a.serveMetrics),
+		}, {
 			name: "node health check", does: "tells load balancers whether the node serves",
 			run: neverFails(func(ctx context.Context) { a.serveNodeHealth(ctx, a.config().NodeHealthAddr) }),
 		}, {
@@ -179,6 +182,9 @@ func (a *Agent) nodeParts() []part {
 				kernelChanged, nodesChanged, servicesChanged, hostPortsChanged, settingsChanged, bridgeRepaired, reservedChanged,
 			},
 			sync: a.syncHost, sources: sources{kernelChanged: a.host.Watch},
+		}, {
+			name: probeProblem, does: "ask their gateways whether packets arrive", after: []string{hostPart},
+			wokenBy: []change{nodesChanged, mtuChanged, settingsChanged}, run: a.probePeers,
 		}, {
 			name: "connections of the kernel", does: "removes entries with a wrong translation", after: []string{hostPart},
 			wokenBy: []change{hostSynced}, sync: a.flushConnections,

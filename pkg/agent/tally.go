@@ -20,7 +20,7 @@ type tally struct {
 	drops map[flows.Reason]openflow.Stats
 	rules map[report.RuleID]openflow.Stats
 	// counters are the flows that count for each policy, as long as the policy does not change.
-	counters map[string]policyCounters
+	counters map[model.PolicyID]policyCounters
 }
 
 // flowID tells a flow from another that took its place.
@@ -51,7 +51,7 @@ func (a *Agent) count(ctx context.Context) (report.Counts, error) {
 
 // add adds what the flows have counted since the last time. It knows no drops and rules but those that exist now.
 func (t *tally) add(
-	actual []openflow.Entry, desired flows.Desired, policies map[string]model.Policy,
+	actual []openflow.Entry, desired flows.Desired, policies map[model.PolicyID]model.Policy,
 ) (report.Counts, error) {
 	rules, byFlow, err := t.index(policies)
 	if err != nil {
@@ -102,21 +102,21 @@ func (t *tally) latest() report.Counts {
 // index says which rules there are, and for which of them each flow counts. A flow counts once for a rule that has it
 // twice.
 func (t *tally) index(
-	policies map[string]model.Policy,
+	policies map[model.PolicyID]model.Policy,
 ) (rules map[report.RuleID]bool, byFlow map[openflow.Key][]report.RuleID, err error) {
 	rules, byFlow = map[report.RuleID]bool{}, map[openflow.Key][]report.RuleID{}
-	counters := make(map[string]policyCounters, len(policies))
-	for name, p := range policies {
-		known, ok := t.counters[name]
+	counters := make(map[model.PolicyID]policyCounters, len(policies))
+	for policy, p := range policies {
+		known, ok := t.counters[policy]
 		if !ok || !samePolicy(known.of, p) {
 			known.of = p
 			if known.flows, err = flows.Counters(p); err != nil {
 				return nil, nil, err
 			}
 		}
-		counters[name] = known
+		counters[policy] = known
 		for _, c := range known.flows {
-			id := report.RuleID{Policy: name, Direction: c.Direction, Rule: c.Rule}
+			id := report.RuleID{Policy: policy, Rule: c.Rule}
 			rules[id] = true
 			if list := byFlow[c.Key]; len(list) == 0 || list[len(list)-1] != id {
 				byFlow[c.Key] = append(list, id)
@@ -129,7 +129,8 @@ func (t *tally) index(
 
 // samePolicy says whether two values are one: what they point to is immutable.
 func samePolicy(a, b model.Policy) bool {
-	return a.Ingress == b.Ingress && a.Egress == b.Egress && a.Log == b.Log && a.Err == b.Err
+	return a.Ingress == b.Ingress && a.Egress == b.Egress && a.Log == b.Log && a.Err == b.Err && a.Tier == b.Tier &&
+		a.Rank == b.Rank
 }
 
 func plus(a, b openflow.Stats) openflow.Stats {

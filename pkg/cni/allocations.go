@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
 	"slices"
@@ -208,25 +209,37 @@ func (al *allocations) exhausted(cidrs []netip.Prefix) (netip.Prefix, bool) {
 	al.mu.Lock()
 	defer al.mu.Unlock()
 	for _, cidr := range cidrs {
-		// Reserved: the network address, the gateway and, in IPv4, the broadcast address.
-		hostBits, reserved := cidr.Addr().BitLen()-cidr.Bits(), 2
-		if cidr.Addr().Is4() {
-			reserved = 3
-		}
-		if hostBits >= 31 {
-			continue
-		}
-		used := 0
-		for ip := range al.ips {
-			if cidr.Contains(ip) {
-				used++
-			}
-		}
-		if used >= 1<<hostBits-reserved {
+		if float64(al.usedLocked(cidr)) >= capacity(cidr) {
 			return cidr, true
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// used is how many addresses of a range are allocated.
+func (al *allocations) used(cidr netip.Prefix) int {
+	al.mu.Lock()
+	defer al.mu.Unlock()
+	return al.usedLocked(cidr)
+}
+
+func (al *allocations) usedLocked(cidr netip.Prefix) (n int) {
+	for ip := range al.ips {
+		if cidr.Contains(ip) {
+			n++
+		}
+	}
+	return n
+}
+
+// capacity is how many addresses of a range pods can have. Reserved are the network address, the gateway and, in IPv4,
+// the broadcast address.
+func capacity(cidr netip.Prefix) float64 {
+	reserved := 2.0
+	if cidr.Addr().Is4() {
+		reserved = 3
+	}
+	return max(math.Exp2(float64(cidr.Addr().BitLen()-cidr.Bits()))-reserved, 0)
 }
 
 func (al *allocations) nextPort() (uint32, error) {

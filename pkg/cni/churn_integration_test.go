@@ -219,16 +219,15 @@ func (c *churn) startAgent() {
 	a.Stdout, a.Stderr = log, log
 	check(c.t, a.Start())
 	c.agent = a
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	err = testenv.Poll(c.t.Context(), 30*time.Second, func(context.Context) error {
 		conn, err := net.Dial("unix", c.socket)
-		if err == nil {
-			check(c.t, conn.Close())
-			return
+		if err != nil {
+			return err
 		}
-		if time.Now().After(deadline) {
-			c.t.Errorf("the agent does not listen: %v", err)
-			return
-		}
+		return conn.Close()
+	})
+	if err != nil {
+		c.t.Errorf("the agent does not listen: %v", err)
 	}
 }
 
@@ -394,11 +393,13 @@ func (c *churn) remove(p *pod) {
 	}
 	// Children of this process share its files between fork and exec, and the agent may work in the namespace for an
 	// ADD whose plugin was killed, so the namespace may be busy for a moment.
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if err = unix.Unmount(p.netns.Path(), 0); !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			break
+	err = testenv.Poll(context.Background(), 10*time.Second, func(context.Context) error {
+		err := unix.Unmount(p.netns.Path(), 0)
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			err = errors.Join(err, testenv.ErrHopeless)
 		}
-	}
+		return err
+	})
 	if err = errors.Join(err, os.Remove(p.netns.Path())); err != nil {
 		c.t.Errorf("remove the namespace of %s: %v", p.rt.ContainerID, err)
 	}
@@ -408,16 +409,15 @@ func (c *churn) remove(p *pod) {
 // ran.
 func (c *churn) wantNothingLeft() {
 	c.t.Helper()
-	var left map[string][]string
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		left = c.left()
-		if len(left) == 0 {
-			return
+	err := testenv.Poll(c.t.Context(), 30*time.Second, func(context.Context) error {
+		if left := c.left(); len(left) > 0 {
+			return fmt.Errorf("left over: %v", left)
 		}
-		if time.Now().After(deadline) {
-			log, _ := os.ReadFile(filepath.Join(c.dir, "agent.log"))
-			c.t.Fatalf("left over: %v\nthe agents' log ends:\n%s", left, log[max(0, len(log)-4000):])
-		}
+		return nil
+	})
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(c.dir, "agent.log"))
+		c.t.Fatalf("%v\nthe agents' log ends:\n%s", err, log[max(0, len(log)-4000):])
 	}
 }
 

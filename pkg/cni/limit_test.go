@@ -47,7 +47,7 @@ func served(t *testing.T, l limits, settings func() Settings) (s *Server, proble
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	testenv.Eventually(t, "the server listens", func() bool {
+	testenv.Until(t, "the server listens", func() bool {
 		// The socket appears before the server listens on it, and gets its mode after that.
 		info, err := os.Stat(s.cfg.Socket)
 		return err == nil && info.Mode().Perm() == 0o600
@@ -101,7 +101,7 @@ func TestAcceptErrorEnds(t *testing.T) {
 // waitFor reads the server's Problems until one is as described.
 func waitFor(t *testing.T, problems <-chan error, what string, ok func(error) bool) {
 	t.Helper()
-	testenv.Eventually(t, what, func() bool {
+	testenv.Until(t, what, func() bool {
 		select {
 		case err := <-problems:
 			return ok(err)
@@ -166,7 +166,7 @@ func TestBusy(t *testing.T) {
 	}
 	running := make(chan error, 1)
 	go func() { running <- call(s, "STATUS") }()
-	testenv.Eventually(t, "STATUS runs", func() bool { return len(s.limits.detach) == 1 })
+	testenv.Until(t, "STATUS runs", func() bool { return len(s.limits.detach) == 1 })
 	if err := call(s, "DEL"); codeOf(err) != types.ErrTryAgainLater || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("DEL: %v", err)
 	}
@@ -177,7 +177,7 @@ func TestBusy(t *testing.T) {
 	if err := <-running; err != nil {
 		t.Error(err)
 	}
-	testenv.Eventually(t, "the place is free", func() bool { return len(s.limits.detach) == 0 })
+	testenv.Until(t, "the place is free", func() bool { return len(s.limits.detach) == 0 })
 	if err := call(s, "DEL"); err != nil {
 		t.Error(err)
 	}
@@ -206,7 +206,7 @@ func TestHalfOpenClients(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	testenv.Eventually(t, "the server has as many as it takes", func() bool { return len(s.limits.connections) == 3 })
+	testenv.Until(t, "the server has as many as it takes", func() bool { return len(s.limits.connections) == 3 })
 	for _, conn := range conns[3:] {
 		conn.Close()
 	}

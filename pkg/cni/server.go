@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -47,6 +48,9 @@ type Config struct {
 	Log            *slog.Logger
 	// Observe, when set, receives the duration of each phase of a command. It is called from many goroutines.
 	Observe func(command, phase string, d time.Duration)
+	// Result, when set, receives the command and the error code of each response, 0 for success. It is called from many
+	// goroutines.
+	Result func(command string, code uint)
 	// Problem, when set, receives the reason why the socket accepts no connections, and nil once it does. Serve's
 	// goroutine calls it.
 	Problem func(error)
@@ -72,6 +76,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(string, string, time.Duration) {}
+	}
+	if cfg.Result == nil {
+		cfg.Result = func(string, uint) {}
 	}
 	if cfg.Problem == nil {
 		cfg.Problem = func(error) {}
@@ -208,6 +215,8 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 		netns.Close()
 	}
 	s.cfg.Observe(req.Command, "total", time.Since(start))
+	response := wire.Response{Result: result, Error: toCNI(err)}
+	s.cfg.Result(req.Command, code(response.Error))
 	switch {
 	case err != nil && req.Command == "STATUS":
 		log.Debug("CNI request", "err", err)
@@ -216,7 +225,7 @@ func (s *Server) handle(ctx context.Context, conn *net.UnixConn) {
 	default:
 		log.Debug("CNI request", "took", time.Since(start))
 	}
-	if s.respond(conn, wire.Response{Result: result, Error: toCNI(err)}) || req.Command != "ADD" || err != nil {
+	if s.respond(conn, response) || req.Command != "ADD" || err != nil {
 		return
 	}
 	// The runtime did not learn that the ADD succeeded, so it will neither use nor delete the attachment.
@@ -291,6 +300,31 @@ func toCNI(err error) *types.Error {
 	default:
 		return types.NewError(types.ErrIOFailure, err.Error(), "")
 	}
+}
+
+// Range is how much of one of the node's pod CIDRs is in use.
+type Range struct {
+	CIDR netip.Prefix
+	// Used are the addresses that attachments have, Limit as many as they can have.
+	Used  int
+	Limit float64
+}
+
+// Ranges are the pod CIDRs that pods get addresses of now. Any goroutine may call it.
+func (s *Server) Ranges() []Range {
+	var ranges []Range
+	for _, cidr := range s.cfg.Settings().PodCIDRs {
+		ranges = append(ranges, Range{CIDR: cidr, Used: s.allocations.used(cidr), Limit: capacity(cidr)})
+	}
+	return ranges
+}
+
+// code is the error's, or 0 for success.
+func code(err *types.Error) uint {
+	if err == nil {
+		return 0
+	}
+	return err.Code
 }
 
 // keyLocks serializes the requests for one attachment.

@@ -36,8 +36,8 @@ type Established string
 
 // What a policy does to existing connections that it denies.
 const (
-	EstablishedJudge Established = "judge"
-	EstablishedKeep  Established = "keep"
+	EstablishedStop Established = "stop"
+	EstablishedKeep Established = "keep"
 )
 
 // Config is the agent's configuration. The comments of its fields are the text of docs/configuration.md.
@@ -82,7 +82,7 @@ type Config struct {
 	// ones. As with kube-proxy, a family without any range in the list serves them at all its addresses.
 	NodePortAddresses []string `json:"nodePortAddresses"`
 
-	// What a changed NetworkPolicy does to existing connections that it denies: `judge` stops them, `keep` lets them
+	// What a changed NetworkPolicy does to existing connections that it denies: `stop` stops them, `keep` lets them
 	// continue until they close.
 	EstablishedConnections Established `json:"establishedConnections"`
 
@@ -97,10 +97,18 @@ type Config struct {
 	// The address at which the agent serves `/healthz`, `/livez`, `/readyz` and `/metrics`, for people and monitoring.
 	// The DaemonSet's probes ask at the agent's Unix socket instead (`weftctl health`).
 	HealthAddr netip.AddrPort `json:"healthAddr"`
+	// The address at which the agent serves `/metrics` to Prometheus in a pod or on another host, for example
+	// `"[::]:9471"` for all addresses of the node. Every client that reaches the address can read the names of policies
+	// and their counters. When empty, `/metrics` is served at `healthAddr` alone.
+	MetricsAddr netip.AddrPort `json:"metricsAddr"`
 
 	// The address at which the agent answers load balancers that ask whether the node can serve Services, in place of
 	// kube-proxy: `/healthz` and `/livez`. Empty turns it off.
 	NodeHealthAddr netip.AddrPort `json:"nodeHealthAddr"`
+
+	// Whether the node asks every peer node's gateway, every ten seconds, whether small and full-sized packets arrive
+	// (ICMP echo requests, at most 50 nodes a second). `weftctl status` names those that do not answer.
+	PeerProbes bool `json:"peerProbes"`
 
 	// The minimum severity of log records.
 	LogLevel slog.Level `json:"logLevel"`
@@ -123,7 +131,8 @@ func Default() Config {
 		EgressMasquerade: true,
 		ExternalIPs:      true,
 
-		EstablishedConnections: EstablishedJudge,
+		EstablishedConnections: EstablishedStop,
+		PeerProbes:             true,
 
 		OVSRunDir:  "/run/openvswitch",
 		HealthAddr: netip.MustParseAddrPort("127.0.0.1:9470"),

@@ -43,7 +43,9 @@ establishedConnections: keep
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
 healthAddr: "[::1]:9000"
+metricsAddr: 0.0.0.0:9471
 nodeHealthAddr: 192.0.2.1:10256
+peerProbes: false
 logLevel: debug
 logFormat: json
 `))
@@ -61,6 +63,7 @@ logFormat: json
 		APIServer:              "https://[2001:db8::1]:6443",
 		OVSRunDir:              "/var/run/ovs",
 		HealthAddr:             netip.MustParseAddrPort("[::1]:9000"),
+		MetricsAddr:            netip.MustParseAddrPort("0.0.0.0:9471"),
 		NodeHealthAddr:         netip.MustParseAddrPort("192.0.2.1:10256"),
 		LogLevel:               slog.LevelDebug,
 		LogFormat:              LogJSON,

@@ -99,14 +99,17 @@ var settings = []setting{
 		parse: parseHealthAddr,
 		value: func(c Config) any { return c.HealthAddr },
 	}, {
+		key: "metricsAddr", allowed: "an IP address and a port, as [::]:9471 for all addresses, or nothing",
+		parse: func(c *Config, raw []byte) error { return parseOptionalAddr(&c.MetricsAddr, raw) },
+		value: func(c Config) any { return optionalAddr(c.MetricsAddr) },
+	}, {
 		key: "nodeHealthAddr", allowed: "an IP address and a port, as [::]:10256 for all addresses, or nothing",
-		parse: parseNodeHealthAddr,
-		value: func(c Config) any {
-			if !c.NodeHealthAddr.IsValid() {
-				return ""
-			}
-			return c.NodeHealthAddr.String()
-		},
+		parse: func(c *Config, raw []byte) error { return parseOptionalAddr(&c.NodeHealthAddr, raw) },
+		value: func(c Config) any { return optionalAddr(c.NodeHealthAddr) },
+	}, {
+		key: "peerProbes", live: true, allowed: "true or false",
+		parse: func(c *Config, raw []byte) error { return json.Unmarshal(raw, &c.PeerProbes) },
+		value: func(c Config) any { return c.PeerProbes },
 	}, {
 		key: "logLevel", live: true, allowed: oneOf(levels),
 		parse: parseLevel,
@@ -120,7 +123,7 @@ var settings = []setting{
 
 var (
 	datapaths   = []Datapath{DatapathSystem, DatapathNetdev}
-	established = []Established{EstablishedJudge, EstablishedKeep}
+	established = []Established{EstablishedStop, EstablishedKeep}
 	logFormats  = []LogFormat{LogText, LogJSON}
 	levels      = []string{"debug", "info", "warn", "error"}
 )
@@ -249,7 +252,15 @@ func parseHealthAddr(c *Config, raw []byte) error {
 	return nil
 }
 
-func parseNodeHealthAddr(c *Config, raw []byte) error {
+// optionalAddr is the text of an address that may be left out.
+func optionalAddr(a netip.AddrPort) string {
+	if !a.IsValid() {
+		return ""
+	}
+	return a.String()
+}
+
+func parseOptionalAddr(dst *netip.AddrPort, raw []byte) error {
 	var v string
 	if err := json.Unmarshal(raw, &v); err != nil {
 		return err
@@ -261,7 +272,7 @@ func parseNodeHealthAddr(c *Config, raw []byte) error {
 			return errNotAllowed
 		}
 	}
-	c.NodeHealthAddr = addr
+	*dst = addr
 	return nil
 }
 

@@ -50,7 +50,7 @@ func TestEpochChangesGroupsAlone(t *testing.T) {
 				len(delta.SetGroups), groups, len(delta.Set), len(delta.DeleteGroups), len(delta.Delete), failed)
 		}
 		for _, g := range delta.SetGroups {
-			if !strings.HasPrefix(g.Text, "type=select,selection_method=hash,selection_method_param=500,fields=ip") {
+			if !strings.HasPrefix(g.Selection(), "hash of ip") || !strings.HasSuffix(g.Selection(), ", seed 500") {
 				t.Errorf("%d endpoints: %.150s", endpoints, g)
 			}
 		}
@@ -67,9 +67,9 @@ func TestAffinityIsBounded(t *testing.T) {
 	}
 	learns := 0
 	for _, f := range desired.Flows {
-		if strings.Contains(f.Actions, "learn(") {
+		if strings.Contains(f.Actions.String(), "learn(") {
 			learns++
-			if !strings.Contains(f.Actions, ",limit=10000,") {
+			if !strings.Contains(f.Actions.String(), ",limit=10000,") {
 				t.Errorf("no limit: %s", f)
 			}
 		}

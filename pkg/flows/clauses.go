@@ -2,7 +2,6 @@ package flows
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -13,38 +12,35 @@ import (
 // 4,200 it says that they are too big.
 const maxClauses = 4000
 
-// isClause says whether actions are clauses of conjunctions. OVS lets these stand only among themselves.
-func isClause(actions string) bool { return strings.HasPrefix(actions, "conjunction(") }
-
 // clauseList is the clauses that owners want in one flow, each once, in the owners' order.
 type clauseList struct {
 	all  []ownedClause
-	seen map[string]bool
+	seen map[openflow.Action]bool
 }
 
 type ownedClause struct {
-	owner model.Owner
-	text  string
+	owner  model.Owner
+	clause openflow.Action
 }
 
 // add takes the clauses of a flow that are new.
 func (l *clauseList) add(f Flow) {
-	for _, text := range openflow.SplitActions(f.Actions) {
-		if !l.seen[text] {
-			l.seen[text] = true
-			l.all = append(l.all, ownedClause{f.Owner, text})
+	for clause := range f.Actions.All() {
+		if !l.seen[clause] {
+			l.seen[clause] = true
+			l.all = append(l.all, ownedClause{f.Owner, clause})
 		}
 	}
 }
 
 // fit gives the clauses that have room, sorted, and the owners of those that have none: a rule does not match where it
 // lacks a clause, so that it allows less. Room is shared fairly between namespaces, and by a namespace's policies.
-func (l *clauseList) fit(room int) (kept []string, without []model.Owner) {
+func (l *clauseList) fit(room int) (kept []openflow.Action, without []model.Owner) {
 	var left map[model.Owner]int
 	if len(l.all) > room {
 		left = l.shares(room)
 	}
-	kept = make([]string, 0, min(len(l.all), room))
+	kept = make([]openflow.Action, 0, min(len(l.all), room))
 	for _, c := range l.all {
 		if left != nil {
 			if left[c.owner] == 0 {
@@ -53,9 +49,9 @@ func (l *clauseList) fit(room int) (kept []string, without []model.Owner) {
 			}
 			left[c.owner]--
 		}
-		kept = append(kept, c.text)
+		kept = append(kept, c.clause)
 	}
-	slices.Sort(kept)
+	slices.SortFunc(kept, openflow.Action.Compare)
 	return kept, without
 }
 
@@ -64,7 +60,7 @@ func (l *clauseList) shares(room int) map[model.Owner]int {
 	demands := map[string]map[string]int{} // by namespace and policy
 	totals := map[string]int{}
 	for _, c := range l.all {
-		namespace, _, _ := strings.Cut(c.owner.Name, "/")
+		namespace := c.owner.Namespace
 		if demands[namespace] == nil {
 			demands[namespace] = map[string]int{}
 		}
@@ -74,7 +70,7 @@ func (l *clauseList) shares(room int) map[model.Owner]int {
 	shares := map[model.Owner]int{}
 	for namespace, part := range share.Divide(room, totals) {
 		for name, n := range share.Divide(part, demands[namespace]) {
-			shares[model.PolicyOwner(name)] = n // only policies have clauses
+			shares[model.NetworkPolicy(namespace, name).Owner()] = n // only they share clauses
 		}
 	}
 	return shares

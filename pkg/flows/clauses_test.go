@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -35,24 +34,25 @@ func sequence(from, n int) []int {
 // TestClausesAreSharedFairly: eight policies of one namespace with 500 rules each do not push another's clause out, and
 // what is left out is named.
 func TestClausesAreSharedFairly(t *testing.T) {
-	w, victim := world{}, model.PolicyOwner("zzz/dns")
+	w, victim := world{}, model.NetworkPolicy("zzz", "dns").Owner()
 	owners := []model.Owner{victim}
 	for i := range 8 {
-		o := model.PolicyOwner(fmt.Sprintf("aaa/p%d", i))
+		o := model.NetworkPolicy("aaa", fmt.Sprint("p", i)).Owner()
 		w[o], owners = clauseFlows(t, o, sequence(500*i+1, 500)...), append(owners, o)
 	}
 	w[victim] = clauseFlows(t, victim, 9999)
 	key := w[victim].Flows[0].Key
 	c := w.compiler()
 	c.Update(nil, owners)
-	got := openflow.SplitActions(c.Desired().Flows[key].Actions)
-	if len(got) != maxClauses || !slices.Contains(got, "conjunction(9999,1/2)") {
-		t.Errorf("%d clauses, the victim's among them: %t", len(got), slices.Contains(got, "conjunction(9999,1/2)"))
+	got := slices.Collect(c.Desired().Flows[key].Actions.All())
+	has := slices.ContainsFunc(got, func(a openflow.Action) bool { return a.String() == "conjunction(9999,1/2)" })
+	if len(got) != maxClauses || !has {
+		t.Errorf("%d clauses, the victim's among them: %t", len(got), has)
 	}
-	if lost := c.Losers(); len(lost) != 1 || lost[model.PolicyOwner("aaa/p0")] != 1 {
+	if lost := c.Losers(); len(lost) != 1 || lost[model.NetworkPolicy("aaa", "p0").Owner()] != 1 {
 		t.Errorf("losers: %v, want one clause's of the namespace that asks for too many", lost)
 	}
-	if x := c.Conflicts(); len(x) != 1 || x[0].Key != key || len(x[0].Losers) != 1 || x[0].Losers[0].Name != "aaa/p0" {
+	if x := c.Conflicts(); len(x) != 1 || x[0].Key != key || len(x[0].Losers) != 1 || x[0].Losers[0] != model.NetworkPolicy("aaa", "p0").Owner() {
 		t.Errorf("conflicts: %v", x)
 	}
 }
@@ -67,7 +67,7 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 		for n := range namespaces {
 			name := fmt.Sprintf("ns%d", n)
 			for p := range rapid.IntRange(1, 4).Draw(t, "policies") {
-				o := model.PolicyOwner(fmt.Sprintf("%s/p%d", name, p))
+				o := model.NetworkPolicy(name, fmt.Sprint("p", p)).Owner()
 				count := rapid.SampledFrom([]int{1, 3, 6, 11, 25}).Draw(t, "clauses")
 				w[o], owners = clauseFlows(t, o, sequence(id+1, count)...), append(owners, o)
 				byNamespace[name] += count
@@ -80,9 +80,9 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 		for _, o := range rapid.Permutation(owners).Draw(t, "order") {
 			c.Update(nil, []model.Owner{o})
 		}
-		has := map[string]bool{}
-		for _, clause := range openflow.SplitActions(c.Desired().Flows[w[owners[0]].Flows[0].Key].Actions) {
-			has[clause] = true
+		has := map[openflow.Actions]bool{}
+		for clause := range c.Desired().Flows[w[owners[0]].Flows[0].Key].Actions.All() {
+			has[openflow.ParseActions(clause.String())] = true
 		}
 		if len(has) != min(id, room) {
 			t.Fatalf("%d of %d clauses are in the flow", len(has), id)
@@ -92,8 +92,7 @@ func TestEachNamespaceKeepsItsClauses(t *testing.T) {
 			lost := 0
 			for _, f := range w[o].Flows {
 				if has[f.Actions] {
-					namespace, _, _ := strings.Cut(o.Name, "/")
-					kept[namespace]++
+					kept[o.Namespace]++
 				} else {
 					lost++
 				}
@@ -136,13 +135,13 @@ func TestMostFlows(t *testing.T) {
 		}
 		rule.AnyPeer, rule.AnyPort = len(rule.Peers) == 0, len(rule.Ports) == 0
 		side := &model.PolicySide{Pods: rule.Pods, Rules: []model.PolicyRule{rule}}
-		p := model.Policy{Name: "ns/p", Log: rapid.Bool().Draw(t, "log")}
+		p := model.Policy{ID: model.NetworkPolicy("ns", "p"), Log: rapid.Bool().Draw(t, "log")}
 		if rapid.Bool().Draw(t, "ingress") {
 			p.Ingress = side
 		} else {
 			p.Egress = side
 		}
-		c, err := compileOwner(&model.Snapshot{Policies: map[string]model.Policy{p.Name: p}}, model.PolicyOwner(p.Name))
+		c, err := compileOwner(&model.Snapshot{Policies: map[model.PolicyID]model.Policy{p.ID: p}}, p.ID.Owner())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -199,7 +198,7 @@ func TestMostServiceFlows(t *testing.T) {
 		}
 		has := len(c.Flows)
 		for _, g := range c.Groups {
-			has += strings.Count(g.Text, "bucket=")
+			has += len(g.Buckets())
 		}
 		if most := s.MostFlows(); has > most {
 			t.Fatalf("%d flows and buckets, at most %d were expected", has, most)

@@ -22,10 +22,18 @@ type Flow struct {
 	Owner model.Owner
 	// Reason says why a flow that drops does so, in a word that statistics and documents use; it is empty for others.
 	Reason Reason
+	// Isolates is the address of a pod that is not to be open without the flow; the zero value in other flows.
+	Isolates netip.Addr
+	// Fallback says that the flow is there only while the other flows of its owner are not.
+	Fallback bool
 }
 
 // Reason is why a packet is dropped.
 type Reason string
+
+// Harmless says that packets are dropped for this reason on every healthy node: what pods and kernels send by
+// themselves, and no answer is due.
+func (r Reason) Harmless() bool { return r == OwnAddress || r == DuplicateProbe || r == Multicast }
 
 // The reasons. They are part of the interface to users: metrics, weftctl status, documents.
 const (
@@ -50,8 +58,8 @@ const (
 	UnservedFragment  Reason = "unserved-fragment"  // the beginning of a fragmented datagram to a port that no Service has
 	InvalidConnection Reason = "invalid-connection" // a packet that belongs to no connection and begins none
 	UnaskedReply      Reason = "unasked-reply"      // a reply of a connection whose first packet was not allowed
-	PolicyEgress      Reason = "policy-egress"      // what an isolated pod sends and no policy allows
-	PolicyIngress     Reason = "policy-ingress"     // what is sent to an isolated pod and no policy allows
+	PolicyEgress      Reason = "policy-egress"      // what policies deny a pod to send
+	PolicyIngress     Reason = "policy-ingress"     // what policies deny to be sent to a pod
 )
 
 // Priorities. The number only has to be right within one table.
@@ -66,6 +74,9 @@ const (
 	prioHigh   uint16 = 150
 	prioHigher uint16 = 200
 	prioTop    uint16 = 210
+	// prioBeforeRules is above the places of rules in ordered tiers, and prioBeforeAll above that.
+	prioBeforeRules uint16 = 65_100
+	prioBeforeAll   uint16 = 65_200
 )
 
 // withPaths returns the snapshot with its paths resolved again.
@@ -103,8 +114,8 @@ func Owners(s *model.Snapshot) []model.Owner {
 			owners = append(owners, model.ServiceOwner(name))
 		}
 	}
-	for name := range s.Policies {
-		owners = append(owners, model.PolicyOwner(name))
+	for id := range s.Policies {
+		owners = append(owners, id.Owner())
 	}
 	return owners
 }
@@ -138,20 +149,28 @@ func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
 const maxFlows = 250_000
 
 func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
-	if len(b.flows) >= maxFlows && why != PolicyEgress && why != PolicyIngress { // what isolates is always let in
-		if b.err == nil {
-			b.err = fmt.Errorf("it takes more than %d flows; make several objects of it, or ask for less", maxFlows)
-		}
+	b.put(Flow{Reason: why}, i, actions...)
+}
+
+// put completes a flow and adds it.
+func (b *builder) put(f Flow, i in, actions ...ovs.Action) {
+	if len(b.flows) >= maxFlows && !f.closes() { // what isolates is always let in
+		b.fail(fmt.Errorf("it takes more than %d flows; make several objects of it, or ask for less", maxFlows))
 		return
 	}
-	f, err := openflow.New(i.table, i.priority, b.cookie, i.proto, i.match, actions...)
-	if err != nil {
-		if b.err == nil {
-			b.err = err
-		}
+	var err error
+	f.Owner = b.owner
+	if f.Flow, err = openflow.New(i.table, i.priority, b.cookie, i.proto, i.match, actions...); err != nil {
+		b.fail(err)
 		return
 	}
-	b.flows = append(b.flows, Flow{Flow: f, Owner: b.owner, Reason: why})
+	b.flows = append(b.flows, f)
+}
+
+func (b *builder) fail(err error) {
+	if b.err == nil {
+		b.err = err
+	}
 }
 
 // ICMPv6 types, RFC 4861.
@@ -285,8 +304,10 @@ func (b *builder) askBack(router model.MAC, gateway ovs.Match) {
 	b.add(in{ARPND, prioNormal, ovs.ProtocolICMPv6, also(icmp6(icmpNeighborAdvert), gateway)}, ovs.Drop())
 }
 
-func toGateway() []ovs.Action {
-	return []ovs.Action{setSourceMAC(model.RouterMAC), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway),
+func toGateway() []ovs.Action { return toGatewayFrom(model.RouterMAC) }
+
+func toGatewayFrom(source model.MAC) []ovs.Action {
+	return []ovs.Action{setSourceMAC(source), setDestMAC(model.GatewayMAC), OutPort.Set(model.PortGateway),
 		openflow.Goto(Commit)}
 }
 
@@ -294,6 +315,7 @@ func toGateway() []ovs.Action {
 func (b *builder) thisNode(_ none, n selfInputs) {
 	b.self(n.localInputs)
 	b.allowNode(n.nodeAddrs())
+	b.keepClients(n)
 	for _, cidr := range n.serviceCIDRs {
 		b.unserved(cidr, n.kernel)
 	}
@@ -360,8 +382,7 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 		}
 		// A pod that reaches itself through a Service must not see its own address as the source: it would answer itself.
 		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), openflow.Source(host), openflow.Destination(host))},
-			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone,
-				NAT: openflow.SourceNAT(model.MasqueradeAddr(ip.Is4()))}.Action())
+			masquerade(ip.Is4())...)
 	}
 
 	b.allowSelf(a.IPs)

@@ -42,9 +42,9 @@ func (v view) snapshot() *model.Snapshot {
 	for _, a := range v.Pods {
 		s.Attachments[a.Key()] = a
 	}
-	s.KeepEstablished, s.Policies, s.Services = v.Keep, map[string]model.Policy{}, map[string]model.Service{}
+	s.KeepEstablished, s.Policies, s.Services = v.Keep, map[model.PolicyID]model.Policy{}, map[string]model.Service{}
 	for _, p := range v.Policies {
-		s.Policies[p.Name] = p
+		s.Policies[p.ID] = p
 	}
 	for _, service := range v.Services {
 		s.Services[service.Name] = service
@@ -113,7 +113,7 @@ func readable(d flows.Desired) string {
 		if f.Owner.Kind == model.KindPipeline && !only {
 			continue
 		}
-		actions := f.Actions
+		actions := f.Actions.String()
 		if f.Reason != "" {
 			actions += " # " + string(f.Reason)
 		}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -51,9 +50,10 @@ type Compiler struct {
 	contributions map[openflow.Key][]Flow
 	byOwner       map[model.Owner]owned
 	numbers       numbers
-	// pods holds, for the key of each flow that can isolate a pod, the pods of this node that have the address, in the
-	// owners' order.
-	pods map[openflow.Key][]model.Owner
+	// pods holds the pods of this node that have an address, in the owners' order; isolating counts by address and key
+	// the flows that isolate it.
+	pods      map[netip.Addr][]model.Owner
+	isolating map[netip.Addr]map[openflow.Key]int
 	// excluded are the owners whose flows the switch refuses: they contribute nothing, but what isolates, until they
 	// change.
 	excluded map[model.Owner]bool
@@ -65,12 +65,19 @@ type Compiler struct {
 // owned is what an owner has in a Compiler.
 type owned struct {
 	keys   []openflow.Key
-	groups []Group // with the numbers that they want
-	// isolations are the keys of the flows that isolate the pod.
-	isolations []openflow.Key
+	groups []Group      // with the numbers that they want
+	addrs  []netip.Addr // of a pod
+	// isolations are the flows that isolate pods.
+	isolations []isolation
 	// affinity is how long the switch remembers what it learns from the flows, if it learns at all.
 	affinity uint16
 	learns   bool
+}
+
+// isolation is a flow that isolates the pod with an address.
+type isolation struct {
+	addr netip.Addr
+	key  openflow.Key
 }
 
 // NewCompiler gives a compiler that holds nothing.
@@ -86,7 +93,8 @@ func newCompiler(
 		desired:       newDesired(),
 		contributions: map[openflow.Key][]Flow{},
 		byOwner:       map[model.Owner]owned{},
-		pods:          map[openflow.Key][]model.Owner{},
+		pods:          map[netip.Addr][]model.Owner{},
+		isolating:     map[netip.Addr]map[openflow.Key]int{},
 		numbers:       newNumbers(),
 		excluded:      map[model.Owner]bool{},
 		conflicting:   map[openflow.Key][]model.Owner{},
@@ -170,8 +178,10 @@ func (c *Compiler) markAffected(o model.Owner, t *affected) {
 	for _, key := range c.byOwner[o].keys {
 		t.keys[key] = true
 	}
-	for _, key := range c.byOwner[o].isolations {
-		t.keys[key] = true
+	for _, addr := range c.byOwner[o].addrs {
+		for key := range c.isolating[addr] {
+			t.keys[key] = true
+		}
 	}
 	for _, g := range c.byOwner[o].groups {
 		t.ids[c.numbers.number(o, g.ID)] = true
@@ -191,19 +201,29 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *affected) {
 	for _, g := range c.byOwner[o].groups {
 		c.numbers.release(g.ID, o)
 	}
-	for _, key := range c.byOwner[o].isolations {
-		rest := slices.DeleteFunc(c.pods[key], func(pod model.Owner) bool { return pod == o })
+	for _, addr := range c.byOwner[o].addrs {
+		rest := slices.DeleteFunc(c.pods[addr], func(pod model.Owner) bool { return pod == o })
 		if len(rest) == 0 {
-			delete(c.pods, key)
+			delete(c.pods, addr)
 		} else {
-			c.pods[key] = rest
+			c.pods[addr] = rest
+		}
+	}
+	for _, i := range c.byOwner[o].isolations {
+		keys := c.isolating[i.addr]
+		keys[i.key]--
+		if keys[i.key] == 0 {
+			delete(keys, i.key)
+		}
+		if len(keys) == 0 {
+			delete(c.isolating, i.addr)
 		}
 	}
 	delete(c.byOwner, o)
 	if len(now.Flows) == 0 && len(now.Groups) == 0 && len(now.Addrs) == 0 {
 		return
 	}
-	has := owned{groups: now.Groups, keys: make([]openflow.Key, len(now.Flows))}
+	has := owned{groups: now.Groups, keys: make([]openflow.Key, len(now.Flows)), addrs: now.Addrs}
 	has.affinity, has.learns = affinityOf(now.Flows)
 	for i, f := range now.Flows {
 		list := c.contributions[f.Key]
@@ -214,15 +234,21 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *affected) {
 		// A sorted list, so that the fold in settle does not depend on who came first.
 		c.contributions[f.Key] = insertSorted(list, f)
 		has.keys[i] = f.Key
+		if f.closes() {
+			has.isolations = append(has.isolations, isolation{f.Isolates, f.Key})
+			if c.isolating[f.Isolates] == nil {
+				c.isolating[f.Isolates] = map[openflow.Key]int{}
+			}
+			c.isolating[f.Isolates][f.Key]++
+		}
 	}
 	for _, g := range now.Groups {
 		c.numbers.want(g.ID, o)
 	}
 	for _, addr := range now.Addrs {
-		for _, key := range isolations(addr) {
-			at, _ := slices.BinarySearchFunc(c.pods[key], o, model.Owner.Compare)
-			c.pods[key] = slices.Insert(c.pods[key], at, o)
-			has.isolations = append(has.isolations, key)
+		at, _ := slices.BinarySearchFunc(c.pods[addr], o, model.Owner.Compare)
+		c.pods[addr] = slices.Insert(c.pods[addr], at, o)
+		for key := range c.isolating[addr] {
 			t.keys[key] = true
 		}
 	}
@@ -231,7 +257,7 @@ func (c *Compiler) replace(o model.Owner, now compiled, t *affected) {
 
 func insertSorted(list []Flow, f Flow) []Flow {
 	at, _ := slices.BinarySearchFunc(list, f, func(a, b Flow) int {
-		return cmp.Or(a.Owner.Compare(b.Owner), cmp.Compare(a.Actions, b.Actions))
+		return cmp.Or(a.Owner.Compare(b.Owner), a.Actions.Compare(b.Actions))
 	})
 	return slices.Insert(list, at, f)
 }
@@ -306,20 +332,16 @@ func (c *Compiler) settleGroups(t *affected, d *Delta) {
 func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owner) {
 	var clauses clauseList
 	for _, f := range list {
-		if f.closes() {
-			if _, wanted := c.isolated(f.Key); !wanted {
-				continue
-			}
-		} else if c.excluded[f.Owner] {
+		if !c.wants(f) {
 			continue
 		}
 		f = c.numbers.flow(f)
 		switch {
 		case !has:
 			result, has = f, true
-		case isClause(result.Actions) && isClause(f.Actions):
+		case result.Actions.Clauses() && f.Actions.Clauses():
 			if clauses.seen == nil {
-				clauses.seen = make(map[string]bool, len(list))
+				clauses.seen = make(map[openflow.Action]bool, len(list))
 				clauses.add(result)
 			}
 			clauses.add(f)
@@ -329,17 +351,27 @@ func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owne
 	}
 	if len(clauses.all) > 1 {
 		kept, without := clauses.fit(c.maxClauses)
-		result.Actions = strings.Join(kept, ",")
+		result.Actions = openflow.JoinActions(kept)
 		losers = append(losers, without...)
 	}
 	slices.SortFunc(losers, model.Owner.Compare)
 	return result, has, slices.Compact(losers)
 }
 
-// isolated gives the pod that a key isolates, the first one that is open, and says whether that is wanted: a pod
-// without flows is closed without it. Where no pod is attached with the address, the zero Owner and true.
-func (c *Compiler) isolated(key openflow.Key) (pod model.Owner, wanted bool) {
-	pods := c.pods[key]
+// wants says whether a flow counts: not if its owner is excluded, unless it isolates a pod that is open otherwise.
+func (c *Compiler) wants(f Flow) bool {
+	excluded := c.excluded[f.Owner]
+	if !f.closes() {
+		return !excluded
+	}
+	_, wanted := c.isolated(f.Isolates)
+	return wanted && (excluded || !f.Fallback)
+}
+
+// isolated gives the pod with an address, the first one that is open, and says whether it is to be isolated: a pod
+// without flows is closed without that. Where no pod is attached with the address, the zero Owner and true.
+func (c *Compiler) isolated(addr netip.Addr) (pod model.Owner, wanted bool) {
+	pods := c.pods[addr]
 	for _, pod := range pods {
 		if !c.excluded[pod] && len(c.byOwner[pod].keys) > 0 {
 			return pod, true
@@ -352,7 +384,7 @@ func (c *Compiler) isolated(key openflow.Key) (pod model.Owner, wanted bool) {
 // must not be open without it; for others it is the flow's own owner.
 func (c *Compiler) Part(f Flow) model.Owner {
 	if f.closes() {
-		if pod, _ := c.isolated(f.Key); pod.Kind == model.KindPod {
+		if pod, _ := c.isolated(f.Isolates); pod.Kind == model.KindPod {
 			return pod
 		}
 	}
@@ -362,9 +394,13 @@ func (c *Compiler) Part(f Flow) model.Owner {
 // Isolators are the policies that isolate a pod, in the owners' order.
 func (c *Compiler) Isolators(pod model.Owner) []model.Owner {
 	var policies []model.Owner
-	for _, key := range c.byOwner[pod].isolations {
-		for _, f := range c.contributions[key] {
-			policies = append(policies, f.Owner)
+	for _, addr := range c.byOwner[pod].addrs {
+		for key := range c.isolating[addr] {
+			for _, f := range c.contributions[key] {
+				if f.closes() && (!f.Fallback || c.excluded[f.Owner]) {
+					policies = append(policies, f.Owner)
+				}
+			}
 		}
 	}
 	slices.SortFunc(policies, model.Owner.Compare)

@@ -59,7 +59,7 @@ func TestTunnelChangeKeepsWhatReceives(t *testing.T) {
 	if len(failed) > 0 {
 		t.Fatal(failed)
 	}
-	sends := func(f flows.Flow) bool { return strings.Contains(f.Actions, "set_field:0x2->reg1") }
+	sends := func(f flows.Flow) bool { return strings.Contains(f.Actions.String(), "set_field:0x2->reg1") }
 	if len(delta.Delete) != 0 || len(delta.Set) != 2 || !sends(delta.Set[0]) || !sends(delta.Set[1]) {
 		t.Errorf("delta = %+v; want the two sending flows, replaced in place", delta)
 	}
@@ -77,9 +77,10 @@ func TestKeptConnections(t *testing.T) {
 			}
 			kept := map[string]bool{}
 			for _, f := range desired.Flows {
-				if f.Table == flows.ConntrackState && strings.Contains(f.Match, "+est") &&
-					strings.Contains(f.Actions, fmt.Sprintf("goto_table:%d", flows.Forwarding)) {
-					kept[f.Match[strings.LastIndex(f.Match, ",")+1:]] = true
+				if f.Table == flows.ConntrackState && strings.Contains(f.Match.String(), "+est") &&
+					strings.Contains(f.Actions.String(), fmt.Sprintf("goto_table:%d", flows.Forwarding)) {
+					match := f.Match.String()
+					kept[match[strings.LastIndex(match, ",")+1:]] = true
 				}
 			}
 			want := map[string]bool{}
@@ -119,8 +120,8 @@ func TestUntranslatableTakesNothing(t *testing.T) {
 		return int(b.Priority) - int(a.Priority)
 	}) {
 		// later fragments have none
-		if _, to := openflow.DestinationIn(f.Match); f.Owner.Kind == model.KindService && to.Port() != 0 {
-			got[to.String()] = append(got[to.String()], entry{f.Owner.Name, !strings.Contains(f.Actions, "group:")})
+		if _, to := f.Match.Destination(); f.Owner.Kind == model.KindService && to.Port() != 0 {
+			got[to.String()] = append(got[to.String()], entry{f.Owner.Name, !strings.Contains(f.Actions.String(), "group:")})
 		}
 	}
 	want := map[string][]entry{
@@ -173,7 +174,7 @@ func TestConflictIsReportedWithoutHistory(t *testing.T) {
 			}
 		}
 		conflicts := c.Conflicts()
-		if len(conflicts) != 1 || conflicts[0].Key.Match != "ip,nw_dst=10.244.1.2" ||
+		if len(conflicts) != 1 || conflicts[0].Key.Match.String() != "ip,nw_dst=10.244.1.2" ||
 			conflicts[0].Owners[0] != model.PodOwner(a) {
 			t.Errorf("conflicts = %+v", conflicts)
 			continue
@@ -206,7 +207,7 @@ func TestDiffLeavesForeignFlows(t *testing.T) {
 		flows.Cookie(model.NodeOwner("gone"))))
 	// Another program overwrote one of ours with another cookie: it is ours again.
 	overwritten := slices.IndexFunc(actual, func(e openflow.Entry) bool { return e.Table == flows.Output })
-	actual[overwritten].Cookie, actual[overwritten].Actions = 0, "drop"
+	actual[overwritten].Cookie, actual[overwritten].Actions = 0, openflow.Actions{}
 	actual = append(actual, foreign, stale)
 
 	delta := flows.Diff(openflow.Contents{Flows: actual}, desired)

@@ -44,7 +44,7 @@ func audited() *model.Snapshot {
 			"ns/none": {Name: "ns/none", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53,
 				ClusterIP: netip.MustParseAddr("10.96.0.11")}}},
 		},
-		Policies: map[string]model.Policy{"ns/p": {Name: "ns/p", Ingress: &model.PolicySide{Pods: isolated,
+		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"), Ingress: &model.PolicySide{Pods: isolated,
 			Rules: []model.PolicyRule{
 				{Pods: isolated, Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.2/32")}, Ports: []model.PortMatch{
 					{Protocol: model.UDP, Port: 8080, Mask: 0xffff}}},
@@ -139,14 +139,14 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 	denied.Endpoint, denied.Destination = at("10.244.1.3:8081"), at("10.244.1.3:8081")
 	balanced := allowed
 	balanced.Destination, balanced.Endpoint = at("10.96.0.10:53"), at("10.244.2.2:5353")
-	quarantined := map[model.Owner]error{model.PolicyOwner("ns/p"): errors.New("refused"),
+	quarantined := map[model.Owner]error{model.NetworkPolicy("ns", "p").Owner(): errors.New("refused"),
 		model.ServiceOwner("ns/dns"): errors.New("refused")}
 	kept := audited()
 	kept.KeepEstablished = true
 	invalid := audited()
-	p := invalid.Policies["ns/p"]
-	p.Err = "it has a port 0"
-	invalid.Policies["ns/p"] = p
+	p := invalid.Policies[model.NetworkPolicy("ns", "p")]
+	p = p.FailClosed()
+	invalid.Policies[model.NetworkPolicy("ns", "p")] = p
 	for _, c := range []struct {
 		what  string
 		audit *flows.Audit
@@ -170,7 +170,7 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 func TestCommonChangesDoNotNarrow(t *testing.T) {
 	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	policy := func(pods []netip.Addr, peers ...netip.Prefix) model.Policy {
-		return model.Policy{Name: "ns/p", Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+		return model.Policy{ID: model.NetworkPolicy("ns", "p"), Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
 			{Pods: pods, Peers: peers, AnyPort: true}}}}
 	}
 	a, b := addr("10.244.1.2"), addr("10.244.1.3")
@@ -223,7 +223,7 @@ func TestNarrows(t *testing.T) {
 		return r
 	}
 	policy := func(t *rapid.T) model.Policy {
-		p := model.Policy{Name: "ns/p"}
+		p := model.Policy{ID: model.NetworkPolicy("ns", "p")}
 		if rapid.IntRange(0, 9).Draw(t, "invalid") == 0 {
 			p.Err = "invalid"
 		}
@@ -243,12 +243,12 @@ func TestNarrows(t *testing.T) {
 		// The other policy isolates everybody, so that rules which go are missed.
 		all := &model.PolicySide{Pods: pods}
 		world := func(p model.Policy) *flows.Audit {
-			return flows.NewAudit(&model.Snapshot{Policies: map[string]model.Policy{"ns/p": p, "ns/wall": {Name: "ns/wall",
+			return flows.NewAudit(&model.Snapshot{Policies: map[model.PolicyID]model.Policy{p.ID: p, model.NetworkPolicy("ns", "wall"): {ID: model.NetworkPolicy("ns", "wall"),
 				Ingress: all, Egress: all}}}, nil, nil)
 		}
 		if rapid.Bool().Draw(t, "alone") {
 			world = func(p model.Policy) *flows.Audit {
-				return flows.NewAudit(&model.Snapshot{Policies: map[string]model.Policy{"ns/p": p}}, nil, nil)
+				return flows.NewAudit(&model.Snapshot{Policies: map[model.PolicyID]model.Policy{p.ID: p}}, nil, nil)
 			}
 		}
 		before, after := policy(t), policy(t)

@@ -71,9 +71,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 			b.endpointPorts(is4)
 		}
 
-		b.add(in{SourceNAT, prioNormal, proto, matches(firstWay(), Origin.Is(OriginGateway), OutPort.Is(model.PortGateway))},
-			Returns.Set(Returns.Mask), openflow.CT{Commit: true, Table: Output, Zone: SourceZone,
-				NAT: openflow.SourceNAT(model.MasqueradeAddr(is4))}.Action())
+		b.add(in{SourceNAT, prioNormal, proto, returning()}, masquerade(is4)...)
 	}
 	if !kernelDatapath {
 		b.fragments()
@@ -96,26 +94,24 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.drop(UnaskedReply, in{ConntrackState, prioMedium, "",
 		matches(openflow.ConnectionState(openflow.StateRpl|openflow.StateTrk, 0))})
 	b.add(in{ConntrackState, prioLow, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
-		Origin.Is(OriginNode))}, openflow.Goto(EgressPolicy))
+		Origin.Is(OriginNode))}, openflow.Goto(PolicyEntry))
 	// Also what a Service has translated before: until it is answered, the kernel's ct translates it with a commit
 	// only.
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0))},
 		openflow.Resubmit(Affinity), openflow.Goto(ServiceLB))
 	b.add(in{ConntrackState, prioLower, "", matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk, 0))},
-		openflow.Goto(EgressPolicy))
+		openflow.Goto(PolicyEntry))
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
 
-	b.add(in{ServiceLB, prioMiss, "", nil}, openflow.Goto(EgressPolicy))
-	b.add(in{EgressPolicy, prioMiss, "", nil}, openflow.Goto(EgressDefault))
-	b.add(in{EgressDefault, prioMiss, "", nil}, openflow.Goto(IngressPolicy))
-	b.add(in{IngressPolicy, prioMiss, "", nil}, openflow.Goto(IngressDefault))
-	b.add(in{IngressDefault, prioMiss, "", nil}, openflow.Goto(Forwarding))
+	b.add(in{ServiceLB, prioMiss, "", nil}, openflow.Goto(PolicyEntry))
+	b.policyStages()
 	b.add(in{PolicyDenied, prioRaised, "", matches(AllowAgain.Is(AllowAgain.Mask))}, ovs.Drop()) // it has the mark by now
 	b.add(in{PolicyDenied, prioMiss, "", nil}, ovs.Drop())
 
 	b.add(in{Commit, prioNormal, "", matches(allowed)}, openflow.Goto(SourceNAT))
 	b.add(in{Commit, prioNormal, "", matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))},
 		openflow.Goto(SourceNAT))
+	b.add(in{SourceNAT, prioMedium, "", fromGatewayToGateway()}, Returns.Set(Returns.Mask), openflow.Goto(Output))
 	b.add(in{SourceNAT, prioMiss, "", nil}, openflow.Goto(Output))
 	b.add(in{Output, prioHigh, "", matches(Returns.Is(Returns.Mask))}, ovs.SetField("ANY", "in_port"), OutPort.Output())
 }
@@ -249,13 +245,13 @@ func (b *builder) endpointPortsOf(ip netip.Addr, ranges []portRanges, marks open
 // connection's port, which all of them have.
 func (b *builder) fragments() {
 	for _, any := range families {
-		b.add(in{EgressPolicy, prioHigher, openflow.Protocol(any), matches(openflow.Fragments("later"))},
+		b.add(in{PolicyEntry, prioBeforeRules, openflow.Protocol(any), matches(openflow.Fragments("later"))},
 			openflow.Goto(Forwarding))
 	}
 	// Fragments whose datagram never became whole come out of conntrack after some seconds, behind whichever ct is
 	// next.
-	for _, table := range []openflow.TableID{EgressPolicy, EndpointPort, SourceNAT, Output} {
-		b.drop(InvalidConnection, in{table, prioTop, "", matches(openflow.ConnectionState(openflow.StateInv, 0))})
+	for _, table := range []openflow.TableID{PolicyEntry, EndpointPort, SourceNAT, Output} {
+		b.drop(InvalidConnection, in{table, prioBeforeAll, "", matches(openflow.ConnectionState(openflow.StateInv, 0))})
 	}
 }
 

@@ -15,7 +15,7 @@ const (
 // Cookie is the cookie of an owner's flows.
 func Cookie(o model.Owner) uint64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(o.Name)) // a hash takes every write
+	_, _ = h.Write([]byte(o.FullName())) // a hash takes every write
 	sum := h.Sum64()
 	return cookieMark | uint64(o.Kind)<<40 | (sum^sum>>40)&(1<<40-1)
 }

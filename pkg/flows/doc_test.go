@@ -63,7 +63,7 @@ var (
 var examplePolicy = func() model.Policy {
 	pod := []netip.Addr{examplePod.IPs[0]}
 	return model.Policy{
-		Name: "shop/web",
+		ID: policyID("shop/web"),
 		Ingress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4711, Pods: pod,
 			Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.5/32"), netip.MustParsePrefix("10.244.2.5/32"),
 				netip.MustParsePrefix("192.0.2.0/24")},
@@ -71,6 +71,18 @@ var examplePolicy = func() model.Policy {
 				Mask: 0xffff}, {Protocol: model.TCP, Port: 8080, Mask: 0xfff8}}}}},
 		Egress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{{ID: 4712, Pods: pod, AnyPeer: true,
 			Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}}}},
+	}
+}()
+
+// exampleClusterPolicy lets the pod ask a cloud for nothing, but for DNS at its address.
+var exampleClusterPolicy = func() model.Policy {
+	pod, peers := []netip.Addr{examplePod.IPs[0]}, []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}
+	return model.Policy{
+		ID: model.ClusterNetworkPolicy("no-metadata"), Tier: model.AdminTier, Rank: 640,
+		Egress: &model.PolicySide{Pods: pod, Rules: []model.PolicyRule{
+			{ID: 4713, Index: 0, Verdict: model.Pass, Pods: pod, Peers: peers,
+				Ports: []model.PortMatch{{Protocol: model.UDP, Port: 53, Mask: 0xffff}}},
+			{ID: 4714, Index: 1, Verdict: model.Deny, Pods: pod, Peers: peers, AnyPort: true}}},
 	}
 }()
 
@@ -124,8 +136,8 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
 * **Node to pod**: it comes in from the gateway, which may send from any address.
 * **To a Service**: Conntrack finds no connection, so ServiceLB looks at address and port. The Service's group chooses an endpoint and translates the
   destination to it; from there on the packet is one to a pod. Its later packets are translated in Conntrack, and so are the replies.
-* **A reply**: ConntrackState sends it straight to Forwarding while its connection has the mark of what the policies allow. EgressPolicy and
-  IngressPolicy see the original direction only; a packet that they deny takes the mark away.
+* **A reply**: ConntrackState sends it straight to Forwarding while its connection has the mark of what the policies allow. The policies'
+  tables see the original direction only; a packet that they deny takes the mark away.
 * **A datagram in fragments**, with the userspace datapath: only the first fragment has ports. The policies judge that one; the others wait for it in
   Commit. ServiceLB knows the others by the address, where that has one port.
 * **ARP requests and neighbour solicitations**: ARPND checks that they are in the asker's own name, ARPNDReply turns them into the answer and
@@ -136,10 +148,11 @@ func document(t *testing.T) []byte {
 	t.Helper()
 	example := model.Snapshot{
 		Self: exampleSelf, Transport: model.Tunnel(model.Geneve),
-		Nodes:        map[string]model.Node{exampleNode.Name: exampleNode},
-		Attachments:  map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
-		Services:     map[string]model.Service{exampleService.Name: exampleService},
-		Policies:     map[string]model.Policy{examplePolicy.Name: examplePolicy},
+		Nodes:       map[string]model.Node{exampleNode.Name: exampleNode},
+		Attachments: map[model.AttachmentKey]model.Attachment{examplePod.Key(): examplePod},
+		Services:    map[string]model.Service{exampleService.Name: exampleService},
+		Policies: map[model.PolicyID]model.Policy{examplePolicy.ID: examplePolicy,
+			exampleClusterPolicy.ID: exampleClusterPolicy},
 		ServiceCIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
 	}
 	desired, err := flows.Compile(&example)
@@ -210,8 +223,10 @@ func (d *docWriter) example() {
 	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0],
 		exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
-	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.Name)
-	d.block(func(f flows.Flow) bool { return f.Owner == model.PolicyOwner(examplePolicy.Name) }, true)
+	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.ID)
+	d.block(func(f flows.Flow) bool { return f.Owner == examplePolicy.ID.Owner() }, true)
+	d.line("\nThe ClusterNetworkPolicy `%s` has the tier Admin and priority 10. It passes the pod's UDP packets to port 53 of one address on to NetworkPolicies, and denies all others to it:\n", exampleClusterPolicy.ID)
+	d.block(func(f flows.Flow) bool { return f.Owner == exampleClusterPolicy.ID.Owner() }, true)
 	d.line("\nIPv6 addresses have flows like these, with neighbour solicitations in place of ARP requests.")
 }
 
@@ -244,17 +259,11 @@ func (d *docWriter) block(which func(flows.Flow) bool, withTable bool) {
 		if withTable {
 			table = flows.TableName(f.Table) + "\t"
 		}
-		match := f.Match
+		match := f.Match.String()
 		if match == "" {
 			match = "(any)"
 		}
-		actions := openflow.SplitActions(f.Actions)
-		for i, a := range actions {
-			if next, ok := openflow.GotoTable(a); ok {
-				actions[i] = "goto_table:" + flows.TableName(next)
-			}
-		}
-		text := strings.Join(actions, ",")
+		text := openflow.Names{Table: flows.TableName}.Actions(f.Actions)
 		if f.Reason != "" {
 			text += " (" + string(f.Reason) + ")"
 		}
@@ -289,6 +298,7 @@ func (d *docWriter) portsAndAddresses() {
 	d.line("\n## MAC addresses\n| Address | Whose |\n|---|---|")
 	d.line("| `%s` | the router: the next hop of every pod and of every gateway, on every node |", model.RouterMAC)
 	d.line("| `%s` | the gateway `%s`, on every node |", model.GatewayMAC, model.GatewayName)
+	d.line("| `%s` | the source of what a Service returns to the gateway with the client's own address |", model.ReturnedMAC)
 	d.line("| `0a:58:` and an IPv4 address | a pod; without an IPv4 address, a hash of its IPv6 address |")
 }
 
@@ -307,7 +317,9 @@ func (d *docWriter) cookies() {
 		model.KindNode:     {"the way to and from another node", model.NodeOwner(exampleNode.Name)},
 		model.KindPod:      {"a pod of this node", model.PodOwner(examplePod)},
 		model.KindService:  {"a Service", model.ServiceOwner("shop/web")},
-		model.KindPolicy:   {"a NetworkPolicy", model.PolicyOwner("shop/backend-from-frontend")},
+		model.KindPolicy:   {"a NetworkPolicy", model.NetworkPolicy("shop", "backend-from-frontend").Owner()},
+
+		model.KindClusterPolicy: {"a ClusterNetworkPolicy", model.ClusterNetworkPolicy("no-metadata").Owner()},
 	}
 	for kind := model.Kind(1); !strings.HasPrefix(kind.String(), "kind"); kind++ {
 		a, ok := about[kind]

@@ -221,7 +221,7 @@ func drawChange(t *rapid.T) state.Change {
 		state.SetKernelDatapath{Kernel: true}, state.SetKernelDatapath{},
 		state.SetKeepEstablished{Keep: true}, state.SetKeepEstablished{}, state.SetTime{Now: time.Unix(1_700_000_000, 0)},
 		state.DeletePod{Namespace: "ns", Name: "a"},
-		state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{Name: "ns"}, state.SetClusterCIDRs{
+		state.DeletePolicy{ID: model.NetworkPolicy("ns", "p")}, state.DeleteNamespace{Name: "ns"}, state.SetClusterCIDRs{
 			CIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
 	}).Draw(t, "setting")
 }

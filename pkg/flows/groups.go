@@ -58,8 +58,8 @@ func (b *builder) group(part string, by openflow.Selection, buckets []openflow.B
 
 // CheckGroup says in which way a group's buckets break the contract of the table in which packets meet it, or nil.
 func CheckGroup(g Group) error {
-	for _, actions := range g.BucketActions() {
-		if err := Check(openflow.Flow{Key: openflow.Key{Table: g.Table}, Actions: actions}); err != nil {
+	for _, b := range g.Buckets() {
+		if err := Check(openflow.Flow{Key: openflow.Key{Table: g.Table}, Actions: b.Actions}); err != nil {
 			return fmt.Errorf("group %d: %w", g.ID, err)
 		}
 	}
@@ -148,7 +148,7 @@ func (n *numbers) number(o model.Owner, id openflow.GroupID) openflow.GroupID {
 // flow is an owner's flow with the numbers that its groups have.
 func (n *numbers) flow(f Flow) Flow {
 	if n.moved[f.Owner] != nil {
-		f.Actions = openflow.RenumberGroups(f.Actions, func(id openflow.GroupID) openflow.GroupID {
+		f.Actions = f.Actions.Renumber(func(id openflow.GroupID) openflow.GroupID {
 			return n.number(f.Owner, id)
 		})
 	}
@@ -158,8 +158,7 @@ func (n *numbers) flow(f Flow) Flow {
 // group is an owner's group with the number that it has, and those of the groups that it leads to.
 func (n *numbers) group(g Group) Group {
 	if n.moved[g.Owner] != nil {
-		number := func(id openflow.GroupID) openflow.GroupID { return n.number(g.Owner, id) }
-		g.ID, g.Text = number(g.ID), openflow.RenumberGroups(g.Text, number)
+		g.Group = g.Renumber(func(id openflow.GroupID) openflow.GroupID { return n.number(g.Owner, id) })
 	}
 	return g
 }

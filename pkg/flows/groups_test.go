@@ -49,7 +49,7 @@ func line(t rapid.TB, o model.Owner, text string) Flow {
 func service(t rapid.TB, o model.Owner, id openflow.GroupID, weight uint16) compiled {
 	t.Helper()
 	g, err := openflow.NewGroup(id, openflow.DPHash(), []openflow.Bucket{{ID: 1, Weight: weight, Actions: []ovs.Action{
-		openflow.CT{Commit: true, Table: EgressPolicy, Zone: Zone}.Action()}}})
+		openflow.CT{Commit: true, Table: PolicyEntry, Zone: Zone}.Action()}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func (w *wire) apply(t rapid.TB, d Delta) {
 		delete(w.groups, g.ID)
 	}
 	for _, f := range w.flows {
-		for _, id := range openflow.GroupsIn(f.Actions) {
+		for _, id := range f.Actions.Groups() {
 			if _, ok := w.groups[id]; !ok {
 				t.Fatalf("%s uses a group that is not there", f)
 			}
@@ -119,7 +119,7 @@ func TestGroupsAndClausesIncrementally(t *testing.T) {
 		c := w.compiler()
 		sw := &wire{map[openflow.Key]openflow.Flow{}, map[openflow.GroupID]openflow.Group{}}
 		owners := []model.Owner{model.ServiceOwner("a"), model.ServiceOwner("b"), model.ServiceOwner("c"),
-			model.PolicyOwner("d"), model.PolicyOwner("e")}
+			model.NetworkPolicy("", "d").Owner(), model.NetworkPolicy("", "e").Owner()}
 		for range rapid.IntRange(1, 25).Draw(t, "changes") {
 			o := rapid.SampledFrom(owners).Draw(t, "owner")
 			var delta Delta
@@ -155,7 +155,7 @@ func TestGroupsAndClausesIncrementally(t *testing.T) {
 				}
 			}
 			for _, f := range c.Desired().Flows {
-				for _, id := range openflow.GroupsIn(f.Actions) {
+				for _, id := range f.Actions.Groups() {
 					if got := c.Desired().Groups[id].Owner; got != f.Owner {
 						t.Fatalf("%s of %s leads to a group of %s", f, f.Owner, got)
 					}
@@ -172,7 +172,7 @@ func drawCompiled(t *rapid.T, o model.Owner) compiled {
 		for i := range openflow.GroupID(rapid.IntRange(0, 2).Draw(t, "groups")) {
 			one := service(t, o, 1, uint16(rapid.IntRange(1, 2).Draw(t, "weight")))
 			one.Groups[0].ID = groupMark | (first + i)
-			one.Flows[0].Actions = fmt.Sprintf("group:%d", one.Groups[0].ID)
+			one.Flows[0].Actions = openflow.ParseActions(fmt.Sprintf("group:%d", one.Groups[0].ID))
 			one.Flows[0].Priority += uint16(i)
 			all.Flows, all.Groups = append(all.Flows, one.Flows...), append(all.Groups, one.Groups...)
 		}
@@ -185,7 +185,7 @@ func drawCompiled(t *rapid.T, o model.Owner) compiled {
 				rapid.IntRange(1, 2).Draw(t, "peer"), rapid.IntRange(1, 3).Draw(t, "id"), rapid.IntRange(1, 2).Draw(t, "clause"))))
 	}
 	if rapid.IntRange(0, 4).Draw(t, "dispute") == 0 {
-		all.Flows = append(all.Flows, line(t, o, "table=50,priority=100,ip,nw_src=10.0.0.1 actions=goto_table:55"))
+		all.Flows = append(all.Flows, line(t, o, "table=50,priority=100,ip,nw_src=10.0.0.1 actions=goto_table:54"))
 	}
 	return all
 }
@@ -193,7 +193,7 @@ func drawCompiled(t *rapid.T, o model.Owner) compiled {
 // TestClausesMerge: two policies that name one peer address give one flow, with the cookie of the first, whatever the
 // order.
 func TestClausesMerge(t *testing.T) {
-	a, b := model.PolicyOwner("ns/a"), model.PolicyOwner("ns/b")
+	a, b := model.NetworkPolicy("ns", "a").Owner(), model.NetworkPolicy("ns", "b").Owner()
 	const match = "table=50,priority=100,ip,nw_src=10.0.0.1 actions="
 	w := world{
 		a: {Flows: []Flow{line(t, a, match+"conjunction(9,1/2)"), line(t, a, match+"conjunction(2,1/3)")}},
@@ -206,7 +206,7 @@ func TestClausesMerge(t *testing.T) {
 			c.Update(nil, []model.Owner{o})
 		}
 		want := Flow{Flow: openflow.Flow{Key: key, Cookie: Cookie(a),
-			Actions: "conjunction(2,1/3),conjunction(5,2/2),conjunction(9,1/2)"}, Owner: a}
+			Actions: openflow.ParseActions("conjunction(2,1/3),conjunction(5,2/2),conjunction(9,1/2)")}, Owner: a}
 		if got := c.Desired().Flows[key]; got != want {
 			t.Errorf("order %v: %+v\nwant %+v", order, got, want)
 		}
@@ -215,7 +215,7 @@ func TestClausesMerge(t *testing.T) {
 		}
 		// Left out, the first takes just its own clauses with it.
 		if d := c.Exclude(a); len(d.Set) != 1 || d.Set[0].Owner != b ||
-			d.Set[0].Actions != "conjunction(5,2/2),conjunction(9,1/2)" {
+			d.Set[0].Actions.String() != "conjunction(5,2/2),conjunction(9,1/2)" {
 			t.Errorf("without the first: %+v", d)
 		}
 	}
@@ -227,14 +227,14 @@ func TestTooManyClauses(t *testing.T) {
 	var owners []model.Owner
 	var key openflow.Key
 	for i := range maxClauses + 5 {
-		o := model.PolicyOwner(fmt.Sprintf("ns/p%05d", i))
+		o := model.NetworkPolicy("ns", fmt.Sprintf("p%05d", i)).Owner()
 		f := line(t, o, fmt.Sprintf("table=50,priority=100,ip,nw_src=10.0.0.1 actions=conjunction(%d,1/2)", i))
 		w[o], key, owners = compiled{Flows: []Flow{f}}, f.Key, append(owners, o)
 	}
 	c := w.compiler()
 	slices.Reverse(owners)
 	c.Update(nil, owners)
-	if got := openflow.SplitActions(c.Desired().Flows[key].Actions); len(got) != maxClauses {
+	if got := slices.Collect(c.Desired().Flows[key].Actions.All()); len(got) != maxClauses {
 		t.Errorf("%d clauses, want %d", len(got), maxClauses)
 	}
 	if len(c.Conflicts()) != 1 || len(c.Losers()) != 5 {
@@ -247,7 +247,7 @@ func TestTooManyClauses(t *testing.T) {
 			out++
 		}
 	}
-	if got := openflow.SplitActions(c.Desired().Flows[key].Actions); len(got) != maxClauses || len(c.Losers()) != 0 {
+	if got := slices.Collect(c.Desired().Flows[key].Actions.All()); len(got) != maxClauses || len(c.Losers()) != 0 {
 		t.Errorf("%d clauses, without %v: others do not take the place of those that are excluded", len(got), c.Losers())
 	}
 }
@@ -286,13 +286,13 @@ func TestGroupNumberCollision(t *testing.T) {
 		}
 		d := c.Desired()
 		if len(d.Groups) != 3 || d.Groups[id].Owner != first || d.Groups[id+1].Owner != second ||
-			!strings.Contains(d.Groups[id+1].Text, "weight:2") {
+			!strings.Contains(d.Groups[id+1].String(), "weight:2") {
 			t.Errorf("groups: %+v", d.Groups)
 		}
-		if !strings.HasSuffix(d.Groups[id-1].Text, fmt.Sprintf("actions=group:%d", id+1)) {
+		if !strings.HasSuffix(d.Groups[id-1].String(), fmt.Sprintf("actions=group:%d", id+1)) {
 			t.Errorf("the group that leads to the second's: %s", d.Groups[id-1])
 		}
-		if f := d.Flows[w[second].Flows[0].Key]; f.Actions != fmt.Sprintf("group:%d", id+1) {
+		if f := d.Flows[w[second].Flows[0].Key]; f.Actions.String() != fmt.Sprintf("group:%d", id+1) {
 			t.Errorf("the second's flow is %s", f)
 		}
 		// When the first is gone, the second gets what it wants; left out by the switch, the first keeps its number.
@@ -313,7 +313,7 @@ func TestGroupID(t *testing.T) {
 	if got := GroupID(o, "http/IPv4/cluster"); got != 0x60bd8023 {
 		t.Errorf("number %#x; it must never change", got)
 	}
-	if GroupID(o, "a") == GroupID(o, "b") || GroupID(model.PolicyOwner("shop/web"), "a") == GroupID(o, "a") ||
+	if GroupID(o, "a") == GroupID(o, "b") || GroupID(model.NetworkPolicy("shop", "web").Owner(), "a") == GroupID(o, "a") ||
 		GroupID(model.ServiceOwner("shop/we"), "ba") == GroupID(model.ServiceOwner("shop/web"), "a") {
 		t.Error("numbers do not tell parts, kinds or names apart")
 	}
@@ -330,7 +330,7 @@ func TestGroupID(t *testing.T) {
 // TestBuilderGroup: two parts of one owner never share a number, and what cannot be is an error.
 func TestBuilderGroup(t *testing.T) {
 	b := &builder{owner: model.ServiceOwner("ns/a")}
-	to := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: EgressPolicy,
+	to := []openflow.Bucket{{ID: 1, Weight: 1, Actions: []ovs.Action{openflow.CT{Commit: true, Table: PolicyEntry,
 		Zone: Zone}.Action()}}}
 	if one, other := b.group("http", openflow.DPHash(), to), b.group("http", openflow.DPHash(), to); one == other ||
 		b.err != nil {
@@ -360,15 +360,24 @@ func TestDiffOfGroups(t *testing.T) {
 		"table=35,priority=100,tcp,nw_src=10.244.0.2,nw_dst=10.96.0.1,tp_dst=80 actions=load:0x5->NXM_NX_REG4[]")
 	actual := openflow.Contents{
 		Flows:  []openflow.Entry{{Flow: w[o].Flows[0].Flow}, {Flow: stale.Flows[0].Flow}, {Flow: learned.Flow}},
-		Groups: []openflow.Group{w[o].Groups[0].Group, stale.Groups[0].Group, {ID: 5, Text: "type=all"}},
+		Groups: []openflow.Group{w[o].Groups[0].Group, stale.Groups[0].Group, parseGroup(t, "group_id=5,type=all")},
 	}
 	d := Diff(actual, w.full(t, nil))
 	if len(d.Set)+len(d.SetGroups) != 0 || len(d.Delete) != 1 || d.Delete[0].Flow != stale.Flows[0].Flow ||
 		len(d.DeleteGroups) != 1 || d.DeleteGroups[0].Group != stale.Groups[0].Group {
 		t.Errorf("delta = %+v; want just the stale flow and group deleted", d)
 	}
-	actual.Groups[0].Text += ",bucket=bucket_id:9,actions=drop"
+	actual.Groups[0] = parseGroup(t, actual.Groups[0].String()+",bucket=bucket_id:9,actions=drop")
 	if d := Diff(actual, w.full(t, nil)); len(d.SetGroups) != 1 || d.SetGroups[0].Group != w[o].Groups[0].Group {
 		t.Errorf("delta = %+v; want the changed group set", d)
 	}
+}
+
+func parseGroup(t *testing.T, line string) openflow.Group {
+	t.Helper()
+	g, err := openflow.ParseGroup(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
 }

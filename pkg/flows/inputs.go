@@ -39,8 +39,12 @@ var kinds = map[model.Kind]interface {
 	model.KindNode:     kind[model.Path, none]{pathOf, nothing, (*builder).node},
 	model.KindPod:      kind[podObject, datapath]{podOf, datapathOf, (*builder).podOrClosed},
 	model.KindService:  kind[serviceObject, localInputs]{serviceOf, localInputsOf, (*builder).serviceOrProxy},
-	model.KindPolicy:   kind[model.Policy, none]{policyOf, nothing, (*builder).policy},
+	model.KindPolicy:   policies,
+
+	model.KindClusterPolicy: policies,
 }
+
+var policies = kind[model.Policy, none]{policyOf, nothing, (*builder).policy}
 
 // none is the object of owners that are always there, and the inputs of those that read nothing else.
 type none struct{}
@@ -134,7 +138,7 @@ func serviceOf(s *model.Snapshot, o model.Owner) (serviceObject, bool) {
 }
 
 func policyOf(s *model.Snapshot, o model.Owner) (model.Policy, bool) {
-	p, exists := s.Policies[o.Name]
+	p, exists := s.Policies[o.Policy()]
 	return p, exists
 }
 

@@ -26,7 +26,7 @@ func FuzzExclusions(f *testing.F) { fuzzing.Property(f, exclusions) }
 func exclusions(t *rapid.T) {
 	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
 		Attachments: map[model.AttachmentKey]model.Attachment{},
-		Unknown:     map[model.AttachmentKey]bool{}, Policies: map[string]model.Policy{}}
+		Unknown:     map[model.AttachmentKey]bool{}, Policies: map[model.PolicyID]model.Policy{}}
 	s.Paths = nodepath.Resolve(s)
 	c, excluded := flows.NewCompiler(), map[model.Owner]bool{}
 	wire := map[openflow.Key]openflow.Flow{}
@@ -77,12 +77,12 @@ func exclusions(t *rapid.T) {
 			}
 		case "policy":
 			p := drawIsolation(t)
-			s.Policies[p.Name] = p
-			update(model.PolicyOwner(p.Name))
+			s.Policies[p.ID] = p
+			update(p.ID.Owner())
 		case "policy gone":
 			p := drawIsolation(t)
-			delete(s.Policies, p.Name)
-			update(model.PolicyOwner(p.Name))
+			delete(s.Policies, p.ID)
+			update(p.ID.Owner())
 		case "exclude":
 			o := rapid.SampledFrom(inOrder(s)).Draw(t, "owner")
 			excluded[o] = true
@@ -106,12 +106,12 @@ func exclusions(t *rapid.T) {
 			t.Fatalf("the switch that got the deltas has %d flows of %d", len(wire), len(desired))
 		}
 		for _, a := range s.Attachments {
-			port := openflow.Key{Table: flows.Classifier, Priority: 100, Match: fmt.Sprintf("in_port=%d", a.OFPort)}
+			port := openflow.Key{Table: flows.Classifier, Priority: 100, Match: openflow.ParseMatch(fmt.Sprintf("in_port=%d", a.OFPort))}
 			open := desired[port].Owner == model.PodOwner(a)
 			for _, ip := range a.IPs {
 				for _, p := range s.Policies {
 					if open && !isolates(desired, p, ip) {
-						t.Fatalf("%s is open, and %s does not isolate %s", a.Pod, p.Name, ip)
+						t.Fatalf("%s is open, and %s does not isolate %s", a.Pod, p.ID, ip)
 					}
 				}
 			}
@@ -130,7 +130,7 @@ func isolates(desired map[openflow.Key]flows.Flow, p model.Policy, ip netip.Addr
 		if ip.Is6() {
 			match = "ipv6," + v6 + "=" + ip.String()
 		}
-		_, ok := desired[openflow.Key{Table: table, Priority: 100, Match: match}]
+		_, ok := desired[openflow.Key{Table: table, Priority: 100, Match: openflow.ParseMatch(match)}]
 		return ok
 	}
 	for _, side := range []*model.PolicySide{p.Ingress, p.Egress} {
@@ -146,7 +146,7 @@ func isolates(desired map[openflow.Key]flows.Flow, p model.Policy, ip netip.Addr
 }
 
 func drawIsolation(t *rapid.T) model.Policy {
-	p := model.Policy{Name: rapid.SampledFrom([]string{"ns/p", "ns/q"}).Draw(t, "policy")}
+	p := model.Policy{ID: policyID(rapid.SampledFrom([]string{"ns/p", "ns/q"}).Draw(t, "policy"))}
 	addrs := map[netip.Addr]bool{}
 	for range rapid.IntRange(0, 3).Draw(t, "selected") {
 		for _, ip := range drawAttachment(t).IPs {

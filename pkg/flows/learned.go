@@ -15,7 +15,7 @@ func affinityOf(list []Flow) (uint16, bool) {
 		if f.Table != StickyEndpoint {
 			continue
 		}
-		if l, ok := openflow.LearnedBy(f.Actions); ok {
+		if l, ok := f.Actions.Learned(); ok {
 			return l.IdleTimeout, true
 		}
 	}
@@ -46,7 +46,7 @@ func forget(actual []openflow.Entry, desired Desired) (list []Flow) {
 				if key.Table != StickyEndpoint {
 					continue
 				}
-				if l, ok := openflow.LearnedBy(f.Actions); ok {
+				if l, ok := f.Actions.Learned(); ok {
 					learns[learned{f.Cookie, l}], cookies[f.Cookie] = true, true
 				}
 			}

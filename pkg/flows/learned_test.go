@@ -30,10 +30,10 @@ func learnedBy(t *testing.T, s model.Service) (list []openflow.Entry) {
 	}
 	for _, key := range slices.SortedFunc(maps.Keys(desired.Flows), openflow.Key.Compare) {
 		f := desired.Flows[key]
-		if l, ok := openflow.LearnedBy(f.Actions); ok {
+		if l, ok := f.Actions.Learned(); ok {
 			match := fmt.Sprintf("tcp,nw_src=10.9.9.%d,nw_dst=10.96.0.9,tp_dst=80", len(list))
 			list = append(list, openflow.Entry{IdleTimeout: l.IdleTimeout,
-				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie,
+				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)}, Cookie: f.Cookie,
 					Actions: l.Actions}})
 		}
 	}
@@ -91,8 +91,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7, Match: "ip"},
-			Cookie: 9, Actions: "drop"}}
+		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7, Match: openflow.ParseMatch("ip")},
+			Cookie: 9}}
 		actual.Flows = append(actual.Flows, foreign)
 		diff := flows.Diff(actual, desired)
 		if test.name == "another timeout" { // new ones may be learned meanwhile
@@ -118,9 +118,9 @@ func TestLearnedEndpointEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	diff := flows.Diff(openflow.Contents{Flows: learned}, desired)
-	var known []string
+	var known []openflow.Actions
 	for _, f := range desired.Flows {
-		if l, ok := openflow.LearnedBy(f.Actions); ok {
+		if l, ok := f.Actions.Learned(); ok {
 			known = append(known, l.Actions)
 		}
 	}

@@ -12,24 +12,30 @@ import (
 // to denies nothing new. A zero Policy is none. Fresh tells addresses that have no connections yet, those of pods
 // that have just been attached.
 func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
-	for _, s := range stages {
-		was, is := before.Side(s.direction), after.Side(s.direction)
-		if is != nil {
-			for _, pod := range is.Pods {
-				if (was == nil || !slices.Contains(was.Pods, pod)) && !fresh(pod) {
-					return true // isolated by this policy from now on
-				}
-			}
-		}
+	if (before.Tier.Ordered() || after.Tier.Ordered()) && before.ID != (model.PolicyID{}) && after.ID != (model.PolicyID{}) &&
+		(before.Tier != after.Tier || before.Rank != after.Rank) {
+		return true
+	}
+	for _, d := range []model.Direction{model.Egress, model.Ingress} {
+		was, is := before.Side(d), after.Side(d)
 		if was == nil {
-			continue
+			was = &model.PolicySide{}
 		}
-		var rules []model.PolicyRule
-		if is != nil {
-			rules = rulesOf(after, is)
+		if is == nil {
+			is = &model.PolicySide{}
 		}
-		for _, r := range rulesOf(before, was) {
-			if !slices.ContainsFunc(rules, func(x model.PolicyRule) bool { return covers(x, r) }) {
+		switch {
+		case after.Tier.Ordered():
+			// A rule that denies, or passes to one that does, may apply to more.
+			if restrictsMore(was.Rules, is.Rules, fresh) {
+				return true
+			}
+		case slices.ContainsFunc(is.Pods, func(pod netip.Addr) bool { return !slices.Contains(was.Pods, pod) && !fresh(pod) }):
+			return true // isolated by this policy from now on
+		}
+		for _, r := range was.Rules {
+			if r.Verdict != model.Deny && // without one that passes, a later one of the tier may deny
+				!slices.ContainsFunc(is.Rules, func(x model.PolicyRule) bool { return covers(x, r) }) {
 				return true
 			}
 		}
@@ -37,9 +43,24 @@ func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
 	return false
 }
 
-// covers says whether a rule of the same place in the list allows at least what another allows.
+// restrictsMore says whether rules that do not accept match what they did not match before, but of fresh pods.
+func restrictsMore(was, is []model.PolicyRule, fresh func(netip.Addr) bool) bool {
+	for _, r := range is {
+		if r.Verdict == model.Accept {
+			continue
+		}
+		r.Pods = slices.DeleteFunc(slices.Clone(r.Pods), fresh)
+		if len(r.Pods) > 0 && !slices.ContainsFunc(was, func(x model.PolicyRule) bool { return covers(x, r) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// covers says whether a rule of the same place in the list and with the same verdict matches at least what another one
+// matches.
 func covers(wide, narrow model.PolicyRule) bool {
-	return wide.Index == narrow.Index && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) &&
+	return wide.Index == narrow.Index && wide.Verdict == narrow.Verdict && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) &&
 		coversPorts(wide, narrow)
 }
 

@@ -22,17 +22,26 @@ const (
 	Affinity       openflow.TableID = 35
 	ServiceLB      openflow.TableID = 40
 	StickyEndpoint openflow.TableID = 45
+	AdminEgress    openflow.TableID = 48
 	EgressPolicy   openflow.TableID = 50
 	EgressDefault  openflow.TableID = 51
+	BaselineEgress openflow.TableID = 52
+	AdminIngress   openflow.TableID = 54
 	IngressPolicy  openflow.TableID = 55
 	IngressDefault openflow.TableID = 56
-	PolicyDenied   openflow.TableID = 59
-	Forwarding     openflow.TableID = 60
-	Commit         openflow.TableID = 80
-	EndpointPort   openflow.TableID = 82
-	SourceNAT      openflow.TableID = 85
-	Output         openflow.TableID = 90
+
+	BaselineIngress openflow.TableID = 57
+
+	PolicyDenied openflow.TableID = 59
+	Forwarding   openflow.TableID = 60
+	Commit       openflow.TableID = 80
+	EndpointPort openflow.TableID = 82
+	SourceNAT    openflow.TableID = 85
+	Output       openflow.TableID = 90
 )
+
+// PolicyEntry is the first of the policies' tables.
+const PolicyEntry = AdminEgress
 
 // Registers. All but the last are set once and hold to the end of the pipeline.
 var (
@@ -107,10 +116,19 @@ type Table struct {
 	Doc string
 	// Match lists the fields that flows may match, the protocols among them.
 	Match []string
-	// Actions lists the kinds of actions (openflow.ActionName) that flows may have; "drop" is always allowed.
+	// Actions lists the kinds of actions (openflow.Action.Kind) that flows may have; "drop" is always allowed.
 	Actions []string
 	// Next lists the tables that flows may go to; all are later ones.
 	Next []openflow.TableID
+}
+
+// ruleActions are what the tables of policies' rules do.
+var ruleActions = []string{"conjunction", "controller", "goto_table"}
+
+// ruleMatches are what they match, and more.
+func ruleMatches(more ...string) []string {
+	return append([]string{"conj_id", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src", "nw_dst",
+		"ipv6_src", "ipv6_dst", "tp_dst"}, more...)
 }
 
 // Pipeline is the whole pipeline, in the order a packet sees it.
@@ -188,7 +206,7 @@ var Pipeline = []Table{
 		Match: []string{"ct_state", "ct_mark", "reg0", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "icmp", "icmp6",
 			"nw_src", "ipv6_src"},
 		Actions: []string{"resubmit", "goto_table"},
-		Next:    []openflow.TableID{Affinity, ServiceLB, EgressPolicy, Forwarding},
+		Next:    []openflow.TableID{Affinity, ServiceLB, PolicyEntry, Forwarding},
 	},
 	{
 		ID: Affinity, Name: "Affinity",
@@ -205,7 +223,7 @@ var Pipeline = []Table{
 			"reg4", "nw_src", "nw_dst",
 			"ipv6_src", "ipv6_dst", "nw_frag", "tp_src", "tp_dst"},
 		Actions: []string{"ct", "group", "set_field->reg4", "resubmit", "goto_table"},
-		Next:    []openflow.TableID{StickyEndpoint, EgressPolicy},
+		Next:    []openflow.TableID{StickyEndpoint, PolicyEntry},
 	},
 	{
 		ID: StickyEndpoint, Name: "StickyEndpoint",
@@ -216,41 +234,60 @@ var Pipeline = []Table{
 			"reg4", "nw_src", "nw_dst",
 			"ipv6_src", "ipv6_dst", "nw_frag", "tp_dst"},
 		Actions: []string{"learn", "ct"},
-		Next:    []openflow.TableID{EgressPolicy},
+		Next:    []openflow.TableID{PolicyEntry},
+	},
+	{
+		ID: AdminEgress, Name: "AdminEgress",
+		Doc: "What ClusterNetworkPolicies of the tier Admin decide about what this node's pods send, as conjunctions of pods, " +
+			"peers and ports; the priority is a rule's place in the tier. Every packet of a connection's original direction " +
+			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in " +
+			"fragments, the first fragment does.",
+		Match: ruleMatches("ct_state", "nw_frag"), Actions: ruleActions,
+		Next: []openflow.TableID{EgressPolicy, AdminIngress, PolicyDenied, Forwarding},
 	},
 	{
 		ID: EgressPolicy, Name: "EgressPolicy",
-		Doc: "What policies allow this node's pods to send, as conjunctions of pods, peers and ports. Every packet of a " +
-			"connection's original direction " +
-			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in " +
-			"fragments, the first fragment does.",
-		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src",
-			"nw_dst", "ipv6_src", "ipv6_dst", "tp_dst",
-			"nw_frag"},
-		Actions: []string{"conjunction", "controller", "goto_table"},
-		Next:    []openflow.TableID{EgressDefault, IngressPolicy, Forwarding},
+		Doc:   "What NetworkPolicies allow this node's pods to send, as conjunctions of pods, peers and ports.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{EgressDefault, BaselineEgress, AdminIngress},
 	},
 	{
 		ID: EgressDefault, Name: "EgressDefault",
-		Doc:     "Denies and counts what isolated pods send and no policy allows.",
+		Doc:     "Denies and counts what isolated pods send and no NetworkPolicy allows.",
 		Match:   []string{"ip", "ipv6", "nw_src", "ipv6_src"},
 		Actions: []string{"controller", "goto_table"},
-		Next:    []openflow.TableID{IngressPolicy, PolicyDenied},
+		Next:    []openflow.TableID{BaselineEgress, PolicyDenied},
+	},
+	{
+		ID: BaselineEgress, Name: "BaselineEgress",
+		Doc:   "What ClusterNetworkPolicies of the tier Baseline decide about what pods send that no NetworkPolicy isolates.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{AdminIngress, PolicyDenied},
+	},
+	{
+		ID: AdminIngress, Name: "AdminIngress",
+		Doc:   "As AdminEgress, for what this node's pods receive.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{IngressPolicy, PolicyDenied, Forwarding},
 	},
 	{
 		ID: IngressPolicy, Name: "IngressPolicy",
-		Doc: "What policies allow this node's pods to receive.",
-		Match: []string{"conj_id", "ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "nw_src",
-			"nw_dst", "ipv6_src", "ipv6_dst", "tp_dst"},
-		Actions: []string{"conjunction", "controller", "goto_table"},
-		Next:    []openflow.TableID{IngressDefault, Forwarding},
+		Doc:   "What NetworkPolicies allow this node's pods to receive.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{IngressDefault, BaselineIngress, Forwarding},
 	},
 	{
 		ID: IngressDefault, Name: "IngressDefault",
-		Doc:     "Denies and counts what is sent to isolated pods and no policy allows.",
+		Doc:     "Denies and counts what is sent to isolated pods and no NetworkPolicy allows.",
 		Match:   []string{"ip", "ipv6", "nw_dst", "ipv6_dst"},
 		Actions: []string{"controller", "goto_table"},
-		Next:    []openflow.TableID{PolicyDenied, Forwarding},
+		Next:    []openflow.TableID{BaselineIngress, PolicyDenied},
+	},
+	{
+		ID: BaselineIngress, Name: "BaselineIngress",
+		Doc:   "As BaselineEgress, for what pods receive.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{PolicyDenied, Forwarding},
 	},
 	{
 		ID: PolicyDenied, Name: "PolicyDenied",
@@ -295,11 +332,12 @@ var Pipeline = []Table{
 		ID: SourceNAT, Name: "SourceNAT",
 		Doc: "Changes the source where replies would not find back: what the gateway sends to another node gets the node's " +
 			"gateway address, with a port below 1024 if it had one; what a Service turns back to its origin gets an address " +
-			"that no host has.",
+			"that no host has. What a client outside sends to an endpoint in this node's own network keeps its source: a source " +
+			"MAC tells the node's nftables to lead the answers back here.",
 		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src",
 			"nw_dst", "ipv6_src", "ipv6_dst",
 			"nw_frag", "tp_src"},
-		Actions: []string{"set_field->reg0", "ct", "goto_table"},
+		Actions: []string{"set_field->reg0", "set_field->eth_src", "ct", "goto_table"},
 		Next:    []openflow.TableID{Output},
 	},
 	{
@@ -341,19 +379,16 @@ func Check(f openflow.Flow) error {
 	if !ok {
 		return fmt.Errorf("flow %s: the pipeline has no table %d", f, f.Table)
 	}
-	for _, field := range openflow.MatchFields(f.Match) {
+	for field := range f.Match.Fields() {
 		if !slices.Contains(t.Match, field) {
 			return fmt.Errorf("flow %s: table %s does not match %s", f, t.Name, field)
 		}
 	}
-	if f.Actions == "drop" {
-		return nil
-	}
-	for _, action := range openflow.SplitActions(f.Actions) {
-		if !slices.Contains(t.Actions, openflow.ActionName(action)) {
-			return fmt.Errorf("flow %s: table %s does not do %s", f, t.Name, openflow.ActionName(action))
+	for action := range f.Actions.All() {
+		if kind := action.Kind(); !slices.Contains(t.Actions, kind) {
+			return fmt.Errorf("flow %s: table %s does not do %s", f, t.Name, kind)
 		}
-		next, ok := openflow.NextTable(action)
+		next, ok := action.Next()
 		if ok && (next <= f.Table || !slices.Contains(t.Next, next)) {
 			return fmt.Errorf("flow %s: table %s does not go to %s", f, t.Name, TableName(next))
 		}

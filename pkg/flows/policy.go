@@ -1,6 +1,7 @@
 package flows
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -10,72 +11,131 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// stage is the two tables of one direction. The tables see packets of a connection's original direction only, after
+// stage is one tier in one direction. Its tables see packets of a connection's original direction only, after
 // translation. So the subject, the pod that a policy selects, is always the source of egress and the destination of
 // ingress.
 type stage struct {
-	direction         model.Direction
-	allow, deny, next openflow.TableID
-	reason            Reason
-	subject, peer     func(netip.Prefix) ovs.Match
+	tier      model.Tier
+	direction model.Direction
+	rules     openflow.TableID
+	// isolation is the table of what no rule of a tier without an order accepts; 0 in the others.
+	isolation openflow.TableID
+	// next is where packets go on that the tier does not decide about, end where they go when they are accepted.
+	next, end     openflow.TableID
+	reason        Reason
+	subject, peer func(netip.Prefix) ovs.Match
 }
 
-var stages = []stage{
-	{model.Egress, EgressPolicy, EgressDefault, IngressPolicy, PolicyEgress, openflow.Source, openflow.Destination},
-	{model.Ingress, IngressPolicy, IngressDefault, Forwarding, PolicyIngress, openflow.Destination, openflow.Source},
+// policyDirections are the tables of each direction, in the order of model.Tiers.
+var policyDirections = []struct {
+	stage
+	tables []openflow.TableID
+}{
+	{stage{direction: model.Egress, reason: PolicyEgress, subject: openflow.Source, peer: openflow.Destination},
+		[]openflow.TableID{AdminEgress, EgressPolicy, BaselineEgress}},
+	{stage{direction: model.Ingress, reason: PolicyIngress, subject: openflow.Destination, peer: openflow.Source},
+		[]openflow.TableID{AdminIngress, IngressPolicy, BaselineIngress}},
 }
 
-// policy gives the flows of a policy: what it allows, and that its pods are isolated otherwise. Several policies
+// stages are all stages in the order in which packets pass them.
+var stages = func() []stage {
+	var list []stage
+	for i, d := range policyDirections {
+		end := Forwarding
+		if i+1 < len(policyDirections) {
+			end = policyDirections[i+1].tables[0]
+		}
+		for j, tier := range model.Tiers {
+			s := d.stage
+			s.tier, s.rules, s.next, s.end = tier, d.tables[j], end, end
+			if j+1 < len(d.tables) {
+				s.next = d.tables[j+1]
+			}
+			if !tier.Ordered() {
+				s.isolation = s.rules + 1
+			}
+			list = append(list, s)
+		}
+	}
+	return list
+}()
+
+// PolicyTable says which direction's policies a table evaluates; false for other tables.
+func PolicyTable(id openflow.TableID) (model.Direction, bool) {
+	for _, s := range stages {
+		if id == s.rules || s.isolation != 0 && id == s.isolation {
+			return s.direction, true
+		}
+	}
+	return "", false
+}
+
+// policyStages give the flows by which packets pass the stages that decide nothing.
+func (b *builder) policyStages() {
+	for _, s := range stages {
+		next := s.next
+		if s.isolation != 0 {
+			b.add(in{s.isolation, prioMiss, "", nil}, openflow.Goto(next))
+			next = s.isolation
+		}
+		b.add(in{s.rules, prioMiss, "", nil}, openflow.Goto(next))
+	}
+}
+
+// policy gives the flows of a policy: its rules, and those that deny what none of them accepts. Several NetworkPolicies
 // isolate one pod with one flow, which has the cookie of the first of them; see Counters.
 func (b *builder) policy(p model.Policy, _ none) {
-	b.log = p.Log
+	for _, side := range sidesOf(p) {
+		b.side(side, p)
+	}
+}
+
+// policySide is a policy in one of the stages.
+type policySide struct {
+	stage
+	*model.PolicySide
+}
+
+func sidesOf(p model.Policy) (sides []policySide) {
 	for _, s := range stages {
-		side := p.Side(s.direction)
-		if side == nil {
-			continue
+		if side := p.Side(s.direction); side != nil && s.tier == p.Tier {
+			sides = append(sides, policySide{s, side})
 		}
-		for _, pod := range side.Pods {
-			b.isolate(s, pod)
-		}
-		for _, r := range rulesOf(p, side) {
-			b.rule(s, r)
-		}
+	}
+	return sides
+}
+
+func (b *builder) side(s policySide, p model.Policy) {
+	for _, pod := range s.Pods {
+		b.log = p.Log
+		b.isolate(s, p, pod)
+	}
+	for _, r := range s.Rules {
+		b.log = p.Log
+		b.rule(s.stage, p.Rank, r)
 	}
 }
 
-// rulesOf gives the rules that count: none of a policy that could not be understood.
-func rulesOf(p model.Policy, side *model.PolicySide) []model.PolicyRule {
-	if p.Err != "" {
-		return nil
+// isolate denies what came past all rules of a tier without an order. The flow comes and goes with the pod's own flows
+// (see Compiler.Part). In other tiers such a flow takes the place of the rules when they cannot be programmed.
+func (b *builder) isolate(s policySide, p model.Policy, pod netip.Addr) {
+	match := matches(s.subject(openflow.Host(pod)))
+	if s.isolation != 0 {
+		i := in{s.isolation, prioNormal, openflow.Protocol(pod), match}
+		b.put(Flow{Reason: s.reason, Isolates: pod}, i, openflow.Goto(PolicyDenied))
+		b.logIsolated(s.stage, i)
+		return
 	}
-	return side.Rules
-}
-
-// isolate denies what came past all rules. The flow comes and goes with the pod's own flows (see Compiler.Part).
-func (b *builder) isolate(s stage, pod netip.Addr) {
-	i := in{s.deny, prioNormal, openflow.Protocol(pod), matches(s.subject(openflow.Host(pod)))}
-	b.append(s.reason, i, openflow.Goto(PolicyDenied))
-	b.logDenied(s, i)
-}
-
-// isolations are the keys of the flows that isolate the pod with an address, one for each direction.
-func isolations(pod netip.Addr) []openflow.Key {
-	b := &builder{}
-	for _, s := range stages {
-		b.isolate(s, pod)
+	for _, r := range s.FailClosed() {
+		i := in{s.rules, min(placePriority(p.Rank+r.Index), highestPlace), openflow.Protocol(pod), match}
+		i.priority = max(i.priority, lowestPlace)
+		b.put(Flow{Reason: s.reason, Isolates: pod, Fallback: true}, i, openflow.Goto(PolicyDenied))
 	}
-	keys := make([]openflow.Key, len(b.flows))
-	for i, f := range b.flows {
-		keys[i] = f.Key
-	}
-	return keys
 }
 
 // closes tells whether the flow isolates a pod. Such flows stay when the rest of their policy cannot be: no policy is
 // not what was asked for.
-func (f Flow) closes() bool {
-	return (f.Reason == PolicyEgress || f.Reason == PolicyIngress) && !f.Copies()
-}
+func (f Flow) closes() bool { return f.Isolates.IsValid() }
 
 // closed is what remains when something is wrong with an owner's flows.
 func (c compiled) closed() compiled {
@@ -94,10 +154,20 @@ type condition struct {
 	match []ovs.Match
 }
 
-// rule gives the flows of one rule in both families. It allows what has one of the conditions of each dimension. With
+// rule gives the flows of one rule in both families. It matches what has one of the conditions of each dimension. With
 // two or three dimensions they are the clauses of a conjunction, so that there are as many flows as the sum of what the
-// rule names. With one, or where it takes no more of them, they are flows that allow by themselves.
-func (b *builder) rule(s stage, r model.PolicyRule) {
+// rule names. With one, or where it takes no more of them, they are flows that decide by themselves.
+func (b *builder) rule(s stage, rank int, r model.PolicyRule) {
+	clauses, plain := prioNormal, prioRaised // plain ones apart from clauses of other rules, which may have the same match
+	if s.tier.Ordered() {
+		clauses = placePriority(rank + r.Index)
+		plain = clauses
+		if clauses < lowestPlace {
+			b.fail(fmt.Errorf("rule %d is behind the %d that tier %s has room for on a node; use fewer rules", r.Index,
+				highestPlace-lowestPlace, s.tier))
+			return
+		}
+	}
 	for _, any := range families {
 		dimensions := dimensionsOf(s, r, any.Is4())
 		if len(dimensions) == 0 {
@@ -105,8 +175,7 @@ func (b *builder) rule(s stage, r model.PolicyRule) {
 		}
 		if len(dimensions) == 1 {
 			for _, c := range dimensions[0] {
-				// Apart from clauses, which may have the same match.
-				b.allow(s, in{s.allow, prioRaised, c.proto, c.match}, r)
+				b.decide(s, in{s.rules, plain, c.proto, c.match}, r)
 			}
 			continue
 		}
@@ -114,20 +183,31 @@ func (b *builder) rule(s stage, r model.PolicyRule) {
 			b.flows = slices.Grow(b.flows, len(conditions)+1)
 			clause := openflow.Conjunction(r.ID, k+1, len(dimensions))
 			for _, c := range conditions {
-				b.add(in{s.allow, prioNormal, c.proto, c.match}, clause)
+				b.add(in{s.rules, clauses, c.proto, c.match}, clause)
 			}
 		}
-		b.allow(s, in{s.allow, prioNormal, openflow.Protocol(any), matches(openflow.ConjunctionID(r.ID))}, r)
+		b.decide(s, in{s.rules, clauses, openflow.Protocol(any), matches(openflow.ConjunctionID(r.ID))}, r)
 	}
 }
 
-// allow lets through what a rule says.
-func (b *builder) allow(s stage, i in, r model.PolicyRule) {
-	b.add(i, openflow.Goto(s.next))
-	b.logAllowed(s, i, r.Index)
+// placePriority is the priority of the flows of a rule in an ordered tier, below lowestPlace if there is no room.
+func placePriority(place int) uint16 { return uint16(max(0, int(highestPlace)-place)) }
+
+// decide does with packets what a rule says.
+func (b *builder) decide(s stage, i in, r model.PolicyRule) {
+	next, reason := s.end, Reason("")
+	switch r.Verdict {
+	case model.Deny:
+		next, reason = PolicyDenied, s.reason
+	case model.Pass:
+		next = s.next
+	}
+	b.decideAndLog(s, i, r, next, reason)
 }
 
 const (
+	// highestPlace and lowestPlace are the priorities of the first and the last rule of an ordered tier.
+	highestPlace, lowestPlace uint16 = 65_000, 100
 	// productSlack is how many more flows pods × ports may take than pods + ports. A flow that names only a port is in the
 	// way of every packet to that port and holds a clause of every policy that names it, so a few flows more are cheaper.
 	productSlack = 16
@@ -200,29 +280,34 @@ func product(a, b []condition) []condition {
 // allowRejection lets pods reach the address where Services without endpoints lead: that a Service has no endpoint is
 // not a secret.
 func (b *builder) allowRejection() {
+	first := stages[0]
 	for _, any := range families {
-		b.add(in{EgressPolicy, prioHigh, openflow.Protocol(any),
-			matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(IngressPolicy))
+		b.add(in{first.rules, prioBeforeRules, openflow.Protocol(any),
+			matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(first.end))
 	}
 }
 
-// allowNode lets the node and its own pods reach each other: kubelet's probes, and whatever a policy could not keep
-// from a pod anyway, because the node is what runs it.
+// allowNode keeps NetworkPolicies away from what the node and its own pods send each other: kubelet's probes, and
+// whatever a policy could not keep from a pod anyway, because the node is what runs it.
 func (b *builder) allowNode(addrs []netip.Addr) {
 	for _, addr := range addrs {
 		for _, s := range stages {
-			b.add(in{s.allow, prioHigh, openflow.Protocol(addr), matches(s.peer(openflow.Host(addr)))}, openflow.Goto(s.next))
+			if s.isolation != 0 {
+				b.add(in{s.rules, prioHigh, openflow.Protocol(addr), matches(s.peer(openflow.Host(addr)))}, openflow.Goto(s.next))
+			}
 		}
 	}
 }
 
-// allowSelf lets a pod reach itself, through a Service, too.
+// allowSelf does the same for a pod that reaches itself through a Service.
 func (b *builder) allowSelf(ips []netip.Addr) {
 	for _, ip := range ips {
 		host := openflow.Host(ip)
 		for _, s := range stages {
-			b.add(in{s.allow, prioHigh, openflow.Protocol(ip), matches(openflow.Source(host), openflow.Destination(host))},
-				openflow.Goto(s.next))
+			if s.isolation != 0 {
+				b.add(in{s.rules, prioHigh, openflow.Protocol(ip), matches(openflow.Source(host), openflow.Destination(host))},
+					openflow.Goto(s.next))
+			}
 		}
 	}
 }
@@ -231,42 +316,45 @@ func (b *builder) allowSelf(ips []netip.Addr) {
 // in common, it counts for both: both allow, or both deny, what it counted. What several conjunctions allow is counted
 // for one of them.
 type Counter struct {
-	Key       openflow.Key
-	Direction model.Direction
-	// Rule is the rule's place in the policy's list, from 0, or Denied.
-	Rule int
+	Key openflow.Key
+	Rule
 }
 
-// Denied is the Rule of counters of what none of a policy's rules allowed, nor those of other policies.
-const Denied = -1
+// Rule is a rule of a policy.
+type Rule struct {
+	Tier      model.Tier
+	Direction model.Direction
+	// Index is the rule's place in the policy's list, from 0, or Isolation.
+	Index   int
+	Verdict model.Verdict
+}
+
+// Isolation is the Index of the rule that denies what no rule of the pod's NetworkPolicies accepts.
+const Isolation = -1
 
 // Counters lists the flows that count for a policy.
 func Counters(p model.Policy) ([]Counter, error) {
 	var counters []Counter
-	b := &builder{owner: model.PolicyOwner(p.Name)}
-	for _, s := range stages {
-		side := p.Side(s.direction)
-		if side == nil {
-			continue
-		}
-		for _, pod := range side.Pods {
+	b := &builder{owner: p.ID.Owner()}
+	for _, s := range sidesOf(p) {
+		for _, pod := range s.Pods {
 			b.flows, b.log = nil, true // another policy of the pod may log what all of them deny
-			b.isolate(s, pod)
-			counters = b.counters(counters, s.direction, Denied)
+			b.isolate(s, p, pod)
+			counters = b.counters(counters, Rule{s.tier, s.direction, Isolation, model.Deny})
 		}
-		for _, r := range rulesOf(p, side) {
+		for _, r := range s.Rules {
 			b.flows, b.log = nil, p.Log
-			b.rule(s, r)
-			counters = b.counters(counters, s.direction, r.Index)
+			b.rule(s.stage, p.Rank, r)
+			counters = b.counters(counters, Rule{s.tier, s.direction, r.Index, r.Verdict})
 		}
 	}
 	return counters, b.err
 }
 
-func (b *builder) counters(to []Counter, d model.Direction, rule int) []Counter {
+func (b *builder) counters(to []Counter, r Rule) []Counter {
 	for _, f := range b.flows {
-		if !isClause(f.Actions) { // no packet ends at a clause
-			to = append(to, Counter{f.Key, d, rule})
+		if !f.Actions.Clauses() && !f.Fallback { // no packet ends at a clause
+			to = append(to, Counter{f.Key, r})
 		}
 	}
 	return to

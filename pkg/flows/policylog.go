@@ -24,59 +24,71 @@ var (
 var Meters = []openflow.Meter{MeterDenied, MeterAllowed}
 
 // Copies says whether the flow sends copies of packets: its meter must exist before.
-func (f Flow) Copies() bool { return openflow.Copies(f.Actions) }
+func (f Flow) Copies() bool { return f.Actions.Copy() }
 
 // copied is how much of a packet is sent: enough for the headers.
 const copied = 128
 
-func copyOf(s stage, rule int, meter openflow.Meter) ovs.Action {
-	data := []byte{copyVersion, byte(s.allow)}
+func copyOf(s stage, rule int, verdict model.Verdict) ovs.Action {
+	data := []byte{copyVersion, byte(s.rules), byte(verdict)}
+	meter := MeterAllowed
+	if verdict == model.Deny {
+		meter = MeterDenied
+	}
 	return openflow.Copy{Bytes: copied, Data: binary.BigEndian.AppendUint32(data, uint32(int32(rule))),
 		Meter: meter.ID}.Action()
 }
 
 // copyVersion begins the data of every copy; what begins otherwise is another program's.
-const copyVersion = 0x57
+const copyVersion = 0x58
 
-// logDenied copies what a flow denies.
-func (b *builder) logDenied(s stage, i in) {
+// logIsolated copies what an isolating flow denies.
+func (b *builder) logIsolated(s stage, i in) {
 	if b.log {
 		i.priority = prioRaised
-		b.append(s.reason, i, copyOf(s, Denied, MeterDenied), openflow.Goto(PolicyDenied))
+		b.append(s.reason, i, copyOf(s, Isolation, model.Deny), openflow.Goto(PolicyDenied))
 	}
 }
 
-// logAllowed copies the packets that begin a connection.
-func (b *builder) logAllowed(s stage, i in, rule int) {
-	if b.log {
-		i.priority++
-		i.match = also(i.match, openflow.ConnectionState(openflow.StateTrk|openflow.StateNew, 0))
-		b.add(i, copyOf(s, rule, MeterAllowed), openflow.Goto(s.next))
+// decideAndLog adds the flow of a rule. With logging it copies all packets that the rule denies, and of others those that
+// begin a connection. Flows of an unordered tier are shared with policies that do not log, so copies are above them; a
+// place in an ordered tier has one priority and one owner.
+func (b *builder) decideAndLog(s stage, i in, r model.PolicyRule, next openflow.TableID, reason Reason) {
+	onward, logged := openflow.Goto(next), copyOf(s, r.Index, r.Verdict)
+	begins := also(i.match, openflow.ConnectionState(openflow.StateTrk|openflow.StateNew, 0))
+	switch {
+	case !b.log:
+		b.append(reason, i, onward)
+	case r.Verdict == model.Deny:
+		b.append(reason, i, logged, onward)
+	case !s.tier.Ordered():
+		b.append(reason, i, onward)
+		i.priority, i.match = i.priority+1, begins
+		b.append(reason, i, logged, onward)
+	default:
+		goesOn := i
+		goesOn.match = also(i.match, openflow.ConnectionState(openflow.StateTrk, openflow.StateNew))
+		b.append(reason, goesOn, onward)
+		i.match = begins
+		b.append(reason, i, logged, onward)
 	}
 }
 
 // sameFate says whether two flows do the same with a packet. What they write down of it may differ: it is said of the
 // first of several policies that allow it.
 func sameFate(a, b Flow) bool {
-	return a.Actions == b.Actions || openflow.WithoutCopies(a.Actions) == openflow.WithoutCopies(b.Actions)
+	return a.Actions == b.Actions || a.Actions.WithoutCopies() == b.Actions.WithoutCopies()
 }
 
-// Decision is what a policy decided about a packet that it has logged.
-type Decision struct {
-	Direction model.Direction
-	// Rule is the rule's place in the policy's list, from 0, or Denied.
-	Rule int
-}
-
-// DecisionOf reads what a copy says; not of copies that others have asked for.
-func DecisionOf(p openflow.PacketIn) (Decision, bool) {
-	if !Ours(p.Cookie) || len(p.Data) != 6 || p.Data[0] != copyVersion {
-		return Decision{}, false
+// DecisionOf reads the rule that a copy names; not of copies that others have asked for.
+func DecisionOf(p openflow.PacketIn) (Rule, bool) {
+	if !Ours(p.Cookie) || len(p.Data) != 7 || p.Data[0] != copyVersion {
+		return Rule{}, false
 	}
 	for _, s := range stages {
-		if byte(s.allow) == p.Data[1] {
-			return Decision{s.direction, int(int32(binary.BigEndian.Uint32(p.Data[2:])))}, true
+		if byte(s.rules) == p.Data[1] {
+			return Rule{s.tier, s.direction, int(int32(binary.BigEndian.Uint32(p.Data[3:]))), model.Verdict(p.Data[2])}, true
 		}
 	}
-	return Decision{}, false
+	return Rule{}, false
 }

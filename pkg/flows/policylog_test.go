@@ -21,10 +21,10 @@ func logged() *model.Snapshot {
 			Ports: []model.PortMatch{{Protocol: model.TCP, Port: 80, Mask: 0xffff}}}}}
 	}
 	return &model.Snapshot{Self: model.Node{Name: "n1"}, Transport: model.Tunnel(model.Geneve),
-		Policies: map[string]model.Policy{
-			"ns/a": {Name: "ns/a", Log: true, Ingress: side(0, 1)},
-			"ns/b": {Name: "ns/b", Log: true, Ingress: side(7, 2)},
-			"ns/c": {Name: "ns/c", Ingress: &model.PolicySide{Pods: pod}},
+		Policies: map[model.PolicyID]model.Policy{
+			model.NetworkPolicy("ns", "a"): {ID: model.NetworkPolicy("ns", "a"), Log: true, Ingress: side(0, 1)},
+			model.NetworkPolicy("ns", "b"): {ID: model.NetworkPolicy("ns", "b"), Log: true, Ingress: side(7, 2)},
+			model.NetworkPolicy("ns", "c"): {ID: model.NetworkPolicy("ns", "c"), Ingress: &model.PolicySide{Pods: pod}},
 		}}
 }
 
@@ -43,7 +43,7 @@ func TestLoggingIsNoConflict(t *testing.T) {
 	for _, f := range c.Desired().Flows {
 		if f.Copies() {
 			copies++
-			if f.Owner != model.PolicyOwner("ns/a") {
+			if f.Owner != model.NetworkPolicy("ns", "a").Owner() {
 				t.Errorf("%s is of %s, want the first that logs", f, f.Owner)
 			}
 		}
@@ -60,14 +60,14 @@ func TestRefusedLoggingStaysClosed(t *testing.T) {
 	s := logged()
 	c.Update(s, flows.Owners(s))
 	for _, name := range []string{"ns/a", "ns/b"} {
-		c.Exclude(model.PolicyOwner(name))
+		c.Exclude(policyID(name).Owner())
 	}
 	isolated := false
 	for _, f := range c.Desired().Flows {
 		if f.Copies() {
 			t.Errorf("%s is left", f)
 		}
-		isolated = isolated || f.Reason == flows.PolicyIngress && f.Actions == "goto_table:59"
+		isolated = isolated || f.Reason == flows.PolicyIngress && f.Actions.String() == "goto_table:59"
 	}
 	if !isolated {
 		t.Error("the pod is open")
@@ -86,12 +86,12 @@ func TestCountersWhereOthersLog(t *testing.T) {
 			t.Fatal(err)
 		}
 		for key, f := range desired.Flows {
-			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key, Direction: model.Ingress,
-				Rule: flows.Denied}) {
+			if f.Reason == flows.PolicyIngress && !slices.Contains(counters, flows.Counter{Key: key,
+				Rule: flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}) {
 				t.Errorf("%s: %s does not count", name, f)
 			}
 			if f.Copies() && f.Reason == "" && p.Log && !slices.ContainsFunc(counters, func(c flows.Counter) bool {
-				return c.Key == key && c.Rule >= 0
+				return c.Key == key && c.Index >= 0
 			}) {
 				t.Errorf("%s: %s does not count", name, f)
 			}
@@ -110,7 +110,7 @@ func TestDecisionOf(t *testing.T) {
 		if !f.Copies() {
 			continue
 		}
-		_, text, _ := strings.Cut(f.Actions, "userdata=")
+		_, text, _ := strings.Cut(f.Actions.String(), "userdata=")
 		text, _, _ = strings.Cut(text, ",")
 		head := fmt.Sprintf("%s(OF1.5) table_id=%d cookie=%#x", openflow.PacketInBegin, f.Table, f.Cookie)
 		p, err := openflow.ParsePacketIn(head, " userdata="+text, "tcp,nw_src=10.0.0.1,nw_dst=10.244.1.2,tp_src=1,tp_dst=80")
@@ -124,7 +124,7 @@ func TestDecisionOf(t *testing.T) {
 			t.Error("another program's copy was taken for ours")
 		}
 	}
-	for _, want := range []string{"{Ingress 0} true", "{Ingress -1} true"} {
+	for _, want := range []string{"{NetworkPolicy Ingress 0 Accept} true", "{NetworkPolicy Ingress -1 Deny} true"} {
 		if !got[want] {
 			t.Errorf("copies say %v, want %s", got, want)
 		}
@@ -137,7 +137,7 @@ func TestMetersOfDelta(t *testing.T) {
 		"controller(max_len=128,userdata=57,meter_id=22373),drop": flows.Meters,
 		"drop": nil,
 	} {
-		d := flows.Delta{Set: []flows.Flow{{Flow: openflow.Flow{Actions: actions}}}}
+		d := flows.Delta{Set: []flows.Flow{{Flow: openflow.Flow{Actions: openflow.ParseActions(actions)}}}}
 		if got := d.OpenFlow().Meters; !slices.Equal(got, want) {
 			t.Errorf("%s: meters %v, want %v", actions, got, want)
 		}

@@ -78,7 +78,7 @@ func Untranslatable(p model.ServicePort, f model.Frontend, kernelDatapath bool) 
 // external addresses, and must not draw other pods' clients to itself.
 func (b *builder) noService(podCIDR netip.Prefix) {
 	b.add(in{ServiceLB, prioTop, openflow.Protocol(podCIDR.Addr()), matches(openflow.Destination(podCIDR))},
-		openflow.Goto(EgressPolicy))
+		openflow.Goto(PolicyEntry))
 }
 
 // unserved rejects what is sent to an address of a Service range at a port that no Service has. Fragments are
@@ -98,7 +98,7 @@ func (b *builder) unserved(cidr netip.Prefix, kernelDatapath bool) {
 // the node sends is rejected where that proxy does not take it, as any unserved ClusterIP is.
 func (b *builder) otherProxy(clusterIP netip.Addr) {
 	match := matches(Origin.Is(OriginPod), openflow.Destination(openflow.Host(clusterIP)))
-	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), match}, openflow.Goto(EgressPolicy))
+	b.add(in{ServiceLB, prioLow, openflow.Protocol(clusterIP), match}, openflow.Goto(PolicyEntry))
 }
 
 // notTwice keeps what a Service has led out of the switch from being led on by another: endpoints are whatever a user
@@ -109,7 +109,7 @@ func (b *builder) notTwice() {
 		b.add(in{ConntrackState, prioLow, openflow.Protocol(any),
 			matches(openflow.ConnectionState(openflow.StateNew|openflow.StateTrk, 0),
 				Origin.Is(OriginGateway), openflow.Source(openflow.Host(model.MasqueradeAddr(any.Is4()))))}, openflow.Goto(
-			EgressPolicy))
+			PolicyEntry))
 	}
 }
 
@@ -122,7 +122,7 @@ func reject(is4 bool) ovs.Action {
 func translate(to netip.AddrPort) ovs.Action {
 	const bits = MarkService | markPort
 	return openflow.CT{
-		Commit: true, Table: EgressPolicy, Zone: Zone, NAT: openflow.DestinationNAT(to),
+		Commit: true, Table: PolicyEntry, Zone: Zone, NAT: openflow.DestinationNAT(to),
 		Exec: []ovs.Action{bits.Set(uint32(MarkService) | uint32(to.Port())<<16),
 			openflow.AllLabel.Set(openflow.AddrValue(to.Addr()))},
 	}.Action()

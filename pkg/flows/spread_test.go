@@ -91,10 +91,10 @@ func TestClasses(t *testing.T) {
 		found := map[string]bool{}
 		for _, g := range b.groups {
 			here := map[string]bool{}
-			for _, actions := range g.BucketActions() {
-				to, ok := openflow.TranslatedTo(actions)
+			for _, bucket := range g.Buckets() {
+				to, ok := bucket.Actions.Translation()
 				if !ok || found[to.String()] {
-					t.Fatalf("%d endpoints: a bucket %q", n, actions)
+					t.Fatalf("%d endpoints: a bucket %q", n, bucket.Actions)
 				}
 				here[to.String()] = true
 			}
@@ -111,7 +111,7 @@ func TestClasses(t *testing.T) {
 		var classes [1 << 16]int // of each port
 		for _, f := range b.flows {
 			var value, mask int
-			if m := sourcePorts.FindStringSubmatch(f.Match); m == nil {
+			if m := sourcePorts.FindStringSubmatch(f.Match.String()); m == nil {
 				t.Fatalf("%d endpoints: no class of ports in %s", n, f.Match)
 			} else if _, err := fmt.Sscanf(m[1]+" "+m[2], "%x %x", &value, &mask); err != nil {
 				t.Fatal(err)
@@ -150,9 +150,9 @@ func TestParts(t *testing.T) {
 		}
 		in := map[string]openflow.GroupID{}
 		for _, g := range b.groups {
-			buckets := g.BucketActions()
-			for _, actions := range buckets {
-				if to, ok := openflow.TranslatedTo(actions); ok {
+			buckets := g.Buckets()
+			for _, bucket := range buckets {
+				if to, ok := bucket.Actions.Translation(); ok {
 					in[to.String()] = g.ID
 					if len(buckets) < n/5 {
 						t.Errorf("a part with %d of %d endpoints", len(buckets), n)
@@ -184,7 +184,7 @@ func TestNoIdleGroup(t *testing.T) {
 	}}}
 	b := &builder{owner: model.ServiceOwner(s.Name)}
 	b.service(s, localInputs{datapath: datapath{true}})
-	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].BucketActions()) != 1 {
+	if b.err != nil || len(b.groups) != 1 || len(b.groups[0].Buckets()) != 1 {
 		t.Errorf("groups %v, %v; want just the one of the local endpoint", b.groups, b.err)
 	}
 }

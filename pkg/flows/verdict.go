@@ -1,6 +1,9 @@
 package flows
 
 import (
+	"cmp"
+	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
 
@@ -9,23 +12,23 @@ import (
 )
 
 // verdicts say what the policies' flows do with the first packet of a connection, without the flows. The rules of a
-// direction have numbers; what has a pod, a peer or a port in common is a set of numbers, and a rule allows when it
-// is in all three, as in a conjunction. So a connection costs the intersection of three sets, however many policies
-// there are.
+// stage have numbers in the order of their places; what has a pod, a peer or a port in common is a set of numbers, and
+// a rule matches when it is in all three, as in a conjunction. So a connection costs the intersection of three sets,
+// however many policies there are.
 type verdicts struct {
-	attached   map[netip.Addr]bool
-	node       map[netip.Addr]bool
-	directions []*ruleIndex // in the order of stages
+	attached map[netip.Addr]bool
+	node     map[netip.Addr]bool
+	stages   []*ruleIndex
 }
 
-// ruleIndex are the rules of one direction.
+// ruleIndex are the rules of one stage.
 type ruleIndex struct {
-	direction model.Direction
-	rules     []model.PolicyRule
-	pods      map[netip.Addr][]int // of isolated pods: the rules about each
-	peers     map[netip.Prefix][]int
-	anyPeer   []int
-	bits      map[int]bool // lengths that peers have
+	stage
+	rules   []model.PolicyRule
+	pods    map[netip.Addr][]int // of selected pods: the rules about each
+	peers   map[netip.Prefix][]int
+	anyPeer []int
+	lengths map[int]bool // that peers have
 	// Memos, emptied when they are full.
 	ofPod  map[netip.Addr]ruleSet
 	ofPeer map[netip.Addr]ruleSet
@@ -50,31 +53,29 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 	for _, addr := range selfInputsOf(s).nodeAddrs() {
 		v.node[addr] = true
 	}
+	policies := slices.SortedFunc(maps.Values(s.Policies), func(a, b model.Policy) int { return cmp.Compare(a.Rank, b.Rank) })
 	for _, st := range stages {
-		x := &ruleIndex{direction: st.direction, pods: map[netip.Addr][]int{}, peers: map[netip.Prefix][]int{},
-			bits:  map[int]bool{},
-			ofPod: map[netip.Addr]ruleSet{}, ofPeer: map[netip.Addr]ruleSet{}, ofPort: map[portKey]ruleSet{}}
-		for _, p := range s.Policies {
-			x.add(p, quarantined[model.PolicyOwner(p.Name)] != nil)
+		x := &ruleIndex{stage: st, pods: map[netip.Addr][]int{}, peers: map[netip.Prefix][]int{},
+			lengths: map[int]bool{},
+			ofPod:   map[netip.Addr]ruleSet{}, ofPeer: map[netip.Addr]ruleSet{}, ofPort: map[portKey]ruleSet{}}
+		for _, p := range policies {
+			if quarantined[p.ID.Owner()] != nil {
+				p = p.FailClosed()
+			}
+			if side := p.Side(st.direction); side != nil && p.Tier == st.tier {
+				x.add(side)
+			}
 		}
-		v.directions = append(v.directions, x)
+		v.stages = append(v.stages, x)
 	}
 	return v
 }
 
-// add adds a policy's side. Of a quarantined policy only what isolates is programmed.
-func (x *ruleIndex) add(p model.Policy, quarantined bool) {
-	side := p.Side(x.direction)
-	if side == nil {
-		return
-	}
+func (x *ruleIndex) add(side *model.PolicySide) {
 	for _, pod := range side.Pods {
-		x.pods[pod] = slices.Clip(x.pods[pod]) // isolated, be it by no rule
+		x.pods[pod] = slices.Clip(x.pods[pod]) // selected, be it by no rule
 	}
-	if quarantined {
-		return
-	}
-	for _, r := range rulesOf(p, side) {
+	for _, r := range side.Rules {
 		n := len(x.rules)
 		x.rules = append(x.rules, r)
 		for _, pod := range r.Pods {
@@ -86,7 +87,7 @@ func (x *ruleIndex) add(p model.Policy, quarantined bool) {
 		}
 		for _, peer := range r.Peers {
 			x.peers[peer] = append(x.peers[peer], n)
-			x.bits[peer.Bits()] = true
+			x.lengths[peer.Bits()] = true
 		}
 	}
 }
@@ -94,42 +95,54 @@ func (x *ruleIndex) add(p model.Policy, quarantined bool) {
 // allow is the policy stages of the pipeline.
 func (v *verdicts) allow(c openflow.Connection) bool {
 	from, to := c.Source.Addr(), c.Endpoint.Addr()
-	if from == to && v.attached[from] { // see allowSelf
-		return true
-	}
-	for _, x := range v.directions {
+	ended := model.Direction("") // the direction that a rule has accepted
+	for _, x := range v.stages {
 		subject, peer := to, from
 		if x.direction == model.Egress {
 			subject, peer = from, to
 		}
 		switch {
-		case v.node[peer]: // see allowNode
+		case x.direction == ended:
+			continue
 		case x.direction == model.Egress && peer == model.RejectAddr(peer.Is4()): // see allowRejection
-		case !x.allow(subject, peer, portKey{c.Protocol, c.Endpoint.Port()}):
+			continue
+		case x.isolation != 0 && (v.node[peer] || from == to && v.attached[from]): // see allowNode and allowSelf
+			continue
+		}
+		switch x.decide(subject, peer, portKey{c.Protocol, c.Endpoint.Port()}) {
+		case model.Deny:
 			return false
+		case model.Accept:
+			ended = x.direction
 		}
 	}
 	return true
 }
 
-func (x *ruleIndex) allow(subject, peer netip.Addr, port portKey) bool {
-	about, isolated := x.pods[subject]
-	if !isolated {
-		return true
+func (x *ruleIndex) decide(subject, peer netip.Addr, port portKey) model.Verdict {
+	about, selected := x.pods[subject]
+	if !selected {
+		return model.Pass
 	}
-	if len(about) == 0 {
-		return false
+	if len(about) > 0 {
+		pods := memo(x.ofPod, subject, func() ruleSet { return x.set(about) })
+		first, ok := pods.first(memo(x.ofPeer, peer, func() ruleSet {
+			return x.withPeer(peer)
+		}), memo(x.ofPort, port, func() ruleSet { return x.withPort(port) }))
+		if ok {
+			return x.rules[first].Verdict
+		}
 	}
-	pods := memo(x.ofPod, subject, func() ruleSet { return x.set(about) })
-	return pods.intersects(memo(x.ofPeer, peer, func() ruleSet {
-		return x.withPeer(peer)
-	}), memo(x.ofPort, port, func() ruleSet { return x.withPort(port) }))
+	if x.isolation != 0 {
+		return model.Deny
+	}
+	return model.Pass
 }
 
 func (x *ruleIndex) withPeer(peer netip.Addr) ruleSet {
 	set := x.set(x.anyPeer)
-	for bits := range x.bits {
-		if p, err := peer.Prefix(bits); err == nil { // else a length of the other family
+	for length := range x.lengths {
+		if p, err := peer.Prefix(length); err == nil { // else a length of the other family
 			set.add(x.peers[p])
 		}
 	}
@@ -163,14 +176,14 @@ func (s ruleSet) add(numbers []int) {
 	}
 }
 
-// intersects says whether a rule is in all three sets.
-func (s ruleSet) intersects(a, b ruleSet) bool {
+// first gives the first rule that is in all three sets.
+func (s ruleSet) first(a, b ruleSet) (number int, ok bool) {
 	for i := range s {
-		if s[i]&a[i]&b[i] != 0 {
-			return true
+		if all := s[i] & a[i] & b[i]; all != 0 {
+			return 64*i + bits.TrailingZeros64(all), true
 		}
 	}
-	return false
+	return 0, false
 }
 
 // memo gives what was made for a key before, or makes it.

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/healthcheck"
 )
 
@@ -170,12 +171,11 @@ func TestPortInUse(t *testing.T) {
 		t.Errorf("reported %q, want %q", got, want)
 	}
 	p.take(1, false)
-	deadline := time.Now().Add(10 * time.Second)
 	var got []string
-	for len(got) == 0 && time.Now().Before(deadline) {
+	testenv.Until(t, "something is reported", func() bool {
 		got = r.take()
-		time.Sleep(time.Millisecond)
-	}
+		return len(got) > 0
+	})
 	if want := []string{"ns/a: <nil>"}; !slices.Equal(got, want) {
 		t.Fatalf("reported %q, want %q", got, want)
 	}
@@ -218,21 +218,15 @@ func TestListenerLost(t *testing.T) {
 	mu.Lock()
 	last.Close()
 	mu.Unlock()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
+	testenv.Until(t, "the port is opened again", func() bool {
 		mu.Lock()
-		n, l := opened, last
-		mu.Unlock()
-		if n == 2 {
-			if got := get(t, "http://"+l.Addr().String()); got.status != http.StatusOK {
-				t.Error("the new listener does not answer")
-			}
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the port was not opened again within 10 s")
-		}
-		time.Sleep(time.Millisecond)
+		defer mu.Unlock()
+		return opened == 2
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if got := get(t, "http://"+last.Addr().String()); got.status != http.StatusOK {
+		t.Error("the new listener does not answer")
 	}
 }
 

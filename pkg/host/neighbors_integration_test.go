@@ -3,11 +3,14 @@
 package host
 
 import (
+	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // TestResolveNeighbors: the kernel resolves an unknown neighbor, and probes a known one, which a restarted switch
@@ -36,18 +39,15 @@ func TestResolveNeighbors(t *testing.T) {
 		if err := ResolveNeighbors(addrs); err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(5 * time.Second); questions() == before; time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("round %d: the kernel did not ask for 192.0.2.2; it has %s", round, n.run("ip neigh"))
+		testenv.Eventually(t, 5*time.Second, func() error {
+			if questions() == before {
+				return fmt.Errorf("round %d: the kernel did not ask for 192.0.2.2; it has %s", round, n.run("ip neigh"))
 			}
-		}
-		for deadline := time.Now().Add(
-			5 * time.Second); !strings.Contains(
-			n.run("ip neigh show 192.0.2.2 nud reachable"), "lladdr"); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("round %d: no answer; the kernel has %s", round, n.run("ip neigh"))
+			if !strings.Contains(n.run("ip neigh show 192.0.2.2 nud reachable"), "lladdr") {
+				return fmt.Errorf("round %d: no answer; the kernel has %s", round, n.run("ip neigh"))
 			}
-		}
+			return nil
+		})
 		if got := questions() - before; got != 1 {
 			t.Errorf("round %d: %d questions for one neighbour", round, got)
 		}

@@ -145,6 +145,7 @@ func rules(d Desired) []*knftables.Rule {
 	gateway := `"` + d.Gateway + `"`
 	addPodLinksRule(add)
 	addDivertRules(add, gateway)
+	addReturnedRules(add, gateway)
 	for _, f := range families {
 		addTunnelRules(add, f)
 		local, ok := d.local(f.is4)

@@ -17,6 +17,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 	"github.com/weft-cni/weft/pkg/model"
 )
 
@@ -133,8 +134,10 @@ func (r *Reporter) reference(o model.Owner) corev1.ObjectReference {
 	case model.KindService:
 		return corev1.ObjectReference{Kind: "Service", APIVersion: "v1", Namespace: namespace, Name: name}
 	case model.KindPolicy:
-		return corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: namespace,
-			Name: name}
+		return corev1.ObjectReference{Kind: "NetworkPolicy", APIVersion: "networking.k8s.io/v1", Namespace: o.Namespace,
+			Name: o.Name}
+	case model.KindClusterPolicy:
+		return corev1.ObjectReference{Kind: "ClusterNetworkPolicy", APIVersion: cnp.GroupVersion.String(), Name: o.Name}
 	case model.KindNode:
 		return corev1.ObjectReference{Kind: "Node", APIVersion: "v1", Name: o.Name}
 	default:
@@ -155,11 +158,13 @@ func (r *Reporter) uid(ctx context.Context, o model.Owner, ref corev1.ObjectRefe
 		object, err = r.client.CoreV1().Services(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	case model.KindPolicy:
 		object, err = r.client.NetworkingV1().NetworkPolicies(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	case model.KindClusterPolicy:
+		object, err = clusterClient{r.client}.get(ctx, o.Name)
 	default:
 		return types.UID(ref.Name), nil // the kubelet names a node's UID so, and kubectl looks for that
 	}
 	if err != nil {
-		return "", fmt.Errorf("get %s %s: %w", ref.Kind, o.Name, err)
+		return "", fmt.Errorf("get %s %s: %w", ref.Kind, o.FullName(), err)
 	}
 	return object.GetUID(), nil
 }

@@ -9,8 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -19,7 +19,8 @@ import (
 
 // TestWarn: an Event names the object that flows exist for, with the UID by which kubectl describe looks for it.
 func TestWarn(t *testing.T) {
-	client := fake.NewClientset(
+	t.Parallel()
+	client := fakekube.New(
 		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "pod-uid"}},
 		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "service-uid"}},
 		&networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "policy-uid"}},
@@ -30,18 +31,18 @@ func TestWarn(t *testing.T) {
 		"Pod shop/web pod-uid": model.PodOwner(model.Attachment{Pod: model.PodRef{Namespace: "shop",
 			Name: "web"}}),
 		"Service shop/web service-uid":      model.ServiceOwner("shop/web"),
-		"NetworkPolicy shop/web policy-uid": model.PolicyOwner("shop/web"),
-		"NetworkPolicy shop/gone ":          model.PolicyOwner("shop/gone"),
+		"NetworkPolicy shop/web policy-uid": model.NetworkPolicy("shop", "web").Owner(),
+		"NetworkPolicy shop/gone ":          model.NetworkPolicy("shop", "gone").Owner(),
 		"Node /n2 n2":                       model.NodeOwner("n2"),
 		"Node /n1 n1":                       model.PipelineOwner,
 	}
 	for _, o := range want {
 		r.Warn(o, "Reason", "what is wrong with "+o.String())
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		list, err := client.CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		got := map[string]bool{}
 		for _, e := range list.Items {
@@ -54,19 +55,18 @@ func TestWarn(t *testing.T) {
 				missing = text
 			}
 		}
-		if missing == "" {
-			return
+		if missing != "" {
+			return fmt.Errorf("no Event about %q, only %v", missing, got)
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("no Event about %q, only %v", missing, got)
-		}
-	}
+		return nil
+	})
 }
 
 // TestOneSpeaker: of the agents that see the same fault of an object one writes the Event, whatever the order in which
 // they know the nodes; objects are spread over the nodes, and a node that goes moves no other's objects.
 func TestOneSpeaker(t *testing.T) {
-	client := fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u"}})
+	t.Parallel()
+	client := fakekube.New(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "u"}})
 	nodes := []string{"n1", "n2", "n3", "n4"}
 	service := model.ServiceOwner("shop/web")
 	for _, n := range nodes {
@@ -88,7 +88,7 @@ func TestOneSpeaker(t *testing.T) {
 		}
 		return n
 	}
-	testenv.Eventually(t, "every node's own Event", func() bool { return count("HealthCheckFailed") == len(nodes) })
+	testenv.Until(t, "every node's own Event", func() bool { return count("HealthCheckFailed") == len(nodes) })
 	if n := count("PartIgnored"); n != 1 {
 		t.Errorf("%d Events about one fault", n)
 	}
@@ -117,17 +117,17 @@ func TestPolicyNodes(t *testing.T) {
 	}
 	p := namedPolicy("web", "7")
 	p.Spec.PodSelector.MatchLabels = map[string]string{"app": "web"}
-	client := fake.NewClientset(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"),
+	client := fakekube.New(p, labelled("ns", "n1", "a", "web"), labelled("ns", "n1", "b", "web"),
 		labelled("ns", "n3", "c", "web"),
 		labelled("ns", "n4", "d", "db"), labelled("else", "n5", "e", "web"), labelled("ns", "", "f", "web"))
 	w := watch(t, client, func(state.Change) {})
 	synced(t, w)
-	testenv.Eventually(t, "the pods' nodes", func() bool {
-		got := w.PolicyNodes("ns", "web")
+	testenv.Until(t, "the pods' nodes", func() bool {
+		got := w.PolicyNodes(model.NetworkPolicy("ns", "web"))
 		slices.Sort(got)
 		return slices.Equal(got, []string{"n1", "n3"})
 	})
-	if got := w.PolicyNodes("ns", "none"); len(got) > 0 {
+	if got := w.PolicyNodes(model.NetworkPolicy("ns", "none")); len(got) > 0 {
 		t.Errorf("nodes of a policy that is not there: %v", got)
 	}
 }

@@ -33,3 +33,6 @@ func (w *Watcher) SetSilence(d time.Duration) {
 		f.silence = d
 	}
 }
+
+// SetKindPause sets how often the API server is asked for kinds that it does not have; before Run.
+func (w *Watcher) SetKindPause(d time.Duration) { w.cluster.pause = d }

@@ -33,6 +33,10 @@ const (
 // proxy that stands still accepts the next watch, too.
 var errSilent = errors.New("the watch is silent")
 
+// errEnded is the error of a watch that ended before anything came. client-go makes such a one of a connection that closes
+// without an answer, as those to a load balancer without servers do, and its informer begins the next without an error.
+var errEnded = errors.New("the watch ended at once, without an answer")
+
 // feed follows the objects of one resource, and how current they are. Any goroutine may use it.
 type feed struct {
 	resource string
@@ -217,14 +221,17 @@ func (h *heard) run(goneBack func() error) {
 	defer h.feed.open(false)
 	silence := time.NewTimer(h.feed.silence)
 	defer silence.Stop()
+	begun, heard := time.Now(), false
 	for {
 		var e watch.Event
 		var ok bool
 		select {
 		case e, ok = <-h.Interface.ResultChan():
 			if !ok {
+				h.ended(heard || time.Since(begun) >= steadyAfter)
 				return
 			}
+			heard = true
 		case <-silence.C:
 			h.feed.fail(errSilent)
 			var status *apierrors.StatusError
@@ -247,6 +254,17 @@ func (h *heard) run(goneBack func() error) {
 	}
 }
 
+// ended notes the end of a watch, which is an error if it has not stood and the informer did not end it.
+func (h *heard) ended(stood bool) {
+	select {
+	case <-h.stop:
+	default:
+		if !stood {
+			h.feed.fail(errEnded)
+		}
+	}
+}
+
 func (h *heard) ResultChan() <-chan watch.Event { return h.events }
 
 func (h *heard) Stop() {
@@ -260,7 +278,8 @@ func (w *Watcher) Feeds() []FeedStatus { return w.feedsAt(time.Now()) }
 func (w *Watcher) feedsAt(now time.Time) []FeedStatus {
 	list := make([]FeedStatus, 0, len(w.feeds))
 	for _, f := range w.feeds {
-		if f != w.cidrs.feed || !w.cidrs.absent.Load() {
+		absent := f == w.cidrs.feed && w.cidrs.absent.Load() || f == w.cluster.feed && w.cluster.absent() != ""
+		if !absent {
 			list = append(list, f.status(now))
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -29,10 +30,10 @@ const (
 )
 
 // gate holds back the pods of this node that start: to the rest of the agent they are not known, so they stay closed,
-// until the NetworkPolicies of their namespace that the API server has by then were handed on. Pods and policies come
-// by separate watches, and that of the policies may be behind or dead.
+// until the NetworkPolicies of their namespace, and the ClusterNetworkPolicies, that the API server has by then were
+// handed on. Pods and policies come by separate watches, and that of the policies may be behind or dead.
 //
-// The API server is asked for the policies of the namespace, once for all pods that wait there. Versions of one
+// The API server is asked for the policies, once for all pods that wait in a namespace. Versions of one
 // resource can be compared (KEP-5504), those of pods and policies cannot. An error keeps the pods closed. Pods that ran
 // when the agent started are not held back: their flows are in the switch.
 //
@@ -45,11 +46,13 @@ type gate struct {
 	log    *slog.Logger
 	// start runs a function on a goroutine that ends with the watcher. It is set before the informers run.
 	start func(func(context.Context))
+	// cluster returns the versions of the ClusterNetworkPolicies that the API server has now. It is set like start.
+	cluster func(ctx context.Context) (map[model.PolicyID]string, error)
 
 	mu         sync.Mutex
-	policies   map[string]string // versions of those handed on, by namespace/name
-	namespaces map[string]bool   // handed on
-	passed     map[string]string // UIDs of this node's pods that were let through, by namespace/name
+	policies   map[model.PolicyID]string // versions of those handed on
+	namespaces map[string]bool           // handed on
+	passed     map[string]string         // UIDs of this node's pods that were let through, by namespace/name
 	held       map[string]*heldPods
 	changed    chan struct{} // closed with the next policy or namespace, while a namespace waits
 }
@@ -67,7 +70,7 @@ type heldPod struct {
 
 func newGate(node string, client kubernetes.Interface, emit func(state.Change), log *slog.Logger) *gate {
 	return &gate{
-		node: node, client: client, emit: emit, log: log, policies: map[string]string{}, namespaces: map[string]bool{},
+		node: node, client: client, emit: emit, log: log, policies: map[model.PolicyID]string{}, namespaces: map[string]bool{},
 		passed: map[string]string{}, held: map[string]*heldPods{}, changed: make(chan struct{}),
 	}
 }
@@ -117,17 +120,17 @@ func (g *gate) deletePod(namespace, name string) {
 }
 
 // setPolicy notes that a policy was handed on.
-func (g *gate) setPolicy(key, version string) {
+func (g *gate) setPolicy(id model.PolicyID, version string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.policies[key] = version
+	g.policies[id] = version
 	g.notify()
 }
 
-func (g *gate) deletePolicy(key string) {
+func (g *gate) deletePolicy(id model.PolicyID) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.policies, key)
+	delete(g.policies, id)
 }
 
 // setNamespace notes that a namespace was handed on, or is gone.
@@ -157,7 +160,7 @@ func (g *gate) confirm(ctx context.Context, namespace string) {
 		}
 		wanted, err := g.ask(ctx, namespace)
 		if err == nil {
-			err = g.await(ctx, namespace, wanted, max(pause, time.Second))
+			err = g.await(ctx, wanted, max(pause, time.Second))
 		}
 		if err == nil {
 			g.release(namespace, waiting)
@@ -189,9 +192,9 @@ func (g *gate) waiting(namespace string) map[string]string {
 	return uids
 }
 
-// ask returns the versions of the policies that a namespace has now, by namespace/name, and fails for a namespace that
+// ask returns the versions of the policies that a namespace and the cluster have now, and fails for a namespace that
 // exists and was not handed on.
-func (g *gate) ask(ctx context.Context, namespace string) (map[string]string, error) {
+func (g *gate) ask(ctx context.Context, namespace string) (map[model.PolicyID]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, confirmTimeout)
 	defer cancel()
 	// Without a version the answer is the newest state, not that of a cache that may be behind.
@@ -199,9 +202,12 @@ func (g *gate) ask(ctx context.Context, namespace string) (map[string]string, er
 	if err != nil {
 		return nil, fmt.Errorf("list the NetworkPolicies of namespace %s: %w", namespace, err)
 	}
-	wanted := map[string]string{}
+	wanted, err := g.cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for i := range list.Items {
-		wanted[namespace+"/"+list.Items[i].Name] = list.Items[i].ResourceVersion
+		wanted[model.NetworkPolicy(namespace, list.Items[i].Name)] = list.Items[i].ResourceVersion
 	}
 	g.mu.Lock()
 	known := g.namespaces[namespace]
@@ -224,21 +230,24 @@ func (g *gate) ask(ctx context.Context, namespace string) (map[string]string, er
 }
 
 // await waits until policies were handed on in at least these versions. After a while it fails: they may be gone.
-func (g *gate) await(ctx context.Context, namespace string, wanted map[string]string, timeout time.Duration) error {
+func (g *gate) await(ctx context.Context, wanted map[model.PolicyID]string, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return g.awaitThat(ctx, func() string {
-		missing := ""
-		for key, version := range wanted {
-			if have, ok := g.policies[key]; (!ok || !reached(have, version)) && (missing == "" || key < missing) {
-				missing = key
+		var missing model.PolicyID
+		for id, version := range wanted {
+			if have, ok := g.policies[id]; (!ok || !reached(have, version)) &&
+				(missing == model.PolicyID{} || id.Compare(missing) < 0) {
+				missing = id
 			}
 		}
-		if missing == "" {
-			return ""
+		switch missing.Kind {
+		case model.KindPolicy:
+			return fmt.Sprintf("NetworkPolicy %s of namespace %s", missing.Name, missing.Namespace)
+		case model.KindClusterPolicy:
+			return "ClusterNetworkPolicy " + missing.Name
 		}
-		_, name, _ := strings.Cut(missing, "/")
-		return fmt.Sprintf("NetworkPolicy %s of namespace %s", name, namespace)
+		return ""
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/state"
@@ -94,13 +95,13 @@ func (r *recorded) has(text string) bool { return strings.Contains(r.String()+",
 func TestPodWaitsForPolicies(t *testing.T) {
 	running := podOn("n1", "running", "u")
 	running.Status.Phase = corev1.PodRunning
-	client := fake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}, running)
+	client := fakekube.New(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}}, running)
 	released := make(chan struct{})
 	holdPolicies(client, released)
 	var r recorded
 	w := watch(t, client, r.emit)
 	synced(t, w)
-	testenv.Eventually(t, "the pod that runs", func() bool { return r.String() == "pod running u " })
+	testenv.Until(t, "the pod that runs", func() bool { return r.String() == "pod running u " })
 	ctx := t.Context()
 	create := func(p *corev1.Pod) {
 		t.Helper()
@@ -123,10 +124,10 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if err := client.CoreV1().Pods("ns").Delete(ctx, "gone", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the remote pod and the deletion", func() bool {
+	testenv.Until(t, "the remote pod and the deletion", func() bool {
 		return r.has("pod remote 3 ") && r.has("no pod gone")
 	})
-	testenv.Eventually(t, "the pod is held, and why is known", func() bool {
+	testenv.Until(t, "the pod is held, and why is known", func() bool {
 		n, _ := w.Held()
 		return n == 1
 	})
@@ -136,7 +137,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	}
 	close(released)
 	begun := time.Now()
-	testenv.Eventually(t, "the pod is handed on", func() bool { return r.has("pod web 1 web") })
+	testenv.Until(t, "the pod is handed on", func() bool { return r.has("pod web 1 web") })
 	if took := time.Since(begun); took > time.Second {
 		t.Errorf("that took %s, want less than a second", took)
 	}
@@ -152,7 +153,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Update(ctx, bound, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "an update", func() bool { return r.has("pod web 1 else") })
+	testenv.Until(t, "an update", func() bool { return r.has("pod web 1 else") })
 	lists := func() (n int) {
 		for _, a := range client.Actions() {
 			if a.Matches("list", "networkpolicies") && a.GetNamespace() == "ns" {
@@ -165,7 +166,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Update(ctx, podOn("n1", "web", "4"), metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the next pod of the name", func() bool { return r.has("pod web 4 ") })
+	testenv.Until(t, "the next pod of the name", func() bool { return r.has("pod web 4 ") })
 	if after := lists(); after != before+1 {
 		t.Errorf("%d questions for one pod", after-before)
 	}
@@ -173,7 +174,8 @@ func TestPodWaitsForPolicies(t *testing.T) {
 
 // TestPodWaitsWhilePoliciesCannotBeRead: a permission that is withdrawn is named, and does not open pods.
 func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
-	client := fake.NewClientset(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}})
+	t.Parallel()
+	client := fakekube.New(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns"}})
 	var refused atomic.Bool
 	refusal := apierrors.NewForbidden(schema.GroupResource{Group: "networking.k8s.io", Resource: "networkpolicies"}, "",
 		errors.New("not allowed"))
@@ -207,16 +209,16 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the watch fails", func() bool { return failing() == "networkpolicies" })
 	const lag = "no news of networkpolicies for more than 30s: "
-	if err := w.LagAt(time.Now().Add(time.Minute)); err == nil || !strings.HasPrefix(err.Error(), lag) ||
-		!strings.HasSuffix(err.Error(), refusal.Error()) {
-		t.Errorf("a minute after the permission was withdrawn: %v", err)
-	}
+	testenv.Until(t, "the refusal is named a minute later", func() bool {
+		err := w.LagAt(time.Now().Add(time.Minute))
+		return failing() == "networkpolicies" && err != nil && strings.HasPrefix(err.Error(), lag) &&
+			strings.HasSuffix(err.Error(), refusal.Error())
+	})
 	if err := w.Lag(); err != nil {
 		t.Errorf("at once: %v", err)
 	}
-	testenv.Eventually(t, "the pod is held", func() bool { n, _ := w.Held(); return n == 1 })
+	testenv.Until(t, "the pod is held", func() bool { n, _ := w.Held(); return n == 1 })
 	time.Sleep(300 * time.Millisecond)
 	const why = "pod ns/web and others that start there stay closed until the policies are known: list the " +
 		"NetworkPolicies of namespace ns: " +
@@ -226,7 +228,7 @@ func TestPodWaitsWhilePoliciesCannotBeRead(t *testing.T) {
 		t.Errorf("held %d, %v; changes %q", n, err, &r)
 	}
 	refused.Store(false)
-	testenv.Eventually(t, "with the permission", func() bool {
+	testenv.Until(t, "with the permission", func() bool {
 		n, err := w.Held()
 		return n == 0 && err == nil && r.String() == "pod web 1 " && failing() == ""
 	})
@@ -242,7 +244,7 @@ const silentAfter = 3 * time.Minute
 
 // TestBookmarksAreNews: an API server that has nothing to tell says so.
 func TestBookmarksAreNews(t *testing.T) {
-	client := fake.NewClientset()
+	client := fakekube.New()
 	policies := apiwatch.NewFake()
 	client.PrependWatchReactor("networkpolicies", clienttesting.DefaultWatchReactor(policies, nil))
 	w := watch(t, client, func(state.Change) {})
@@ -258,7 +260,7 @@ func TestBookmarksAreNews(t *testing.T) {
 	time.Sleep(20 * time.Millisecond)
 	before := heard()
 	policies.Action(apiwatch.Bookmark, namedPolicy("", "9"))
-	testenv.Eventually(t, "the bookmark", func() bool { return heard().After(before) })
+	testenv.Until(t, "the bookmark", func() bool { return heard().After(before) })
 }
 
 // TestVersionsCompare: as KEP-5504 has it.

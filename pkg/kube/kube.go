@@ -27,6 +27,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -77,10 +78,14 @@ type Watcher struct {
 	feeds  []*feed
 	gate   *gate
 
+	nodes    cache.SharedIndexInformer
 	pods     cache.SharedIndexInformer
 	policies cache.SharedIndexInformer
-	cidrs    *serviceCIDRs
-	zone     string // of this node, as it was emitted; only the nodes' informer uses it
+
+	namespaces cache.SharedIndexInformer
+	cluster    *clusterPolicies
+	cidrs      *serviceCIDRs
+	zone       string // of this node, as it was emitted; only the nodes' informer uses it
 	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before
 	// its handlers.
 	informers []cache.SharedIndexInformer
@@ -91,7 +96,7 @@ type Watcher struct {
 func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change), log *slog.Logger) (*Watcher, error) {
 	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
 	core := client.CoreV1()
-	nodes := informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
+	w.nodes = informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
 	services := informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List,
 		core.Services("").Watch)
 	others := informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List,
@@ -99,7 +104,7 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	slices := client.DiscoveryV1().EndpointSlices("")
 	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, SliceSelector, slices.List, slices.Watch)
 	err := errors.Join(
-		w.follow("nodes", nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
+		w.follow("nodes", w.nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(),
 		w.follow("services", services, trimService, w.setService, func(name string) {
 			emit(state.DeleteService{Name: name})
@@ -115,6 +120,7 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	if err != nil {
 		return nil, err
 	}
+	w.followClusterPolicies()
 	return w, nil
 }
 
@@ -187,6 +193,7 @@ func (w *Watcher) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	w.gate.start = func(f func(context.Context)) { running.Go(func() { f(ctx) }) }
 	running.Go(func() { w.cidrs.run(ctx) })
+	running.Go(func() { w.cluster.run(ctx) })
 	for _, informer := range w.informers {
 		running.Go(func() { informer.Run(ctx.Done()) })
 	}
@@ -223,6 +230,7 @@ func (w *Watcher) nodeChanged(obj any) {
 		w.log.Warn("part of a Node cannot be used", "node", object.Name, "err", err)
 	}
 	w.emit(state.SetNode{Node: n})
+	w.emit(state.SetPeerNode{Node: PeerNode(object)})
 	if object.Name == w.node {
 		if zone := object.Labels[corev1.LabelTopologyZone]; zone != w.zone {
 			w.zone = zone
@@ -279,6 +287,17 @@ func Node(object *corev1.Node) (model.Node, error) {
 	return n, errors.Join(bad...)
 }
 
+// PeerNode is what policies see of a Node, without the names among its addresses.
+func PeerNode(object *corev1.Node) policy.Node {
+	n := policy.Node{Name: object.Name, Labels: object.Labels}
+	for _, a := range object.Status.Addresses {
+		if addr, err := netip.ParseAddr(a.Address); err == nil && addr.Zone() == "" {
+			n.Addrs = append(n.Addrs, addr.Unmap())
+		}
+	}
+	return n
+}
+
 // toBeDeletedTaint is what the cluster autoscaler puts on a node that it is about to delete (KEP-3836).
 const toBeDeletedTaint = "ToBeDeletedByClusterAutoscaler"
 
@@ -293,7 +312,7 @@ func isNetworkUnavailable(c corev1.NodeCondition) bool {
 
 func toBeDeleted(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
 
-// trimNode keeps what Node, draining, the condition NetworkUnavailable and the zone of endpoints are read from.
+// trimNode keeps what Node, PeerNode, draining, the condition NetworkUnavailable and the zone of endpoints are read from.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {
@@ -301,14 +320,11 @@ func trimNode(obj any) (any, error) {
 	}
 	trimmed := &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{
-			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion,
+			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
 			CreationTimestamp: n.CreationTimestamp, DeletionTimestamp: n.DeletionTimestamp,
 		},
 		Spec:   corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
 		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},
-	}
-	if zone := n.Labels[corev1.LabelTopologyZone]; zone != "" {
-		trimmed.Labels = map[string]string{corev1.LabelTopologyZone: zone}
 	}
 	for _, t := range n.Spec.Taints {
 		if toBeDeleted(t) {

@@ -11,11 +11,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -83,10 +83,12 @@ func cidrs(texts ...string) (out []netip.Prefix) {
 func TestWatcher(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u"}, Spec: corev1.PodSpec{
 		NodeName: "n1", HostNetwork: true}}
-	client := fake.NewClientset(object("n1", nil), pod)
+	client := fakekube.New(object("n1", nil), pod)
 	changes := make(chan state.Change, 10)
 	w := watch(t, client, func(c state.Change) {
-		if _, ofPod := c.(state.SetPod); !ofPod { // TestPolicyObjects looks at these
+		switch c.(type) {
+		case state.SetPod, state.SetPeerNode: // TestPolicyObjects looks at these
+		default:
 			changes <- c
 		}
 	})
@@ -126,16 +128,18 @@ func TestWatcher(t *testing.T) {
 // returns: the first programming deletes the flows of nodes that it does not know.
 func TestSyncedMeansEmitted(t *testing.T) {
 	const count = 500
-	client := fake.NewClientset()
+	client := fakekube.New()
 	for i := range count {
 		if err := client.Tracker().Add(object(fmt.Sprintf("n%d", i), nil)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	var emitted atomic.Int32
-	w := watch(t, client, func(state.Change) {
+	w := watch(t, client, func(c state.Change) {
 		time.Sleep(200 * time.Microsecond) // a busy machine
-		emitted.Add(1)
+		if _, ok := c.(state.SetNode); ok {
+			emitted.Add(1)
+		}
 	})
 	synced(t, w)
 	if got := emitted.Load(); got != count {
@@ -144,7 +148,7 @@ func TestSyncedMeansEmitted(t *testing.T) {
 }
 
 func TestSetNetworkAvailable(t *testing.T) {
-	client := fake.NewClientset(object("n1", nil))
+	client := fakekube.New(object("n1", nil))
 	for range 2 {
 		if err := kube.SetNetworkAvailable(t.Context(), client, "n1"); err != nil {
 			t.Fatal(err)

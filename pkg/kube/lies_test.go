@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/http/httptest"
@@ -48,7 +49,7 @@ func (l *liar) emit(c state.Change) {
 	case state.SetPolicy:
 		l.note("policy "+c.Policy.Name, true)
 	case state.DeletePolicy:
-		l.note("policy "+c.Name, false)
+		l.note("policy "+c.ID.Name, false)
 	case state.SetNode:
 		l.note("node "+c.Node.Name, true)
 	case state.DeleteNode:
@@ -86,19 +87,16 @@ func (l *liar) changes() string {
 func (l *liar) eventually(what, want string) {
 	l.t.Helper()
 	var all []string
-	for deadline := time.Now().Add(testenv.Patience(time.Minute)); ; time.Sleep(20 * time.Millisecond) {
+	testenv.Eventually(l.t, time.Minute, func() error {
 		if text := l.changes(); text != "" {
 			all = append(all, strings.Split(text, ", ")...)
 			slices.Sort(all)
 		}
-		got := strings.Join(all, ", ")
-		if got == want {
-			return
+		if got := strings.Join(all, ", "); got != want {
+			return fmt.Errorf("%s: %q, want %q; %+v", what, got, want, l.w.Feeds())
 		}
-		if time.Now().After(deadline) {
-			l.t.Fatalf("%s: %q, want %q; %+v", what, got, want, l.w.Feeds())
-		}
-	}
+		return nil
+	})
 }
 
 // startLiar starts them with an object of each resource that policies need.
@@ -157,13 +155,13 @@ func (l *liar) lie(lie apiserver.Lie) {
 
 // all are the resources as the watcher's problems name them.
 const all = "nodes, services, services of other proxies, endpointslices, pods, namespaces, networkpolicies, " +
-	"servicecidrs"
+	"servicecidrs, clusternetworkpolicies"
 
 func everywhere(f apiserver.Fault) apiserver.Lie {
 	l := apiserver.Lie{Resources: map[string]apiserver.Fault{}}
 	for _, resource := range []string{
 		apiserver.Nodes, apiserver.Namespaces, apiserver.Pods, apiserver.Services, apiserver.EndpointSlices,
-		apiserver.NetworkPolicies, apiserver.ServiceCIDRs,
+		apiserver.NetworkPolicies, apiserver.ServiceCIDRs, apiserver.ClusterNetworkPolicies,
 	} {
 		l.Resources[resource] = f
 	}
@@ -176,6 +174,7 @@ func TestErrorsAreNotNone(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the client's pauses are long: left to make unit")
 	}
+	t.Parallel()
 	for _, fault := range []apiserver.Fault{apiserver.Forbidden, apiserver.Cut, apiserver.Closed, apiserver.Expired} {
 		t.Run(string(fault), func(t *testing.T) {
 			t.Parallel()
@@ -191,12 +190,12 @@ func TestErrorsAreNotNone(t *testing.T) {
 				return slices.Sorted(maps.Keys(errs))
 			}
 			// The client repeats a request that ends without an answer ten times, a second apart.
-			for deadline := time.Now().Add(testenv.Patience(time.Minute)); len(failing()) < len(strings.Split(all, ", ")); {
-				if time.Now().After(deadline) {
-					t.Fatalf("these fail: %v", failing())
+			testenv.Eventually(t, time.Minute, func() error {
+				if list := failing(); len(list) < len(strings.Split(all, ", ")) {
+					return fmt.Errorf("only these fail: %v", list)
 				}
-				time.Sleep(20 * time.Millisecond)
-			}
+				return nil
+			})
 			time.Sleep(2 * time.Second) // several lists and watches
 			if got := l.changes(); got != "" || l.w.Lag() != nil {
 				t.Errorf("changes %q, problem %v", got, l.w.Lag())
@@ -213,18 +212,19 @@ func TestErrorsAreNotNone(t *testing.T) {
 			l.lie(apiserver.Lie{})
 			l.policies("p", "q")
 			l.eventually("the truth", "policy q")
-			for deadline := time.Now().Add(testenv.Patience(time.Minute)); len(failing()) > 0; time.Sleep(
-				20 * time.Millisecond) {
-				if time.Now().After(deadline) {
-					t.Fatalf("with the truth these fail: %v", failing())
+			testenv.Eventually(t, time.Minute, func() error {
+				if list := failing(); len(list) > 0 {
+					return fmt.Errorf("with the truth these fail: %v", list)
 				}
-			}
+				return nil
+			})
 		})
 	}
 }
 
 // TestSilentWatches: watches that are open and send nothing change nothing and are named, until something comes.
 func TestSilentWatches(t *testing.T) {
+	t.Parallel()
 	l := startLiar(t, silence)
 	l.lie(everywhere(apiserver.Stalled))
 	l.policies("p", "q")
@@ -236,7 +236,7 @@ func TestSilentWatches(t *testing.T) {
 		}
 		return last
 	}
-	testenv.Eventually(t, "each watch is found silent", func() bool {
+	testenv.Until(t, "each watch is found silent", func() bool {
 		return !slices.ContainsFunc(l.w.Feeds(), func(f kube.FeedStatus) bool { return f.Err == nil })
 	})
 	before := heard()
@@ -255,6 +255,7 @@ func TestSilentWatches(t *testing.T) {
 // TestVersionsGoBack: an API server that comes back with an older state, from a backup, is followed as soon as its
 // silence is noticed, and so is the newer state when that comes back. What is in both is not touched.
 func TestVersionsGoBack(t *testing.T) {
+	t.Parallel()
 	l := startLiar(t, silence)
 	l.policies("p", "old")
 	l.eventually("another policy", "policy old")
@@ -273,6 +274,7 @@ func TestVersionsGoBack(t *testing.T) {
 
 // TestEmptyLists: none is an answer: the objects are gone until the API server has them again.
 func TestEmptyLists(t *testing.T) {
+	t.Parallel()
 	for resource, object := range map[string]string{
 		apiserver.Nodes: "node n1", apiserver.Namespaces: "namespace ns", apiserver.Pods: "pod web",
 		apiserver.NetworkPolicies: "policy p",

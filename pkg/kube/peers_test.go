@@ -44,7 +44,7 @@ func TestPeers(t *testing.T) {
 		t.Errorf("connected to %v, want %s", got, at.Addr())
 	}
 	server.CloseClientConnections()
-	testenv.Eventually(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
+	testenv.Until(t, "closed connections are forgotten", func() bool { return len(peers.Addrs()) == 0 })
 }
 
 // TestLostAddress: a request that waits for its answer, as a watch does, is sent again by a new connection when the

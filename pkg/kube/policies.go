@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"iter"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
@@ -33,7 +35,7 @@ const localIndex = "local"
 func (w *Watcher) followPolicies() error {
 	core, policies := w.client.CoreV1(), w.client.NetworkingV1().NetworkPolicies("")
 	w.pods = informer(w, "pods", &corev1.Pod{}, "", core.Pods("").List, core.Pods("").Watch)
-	namespaces := informer(w, "namespaces", &corev1.Namespace{}, "", core.Namespaces().List, core.Namespaces().Watch)
+	w.namespaces = informer(w, "namespaces", &corev1.Namespace{}, "", core.Namespaces().List, core.Namespaces().Watch)
 	w.policies = informer(w, "networkpolicies", &networkingv1.NetworkPolicy{}, "", policies.List, policies.Watch)
 	indexed := w.pods.AddIndexers(cache.Indexers{localIndex: func(obj any) ([]string, error) {
 		if p, ok := obj.(*pod); ok && p.pod.Node == w.node {
@@ -51,14 +53,14 @@ func (w *Watcher) followPolicies() error {
 	})
 	w.run(w.pods, handled)
 	return errors.Join(indexed, err,
-		w.follow("namespaces", namespaces, trimNamespace, w.namespaceChanged, func(name string) {
+		w.follow("namespaces", w.namespaces, trimNamespace, w.namespaceChanged, func(name string) {
 			w.emit(state.DeleteNamespace{Name: name})
 			w.gate.setNamespace(name, false)
 		}),
 		w.follow("networkpolicies", w.policies, trimPolicy, w.policyChanged, func(key string) {
 			namespace, name, _ := strings.Cut(key, "/")
-			w.emit(state.DeletePolicy{Namespace: namespace, Name: name})
-			w.gate.deletePolicy(key)
+			w.emit(state.DeletePolicy{ID: model.NetworkPolicy(namespace, name)})
+			w.gate.deletePolicy(model.NetworkPolicy(namespace, name))
 		}),
 	)
 }
@@ -75,22 +77,29 @@ func (w *Watcher) namespaceChanged(obj any) {
 func (w *Watcher) policyChanged(obj any) {
 	if p, ok := obj.(*networkingv1.NetworkPolicy); ok {
 		w.emit(state.SetPolicy{Policy: NetworkPolicy(p)})
-		w.gate.setPolicy(p.Namespace+"/"+p.Name, p.ResourceVersion)
+		w.gate.setPolicy(model.NetworkPolicy(p.Namespace, p.Name), p.ResourceVersion)
 	}
 }
 
-// PolicyNodes are the nodes with pods that a NetworkPolicy selects, in no order; none for one that is not known. It
-// looks at all pods of the cluster.
-func (w *Watcher) PolicyNodes(namespace, name string) []string {
-	obj, found, err := w.policies.GetStore().GetByKey(namespace + "/" + name)
-	object, ok := obj.(*networkingv1.NetworkPolicy)
-	if err != nil || !found || !ok {
+// PolicyNodes are the nodes with pods that a policy selects, in no order; none for one that is not known. It looks at all
+// pods of the cluster.
+func (w *Watcher) PolicyNodes(id model.PolicyID) []string {
+	var selects func(p *pod) bool
+	if id.Kind == model.KindClusterPolicy {
+		selects = w.clusterSubject(id.Name)
+	} else {
+		obj, found, err := w.policies.GetStore().GetByKey(id.String())
+		if object, ok := obj.(*networkingv1.NetworkPolicy); err == nil && found && ok {
+			selector := selectorOf(object.Spec.PodSelector)
+			selects = func(p *pod) bool { return p.Namespace == id.Namespace && selector.Matches(p.pod.Labels) }
+		}
+	}
+	if selects == nil {
 		return nil
 	}
-	selector, nodes := selectorOf(object.Spec.PodSelector), map[string]bool{}
+	nodes := map[string]bool{}
 	for _, obj := range w.pods.GetStore().List() {
-		if p, ok := obj.(*pod); ok && p.Namespace == namespace && p.pod.Node != "" && !p.pod.HostNetwork &&
-			selector.Matches(p.pod.Labels) {
+		if p, ok := obj.(*pod); ok && p.pod.Node != "" && !p.pod.HostNetwork && selects(p) {
 			nodes[p.pod.Node] = true
 		}
 	}
@@ -113,6 +122,45 @@ func (w *Watcher) Pods() []model.Pod {
 		}
 	}
 	return pods
+}
+
+// PolicyObjects are the objects that policies are evaluated by, as they were received last: this node's pods, and all
+// namespaces, nodes and policies. Nodes is empty.
+func (w *Watcher) PolicyObjects() policy.Cluster {
+	c := policy.Cluster{Namespaces: map[string]map[string]string{}}
+	objects, err := w.pods.GetIndexer().ByIndex(localIndex, w.node)
+	if err != nil {
+		w.log.Error("this node's pods cannot be listed", "err", err) // the index is there from the start
+	}
+	for _, obj := range objects {
+		if p, ok := obj.(*pod); ok {
+			c.Pods = append(c.Pods, p.pod)
+		}
+	}
+	for _, obj := range w.namespaces.GetStore().List() {
+		if n, ok := obj.(*corev1.Namespace); ok {
+			c.Namespaces[n.Name] = n.Labels
+		}
+	}
+	for _, obj := range w.nodes.GetStore().List() {
+		if n, ok := obj.(*corev1.Node); ok {
+			c.PeerNodes = append(c.PeerNodes, PeerNode(n))
+		}
+	}
+	for _, obj := range append(w.policies.GetStore().List(), w.cluster.objects()...) {
+		switch p := obj.(type) {
+		case *networkingv1.NetworkPolicy:
+			c.Policies = append(c.Policies, NetworkPolicy(p))
+		case *cnp.ClusterNetworkPolicy:
+			c.Policies = append(c.Policies, ClusterNetworkPolicy(p))
+		}
+	}
+	slices.SortFunc(c.Pods, func(a, b policy.Pod) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	slices.SortFunc(c.PeerNodes, func(a, b policy.Node) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(c.Policies, func(a, b policy.Policy) int { return a.ID().Compare(b.ID()) })
+	return c
 }
 
 // pod is what the informer keeps of a Pod: on a large cluster pods are most of what an agent holds.

@@ -16,8 +16,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
@@ -173,7 +173,7 @@ func TestPolicyObjects(t *testing.T) {
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", Labels: map[string]string{"team": "red"},
 		Annotations: map[string]string{kube.LogAnnotation: "true", "other": "x"}}}
-	client := fake.NewClientset(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns,
+	client := fakekube.New(clusterPod("mine", "n1", "a"), clusterPod("other", "n2", "a"), ns,
 		networkPolicy(networkingv1.NetworkPolicySpec{}))
 	changes := make(chan state.Change, 100)
 	w := watch(t, client, func(c state.Change) { changes <- c })
@@ -198,11 +198,16 @@ func TestPolicyObjects(t *testing.T) {
 		}
 	}
 	wants("state.SetNamespace {{ns map[team:red] true}}", "state.SetPod {{ns mine u n1 map[app:a]",
-		"state.SetPod {{ns other u n2 map[app:a]", "state.SetPolicy {{ns p")
+		"state.SetPod {{ns other u n2 map[app:a]", "state.SetPolicy {{NetworkPolicy ns p")
 	if got := w.Pods(); len(got) != 1 ||
 		!reflect.DeepEqual(got[0], model.Pod{PodRef: model.PodRef{Namespace: "ns", Name: "mine", UID: "u"},
 			Phase: "Running"}) {
 		t.Errorf("pods of this node: %+v", got)
+	}
+	objects := w.PolicyObjects()
+	if len(objects.Pods) != 1 || objects.Pods[0].Name != "mine" || objects.Pods[0].Labels["app"] != "a" ||
+		objects.Namespaces["ns"]["team"] != "red" || len(objects.Policies) != 1 || objects.Policies[0].Name != "p" {
+		t.Errorf("objects of policies: %+v", objects)
 	}
 	started := clusterPod("other", "n2", "a")
 	started.Status.StartTime = ptr(metav1.Unix(5, 0))
@@ -219,7 +224,7 @@ func TestPolicyObjects(t *testing.T) {
 	if err := client.NetworkingV1().NetworkPolicies("ns").Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	wants("state.DeletePolicy {ns p}")
+	wants("state.DeletePolicy {ns/p}")
 	if err := client.CoreV1().Namespaces().Delete(ctx, "ns", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}

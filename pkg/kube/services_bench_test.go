@@ -9,8 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/kube"
 )
 
@@ -18,7 +18,7 @@ import (
 // the watcher holds, model-B/service what the store has beside it.
 func BenchmarkInitialServices(b *testing.B) {
 	const count = 10000
-	client := fake.NewClientset()
+	client := fakekube.New()
 	for i := range count {
 		name := fmt.Sprintf("service-%d", i)
 		s := service(name, fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255))

@@ -20,9 +20,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	k8sruntime "k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/client-go/kubernetes/fake"
 	k8stesting "k8s.io/client-go/testing"
 
+	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/state"
@@ -96,11 +96,14 @@ func (v *view) cidrs() []netip.Prefix {
 }
 
 // watch runs a watcher until the test ends.
-func watch(t *testing.T, client kube.Client, emit func(state.Change)) *kube.Watcher {
+func watch(t *testing.T, client kube.Client, emit func(state.Change), prepare ...func(*kube.Watcher)) *kube.Watcher {
 	t.Helper()
 	w, err := kube.NewWatcher(client, "n1", emit, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range prepare {
+		f(w)
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan struct{})
@@ -133,7 +136,7 @@ func TestServicesOfACluster(t *testing.T) {
 	orphan.Labels = nil
 	node := object("n1", nil)
 	node.Labels = map[string]string{corev1.LabelTopologyZone: "z1"}
-	client := fake.NewClientset(node,
+	client := fakekube.New(node,
 		service("a", "10.96.0.1"), hinted("a-1", "a", "z1", "10.244.0.1"), hinted("a-2", "a", "z2", "10.244.0.2"),
 		service("other-proxy", "10.96.0.2", labelled("service.kubernetes.io/service-proxy-name")),
 		service("headless-by-label", "10.96.0.3", labelled("service.kubernetes.io/headless")),
@@ -164,7 +167,7 @@ func TestServicesOfACluster(t *testing.T) {
 		metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "another endpoint", func() bool {
+	testenv.Until(t, "another endpoint", func() bool {
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		return v.changes > before
@@ -179,26 +182,26 @@ func TestServicesOfACluster(t *testing.T) {
 	if _, err := client.CoreV1().Nodes().Update(ctx, node, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the endpoints of the node's new zone", func() bool {
+	testenv.Until(t, "the endpoints of the node's new zone", func() bool {
 		return v.services()["ns/a"] == "[10.244.0.3:8080]"
 	})
 	if err := client.DiscoveryV1().EndpointSlices("ns").Delete(ctx, "a-2", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the endpoints without a slice", func() bool {
+	testenv.Until(t, "the endpoints without a slice", func() bool {
 		return v.services()["ns/a"] == "[10.244.0.1:8080]"
 	})
 	if err := client.CoreV1().Services("ns").Delete(ctx, "a", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
+	testenv.Until(t, "a Service that is gone", func() bool { _, ok := v.services()["ns/a"]; return !ok })
 }
 
 // TestServicesSyncedMeansEmitted is TestSyncedMeansEmitted for Services: with a slow receiver all of them have their
 // endpoints when WaitSynced returns.
 func TestServicesSyncedMeansEmitted(t *testing.T) {
 	const count = 300
-	client := fake.NewClientset()
+	client := fakekube.New()
 	for i := range count {
 		for _, o := range []k8sruntime.Object{service(fmt.Sprint("s", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200+1)),
 			slice(fmt.Sprint("s", i), fmt.Sprint("s", i), "10.244.0.1")} {
@@ -228,7 +231,7 @@ func TestServiceCIDRs(t *testing.T) {
 		return &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: networkingv1.ServiceCIDRSpec{
 			CIDRs: cidrs}}
 	}
-	client := fake.NewClientset(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
+	client := fakekube.New(cidr("kubernetes", "10.96.0.0/12", "fd10:96::/108"))
 	v := newView()
 	synced(t, watch(t, client, v.emit))
 	if got, want := v.cidrs(), cidrs("10.96.0.0/12", "fd10:96::/108"); !slices.Equal(got, want) {
@@ -239,13 +242,13 @@ func TestServiceCIDRs(t *testing.T) {
 		"?"), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "one more range", func() bool {
+	testenv.Until(t, "one more range", func() bool {
 		return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12", "fd10:96::/108"))
 	})
 	if err := client.NetworkingV1().ServiceCIDRs().Delete(ctx, "kubernetes", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "one less", func() bool {
+	testenv.Until(t, "one less", func() bool {
 		return slices.Equal(v.cidrs(), cidrs("10.12.0.0/16", "10.96.0.0/12"))
 	})
 }
@@ -253,7 +256,7 @@ func TestServiceCIDRs(t *testing.T) {
 // TestNoServiceCIDRs: an API server without the kind does not hold up the start, and says so once. One that cannot be
 // asked does.
 func TestNoServiceCIDRs(t *testing.T) {
-	client := fake.NewClientset(service("a", "10.96.0.1"))
+	client := fakekube.New(service("a", "10.96.0.1"))
 	var broken atomic.Bool
 	broken.Store(true)
 	var asked atomic.Int32
@@ -267,7 +270,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 	})
 	v := newView()
 	w := watch(t, client, v.emit)
-	testenv.Eventually(t, "the question for the kind", func() bool { return asked.Load() > 0 })
+	testenv.Until(t, "the question for the kind", func() bool { return asked.Load() > 0 })
 	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if err := w.WaitSynced(short); err == nil {
@@ -286,7 +289,7 @@ func TestNoServiceCIDRs(t *testing.T) {
 		metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })
+	testenv.Until(t, "another Service", func() bool { _, ok := v.services()["ns/b"]; return ok })
 	if asked.Load() != before {
 		t.Error("the API server is asked again for what it does not have")
 	}

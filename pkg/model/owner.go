@@ -22,7 +22,12 @@ const (
 	KindService Kind = 5
 	// KindPolicy owns the flows of a NetworkPolicy.
 	KindPolicy Kind = 6
+	// KindClusterPolicy owns the flows of a ClusterNetworkPolicy.
+	KindClusterPolicy Kind = 7
 )
+
+// IsPolicy says whether the kind is one of policies.
+func (k Kind) IsPolicy() bool { return k == KindPolicy || k == KindClusterPolicy }
 
 func (k Kind) String() string {
 	switch k {
@@ -38,6 +43,8 @@ func (k Kind) String() string {
 		return "service"
 	case KindPolicy:
 		return "policy"
+	case KindClusterPolicy:
+		return "clusterpolicy"
 	}
 	return fmt.Sprintf("kind%d", uint8(k))
 }
@@ -45,7 +52,9 @@ func (k Kind) String() string {
 // Owner is the object that flows belong to: the unit of compilation and of quarantine.
 type Owner struct {
 	Kind Kind
-	// Name is the node's name, or namespace/name of the other kinds; empty for the pipeline and for self.
+	// Namespace is that of a policy; empty for other kinds, whose Name has it.
+	Namespace string
+	// Name is the name of a node or policy, or namespace/name of a pod or Service; empty for the pipeline and for self.
 	Name string
 	// Attachment distinguishes a pod's interfaces; empty for the other kinds.
 	Attachment AttachmentKey
@@ -56,12 +65,23 @@ func (o Owner) String() string {
 	if o.Name == "" {
 		return o.Kind.String()
 	}
-	return o.Kind.String() + "/" + o.Name
+	return o.Kind.String() + "/" + o.FullName()
 }
+
+// FullName is NAMESPACE/NAME, or NAME of an object of the cluster.
+func (o Owner) FullName() string {
+	if o.Namespace == "" {
+		return o.Name
+	}
+	return o.Namespace + "/" + o.Name
+}
+
+// Policy is the identity of a policy that owns flows.
+func (o Owner) Policy() PolicyID { return PolicyID{o.Kind, o.Namespace, o.Name} }
 
 // Compare orders owners: a total order, for folds that must not depend on history.
 func (o Owner) Compare(p Owner) int {
-	return cmp.Or(cmp.Compare(o.Kind, p.Kind), cmp.Compare(o.Name, p.Name),
+	return cmp.Or(cmp.Compare(o.Kind, p.Kind), cmp.Compare(o.Namespace, p.Namespace), cmp.Compare(o.Name, p.Name),
 		cmp.Compare(o.Attachment.ContainerID, p.Attachment.ContainerID), cmp.Compare(o.Attachment.IfName,
 			p.Attachment.IfName))
 }
@@ -76,9 +96,6 @@ func NodeOwner(name string) Owner { return Owner{Kind: KindNode, Name: name} }
 
 // ServiceOwner is the owner of a Service's flows and groups; the name is namespace/name.
 func ServiceOwner(name string) Owner { return Owner{Kind: KindService, Name: name} }
-
-// PolicyOwner is the owner of a NetworkPolicy's flows; the name is namespace/name.
-func PolicyOwner(name string) Owner { return Owner{Kind: KindPolicy, Name: name} }
 
 // SelfOwner and PipelineOwner exist on every node.
 var (

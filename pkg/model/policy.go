@@ -1,17 +1,111 @@
 package model
 
-import "net/netip"
+import (
+	"cmp"
+	"net/netip"
+)
 
-// Policy is a NetworkPolicy resolved for this node: selectors are addresses and named ports are numbers. A Snapshot
-// holds only policies that select pods of this node.
+// Tier is a group of policies. Tiers are evaluated one after the other; see Tiers.
+type Tier uint8
+
+// The tiers.
+const (
+	// NetworkPolicyTier has the NetworkPolicies of namespaces. They are a union without an order, and deny what none of
+	// them accepts of the pods that they select.
+	NetworkPolicyTier Tier = iota
+	// AdminTier has ClusterNetworkPolicies that NetworkPolicies cannot override.
+	AdminTier
+	// BaselineTier has ClusterNetworkPolicies for pods that no NetworkPolicy selects.
+	BaselineTier
+)
+
+// Tiers are all tiers in the order of their evaluation. What no tier decides is accepted.
+var Tiers = []Tier{AdminTier, NetworkPolicyTier, BaselineTier}
+
+func (t Tier) String() string {
+	switch t {
+	case AdminTier:
+		return "Admin"
+	case BaselineTier:
+		return "Baseline"
+	}
+	return "NetworkPolicy"
+}
+
+// Ordered says whether the first rule of the tier that matches decides. Otherwise the tier's rules are a union, and a
+// pod that a policy of the tier selects is isolated: what no rule accepts is denied.
+func (t Tier) Ordered() bool { return t != NetworkPolicyTier }
+
+// Verdict is what a rule decides about the packets that match it, for its direction.
+type Verdict uint8
+
+// The verdicts.
+const (
+	// Accept ends the evaluation of the direction.
+	Accept Verdict = iota
+	// Deny drops.
+	Deny
+	// Pass leaves the decision to the next tier.
+	Pass
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case Deny:
+		return "Deny"
+	case Pass:
+		return "Pass"
+	}
+	return "Accept"
+}
+
+// PolicyID is the identity of a policy.
+type PolicyID struct {
+	// Kind is KindPolicy or KindClusterPolicy.
+	Kind Kind
+	// Namespace is empty for policies of the cluster.
+	Namespace, Name string
+}
+
+// NetworkPolicy is the identity of a NetworkPolicy.
+func NetworkPolicy(namespace, name string) PolicyID { return PolicyID{KindPolicy, namespace, name} }
+
+// ClusterNetworkPolicy is the identity of a ClusterNetworkPolicy.
+func ClusterNetworkPolicy(name string) PolicyID { return PolicyID{Kind: KindClusterPolicy, Name: name} }
+
+// String is namespace/name, or the name alone: as kubectl shows it, and unique among policies.
+func (id PolicyID) String() string {
+	if id.Namespace == "" {
+		return id.Name
+	}
+	return id.Namespace + "/" + id.Name
+}
+
+// Compare orders by kind, namespace and name.
+func (id PolicyID) Compare(other PolicyID) int {
+	return cmp.Or(cmp.Compare(id.Kind, other.Kind), cmp.Compare(id.Namespace, other.Namespace),
+		cmp.Compare(id.Name, other.Name))
+}
+
+// Owner is the owner of the policy's flows.
+func (id PolicyID) Owner() Owner { return Owner{Kind: id.Kind, Namespace: id.Namespace, Name: id.Name} }
+
+// Policy is a policy resolved for this node: selectors are addresses and named ports are numbers. A Snapshot holds only
+// policies that select pods of this node.
 type Policy struct {
-	Name string // namespace/name
+	ID   PolicyID
+	Tier Tier
+	// Rank is the place of the policy's rules in the order of its tier: the rule with Index i has the place Rank+i, the
+	// lowest one decides. Two policies have no place in common, but those without rules of their own (see Err). It is 0
+	// in a tier without an order.
+	Rank int
 	// Ingress and Egress are nil when the policy does not apply to that direction.
 	Ingress, Egress *PolicySide
 	// Log asks for log records of a sample of the packets that the policy allows or denies.
 	Log bool
-	// Err is the reason why the policy is invalid or over budget; empty otherwise. Its pods are then isolated in the
-	// policy's directions, and no rule allows anything.
+	// Err is the reason why the policy, or a rule of it, is invalid or over budget; empty otherwise. The rules are then
+	// those that fail closed: a NetworkPolicy accepts nothing, and of a ClusterNetworkPolicy the rules at fault accept
+	// nothing, and deny everything if they are to deny or to pass.
 	Err string
 	// OverBudget reports that Err is about this node's flow budget. Other nodes may have room.
 	OverBudget bool
@@ -35,7 +129,7 @@ func (p Policy) MostFlows() int {
 		if side == nil {
 			continue
 		}
-		most += len(side.Pods)
+		most += len(side.Pods) // for the default of NetworkPolicies, or for FailClosed
 		for _, r := range side.Rules {
 			most += r.mostFlows()
 		}
@@ -57,14 +151,36 @@ const (
 
 // PolicySide is one direction of a policy.
 type PolicySide struct {
-	// Pods are the addresses of this node's pods that the policy isolates, sorted.
+	// Pods are the addresses of this node's pods that the policy selects, sorted.
 	Pods []netip.Addr
-	// Rules each allow traffic; traffic that no rule allows is denied.
+	// Rules are in the order of their Index.
 	Rules []PolicyRule
 }
 
-// PolicyRule allows packets that match in all three dimensions: pods, peers and ports.
+// FailClosed is what remains of the rules when they cannot be programmed: nothing of those that accept. If others deny
+// or pass, one that denies everything takes the place of the first of them.
+func (s *PolicySide) FailClosed() []PolicyRule {
+	for _, r := range s.Rules {
+		if r.Verdict != Accept {
+			return []PolicyRule{{Index: r.Index, Verdict: Deny, Pods: s.Pods, AnyPeer: true, AnyPort: true}}
+		}
+	}
+	return nil
+}
+
+// FailClosed is the policy as it is in effect while its flows are quarantined.
+func (p Policy) FailClosed() Policy {
+	for _, side := range []**PolicySide{&p.Ingress, &p.Egress} {
+		if *side != nil {
+			*side = &PolicySide{Pods: (*side).Pods, Rules: (*side).FailClosed()}
+		}
+	}
+	return p
+}
+
+// PolicyRule decides about packets that match in all three dimensions: pods, peers and ports.
 type PolicyRule struct {
+	Verdict Verdict
 	// Index is the rule's position in the policy's list. A rule whose named ports stand for different numbers in
 	// different pods becomes several with the same Index.
 	Index int
@@ -72,10 +188,10 @@ type PolicyRule struct {
 	ID uint32
 	// Pods are the pods that the rule applies to: those of the side, or some of them where named ports differ.
 	Pods []netip.Addr
-	// Peers are the ranges of the other end, sorted, disjoint and of both families. AnyPeer allows every peer.
+	// Peers are the ranges of the other end, sorted, disjoint and of both families. AnyPeer matches every peer.
 	Peers   []netip.Prefix
 	AnyPeer bool
-	// Ports are destination ports, sorted and disjoint. AnyPort allows every port and protocol.
+	// Ports are destination ports, sorted and disjoint. AnyPort matches every port and protocol.
 	Ports   []PortMatch
 	AnyPort bool
 }

@@ -47,8 +47,8 @@ type Snapshot struct {
 	// OtherProxies are the ClusterIPs of Services that another proxy serves, by namespace/name. Pods' packets to them
 	// go to the host, where that proxy runs.
 	OtherProxies map[string][]netip.Addr
-	// Policies are the policies that select pods of this node, by namespace/name.
-	Policies map[string]Policy
+	// Policies are the policies that select pods of this node.
+	Policies map[PolicyID]Policy
 	// ServicesRevision is the revision that last changed Services, OtherProxies or ServiceCIDRs.
 	ServicesRevision uint64
 	// ServiceCIDRs are the ranges of ClusterIPs that the API server and the configuration name.

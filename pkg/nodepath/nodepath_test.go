@@ -268,9 +268,9 @@ func TestOwnPodCIDR(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, f := range desired.Flows {
-		if f.Owner == model.SelfOwner && !strings.Contains(key.Match+f.Actions, "fd44:1::") &&
-			!strings.Contains(key.Match, "=172.30.0.1") &&
-			!strings.Contains(key.Match, "=10.96.") && !strings.Contains(key.Match, "=fd96:") {
+		if f.Owner == model.SelfOwner && !strings.Contains(f.String(), "fd44:1::") &&
+			!strings.Contains(key.Match.String(), "=172.30.0.1") &&
+			!strings.Contains(key.Match.String(), "=10.96.") && !strings.Contains(key.Match.String(), "=fd96:") {
 			t.Errorf("a flow for a range that is not a pod CIDR: %s", f)
 		}
 	}

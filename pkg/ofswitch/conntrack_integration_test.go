@@ -202,13 +202,10 @@ func TestManyConnections(t *testing.T) {
 		}
 		return nil
 	})
-	for deadline := time.Now().Add(testenv.Patience(time.Second)); ; time.Sleep(50 * time.Millisecond) {
-		left := tracked(t, sw, flows.Zone)
-		if len(left) == 0 {
-			return
+	testenv.Eventually(t, time.Second, func() error {
+		if left := tracked(t, sw, flows.Zone); len(left) > 0 {
+			return fmt.Errorf("%d are left", len(left))
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d are left", len(left))
-		}
-	}
+		return nil
+	})
 }

@@ -142,10 +142,17 @@ type Occupancy struct {
 	// Connections are those of the userspace datapath, all zones together; beyond ConnectionLimit it refuses new
 	// ones. Both are 0 on the kernel's datapath, where connections are the kernel's.
 	Connections, ConnectionLimit uint64
+	// Version is that of ovs-vswitchd, as 3.1.0.
+	Version string
 }
 
 // Occupancy reads how full the switch's tables are. It costs no dump.
 func (s *Switch) Occupancy(ctx context.Context) (o Occupancy, err error) {
+	version, err := s.appctl(ctx, "version")
+	if err != nil {
+		return o, err
+	}
+	o.Version = daemonVersion(version)
 	text, err := s.appctl(ctx, "upcall/show")
 	if err != nil {
 		return o, err
@@ -162,6 +169,12 @@ func (s *Switch) Occupancy(ctx context.Context) (o Occupancy, err error) {
 	}
 	o.ConnectionLimit, err = s.number(ctx, "dpctl/ct-get-maxconns")
 	return o, err
+}
+
+// daemonVersion finds the version in "ovs-vswitchd (Open vSwitch) 3.1.0", which may be followed by other lines.
+func daemonVersion(text string) string {
+	line, _, _ := strings.Cut(text, "\n")
+	return strings.TrimSpace(line[strings.LastIndex(line, ") ")+1:])
 }
 
 // number asks for one number about the userspace datapath.

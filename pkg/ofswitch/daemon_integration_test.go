@@ -5,6 +5,7 @@ package ofswitch_test
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -109,7 +110,7 @@ func TestEnsureDaemon(t *testing.T) {
 func TestOccupancy(t *testing.T) {
 	ovs, sw := start(t)
 	if o, err := sw.Occupancy(t.Context()); err != nil || o.CacheLimit == 0 || o.ConnectionLimit == 0 ||
-		o.Connections != 0 {
+		o.Connections != 0 || !regexp.MustCompile(`^\d+\.\d+\.\d+$`).MatchString(o.Version) {
 		t.Fatalf("an idle switch: %+v, %v", o, err)
 	}
 	if _, err := ovs.Run(t.Context(), "ovs-ofctl", "add-flow", bridge, "udp,actions=ct(commit,zone=7)"); err != nil {

@@ -88,7 +88,7 @@ func (s *Fake) Apply(_ context.Context, d openflow.Delta) error {
 	}
 	for _, forget := range d.Forget {
 		for key, f := range s.flows {
-			if f.Table == forget.Table && f.Cookie == forget.Cookie && (forget.Match == "" || key == forget.Key) {
+			if f.Table == forget.Table && f.Cookie == forget.Cookie && (forget.Match == (openflow.Match{}) || key == forget.Key) {
 				s.remove(key)
 			}
 		}
@@ -137,13 +137,13 @@ func (s *Fake) check(d openflow.Delta) error {
 
 // checkGroups says what is wrong with the groups that the flow uses, given those that a bundle sets.
 func (s *Fake) checkGroups(f openflow.Flow, set map[openflow.GroupID]openflow.Group) error {
-	for _, id := range openflow.GroupsIn(f.Actions) {
+	for _, id := range f.Actions.Groups() {
 		g, isSet := set[id]
 		if _, exists := s.groups[id]; !exists && !isSet {
 			return fmt.Errorf("OFPBAC_BAD_OUT_GROUP for: %s", f)
 		}
-		for _, actions := range g.BucketActions() {
-			if err := s.contract(openflow.Flow{Key: openflow.Key{Table: f.Table}, Actions: actions}); err != nil {
+		for _, b := range g.Buckets() {
+			if err := s.contract(openflow.Flow{Key: openflow.Key{Table: f.Table}, Actions: b.Actions}); err != nil {
 				return fmt.Errorf("group %d: %w", id, err)
 			}
 		}
@@ -290,7 +290,7 @@ func (s *Fake) removeGroup(id openflow.GroupID) {
 	delete(s.groups, id)
 	s.tell(Event{Deleted: true, Group: openflow.Group{ID: id}})
 	for key, f := range s.flows {
-		if slices.Contains(openflow.GroupsIn(f.Actions), id) {
+		if slices.Contains(f.Actions.Groups(), id) {
 			s.remove(key)
 		}
 	}

@@ -12,11 +12,17 @@ import (
 // TestFakeHoldsTheContract: the fake rejects, whole, what breaks the contract of a table: a flow's actions, and those
 // of a group that a flow of the table uses, whether the flow comes with the group or is there already.
 func TestFakeHoldsTheContract(t *testing.T) {
-	good := openflow.Group{ID: 1, Text: "type=select,bucket=bucket_id:0,actions=drop"}
-	bad := openflow.Group{ID: 1, Text: "type=select,bucket=bucket_id:0,actions=local"}
-	using := openflow.Flow{Key: openflow.Key{Table: 40, Priority: 5, Match: "ip"}, Actions: "group:1"}
+	group := func(actions string) openflow.Group {
+		g, err := openflow.ParseGroup("group_id=1,type=select,bucket=bucket_id:0,actions=" + actions)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	good, bad := group("drop"), group("local")
+	using := openflow.Flow{Key: openflow.Key{Table: 40, Priority: 5, Match: openflow.ParseMatch("ip")}, Actions: openflow.ParseActions("group:1")}
 	sw := ofswitch.NewFake(func(f openflow.Flow) error {
-		if f.Table == 40 && strings.Contains(f.Actions, "local") {
+		if f.Table == 40 && strings.Contains(f.Actions.String(), "local") {
 			return errors.New("table 40 does not send to the node")
 		}
 		return nil
@@ -26,7 +32,7 @@ func TestFakeHoldsTheContract(t *testing.T) {
 		delta   openflow.Delta
 		refused bool
 	}{
-		{"a flow", openflow.Delta{Set: []openflow.Flow{{Key: using.Key, Actions: "local"}}}, true},
+		{"a flow", openflow.Delta{Set: []openflow.Flow{{Key: using.Key, Actions: openflow.ParseActions("local")}}}, true},
 		{"a flow with its group", openflow.Delta{Set: []openflow.Flow{using}, SetGroups: []openflow.Group{bad}}, true},
 		{"a flow without its group", openflow.Delta{Set: []openflow.Flow{using}}, true},
 		{"both right", openflow.Delta{Set: []openflow.Flow{using}, SetGroups: []openflow.Group{good}}, false},

@@ -37,7 +37,7 @@ func contents(t testing.TB, sw *ofswitch.Switch) string {
 		lines = append(lines, g.String())
 	}
 	for _, e := range c.Flows {
-		lines = append(lines, e.Key.String()+" "+e.Actions)
+		lines = append(lines, e.Key.String()+" "+e.Actions.String())
 	}
 	return strings.Join(lines, "\n")
 }
@@ -67,8 +67,7 @@ func TestBundleOfFlowsAndGroups(t *testing.T) {
 	first, second := group(t, firstGroup), group(t, secondGroup)
 	apply(openflow.Delta{Set: []openflow.Flow{using("1073741825")}, SetGroups: []openflow.Group{first}},
 		firstGroup+"\ntable=40,priority=5,ip group:1073741825")
-	changed := first
-	changed.Text = strings.Replace(first.Text, "resubmit(,50)", "drop", 1)
+	changed := group(t, strings.Replace(firstGroup, "resubmit(,50)", "drop", 1))
 
 	// Refused in the middle, whatever came before it: nothing is done, and the switch lives. OVS 3.1 dies when a line
 	// behind the deletion of a group in use is refused.
@@ -162,11 +161,11 @@ func TestGroupSize(t *testing.T) {
 				t.Fatalf("%d buckets were read back as %d bytes, want %d", most, len(got), len(largest.String()))
 			}
 			// With 6 % more, as text, the switch does not take them.
-			b := strings.Split(largest.Text, ",bucket=")
+			b := strings.Split(largest.String(), ",bucket=")
 			for i := range most/16 + 1 {
 				b = append(b, strings.Replace(b[i+1], "bucket_id:", "bucket_id:9", 1))
 			}
-			more := openflow.Group{ID: 1, Text: strings.Join(b, ",bucket=")}
+			more := group(t, strings.Join(b, ",bucket="))
 			if err := sw.Apply(t.Context(), openflow.Delta{SetGroups: []openflow.Group{more}}); err == nil &&
 				contents(t, sw) == more.String() {
 				t.Errorf("the switch takes %d buckets, NewGroup only %d", len(b)-1, most)

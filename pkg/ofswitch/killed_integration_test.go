@@ -156,7 +156,7 @@ func TestLargeBundleIsRejected(t *testing.T) {
 	_, sw := start(t)
 	for _, bad := range []string{"group:77", "no_such:77"} { // refused by the switch, and by ovs-ofctl
 		list := numbered(t, 3000)
-		list[2000].Actions = bad
+		list[2000].Actions = openflow.ParseActions(bad)
 		err := sw.Apply(t.Context(), openflow.Delta{Set: list})
 		var rejected *ofswitch.RejectedError
 		if !errors.As(err, &rejected) || rejected.Detail == "" {

@@ -156,7 +156,7 @@ func (s *Switch) Apply(ctx context.Context, d openflow.Delta) error {
 		fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)
 	}
 	for _, f := range d.Forget {
-		if f.Match == "" {
+		if f.Match == (openflow.Match{}) {
 			fmt.Fprintf(&b, "flow delete cookie=%#x/-1,table=%d\n", f.Cookie, f.Table)
 		} else {
 			fmt.Fprintf(&b, "flow delete_strict cookie=%#x/-1,%s\n", f.Cookie, f.Key)

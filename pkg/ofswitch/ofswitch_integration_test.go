@@ -238,7 +238,7 @@ func TestWatch(t *testing.T) {
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{f}}); err != nil {
 		t.Fatal(err)
 	}
-	want := ofswitch.Event{Table: 60, Match: "ip,nw_dst=10.0.0.0/8", Actions: f.Actions}
+	want := ofswitch.Event{Table: 60, Match: openflow.ParseMatch("ip,nw_dst=10.0.0.0/8"), Actions: f.Actions}
 	if got := wait(t, events); got != want {
 		t.Errorf("event = %+v, want %+v", got, want)
 	}
@@ -246,7 +246,7 @@ func TestWatch(t *testing.T) {
 	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{drop}}); err != nil {
 		t.Fatal(err)
 	}
-	want.Actions = "drop"
+	want.Actions = openflow.Actions{}
 	if got := wait(t, events); got != want {
 		t.Errorf("event = %+v, want %+v", got, want)
 	}
@@ -266,8 +266,8 @@ func TestWatch(t *testing.T) {
 	if got := wait(t, events); got != (ofswitch.Event{Group: g}) {
 		t.Errorf("event = %+v, want the new group", got)
 	}
-	changed := openflow.Group{ID: g.ID,
-		Text: "type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop"}
+	changed := group(t, fmt.Sprintf("group_id=%d,"+
+		"type=select,selection_method=hash,fields=ip_src,bucket=bucket_id:7,weight:2,actions=drop", g.ID))
 	ofctl(t, ovs, "mod-group", bridge, changed.String())
 	if got := wait(t, events); got != (ofswitch.Event{Group: changed}) {
 		t.Errorf("event = %+v, want %+v", got, changed)

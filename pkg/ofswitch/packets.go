@@ -76,11 +76,11 @@ func (s *Switch) Send(ctx context.Context, packets []PacketOut) error {
 	}
 	var b bytes.Buffer
 	for _, p := range packets {
-		text, err := openflow.Text(p.Actions...)
+		actions, err := openflow.NewActions(p.Actions...)
 		if err != nil {
 			return fmt.Errorf("send a packet: %w", err)
 		}
-		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(p.Packet), text)
+		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(p.Packet), actions)
 	}
 	if err := s.bundleFile(ctx, b.Bytes()); err != nil {
 		return fmt.Errorf("send %d packets: %w", len(packets), err)

@@ -22,8 +22,8 @@ type Event struct {
 	// Deleted is false for what is in the switch now.
 	Deleted bool
 	Table   openflow.TableID
-	Match   string
-	Actions string
+	Match   openflow.Match
+	Actions openflow.Actions
 	// Group is the group that the event is about; without a number the event is about a flow. Of a deleted group only the
 	// number is known; it may be AllGroups.
 	Group openflow.Group
@@ -160,8 +160,7 @@ func parseGroupEvent(kind, rest string) (Event, bool) {
 	case "DEL":
 		return Event{Deleted: true, Group: openflow.Group{ID: g.ID}}, true
 	case "INSERT_BUCKET", "REMOVE_BUCKET":
-		return Event{Group: openflow.Group{ID: g.ID, Text: kind}}, true // which we never do
+		return Event{Group: openflow.Group{ID: g.ID}}, true // which we never do
 	}
-	g.Text = strings.TrimSuffix(g.Text, ",")
 	return Event{Group: g}, true
 }

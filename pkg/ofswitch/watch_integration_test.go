@@ -6,14 +6,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestWatchFullSwitch: a switch with many flows takes its time to tell of them all, and what a killed watch left behind
-// is in no way.
+// TestWatchFullSwitch: the flows that a switch already has are not told once more, which would keep ovs-vswitchd from
+// its packets, and what a killed watch left behind is in no way.
 func TestWatchFullSwitch(t *testing.T) {
 	ovs, sw := start(t)
 	var d openflow.Delta
@@ -37,6 +39,9 @@ func TestWatchFullSwitch(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
+	if n := printed(t, "monitor"); n > 10_000 {
+		t.Errorf("the watch printed %d bytes before anything changed, as if it were told of all flows", n)
+	}
 	g := group(t, seededGroup)
 	if err := sw.Apply(t.Context(), openflow.Delta{Delete: d.Set[7:8], SetGroups: []openflow.Group{g}}); err != nil {
 		t.Fatal(err)
@@ -46,4 +51,36 @@ func TestWatchFullSwitch(t *testing.T) {
 			t.Errorf("event = %+v, want the deleted flow and the new group", e)
 		}
 	}
+}
+
+// printed is how many bytes our one running ovs-ofctl with this command has written.
+func printed(t *testing.T, command string) int {
+	t.Helper()
+	children, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range children {
+		pids, err := os.ReadFile(file)
+		if err != nil {
+			continue // of a thread that ended
+		}
+		for pid := range strings.FieldsSeq(string(pids)) {
+			args, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+			if err != nil || !slices.Contains(strings.Split(string(args), "\x00"), command) {
+				continue
+			}
+			io, err := os.ReadFile(filepath.Join("/proc", pid, "io"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var read, written int
+			if _, err := fmt.Sscanf(string(io), "rchar: %d\nwchar: %d\n", &read, &written); err != nil {
+				t.Fatal(err)
+			}
+			return written
+		}
+	}
+	t.Fatalf("no ovs-ofctl %s of ours runs", command)
+	return 0
 }

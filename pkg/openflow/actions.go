@@ -1,32 +1,261 @@
 package openflow
 
 import (
+	"cmp"
 	"fmt"
+	"iter"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/digitalocean/go-openvswitch/ovs"
 )
 
-// textAction is an action that is complete as text.
-type textAction string
+// Actions are what becomes of a packet, in their order. They are comparable with ==, and equal actions of a switch are
+// equal values, in the spelling in which OVS prints them. The zero value drops the packet.
+type Actions struct{ text string }
+
+const drop = "drop"
+
+// NewActions puts actions together. It returns an error for an action that cannot be; whether a flow may have them is
+// checked by New.
+func NewActions(actions ...ovs.Action) (Actions, error) {
+	list, err := actionList(actions)
+	return JoinActions(list), err
+}
+
+// ParseActions reads actions as ovs-ofctl prints them. It does not check them.
+func ParseActions(text string) Actions {
+	if text == drop {
+		return Actions{}
+	}
+	return Actions{text}
+}
+
+// JoinActions is the reverse of All.
+func JoinActions(list []Action) Actions {
+	if len(list) == 1 { // as most flows have
+		return ParseActions(list[0].text)
+	}
+	size := len(list)
+	for _, a := range list {
+		size += len(a.text)
+	}
+	var b strings.Builder
+	b.Grow(size)
+	for i, a := range list {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(a.text)
+	}
+	return Actions{b.String()}
+}
+
+// String is the actions as ovs-ofctl prints them: separated by commas, "drop" when there are none.
+func (a Actions) String() string {
+	if a.text == "" {
+		return drop
+	}
+	return a.text
+}
+
+// Compare orders actions by their text.
+func (a Actions) Compare(o Actions) int { return cmp.Compare(a.String(), o.String()) }
+
+// Drop says whether there are no actions.
+func (a Actions) Drop() bool { return a.text == "" }
+
+// All are the actions one by one.
+func (a Actions) All() iter.Seq[Action] {
+	return func(yield func(Action) bool) {
+		depth, start := 0, 0
+		for i := range len(a.text) {
+			switch a.text[i] {
+			case '(':
+				depth++
+			case ')':
+				depth--
+			case ',':
+				if depth == 0 {
+					if !yield(Action{a.text[start:i]}) {
+						return
+					}
+					start = i + 1
+				}
+			}
+		}
+		if a.text != "" {
+			yield(Action{a.text[start:]})
+		}
+	}
+}
+
+const clausePrefix = "conjunction("
+
+// Clauses says whether these are clauses of conjunctions, which OVS lets stand only among themselves.
+func (a Actions) Clauses() bool { return strings.HasPrefix(a.text, clausePrefix) }
+
+// Translation is the destination that the actions give to a connection, if they do.
+func (a Actions) Translation() (netip.AddrPort, bool) {
+	_, rest, ok := strings.Cut(a.text, "nat(dst=")
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	text, _, _ := strings.Cut(rest, ")")
+	if to, err := netip.ParseAddrPort(text); err == nil {
+		return to, true
+	}
+	addr, err := netip.ParseAddr(text)
+	return netip.AddrPortFrom(addr, 0), err == nil
+}
+
+// Groups are the groups that the actions send packets to.
+func (a Actions) Groups() []GroupID {
+	if !strings.Contains(a.text, groupPrefix) {
+		return nil
+	}
+	var ids []GroupID
+	for action := range a.All() {
+		text, ok := strings.CutPrefix(action.text, groupPrefix)
+		if !ok {
+			continue
+		}
+		if id, err := strconv.ParseUint(text, 10, 32); err == nil {
+			ids = append(ids, GroupID(id))
+		}
+	}
+	return ids
+}
+
+// Renumber gives the actions with other numbers for the groups that they lead to.
+func (a Actions) Renumber(number func(GroupID) GroupID) Actions {
+	return Actions{renumber(a.text, number)}
+}
+
+// Copy says whether a Copy is among the actions.
+func (a Actions) Copy() bool { return strings.Contains(a.text, copyPrefix) }
+
+// WithoutCopies are the actions less the copies: what becomes of the packet itself.
+func (a Actions) WithoutCopies() Actions {
+	if !a.Copy() {
+		return a
+	}
+	var rest []Action
+	for action := range a.All() {
+		if !strings.HasPrefix(action.text, copyPrefix) {
+			rest = append(rest, action)
+		}
+	}
+	return JoinActions(rest)
+}
+
+// Action is one action, comparable with ==.
+type Action struct{ text string }
+
+// String is the action as ovs-ofctl prints it.
+func (a Action) String() string { return a.text }
+
+// Compare orders actions by their text.
+func (a Action) Compare(o Action) int { return cmp.Compare(a.text, o.text) }
 
 // MarshalText implements ovs.Action.
-func (a textAction) MarshalText() ([]byte, error) { return []byte(a), nil }
+func (a Action) MarshalText() ([]byte, error) { return []byte(a.text), nil }
 
 // GoString implements ovs.Action.
-func (a textAction) GoString() string { return fmt.Sprintf("openflow.textAction(%q)", string(a)) }
+func (a Action) GoString() string { return fmt.Sprintf("openflow.Action{%q}", a.text) }
 
-// textMatch is a match that is complete as text.
-type textMatch string
+// Name is what the action does: "goto_table", "set_field", "ct", "IN_PORT".
+func (a Action) Name() string {
+	if end := strings.IndexAny(a.text, ":(="); end >= 0 {
+		return a.text[:end]
+	}
+	return a.text
+}
 
-// MarshalText implements ovs.Match.
-func (m textMatch) MarshalText() ([]byte, error) { return []byte(m), nil }
+// Kind is Name, and for what writes a field the field, too, as in "set_field->eth_src" and
+// "move->NXM_NX_REG3[0..15]".
+func (a Action) Kind() string {
+	if _, to, ok := a.Write(); ok {
+		return a.Name() + "->" + to
+	}
+	return a.Name()
+}
 
-// GoString implements ovs.Match.
-func (m textMatch) GoString() string { return fmt.Sprintf("openflow.textMatch(%q)", string(m)) }
+// Operand is what follows the name: the number of goto_table, the arguments of ct.
+func (a Action) Operand() string {
+	end := strings.IndexAny(a.text, ":(=")
+	switch {
+	case end < 0:
+		return ""
+	case a.text[end] == '(':
+		return strings.TrimSuffix(a.text[end+1:], ")")
+	}
+	return a.text[end+1:]
+}
+
+// Args are the arguments of ct, learn or nat. Each has the form of an action: "commit", "table=40", "nat(src)".
+func (a Action) Args() iter.Seq[Action] { return Actions{a.Operand()}.All() }
+
+// Write is what set_field, load or move write, a value or a field, and the field that they write it to.
+func (a Action) Write() (value, to string, ok bool) {
+	switch a.Name() {
+	case "set_field", "load", "move":
+		operand := a.Operand()
+		if i := strings.LastIndex(operand, "->"); i >= 0 {
+			return operand[:i], operand[i+len("->"):], true
+		}
+	}
+	return "", "", false
+}
+
+// Goto says where a goto_table action goes.
+func (a Action) Goto() (TableID, bool) {
+	text, ok := strings.CutPrefix(a.text, gotoPrefix)
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(text, 10, 8)
+	return TableID(n), err == nil
+}
+
+// Next says in which table a packet goes on because of the action: goto_table, resubmit, or ct with a table.
+func (a Action) Next() (TableID, bool) {
+	if table, ok := a.Goto(); ok {
+		return table, true
+	}
+	text, ok := strings.CutPrefix(a.text, "resubmit(,")
+	text = strings.TrimSuffix(text, ")")
+	if !ok && a.Name() == "ct" {
+		for arg := range a.Args() {
+			if arg.Name() == "table" {
+				text, ok = arg.Operand(), true
+			}
+		}
+	}
+	if !ok {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(text, 10, 8)
+	return TableID(n), err == nil
+}
+
+// Clause is the clause that the action makes the flow: number k of the n clauses of conjunction id.
+func (a Action) Clause() (id uint32, k, n uint8, ok bool) {
+	args, ok := strings.CutPrefix(a.text, clausePrefix)
+	if !ok {
+		return 0, 0, 0, false
+	}
+	idText, rest, _ := strings.Cut(strings.TrimSuffix(args, ")"), ",")
+	kText, nText, _ := strings.Cut(rest, "/")
+	number, err1 := strconv.ParseUint(idText, 0, 32)
+	clause, err2 := strconv.ParseUint(strings.TrimSpace(kText), 10, 8)
+	of, err3 := strconv.ParseUint(nText, 10, 8)
+	if err1 != nil || err2 != nil || err3 != nil || checkClause(clause, of) != nil {
+		return 0, 0, 0, false
+	}
+	return uint32(number), uint8(clause), uint8(of), true
+}
 
 // invalid is an action or match that cannot be: building a flow or group with it returns the error.
 type invalid struct{ err error }
@@ -45,235 +274,37 @@ func textOf(m marshaler) (string, error) {
 	switch m := m.(type) {
 	case textMatch:
 		return string(m), nil
-	case textAction:
-		return string(m), nil
+	case Action:
+		return m.text, nil
 	}
 	text, err := m.MarshalText()
 	return string(text), err
 }
 
-// Text is actions as ovs-ofctl takes them outside of flows.
-func Text(actions ...ovs.Action) (string, error) { return actionsText(actions) }
-
-// actionsText joins actions.
-func actionsText(actions []ovs.Action) (string, error) {
-	texts, err := actionTexts(actions)
-	return strings.Join(texts, ","), err
-}
-
-func actionTexts(actions []ovs.Action) ([]string, error) {
-	texts := make([]string, len(actions))
+func actionList(actions []ovs.Action) ([]Action, error) {
+	list := make([]Action, len(actions))
 	for i, a := range actions {
 		text, err := textOf(a)
 		if err != nil {
 			return nil, fmt.Errorf("action %#v: %w", a, err)
 		}
-		texts[i] = text
+		list[i] = Action{text}
 	}
-	return texts, nil
+	return list, nil
 }
 
+const gotoPrefix = "goto_table:"
+
 // Goto continues the packet in a later table (OpenFlow instruction goto_table). OVS refuses to go back.
-func Goto(table TableID) ovs.Action { return textAction("goto_table:" + strconv.Itoa(int(table))) }
+func Goto(table TableID) ovs.Action { return Action{gotoPrefix + strconv.Itoa(int(table))} }
 
 // Resubmit looks the packet up in a table and then comes back, in places where goto_table cannot be: before the last
 // action, and in a group's buckets.
-func Resubmit(table TableID) ovs.Action {
-	return textAction("resubmit(," + strconv.Itoa(int(table)) + ")")
-}
+func Resubmit(table TableID) ovs.Action { return Action{"resubmit(," + strconv.Itoa(int(table)) + ")"} }
 
 // Port sends the packet to the port with this number.
 func Port(number uint32) ovs.Action {
-	return textAction("output:" + strconv.FormatUint(uint64(number), 10))
-}
-
-// GotoTable says where a goto_table action goes.
-func GotoTable(action string) (TableID, bool) {
-	text, ok := strings.CutPrefix(action, "goto_table:")
-	if !ok {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(text, 10, 8)
-	return TableID(n), err == nil
-}
-
-// NextTable says in which table a packet goes on because of an action: goto_table, resubmit, or ct with a table.
-func NextTable(action string) (TableID, bool) {
-	if table, ok := GotoTable(action); ok {
-		return table, true
-	}
-	if text, ok := strings.CutPrefix(action, "resubmit(,"); ok {
-		n, err := strconv.ParseUint(strings.TrimSuffix(text, ")"), 10, 8)
-		return TableID(n), err == nil
-	}
-	args, ok := strings.CutPrefix(action, "ct(")
-	if !ok {
-		return 0, false
-	}
-	for _, arg := range SplitActions(strings.TrimSuffix(args, ")")) {
-		if text, ok := strings.CutPrefix(arg, "table="); ok {
-			n, err := strconv.ParseUint(text, 10, 8)
-			return TableID(n), err == nil
-		}
-	}
-	return 0, false
-}
-
-// ActionName is the kind of a canonical action: "goto_table", "output", "ct", "learn", or for what writes a field
-// the field, too, as in "set_field->eth_src" and "move->NXM_NX_REG3[0..15]".
-func ActionName(action string) string {
-	end := strings.IndexAny(action, ":(")
-	if end < 0 {
-		return action
-	}
-	name := action[:end]
-	switch name {
-	case "set_field", "move", "load":
-		if i := strings.LastIndex(action, "->"); i >= 0 {
-			return name + action[i:]
-		}
-	}
-	return name
-}
-
-// Register is a whole OVS register, reg0 to reg15.
-type Register int
-
-func (r Register) String() string { return "reg" + strconv.Itoa(int(r)) }
-
-// Set writes the whole register.
-func (r Register) Set(v uint32) ovs.Action { return r.bits().Set(v) }
-
-// Is matches the whole register.
-func (r Register) Is(v uint32) ovs.Match { return r.bits().Is(v) }
-
-func (r Register) bits() Bits { return Bits{Register: r, Mask: ^uint32(0)} }
-
-func (r Register) check() error {
-	if r < 0 || r > 15 {
-		return fmt.Errorf("%s: OVS has the registers reg0 to reg15", r)
-	}
-	return nil
-}
-
-// In is the value that a canonical match wants the whole register to have.
-func (r Register) In(match string) (uint32, bool) {
-	for field := range strings.SplitSeq(match, ",") {
-		if text, ok := strings.CutPrefix(field, r.String()+"="); ok {
-			v, err := strconv.ParseUint(text, 0, 32)
-			return uint32(v), err == nil
-		}
-	}
-	return 0, false
-}
-
-// SetBy is the value that a canonical action writes to the whole register.
-func (r Register) SetBy(action string) (uint32, bool) {
-	text, writes := strings.CutPrefix(action, "set_field:")
-	text, here := strings.CutSuffix(text, "->"+r.String())
-	v, err := strconv.ParseUint(text, 0, 32)
-	return uint32(v), writes && here && err == nil
-}
-
-// Output sends the packet to the port whose number the register holds.
-func (r Register) Output() ovs.Action {
-	if err := r.check(); err != nil {
-		return invalid{err}
-	}
-	return ovs.OutputField("NXM_NX_REG" + strconv.Itoa(int(r)) + "[]")
-}
-
-// Bits is a part of a register.
-type Bits struct {
-	Register Register
-	Mask     uint32
-}
-
-// Set writes a value, already shifted to its place, into the bits.
-func (b Bits) Set(v uint32) ovs.Action {
-	if err := b.Register.check(); err != nil {
-		return invalid{err}
-	}
-	return setMasked(b.Register.String(), v, b.Mask)
-}
-
-// Is matches a value, already shifted to its place.
-func (b Bits) Is(v uint32) ovs.Match {
-	if err := b.Register.check(); err != nil {
-		return invalid{err}
-	}
-	return maskedMatch(b.Register.String(), v, b.Mask)
-}
-
-func maskedMatch(field string, v, mask uint32) ovs.Match {
-	text, err := masked(field, v, mask)
-	if err != nil {
-		return invalid{err}
-	}
-	return textMatch(field + "=" + text)
-}
-
-func setMasked(field string, v, mask uint32) ovs.Action {
-	text, err := masked(field, v, mask)
-	if err != nil {
-		return invalid{err}
-	}
-	return textAction("set_field:" + text + "->" + field)
-}
-
-// masked writes a value and its mask the way OVS prints them.
-func masked(field string, v, mask uint32) (string, error) {
-	switch {
-	case mask == 0 || v&^mask != 0:
-		return "", fmt.Errorf("%s: %#x does not fit into the bits %#x", field, v, mask)
-	case mask == ^uint32(0):
-		return hex(v), nil
-	}
-	return hex(v) + "/" + hex(mask), nil
-}
-
-func hex(v uint32) string {
-	if v == 0 {
-		return "0" // as OVS prints it
-	}
-	return "0x" + strconv.FormatUint(uint64(v), 16)
-}
-
-// Source matches packets from a range, of either family. It says nothing of the protocol; see Protocol.
-func Source(p netip.Prefix) ovs.Match { return rangeMatch("nw_src=", "ipv6_src=", p) }
-
-// Destination matches packets to a range, of either family.
-func Destination(p netip.Prefix) ovs.Match { return rangeMatch("nw_dst=", "ipv6_dst=", p) }
-
-// rangeMatch is what go-openvswitch's matches of addresses give, which parse the text to see that it is an address:
-// policies have a hundred thousand of them.
-func rangeMatch(v4, v6 string, p netip.Prefix) ovs.Match {
-	switch {
-	case !p.IsValid():
-		return invalid{fmt.Errorf("%s%s is not a range", v6, p)}
-	case p.Addr().Is4():
-		return textMatch(v4 + prefixText(p))
-	}
-	return textMatch(v6 + prefixText(p))
-}
-
-// Protocol is the match prerequisite of an address: ip or ipv6.
-func Protocol(a netip.Addr) ovs.Protocol {
-	if a.Is4() {
-		return ovs.ProtocolIPv4
-	}
-	return ovs.ProtocolIPv6
-}
-
-// Host is the range that holds just one address.
-func Host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-// TunnelSource matches the outer source address of a packet that came through a tunnel.
-func TunnelSource(a netip.Addr) ovs.Match {
-	if a.Is4() {
-		return ovs.TunnelSrc(a.String())
-	}
-	return ovs.FieldMatch("tun_ipv6_src", a.String())
+	return Action{"output:" + strconv.FormatUint(uint64(number), 10)}
 }
 
 // SetTunnelDestination says where a flow-based tunnel port sends the packet.
@@ -290,75 +321,20 @@ func setTunnelAddr(a netip.Addr, end string) ovs.Action {
 	return ovs.SetField(a.String(), "tun_ipv6_"+end)
 }
 
-// Fragments matches by a packet's place in a fragmented datagram: "no", "yes", "first", "later" or "not_later"
-// (ovs-fields(7), ip_frag).
-func Fragments(which string) ovs.Match {
-	if !slices.Contains([]string{"no", "yes", "first", "later", "not_later"}, which) {
-		return invalid{fmt.Errorf("nw_frag cannot be %q", which)}
-	}
-	return textMatch("nw_frag=" + which)
-}
-
-// DestinationPort matches packets to the ports that equal port in the bits of mask; 0xffff is one port.
-func DestinationPort(port, mask uint16) ovs.Match { return portMatch("tp_dst", port, mask) }
-
-// SourcePort is DestinationPort for where packets come from.
-func SourcePort(port, mask uint16) ovs.Match { return portMatch("tp_src", port, mask) }
-
-func portMatch(field string, port, mask uint16) ovs.Match {
-	switch {
-	case mask == 0 || port&^mask != 0:
-		return invalid{fmt.Errorf("%s: %#x does not fit into the bits %#x", field, port, mask)}
-	case mask == 0xffff:
-		return textMatch(field + "=" + strconv.Itoa(int(port)))
-	}
-	return textMatch(fmt.Sprintf("%s=%#x/%#x", field, port, mask))
-}
-
-// DestinationIn is the IP protocol, the address and the port that a canonical match wants packets to go to. What the
-// match leaves open, or not narrowed to one value, is zero.
-func DestinationIn(match string) (proto uint8, to netip.AddrPort) {
-	var addr netip.Addr
-	var port uint64
-	for field := range strings.SplitSeq(match, ",") {
-		name, value, _ := strings.Cut(field, "=")
-		switch name {
-		case "tcp", "tcp6":
-			proto = IPProtoTCP
-		case "udp", "udp6":
-			proto = IPProtoUDP
-		case "sctp", "sctp6":
-			proto = IPProtoSCTP
-		case "nw_dst", "ipv6_dst":
-			addr, _ = netip.ParseAddr(value) // a range is none
-		case "tp_dst":
-			port, _ = strconv.ParseUint(value, 10, 16)
-		}
-	}
-	return proto, netip.AddrPortFrom(addr, uint16(port))
-}
-
 // Conjunction makes the flow clause number k (from 1) of the n clauses of conjunction id; see ovs-fields(7).
 func Conjunction(id uint32, k, n int) ovs.Action {
+	if err := checkClause(k, n); err != nil {
+		return invalid{fmt.Errorf("conjunction %d: %w", id, err)}
+	}
+	return Action{fmt.Sprintf(clausePrefix+"%d,%d/%d)", id, k, n)}
+}
+
+func checkClause[N int | uint64](k, n N) error {
 	if n < 2 || n > 64 || k < 1 || k > n {
-		return invalid{fmt.Errorf("conjunction %d cannot have clause %d/%d", id, k, n)}
+		return fmt.Errorf("there is no clause %d/%d", k, n)
 	}
-	return textAction(fmt.Sprintf("conjunction(%d,%d/%d)", id, k, n))
-}
-
-// ConjunctionID matches packets for which every clause of the conjunction has a flow.
-func ConjunctionID(id uint32) ovs.Match {
-	return textMatch("conj_id=" + strconv.FormatUint(uint64(id), 10))
-}
-
-// prefixText writes a range the way OVS prints it: masked, and without the length when it is a single address.
-func prefixText(p netip.Prefix) string {
-	p = p.Masked()
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
+	return nil
 }
 
 // InPort sends the packet back where it came from, in the spelling in which OVS prints it.
-func InPort() ovs.Action { return textAction("IN_PORT") }
+func InPort() ovs.Action { return Action{"IN_PORT"} }

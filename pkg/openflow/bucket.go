@@ -7,15 +7,14 @@ import (
 
 // ShownBucket is a bucket as a group's text has it.
 type ShownBucket struct {
-	ID     uint32
-	Weight uint16
-	// Actions are canonical.
-	Actions string
+	ID      uint32
+	Weight  uint16
+	Actions Actions
 }
 
 // Selection is how the group chooses, in the words of its text: "dp_hash", "hash of ip_src", "hash of ip_src, seed 5".
 func (g Group) Selection() string {
-	head, _, _ := strings.Cut(g.Text, ",bucket=")
+	head, _, _ := strings.Cut(g.text, ",bucket=")
 	_, method, _ := strings.Cut(head, "selection_method=")
 	method, fields, ok := strings.Cut(method, ",fields")
 	if !ok {
@@ -31,11 +30,11 @@ func (g Group) Selection() string {
 
 // Buckets lists the group's buckets.
 func (g Group) Buckets() []ShownBucket {
-	parts := strings.Split(g.Text, ",bucket=")
+	parts := strings.Split(g.text, ",bucket=")
 	buckets := make([]ShownBucket, 0, len(parts)-1)
 	for _, part := range parts[1:] {
 		head, actions, _ := strings.Cut(part, "actions=")
-		b := ShownBucket{Weight: 1, Actions: actions}
+		b := ShownBucket{Weight: 1, Actions: ParseActions(actions)}
 		for _, field := range strings.Split(head, ",") {
 			name, value, _ := strings.Cut(field, ":")
 			n, err := strconv.ParseUint(value, 10, 32)
@@ -50,14 +49,4 @@ func (g Group) Buckets() []ShownBucket {
 		buckets = append(buckets, b)
 	}
 	return buckets
-}
-
-// TranslatesTo is the destination, IP or IP:PORT, that a ct action gives a connection.
-func TranslatesTo(action string) (string, bool) {
-	_, text, ok := strings.Cut(action, "nat(dst=")
-	if !ok || !strings.HasPrefix(action, "ct(") {
-		return "", false
-	}
-	to, _, ok := strings.Cut(text, ")")
-	return to, ok
 }

@@ -66,18 +66,18 @@ func checkMatch(fields []string) error {
 }
 
 // checkActions returns an error for actions that a flow of this table cannot have together, or that lead backwards.
-func checkActions(table TableID, actions []string) error {
+func checkActions(table TableID, actions []Action) error {
 	conjunctions := 0
 	for i, action := range actions {
 		switch {
-		case action == "drop" && len(actions) > 1:
+		case action.text == drop && len(actions) > 1:
 			return fmt.Errorf("action drop beside others")
-		case strings.HasPrefix(action, "conjunction("):
+		case strings.HasPrefix(action.text, clausePrefix):
 			conjunctions++
-		case strings.HasSuffix(action, "->ct_mark"), strings.HasSuffix(action, "->ct_label"):
+		case strings.HasSuffix(action.text, "->ct_mark"), strings.HasSuffix(action.text, "->ct_label"):
 			return fmt.Errorf("%s outside of ct: only CT.Exec can write it", action)
 		}
-		next, ok := GotoTable(action)
+		next, ok := action.Goto()
 		switch {
 		case !ok:
 		case i < len(actions)-1:

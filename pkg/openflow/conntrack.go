@@ -85,7 +85,7 @@ func (l LabelBits) Set(v Uint128) ovs.Action {
 	if err != nil {
 		return invalid{err}
 	}
-	return textAction("set_field:" + text + "->ct_label")
+	return Action{"set_field:" + text + "->ct_label"}
 }
 
 func (l LabelBits) text(v Uint128) (string, error) {
@@ -176,25 +176,11 @@ func (c CT) Action() ovs.Action {
 		args = append(args, c.NAT.text)
 	}
 	if len(c.Exec) > 0 {
-		exec, err := actionsText(c.Exec)
+		exec, err := NewActions(c.Exec...)
 		if err != nil {
 			return invalid{fmt.Errorf("ct: %w", err)}
 		}
-		args = append(args, "exec("+exec+")")
+		args = append(args, "exec("+exec.text+")")
 	}
-	return textAction("ct(" + strings.Join(args, ",") + ")")
-}
-
-// TranslatedTo is the destination that canonical actions give to a connection, if they do.
-func TranslatedTo(actions string) (netip.AddrPort, bool) {
-	_, rest, ok := strings.Cut(actions, "nat(dst=")
-	if !ok {
-		return netip.AddrPort{}, false
-	}
-	text, _, _ := strings.Cut(rest, ")")
-	if to, err := netip.ParseAddrPort(text); err == nil {
-		return to, true
-	}
-	addr, err := netip.ParseAddr(text)
-	return netip.AddrPortFrom(addr, 0), err == nil
+	return Action{"ct(" + strings.Join(args, ",") + ")"}
 }

@@ -61,8 +61,8 @@ func ExampleNewGroup() {
 		return
 	}
 	fmt.Println(g.Selection())
-	for _, actions := range g.BucketActions() {
-		fmt.Println(actions)
+	for _, b := range g.Buckets() {
+		fmt.Println(b.Actions)
 	}
 	service := netip.MustParseAddr("10.96.0.10")
 	f, err := openflow.New(tableService, 100, 0x2, ovs.ProtocolTCPv4,
@@ -167,9 +167,9 @@ func ExampleLearn() {
 			openflow.LearnLoad(2, openflow.Register(3).Field().All()),
 		},
 	}
-	text, err := openflow.Text(remember.Action())
-	fmt.Println(text, err)
-	learned, _ := openflow.LearnedBy(text)
+	actions, err := openflow.NewActions(remember.Action())
+	fmt.Println(actions, err)
+	learned, _ := actions.Learned()
 	fmt.Println(learned.Actions, learned.IdleTimeout)
 	// Output:
 	// learn(table=30,idle_timeout=60,priority=200,cookie=0x5,eth_type=0x800,NXM_OF_IP_SRC[],load:0x2->NXM_NX_REG3[]) <nil>

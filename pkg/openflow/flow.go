@@ -1,20 +1,21 @@
 // Package openflow holds flows, groups and meters of an Open vSwitch bridge, and changes of them (Delta), as values
-// with one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows` and `dump-groups` print for them. It is
-// the only place that turns matches and actions into text or reads them back.
+// that are comparable with ==. Inside, each holds one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows`
+// and `dump-groups` print. This is the only package that writes or reads that text.
 //
 //   - To build: New and NewGroup return an error for what the switch would refuse, or would silently take for something
 //     else. A match or action with an impossible value is an error there, too.
 //   - To read: Parse and ParseGroup read one line of a dump each. What is equal in the switch is equal with ==.
+//   - To ask: Match, Actions and Action have a method for each question: where a packet goes, what is written, which
+//     groups are used.
 //
-// Matches and actions are go-openvswitch's; what that library lacks is added here as further implementations of its two
-// interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing
+// Constructors take the fields and actions of go-openvswitch; what that library lacks is added here as further
+// implementations of its two interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing
 // of Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
 package openflow
 
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -31,13 +32,12 @@ const defaultPriority = 32768
 type Key struct {
 	Table    TableID
 	Priority uint16
-	// Match is canonical: the fields in OVS's order, separated by commas. The empty match is "".
-	Match string
+	Match    Match
 }
 
 // Compare orders keys the way a reader follows a packet: by table, then from the highest priority down.
 func (k Key) Compare(o Key) int {
-	return cmp.Or(cmp.Compare(k.Table, o.Table), cmp.Compare(o.Priority, k.Priority), cmp.Compare(k.Match, o.Match))
+	return cmp.Or(cmp.Compare(k.Table, o.Table), cmp.Compare(o.Priority, k.Priority), k.Match.Compare(o.Match))
 }
 
 // String is the key as ovs-ofctl takes it in a delete_strict line.
@@ -50,9 +50,9 @@ func (k Key) append(b []byte) []byte {
 	b = strconv.AppendUint(b, uint64(k.Table), 10)
 	b = append(b, ",priority="...)
 	b = strconv.AppendUint(b, uint64(k.Priority), 10)
-	if k.Match != "" {
+	if k.Match.text != "" {
 		b = append(b, ',')
-		b = append(b, k.Match...)
+		b = append(b, k.Match.text...)
 	}
 	return b
 }
@@ -60,20 +60,19 @@ func (k Key) append(b []byte) []byte {
 // Flow is one flow of a table, comparable with ==.
 type Flow struct {
 	Key
-	Cookie uint64
-	// Actions is canonical, "drop" when there are none.
-	Actions string
+	Cookie  uint64
+	Actions Actions
 }
 
 // String is the flow as ovs-ofctl takes it in an add line.
 func (f Flow) String() string {
-	b := make([]byte, 0, 64+len(f.Match)+len(f.Actions))
+	b := make([]byte, 0, 64+len(f.Match.text)+len(f.Actions.text))
 	b = append(b, "cookie=0x"...)
 	b = strconv.AppendUint(b, f.Cookie, 16)
 	b = append(b, ',')
 	b = f.append(b)
 	b = append(b, " actions="...)
-	b = append(b, f.Actions...)
+	b = append(b, f.Actions.String()...)
 	return string(b)
 }
 
@@ -93,7 +92,9 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 		if err != nil {
 			return Flow{}, fmt.Errorf("flow in table %d: match %#v: %w", table, m, err)
 		}
-		fields = append(fields, text)
+		if text != "" {
+			fields = append(fields, text)
+		}
 	}
 	f.Match = canonicalMatch(fields)
 	if table > maxTable {
@@ -102,22 +103,22 @@ func New(table TableID, priority uint16, cookie uint64, proto ovs.Protocol, matc
 	if err := checkMatch(fields); err != nil {
 		return Flow{}, fmt.Errorf("flow %s: %w", f.Key, err)
 	}
-	if i := strings.IndexFunc(f.Match, notText); i >= 0 {
-		return Flow{}, fmt.Errorf("flow in table %d: match %q has the character %q", table, f.Match, f.Match[i])
+	if i := strings.IndexFunc(f.Match.text, notText); i >= 0 {
+		return Flow{}, fmt.Errorf("flow in table %d: match %q has the character %q", table, f.Match, f.Match.text[i])
 	}
 	if len(actions) == 0 {
 		return Flow{}, fmt.Errorf("flow %s has no actions", f.Key)
 	}
-	texts, err := actionTexts(actions)
+	list, err := actionList(actions)
 	if err == nil {
-		err = checkActions(table, texts)
+		err = checkActions(table, list)
 	}
 	if err != nil {
 		return Flow{}, fmt.Errorf("flow %s: %w", f.Key, err)
 	}
-	f.Actions = strings.Join(texts, ",")
-	if i := strings.IndexFunc(f.Actions, notText); i >= 0 {
-		return Flow{}, fmt.Errorf("flow %s: actions %q have the character %q", f.Key, f.Actions, f.Actions[i])
+	f.Actions = JoinActions(list)
+	if i := strings.IndexFunc(f.Actions.text, notText); i >= 0 {
+		return Flow{}, fmt.Errorf("flow %s: actions %q have the character %q", f.Key, f.Actions, f.Actions.text[i])
 	}
 	return f, nil
 }
@@ -153,7 +154,7 @@ func Parse(line string) (Entry, error) {
 	if !ok {
 		return Entry{}, fmt.Errorf("parse flow %q: no actions", line)
 	}
-	e.Actions = strings.TrimSpace(actions)
+	e.Actions = ParseActions(strings.TrimSpace(actions))
 	var fields []string
 	for _, field := range strings.FieldsFunc(head, func(r rune) bool { return r == ',' || r == ' ' }) {
 		name, value, _ := strings.Cut(field, "=")
@@ -186,78 +187,4 @@ func Parse(line string) (Entry, error) {
 	}
 	e.Match = canonicalMatch(fields)
 	return e, nil
-}
-
-// fieldOrder is the order in which OVS prints match fields (match_format in lib/match.c), as far as Weft uses them. A
-// field that is missing here sorts after all others, by name.
-var fieldOrder = func() map[string]int {
-	order := map[string]int{}
-	for i, name := range []string{
-		"pkt_mark", "conj_id", "ct_state", "ct_zone", "ct_mark", "ct_label", "ct_nw_proto", "ct_tp_src", "ct_tp_dst",
-		// The protocol stands here: ip, ipv6, tcp, …
-		protocolField,
-		"reg0", "reg1", "reg2", "reg3", "reg4", "reg5", "reg6", "reg7",
-		"reg8", "reg9", "reg10", "reg11", "reg12", "reg13", "reg14", "reg15",
-		"tun_id", "tun_src", "tun_dst", "tun_ipv6_src", "tun_ipv6_dst",
-		"metadata", "in_port", "dl_vlan", "dl_src", "dl_dst", "dl_type",
-		"nw_src", "nw_dst", "ipv6_src", "ipv6_dst", "arp_spa", "arp_tpa", "nw_proto", "arp_op", "arp_sha", "arp_tha",
-		"nw_tos", "nw_ecn", "nw_ttl", "nw_frag", "icmp_type", "icmp_code", "nd_target", "nd_sll", "nd_tll",
-		"tp_src", "tp_dst", "tcp_flags",
-	} {
-		order[name] = i
-	}
-	return order
-}()
-
-// protocolField stands for a field without a value, such as "tcp6", in fieldOrder.
-const protocolField = "protocol"
-
-func canonicalMatch(fields []string) string {
-	if len(fields) > 1 {
-		slices.SortFunc(fields, func(a, b string) int {
-			return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
-		})
-	}
-	return strings.Join(fields, ",")
-}
-
-func rank(field string) int {
-	name, _, hasValue := strings.Cut(field, "=")
-	if !hasValue {
-		name = protocolField
-	}
-	if i, ok := fieldOrder[name]; ok {
-		return i
-	}
-	return len(fieldOrder)
-}
-
-// MatchFields lists the names of a canonical match's fields; a protocol is listed by its own name.
-func MatchFields(match string) []string {
-	if match == "" {
-		return nil
-	}
-	names := strings.Split(match, ",")
-	for i, field := range names {
-		names[i], _, _ = strings.Cut(field, "=")
-	}
-	return names
-}
-
-// SplitActions splits canonical actions at the commas that are not inside parentheses.
-func SplitActions(actions string) []string {
-	var parts []string
-	depth, start := 0, 0
-	for i, r := range actions {
-		switch {
-		case r == '(':
-			depth++
-		case r == ')':
-			depth--
-		case r == ',' && depth == 0:
-			parts = append(parts, actions[start:i])
-			start = i + 1
-		}
-	}
-	return append(parts, actions[start:])
 }

@@ -59,9 +59,9 @@ func TestParse(t *testing.T) {
 	}
 	want := openflow.Entry{
 		Flow: openflow.Flow{
-			Key:     openflow.Key{Table: 60, Priority: 100, Match: "ip,nw_dst=10.244.3.0/24"},
+			Key:     openflow.Key{Table: 60, Priority: 100, Match: openflow.ParseMatch("ip,nw_dst=10.244.3.0/24")},
 			Cookie:  0x5745000000000001,
-			Actions: "set_field:10.0.0.3->tun_dst,ct(commit,zone=1,nat(dst=1.2.3.4:80)),goto_table:90",
+			Actions: openflow.ParseActions("set_field:10.0.0.3->tun_dst,ct(commit,zone=1,nat(dst=1.2.3.4:80)),goto_table:90"),
 		},
 		Stats: openflow.Stats{Packets: 12, Bytes: 3400},
 	}
@@ -83,29 +83,33 @@ func TestParse(t *testing.T) {
 }
 
 func TestActionParts(t *testing.T) {
-	got := openflow.SplitActions(
-		"ct(commit,nat(dst=10.0.0.1:80)),set_field:0x1/0xf->reg0,move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],goto_table:6")
-	names := make([]string, len(got))
-	for i, a := range got {
-		names[i] = openflow.ActionName(a)
+	var names []string
+	for a := range openflow.ParseActions(
+		"ct(commit,nat(dst=10.0.0.1:80)),set_field:0x1/0xf->reg0,move:NXM_OF_ETH_SRC[]->NXM_OF_ETH_DST[],goto_table:6").All() {
+		names = append(names, a.Kind())
 	}
 	want := []string{"ct", "set_field->reg0", "move->NXM_OF_ETH_DST[]", "goto_table"}
 	if !slices.Equal(names, want) {
 		t.Errorf("action names = %q, want %q", names, want)
 	}
-	if table, ok := openflow.GotoTable("goto_table:6"); !ok || table != 6 {
-		t.Errorf("GotoTable = %d, %v", table, ok)
+	var fields []string
+	for name, value := range openflow.ParseMatch("in_port=1,reg0=0x2/0xf,ip").Fields() {
+		fields = append(fields, name+" "+value)
 	}
-	if got := openflow.MatchFields("ip,reg0=0x2/0xf,in_port=1"); !slices.Equal(got, []string{"ip", "reg0", "in_port"}) {
-		t.Errorf("MatchFields = %q", got)
+	if want := []string{"ip ", "reg0 0x2/0xf", "in_port 1"}; !slices.Equal(fields, want) {
+		t.Errorf("fields = %q, want %q", fields, want)
+	}
+	if (openflow.Actions{}) != openflow.ParseActions("drop") || openflow.ParseMatch("") != (openflow.Match{}) {
+		t.Error("the zero values are not what the switch prints as nothing")
 	}
 }
 
 func TestKeyOrder(t *testing.T) {
-	keys := []openflow.Key{{Table: 5}, {Table: 0, Priority: 1}, {Table: 0, Priority: 9, Match: "b"},
-		{Table: 0, Priority: 9, Match: "a"}}
+	a, b := openflow.ParseMatch("a"), openflow.ParseMatch("b")
+	keys := []openflow.Key{{Table: 5}, {Table: 0, Priority: 1}, {Table: 0, Priority: 9, Match: b},
+		{Table: 0, Priority: 9, Match: a}}
 	slices.SortFunc(keys, openflow.Key.Compare)
-	want := []openflow.Key{{Table: 0, Priority: 9, Match: "a"}, {Table: 0, Priority: 9, Match: "b"},
+	want := []openflow.Key{{Table: 0, Priority: 9, Match: a}, {Table: 0, Priority: 9, Match: b},
 		{Table: 0, Priority: 1}, {Table: 5}}
 	if !slices.Equal(keys, want) {
 		t.Errorf("order = %v, want %v", keys, want)
@@ -142,7 +146,7 @@ func TestReadBack(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		proto, to := openflow.DestinationIn(f.Match)
+		proto, to := f.Match.Destination()
 		value, has := reg.In(f.Match)
 		if got := (read{proto, to.String(), value, has}); got != c.want {
 			t.Errorf("%q is read as %+v, want %+v", f.Match, got, c.want)
@@ -155,7 +159,7 @@ func TestReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	var set []uint32
-	for _, action := range openflow.SplitActions(f.Actions) {
+	for action := range f.Actions.All() {
 		if v, ok := openflow.Register(1).SetBy(action); ok {
 			set = append(set, v)
 		}

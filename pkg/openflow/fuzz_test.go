@@ -1,6 +1,7 @@
 package openflow
 
 import (
+	"strconv"
 	"testing"
 )
 
@@ -30,24 +31,31 @@ func FuzzParse(f *testing.F) {
 		if err != nil || again.Flow != e.Flow {
 			t.Errorf("%q is read as %+v, printed and read again as %+v, %v", line, e.Flow, again.Flow, err)
 		}
-		MatchFields(e.Match)
-		DestinationIn(e.Match)
+		e.Match.Destination()
 		Register(1).In(e.Match)
-		TranslatedTo(e.Actions)
-		GroupsIn(e.Actions)
-		WithoutCopies(e.Actions)
+		e.Actions.Translation()
+		e.Actions.Groups()
+		e.Actions.WithoutCopies()
+		e.Actions.Learned()
+		names := Names{Table: func(id TableID) string { return "T" + strconv.Itoa(int(id)) }, Ports: map[uint32]string{1: "p"}}
+		names.Match(e.Match)
+		names.Actions(e.Actions)
 		if same := func(id GroupID) GroupID {
 			return id
-		}; RenumberGroups(RenumberGroups(e.Actions, same), same) != RenumberGroups(e.Actions, same) {
+		}; e.Actions.Renumber(same).Renumber(same) != e.Actions.Renumber(same) {
 			t.Errorf("renumbering %q is not stable", e.Actions)
 		}
-		for _, action := range SplitActions(e.Actions) {
-			GotoTable(action)
-			NextTable(action)
-			ActionName(action)
-			TranslatesTo(action)
+		var list []Action
+		for action := range e.Actions.All() {
+			list = append(list, action)
+			action.Next()
+			action.Kind()
+			action.Clause()
 			Register(1).SetBy(action)
 			actionSize(action)
+		}
+		if JoinActions(list) != e.Actions {
+			t.Errorf("%q is not %q put together", e.Actions, list)
 		}
 	})
 }
@@ -72,10 +80,9 @@ func FuzzParseGroup(f *testing.F) {
 			t.Errorf("%q is read as %+v, printed and read again as %+v, %v", line, g, again, err)
 		}
 		g.Selection()
-		g.Buckets()
-		for _, actions := range g.BucketActions() {
-			GroupsIn(actions)
-			TranslatedTo(actions)
+		for _, b := range g.Buckets() {
+			b.Actions.Groups()
+			b.Actions.Translation()
 		}
 	})
 }

@@ -16,14 +16,14 @@ type GroupID uint32
 // Group is a group of a switch, comparable with ==.
 type Group struct {
 	ID GroupID
-	// Text is canonical: what follows the number in a line of `ovs-ofctl -O OpenFlow15 dump-groups`, as in
+	// text is what follows the number in a line of `ovs-ofctl -O OpenFlow15 dump-groups`, as in
 	// "type=select,selection_method=dp_hash,bucket=bucket_id:5,weight:100,actions=resubmit(,50)".
-	Text string
+	text string
 }
 
 // String is the group as ovs-ofctl takes it.
 func (g Group) String() string {
-	return "group_id=" + strconv.FormatUint(uint64(g.ID), 10) + "," + g.Text
+	return "group_id=" + strconv.FormatUint(uint64(g.ID), 10) + "," + g.text
 }
 
 // seedParam is what stands before the seed of a hash, which OVS takes as the hash's first value.
@@ -92,7 +92,7 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 	b.WriteString("type=select,")
 	b.WriteString(by.text)
 	seen := make(map[uint32]bool, len(buckets))
-	texts := make([]string, 0, len(buckets))
+	all := make([]Actions, 0, len(buckets))
 	for _, bucket := range buckets {
 		switch {
 		case bucket.ID > maxBucketID:
@@ -106,7 +106,7 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 			return Group{}, fmt.Errorf("group %d: bucket %d has no actions", id, bucket.ID)
 		}
 		seen[bucket.ID] = true
-		actions, err := actionsText(bucket.Actions)
+		actions, err := NewActions(bucket.Actions...)
 		if err != nil {
 			return Group{}, fmt.Errorf("group %d: bucket %d: %w", id, bucket.ID, err)
 		}
@@ -117,20 +117,20 @@ func NewGroup(id GroupID, by Selection, buckets []Bucket) (Group, error) {
 			b.WriteString(strconv.Itoa(int(bucket.Weight)))
 		}
 		b.WriteString(",actions=")
-		b.WriteString(actions)
-		texts = append(texts, actions)
+		b.WriteString(actions.String())
+		all = append(all, actions)
 	}
-	if err := checkSize(id, by.fields, texts); err != nil {
+	if err := checkSize(id, by.fields, all); err != nil {
 		return Group{}, err
 	}
-	g := Group{ID: id, Text: b.String()}
-	if i := strings.IndexFunc(g.Text, notText); i >= 0 {
-		return Group{}, fmt.Errorf("group %s has the character %q", g, g.Text[i])
+	g := Group{ID: id, text: b.String()}
+	if i := strings.IndexFunc(g.text, notText); i >= 0 {
+		return Group{}, fmt.Errorf("group %s has the character %q", g, g.text[i])
 	}
 	return g, nil
 }
 
-// ParseGroup reads one line of `ovs-ofctl -O OpenFlow15 dump-groups`.
+// ParseGroup reads a group as `ovs-ofctl -O OpenFlow15` prints it: dump-groups, one a line, and monitor.
 func ParseGroup(line string) (Group, error) {
 	text, ok := strings.CutPrefix(strings.TrimSpace(line), "group_id=")
 	number, text, hasText := strings.Cut(text, ",")
@@ -141,58 +141,35 @@ func ParseGroup(line string) (Group, error) {
 	if err != nil {
 		return Group{}, fmt.Errorf("parse group %q: %w", line, err)
 	}
-	return Group{ID: GroupID(id), Text: text}, nil
+	return Group{ID: GroupID(id), text: strings.TrimRight(text, ",")}, nil
 }
 
-// BucketActions lists the canonical actions of each bucket.
-func (g Group) BucketActions() []string {
-	parts := strings.Split(g.Text, ",bucket=")
-	actions := make([]string, 0, len(parts)-1)
-	for _, bucket := range parts[1:] {
-		_, text, _ := strings.Cut(bucket, "actions=")
-		actions = append(actions, text)
-	}
-	return actions
+// Renumber gives the group with other numbers for itself and the groups that it leads to.
+func (g Group) Renumber(number func(GroupID) GroupID) Group {
+	return Group{ID: number(g.ID), text: renumber(g.text, number)}
 }
+
+const groupPrefix = "group:"
 
 // ToGroup lets a group choose how the packet goes on.
 func ToGroup(id GroupID) ovs.Action {
-	return textAction("group:" + strconv.FormatUint(uint64(id), 10))
+	return Action{groupPrefix + strconv.FormatUint(uint64(id), 10)}
 }
 
-// GroupsIn lists the groups that canonical actions, of a flow or of a bucket, send packets to.
-func GroupsIn(actions string) []GroupID {
-	if !strings.Contains(actions, "group:") {
-		return nil
-	}
-	var ids []GroupID
-	for _, action := range SplitActions(actions) {
-		text, ok := strings.CutPrefix(action, "group:")
-		if !ok {
-			continue
-		}
-		if id, err := strconv.ParseUint(text, 10, 32); err == nil {
-			ids = append(ids, GroupID(id))
-		}
-	}
-	return ids
-}
-
-// RenumberGroups gives canonical actions, or a group's text, with other numbers for the groups that they lead to.
-func RenumberGroups(text string, number func(GroupID) GroupID) string {
-	const name = "group:"
+// renumber replaces the numbers of groups in the text of actions or of buckets.
+func renumber(text string, number func(GroupID) GroupID) string {
 	var b strings.Builder
 	for {
-		at := strings.Index(text, name)
+		at := strings.Index(text, groupPrefix)
 		if at < 0 {
 			return b.String() + text
 		}
-		end := at + len(name)
+		end := at + len(groupPrefix)
 		for end < len(text) && '0' <= text[end] && text[end] <= '9' {
 			end++
 		}
-		b.WriteString(text[:at+len(name)])
-		digits := text[at+len(name) : end]
+		b.WriteString(text[:at+len(groupPrefix)])
+		digits := text[at+len(groupPrefix) : end]
 		if id, err := strconv.ParseUint(digits, 10, 32); err == nil {
 			digits = strconv.FormatUint(uint64(number(GroupID(id))), 10)
 		}

@@ -31,8 +31,9 @@ func TestNewGroup(t *testing.T) {
 	if parsed, err := openflow.ParseGroup(" " + want); err != nil || parsed != g {
 		t.Errorf("ParseGroup = %v, %v", parsed, err)
 	}
-	if got := g.BucketActions(); len(got) != 2 || got[1] != "ct(commit,table=50,zone=22373,nat(dst=[fd00::1]:80))" {
-		t.Errorf("BucketActions = %q", got)
+	if got := g.Buckets(); len(got) != 2 ||
+		got[1].Actions.String() != "ct(commit,table=50,zone=22373,nat(dst=[fd00::1]:80))" {
+		t.Errorf("Buckets = %v", got)
 	}
 	for _, bad := range []string{"", "group_id=7", "group_id=x,type=select", "group_id=5000000000,type=all",
 		" cookie=0x1,ip actions=drop"} {
@@ -93,7 +94,7 @@ func TestSeed(t *testing.T) {
 		{openflow.SeededHash(0, openflow.IPSrc), "selection_method=hash,fields=ip_src", "hash of ip_src"},
 	} {
 		g, err := openflow.NewGroup(7, tc.by, buckets)
-		if err != nil || g.Text != "type=select,"+tc.want+",bucket=bucket_id:1,actions=drop" || g.Selection() != tc.told {
+		if err != nil || g.String() != "group_id=7,type=select,"+tc.want+",bucket=bucket_id:1,actions=drop" || g.Selection() != tc.told {
 			t.Errorf("%s: group %s, by %q, %v", tc.want, g, g.Selection(), err)
 		}
 	}
@@ -148,13 +149,13 @@ func TestImpossible(t *testing.T) {
 }
 
 func TestWhereActionsLead(t *testing.T) {
-	actions := "learn(table=35,priority=1,load:0x5->NXM_NX_REG3[0..15]),move:NXM_OF_IP_SRC[]->NXM_NX_REG3[0..15],conjunction(5,1/2)," +
-		"ct(commit,zone=1,nat(dst=10.0.0.1:80),exec(set_field:0x1->ct_mark)),ct(commit,table=21,zone=1),group:5,resubmit(,50),group:1462763521,IN_PORT,goto_table:60"
+	actions := openflow.ParseActions("learn(table=35,priority=1,load:0x5->NXM_NX_REG3[0..15]),move:NXM_OF_IP_SRC[]->NXM_NX_REG3[0..15],conjunction(5,1/2)," +
+		"ct(commit,zone=1,nat(dst=10.0.0.1:80),exec(set_field:0x1->ct_mark)),ct(commit,table=21,zone=1),group:5,resubmit(,50),group:1462763521,IN_PORT,goto_table:60")
 	var names []string
 	var next []openflow.TableID
-	for _, a := range openflow.SplitActions(actions) {
-		names = append(names, openflow.ActionName(a))
-		if table, ok := openflow.NextTable(a); ok {
+	for a := range actions.All() {
+		names = append(names, a.Kind())
+		if table, ok := a.Next(); ok {
 			next = append(next, table)
 		}
 	}
@@ -166,7 +167,7 @@ func TestWhereActionsLead(t *testing.T) {
 	if !slices.Equal(next, []openflow.TableID{21, 50, 60}) {
 		t.Errorf("next tables = %v", next)
 	}
-	if got := openflow.GroupsIn(actions); !slices.Equal(got, []openflow.GroupID{5, 1462763521}) {
+	if got := actions.Groups(); !slices.Equal(got, []openflow.GroupID{5, 1462763521}) {
 		t.Errorf("groups = %v", got)
 	}
 }

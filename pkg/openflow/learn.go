@@ -74,33 +74,35 @@ func (l Learn) Action() ovs.Action {
 		}
 		args = append(args, s.text)
 	}
-	return textAction("learn(" + strings.Join(args, ",") + ")")
+	return Action{"learn(" + strings.Join(args, ",") + ")"}
 }
 
 // Learned is what a learn action makes of the flows that it adds.
 type Learned struct {
-	Actions     string
+	Actions     Actions
 	IdleTimeout uint16
 }
 
-// LearnedBy finds what the first learn action of a flow's actions makes of flows that only load registers, in the
-// spelling in which OVS prints such a flow. OK is false when there is none.
-func LearnedBy(actions string) (l Learned, ok bool) {
-	_, args, ok := strings.Cut(actions, "learn(")
-	if !ok {
-		return l, false
-	}
-	args, _, _ = strings.Cut(args, ")")
-	var loads []string
-	for arg := range strings.SplitSeq(args, ",") {
-		if text, found := strings.CutPrefix(arg, "idle_timeout="); found {
-			l.IdleTimeout = idleTimeout(text)
-		} else if load, found := strings.CutPrefix(arg, "load:"); found {
-			loads = append(loads, "set_field:"+wholeRegister.Replace(load))
+// Learned finds what the first learn action makes of flows that only load registers, in the spelling in which OVS
+// prints such a flow. OK is false when there is none.
+func (a Actions) Learned() (l Learned, ok bool) {
+	for action := range a.All() {
+		if action.Name() != "learn" {
+			continue
 		}
+		var loads []Action
+		for arg := range action.Args() {
+			switch arg.Name() {
+			case "idle_timeout":
+				l.IdleTimeout = idleTimeout(arg.Operand())
+			case "load":
+				loads = append(loads, Action{"set_field:" + wholeRegister.Replace(arg.Operand())})
+			}
+		}
+		l.Actions = JoinActions(loads)
+		return l, true
 	}
-	l.Actions = strings.Join(loads, ",")
-	return l, true
+	return l, false
 }
 
 // wholeRegister turns a learn action's words for a register into those of set_field.

@@ -31,31 +31,10 @@ func (c Copy) Action() ovs.Action {
 	for i, b := range c.Data {
 		data[i] = fmt.Sprintf("%02x", b)
 	}
-	return textAction(fmt.Sprintf("%smax_len=%d,userdata=%s,meter_id=%d)", copyName, c.Bytes, strings.Join(data, "."),
-		c.Meter))
+	return Action{fmt.Sprintf(copyPrefix+"max_len=%d,userdata=%s,meter_id=%d)", c.Bytes, strings.Join(data, "."), c.Meter)}
 }
 
-const copyName = "controller("
-
-// Copies says whether a copy is among canonical actions.
-func Copies(actions string) bool { return strings.Contains(actions, copyName) }
-
-// WithoutCopies are canonical actions less the copies: what becomes of the packet itself.
-func WithoutCopies(actions string) string {
-	if !Copies(actions) {
-		return actions
-	}
-	var rest []string
-	for _, action := range SplitActions(actions) {
-		if !strings.HasPrefix(action, copyName) {
-			rest = append(rest, action)
-		}
-	}
-	if len(rest) == 0 {
-		return "drop"
-	}
-	return strings.Join(rest, ",")
-}
+const copyPrefix = "controller("
 
 // MeterID is the number of a meter in a switch.
 type MeterID uint32

@@ -71,13 +71,14 @@ func TestCopies(t *testing.T) {
 	if _, err := (openflow.Copy{Bytes: 128, Data: []byte{1}}).Action().MarshalText(); err == nil {
 		t.Error("a copy without a meter was taken; nothing would limit it")
 	}
-	for actions, want := range map[string]string{string(text) + ",goto_table:55": "goto_table:55", string(text): "drop",
+	for text, want := range map[string]string{string(text) + ",goto_table:55": "goto_table:55", string(text): "drop",
 		"goto_table:55": "goto_table:55"} {
-		if got := openflow.WithoutCopies(actions); got != want {
+		actions := openflow.ParseActions(text)
+		if got := actions.WithoutCopies(); got != openflow.ParseActions(want) {
 			t.Errorf("%s without copies is %s, want %s", actions, got, want)
 		}
-		if openflow.Copies(actions) != (actions != want) {
-			t.Errorf("Copies(%s) is wrong", actions)
+		if actions.Copy() != (text != want) {
+			t.Errorf("Copy of %s is wrong", actions)
 		}
 	}
 }

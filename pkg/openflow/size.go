@@ -12,14 +12,14 @@ import (
 const maxGroupSize = 65512
 
 // checkSize says whether a group fits into one message.
-func checkSize(id GroupID, fields []Field, buckets []string) error {
+func checkSize(id GroupID, fields []Field, buckets []Actions) error {
 	size := 24 + 40 // the message, the selection method
 	for _, f := range fields {
 		size += roundUp(4 + f.width/8)
 	}
 	for i, actions := range buckets {
 		size += 16 // id, weight
-		for _, a := range SplitActions(actions) {
+		for a := range actions.All() {
 			size += actionSize(a)
 		}
 		if size > maxGroupSize {
@@ -31,14 +31,9 @@ func checkSize(id GroupID, fields []Field, buckets []string) error {
 }
 
 // actionSize is what an action in a bucket takes in a message, or a little more.
-func actionSize(action string) int {
-	name := ActionName(action)
-	kind, field, _ := strings.Cut(name, "->")
-	inner := func() []string {
-		return SplitActions(strings.TrimSuffix(action[strings.IndexByte(action, '(')+1:], ")"))
-	}
-	switch kind {
-	case "drop":
+func actionSize(a Action) int {
+	switch a.Name() {
+	case drop:
 		return 0
 	case "group":
 		return 8
@@ -47,38 +42,39 @@ func actionSize(action string) int {
 	case "move":
 		return 24
 	case "set_field":
-		value := fieldBytes(field)
-		if strings.Contains(action, "/") {
-			value *= 2
+		value, field, _ := a.Write()
+		size := fieldBytes(field)
+		if strings.Contains(value, "/") {
+			size *= 2
 		}
-		return roundUp(8 + value)
+		return roundUp(8 + size)
 	case "ct":
 		size := 24
-		for _, arg := range inner() {
-			switch argument, rest, _ := strings.Cut(arg, "("); argument {
+		for arg := range a.Args() {
+			switch arg.Name() {
 			case "nat":
 				size += 24
-				if strings.Count(rest, ":") > 1 {
+				if strings.Count(arg.text, ":") > 1 {
 					size += 16
 				}
 			case "exec":
-				for _, a := range SplitActions(strings.TrimSuffix(rest, ")")) {
-					size += actionSize(a)
+				for inner := range arg.Args() {
+					size += actionSize(inner)
 				}
 			}
 		}
 		return size
 	case "learn":
 		size := 32
-		for _, spec := range inner() {
+		for spec := range a.Args() {
 			size += 14
-			if strings.Count(spec, ":") > 1 {
+			if strings.Count(spec.text, ":") > 1 {
 				size += 12 // an IPv6 address
 			}
 		}
 		return roundUp(size)
 	}
-	return roundUp(64 + len(action))
+	return roundUp(64 + len(a.text))
 }
 
 // fieldBytes is the width of a field's value, or more.

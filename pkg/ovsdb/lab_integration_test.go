@@ -5,6 +5,7 @@ package ovsdb_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/internal/testing/vswitch"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/ovsdb"
@@ -165,11 +167,12 @@ func (l *lab) eventually(what string, condition func() bool) {
 
 func (l *lab) within(seconds int, what string, condition func() bool) {
 	l.t.Helper()
-	for deadline := time.Now().Add(time.Duration(seconds) * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			l.t.Fatalf("not within %d seconds: %s", seconds, what)
+	testenv.Eventually(l.t, time.Duration(seconds)*time.Second, func() error {
+		if !condition() {
+			return errors.New("not so: " + what)
 		}
-	}
+		return nil
+	})
 }
 
 // awaitChange receives from Changes.

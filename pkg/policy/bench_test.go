@@ -131,7 +131,7 @@ func BenchmarkOnePolicy(b *testing.B) {
 		if got := len(r.Flush().Policies); got != 1 {
 			b.Fatalf("%d policies are different, want 1", got)
 		}
-		r.DeletePolicy(more.Namespace, more.Name)
+		r.DeletePolicy(more.ID())
 		r.Flush()
 	}
 }

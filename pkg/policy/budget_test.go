@@ -43,7 +43,7 @@ func TestNodeBudget(t *testing.T) {
 		r.SetPolicy(manyRanges("greedy", fmt.Sprintf("p%02d", i), 2000+i))
 	}
 	r.SetPolicy(manyRanges("modest", "p", 2000))
-	known := map[string]model.Policy{}
+	known := map[model.PolicyID]model.Policy{}
 	take := func() (whole, overBudget int) {
 		for name, p := range r.Flush().Policies {
 			delete(known, name)
@@ -71,10 +71,10 @@ func TestNodeBudget(t *testing.T) {
 		}
 		return whole, overBudget
 	}
-	if whole, overBudget := take(); whole != 4 || overBudget != 17 || known["modest/p"].Err != "" ||
-		known["greedy/p00"].Err != "" {
+	if whole, overBudget := take(); whole != 4 || overBudget != 17 || known[model.NetworkPolicy("modest", "p")].Err != "" ||
+		known[model.NetworkPolicy("greedy", "p00")].Err != "" {
 		t.Errorf("%d policies fit, %d do not; the modest one: %q, the smallest greedy one: %q", whole, overBudget,
-			known["modest/p"].Err, known["greedy/p00"].Err)
+			known[model.NetworkPolicy("modest", "p")].Err, known[model.NetworkPolicy("greedy", "p00")].Err)
 	}
 	for s := range r.policies {
 		if p := r.policies[s]; r.overBudget[s] && p.sides[0].rules[0].blocks != nil {
@@ -82,7 +82,7 @@ func TestNodeBudget(t *testing.T) {
 		}
 	}
 	for i := range 17 {
-		r.DeletePolicy("greedy", fmt.Sprintf("p%02d", i))
+		r.DeletePolicy(model.NetworkPolicy("greedy", fmt.Sprintf("p%02d", i)))
 	}
 	if whole, overBudget := take(); whole != 4 || overBudget != 0 {
 		t.Errorf("when most are gone %d fit and %d do not", whole, overBudget)

@@ -5,12 +5,27 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Check returns an error for everything that the API server should have rejected. The API server's validation is not
-// relied on: an invalid policy isolates its pods in its directions and allows nothing, because a partial rule may allow
-// more than the whole.
+// Check returns an error for everything that the API server should have rejected, and for what is not supported. The
+// API server's validation is not relied on: what is invalid fails closed (see effective).
 func (policy Policy) Check() error {
+	errs := []error{policy.checkWhole()}
+	for _, d := range []Direction{Ingress, Egress} {
+		for i, rule := range policy.rules(d) {
+			if err := policy.checkRule(d, rule); err != nil {
+				errs = append(errs, fmt.Errorf("%s[%d]: %w", strings.ToLower(string(d)), i, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkWhole returns an error for what is wrong with the policy apart from its rules.
+func (policy Policy) checkWhole() error {
 	var errs []error
 	if policy.Err != "" {
 		errs = append(errs, errors.New(policy.Err))
@@ -21,16 +36,14 @@ func (policy Policy) Check() error {
 		}
 	}
 	bad("podSelector", policy.PodSelector.check())
+	bad("namespaceSelector", policy.NamespaceSelector.check())
+	if policy.Priority < 0 || policy.Priority > maxPriority {
+		bad("priority", fmt.Errorf("%d is not from 0 to %d", policy.Priority, maxPriority))
+	}
 	for _, t := range policy.Types {
 		if t != Ingress && t != Egress {
 			bad("policyTypes", fmt.Errorf("invalid direction %q; allowed: Ingress, Egress", t))
 		}
-	}
-	for i, rule := range policy.Ingress {
-		bad(fmt.Sprintf("ingress[%d]", i), rule.check())
-	}
-	for i, rule := range policy.Egress {
-		bad(fmt.Sprintf("egress[%d]", i), rule.check())
 	}
 	if most := policy.mostRanges(); most > maxRanges {
 		errs = append(errs, fmt.Errorf("the exceptions of its ipBlocks may expand to %d ranges, more than %d; "+
@@ -52,6 +65,51 @@ func (policy Policy) mostRanges() int {
 	return most
 }
 
+// maxPriority is the highest priority, which comes last.
+const maxPriority = 1000
+
+// effective are the rules of a direction that count, by their index: of a policy or rule that is invalid or not
+// supported those that fail closed. That is nothing for a NetworkPolicy, because a part of a policy may allow more than
+// the whole. A rule of a ClusterNetworkPolicy matches nothing if it is to accept, and denies everything otherwise.
+func (policy Policy) effective(d Direction) map[int]Rule {
+	rules := map[int]Rule{}
+	if !policy.Tier.Ordered() {
+		if policy.Check() == nil {
+			for i, rule := range policy.rules(d) {
+				rules[i] = rule
+			}
+		}
+		return rules
+	}
+	whole := policy.checkWhole()
+	for i, rule := range policy.rules(d) {
+		switch {
+		case whole == nil && policy.checkRule(d, rule) == nil:
+			rules[i] = rule
+		case rule.Verdict != model.Accept:
+			rules[i] = Rule{Verdict: model.Deny}
+		}
+	}
+	return rules
+}
+
+func (policy Policy) checkRule(d Direction, rule Rule) error {
+	if !policy.Tier.Ordered() {
+		return rule.check()
+	}
+	if rule.Err != "" {
+		return errors.New(rule.Err)
+	}
+	if len(rule.Peers) == 0 {
+		return errors.New("no peers")
+	}
+	nodes := func(p Peer) bool { return p.NodeSelector != nil }
+	if d == Ingress && slices.ContainsFunc(rule.Peers, nodes) {
+		return errors.New("nodes can only be peers of egress rules")
+	}
+	return rule.check()
+}
+
 func (rule Rule) check() error {
 	for i, peer := range rule.Peers {
 		if err := peer.check(); err != nil {
@@ -69,6 +127,11 @@ func (rule Rule) check() error {
 func (peer Peer) check() error {
 	selectors := peer.PodSelector != nil || peer.NamespaceSelector != nil
 	switch {
+	case peer.NodeSelector != nil:
+		if selectors || peer.IPBlock != nil {
+			return errors.New("a selector of nodes cannot be combined with others")
+		}
+		return peer.NodeSelector.check()
 	case peer.IPBlock == nil && !selectors:
 		return errors.New("neither a selector nor an ipBlock")
 	case peer.IPBlock != nil && selectors:

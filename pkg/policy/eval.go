@@ -1,10 +1,8 @@
 package policy
 
 import (
-	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 )
 
 // Verdict is the expected result for a packet.
@@ -17,71 +15,66 @@ type Verdict struct {
 // Eval returns the verdict for a packet: the egress policies at its source and the ingress policies at its destination
 // must both allow it. It is pure, and looks at every policy and pod.
 func Eval(c Cluster, p Packet) Verdict {
-	src, dst := c.pod(p.Src), c.pod(p.Dst)
 	switch {
 	case p.Reply:
 		return Verdict{true, "reply of an allowed connection"}
-	case p.Src == p.Dst || src != nil && src == dst:
-		return Verdict{true, "a pod always reaches itself"}
-	case src != nil && dst == nil && c.isNode(src.Node, p.Dst):
-		return Verdict{true, "a pod always reaches its own node"}
-	case dst != nil && src == nil && c.isNode(dst.Node, p.Src):
-		return Verdict{true, "a node always reaches its own pods"}
+	case p.Src == p.Dst && !p.Translated:
+		return Verdict{true, "a pod always reaches its own address"}
 	}
-	out := c.direction(Egress, src, dst, p.Dst, p)
+	out := c.Decide(Egress, p)
 	if !out.Allowed {
-		return out
+		return out.Verdict
 	}
-	in := c.direction(Ingress, dst, src, p.Src, p)
+	in := c.Decide(Ingress, p)
 	if !in.Allowed {
-		return in
+		return in.Verdict
 	}
 	return Verdict{true, out.Why + "; " + in.Why}
 }
 
-// direction evaluates the policies that select one end's pod. The peer is the other end's address, and its pod or nil.
-func (c Cluster) direction(d Direction, subject, peer *Pod, peerAddr netip.Addr, p Packet) Verdict {
-	if subject == nil {
-		return Verdict{true, fmt.Sprintf("%s: not a pod, so no policy selects it", d)}
-	}
-	dst := subject
-	if d == Egress {
-		dst = peer
-	}
-	var isolating []string
-	for _, policy := range c.Policies {
-		if !policy.selects(d, *subject) {
-			continue
-		}
-		name := policy.Namespace + "/" + policy.Name
-		isolating = append(isolating, name)
-		if policy.Check() != nil {
-			continue // an invalid policy allows nothing
-		}
-		for i, rule := range policy.rules(d) {
-			if c.peersMatch(rule.Peers, policy.Namespace, peer, peerAddr) && portsMatch(rule.Ports, dst, p) {
-				return Verdict{true, fmt.Sprintf("%s: allowed by %s, rule %d", d, name, i+1)}
-			}
-		}
-	}
-	who := subject.Namespace + "/" + subject.Name
-	if len(isolating) == 0 {
-		return Verdict{true, fmt.Sprintf("%s: no policy selects %s", d, who)}
-	}
-	return Verdict{false, fmt.Sprintf("%s: %s is isolated by %s, and no rule allows it",
-		d, who, strings.Join(isolating, ", "))}
+// traffic is a packet in one direction: from or to the subject, the pod that policies select. The peer is the other
+// end's address, and its pod or nil.
+type traffic struct {
+	Direction
+	subject, peer *Pod
+	peerAddr      netip.Addr
+	packet        Packet
 }
 
-// selects reports whether the policy selects the pod, which must be in its namespace, for this direction.
-func (policy Policy) selects(d Direction, pod Pod) bool {
-	return policy.Namespace == pod.Namespace && policy.PodSelector.validPart().Matches(pod.Labels) &&
-		slices.Contains(policy.types(), d)
+// to is the pod that the packet is sent to, or nil.
+func (t traffic) to() *Pod {
+	if t.Direction == Egress {
+		return t.peer
+	}
+	return t.subject
+}
+
+func (c Cluster) matches(policy Policy, rule Rule, t traffic) bool {
+	return c.peersMatch(rule.Peers, policy.Namespace, t.peer, t.peerAddr) && portsMatch(rule.Ports, t.to(), t.packet)
+}
+
+// selects reports whether the policy selects the pod for this direction.
+func (c Cluster) selects(policy Policy, d Direction, pod Pod) bool {
+	within := policy.Namespace == pod.Namespace
+	if policy.Tier.Ordered() {
+		within = c.namespaceMatches(policy.NamespaceSelector.validPart(), pod.Namespace)
+	}
+	return within && policy.PodSelector.validPart().Matches(pod.Labels) && slices.Contains(policy.types(), d)
 }
 
 // types are the policy's directions. API: "If no policyTypes are specified on a NetworkPolicy then by default Ingress
 // will always be set and Egress will be set if the NetworkPolicy has any egress rules." An invalid direction may mean
 // either.
 func (policy Policy) types() []Direction {
+	if policy.Tier.Ordered() {
+		var types []Direction
+		for _, d := range []Direction{Ingress, Egress} {
+			if len(policy.rules(d)) > 0 {
+				types = append(types, d)
+			}
+		}
+		return types
+	}
 	if slices.ContainsFunc(policy.Types, func(d Direction) bool { return d != Ingress && d != Egress }) {
 		return []Direction{Ingress, Egress}
 	}
@@ -113,6 +106,11 @@ func (c Cluster) peersMatch(peers []Peer, namespace string, pod *Pod, addr netip
 func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.Addr) bool {
 	if peer.IPBlock != nil {
 		return peer.IPBlock.Contains(addr)
+	}
+	if peer.NodeSelector != nil {
+		return slices.ContainsFunc(c.PeerNodes, func(n Node) bool {
+			return peer.NodeSelector.Matches(n.Labels) && slices.Contains(n.Addrs, addr)
+		})
 	}
 	if pod == nil {
 		return false // selectors select only pods

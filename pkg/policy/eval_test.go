@@ -304,8 +304,8 @@ func TestEvalNamesPolicies(t *testing.T) {
 		policy.Policy{Namespace: "a", Name: "door", PodSelector: label("app", "web"),
 			Ingress: append(from(block("10.9.0.0/16")), on(policy.Port{Number: 80})...)})
 	for text, want := range map[string]string{
-		"b/web > a/web TCP 80": "Egress: no policy selects b/web; Ingress: allowed by a/door, rule 2",
-		"b/web > a/web TCP 81": "Ingress: a/web is isolated by a/wall, a/door, and no rule allows it",
+		"b/web > a/web TCP 80": "Egress: no policy selects b/web; Ingress: allowed by a/door, rule 1",
+		"b/web > a/web TCP 81": "Ingress: a/web is isolated by a/door, a/wall, and no rule allows it",
 		"outside > a/db TCP 1": "Ingress: a/db is isolated by a/wall, and no rule allows it",
 	} {
 		if got := policy.Eval(c, packet(t, text)).Why; got != want {

@@ -3,11 +3,13 @@ package policy
 import (
 	"hash/fnv"
 	"strconv"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // ruleKey identifies a rule on a node.
 type ruleKey struct {
-	policy    string // namespace/name
+	policy    model.PolicyID
 	direction Direction
 	index     int
 	variant   string // the named ports' numbers; empty without named ports
@@ -15,7 +17,7 @@ type ruleKey struct {
 
 // String is unique: neither a policy's name nor a direction contains a space.
 func (k ruleKey) String() string {
-	return k.policy + " " + string(k.direction) + " " + strconv.Itoa(k.index) + " " + k.variant
+	return k.policy.String() + " " + string(k.direction) + " " + strconv.Itoa(k.index) + " " + k.variant
 }
 
 // hashKey is the preferred id of a key. Conjunction ids survive an agent restart in the switch, so this function never

@@ -1,4 +1,5 @@
-// Package policy implements Kubernetes NetworkPolicies (networking.k8s.io/v1).
+// Package policy implements Kubernetes NetworkPolicies (networking.k8s.io/v1) and ClusterNetworkPolicies
+// (policy.networking.k8s.io/v1alpha2).
 //
 // Eval is the reference implementation: slow, and written to be compared with the API's documentation field by field.
 // It returns the expected verdict for one packet. Weft's flows are tested against it, and the lab shows its verdict
@@ -36,23 +37,36 @@ const (
 	Egress  = model.Egress
 )
 
-// Policy is a NetworkPolicy.
+// Policy is a NetworkPolicy, or in the other tiers a ClusterNetworkPolicy.
 type Policy struct {
+	Tier model.Tier
+	// Namespace is empty for a ClusterNetworkPolicy.
 	Namespace, Name string
-	// PodSelector selects pods of the policy's namespace. The empty selector selects all.
+	// Priority orders the ClusterNetworkPolicies of a tier: those with a lower one come first, and of equal ones the
+	// first by name.
+	Priority int32
+	// NamespaceSelector selects the namespaces of a ClusterNetworkPolicy's pods. The empty selector selects all.
+	NamespaceSelector Selector
+	// PodSelector selects pods of the policy's namespace, or of the namespaces. The empty selector selects all.
 	PodSelector Selector
-	// Types are the policy's directions. Empty means Ingress, and also Egress if there are egress rules.
+	// Types are the directions of a NetworkPolicy. Empty means Ingress, and also Egress if there are egress rules. A
+	// ClusterNetworkPolicy has the directions of its rules.
 	Types   []Direction
 	Ingress []Rule
 	Egress  []Rule
 	// Log requests log records of a sample of the packets that the policy allows or denies.
 	Log bool
-	// Err is a parse error. Like every policy that Check rejects, the policy then isolates its pods and allows nothing.
+	// Err is a parse error. Like every policy that Check rejects, the policy then fails closed; see FailClosed.
 	Err string
 }
 
-// ID is the unique name namespace/name.
-func (policy Policy) ID() string { return policy.Namespace + "/" + policy.Name }
+// ID is the policy's identity.
+func (policy Policy) ID() model.PolicyID {
+	if policy.Tier.Ordered() {
+		return model.ClusterNetworkPolicy(policy.Name)
+	}
+	return model.NetworkPolicy(policy.Namespace, policy.Name)
+}
 
 // Namespace holds the fields of a namespace that policies use.
 type Namespace struct {
@@ -62,12 +76,15 @@ type Namespace struct {
 	Log bool
 }
 
-// Rule allows traffic that matches both lists.
+// Rule decides about traffic that matches both lists. Those of NetworkPolicies accept.
 type Rule struct {
+	Verdict model.Verdict
 	// Peers are the rule's from or to. Empty matches all peers.
 	Peers []Peer
 	// Ports are destination ports. Empty matches all ports and protocols.
 	Ports []Port
+	// Err is what cannot be understood of a ClusterNetworkPolicy's rule; see FailClosed.
+	Err string
 }
 
 // Peer selects the other end of the traffic.
@@ -78,6 +95,8 @@ type Peer struct {
 	NamespaceSelector *Selector
 	// IPBlock selects addresses; it cannot be combined with selectors.
 	IPBlock *IPBlock
+	// NodeSelector selects the addresses of nodes; it cannot be combined with the others.
+	NodeSelector *Selector
 }
 
 // IPBlock is a range of addresses with exceptions.
@@ -151,14 +170,24 @@ type ContainerPort struct {
 	Number   uint16
 }
 
+// Node holds the fields of a node that policies use.
+type Node struct {
+	Name   string
+	Labels map[string]string
+	// Addrs are the addresses of its status, of every type.
+	Addrs []netip.Addr
+}
+
 // Cluster is the input of Eval.
 type Cluster struct {
 	// Namespaces are the labels by namespace.
 	Namespaces map[string]map[string]string
 	// Nodes are the addresses by node, including those on its pod network.
-	Nodes    map[string][]netip.Addr
-	Pods     []Pod
-	Policies []Policy
+	Nodes map[string][]netip.Addr
+	// PeerNodes are the nodes that NodeSelectors select.
+	PeerNodes []Node
+	Pods      []Pod
+	Policies  []Policy
 }
 
 // Packet is the first packet of a connection, or a reply.
@@ -167,6 +196,9 @@ type Packet struct {
 	Protocol Protocol
 	// Port is the destination port, after translation of a Service's address to an endpoint.
 	Port uint16
+	// Translated says that a Service has translated the destination. A pod's packet to its own address reaches the
+	// network only so.
+	Translated bool
 	// Reply marks the packets of an allowed connection, in both directions.
 	Reply bool
 }

@@ -20,12 +20,15 @@ const (
 	matchingScope
 	// clusterScope is all pods.
 	clusterScope
+	// localMatchingScope is the pods of matchingScope that are attached to this node: the candidates for the subject of a
+	// ClusterNetworkPolicy.
+	localMatchingScope
 )
 
 // scopeKey identifies a scope. Equivalent selectors have the same key.
 type scopeKey struct {
 	kind scopeKind
-	// name is the namespace of the first two kinds, and the canonical selector of the third.
+	// name is the namespace of the first two kinds, and the canonical selector of the matching ones.
 	name string
 }
 
@@ -39,12 +42,18 @@ type queryKey struct {
 // query selects pods: those in a scope that match a selector and, if a port name is given, have a port of that name.
 type query struct {
 	key        queryKey
-	namespaces Selector // of matchingScope
+	namespaces Selector // of the matching scopes
 	pods       Selector
 }
 
 func selectLocal(namespace string, pods Selector) query {
 	return query{key: queryKey{scope: scopeKey{localScope, namespace}, pods: pods.canonical()}, pods: pods}
+}
+
+func selectLocalMatching(namespaces, pods Selector) query {
+	q := selectMatching(namespaces, pods)
+	q.key.scope.kind = localMatchingScope
+	return q
 }
 
 func selectIn(namespace string, pods Selector) query {
@@ -67,7 +76,7 @@ func (q query) hasNamespace(name string, labels map[string]string, known bool) b
 	switch q.key.scope.kind {
 	case localScope, namespaceScope:
 		return q.key.scope.name == name
-	case matchingScope:
+	case matchingScope, localMatchingScope:
 		return known && q.namespaces.Matches(labels)
 	}
 	return true
@@ -76,7 +85,7 @@ func (q query) hasNamespace(name string, labels map[string]string, known bool) b
 // has reports whether the query selects a pod of one of the scope's namespaces.
 func (q query) has(v *podView) bool {
 	eligible := v.peer
-	if q.key.scope.kind == localScope {
+	if k := q.key.scope.kind; k == localScope || k == localMatchingScope {
 		eligible = v.local
 	}
 	return eligible && q.pods.Matches(v.labels) && (q.key.port == portName{} || v.has(q.key.port))

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/share"
 )
 
 // World is the input of Resolve.
@@ -17,6 +16,7 @@ type World struct {
 	Namespaces  []Namespace
 	Pods        []Pod
 	Policies    []Policy
+	Nodes       []Node
 	Attachments []model.Attachment
 	// PodCIDRs are the accepted pod CIDRs by node.
 	PodCIDRs map[string][]netip.Prefix
@@ -24,8 +24,8 @@ type World struct {
 
 // Resolution is the result of Resolve.
 type Resolution struct {
-	// Policies are the policies that select pods of this node, by namespace/name.
-	Policies map[string]model.Policy
+	// Policies are the policies that select pods of this node.
+	Policies map[model.PolicyID]model.Policy
 	// Unknown are the attachments whose pod is unknown, and therefore its policies, too: they stay at default deny.
 	Unknown map[model.AttachmentKey]bool
 }
@@ -34,24 +34,26 @@ type Resolution struct {
 func Resolve(w World) Resolution { return resolveAll(w, hashKey, maxNodeFlows) }
 
 func resolveAll(w World, hash func(string) uint32, room int) Resolution {
-	out := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	out := Resolution{Policies: map[model.PolicyID]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for _, a := range w.Attachments {
 		if !slices.ContainsFunc(w.Pods, func(p Pod) bool { return p.isAttached(a) }) {
 			out.Unknown[a.Key()] = true
 		}
 	}
-	from := linearSource{namespaces: map[string]Namespace{}, pods: w.views()}
+	from := linearSource{namespaces: map[string]Namespace{}, pods: w.views(), allNodes: w.Nodes}
 	for _, n := range w.Namespaces {
 		from.namespaces[n.Name] = n
 	}
-	keys, flows := map[string][]string{}, map[string]int{}
+	keys, flows := map[model.PolicyID][]string{}, map[model.PolicyID]int{}
+	var places []place
 	for _, policy := range w.Policies {
 		p := parsePolicy(policy)
 		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log, ""); ok {
-			out.Policies[m.Name], keys[m.Name], flows[m.Name] = m, k, countFlows(m)
+			out.Policies[m.ID], keys[m.ID], flows[m.ID] = m, k, countFlows(m)
+			places = append(places, policy.place())
 		}
 	}
-	overBudget := share.Overflow(flows, room)
+	overBudget := overflow(flows, room)
 	for _, policy := range w.Policies {
 		if name := policy.ID(); overBudget[name] {
 			p := parsePolicy(policy)
@@ -66,8 +68,11 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 			ids.add(k, func(string) {})
 		}
 	}
-	for name, m := range out.Policies {
-		out.Policies[name] = assignIDs(m, keys[name], ids)
+	ranks := assignRanks(places)
+	for id, m := range out.Policies {
+		m = assignIDs(m, keys[id], ids)
+		m.Rank = ranks[id]
+		out.Policies[id] = m
 	}
 	return out
 }
@@ -182,6 +187,11 @@ func (w World) views() []*podView {
 type linearSource struct {
 	namespaces map[string]Namespace
 	pods       []*podView
+	allNodes   []Node
+}
+
+func (s linearSource) nodes(selector Selector) []netip.Prefix {
+	return nodePrefixes(slices.Values(s.allNodes), selector)
 }
 
 func (s linearSource) views(q query) iter.Seq[*podView] {

@@ -65,7 +65,7 @@ func TestIDs(t *testing.T) {
 
 // TestIDsStay: ids survive in the switch across restarts of the agent.
 func TestIDsStay(t *testing.T) {
-	if got := newIDs(hashKey).home(ruleKey{"ns/p", Ingress, 3, "TCP/80-80,"}.String()); got != 0x9c23ade0 {
+	if got := newIDs(hashKey).home(ruleKey{model.NetworkPolicy("ns", "p"), Ingress, 3, "TCP/80-80,"}.String()); got != 0x9c23ade0 {
 		t.Errorf("id %#x: the hash has changed, and with it every conjunction id of every switch", got)
 	}
 }
@@ -146,7 +146,7 @@ func TestWhoHasAnAddress(t *testing.T) {
 	r.SetPolicy(onlyFrom("x"))
 	r.SetPod(Pod{Namespace: "a", Name: "web", UID: "u", Node: "n1", Labels: app("web")})
 	r.SetAttachment(webHere)
-	known := Resolution{Policies: map[string]model.Policy{}}
+	known := Resolution{Policies: map[model.PolicyID]model.Policy{}}
 	remote := func(name, label, ip string, change func(*Pod)) func() {
 		return func() {
 			p := Pod{Namespace: "a", Name: name, UID: name, Node: "n2", Labels: app(label), Created: 1}
@@ -206,7 +206,7 @@ func TestWhoHasAnAddress(t *testing.T) {
 			known.Policies[name] = *p
 		}
 		got := "[]"
-		if rules := known.Policies["a/p"].Ingress.Rules; len(rules) > 0 {
+		if rules := known.Policies[model.NetworkPolicy("a", "p")].Ingress.Rules; len(rules) > 0 {
 			got = fmt.Sprint(rules[0].Peers)
 		}
 		if got != step.want {
@@ -276,7 +276,7 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 		}
 		r.SetPolicy(w.Policies[0])
 		r.SetAttachment(webHere)
-		for _, m := range []model.Policy{Resolve(w).Policies["a/p"], *r.Flush().Policies["a/p"]} {
+		for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "p")], *r.Flush().Policies[model.NetworkPolicy("a", "p")]} {
 			if rules := m.Ingress.Rules; len(rules) != 1 || fmt.Sprint(rules[0].Peers) != "[10.244.2.9/32]" {
 				t.Errorf("rules %v, want the peer 10.244.2.9 alone", rules)
 			}
@@ -290,14 +290,14 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 	r.SetPolicy(w.Policies[0])
 	r.SetPod(w.Pods[0])
 	r.SetAttachment(webHere)
-	if m := r.Flush().Policies["a/p"]; len(m.Ingress.Rules) != 0 {
+	if m := r.Flush().Policies[model.NetworkPolicy("a", "p")]; len(m.Ingress.Rules) != 0 {
 		t.Errorf("without a known node: %v", m.Ingress.Rules)
 	}
 	if got := r.OutsideClaims(); got.Pods != 1 {
 		t.Errorf("without a known node: reported %+v, want one pod", got)
 	}
 	r.SetPodCIDRs("n2", inside("n2"))
-	if m := r.Flush().Policies["a/p"]; m == nil || len(m.Ingress.Rules) != 1 {
+	if m := r.Flush().Policies[model.NetworkPolicy("a", "p")]; m == nil || len(m.Ingress.Rules) != 1 {
 		t.Errorf("the node's pod CIDR does not bring its pods back: %v", m)
 	}
 	if got := r.OutsideClaims(); got != (model.OutsideClaims{}) {
@@ -345,12 +345,12 @@ func TestPodsAreClosedUntilKnown(t *testing.T) {
 		if said, ok := c.Unknown[webHere.Key()]; ok && said != unknown {
 			t.Errorf("%s: said %v, holds %v", step.name, said, unknown)
 		}
-		if isolated := r.policies["a/p"].active; unknown != step.unknown || isolated != step.isolated {
+		if isolated := r.policies[model.NetworkPolicy("a", "p")].active; unknown != step.unknown || isolated != step.isolated {
 			t.Errorf("%s: unknown %v, isolated %v, want %v, %v", step.name, unknown, isolated, step.unknown, step.isolated)
 		}
 	}
 	r.DeleteAttachment(webHere.Key())
-	if c := r.Flush(); len(c.Unknown) > 0 || len(r.unknown) > 0 || r.policies["a/p"].active || len(r.pods) > 0 {
+	if c := r.Flush(); len(c.Unknown) > 0 || len(r.unknown) > 0 || r.policies[model.NetworkPolicy("a", "p")].active || len(r.pods) > 0 {
 		t.Errorf("after its end: %v, %v; pods %v", c.Unknown, r.unknown, r.pods)
 	}
 	r.SetAttachment(webHere)
@@ -382,14 +382,14 @@ func TestNamedPorts(t *testing.T) {
 	}
 	all := "[10.0.1.0 10.0.1.1 10.0.1.2 10.0.1.3]"
 	var got []string
-	for _, m := range []model.Policy{Resolve(w).Policies["a/in"], Resolve(w).Policies["a/out"]} {
+	for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "in")], Resolve(w).Policies[model.NetworkPolicy("a", "out")]} {
 		for _, side := range []*model.PolicySide{m.Ingress, m.Egress} {
 			if side == nil {
 				continue
 			}
 			for _, rule := range side.Rules {
 				got = append(got,
-					strings.ReplaceAll(fmt.Sprintf("%s %d: %v %v %v %v", m.Name, rule.Index, rule.Pods, rule.AnyPeer, rule.Peers,
+					strings.ReplaceAll(fmt.Sprintf("%s %d: %v %v %v %v", m.ID, rule.Index, rule.Pods, rule.AnyPeer, rule.Peers,
 						rule.Ports), all, "all"))
 			}
 		}
@@ -445,7 +445,7 @@ func TestChangeTouchesOnlyItsOwn(t *testing.T) {
 		visited := len(r.dirty)
 		var got []string
 		for name := range r.Flush().Policies {
-			got = append(got, name)
+			got = append(got, name.String())
 		}
 		slices.Sort(got)
 		if fmt.Sprint(got) != step.want || visited != len(got) {

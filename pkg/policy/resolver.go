@@ -2,12 +2,12 @@ package policy
 
 import (
 	"iter"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
-	"github.com/weft-cni/weft/pkg/share"
 )
 
 // Resolver has the same result as Resolve, and follows changes. A change costs as much as its effects: a pod's new
@@ -35,13 +35,17 @@ type Resolver struct {
 	matching   map[*scope]bool // the scopes of kind matchingScope
 	selections map[queryKey]*selection
 
-	policies map[string]*policyState
+	policies map[model.PolicyID]*policyState
 	ids      *ids
 	byKey    map[string]*policyState // by rule key
 
 	// flows is the sum of the policies' flows, room its limit; overBudget are the policies without room.
 	flows, room int
-	overBudget  map[string]bool
+	overBudget  map[model.PolicyID]bool
+
+	nodeObjects map[string]Node
+	// unranked says that the places of policies have changed since their ranks were assigned.
+	unranked bool
 
 	// Input of the next Flush: policies, and attachments whose pods may have become known or unknown.
 	dirty   map[*policyState]bool
@@ -61,12 +65,15 @@ type policyState struct {
 	keys     []string
 	// flows is the number of its flows if it is within budget; 0 when it is not active.
 	flows int
+	// placed is the place for which it has its rank; the zero place when it has none.
+	placed place
+	rank   int
 }
 
 // Changes are the differences since the last Flush.
 type Changes struct {
-	// Policies are by namespace/name; nil for policies that no longer select pods of this node.
-	Policies map[string]*model.Policy
+	// Policies are nil where they no longer select pods of this node.
+	Policies map[model.PolicyID]*model.Policy
 	// Unknown is true for attachments whose pod has become unknown, and false for those whose pod has become known or
 	// that were deleted.
 	Unknown map[model.AttachmentKey]bool
@@ -87,7 +94,7 @@ func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
 		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
 		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},
-		policies: map[string]*policyState{}, ids: newIDs(hash), byKey: map[string]*policyState{},
+		policies: map[model.PolicyID]*policyState{}, nodeObjects: map[string]Node{}, ids: newIDs(hash), byKey: map[string]*policyState{},
 		dirty: map[*policyState]bool{}, recheck: map[model.AttachmentKey]bool{}, unknown: map[model.AttachmentKey]bool{},
 	}
 }
@@ -109,16 +116,51 @@ func (r *Resolver) SetPolicy(policy Policy) {
 }
 
 // DeletePolicy deletes a policy and marks it dirty. Idempotent.
-func (r *Resolver) DeletePolicy(namespace, name string) {
-	if s := r.policies[Policy{Namespace: namespace, Name: name}.ID()]; s != nil {
+func (r *Resolver) DeletePolicy(id model.PolicyID) {
+	if s := r.policies[id]; s != nil {
 		s.deleted, r.dirty[s] = true, true
 	}
+}
+
+// SetNode adds or replaces a node, and marks the policies dirty that have nodes as peers. Idempotent.
+func (r *Resolver) SetNode(n Node) {
+	if old, ok := r.nodeObjects[n.Name]; ok && reflect.DeepEqual(old, n) {
+		return
+	}
+	r.nodeObjects[n.Name] = n
+	r.nodesChanged()
+}
+
+// DeleteNode deletes a node. Idempotent.
+func (r *Resolver) DeleteNode(name string) {
+	if _, ok := r.nodeObjects[name]; ok {
+		delete(r.nodeObjects, name)
+		r.nodesChanged()
+	}
+}
+
+// nodesChanged looks at all policies: nodes rarely change in what policies see of them.
+func (r *Resolver) nodesChanged() {
+	for _, s := range r.policies {
+		if s.active && s.usesNodes() {
+			r.dirty[s] = true
+		}
+	}
+}
+
+func (p *parsedPolicy) usesNodes() bool {
+	for _, side := range p.sides {
+		if slices.ContainsFunc(side.rules, func(r parsedRule) bool { return len(r.nodes) > 0 }) {
+			return true
+		}
+	}
+	return false
 }
 
 // Flush resolves the dirty policies, enforces the budget, and returns the differences since the last Flush.
 func (r *Resolver) Flush() Changes {
 	r.dropGone()
-	c := Changes{Policies: map[string]*model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	c := Changes{Policies: map[model.PolicyID]*model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for key := range r.recheck {
 		a := r.attachments[key]
 		if is := a != nil && a.pod == nil; is != r.unknown[key] {
@@ -156,6 +198,7 @@ func (r *Resolver) Flush() Changes {
 		})
 	}
 	clear(r.dirty)
+	r.assignRanks(note)
 	for s, was := range before {
 		name := s.policy.ID()
 		switch {
@@ -219,15 +262,15 @@ func (r *Resolver) resolveWithout(s *policyState, why string) *resolution {
 // enforceBudget decides which policies are over budget, and completes fresh: with policies for which that changes, and
 // with those that resolve left nil.
 func (r *Resolver) enforceBudget(fresh map[*policyState]*resolution) {
-	var overBudget map[string]bool
+	var overBudget map[model.PolicyID]bool
 	if r.flows > r.room {
-		flows := make(map[string]int, len(r.policies))
+		flows := make(map[model.PolicyID]int, len(r.policies))
 		for name, s := range r.policies {
 			if s.flows > 0 {
 				flows[name] = s.flows
 			}
 		}
-		overBudget = share.Overflow(flows, r.room)
+		overBudget = overflow(flows, r.room)
 	}
 	for name := range overBudget {
 		if s := r.policies[name]; !r.overBudget[name] {
@@ -255,6 +298,13 @@ func (r *Resolver) enforceBudget(fresh map[*policyState]*resolution) {
 // apply sets a policy's resolution. It calls moved for all rules, of this policy or others, whose id changes.
 func (r *Resolver) apply(s *policyState, now *resolution, moved func(key string)) {
 	s.active, s.resolved = now.active, now.policy
+	s.resolved.Rank = s.rank
+	var at place
+	if s.active && s.policy.Tier.Ordered() {
+		at = s.policy.place()
+	}
+	r.unranked = r.unranked || at != s.placed
+	s.placed = at
 	for _, key := range s.keys {
 		if !slices.Contains(now.keys, key) {
 			r.ids.remove(key, moved)
@@ -306,8 +356,32 @@ func (r *Resolver) views(q query) iter.Seq[*podView] {
 	}
 }
 
+func (r *Resolver) nodes(s Selector) []netip.Prefix {
+	return nodePrefixes(maps.Values(r.nodeObjects), s)
+}
+
+// assignRanks assigns the ranks again if the places have changed. It calls note for policies before their rank changes.
+func (r *Resolver) assignRanks(note func(*policyState)) {
+	if !r.unranked {
+		return
+	}
+	r.unranked = false
+	var places []place
+	for _, s := range r.policies {
+		if s.placed != (place{}) {
+			places = append(places, s.placed)
+		}
+	}
+	for id, rank := range assignRanks(places) {
+		if s := r.policies[id]; s.rank != rank {
+			note(s)
+			s.rank, s.resolved.Rank = rank, rank
+		}
+	}
+}
+
 func equalPolicies(a, b model.Policy) bool {
-	return a.Name == b.Name && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) &&
+	return a.ID == b.ID && a.Tier == b.Tier && a.Rank == b.Rank && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) &&
 		equalSides(a.Egress, b.Egress)
 }
 
@@ -316,7 +390,7 @@ func equalSides(a, b *model.PolicySide) bool {
 		return a == b
 	}
 	return slices.Equal(a.Pods, b.Pods) && slices.EqualFunc(a.Rules, b.Rules, func(a, b model.PolicyRule) bool {
-		return a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer && a.AnyPort == b.AnyPort &&
+		return a.Verdict == b.Verdict && a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer && a.AnyPort == b.AnyPort &&
 			slices.Equal(a.Pods, b.Pods) && samePrefixes(a.Peers, b.Peers) && slices.Equal(a.Ports, b.Ports)
 	})
 }

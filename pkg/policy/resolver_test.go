@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -14,147 +15,16 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// Random objects have few different names, so that they interact.
-var (
-	someNamespaces = []string{"a", "b", "c"}
-	someNodes      = []string{"n1", "n2", ""}
-	someAddrs      = []string{"10.0.1.1", "10.0.1.2", "10.0.2.1", "10.0.2.2", "10.0.2.3", "fd00:1::1", "fd00:2::1",
-		"fd00:2::2"}
-	someNames     = []string{"http", "dns"}
-	someProtocols = []Protocol{"", TCP, UDP, SCTP}
-)
-
-func draw[T any](t *rapid.T, from []T) T { return rapid.SampledFrom(from).Draw(t, "pick") }
-
-func chance(t *rapid.T, percent int) bool { return rapid.IntRange(1, 100).Draw(t, "chance") <= percent }
-
-func upTo(t *rapid.T, most int) int { return rapid.IntRange(0, most).Draw(t, "count") }
-
-func drawLabels(t *rapid.T) map[string]string {
-	labels := map[string]string{}
-	for range upTo(t, 2) {
-		labels[draw(t, []string{"app", "tier"})] = draw(t, []string{"x", "y", ""})
-	}
-	return labels
-}
-
-func drawSelector(t *rapid.T) Selector {
-	s := Selector{}
-	if chance(t, 50) {
-		s.MatchLabels = drawLabels(t)
-	}
-	for range upTo(t, 1) {
-		r := Requirement{Key: draw(t, []string{"app", "tier"}),
-			Operator: draw(t, []Operator{In, NotIn, Exists, DoesNotExist})}
-		if r.Operator == In || r.Operator == NotIn {
-			r.Values = []string{draw(t, []string{"x", "y"}), draw(t, []string{"x", "y", ""})}
-		}
-		s.MatchExpressions = append(s.MatchExpressions, r)
-	}
-	return s
-}
-
-func drawPeer(t *rapid.T) Peer {
-	one, other := drawSelector(t), drawSelector(t)
-	switch upTo(t, 3) {
-	case 0:
-		return Peer{PodSelector: &one}
-	case 1:
-		return Peer{NamespaceSelector: &one}
-	case 2:
-		return Peer{PodSelector: &one, NamespaceSelector: &other}
-	}
-	cidrs := []string{"10.0.0.0/16", "10.0.2.0/30", "10.0.2.2/31", "0.0.0.0/0", "::/0", "fd00:2::/64", "10.0.1.1/32",
-		"fd00:2::2/127"}
-	b := IPBlock{CIDR: netip.MustParsePrefix(draw(t, cidrs))}
-	for range upTo(t, 2) {
-		b.Except = append(b.Except, netip.MustParsePrefix(draw(t, cidrs)))
-	}
-	return Peer{IPBlock: &b}
-}
-
-func drawRules(t *rapid.T) []Rule {
-	var rules []Rule
-	for range upTo(t, 2) {
-		var r Rule
-		for range upTo(t, 2) {
-			r.Peers = append(r.Peers, drawPeer(t))
-		}
-		for range upTo(t, 3) {
-			p := Port{Protocol: draw(t, someProtocols)}
-			switch upTo(t, 3) {
-			case 0:
-				p.Name = draw(t, someNames)
-			case 1:
-				p.Number = uint16(rapid.IntRange(79, 82).Draw(t, "port"))
-			case 2:
-				p.Number = uint16(rapid.IntRange(1, 81).Draw(t, "from"))
-				p.EndPort = p.Number + uint16(rapid.IntRange(0, 90).Draw(t, "width"))
-			}
-			r.Ports = append(r.Ports, p)
-		}
-		rules = append(rules, r)
-	}
-	return rules
-}
-
-func drawPolicy(t *rapid.T) Policy {
-	p := Policy{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"p", "q", "r"}), PodSelector: drawSelector(t),
-		Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10)}
-	if chance(t, 60) {
-		p.Types = draw(t, [][]Direction{{Ingress}, {Egress}, {Ingress, Egress}})
-	}
-	switch upTo(t, 30) {
-	case 0:
-		p.Err = "it cannot be read"
-	case 1:
-		p.Types = []Direction{"Sideways"}
-	case 2:
-		p.PodSelector.MatchExpressions = append(p.PodSelector.MatchExpressions, Requirement{Key: "app", Operator: "Like"})
-	}
-	return p
-}
-
-func drawPod(t *rapid.T) Pod {
-	p := Pod{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2", "3"}), UID: draw(t, []string{"u", "v"}),
-		Node: draw(t, someNodes), Labels: drawLabels(t),
-		HostNetwork: chance(t, 5), Done: chance(t, 10), Terminating: chance(t, 20), Created: int64(upTo(t, 2))}
-	for range upTo(t, 2) {
-		if a := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(p.Addrs, a) {
-			p.Addrs = append(p.Addrs, a)
-		}
-	}
-	for range upTo(t, 3) {
-		c := ContainerPort{Name: draw(t, someNames), Protocol: draw(t, someProtocols[1:]),
-			Number: uint16(rapid.IntRange(80, 82).Draw(t, "number"))}
-		if !slices.Contains(p.Ports, c) {
-			p.Ports = append(p.Ports, c)
-		}
-	}
-	return p
-}
-
-func drawAttachment(t *rapid.T) model.Attachment {
-	a := model.Attachment{ContainerID: draw(t, []string{"c1", "c2", "c3"}), IfName: "eth0",
-		Pod: model.PodRef{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"1", "2"}),
-			UID: draw(t, []string{"u", "v", ""})}}
-	for range upTo(t, 2) {
-		if ip := netip.MustParseAddr(draw(t, someAddrs)); !slices.Contains(a.IPs, ip) {
-			a.IPs = append(a.IPs, ip)
-		}
-	}
-	return a
-}
-
 // world is a World that changes, by name.
 type world struct {
 	namespaces  map[string]Namespace
 	pods        map[podName]Pod
-	policies    map[string]Policy
+	policies    map[model.PolicyID]Policy
 	attachments map[model.AttachmentKey]model.Attachment
 	podCIDRs    map[string][]netip.Prefix
 	// gone are the pods that were deleted and stay while they are attached.
-	gone map[podName]bool
+	gone  map[podName]bool
+	nodes map[string]Node
 }
 
 // deletePod deletes a pod, which stays if it is attached when all is called.
@@ -176,8 +46,8 @@ func (w *world) dropGone() {
 }
 
 func newWorld() *world {
-	return &world{map[string]Namespace{}, map[podName]Pod{}, map[string]Policy{},
-		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}, map[podName]bool{}}
+	return &world{map[string]Namespace{}, map[podName]Pod{}, map[model.PolicyID]Policy{},
+		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}, map[podName]bool{}, map[string]Node{}}
 }
 
 func (w *world) all() World {
@@ -185,18 +55,28 @@ func (w *world) all() World {
 	return World{Node: "n1", Namespaces: slices.Collect(maps.Values(w.namespaces)),
 		Pods: slices.Collect(maps.Values(w.pods)),
 		Policies: slices.Collect(
-			maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs)}
+			maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs),
+		Nodes: slices.Collect(maps.Values(w.nodes))}
 }
 
 // step makes a random change in both.
 func (w *world) step(t *rapid.T, r *Resolver) {
-	switch upTo(t, 10) {
+	switch upTo(t, 11) {
 	case 10:
 		node := draw(t, someNodes)
 		w.podCIDRs[node] = draw(t,
 			[][]netip.Prefix{nil, {netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/16")},
 				{netip.MustParsePrefix("10.0.2.0/24")}})
 		r.SetPodCIDRs(node, w.podCIDRs[node])
+	case 11:
+		n := drawNode(t)
+		if chance(t, 30) {
+			delete(w.nodes, n.Name)
+			r.DeleteNode(n.Name)
+		} else {
+			w.nodes[n.Name] = n
+			r.SetNode(n)
+		}
 	case 0, 1:
 		n := Namespace{Name: draw(t, someNamespaces), Labels: drawLabels(t), Log: chance(t, 10)}
 		w.namespaces[n.Name] = n
@@ -207,7 +87,7 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 		delete(w.gone, podName{p.Namespace, p.Name})
 		r.SetPod(p)
 	case 4, 5:
-		p := drawPolicy(t)
+		p := drawAnyPolicy(t)
 		w.policies[p.ID()] = p
 		r.SetPolicy(p)
 	case 6:
@@ -248,9 +128,9 @@ func (w *world) step(t *rapid.T, r *Resolver) {
 			w.deletePod(podName{p.Namespace, p.Name})
 			r.DeletePod(p.Namespace, p.Name)
 		case 2:
-			p := drawPolicy(t)
+			p := drawAnyPolicy(t)
 			delete(w.policies, p.ID())
-			r.DeletePolicy(p.Namespace, p.Name)
+			r.DeletePolicy(p.ID())
 		}
 	case 9:
 		key := drawAttachment(t).Key()
@@ -286,10 +166,13 @@ func follow(t *rapid.T, known *Resolution, c Changes) {
 
 func text(t interface{ Fatal(...any) }, r Resolution) string {
 	type flat struct {
-		Policies map[string]model.Policy
+		Policies []model.Policy
 		Unknown  []string
 	}
-	f := flat{Policies: r.Policies}
+	var f flat
+	for _, id := range slices.SortedFunc(maps.Keys(r.Policies), model.PolicyID.Compare) {
+		f.Policies = append(f.Policies, r.Policies[id])
+	}
 	for key := range r.Unknown {
 		f.Unknown = append(f.Unknown, key.String())
 	}
@@ -313,7 +196,7 @@ func FuzzIncrementalEqualsFull(f *testing.F) { fuzzing.Property(f, incrementalEq
 func incrementalEqualsFull(t *rapid.T) {
 	room := draw(t, []int{60, 200, maxNodeFlows}) // too little for all, or enough
 	r, w := newResolver("n1", crowded, room), newWorld()
-	known := Resolution{Policies: map[string]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
+	known := Resolution{Policies: map[model.PolicyID]model.Policy{}, Unknown: map[model.AttachmentKey]bool{}}
 	for range rapid.IntRange(1, 60).Draw(t, "changes") {
 		w.step(t, r)
 		if !chance(t, 40) {
@@ -329,7 +212,10 @@ func incrementalEqualsFull(t *rapid.T) {
 		r.DeleteNamespace(name)
 	}
 	for _, p := range w.policies {
-		r.DeletePolicy(p.Namespace, p.Name)
+		r.DeletePolicy(p.ID())
+	}
+	for name := range w.nodes {
+		r.DeleteNode(name)
 	}
 	for name := range w.pods {
 		r.DeletePod(name.namespace, name.name)
@@ -348,35 +234,46 @@ func incrementalEqualsFull(t *rapid.T) {
 			r.selections), len(
 			r.policies), len(
 			r.ids.byID), len(
-			r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.overBudget), r.flows}
+			r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.overBudget), len(r.nodeObjects), r.flows}
 	if slices.Max(left) > 0 {
 		t.Fatalf("left behind: %v", left)
 	}
 }
 
-// allows evaluates resolved policies as the flows do: a packet passes at an end that no policy isolates, or where a
-// rule matches it in all three dimensions.
-func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) (isolated, allowed bool) {
-	for _, m := range r.Policies {
-		side := m.Ingress
-		if d == Egress {
-			side = m.Egress
-		}
-		if side == nil || !slices.Contains(side.Pods, subject) {
-			continue
-		}
-		isolated = true
-		for _, rule := range side.Rules {
-			if slices.Contains(rule.Pods, subject) &&
-				(rule.AnyPeer || slices.ContainsFunc(rule.Peers, func(x netip.Prefix) bool { return x.Contains(peer) })) &&
-				(rule.AnyPort || slices.ContainsFunc(rule.Ports, func(m model.PortMatch) bool {
-					return m.Protocol == p.Protocol && p.Port&m.Mask == m.Port
-				})) {
-				return true, true
+// allows evaluates resolved policies as the flows do: tier by tier, in an ordered one by the first rule that matches in
+// all three dimensions; in the other a packet is denied at an end that a policy isolates unless a rule matches it.
+func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) bool {
+	for _, tier := range model.Tiers {
+		var policies []model.Policy
+		selected := false
+		for _, m := range r.Policies {
+			if side := m.Side(d); side != nil && m.Tier == tier && slices.Contains(side.Pods, subject) {
+				policies, selected = append(policies, m), true
 			}
 		}
+		slices.SortFunc(policies, func(a, b model.Policy) int { return cmp.Compare(a.Rank, b.Rank) })
+		verdict := model.Pass
+		if selected && !tier.Ordered() {
+			verdict = model.Deny
+		}
+	search:
+		for _, m := range policies {
+			for _, rule := range m.Side(d).Rules {
+				if slices.Contains(rule.Pods, subject) &&
+					(rule.AnyPeer || slices.ContainsFunc(rule.Peers, func(x netip.Prefix) bool { return x.Contains(peer) })) &&
+					(rule.AnyPort || slices.ContainsFunc(rule.Ports, func(m model.PortMatch) bool {
+						return m.Protocol == p.Protocol && p.Port&m.Mask == m.Port
+					})) {
+					verdict = rule.Verdict
+					break search
+				}
+			}
+		}
+		if verdict != model.Pass {
+			return verdict == model.Accept
+		}
 	}
-	return isolated, false
+	return true
 }
 
 // TestResolveMeansWhatEvalSays: for every pair of addresses and some ports, at the ends that are this node's.
@@ -410,11 +307,12 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 		}
 		c.Pods = w.Pods
 		for i := range rapid.IntRange(1, 4).Draw(t, "policies") {
-			p := drawPolicy(t)
+			p := drawAnyPolicy(t)
 			p.Name = fmt.Sprint(i)
 			w.Policies = append(w.Policies, p)
 		}
-		c.Policies = w.Policies
+		w.Nodes = []Node{{"n1", nil, []netip.Addr{netip.MustParseAddr("192.0.2.1")}}, drawNode(t)}
+		c.Policies, c.PeerNodes = w.Policies, w.Nodes
 		r := Resolve(w)
 		addrs := []netip.Addr{netip.MustParseAddr("10.0.2.0"), netip.MustParseAddr("192.0.2.1"),
 			netip.MustParseAddr("fd00:2::3")}
@@ -436,9 +334,8 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 							if !local[end.subject] {
 								continue
 							}
-							want := c.direction(end.d, c.pod(end.subject), c.pod(end.peer), end.peer, p)
-							isolated, allowed := allows(r, end.d, end.subject, end.peer, p)
-							if got := !isolated || allowed; got != want.Allowed {
+							want := c.Decide(end.d, p)
+							if got := allows(r, end.d, end.subject, end.peer, p); got != want.Allowed {
 								t.Fatalf("%+v at %s: allowed %v, but %s\n%s", p, end.subject, got, want.Why, text(t, r))
 							}
 						}
@@ -453,13 +350,13 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 }
 
 // checkForm checks a policy against the comments of model.Policy.
-func checkForm(t *rapid.T, name string, m model.Policy) {
+func checkForm(t *rapid.T, name model.PolicyID, m model.Policy) {
 	seen := map[uint32]bool{}
 	for _, side := range []*model.PolicySide{m.Ingress, m.Egress} {
 		if side == nil {
 			continue
 		}
-		if len(side.Pods) == 0 || !slices.IsSortedFunc(side.Pods, netip.Addr.Compare) || m.Err != "" && len(side.Rules) > 0 {
+		if len(side.Pods) == 0 || !slices.IsSortedFunc(side.Pods, netip.Addr.Compare) || m.Err != "" && m.Tier == model.NetworkPolicyTier && len(side.Rules) > 0 {
 			t.Fatalf("%s: pods %v, error %q with %d rules", name, side.Pods, m.Err, len(side.Rules))
 		}
 		for _, rule := range side.Rules {

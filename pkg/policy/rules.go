@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -38,7 +39,7 @@ type portName struct {
 type parsedPolicy struct {
 	policy Policy
 	err    error
-	// subject selects the pods that the policy isolates.
+	// subject selects the policy's pods.
 	subject query
 	sides   []parsedSide
 }
@@ -46,13 +47,17 @@ type parsedPolicy struct {
 type parsedSide struct {
 	direction Direction
 	rules     []parsedRule
+	// closed are the rules of a policy that has no room.
+	closed []parsedRule
 }
 
 // parsedRule is a rule: peers (selections, blocks or any) and ports (numbers, names or any).
 type parsedRule struct {
 	index    int
+	verdict  model.Verdict
 	anyPeer  bool
 	selected []query
+	nodes    []Selector
 	// ipBlocks are the rule's blocks; blocks are the same as sorted, disjoint ranges. Exceptions may expand a block to
 	// millions of ranges, so blocks are filled only while the policy selects a pod of this node (see expand).
 	ipBlocks  []IPBlock
@@ -71,27 +76,38 @@ func parsePolicy(policy Policy) parsedPolicy {
 		policy: policy, err: policy.Check(),
 		subject: selectLocal(policy.Namespace, policy.PodSelector.validPart()),
 	}
+	if policy.Tier.Ordered() {
+		p.subject = selectLocalMatching(policy.NamespaceSelector.validPart(), policy.PodSelector.validPart())
+	}
+	closed := policy
+	closed.Err = "no room"
 	for _, d := range []Direction{Ingress, Egress} {
 		if !slices.Contains(policy.types(), d) {
 			continue
 		}
-		side := parsedSide{direction: d}
-		if p.err == nil {
-			for i, rule := range policy.rules(d) {
-				side.rules = append(side.rules, parseRule(policy.Namespace, d, i, rule))
-			}
-		}
-		p.sides = append(p.sides, side)
+		p.sides = append(p.sides, parsedSide{d, policy.parseRules(d), closed.parseRules(d)})
 	}
 	return p
 }
 
+func (policy Policy) parseRules(d Direction) []parsedRule {
+	var list []parsedRule
+	rules := policy.effective(d)
+	for _, i := range slices.Sorted(maps.Keys(rules)) {
+		list = append(list, parseRule(policy.Namespace, d, i, rules[i]))
+	}
+	return list
+}
+
 func parseRule(namespace string, d Direction, index int, rule Rule) parsedRule {
-	r := parsedRule{index: index, anyPeer: len(rule.Peers) == 0, anyPort: len(rule.Ports) == 0, ports: ranges(rule.Ports)}
+	r := parsedRule{index: index, verdict: rule.Verdict, anyPeer: len(rule.Peers) == 0, anyPort: len(rule.Ports) == 0,
+		ports: ranges(rule.Ports)}
 	for _, peer := range rule.Peers {
 		switch {
 		case peer.IPBlock != nil:
 			r.ipBlocks = append(r.ipBlocks, *peer.IPBlock)
+		case peer.NodeSelector != nil:
+			r.nodes = append(r.nodes, *peer.NodeSelector)
 		case peer.NamespaceSelector != nil:
 			var pods Selector
 			if peer.PodSelector != nil {
@@ -141,18 +157,20 @@ type source interface {
 	prefixes(q query) []netip.Prefix
 	// views returns the selected pods, in any order.
 	views(q query) iter.Seq[*podView]
+	// nodes returns the addresses of the selected nodes, sorted and disjoint.
+	nodes(s Selector) []netip.Prefix
 }
 
-// resolve returns the policy for this node without the rules' ids, and the rules' keys in the same order, ingress
-// first. It is not ok when the policy selects none of the node's pods. A non-empty reason leaves out the rules and
-// becomes the policy's error.
+// resolve returns the policy for this node without its rank and the rules' ids, and the rules' keys in the same order,
+// ingress first. It is not ok when the policy selects none of the node's pods. A non-empty reason replaces the rules by
+// those that fail closed and becomes the policy's error.
 func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Policy, keys []string, ok bool) {
 	subject := from.prefixes(p.subject)
 	p.expand(len(subject) > 0 && why == "")
 	if len(subject) == 0 {
 		return model.Policy{}, nil, false
 	}
-	out = model.Policy{Name: p.policy.ID(), Log: log || p.policy.Log, Err: why}
+	out = model.Policy{ID: p.policy.ID(), Tier: p.policy.Tier, Log: log || p.policy.Log, Err: why}
 	if p.err != nil {
 		out.Err = p.err.Error()
 	}
@@ -167,10 +185,11 @@ func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Pol
 		} else {
 			out.Egress = s
 		}
+		rules := side.rules
 		if why != "" {
-			continue
+			rules = side.closed
 		}
-		for _, r := range side.rules {
+		for _, r := range rules {
 			var variants []variant
 			if side.direction == Ingress {
 				variants = r.ingress(pods, p.subject, from)
@@ -202,7 +221,7 @@ func (r *parsedRule) ingress(pods []netip.Addr, subject query, from source) []va
 	for _, g := range r.byNumbers(from.views(subject)) {
 		slices.SortFunc(g.addrs, netip.Addr.Compare)
 		out = append(out, variant{g.name, model.PolicyRule{
-			Index: r.index, Pods: g.addrs, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(g.ports),
+			Verdict: r.verdict, Index: r.index, Pods: g.addrs, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(g.ports),
 		}})
 	}
 	return out
@@ -219,7 +238,7 @@ func (r *parsedRule) egress(pods []netip.Addr, from source) []variant {
 		}
 		slices.SortFunc(peers, comparePrefixes)
 		out = append(out, variant{g.name, model.PolicyRule{
-			Index: r.index, Pods: pods, Peers: disjoint(peers), Ports: matches(g.ports),
+			Verdict: r.verdict, Index: r.index, Pods: pods, Peers: disjoint(peers), Ports: matches(g.ports),
 		}})
 	}
 	return out
@@ -231,7 +250,8 @@ func (r *parsedRule) unnamed(pods []netip.Addr, peers []netip.Prefix) []variant 
 		return nil
 	}
 	return []variant{{"", model.PolicyRule{
-		Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(r.ports), AnyPort: r.anyPort,
+		Verdict: r.verdict, Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(r.ports),
+		AnyPort: r.anyPort,
 	}}}
 }
 
@@ -240,10 +260,13 @@ func (r *parsedRule) peers(from source) []netip.Prefix {
 	if r.anyPeer {
 		return nil
 	}
-	lists := make([][]netip.Prefix, 0, 1+len(r.selected))
+	lists := make([][]netip.Prefix, 0, 1+len(r.selected)+len(r.nodes))
 	lists = append(lists, r.blocks)
 	for _, s := range r.selected {
 		lists = append(lists, from.prefixes(s))
+	}
+	for _, s := range r.nodes {
+		lists = append(lists, from.nodes(s))
 	}
 	return union(lists)
 }

@@ -121,7 +121,7 @@ func (v *podView) indexKeys() []indexKey {
 	return out
 }
 
-// scope has the selections that search the same pods, by index key. Only matchingScope keeps its namespaces.
+// scope has the selections that search the same pods, by index key. Only the matching scopes keep their namespaces.
 type scope struct {
 	query      query
 	count      int
@@ -287,7 +287,7 @@ func (r *Resolver) acquire(q query, user *policyState) *selection {
 	if sc == nil {
 		sc = &scope{query: q, index: map[indexKey][]*selection{}, namespaces: map[*namespaceState]bool{}}
 		r.scopes[q.key.scope] = sc
-		if q.key.scope.kind == matchingScope {
+		if k := q.key.scope.kind; k == matchingScope || k == localMatchingScope {
 			r.matching[sc] = true
 			for _, n := range r.namespaces {
 				if q.hasNamespace(n.Name, n.Labels, n.known) {
@@ -325,6 +325,10 @@ func (r *Resolver) candidates(q query, sc *scope) iter.Seq[*podState] {
 	case matchingScope:
 		for n := range sc.namespaces {
 			within = append(within, n.pods)
+		}
+	case localMatchingScope:
+		for n := range sc.namespaces {
+			within = append(within, n.local)
 		}
 	case clusterScope:
 		for _, n := range r.namespaces {

@@ -50,7 +50,7 @@ func TestEpochReachesTheSwitch(t *testing.T) {
 		}
 	}
 	for _, g := range b.groups() {
-		if !strings.Contains(g.Text, "selection_method_param=30000001,") {
+		if !strings.Contains(g.String(), "selection_method_param=30000001,") {
 			t.Errorf("after the timeout: %s", g)
 		}
 	}

@@ -62,14 +62,23 @@ func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
 		t.Fatal(err)
 	}
 	for _, f := range d.Flows {
-		if l, ok := openflow.LearnedBy(f.Actions); ok {
+		if l, ok := f.Actions.Learned(); ok {
 			match := fmt.Sprintf("tcp,nw_src=%s,nw_dst=%s,tp_dst=80", client, s.Ports[0].ClusterIP)
-			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: match}, Cookie: f.Cookie,
+			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)}, Cookie: f.Cookie,
 				Actions: l.Actions}, l.IdleTimeout)
 			return
 		}
 	}
 	t.Fatal("the Service learns nothing: this test tests nothing")
+}
+
+func parseGroup(t *testing.T, id openflow.GroupID, text string) openflow.Group {
+	t.Helper()
+	g, err := openflow.ParseGroup(fmt.Sprintf("group_id=%d,%s", id, text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
 }
 
 func (b *bench) groups() []openflow.Group {
@@ -87,7 +96,7 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 	web, gone := service("web", 1, 2, 3), service("gone", 2, 4)
 	web.Affinity, gone.Affinity = time.Hour, time.Hour
 	sw := withServices(t, web, gone)
-	foreign := openflow.Group{ID: 5, Text: "type=all,bucket=bucket_id:0,actions=drop"}
+	foreign := parseGroup(t, 5, "type=all,bucket=bucket_id:0,actions=drop")
 	sw.PutGroup(foreign)
 	learn(t, sw, "10.244.1.2", web)
 	learn(t, sw, "10.244.1.3", gone)
@@ -180,8 +189,8 @@ func TestRepairsGroups(t *testing.T) {
 	if deleted < 2 {
 		t.Errorf("%d repairs counted, want the group and its flows", deleted)
 	}
-	b.sw.PutGroup(openflow.Group{ID: flows.GroupID(model.ServiceOwner("ns/never"), "x"), Text: "type=all"})
-	b.sw.PutGroup(openflow.Group{ID: right[0].ID, Text: "type=all"})
+	b.sw.PutGroup(parseGroup(t, flows.GroupID(model.ServiceOwner("ns/never"), "x"), "type=all"))
+	b.sw.PutGroup(parseGroup(t, right[0].ID, "type=all"))
 	b.holds("a changed group is right again, one that pretends to be ours is gone")
 	if got := b.Status().Repairs - deleted; got != 2 {
 		t.Errorf("%d repairs counted, want 2", got)
@@ -229,7 +238,7 @@ func TestChangesOfGroupsAreNoDrift(t *testing.T) {
 	eventually(t, "the last endpoint is in", func() bool {
 		groups := b.groups()
 		reads++ // this one
-		return len(groups) == 1 && strings.Contains(groups[0].Text, "10.244.2.200:")
+		return len(groups) == 1 && strings.Contains(groups[0].String(), "10.244.2.200:")
 	})
 	// Once because the watch began.
 	if got := b.sw.Dumps() - reads; got > 1 {
@@ -240,7 +249,7 @@ func TestChangesOfGroupsAreNoDrift(t *testing.T) {
 // TestRefusedGroup: a Service whose group the switch refuses is left out with its flows; everybody else is programmed.
 func TestRefusedGroup(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
-	sw.RefuseGroup(func(g openflow.Group) bool { return strings.Contains(g.Text, "10.244.2.66") })
+	sw.RefuseGroup(func(g openflow.Group) bool { return strings.Contains(g.String(), "10.244.2.66") })
 	b := start(t, sw)
 	for i, name := range []string{"a", "bad", "c", "d"} {
 		last := byte(i + 2)

@@ -43,7 +43,7 @@ func TestIncompletePolicyIsNamed(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check), attachments...)
 	b.Submit(state.SetPolicy{Policy: rulesTo("aaa", "greedy", 4010, 17)})
 	b.Submit(state.SetPolicy{Policy: rulesTo("zzz", "modest", 5, 17)})
-	greedy := model.PolicyOwner("aaa/greedy")
+	greedy := model.NetworkPolicy("aaa", "greedy").Owner()
 	eventually(t, "the greedy policy is named", func() bool { return len(b.Status().Incomplete) == 1 })
 	if got := b.Status().Incomplete; got[greedy] == "" {
 		t.Errorf("incomplete: %v", got)
@@ -59,7 +59,7 @@ func TestIncompletePolicyIsNamed(t *testing.T) {
 	if err, _ := report(greedy); !errors.As(err, &incomplete) || incomplete.Flows != 19 {
 		t.Errorf("the report of the greedy policy is %v", err)
 	}
-	if err, _ := report(model.PolicyOwner("zzz/modest")); err != nil {
+	if err, _ := report(model.NetworkPolicy("zzz", "modest").Owner()); err != nil {
 		t.Errorf("the report of the modest policy is %v", err)
 	}
 	b.Submit(state.SetPolicy{Policy: rulesTo("aaa", "greedy", 10, 17)})

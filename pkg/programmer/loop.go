@@ -66,6 +66,11 @@ type Options struct {
 	// Costly says whether each bundle costs all traffic of the node something, so that they must not follow each other
 	// without a pause.
 	Costly func() bool
+	// Bundle is told of each bundle: how long the switch took to answer, and its error.
+	Bundle func(took time.Duration, err error)
+	// Latency is told how long the oldest change of a round waited, from Submit until the switch held what follows from
+	// it. Rounds that change no snapshot do not count.
+	Latency func(time.Duration)
 	// Hold keeps Run from touching the switch until it is closed: changes go into the snapshot only. It may be nil.
 	Hold <-chan struct{}
 	// Sweep asks for a sweep of the connections, once the switch holds what they are to be compared with (see
@@ -89,6 +94,7 @@ type Loop struct {
 	// more reads the switch.
 	submitted, taken Revision
 	readBack         bool
+	oldest           time.Time // when the oldest of the pending changes was submitted; zero without any
 	status           report.Programming
 	latest           *model.Snapshot
 	// settled is the snapshot that is in the switch, less the owners in refused: quarantined, as of this snapshot.
@@ -124,12 +130,14 @@ type Loop struct {
 	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an
 	// older one. It is not nil once Run has compiled.
 	tried *model.Snapshot
+	// waitingSince is when the oldest change was submitted that the switch does not hold yet; zero without any.
+	waitingSince time.Time
 }
 
 // place is where an event of the switch says something happened; it does not say at which priority.
 type place struct {
 	table openflow.TableID
-	match string
+	match openflow.Match
 }
 
 // New makes the loop of a node.
@@ -173,9 +181,9 @@ func (l *Loop) Status() report.Programming {
 	status, settled, refused := l.status, l.settled, l.refused
 	l.mu.Unlock()
 	status.Quarantined = map[model.Owner]string{}
-	for name, p := range settled.Policies {
+	for id, p := range settled.Policies {
 		if p.Err != "" {
-			status.Quarantined[model.PolicyOwner(name)] = invalidPolicy(p).Error()
+			status.Quarantined[id.Owner()] = invalidPolicy(p).Error()
 		}
 	}
 	for o, err := range refused {
@@ -234,6 +242,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	if l.opt.Hold != nil && !l.hold(ctx) {
 		return nil
 	}
+	l.waitingSince = time.Time{} // the wait for the start is not the switch's
 	watching := make(chan struct{})
 	go func() { defer close(watching); l.watchSwitch(ctx) }()
 	defer func() { <-watching }()

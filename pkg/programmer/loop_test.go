@@ -3,6 +3,7 @@ package programmer_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
@@ -111,7 +112,7 @@ func (b *bench) holds(what string) {
 	})
 }
 
-var eventually = testenv.Eventually
+var eventually = testenv.Until
 
 func (b *bench) has(text string) bool {
 	actual, err := b.sw.Dump(b.t.Context())
@@ -162,7 +163,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 	for _, f := range before.Flows {
 		sw.Put(f.Flow)
 	}
-	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: "in_port=9"}, Cookie: 0x1, Actions: "drop"}
+	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: openflow.ParseMatch("in_port=9")}, Cookie: 0x1}
 	sw.Put(foreign)
 	b := start(t, sw, pod("a", 2))
 	b.holds("first programming")
@@ -171,7 +172,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 			t.Errorf("the restart sent %s again, which was right", d.Set[0])
 		}
 		for _, f := range d.Delete {
-			if !strings.Contains(f.String(), "10.244.1.3") && !strings.Contains(f.Match, "in_port=19") {
+			if !strings.Contains(f.String(), "10.244.1.3") && !strings.Contains(f.Match.String(), "in_port=19") {
 				t.Errorf("the restart deleted %s", f)
 			}
 		}
@@ -208,18 +209,18 @@ func TestRepairsDrift(t *testing.T) {
 	ours := flowsOf(t, pod("a", 2))
 	var toPod openflow.Flow
 	for key, f := range ours.Flows {
-		if strings.Contains(key.Match, "nw_dst=10.244.1.2") {
+		if strings.Contains(key.Match.String(), "nw_dst=10.244.1.2") {
 			toPod = f.Flow
 		}
 	}
 	b.sw.Remove(toPod.Key)
 	b.holds("a deleted flow is back")
 	changed := toPod
-	changed.Actions, changed.Cookie = "drop", 0
+	changed.Actions, changed.Cookie = openflow.Actions{}, 0
 	b.sw.Put(changed)
 	b.holds("an overwritten flow is back")
 	stale := toPod
-	stale.Match = "ip,nw_dst=10.99.0.0/16"
+	stale.Match = openflow.ParseMatch("ip,nw_dst=10.99.0.0/16")
 	b.sw.Put(stale)
 	b.Verify()
 	b.holds("a flow that pretends to be ours is gone")
@@ -432,20 +433,20 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 		dumps = sw.Dumps()
 	}
 	// As one of Weft's own, but for the priority, which events do not tell.
-	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535, Match: ""}, Actions: "drop"}
+	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535}}
 	sw.Put(foreign)
-	limit := testenv.Patience(2 * time.Second)
-	for deadline := time.Now().Add(limit); b.Status().ForeignFlows != 1; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not named within %v", limit)
+	testenv.Eventually(t, 2*time.Second, func() error {
+		if n := b.Status().ForeignFlows; n != 1 {
+			return fmt.Errorf("%d foreign flows are named, want 1", n)
 		}
-	}
+		return nil
+	})
 	if s := b.Status(); !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {
 		t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
 	}
 	dumps := sw.Dumps()
-	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: "ip"},
-		Cookie: flows.Cookie(model.ServiceOwner("x/y")), Actions: "drop"})
+	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: openflow.ParseMatch("ip")},
+		Cookie: flows.Cookie(model.ServiceOwner("x/y"))})
 	time.Sleep(700 * time.Millisecond)
 	if got := sw.Dumps(); got != dumps {
 		t.Errorf("%d readings after a learned flow", got-dumps)

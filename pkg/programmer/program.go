@@ -22,6 +22,10 @@ func (l *Loop) compile() flows.Delta {
 	l.mu.Lock()
 	changes := l.pending.Take()
 	l.taken = l.submitted
+	if l.waitingSince.IsZero() {
+		l.waitingSince = l.oldest
+	}
+	l.oldest = time.Time{}
 	l.verify, l.readBack = l.verify || l.readBack, false
 	l.mu.Unlock()
 	for _, c := range changes {
@@ -164,7 +168,11 @@ func (l *Loop) apply(ctx context.Context, parts []part) error {
 func (l *Loop) send(ctx context.Context, d flows.Delta) error {
 	l.expectEvents(d)
 	l.tried = l.latest
+	begun := time.Now()
 	err := l.sw.Apply(ctx, d.OpenFlow())
+	if l.opt.Bundle != nil {
+		l.opt.Bundle(time.Since(begun), err)
+	}
 	if rejected := (*ofswitch.RejectedError)(nil); errors.As(err, &rejected) {
 		l.sent.remove(d)
 	}
@@ -222,7 +230,7 @@ func (l *Loop) parts(d flows.Delta) []part {
 		switch {
 		case o.Kind == model.KindPod && len(parts[o].Set) == 0:
 			return 0
-		case o.Kind == model.KindPolicy:
+		case o.Kind.IsPolicy():
 			return 1
 		}
 		return 2
@@ -241,6 +249,7 @@ func (l *Loop) settle() {
 	reasons := l.reasons()
 	conflicts, incomplete := l.compiler.Conflicts(), l.findIncomplete()
 	l.mu.Lock()
+	grew := l.status.Programmed != l.latest.Revision
 	l.status.Programmed = l.latest.Revision
 	l.status.Flows, l.status.Groups = len(l.compiler.Desired().Flows), len(l.compiler.Desired().Groups)
 	l.status.Error = ""
@@ -251,6 +260,10 @@ func (l *Loop) settle() {
 	}
 	l.settled, l.refused = l.latest, reasons
 	l.mu.Unlock()
+	if since := l.waitingSince; grew && !since.IsZero() && l.opt.Latency != nil {
+		l.opt.Latency(time.Since(since))
+	}
+	l.waitingSince = time.Time{}
 	l.reportIncomplete(incomplete) // after the status, which who is told will read
 	if l.sweep != nil && l.opt.Sweep != nil {
 		l.opt.Sweep(*l.sweep)
@@ -288,17 +301,17 @@ func (l *Loop) answer(refused map[model.Owner]error) {
 // checkPolicies finds the policies that are invalid or over budget.
 func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) {
 	for _, o := range owners {
-		if o.Kind != model.KindPolicy {
+		if !o.Kind.IsPolicy() {
 			continue
 		}
-		was, is := before.Policies[o.Name].Err, now.Policies[o.Name].Err
+		was, is := before.Policies[o.Policy()].Err, now.Policies[o.Policy()].Err
 		switch is {
 		case was:
 		case "":
 			l.report(o, nil)
 		default:
-			l.log.Error("a policy isolates its pods and allows nothing", "owner", o, "err", is)
-			l.report(o, invalidPolicy(now.Policies[o.Name]))
+			l.log.Error("a policy fails closed", "owner", o, "err", is)
+			l.report(o, invalidPolicy(now.Policies[o.Policy()]))
 		}
 	}
 }
@@ -306,6 +319,9 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 // invalidPolicy is what is wrong with a policy that is invalid or over budget.
 func invalidPolicy(p model.Policy) error {
 	err := fmt.Errorf("the policy isolates its pods and allows nothing: %s", p.Err)
+	if p.Tier.Ordered() {
+		err = fmt.Errorf("rules of the policy that would accept accept nothing, and the others deny everything: %s", p.Err)
+	}
 	if p.OverBudget {
 		return &LocalError{err}
 	}
@@ -360,7 +376,7 @@ func (e *IncompleteError) Error() string {
 func (l *Loop) findIncomplete() map[model.Owner]error {
 	now := map[model.Owner]error{}
 	for o, n := range l.compiler.Losers() {
-		if o.Kind == model.KindPolicy {
+		if o.Kind.IsPolicy() {
 			now[o] = &IncompleteError{Flows: n}
 		}
 	}

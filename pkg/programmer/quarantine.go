@@ -72,7 +72,7 @@ func (l *Loop) leaveOut(o model.Owner, q *quarantine, err error) {
 		l.log.Debug("flows rejected again", "owner", o, "err", err, "retry", q.pause)
 		return
 	}
-	if o.Kind == model.KindPolicy || o.Kind == model.KindService {
+	if o.Kind.IsPolicy() || o.Kind == model.KindService {
 		l.sweepRequest() // what it allowed, or balanced
 	}
 	l.log.Error("flows rejected; the object is quarantined", "owner", o, "err", err)
@@ -157,7 +157,7 @@ func (l *Loop) accepted() {
 		switch {
 		case o.Kind == model.KindService:
 			l.sweepRequest()
-		case o.Kind == model.KindPolicy && l.sweep == nil && !l.latest.KeepEstablished:
+		case o.Kind.IsPolicy() && l.sweep == nil && !l.latest.KeepEstablished:
 			l.sweep = &SweepRequest{Wider: true} // it allowed nothing
 		}
 		l.report(o, nil)

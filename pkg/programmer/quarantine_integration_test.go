@@ -81,11 +81,11 @@ func (r *realSwitch) restart(t *testing.T, loop *programmer.Loop) {
 	if err := r.ovs.StopDaemon(); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the switch is missed", func() bool { return loop.Status().Error != "" })
+	testenv.Until(t, "the switch is missed", func() bool { return loop.Status().Error != "" })
 	if err := r.ovs.StartDaemon(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, "the switch is programmed again", func() bool {
+	testenv.Until(t, "the switch is programmed again", func() bool {
 		s := loop.Status()
 		return s.Error == "" && s.Programmed == s.Desired
 	})
@@ -126,9 +126,9 @@ func TestFullTable(t *testing.T) {
 		s := loop.Status()
 		return s.Error == "" && s.Programmed == s.Desired && len(s.Quarantined) > 5 && len(s.Quarantined) < 35
 	}
-	testenv.Eventually(t, "the table is full, and the other nodes' flows are in", full)
+	testenv.Until(t, "the table is full, and the other nodes' flows are in", full)
 	r.restart(t, loop)
-	testenv.Eventually(t, "the table is full again", full)
+	testenv.Until(t, "the table is full again", full)
 	r.grow(t, loop)
 }
 
@@ -164,7 +164,7 @@ func TestFullIsolation(t *testing.T) {
 		}
 		return n
 	}
-	testenv.Eventually(t, "all pods are open before there is a policy", func() bool {
+	testenv.Until(t, "all pods are open before there is a policy", func() bool {
 		return reached("192.0.2.1") == pods
 	})
 	loop.Submit(state.SetPolicy{Policy: wall()}) // which lets in 10.0.0.0/8

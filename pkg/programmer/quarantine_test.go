@@ -41,7 +41,7 @@ func TestQuarantineEnds(t *testing.T) {
 	a := pod("a", 2)
 	for _, owner := range []model.Owner{
 		model.PipelineOwner, model.SelfOwner, model.NodeOwner("n2"), model.ServiceOwner("ns/web"), model.PodOwner(a),
-		model.PolicyOwner("ns/wall"),
+		model.NetworkPolicy("ns", "wall").Owner(),
 	} {
 		t.Run(owner.Kind.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -113,7 +113,7 @@ func TestManyInQuarantine(t *testing.T) {
 		sw := ofswitch.NewFake(flows.Check)
 		var refused atomic.Int32
 		sw.Refuse(func(f openflow.Flow) bool {
-			if strings.Contains(f.Match, "10.96.0.") {
+			if strings.Contains(f.Match.String(), "10.96.0.") {
 				refused.Add(1)
 				return true
 			}

@@ -21,7 +21,7 @@ import (
 func TestOneBadObject(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	bad := pod("bad", 5)
-	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.244.1.5") })
+	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match.String(), "10.244.1.5") })
 	var attachments []model.Attachment
 	for i := byte(2); i < 20; i++ {
 		attachments = append(attachments, pod(string('a'+rune(i)), i))
@@ -70,7 +70,7 @@ func TestOneBadObject(t *testing.T) {
 func TestHalvesAreNeverOpen(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Refuse(func(f openflow.Flow) bool {
-		return f.Table == flows.Classifier && strings.Contains(f.Match, "in_port=24")
+		return f.Table == flows.Classifier && strings.Contains(f.Match.String(), "in_port=24")
 	})
 	l := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	for _, c := range []state.Change{
@@ -111,7 +111,7 @@ func TestHalvesAreNeverOpen(t *testing.T) {
 func TestRefusedOwnerLeavesOthersTheirFlows(t *testing.T) {
 	sw := ofswitch.NewFake(flows.Check)
 	sw.Refuse(func(f openflow.Flow) bool {
-		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match, "in_port=18")
+		return strings.Contains(f.String(), "172.30.0.66") || strings.Contains(f.Match.String(), "in_port=18")
 	})
 	b := start(t, sw)
 	b.Submit(state.SetNode{Node: model.Node{Name: "a", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.66")},
@@ -151,7 +151,7 @@ func TestBadChangeClosesThePod(t *testing.T) {
 	if err := b.Attach(t.Context(), pod("a", 2)); err != nil {
 		t.Fatal(err)
 	}
-	b.sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match, "10.244.1.3") })
+	b.sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match.String(), "10.244.1.3") })
 	moved := pod("a", 3)
 	if err := b.Attach(t.Context(), moved); err == nil {
 		t.Fatal("the refused change was accepted")
@@ -164,9 +164,9 @@ func TestMistakenPolicyIsReported(t *testing.T) {
 	b := start(t, ofswitch.NewFake(flows.Check), pod("a", 2))
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "bad", Err: "no CIDR"}})
 	eventually(t, "the status names it", func() bool {
-		return strings.Contains(b.Status().Quarantined[model.PolicyOwner("ns/bad")], "no CIDR")
+		return strings.Contains(b.Status().Quarantined[model.NetworkPolicy("ns", "bad").Owner()], "no CIDR")
 	})
-	if p := b.View().Policies["ns/bad"]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
+	if p := b.View().Policies[model.NetworkPolicy("ns", "bad")]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
 		t.Errorf("the policy is %+v, want the pod isolated", p)
 	}
 	b.mu.Lock()

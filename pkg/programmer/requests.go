@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -31,6 +32,9 @@ func (l *Loop) Submit(c state.Change) {
 	l.mu.Lock()
 	l.pending.Add(c)
 	l.submitted++
+	if l.oldest.IsZero() {
+		l.oldest = time.Now()
+	}
 	l.mu.Unlock()
 	notify(l.wake)
 }

@@ -14,7 +14,7 @@ import (
 // setting is a bundle that adds flows with these matches.
 func setting(matches ...string) (d flows.Delta) {
 	for _, m := range matches {
-		d.Set = append(d.Set, flows.Flow{Flow: openflow.Flow{Key: openflow.Key{Match: m}}})
+		d.Set = append(d.Set, flows.Flow{Flow: openflow.Flow{Key: openflow.Key{Match: openflow.ParseMatch(m)}}})
 	}
 	return d
 }
@@ -24,7 +24,7 @@ func setting(matches ...string) (d flows.Delta) {
 func TestSentEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSentEvents()
-		first, second := ofswitch.Event{Match: "first"}, ofswitch.Event{Match: "second"}
+		first, second := ofswitch.Event{Match: openflow.ParseMatch("first")}, ofswitch.Event{Match: openflow.ParseMatch("second")}
 		time.Sleep(sentMemory - time.Second) // the worst moment
 		s.add(setting("first", "second", "rejected"), minSent)
 		s.remove(setting("rejected"))
@@ -49,15 +49,15 @@ func TestSentEventsOfBeforeTheWatch(t *testing.T) {
 		s.add(setting("before", "under way"), minSent)
 		s.watchBegan()
 		s.add(setting("now"), minSent)
-		if !s.take(ofswitch.Event{Match: "under way"}) {
+		if !s.take(ofswitch.Event{Match: openflow.ParseMatch("under way")}) {
 			t.Error("an event of the bundle that was under way passes for another program's")
 		}
 		time.Sleep(watchGrace)
-		if s.take(ofswitch.Event{Match: "before"}) || s.take(ofswitch.Event{Match: "older"}) {
+		if s.take(ofswitch.Event{Match: openflow.ParseMatch("before")}) || s.take(ofswitch.Event{Match: openflow.ParseMatch("older")}) {
 			t.Error("an event of before the watch is expected still")
 		}
 		time.Sleep(sentMemory - watchGrace)
-		if !s.take(ofswitch.Event{Match: "now"}) || s.count() != 0 {
+		if !s.take(ofswitch.Event{Match: openflow.ParseMatch("now")}) || s.count() != 0 {
 			t.Errorf("an event of after the beginning is not expected; %d are", s.count())
 		}
 	})
@@ -79,11 +79,11 @@ func TestSentEventsWithoutRoom(t *testing.T) {
 		if want := time.Now().Add(2 * sentMemory); !unsure.Equal(want) {
 			t.Errorf("unsure until %v, want %v", unsure, want)
 		}
-		if !s.take(ofswitch.Event{Match: "7"}) || !s.take(ofswitch.Event{Match: "one more"}) {
+		if !s.take(ofswitch.Event{Match: openflow.ParseMatch("7")}) || !s.take(ofswitch.Event{Match: openflow.ParseMatch("one more")}) {
 			t.Error("an own event passes for another program's")
 		}
 		time.Sleep(time.Until(unsure))
-		if s.take(ofswitch.Event{Match: "7"}) {
+		if s.take(ofswitch.Event{Match: openflow.ParseMatch("7")}) {
 			t.Error("another program's event passes for an own one")
 		}
 	})

@@ -40,12 +40,12 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 	fresh := func(addr netip.Addr) bool { return !had()[addr] }
 	for _, o := range owners {
 		switch o.Kind {
-		case model.KindPolicy:
-			was := before.Policies[o.Name]
+		case model.KindPolicy, model.KindClusterPolicy:
+			was := before.Policies[o.Policy()]
 			if l.quarantined[o] != nil {
-				was.Err = "quarantined" // it allowed nothing
+				was = was.FailClosed()
 			}
-			policies = policies || flows.Narrows(was, now.Policies[o.Name], fresh)
+			policies = policies || flows.Narrows(was, now.Policies[o.Policy()], fresh)
 			wider = true
 		case model.KindService:
 			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {

@@ -31,7 +31,7 @@ func newFull(addrs ...string) *full {
 			return false
 		}
 		for _, addr := range addrs {
-			if strings.HasSuffix(flow.Match, "="+addr) {
+			if strings.HasSuffix(flow.Match.String(), "="+addr) {
 				return true
 			}
 		}
@@ -97,7 +97,7 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 						t.Errorf("pod %s counts as programmed", closed.Pod)
 					}
 				}
-				if what := b.Status().Incomplete[model.PolicyOwner("ns/wall")]; !strings.Contains(what, "ns/a, ns/late") {
+				if what := b.Status().Incomplete[model.NetworkPolicy("ns", "wall").Owner()]; !strings.Contains(what, "ns/a, ns/late") {
 					t.Errorf("the policy: the status says %q", what)
 				}
 				b.mu.Lock()
@@ -149,7 +149,7 @@ func TestUnisolatedPodOpensWithoutPolicy(t *testing.T) {
 		if b.open(a) {
 			t.Fatal("the pod is open without its isolation")
 		}
-		b.Submit(state.DeletePolicy{Namespace: "ns", Name: "wall"})
+		b.Submit(state.DeletePolicy{ID: model.NetworkPolicy("ns", "wall")})
 		if err := b.Programmed(t.Context(), b.Submitted()); err != nil {
 			t.Fatal(err)
 		}
@@ -191,8 +191,8 @@ func TestNeverOpenWithoutIsolation(t *testing.T) {
 			for _, a := range pods {
 				forwards, isolated := false, false
 				for key := range held {
-					forwards = forwards || key.Table == flows.Classifier && key.Match == fmt.Sprintf("in_port=%d", a.OFPort)
-					isolated = isolated || key.Table == flows.IngressDefault && strings.HasSuffix(key.Match, "="+a.IPs[0].String())
+					forwards = forwards || key.Table == flows.Classifier && key.Match.String() == fmt.Sprintf("in_port=%d", a.OFPort)
+					isolated = isolated || key.Table == flows.IngressDefault && strings.HasSuffix(key.Match.String(), "="+a.IPs[0].String())
 				}
 				if forwards && !isolated {
 					t.Fatalf("pod %s is open and not isolated", a.Pod)

@@ -2,10 +2,12 @@ package report
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
@@ -31,11 +33,7 @@ func cidrs(texts ...string) (list []netip.Prefix) {
 // want compares reports.
 func want[T any](t *testing.T, what string, want, got T) {
 	t.Helper()
-	equal := cmp.Options{
-		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
-		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
-		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
-	}
+	equal := cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}, netip.Prefix{}, openflow.Flow{})
 	if diff := cmp.Diff(want, got, equal); diff != "" {
 		t.Errorf("%s: -want +got\n%s", what, diff)
 	}
@@ -88,16 +86,22 @@ func isolated(name string, pods ...netip.Addr) model.Policy {
 	port := func(p model.Protocol, number uint16) []model.PortMatch {
 		return []model.PortMatch{{Protocol: p, Port: number, Mask: 0xffff}}
 	}
-	return model.Policy{Name: name, Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+	return model.Policy{ID: policyID(name), Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
 		{Index: 3, ID: 7, Pods: pods, AnyPeer: true, Ports: port(model.TCP, 80)},
 		{Index: 5, ID: 8, Pods: pods, Peers: cidrs("192.0.2.1/32"), Ports: port(model.UDP, 53)},
 	}}}
 }
 
-func policies(list ...model.Policy) map[string]model.Policy {
-	byName := map[string]model.Policy{}
+// policyID is the identity of the NetworkPolicy namespace/name.
+func policyID(name string) model.PolicyID {
+	namespace, name, _ := strings.Cut(name, "/")
+	return model.NetworkPolicy(namespace, name)
+}
+
+func policies(list ...model.Policy) map[model.PolicyID]model.Policy {
+	byName := map[model.PolicyID]model.Policy{}
 	for _, p := range list {
-		byName[p.Name] = p
+		byName[p.ID] = p
 	}
 	return byName
 }

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -55,7 +56,7 @@ type Bucket struct {
 // Flows makes the list of the switch's flows in the order a packet meets them; with an object's name, of those that
 // exist because of it. See concerns for names. It does not change its arguments.
 func Flows(actual openflow.Contents, desired flows.Desired, view *model.Snapshot, object string) []Flow {
-	ports, wanted := portNames(view), wantedBy(view, object)
+	names, wanted := shownNames(view), wantedBy(view, object)
 	owners := map[uint64]model.Owner{}
 	for _, f := range desired.Flows {
 		owners[f.Cookie] = f.Owner
@@ -67,7 +68,7 @@ func Flows(actual openflow.Contents, desired flows.Desired, view *model.Snapshot
 	for _, e := range entries {
 		r := Flow{
 			Table: flows.TableName(e.Table), TableID: uint8(e.Table), Priority: e.Priority,
-			Match: named(e.Match, ports), Actions: named(e.Actions, ports),
+			Match: names.Match(e.Match), Actions: names.Actions(e.Actions),
 			Cookie: fmt.Sprintf("%#x", e.Cookie), Owner: "foreign", Stats: e.Stats,
 		}
 		if flows.Ours(e.Cookie) {
@@ -89,30 +90,16 @@ func Flows(actual openflow.Contents, desired flows.Desired, view *model.Snapshot
 	return list
 }
 
-func portNames(view *model.Snapshot) map[string]string {
-	names := map[string]string{fmt.Sprint(model.PortGateway): model.GatewayName}
+// shownNames are the names of ports and tables.
+func shownNames(view *model.Snapshot) openflow.Names {
+	ports := map[uint32]string{model.PortGateway: model.GatewayName}
 	for _, e := range model.Encapsulations {
-		names[fmt.Sprint(e.Port())] = e.PortName()
+		ports[e.Port()] = e.PortName()
 	}
 	for _, att := range view.Attachments {
-		names[fmt.Sprint(att.OFPort)] = att.HostIfName
+		ports[att.OFPort] = att.HostIfName
 	}
-	return names
-}
-
-// named shows numbers as the names that ovs-ofctl --names would show: ports, and tables after goto_table.
-func named(text string, ports map[string]string) string {
-	parts := openflow.SplitActions(text)
-	for i, part := range parts {
-		if number, ok := strings.CutPrefix(part, "in_port="); ok && ports[number] != "" {
-			parts[i] = "in_port=" + ports[number]
-		} else if table, ok := openflow.GotoTable(part); ok {
-			parts[i] = "goto_table:" + flows.TableName(table)
-		} else if number, ok := flows.OutPort.SetBy(part); ok && ports[fmt.Sprint(number)] != "" {
-			parts[i] = "set_field:" + ports[fmt.Sprint(number)] + "->" + flows.OutPort.String()
-		}
-	}
-	return strings.Join(parts, ",")
+	return openflow.Names{Table: flows.TableName, Ports: ports, PortRegister: flows.OutPort}
 }
 
 // concerns says whether an owner, as it is shown, is meant by what a user wrote: an owner as it is shown
@@ -121,7 +108,8 @@ func named(text string, ports map[string]string) string {
 func concerns(owner, object string) bool {
 	kind, name, _ := strings.Cut(owner, "/")
 	switch kind {
-	case model.KindPod.String(), model.KindService.String(), model.KindPolicy.String():
+	case model.KindPod.String(), model.KindService.String(), model.KindPolicy.String(),
+		model.KindClusterPolicy.String():
 		return owner == object || isNamed(name, object)
 	}
 	return owner == object || name == object
@@ -155,13 +143,11 @@ func describeGroups(groups []openflow.Group) map[openflow.GroupID]linkedGroup {
 	for _, g := range groups {
 		r := linkedGroup{Group: Group{ID: g.ID, By: g.Selection(), Buckets: []Bucket{}}}
 		for _, b := range g.Buckets() {
-			bucket := Bucket{ID: b.ID, Weight: b.Weight, To: b.Actions}
-			for _, action := range openflow.SplitActions(b.Actions) {
-				if to, ok := openflow.TranslatesTo(action); ok {
-					bucket.To = to
-				}
+			bucket := Bucket{ID: b.ID, Weight: b.Weight, To: b.Actions.String()}
+			if to, ok := b.Actions.Translation(); ok {
+				bucket.To = endpointText(to)
 			}
-			if next := openflow.GroupsIn(b.Actions); len(next) > 0 {
+			if next := b.Actions.Groups(); len(next) > 0 {
 				bucket.To = fmt.Sprintf("group %d", next[0])
 				r.next = append(r.next, next...)
 			}
@@ -187,16 +173,20 @@ func stickyEndpoints(actual []openflow.Entry) map[choice]string {
 			continue
 		}
 		bucket, ok := flows.Bucket.In(e.Match)
-		if !ok {
-			continue
-		}
-		for _, action := range openflow.SplitActions(e.Actions) {
-			if to, ok := openflow.TranslatesTo(action); ok {
-				endpoints[choice{e.Cookie, bucket}] = to
-			}
+		to, translates := e.Actions.Translation()
+		if ok && translates {
+			endpoints[choice{e.Cookie, bucket}] = endpointText(to)
 		}
 	}
 	return endpoints
+}
+
+// endpointText is IP or IP:PORT: without a port, the port stays as it is.
+func endpointText(to netip.AddrPort) string {
+	if to.Port() == 0 {
+		return to.Addr().String()
+	}
+	return to.String()
 }
 
 // groupsBehind lists the groups that a flow leads to, and those that these lead to: Services have two steps at most.
@@ -216,7 +206,7 @@ func groupsBehind(e openflow.Entry, groups map[openflow.GroupID]linkedGroup, sti
 		}
 		list = append(list, g)
 	}
-	for _, id := range openflow.GroupsIn(e.Actions) {
+	for _, id := range e.Actions.Groups() {
 		add(id)
 		for _, next := range groups[id].next {
 			add(next)

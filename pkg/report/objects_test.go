@@ -18,7 +18,7 @@ func TestServices(t *testing.T) {
 	actual, _ := programmed(t, view)
 	problems := map[model.Owner]string{
 		model.ServiceOwner("shop/bad"): "clusterIPs: no address", model.ServiceOwner("shop/web"): "a port is left out",
-		model.PolicyOwner("shop/p"): "another",
+		model.NetworkPolicy("shop", "p").Owner(): "another",
 	}
 	quarantined := Programming{Quarantined: map[model.Owner]string{model.ServiceOwner("shop/web"): "rejected"}}
 	list := Services(view, quarantined, problems, actual.Flows, "")
@@ -103,26 +103,26 @@ func TestPolicies(t *testing.T) {
 	p := isolated("ns/p", a, b)
 	p.Ingress.Rules[1].Pods = []netip.Addr{b}
 	p.Log = true
-	broken := model.Policy{Name: "ns/broken", Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
+	broken := model.Policy{ID: model.NetworkPolicy("ns", "broken"), Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
 	view := &model.Snapshot{
 		Policies:    policies(p, broken),
 		Attachments: attached(attachment("ns", "web", 16, "10.244.1.2")),
 	}
 	counts := Counts{Rules: map[RuleID]openflow.Stats{
-		{"ns/p", model.Ingress, 3}:            {Packets: 4, Bytes: 400},
-		{"ns/p", model.Ingress, flows.Denied}: {Packets: 1, Bytes: 60},
+		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: 3}}:                                    {Packets: 4, Bytes: 400},
+		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}: {Packets: 1, Bytes: 60},
 	}}
 	status := Programming{
-		Quarantined: map[model.Owner]string{model.PolicyOwner("ns/broken"): "invalid"},
-		Incomplete:  map[model.Owner]string{model.PolicyOwner("ns/broken"): "hidden", model.PolicyOwner("ns/p"): "full"},
+		Quarantined: map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "invalid"},
+		Incomplete:  map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "hidden", model.NetworkPolicy("ns", "p").Owner(): "full"},
 	}
 	want(t, "all", []Policy{
-		{Policy: "ns/broken", Problem: "invalid", Rules: []Rule{
-			{Direction: model.Egress, Rule: RuleDenied, Pods: []string{"web"}}}},
-		{Policy: "ns/p", Problem: "full", Log: true, Rules: []Rule{
-			{model.Ingress, "3", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 4, Bytes: 400}},
-			{model.Ingress, "5", []string{"10.244.1.3"}, openflow.Stats{}},
-			{model.Ingress, RuleDenied, []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 1, Bytes: 60}},
+		{Policy: "ns/broken", Tier: "NetworkPolicy", Problem: "invalid", Rules: []Rule{
+			{Direction: model.Egress, Rule: RuleDenied, Verdict: "denied", Pods: []string{"web"}}}},
+		{Policy: "ns/p", Tier: "NetworkPolicy", Problem: "full", Log: true, Rules: []Rule{
+			{model.Ingress, "3", "allowed", "", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 4, Bytes: 400}},
+			{model.Ingress, "5", "allowed", "", []string{"10.244.1.3"}, openflow.Stats{}},
+			{model.Ingress, RuleDenied, "denied", "", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 1, Bytes: 60}},
 		}},
 	}, Policies(view, status, counts, ""))
 	for name, count := range map[string]int{"p": 1, "ns/p": 1, "other/p": 0, "": 2} {
@@ -203,12 +203,12 @@ func TestFlow(t *testing.T) {
 	_, desired := programmed(t, view)
 	entry := func(table openflow.TableID, priority uint16, match, actions string, cookie uint64) openflow.Entry {
 		return openflow.Entry{Flow: openflow.Flow{
-			Key: openflow.Key{Table: table, Priority: priority, Match: match}, Actions: actions, Cookie: cookie}}
+			Key: openflow.Key{Table: table, Priority: priority, Match: openflow.ParseMatch(match)}, Actions: openflow.ParseActions(actions), Cookie: cookie}}
 	}
 	pod := flows.Cookie(model.PodOwner(att))
 	drop := entry(flows.Forwarding, 0, "", "drop", flows.Cookie(model.PipelineOwner))
 	changed := drop
-	changed.Actions = "normal"
+	changed.Actions = openflow.ParseActions("normal")
 	actual := []openflow.Entry{
 		drop,
 		entry(flows.Classifier, 7, "in_port=16", "goto_table:10", pod),

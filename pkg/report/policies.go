@@ -14,8 +14,11 @@ import (
 
 // Policy is a policy that selects pods of this node, as `weftctl policy` shows it.
 type Policy struct {
-	// Policy is namespace/name.
+	// Policy is namespace/name of a NetworkPolicy, or the name of a ClusterNetworkPolicy.
 	Policy string `json:"policy"`
+	// Tier is Admin, NetworkPolicy or Baseline. Policies are listed in the order of the tiers, and within those of
+	// ClusterNetworkPolicies in the order in which they apply.
+	Tier string `json:"tier"`
 	// Log says that a sample of its packets is logged.
 	Log bool `json:"log,omitempty"`
 	// Problem says why the policy isolates its pods and allows nothing, or less than it says; absent when nothing is
@@ -25,12 +28,16 @@ type Policy struct {
 	Rules []Rule `json:"rules"`
 }
 
-// Rule is a rule of a policy, or what the policy denies.
+// Rule is a rule of a policy, or what a NetworkPolicy denies.
 type Rule struct {
 	Direction model.Direction `json:"direction"`
 	// Rule is the rule's index in the policy's list, from 0, or RuleDenied.
 	Rule string `json:"rule"`
-	// Pods are the pods of this node that it is about, less their namespace, which is the policy's. A pod that is not
+	// Verdict is allowed, denied or passed.
+	Verdict string `json:"verdict"`
+	// Warning says what a rule that denies cuts pods off from that they need to run; absent when nothing.
+	Warning string `json:"warning,omitempty"`
+	// Pods are the pods of this node that it is about, less the namespace of a NetworkPolicy. A pod that is not
 	// attached yet is shown by its address.
 	Pods []string `json:"pods"`
 	// Stats are the packets and bytes of both directions that it allowed or denied since the agent started.
@@ -42,7 +49,7 @@ const RuleDenied = "denied"
 
 // ruleName is the Rule of an index.
 func ruleName(rule int) string {
-	if rule == flows.Denied {
+	if rule == flows.Isolation {
 		return RuleDenied
 	}
 	return strconv.Itoa(rule)
@@ -51,27 +58,34 @@ func ruleName(rule int) string {
 // Policies makes the list of the policies, by namespace/name. Name is empty for all of them, or one policy's
 // namespace/name or name. It does not change its arguments.
 func Policies(view *model.Snapshot, p Programming, counts Counts, name string) []Policy {
-	pods := podNames(view)
-	list := []Policy{}
-	for _, id := range slices.Sorted(maps.Keys(view.Policies)) {
-		if !isNamed(id, name) {
+	pods, list := podNames(view), []Policy{}
+	for _, policy := range slices.SortedFunc(maps.Values(view.Policies), compareEvaluation) {
+		if !isNamed(policy.ID.String(), name) {
 			continue
 		}
-		policy, owner := view.Policies[id], model.PolicyOwner(id)
-		r := Policy{Policy: id, Log: policy.Log, Problem: cmp.Or(p.Quarantined[owner], p.Incomplete[owner]), Rules: []Rule{}}
+		owner := policy.ID.Owner()
+		r := Policy{Policy: policy.ID.String(), Tier: policy.Tier.String(), Log: policy.Log,
+			Problem: cmp.Or(p.Quarantined[owner], p.Incomplete[owner]), Rules: []Rule{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := policy.Side(d)
 			if side == nil {
 				continue
 			}
-			// A rule whose named ports differ between pods is several in the model.
-			about := map[int][]netip.Addr{flows.Denied: side.Pods}
-			for _, rule := range side.Rules {
-				about[rule.Index] = append(about[rule.Index], rule.Pods...)
+			rule := func(index int, v model.Verdict, about []netip.Addr) {
+				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v}}
+				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(v), cutOff(view, policy, d, index),
+					namesOf(about, pods, policy.ID.Namespace), counts.Rules[id]})
 			}
-			for _, index := range rulesInOrder(about) {
-				counted := counts.Rules[RuleID{id, d, index}]
-				r.Rules = append(r.Rules, Rule{d, ruleName(index), namesOf(about[index], pods), counted})
+			// A rule whose named ports differ between pods is several in the model.
+			for i := 0; i < len(side.Rules); {
+				first, about := side.Rules[i], []netip.Addr(nil)
+				for ; i < len(side.Rules) && side.Rules[i].Index == first.Index; i++ {
+					about = append(about, side.Rules[i].Pods...)
+				}
+				rule(first.Index, first.Verdict, about)
+			}
+			if !policy.Tier.Ordered() {
+				rule(flows.Isolation, model.Deny, side.Pods)
 			}
 		}
 		list = append(list, r)
@@ -79,28 +93,35 @@ func Policies(view *model.Snapshot, p Programming, counts Counts, name string) [
 	return list
 }
 
-// rulesInOrder lists rules as the policy does, and what is denied last.
-func rulesInOrder(about map[int][]netip.Addr) []int {
-	return slices.SortedFunc(maps.Keys(about), func(a, b int) int {
-		return cmp.Compare(uint(a), uint(b)) // flows.Denied is negative
-	})
+// compareEvaluation orders policies as they apply, and those without an order by name.
+func compareEvaluation(a, b model.Policy) int {
+	return cmp.Or(cmp.Compare(slices.Index(model.Tiers, a.Tier), slices.Index(model.Tiers, b.Tier)),
+		cmp.Compare(a.Rank, b.Rank), cmp.Compare(a.ID.String(), b.ID.String()))
 }
 
-// podNames says whose an address of this node is, less the namespace.
-func podNames(view *model.Snapshot) map[netip.Addr]string {
-	names := map[netip.Addr]string{}
+// podNames says whose an address of this node is.
+func podNames(view *model.Snapshot) map[netip.Addr]model.PodRef {
+	names := map[netip.Addr]model.PodRef{}
 	for _, a := range view.Attachments {
 		for _, ip := range a.IPs {
-			names[ip] = a.Pod.Name
+			names[ip] = a.Pod
 		}
 	}
 	return names
 }
 
-func namesOf(addrs []netip.Addr, pods map[netip.Addr]string) []string {
+// namesOf are the pods with the addresses, less a namespace.
+func namesOf(addrs []netip.Addr, pods map[netip.Addr]model.PodRef, namespace string) []string {
 	names := make([]string, 0, len(addrs))
 	for _, addr := range addrs {
-		names = append(names, cmp.Or(pods[addr], addr.String()))
+		switch pod, known := pods[addr]; {
+		case !known:
+			names = append(names, addr.String())
+		case pod.Namespace == namespace:
+			names = append(names, pod.Name)
+		default:
+			names = append(names, pod.String())
+		}
 	}
 	slices.Sort(names)
 	return slices.Compact(names)

@@ -14,6 +14,10 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
+// APIVersion is the version of the agent's answers, and of the JSON that weftctl prints. It grows with every change
+// that an older reader could not make sense of, and with every new path. Agents before it was introduced count as 1.
+const APIVersion = 2
+
 // Progress is how far the switch is programmed.
 type Progress struct {
 	// Programmed is the revision of the newest snapshot of which every flow is in the switch, less quarantined owners;
@@ -48,11 +52,24 @@ type Programming struct {
 	Incomplete map[model.Owner]string
 }
 
-// CountQuarantined is how many owners of a kind are quarantined.
-func (p Programming) CountQuarantined(kind model.Kind) int {
+// PolicyProblems say, by policy as PolicyID.String shows it, why a policy is not programmed as it is written.
+func (p Programming) PolicyProblems() map[string]string {
+	problems := map[string]string{}
+	for _, of := range []map[model.Owner]string{p.Incomplete, p.Quarantined} {
+		for owner, why := range of {
+			if owner.Kind.IsPolicy() {
+				problems[owner.Policy().String()] = why
+			}
+		}
+	}
+	return problems
+}
+
+// CountPolicies is how many policies are quarantined.
+func (p Programming) CountPolicies() int {
 	n := 0
 	for owner := range p.Quarantined {
-		if owner.Kind == kind {
+		if owner.Kind.IsPolicy() {
 			n++
 		}
 	}
@@ -67,9 +84,11 @@ type Counts struct {
 
 // RuleID is a rule of a policy, or what the policy denies.
 type RuleID struct {
-	// Policy is namespace/name.
-	Policy    string
-	Direction model.Direction
-	// Rule is the rule's index in the policy's list, from 0, or flows.Denied.
-	Rule int
+	Policy model.PolicyID
+	flows.Rule
+}
+
+// VerdictName is a verdict as metrics, logs and reports name it.
+func VerdictName(v model.Verdict) string {
+	return map[model.Verdict]string{model.Accept: "allowed", model.Deny: "denied", model.Pass: "passed"}[v]
 }

@@ -164,7 +164,7 @@ func frontendStats(actual []openflow.Entry) map[frontend]openflow.Stats {
 		if e.Table != flows.ServiceLB || flows.KindOf(e.Cookie) != model.KindService {
 			continue
 		}
-		protocol, to := openflow.DestinationIn(e.Match)
+		protocol, to := e.Match.Destination()
 		f := frontend{e.Cookie, protocol, to}
 		sum := sums[f]
 		sum.Packets += e.Packets

@@ -14,12 +14,16 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// Status is a node as `weftctl status` shows it. Addrs and PodCIDRs are null until the node has some, Nodes and Pods
+// Status is a node as `weftctl status` shows it. Addrs and PodCIDRs are empty until the node has some, Nodes and Pods
 // until the agent has a snapshot, Drops until it is ready and while the switch cannot be read.
 type Status struct {
+	// APIVersion is the version of the agent's answers: see APIVersion.
+	APIVersion int `json:"apiVersion"`
 	// Node is the name of the Node object, Version that of the agent.
 	Node    string `json:"node"`
 	Version string `json:"version"`
+	// Commit is what the agent was built from, "unknown" when its builder did not say.
+	Commit string `json:"commit"`
 	// Ready says that the agent has programmed the switch once, so that it attaches pods.
 	Ready bool `json:"ready"`
 	// NotReady says what the agent waits for before it is ready; empty when it is.
@@ -41,6 +45,8 @@ type Status struct {
 	FromCopy *time.Time `json:"fromCopy,omitempty"`
 	// API says how current the API server's objects are, by resource; absent before the agent follows it.
 	API []Feed `json:"api,omitempty"`
+	// NoClusterPolicies says why there are no ClusterNetworkPolicies; absent while the API server has the kind.
+	NoClusterPolicies string `json:"noClusterPolicies,omitempty"`
 	// Problems are what is wrong now, each in the form "part: what"; absent when nothing is. What Flows says is not
 	// repeated here.
 	Problems []string `json:"problems,omitempty"`
@@ -91,10 +97,14 @@ type Node struct {
 	Name string `json:"name"`
 	// Tunnel is where packets for its pods are sent; "" when it has no address.
 	Tunnel netip.Addr `json:"tunnelAddress"`
-	// PodCIDRs are the Node object's, rejected ones too; null when it has none.
+	// PodCIDRs are the Node object's, rejected ones too.
 	PodCIDRs []netip.Prefix `json:"podCIDRs"`
-	// Unreachable says why there is no path to its pods; absent when there is one.
+	// Unreachable says why packets do not arrive: that there is no path to its pods, or that its gateway does not answer
+	// small or full-sized packets; absent when they arrive, and while that is not known.
 	Unreachable string `json:"unreachable,omitempty"`
+	// RTTSeconds is how long the newest small packet to its gateway and back took, above 0; absent while there is no
+	// answer, and when peer nodes are not asked.
+	RTTSeconds float64 `json:"rttSeconds,omitempty"`
 	// Rejected says which of its pod CIDRs are not used, and why.
 	Rejected []string `json:"rejected,omitempty"`
 }
@@ -103,7 +113,7 @@ type Node struct {
 type Pod struct {
 	// Pod is namespace/name.
 	Pod string `json:"pod"`
-	// IPs are null and Port is empty when the pod is not attached.
+	// IPs and Port are empty when the pod is not attached.
 	IPs  []netip.Addr `json:"ips"`
 	Port string       `json:"port"`
 	// OFPort is the OpenFlow number of Port, from 16; 0 when the pod is not attached.
@@ -127,8 +137,8 @@ type Change struct {
 
 // StatusInput is what a Status is made of. Values that are not known yet are zero.
 type StatusInput struct {
-	Node, Version string
-	Ready         bool
+	Node, Version, Commit string
+	Ready                 bool
 	// NotReady is empty when the agent is ready, Degraded when the node can attach pods.
 	NotReady, Degraded string
 	// Tunnel is the setting; a View's replaces it.
@@ -142,6 +152,8 @@ type StatusInput struct {
 	Problems map[string]string
 	Restart  []Change
 	API      []Feed
+	// NoClusterPolicies says why there are no ClusterNetworkPolicies.
+	NoClusterPolicies string
 
 	// View is the newest snapshot, or nil. Without it the fields below are not used.
 	View        *model.Snapshot
@@ -150,6 +162,8 @@ type StatusInput struct {
 	Objects map[model.Owner]string
 	// Pods are the node's pods as the API server has them.
 	Pods []model.Pod
+	// Probes are what asking peer nodes came to, by name; empty when they are not asked.
+	Probes map[string]Probe
 	// Counts are not used before Ready. CountsErr says why they cannot be read.
 	Counts    Counts
 	CountsErr error
@@ -158,8 +172,11 @@ type StatusInput struct {
 // NewStatus makes the status of a node.
 func NewStatus(in StatusInput) Status {
 	s := Status{
-		Node: in.Node, Version: in.Version, Ready: in.Ready, NotReady: in.NotReady,
+		Node: in.Node, Version: in.Version, Commit: in.Commit, Ready: in.Ready, NotReady: in.NotReady,
 		Tunnel: in.Tunnel, Datapath: in.Datapath, MTU: in.MTU, Underlay: in.Underlay, API: in.API, Restart: in.Restart,
+		APIVersion: APIVersion, Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{},
+		Drops:             []Drop{},
+		NoClusterPolicies: in.NoClusterPolicies,
 	}
 	if !in.FromCopy.IsZero() {
 		s.FromCopy = &in.FromCopy
@@ -173,11 +190,12 @@ func NewStatus(in StatusInput) Status {
 	if in.View == nil {
 		return s
 	}
-	s.Tunnel, s.Addrs, s.PodCIDRs = in.View.SelfPath().Encapsulation, in.View.Self.Addrs, in.View.Self.PodCIDRs
+	s.Tunnel = in.View.SelfPath().Encapsulation
+	s.Addrs, s.PodCIDRs = notNull(in.View.Self.Addrs), notNull(in.View.Self.PodCIDRs)
 	s.Flows = newSwitch(in.Programming)
 	s.Objects = objectCounts(in.View, in.Programming, in.Objects)
 	s.Problems = append(s.Problems, snapshotProblems(in)...)
-	s.Nodes = peerNodes(in.View)
+	s.Nodes = PeerNodes(in.View, in.Probes)
 	s.Pods = pods(in.View, in.Pods, in.Programming.Quarantined)
 	switch {
 	case !in.Ready:
@@ -187,6 +205,14 @@ func NewStatus(in StatusInput) Status {
 		s.Drops = drops(in.Counts)
 	}
 	return s
+}
+
+// notNull is an empty list instead of none, which JSON would call null.
+func notNull[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
 }
 
 // snapshotProblems are the problems that are not one part's.
@@ -233,7 +259,7 @@ func describeConflict(c flows.Conflict) string {
 func objectCounts(view *model.Snapshot, p Programming, problems map[model.Owner]string) ObjectCounts {
 	c := ObjectCounts{
 		Services: len(view.Services), Policies: len(view.Policies),
-		PoliciesWithErrors: p.CountQuarantined(model.KindPolicy),
+		PoliciesWithErrors: p.CountPolicies(),
 	}
 	bad := map[model.Owner]bool{}
 	for _, list := range []map[model.Owner]string{problems, p.Quarantined} {
@@ -247,15 +273,24 @@ func objectCounts(view *model.Snapshot, p Programming, problems map[model.Owner]
 	return c
 }
 
-func peerNodes(view *model.Snapshot) []Node {
+// Probe is what asking a peer node came to.
+type Probe struct {
+	// RTT is that of the newest answer; 0 for none.
+	RTT time.Duration
+	// Problem says what does not arrive; empty when everything does, and while that is not known.
+	Problem string
+}
+
+// PeerNodes are the peer nodes of a snapshot, by name, with what asking them came to.
+func PeerNodes(view *model.Snapshot, probes map[string]Probe) []Node {
 	list := []Node{}
 	for _, name := range slices.Sorted(maps.Keys(view.Nodes)) {
 		n := view.Nodes[name]
-		r := Node{Name: name, Tunnel: n.Primary(), PodCIDRs: n.PodCIDRs}
+		r := Node{Name: name, Tunnel: n.Primary(), PodCIDRs: notNull(n.PodCIDRs)}
 		path := view.Paths[name]
 		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
 		if path.Reachable() {
-			r.Tunnel = path.NextHop
+			r.Tunnel, r.Unreachable, r.RTTSeconds = path.NextHop, probes[name].Problem, probes[name].RTT.Seconds()
 		}
 		list = append(list, r)
 	}
@@ -273,7 +308,7 @@ func pods(view *model.Snapshot, known []model.Pod, quarantined map[model.Owner]s
 	for _, att := range view.Attachments {
 		ref := att.Pod.String()
 		attached[ref] = true
-		r := Pod{Pod: ref, IPs: att.IPs, Port: att.HostIfName, OFPort: att.OFPort, Problem: quarantined[model.PodOwner(att)]}
+		r := Pod{Pod: ref, IPs: notNull(att.IPs), Port: att.HostIfName, OFPort: att.OFPort, Problem: quarantined[model.PodOwner(att)]}
 		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
 			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet, and " +
 				map[bool]string{true: "it is closed", false: "its last policies apply"}[view.Unknown[att.Key()]]
@@ -287,6 +322,7 @@ func pods(view *model.Snapshot, known []model.Pod, quarantined map[model.Owner]s
 		if !p.HostNetwork && !p.Done() && !attached[ref] {
 			list = append(list, Pod{
 				Pod:     ref,
+				IPs:     []netip.Addr{},
 				Problem: "not attached: the container runtime has not called weft-cni, or it failed (kubectl describe pod)",
 			})
 		}

@@ -3,6 +3,7 @@ package report
 import (
 	"encoding/json"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,7 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestNewStatus: at every stage of an agent's life its status has what is known, and lists are null until they are.
+// TestNewStatus: at every stage of an agent's life its status has what is known, and lists are empty until they are, not null.
 func TestNewStatus(t *testing.T) {
 	settings := StatusInput{Node: "n1", Version: "v1", Tunnel: model.Geneve, Datapath: "system"}
 	starting := settings
@@ -49,7 +50,8 @@ func TestNewStatus(t *testing.T) {
 	outside.OutsideClaims = model.OutsideClaims{Pods: 2, Example: "pod ns/x of node n2"}
 	broken.View = &outside
 
-	base := Status{Node: "n1", Version: "v1", Tunnel: model.Geneve, Datapath: "system"}
+	base := Status{APIVersion: APIVersion, Node: "n1", Version: "v1", Tunnel: model.Geneve, Datapath: "system",
+		Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{}, Drops: []Drop{}}
 	first := base
 	first.NotReady, first.FromCopy = starting.NotReady, &starting.FromCopy
 	first.API, first.Restart = starting.API, starting.Restart
@@ -64,7 +66,7 @@ func TestNewStatus(t *testing.T) {
 	third.Flows.Progress = ready.Programming.Progress
 	third.Drops = []Drop{{flows.NoRoute, noRoute}, {flows.SpoofedIP, spoofed}}
 	fourth := third
-	fourth.Drops, fourth.Flows.Progress = nil, broken.Programming.Progress
+	fourth.Drops, fourth.Flows.Progress = []Drop{}, broken.Programming.Progress
 	fourth.Objects.ServicesWithProblems = 2
 	fourth.Problems = []string{
 		"the switch cannot be programmed: no answer", "bridge: no answer",
@@ -116,7 +118,7 @@ func TestPods(t *testing.T) {
 			{Problem: "closed until all policies of its namespace are known"}}},
 		{"others need no port", nil, false, others, nil, []Pod{}},
 		{"not attached", nil, false, []model.Pod{known}, nil, []Pod{
-			{Pod: "shop/web", Problem: "not attached: the container runtime has not called weft-cni, " +
+			{Pod: "shop/web", IPs: []netip.Addr{}, Problem: "not attached: the container runtime has not called weft-cni, " +
 				"or it failed (kubectl describe pod)"}}},
 	} {
 		view := &model.Snapshot{
@@ -138,22 +140,27 @@ func TestPods(t *testing.T) {
 	want(t, "order", []string{"a/z z-1", "shop/web web-0", "shop/web web-1"}, order)
 }
 
-// TestPeerNodes: the tunnel leads where the path does, which may be the other family.
+// TestPeerNodes: the tunnel leads where the path does, which may be the other family. Without a path that is the reason.
 func TestPeerNodes(t *testing.T) {
 	view := &model.Snapshot{
 		Nodes: map[string]model.Node{
 			"b": {Name: "b", Addrs: addrs("172.30.0.2", "fd30::2"), PodCIDRs: cidrs("10.244.2.0/24", "10.0.0.0/7")},
 			"a": {Name: "a", Addrs: addrs("172.30.0.3")},
+			"c": {Name: "c", Addrs: addrs("172.30.0.4")},
 		},
 		Paths: map[string]model.Path{
 			"b": {NextHop: addr("fd30::2"), PodCIDRs: cidrs("10.244.2.0/24"), Rejected: []string{"10.0.0.0/7: too large"}},
 			"a": {Unreachable: "node a has no podCIDRs"},
+			"c": {NextHop: addr("172.30.0.4")},
 		},
 	}
 	want(t, "nodes", []Node{
-		{Name: "a", Tunnel: addr("172.30.0.3"), Unreachable: "node a has no podCIDRs"},
+		{Name: "a", Tunnel: addr("172.30.0.3"), PodCIDRs: []netip.Prefix{}, Unreachable: "node a has no podCIDRs"},
 		{Name: "b", Tunnel: addr("fd30::2"), PodCIDRs: view.Nodes["b"].PodCIDRs, Rejected: []string{"10.0.0.0/7: too large"}},
-	}, peerNodes(view))
+		{Name: "c", Tunnel: addr("172.30.0.4"), PodCIDRs: []netip.Prefix{}, Unreachable: "silent", RTTSeconds: 0.25},
+	}, PeerNodes(view, map[string]Probe{
+		"a": {Problem: "not asked"}, "c": {RTT: 250 * time.Millisecond, Problem: "silent"},
+	}))
 }
 
 // TestObjectCounts: an object with two problems counts once, and a Service that is in no snapshot counts, too.
@@ -161,10 +168,10 @@ func TestObjectCounts(t *testing.T) {
 	view := shop(web())
 	view.Policies = policies(isolated("shop/p"), isolated("shop/q"))
 	quarantined := map[model.Owner]string{
-		model.ServiceOwner("shop/web"): "", model.PolicyOwner("shop/p"): "", {Kind: model.KindPod, Name: "shop/x"}: "",
+		model.ServiceOwner("shop/web"): "", model.NetworkPolicy("shop", "p").Owner(): "", {Kind: model.KindPod, Name: "shop/x"}: "",
 	}
 	problems := map[model.Owner]string{
-		model.ServiceOwner("shop/web"): "", model.ServiceOwner("shop/bad"): "", model.PolicyOwner("shop/q"): "",
+		model.ServiceOwner("shop/web"): "", model.ServiceOwner("shop/bad"): "", model.NetworkPolicy("shop", "q").Owner(): "",
 	}
 	want(t, "counts", ObjectCounts{Services: 1, ServicesWithProblems: 2, Policies: 2, PoliciesWithErrors: 1},
 		objectCounts(view, Programming{Quarantined: quarantined}, problems))
@@ -172,9 +179,9 @@ func TestObjectCounts(t *testing.T) {
 
 // TestSwitchJSON: owners are as users write them, also where there are thousands.
 func TestSwitchJSON(t *testing.T) {
-	policy, node := model.PolicyOwner("shop/db"), model.NodeOwner("n2")
+	policy, node := model.NetworkPolicy("shop", "db").Owner(), model.NodeOwner("n2")
 	conflict := flows.Conflict{
-		Key:    openflow.Key{Table: flows.EgressPolicy, Priority: 100, Match: "ip"},
+		Key:    openflow.Key{Table: flows.EgressPolicy, Priority: 100, Match: openflow.ParseMatch("ip")},
 		Owners: []model.Owner{policy, node}, Losers: []model.Owner{node},
 	}
 	text, err := json.Marshal(newSwitch(Programming{

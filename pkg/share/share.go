@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"maps"
 	"slices"
-	"strings"
 )
 
 // Divide gives each claimant its max-min fair part of room: no claimant gets more than it demands, and the unused part
@@ -25,20 +24,21 @@ func Divide(room int, demands map[string]int) map[string]int {
 	return parts
 }
 
-// Overflow returns the claims, by namespace/name, that do not fit into room. Each namespace has its fair part; within
-// it smaller claims fit first. The result depends on the arguments alone.
-func Overflow(claims map[string]int, room int) map[string]bool {
+// Overflow returns the claims that do not fit into room. Each namespace has its fair part; within it smaller claims fit
+// first, and of equal ones the first by name. The result depends on the arguments alone.
+func Overflow[K comparable](claims map[K]int, room int, identity func(K) (namespace, name string)) map[K]bool {
 	type claim struct {
+		key  K
 		name string
 		size int
 	}
 	byNamespace, totals := map[string][]claim{}, map[string]int{}
-	for name, size := range claims {
-		namespace, _, _ := strings.Cut(name, "/")
-		byNamespace[namespace] = append(byNamespace[namespace], claim{name, size})
+	for key, size := range claims {
+		namespace, name := identity(key)
+		byNamespace[namespace] = append(byNamespace[namespace], claim{key, name, size})
 		totals[namespace] += size
 	}
-	over := map[string]bool{}
+	over := map[K]bool{}
 	for namespace, left := range Divide(room, totals) {
 		list := byNamespace[namespace]
 		slices.SortFunc(list, func(a, b claim) int {
@@ -46,7 +46,7 @@ func Overflow(claims map[string]int, room int) map[string]bool {
 		})
 		for _, c := range list {
 			if left -= c.size; left < 0 {
-				over[c.name] = true
+				over[c.key] = true
 			}
 		}
 	}

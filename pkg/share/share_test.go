@@ -64,7 +64,7 @@ func TestOverflow(t *testing.T) {
 			flows[name] = rapid.IntRange(1, 90).Draw(t, "flows")
 			totals[name[:1]] += flows[name]
 		}
-		over, total := share.Overflow(flows, room), 0
+		over, total := share.Overflow(flows, room, func(s string) (string, string) { return s[:1], s[2:] }), 0
 		for name, n := range flows {
 			if !over[name] {
 				total += n

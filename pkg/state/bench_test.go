@@ -22,7 +22,7 @@ func BenchmarkOnePolicyAmong5000(b *testing.B) {
 		p := policy.Policy{Namespace: "ns", Name: fmt.Sprint("p", i), Ingress: []policy.Rule{
 			{Ports: []policy.Port{{Number: 80}}}}}
 		s.Apply(state.SetPolicy{Policy: p})
-		return model.PolicyOwner(p.ID())
+		return p.ID().Owner()
 	}
 	for i := range 5000 {
 		set(i)
@@ -33,7 +33,7 @@ func BenchmarkOnePolicyAmong5000(b *testing.B) {
 		if _, owners := s.Take(); len(owners) != 1 || owners[0] != want {
 			b.Fatalf("changed %v", owners)
 		}
-		s.Apply(state.DeletePolicy{Namespace: "ns", Name: "p5000"})
+		s.Apply(state.DeletePolicy{ID: model.NetworkPolicy("ns", "p5000")})
 		s.Take()
 	}
 }

@@ -3,6 +3,7 @@ package state
 import (
 	"fmt"
 	"maps"
+	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/share"
@@ -33,6 +34,11 @@ func (b *serviceBudget) count(name string, flows int) {
 	delete(b.over, name) // what it is now is not known to be too much
 }
 
+func serviceIdentity(service string) (namespace, name string) {
+	namespace, name, _ = strings.Cut(service, "/")
+	return namespace, name
+}
+
 // budgetServices decides which Services fit, once for all changes since the last time.
 func (s *Store) budgetServices() {
 	b := &s.budget
@@ -41,7 +47,7 @@ func (s *Store) budgetServices() {
 	}
 	over := map[string]bool{}
 	if b.total > b.room {
-		over = share.Overflow(b.flows, b.room)
+		over = share.Overflow(b.flows, b.room, serviceIdentity)
 	}
 	changed := false
 	set := func(service model.Service) {

@@ -38,8 +38,8 @@ func NewCopy(s *model.Snapshot, now time.Time) Copy {
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
 		c.Services = append(c.Services, s.Services[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.Policies)) {
-		c.Policies = append(c.Policies, s.Policies[name])
+	for _, id := range slices.SortedFunc(maps.Keys(s.Policies), model.PolicyID.Compare) {
+		c.Policies = append(c.Policies, s.Policies[id])
 	}
 	for key, a := range s.Attachments {
 		if !s.Unknown[key] {
@@ -104,8 +104,8 @@ func (c Restore) apply(s *Store) bool {
 		next.Apply(SetOtherProxy{name, ips})
 	}
 	for _, p := range c.Copy.Policies {
-		next.next.Policies[p.Name] = p
-		next.changed[model.PolicyOwner(p.Name)] = true
+		next.next.Policies[p.ID] = p
+		next.changed[p.ID.Owner()] = true
 	}
 	known := map[model.AttachmentKey]model.Attachment{}
 	for _, a := range c.Copy.Attachments {
@@ -139,8 +139,8 @@ func (s *Store) follow(other *Store) {
 		for name := range from.OtherProxies {
 			s.changed[model.ServiceOwner(name)] = true
 		}
-		for name := range from.Policies {
-			s.changed[model.PolicyOwner(name)] = true
+		for id := range from.Policies {
+			s.changed[id.Owner()] = true
 		}
 		for _, a := range from.Attachments {
 			s.changed[model.PodOwner(a)] = true
@@ -177,7 +177,8 @@ func (s *Store) toLive(c Change) bool {
 	case Synced, Restore:
 		return false
 	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetOtherProxy,
-		SetExternalIPs, Recall, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy:
+		SetExternalIPs, Recall, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy,
+		SetPeerNode:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:

@@ -53,9 +53,16 @@ var changes = map[string]func(d *drawing) state.Change{
 		return state.SetNamespace{Namespace: policy.Namespace{Name: "ns", Log: d.maybe("log"), Labels: d.labels()}}
 	},
 	"DeleteNamespace": func(*drawing) state.Change { return state.DeleteNamespace{Name: "ns"} },
-	"SetPolicy":       func(d *drawing) state.Change { return state.SetPolicy{Policy: d.policy()} },
+	"SetPolicy":       func(d *drawing) state.Change { return state.SetPolicy{Policy: d.anyPolicy()} },
+	"SetPeerNode": func(d *drawing) state.Change {
+		return state.SetPeerNode{Node: policy.Node{Name: d.one("node", "n1", "n2", "n3"), Labels: d.labels(),
+			Addrs: d.some("node address", "172.30.0.1", "fd30::2")}}
+	},
 	"DeletePolicy": func(d *drawing) state.Change {
-		return state.DeletePolicy{Namespace: "ns", Name: d.one("policy", "p", "q")}
+		if d.maybe("of the cluster") {
+			return state.DeletePolicy{ID: model.ClusterNetworkPolicy(d.one("policy", "p", "q"))}
+		}
+		return state.DeletePolicy{ID: model.NetworkPolicy("ns", d.one("policy", "p", "q"))}
 	},
 	"SetService":       func(d *drawing) state.Change { return state.SetService{Service: d.service()} },
 	"SetJoinedService": func(d *drawing) state.Change { return state.SetJoinedService{Service: d.joined()} },
@@ -241,6 +248,30 @@ func (d *drawing) pod() policy.Pod {
 }
 
 func (d *drawing) selector() policy.Selector { return policy.Selector{MatchLabels: d.labels()} }
+
+// anyPolicy draws a policy of any tier.
+func (d *drawing) anyPolicy() policy.Policy {
+	p := d.policy()
+	p.Tier = draw(d, "tier", []model.Tier{model.NetworkPolicyTier, model.AdminTier, model.BaselineTier})
+	if !p.Tier.Ordered() {
+		return p
+	}
+	p.Namespace, p.Types, p.Priority = "", nil, draw(d, "priority", []int32{0, 1, 1001})
+	for _, rules := range [][]policy.Rule{p.Ingress, p.Egress} {
+		for i := range rules {
+			rules[i].Verdict = draw(d, "verdict", []model.Verdict{model.Accept, model.Deny, model.Pass})
+			for j, peer := range rules[i].Peers {
+				if peer.IPBlock == nil && peer.NamespaceSelector == nil {
+					rules[i].Peers[j].NamespaceSelector = &policy.Selector{}
+				}
+			}
+		}
+	}
+	if len(p.Egress) > 0 && d.maybe("nodes") {
+		p.Egress[0].Peers = append(p.Egress[0].Peers, policy.Peer{NodeSelector: &policy.Selector{MatchLabels: d.labels()}})
+	}
+	return p
+}
 
 func (d *drawing) policy() policy.Policy {
 	p := policy.Policy{

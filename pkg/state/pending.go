@@ -89,7 +89,9 @@ func subjectOf(c Change) (_ subject, ok bool) {
 	case SetPolicy:
 		s.name, s.other = c.Policy.Namespace, c.Policy.Name
 	case DeletePolicy:
-		s.name, s.other = c.Namespace, c.Name
+		s.name, s.other = c.ID.Namespace, c.ID.Name
+	case SetPeerNode:
+		s.name = c.Node.Name
 	case SetService:
 		s.name = c.Service.Name
 	case SetJoinedService:

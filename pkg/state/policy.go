@@ -19,11 +19,14 @@ type SetNamespace struct{ Namespace policy.Namespace }
 // DeleteNamespace says that a namespace is gone.
 type DeleteNamespace struct{ Name string }
 
-// SetPolicy says what a NetworkPolicy is now.
+// SetPolicy says what a policy is now.
 type SetPolicy struct{ Policy policy.Policy }
 
-// DeletePolicy says that a NetworkPolicy is gone.
-type DeletePolicy struct{ Namespace, Name string }
+// DeletePolicy says that a policy is gone.
+type DeletePolicy struct{ ID model.PolicyID }
+
+// SetPeerNode says what policies see of a node. DeleteNode says that it is gone.
+type SetPeerNode struct{ Node policy.Node }
 
 // What these changes come to for the node is found out by Take, for all of them at once; until then nothing is
 // different.
@@ -54,7 +57,12 @@ func (c SetPolicy) apply(s *Store) bool {
 }
 
 func (c DeletePolicy) apply(s *Store) bool {
-	s.resolver.DeletePolicy(c.Namespace, c.Name)
+	s.resolver.DeletePolicy(c.ID)
+	return false
+}
+
+func (c SetPeerNode) apply(s *Store) bool {
+	s.resolver.SetNode(c.Node)
 	return false
 }
 
@@ -76,13 +84,13 @@ func (s *Store) resolvePolicies() {
 	if len(changes.Policies) > 0 && !s.ownPolicies {
 		s.next.Policies, s.ownPolicies = maps.Clone(s.next.Policies), true
 	}
-	for name, p := range changes.Policies {
+	for id, p := range changes.Policies {
 		if p == nil {
-			delete(s.next.Policies, name)
+			delete(s.next.Policies, id)
 		} else {
-			s.next.Policies[name] = *p
+			s.next.Policies[id] = *p
 		}
-		s.changed[model.PolicyOwner(name)] = true
+		s.changed[id.Owner()] = true
 	}
 	if len(changes.Unknown) == 0 {
 		return

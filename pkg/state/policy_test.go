@@ -25,7 +25,7 @@ func TestPolicyChanges(t *testing.T) {
 		Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &policy.Selector{MatchLabels: peer.Labels}}}}}}
 	elsewhere := about
 	elsewhere.Name, elsewhere.PodSelector = "q", policy.Selector{MatchLabels: peer.Labels}
-	podOwner, policyOwner := model.PodOwner(attached), model.PolicyOwner("ns/p")
+	podOwner, policyOwner := model.PodOwner(attached), model.NetworkPolicy("ns", "p").Owner()
 
 	s := state.New("n1")
 	s.Apply(state.SetNode{Node: node("n2", "172.30.0.2", "10.244.2.0/24")})
@@ -50,7 +50,7 @@ func TestPolicyChanges(t *testing.T) {
 		{"its address", []state.Change{state.SetPod{Pod: moved}}, []model.Owner{policyOwner}, "0 map[ns/p:[10.244.2.3/32]]"},
 		{"the peer is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "peer"}}, []model.Owner{policyOwner},
 			"0 map[ns/p:[]]"},
-		{"the policy is gone", []state.Change{state.DeletePolicy{Namespace: "ns", Name: "p"}, state.DeleteNamespace{
+		{"the policy is gone", []state.Change{state.DeletePolicy{ID: model.NetworkPolicy("ns", "p")}, state.DeleteNamespace{
 			Name: "ns"}}, []model.Owner{policyOwner}, "0 map[]"},
 		{"the pod is gone", []state.Change{state.DeletePod{Namespace: "ns", Name: "web"}}, nil, "0 map[]"},
 		{"and its attachment", []state.Change{state.DeleteAttachment{Key: attached.Key()}}, []model.Owner{podOwner},
@@ -76,7 +76,8 @@ func TestPolicyChanges(t *testing.T) {
 
 func describe(s *model.Snapshot) string {
 	peers := map[string][]netip.Prefix{}
-	for name, p := range s.Policies {
+	for id, p := range s.Policies {
+		name := id.String()
 		peers[name] = nil
 		for _, rule := range p.Ingress.Rules {
 			peers[name] = append(peers[name], rule.Peers...)

@@ -52,7 +52,7 @@ func New(node string) *Store {
 		Nodes:       map[string]model.Node{},
 		Attachments: map[model.AttachmentKey]model.Attachment{},
 		Services:    map[string]model.Service{},
-		Policies:    map[string]model.Policy{},
+		Policies:    map[model.PolicyID]model.Policy{},
 		Unknown:     map[model.AttachmentKey]bool{},
 
 		OtherProxies:    map[string][]netip.Addr{},
@@ -149,6 +149,7 @@ func (c SetNode) apply(s *Store) bool {
 type DeleteNode struct{ Name string }
 
 func (c DeleteNode) apply(s *Store) bool {
+	s.resolver.DeleteNode(c.Name)
 	if c.Name == s.next.Self.Name && s.announced.known {
 		s.announced, s.pathsDirty = announced{}, true
 		return false // Take finds out what comes of it

@@ -41,18 +41,11 @@ type (
 	}
 )
 
-// parseActions parses canonical actions. Conjunction clauses are returned separately.
-func parseActions(text string) (actions []action, clauses []clause, err error) {
-	if text == "drop" || text == "" {
-		return nil, nil, nil
-	}
-	for _, one := range openflow.SplitActions(text) {
-		if args, ok := strings.CutPrefix(one, "conjunction("); ok {
-			c, err := parseClause(strings.TrimSuffix(args, ")"))
-			if err != nil {
-				return nil, nil, fmt.Errorf("action %s: %w", one, err)
-			}
-			clauses = append(clauses, c)
+// parseActions parses actions. Conjunction clauses are returned separately.
+func parseActions(list openflow.Actions) (actions []action, clauses []clause, err error) {
+	for one := range list.All() {
+		if id, k, n, ok := one.Clause(); ok {
+			clauses = append(clauses, clause{id, k, n})
 			continue
 		}
 		a, err := parseAction(one)
@@ -62,98 +55,69 @@ func parseActions(text string) (actions []action, clauses []clause, err error) {
 		actions = append(actions, a)
 	}
 	if clauses != nil && actions != nil {
-		return nil, nil, fmt.Errorf("actions %s: a flow with conjunctions has no other actions", text)
+		return nil, nil, fmt.Errorf("actions %s: a flow with conjunctions has no other actions", list)
 	}
 	return actions, clauses, nil
 }
 
-func parseClause(args string) (c clause, err error) {
-	var id, k, n uint64
-	idText, rest, ok := strings.Cut(args, ",")
-	kText, nText, ok2 := strings.Cut(rest, "/")
-	if !ok || !ok2 {
-		return c, fmt.Errorf("want ID,K/N")
-	}
-	if id, err = strconv.ParseUint(strings.TrimSpace(idText), 0, 32); err != nil {
-		return c, err
-	}
-	if k, err = strconv.ParseUint(strings.TrimSpace(kText), 10, 8); err != nil {
-		return c, err
-	}
-	if n, err = strconv.ParseUint(strings.TrimSpace(nText), 10, 8); err != nil {
-		return c, err
-	}
-	if k < 1 || k > n || n < 2 || n > 64 {
-		return c, fmt.Errorf("invalid clause")
-	}
-	return clause{uint32(id), uint8(k), uint8(n)}, nil
-}
-
-func parseAction(text string) (action, error) {
-	end := strings.IndexAny(text, ":(")
-	if end < 0 {
-		switch text {
-		case "IN_PORT", "in_port":
-			return inPortAction{}, nil
-		case "dec_ttl":
-			return ttlAction{}, nil
-		case "ct_clear":
-			return ctClearAction{}, nil
-		case "ct":
-			return ctAction{}, nil
-		}
-		return nil, fmt.Errorf("unsupported action")
-	}
-	name, args := text[:end], strings.TrimSuffix(text[end+1:], ")")
-	switch name {
+func parseAction(a openflow.Action) (action, error) {
+	switch operand := a.Operand(); a.Name() {
+	case "IN_PORT", "in_port":
+		return inPortAction{}, nil
+	case "dec_ttl":
+		return ttlAction{}, nil
+	case "ct_clear":
+		return ctClearAction{}, nil
 	case "set_field", "load":
-		return parseSet(args)
+		return parseSet(a)
 	case "move":
-		return parseMove(args)
+		return parseMove(a)
 	case "goto_table":
-		n, err := strconv.ParseUint(args, 10, 8)
-		return gotoAction{openflow.TableID(n)}, err
+		next, ok := a.Goto()
+		if !ok {
+			return nil, fmt.Errorf("invalid table")
+		}
+		return gotoAction{next}, nil
 	case "resubmit":
-		port, table, ok := strings.Cut(args, ",")
-		if !ok || port != "" {
+		next, ok := a.Next()
+		if !ok {
 			return nil, fmt.Errorf("only resubmit(,TABLE) is supported")
 		}
-		n, err := strconv.ParseUint(table, 10, 8)
-		return resubmitAction{openflow.TableID(n)}, err
+		return resubmitAction{next}, nil
 	case "output":
-		if n, err := strconv.ParseUint(args, 10, 32); err == nil {
+		if n, err := strconv.ParseUint(operand, 10, 32); err == nil {
 			return outputAction{uint32(n)}, nil
 		}
-		from, err := parseBits(args)
+		from, err := parseBits(operand)
 		return outputField{from}, err
 	case "group":
-		n, err := strconv.ParseUint(args, 10, 32)
+		n, err := strconv.ParseUint(operand, 10, 32)
 		return groupAction{openflow.GroupID(n)}, err
 	case "ct":
-		return parseCT(args)
+		return parseCT(a)
 	case "learn":
-		return parseLearn(args)
+		return parseLearn(a)
 	case "controller", "CONTROLLER", "sample", "note", "meter":
-		return noteAction{text}, nil
+		return noteAction{a.String()}, nil
 	}
 	return nil, fmt.Errorf("unsupported action")
 }
 
-func parseSet(args string) (action, error) {
-	at := strings.LastIndex(args, "->")
-	if at < 0 {
+func parseSet(a openflow.Action) (action, error) {
+	value, field, ok := a.Write()
+	if !ok {
 		return nil, fmt.Errorf("want VALUE->FIELD")
 	}
-	to, err := parseBits(args[at+2:])
+	to, err := parseBits(field)
 	if err != nil {
 		return nil, err
 	}
-	v, mask, err := to.parseValue(args[:at])
+	v, mask, err := to.parseValue(value)
 	return setAction{to, v, mask}, err
 }
 
-func parseMove(args string) (action, error) {
-	fromText, toText, ok := strings.Cut(args, "->")
+func parseMove(a openflow.Action) (action, error) {
+	fromText, toText, ok := a.Write()
 	if !ok {
 		return nil, fmt.Errorf("want FROM->TO")
 	}
@@ -168,36 +132,28 @@ func parseMove(args string) (action, error) {
 	return moveAction{from, to}, err
 }
 
-func parseCT(args string) (action, error) {
+func parseCT(from openflow.Action) (action, error) {
 	var a ctAction
-	if args == "" {
-		return a, nil
-	}
-	for _, arg := range openflow.SplitActions(args) {
-		end := strings.IndexAny(arg, "=(")
-		name, rest := arg, ""
-		if end >= 0 {
-			name, rest = arg[:end], arg[end+1:]
-		}
+	for arg := range from.Args() {
 		var err error
-		switch name {
+		switch arg.Name() {
 		case "commit":
 			a.commit = true
 		case "table":
 			var n uint64
-			n, err = strconv.ParseUint(rest, 10, 8)
+			n, err = strconv.ParseUint(arg.Operand(), 10, 8)
 			a.table, a.hasTable = openflow.TableID(n), true
 		case "zone":
 			var n uint64
-			if n, err = strconv.ParseUint(rest, 0, 16); err != nil {
-				a.zoneFrom, err = parseBits(rest)
+			if n, err = strconv.ParseUint(arg.Operand(), 0, 16); err != nil {
+				a.zoneFrom, err = parseBits(arg.Operand())
 			}
 			a.zone = uint16(n)
 		case "nat":
-			a.nat, err = parseNAT(strings.TrimSuffix(rest, ")"))
+			a.nat, err = parseNAT(arg)
 		case "exec":
 			var clauses []clause
-			a.exec, clauses, err = parseActions(strings.TrimSuffix(rest, ")"))
+			a.exec, clauses, err = parseActions(openflow.ParseActions(arg.Operand()))
 			if err == nil && clauses != nil {
 				err = fmt.Errorf("conjunctions are not allowed here")
 			}
@@ -214,18 +170,14 @@ func parseCT(args string) (action, error) {
 	return a, nil
 }
 
-func parseNAT(args string) (translation, error) {
+func parseNAT(from openflow.Action) (translation, error) {
 	t := translation{on: true}
-	if args == "" {
-		return t, nil
-	}
-	for _, arg := range strings.Split(args, ",") {
-		if arg == "src" {
+	for arg := range from.Args() {
+		if arg.String() == "src" {
 			t.keepSource = true
 			continue
 		}
-		name, rest, _ := strings.Cut(arg, "=")
-		rest, lastText, isRange := strings.Cut(rest, "-")
+		rest, lastText, isRange := strings.Cut(arg.Operand(), "-")
 		addr, err := netip.ParseAddr(rest)
 		port := uint16(0)
 		if err != nil {
@@ -243,9 +195,9 @@ func parseNAT(args string) (translation, error) {
 			}
 		}
 		switch {
-		case name == "src":
+		case arg.Name() == "src":
 			t.src, t.srcPort, t.lastSrcPort = addr, port, uint16(last)
-		case name == "dst" && !isRange:
+		case arg.Name() == "dst" && !isRange:
 			t.dst, t.port = addr, port
 		default:
 			return t, fmt.Errorf("%s: unsupported argument", arg)

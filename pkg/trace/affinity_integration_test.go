@@ -55,7 +55,8 @@ func TestEpochsOnOpenVSwitch(t *testing.T) {
 					}
 				}
 				begin := openflow.Flow{Key: openflow.Key{Table: flows.Classifier, Priority: 1},
-					Actions: fmt.Sprintf("set_field:%#x->reg0,goto_table:%d", flows.OriginGateway, flows.ConntrackState)}
+					Actions: openflow.ParseActions(
+						fmt.Sprintf("set_field:%#x->reg0,goto_table:%d", flows.OriginGateway, flows.ConntrackState))}
 				desired.Flows[begin.Key] = flows.Flow{Flow: begin}
 				r.load(t, desired)
 				sw, err := trace.Of(desired)

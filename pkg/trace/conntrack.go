@@ -232,7 +232,7 @@ func (c *Conntrack) commit(k key, nat translation) *conn {
 		}
 	}
 	one := &conn{orig: k, reply: after.reverse()}
-	if (nat.src.IsValid() || nat.keepSource) && hasPorts(k.proto) {
+	if (nat.src.IsValid() || nat.dst.IsValid() || nat.keepSource) && hasPorts(k.proto) {
 		first, last := firstDynamicPort, lastPort
 		if nat.srcPort != 0 {
 			first, last = int(nat.srcPort), int(nat.lastSrcPort)

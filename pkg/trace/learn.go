@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/weft-cni/weft/pkg/openflow"
 )
@@ -35,34 +34,33 @@ type learnAction struct {
 }
 
 // parseLearn parses the arguments of learn that Weft uses (ovs-actions(7)): FIELD=VALUE, FIELD[] and load:VALUE->FIELD.
-func parseLearn(args string) (action, error) {
+func parseLearn(from openflow.Action) (action, error) {
 	var a learnAction
-	for _, arg := range strings.Split(args, ",") {
-		name, text, isSetting := strings.Cut(arg, "=")
-		switch load, isLoad := strings.CutPrefix(arg, "load:"); {
-		case isLoad:
-			set, err := parseSet(load)
+	for arg := range from.Args() {
+		switch arg.Name() {
+		case "load":
+			set, err := parseSet(arg)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", arg, err)
 			}
 			a.actions = append(a.actions, set)
-		case name == "table":
-			n, err := strconv.ParseUint(text, 10, 8)
+		case "table":
+			n, err := strconv.ParseUint(arg.Operand(), 10, 8)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", arg, err)
 			}
 			a.table = openflow.TableID(n)
-		case isSetting && slices.Contains([]string{"idle_timeout", "priority", "cookie", "limit"}, name):
+		case "idle_timeout", "priority", "cookie", "limit":
 		default:
-			bits, err := parseBits(name)
+			bits, err := parseBits(arg.Name())
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", arg, err)
 			}
-			if !isSetting {
+			if arg.Operand() == "" {
 				a.same = append(a.same, bits)
 				continue
 			}
-			v, _, err := bits.parseValue(text)
+			v, _, err := bits.parseValue(arg.Operand())
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", arg, err)
 			}

@@ -3,7 +3,8 @@ package trace
 import (
 	"fmt"
 	"slices"
-	"strings"
+
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // cond is a condition on one field: the masked bits must equal value.
@@ -27,8 +28,8 @@ var protocolWords = map[string]protocolMatch{
 	"sctp": {typeIPv4, protoSCTP, true}, "sctp6": {typeIPv6, protoSCTP, true},
 }
 
-// parseMatch parses a match in the syntax of ovs-fields(7). The conditions are sorted by field, one for each.
-func parseMatch(text string) ([]cond, error) {
+// parseMatch parses a match's values (ovs-fields(7)). The conditions are sorted by field, one for each.
+func parseMatch(m openflow.Match) ([]cond, error) {
 	var conds []cond
 	add := func(n bitRange, v, mask value) {
 		for _, s := range n.spans {
@@ -39,16 +40,8 @@ func parseMatch(text string) ([]cond, error) {
 			v, mask = v.shiftRight(s.n), mask.shiftRight(s.n)
 		}
 	}
-	if text == "" {
-		return nil, nil
-	}
-	for _, part := range strings.Split(text, ",") {
-		name, val, hasValue := strings.Cut(part, "=")
-		if !hasValue {
-			word, ok := protocolWords[name]
-			if !ok {
-				return nil, fmt.Errorf("unsupported protocol %q", name)
-			}
+	for name, val := range m.Fields() {
+		if word, ok := protocolWords[name]; ok {
 			add(names["eth_type"], number(word.ethType), ones(16))
 			if word.hasProto {
 				add(names["nw_proto"], number(word.proto), ones(8))
@@ -61,7 +54,7 @@ func parseMatch(text string) ([]cond, error) {
 		}
 		v, mask, err := n.parseValue(val)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", part, err)
+			return nil, fmt.Errorf("%s=%s: %w", name, val, err)
 		}
 		add(n, v, mask)
 	}

@@ -123,7 +123,7 @@ func same(d flows.Desired, actual []met, ours []*flows.Flow) error {
 		return fmt.Errorf("the switch meets %d flows, the interpreter %d", len(actual), len(ours))
 	}
 	for i, m := range actual {
-		f, ok := d.Flows[openflow.Key{Table: m.table, Priority: m.priority, Match: m.match}]
+		f, ok := d.Flows[openflow.Key{Table: m.table, Priority: m.priority, Match: openflow.ParseMatch(m.match)}]
 		if !ok {
 			return fmt.Errorf("flow %d: %+v is none of ours", i, m)
 		}

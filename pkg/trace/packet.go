@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // IP protocol and Ethernet type numbers.
@@ -92,7 +93,7 @@ func (p Packet) WithTunnel(src netip.Addr) Packet {
 func ParsePacket(text string) (Packet, error) {
 	var p Packet
 	p.f[nwTTL] = number(64)
-	conds, err := parseMatch(text)
+	conds, err := parseMatch(openflow.ParseMatch(text))
 	if err != nil {
 		return Packet{}, fmt.Errorf("packet %q: %w", text, err)
 	}

@@ -1,6 +1,7 @@
 package trace
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -49,14 +50,11 @@ func (r *run) in(id openflow.TableID, p *Packet) {
 			r.Conjunctions = append(r.Conjunctions, conjunction)
 		}
 		if r.opt.Steps {
-			r.Visited = append(r.Visited, f.Flow)
-			match := f.Match
-			if match == "" {
-				match = "(any)"
-			}
+			r.Visited, r.Met = append(r.Visited, f.Flow), append(r.Met, *p)
+			match := cmp.Or(f.Match.String(), "(any)")
 			r.step(Step{
 				Flow: fmt.Sprintf("%d %s", f.Priority, match), Owner: f.Owner.String(),
-				Actions: nameTables(f.Actions), Conjunction: conjunction, Reason: f.Reason,
+				Actions: tableNames.Actions(f.Actions), Conjunction: conjunction, Reason: f.Reason,
 			})
 		}
 		next, ok := r.do(f.actions, p)
@@ -144,7 +142,7 @@ func (a groupAction) do(r *run, p *Packet) {
 		choice = r.opt.Bucket(a.id, len(buckets), *p)
 	}
 	b := buckets[choice]
-	r.note("group %d: bucket %d of %d: %s", a.id, choice+1, len(buckets), nameTables(b.text))
+	r.note("group %d: bucket %d of %d: %s", a.id, choice+1, len(buckets), tableNames.Actions(b.of))
 	// A bucket works on a copy: its changes are lost after the group.
 	inside := *p
 	r.depth++
@@ -233,20 +231,8 @@ func changes(before, after *Packet) string {
 	return text
 }
 
-// nameTables replaces table numbers in actions by names.
-func nameTables(actions string) string {
-	list := openflow.SplitActions(actions)
-	for i, a := range list {
-		if next, ok := openflow.GotoTable(a); ok {
-			list[i] = "goto_table:" + flows.TableName(next)
-		} else if next, ok := openflow.NextTable(a); ok {
-			number := fmt.Sprint(next)
-			list[i] = strings.NewReplacer("resubmit(,"+number+")", "resubmit(,"+flows.TableName(next)+")",
-				"table="+number, "table="+flows.TableName(next)).Replace(a)
-		}
-	}
-	return strings.Join(list, ",")
-}
+// tableNames are those of tables.
+var tableNames = openflow.Names{Table: flows.TableName}
 
 // String is the trace as text: a line for each flow and event, and the outputs or the reason of the drop.
 func (r Result) String() string {

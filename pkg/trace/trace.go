@@ -23,7 +23,7 @@ type Switch struct {
 }
 
 type bucket struct {
-	text    string
+	of      openflow.Actions
 	actions []action
 }
 
@@ -47,15 +47,15 @@ func New(desired []flows.Flow, groups []openflow.Group) (*Switch, error) {
 		s.tables[id] = newTable(list)
 	}
 	for _, g := range groups {
-		for _, text := range g.BucketActions() {
-			actions, clauses, err := parseActions(text)
+		for _, b := range g.Buckets() {
+			actions, clauses, err := parseActions(b.Actions)
 			if err == nil && clauses != nil {
 				err = errors.New("a bucket has no conjunctions")
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("group %d: %w", g.ID, err))
 			}
-			s.groups[g.ID] = append(s.groups[g.ID], bucket{text, actions})
+			s.groups[g.ID] = append(s.groups[g.ID], bucket{b.Actions, actions})
 		}
 	}
 	return s, errors.Join(errs...)
@@ -134,8 +134,9 @@ type Result struct {
 	reason flows.Reason
 	// Conjunctions are the satisfied conjunctions, in order.
 	Conjunctions []uint32
-	// Visited are the matched flows, in order; only with Options.Steps.
+	// Visited are the matched flows, in order, and Met the packet as it met each; only with Options.Steps.
 	Visited []*flows.Flow
+	Met     []Packet
 	Steps   []Step
 }
 

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/lab/sandbox"
@@ -208,7 +209,7 @@ func (c *testCluster) startPod(t *testing.T) {
 		cmd := exec.Command(record.Kubectl(), "--kubeconfig", record.Kubeconfig(), "apply", "-f", "-")
 		cmd.Stdin = strings.NewReader(pod)
 		// The controller that creates the namespace's service account may come later than the API server.
-		err := poll(t.Context(), time.Minute, func(context.Context) error {
+		err := testenv.Poll(t.Context(), time.Minute, func(context.Context) error {
 			try := exec.Command(cmd.Path, cmd.Args[1:]...)
 			try.Stdin = strings.NewReader(pod)
 			if out, err := try.CombinedOutput(); err != nil {

@@ -19,6 +19,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
@@ -290,32 +291,6 @@ func TestProgress(t *testing.T) {
 	}
 }
 
-func TestPoll(t *testing.T) {
-	tries := 0
-	err := poll(t.Context(), time.Minute, func(context.Context) error {
-		tries++
-		if tries < 3 {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-	if err != nil || tries != 3 {
-		t.Errorf("poll: %v after %d tries", err, tries)
-	}
-	reason := errors.New("the reason")
-	if err := poll(t.Context(), time.Millisecond, func(context.Context) error { return reason }); !errors.Is(err, reason) {
-		t.Errorf("poll that gives up returns %v, want the last error", err)
-	}
-}
-
-func TestPollStopsWhenHopeless(t *testing.T) {
-	tries := 0
-	err := poll(t.Context(), time.Minute, func(context.Context) error { tries++; return errHopeless })
-	if !errors.Is(err, errHopeless) || tries != 1 {
-		t.Errorf("poll: %v after %d tries; want errHopeless after the first", err, tries)
-	}
-}
-
 func TestFindCrash(t *testing.T) {
 	pod := func(container string, restarts int, waiting string) string {
 		return fmt.Sprintf(
@@ -332,7 +307,7 @@ func TestFindCrash(t *testing.T) {
 		{pod("containerStatuses", 3, "ContainerCreating"), false},
 		{`{"items":[]}`, false},
 	} {
-		if err := findCrash([]byte(c.pods)); errors.Is(err, errHopeless) != c.crash || (err != nil) != c.crash {
+		if err := findCrash([]byte(c.pods)); errors.Is(err, testenv.ErrHopeless) != c.crash || (err != nil) != c.crash {
 			t.Errorf("findCrash(%s) = %v; want a crash: %t", c.pods, err, c.crash)
 		}
 	}

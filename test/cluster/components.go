@@ -21,7 +21,8 @@ type component struct {
 	flags    func(version string) []string // of go build
 	packages string                        // what is built there: `tool`, or a directory
 	test     bool                          // the package's test binary instead of a program
-	programs []string
+	programs []string                      // and files that are copied
+	copies   map[string]string             // files of the module that counts, by their path in it, and their names
 	// rename gives a program its usual name.
 	rename map[string]string
 }
@@ -57,9 +58,9 @@ func cacheDir() (string, error) {
 	return filepath.Join(home, ".cache", "weft"), nil
 }
 
-// buildAll builds all components.
-func buildAll(ctx context.Context, p *progress, repo string) error {
-	for _, c := range []component{kubernetes, coreDNS, upstreamTests} {
+// buildAll builds components.
+func buildAll(ctx context.Context, p *progress, repo string, all []component) error {
+	for _, c := range all {
 		if _, err := c.ensure(ctx, p, repo); err != nil {
 			return err
 		}
@@ -191,12 +192,38 @@ func (c component) build(ctx context.Context, module, version, dir string, detai
 			return fmt.Errorf("build the components: %w", err)
 		}
 	}
+	if err := c.copy(ctx, module, tmp); err != nil {
+		return fmt.Errorf("build the components: %w", err)
+	}
 	// A directory of that name with a program missing was damaged by hand.
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("build the components: %w", err)
 	}
 	if err := os.Rename(tmp, dir); err != nil {
 		return fmt.Errorf("build the components: keep the result: %w", err)
+	}
+	return nil
+}
+
+// copy copies files of the module that counts.
+func (c component) copy(ctx context.Context, module, to string) error {
+	if len(c.copies) == 0 {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", c.requires)
+	cmd.Dir = module
+	dir, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("find the module %s: %w", c.requires, err)
+	}
+	for from, name := range c.copies {
+		data, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), from))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(to, name), data, 0o644); err != nil {
+			return err
+		}
 	}
 	return nil
 }

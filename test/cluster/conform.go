@@ -40,18 +40,22 @@ type conformanceOptions struct {
 func conformanceCommand(w *where) *cobra.Command {
 	var o conformanceOptions
 	cmd := &cobra.Command{
-		Use: "conformance", Short: "Run Kubernetes' own specs of sig-network against the cluster; it has to be without " +
-			"other load", Args: cobra.NoArgs,
+		Use: "conformance", Short: "Run Kubernetes' own specs of sig-network against the cluster, or network-policy-api's " +
+			"tests; it has to be without other load", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := w.load()
 			if err != nil {
 				return err
 			}
+			if suite, tests, _ := strings.Cut(o.focus, "/"); suite == conformance.ClusterNetworkPolicy {
+				return conformPolicies(cmd.Context(), newProgress(os.Stdout), c, o, tests)
+			}
 			return conform(cmd.Context(), newProgress(os.Stdout), c, o)
 		},
 	}
 	cmd.Flags().StringVar(&o.focus, "focus", "services",
-		"which specs: services, netpol, ci, or a regular expression over their names")
+		"which specs: services, netpol, ci, a regular expression over their names; or clusternetworkpolicy, "+
+			"and of its tests those of clusternetworkpolicy/REGEXP")
 	cmd.Flags().IntVar(&o.procs, "procs", 4, "how many specs run at once")
 	cmd.Flags().StringVar(&o.out, "out", filepath.Join("dist", "conformance"), "directory of the results")
 	return cmd
@@ -74,13 +78,9 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 	if err := checkImage(ctx, filepath.Join(tests, "e2e.test")); err != nil {
 		return err
 	}
-	name := strings.Trim(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(o.focus, "-"), "-")
-	dir, err := filepath.Abs(filepath.Join(o.out, name[:min(len(name), 60)]+"-"+string(c.Plan.Family)))
+	dir, err := resultsDir(o, c)
 	if err != nil {
 		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make the directory of results: %w", err)
 	}
 	report, log := filepath.Join(dir, "junit.xml"), filepath.Join(dir, "e2e.log")
 	if err := os.RemoveAll(report); err != nil {
@@ -96,14 +96,46 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 		fmt.Sprintf("--num-nodes=%d", len(c.Nodes)))
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = conformanceGrace
+	var total string
+	done, failed := 0, 0
 	runErr := p.step(fmt.Sprintf("Specs %q, %d at once; they print to %s", o.focus, o.procs, log),
 		func(detail func(string)) error {
-			return runLogged(cmd, log, detail)
+			return runLogged(cmd, log, func(line string) {
+				// The last line of each spec begins so, with what became of it unless it passed.
+				if rest, ok := strings.CutPrefix(line, "• ["); ok {
+					done++
+					if rest[0] < '0' || rest[0] > '9' {
+						failed++
+					}
+				} else if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "Will" && fields[1] == "run" {
+					total = " of " + fields[2]
+				}
+				detail(fmt.Sprintf("%d%s done, %d failed", done, total, failed))
+			})
 		})
 	specs, err := conformance.Read(report)
 	if err != nil {
 		return fmt.Errorf("no result: %w; %w; the end of %s:\n%s", runErr, err, log, tail(log))
 	}
+	return summarize(ctx, p, o, specs, dir, runErr)
+}
+
+// resultsDir makes the directory of a run's results.
+func resultsDir(o conformanceOptions, c state.Cluster) (string, error) {
+	name := strings.Trim(regexp.MustCompile(`[^A-Za-z0-9]+`).ReplaceAllString(o.focus, "-"), "-")
+	dir, err := filepath.Abs(filepath.Join(o.out, name[:min(len(name), 60)]+"-"+string(c.Plan.Family)))
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("make the directory of results: %w", err)
+	}
+	return dir, nil
+}
+
+// summarize prints what a run found. It fails unless all specs passed.
+func summarize(ctx context.Context, p *progress, o conformanceOptions, specs []conformance.Spec, dir string,
+	runErr error) error {
 	fmt.Println()
 	conformance.Print(os.Stdout, specs)
 	failed := conformance.Failed(specs)
@@ -114,7 +146,7 @@ func conform(ctx context.Context, p *progress, c state.Cluster, o conformanceOpt
 	case failed > 0:
 		return fmt.Errorf("%d of %d specs failed", failed, len(specs))
 	case conformance.Passed(specs) == 0:
-		return fmt.Errorf("no spec of the focus %q was run", focus)
+		return fmt.Errorf("no spec of the focus %q was run", o.focus)
 	}
 	return runErr
 }
@@ -132,8 +164,8 @@ func checkImage(ctx context.Context, tests string) error {
 	return nil
 }
 
-// runLogged runs Ginkgo with its output in a file, and tells how far it is.
-func runLogged(cmd *exec.Cmd, log string, detail func(string)) error {
+// runLogged runs a command with its output in a file, and passes on every line.
+func runLogged(cmd *exec.Cmd, log string, line func(string)) error {
 	file, err := os.Create(log)
 	if err != nil {
 		return fmt.Errorf("write the log: %w", err)
@@ -147,22 +179,11 @@ func runLogged(cmd *exec.Cmd, log string, detail func(string)) error {
 		writer.Close()
 		ended <- err
 	}()
-	defer reader.Close() // when the disk is full, Ginkgo must not wait for a reader
-	var total string
-	done, failed := 0, 0
+	defer reader.Close() // when the disk is full, the command must not wait for a reader
 	lines := bufio.NewReader(io.TeeReader(reader, file))
 	for {
-		line, err := lines.ReadString('\n')
-		// The last line of each spec begins so, with what became of it unless it passed.
-		if rest, ok := strings.CutPrefix(line, "• ["); ok {
-			done++
-			if rest[0] < '0' || rest[0] > '9' {
-				failed++
-			}
-		} else if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "Will" && fields[1] == "run" {
-			total = " of " + fields[2]
-		}
-		detail(fmt.Sprintf("%d%s done, %d failed", done, total, failed))
+		text, err := lines.ReadString('\n')
+		line(text)
 		if errors.Is(err, io.EOF) {
 			break
 		} else if err != nil {

@@ -11,6 +11,7 @@ import (
 	"text/template"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -59,7 +60,7 @@ func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
 		return err
 	}
 	return p.step("CoreDNS", func(detail func(string)) error {
-		err := poll(ctx, dnsTimeout, func(ctx context.Context) error {
+		err := testenv.Poll(ctx, dnsTimeout, func(ctx context.Context) error {
 			ready, err := kubectl(ctx, c, "--namespace="+dnsNamespace, "get", "deployment", "coredns",
 				"--output=jsonpath={.status.readyReplicas}/{.spec.replicas}")
 			if err != nil {

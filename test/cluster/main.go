@@ -60,18 +60,29 @@ func command() *cobra.Command {
 				return installPackages(cmd.Context(), newProgress(os.Stdout))
 			},
 		},
-		&cobra.Command{
-			Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside " +
-				"other work", Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				repo, err := testenv.Repository()
-				if err != nil {
-					return err
-				}
-				return buildAll(cmd.Context(), newProgress(os.Stdout), repo)
-			},
-		})
+		buildCommand())
 	return root
+}
+
+func buildCommand() *cobra.Command {
+	var policies bool
+	cmd := &cobra.Command{
+		Use: "build", Short: "Build the programs of Kubernetes, etcd and CoreDNS, which up does too; CI does it beside " +
+			"other work", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			repo, err := testenv.Repository()
+			if err != nil {
+				return err
+			}
+			all := []component{kubernetes, coreDNS, upstreamTests}
+			if policies {
+				all = append(all, policyTests)
+			}
+			return buildAll(cmd.Context(), newProgress(os.Stdout), repo, all)
+		},
+	}
+	cmd.Flags().BoolVar(&policies, "clusternetworkpolicy", false, "also network-policy-api's conformance suite")
+	return cmd
 }
 
 // defaultName is the name of a cluster that got none.

@@ -195,7 +195,13 @@ func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost 
 		images["coredns"] = image.CoreDNS(coreDNS)
 	}
 	if withAgnhost {
-		if images["agnhost"], err = image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"), coreDNS); err != nil {
+		var sctp string
+		if !kernelHasSCTP() {
+			if sctp, err = testenv.Program(ctx, repo, "./test/cluster/agnhost", dir.join("bin")); err != nil {
+				return nil, err
+			}
+		}
+		if images["agnhost"], err = image.Agnhost(ctx, filepath.Join(c.Components, "agnhost"), sctp, coreDNS); err != nil {
 			return nil, err
 		}
 	}

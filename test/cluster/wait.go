@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
@@ -18,38 +19,9 @@ import (
 const (
 	// readyTimeout bounds how long a program may take to answer after it was started, on a busy machine.
 	readyTimeout = 2 * time.Minute
-	pollInterval = 100 * time.Millisecond
 	// logTail is how many lines of a log are shown when its program fails.
 	logTail = 15
 )
-
-// errHopeless marks a condition that waiting does not change.
-var errHopeless = errors.New("waiting longer would not help")
-
-// poll asks until condition succeeds, or fails with errHopeless. The error after the timeout is condition's last one.
-func poll(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
-	timeout = testenv.Patience(timeout)
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var last error
-	for {
-		asked := time.Now()
-		err := condition(ctx)
-		if err == nil || errors.Is(err, errHopeless) {
-			return err
-		}
-		// The error of an attempt that the deadline cut short says less than the one before it.
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w (gave up after %s)", last, timeout)
-		// Where asking is slow, it would otherwise keep the machine from getting on with what is asked about.
-		case <-time.After(max(pollInterval, time.Since(asked))):
-		}
-	}
-}
 
 // waitReady waits until a program that was just started answers, and gives up at once when it ends.
 func waitReady(ctx context.Context, running sandbox.Running, what, log string,
@@ -64,7 +36,7 @@ func waitReady(ctx context.Context, running sandbox.Running, what, log string,
 		case <-ctx.Done():
 		}
 	}()
-	err := poll(ctx, readyTimeout, ready)
+	err := testenv.Poll(ctx, readyTimeout, ready)
 	if err == nil {
 		return nil
 	}
@@ -86,6 +58,7 @@ func tail(path string) string {
 // kubectl runs kubectl as the administrator and returns its standard output.
 func kubectl(ctx context.Context, c state.Cluster, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, c.Kubectl(), append([]string{"--kubeconfig=" + c.Kubeconfig()}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // one that waits for a server would outlive `down`
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/manifest"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -44,7 +45,7 @@ func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) 
 		return err
 	}
 	return p.step("Weft on all nodes", func(detail func(string)) error {
-		err := poll(ctx, deployTimeout, func(ctx context.Context) error {
+		err := testenv.Poll(ctx, deployTimeout, func(ctx context.Context) error {
 			text, err := weftProgress(ctx, c)
 			if err == nil || errors.Is(err, errNotReady) {
 				detail(text)
@@ -96,7 +97,7 @@ func weftProgress(ctx context.Context, c state.Cluster) (string, error) {
 	return text, nil
 }
 
-// crashing returns errHopeless, and which pod it is, when a container of Weft's keeps ending or has no image.
+// crashing returns testenv.ErrHopeless, and which pod it is, when a container of Weft's keeps ending or has no image.
 func crashing(ctx context.Context, c state.Cluster) error {
 	out, err := kubectl(ctx, c, "--namespace="+manifest.Namespace, "get", "pods", "--output=json")
 	if err != nil {
@@ -126,11 +127,11 @@ func findCrash(podList []byte) error {
 			switch reason := status.State.Waiting.Reason; {
 			case reason == "CrashLoopBackOff" && status.RestartCount >= maxRestarts:
 				return fmt.Errorf("container %s of pod %s has ended %d times: %w", status.Name, pod.Metadata.Name,
-					status.RestartCount, errHopeless)
+					status.RestartCount, testenv.ErrHopeless)
 			case reason == "ImagePullBackOff":
 				return fmt.Errorf("pod %s needs image %s, which its node does not have, and there is no registry (give the tar "+
 					"that has it with --image): %w",
-					pod.Metadata.Name, status.Image, errHopeless)
+					pod.Metadata.Name, status.Image, testenv.ErrHopeless)
 			}
 		}
 	}

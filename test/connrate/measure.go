@@ -63,7 +63,8 @@ func (o options) measure(ctx context.Context, b *build) (err error) {
 		return err
 	}
 	defer func() {
-		down := command(context.WithoutCancel(ctx), "", o.weftLab, "down", "--name="+labName)
+		down := command(context.WithoutCancel(ctx), "", o.weftLab, "down", "--ignore-not-found",
+			"--name="+labName)
 		err = errors.Join(err, down)
 	}()
 	if err := command(ctx, "", o.weftLab, "up", "--name="+labName, "--nodes=2", "--datapath="+o.datapath,

@@ -116,7 +116,7 @@ spec:
 		}
 	}
 	// The agent writes node ports to nftables after the flows by which the lab counts as programmed.
-	labtest.Eventually(t, 30*time.Second, func() error {
+	testenv.Eventually(t, 30*time.Second, func() error {
 		table := c.Run("node/node1", "nft", "list", "table", "inet", "weft")
 		for proto, port := range c.service.ports {
 			element := fmt.Sprintf("%s . %d : ", strings.ToLower(string(proto)), port)
@@ -229,7 +229,7 @@ func (l *stickyLab) cameBack(t *testing.T) {
 	t.Helper()
 	for _, c := range l.keepers {
 		begun := c.rounds.Load()
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			if n := c.rounds.Load() - begun; n < 2 {
 				return fmt.Errorf("%s has come back %d times", c.name, n)
 			}
@@ -241,7 +241,7 @@ func (l *stickyLab) cameBack(t *testing.T) {
 // forgotten waits until the switch remembers nothing of those who stay away.
 func (l *stickyLab) forgotten(t *testing.T) {
 	t.Helper()
-	labtest.Eventually(t, 3*stickyTimeout, func() error {
+	testenv.Eventually(t, 3*stickyTimeout, func() error {
 		learned := l.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft", "table=35")
 		for _, c := range l.leavers {
 			for _, ip := range c.ips {
@@ -280,7 +280,7 @@ func TestAffinityEnds(t *testing.T) {
 
 	moved := map[stickyWay]int{}
 	begun := time.Now()
-	labtest.Eventually(t, 10*stickyTimeout, func() error {
+	testenv.Eventually(t, 10*stickyTimeout, func() error {
 		l.forgotten(t)
 		for _, w := range l.ways(l.keepers[0]) {
 			met, err := l.burst(w, l.leavers)
@@ -312,7 +312,7 @@ func TestAffinityEnds(t *testing.T) {
 	l.restartAgents(t, func() { l.cameBack(t) })
 	// Until time has passed for the new agents, too.
 	restarted := time.Now()
-	labtest.Eventually(t, 4*stickyTimeout, func() error {
+	testenv.Eventually(t, 4*stickyTimeout, func() error {
 		l.cameBack(t)
 		if age := time.Since(restarted); age < 2*stickyTimeout {
 			return fmt.Errorf("the agents came back %s ago", age)
@@ -355,7 +355,7 @@ func TestAffinityForgotten(t *testing.T) {
 	}
 	l.base = before + after
 	l.become(t, endpoints...)
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		if n := learned(); n > 0 {
 			return fmt.Errorf("the switch still remembers %d flows", n)
 		}

@@ -9,16 +9,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // TestAgentEnds: an agent that the kubelet tells to end does so within seconds, its parts one after another, and what
 // it leaves is right for the next one.
 func TestAgentEnds(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
-	before := m.report(t, "node1")
+	before := m.status(t, "node1")
 	node := func() lab.NodeStatus {
 		nodes := m.Status().Nodes
 		return nodes[slices.IndexFunc(nodes, func(n lab.NodeStatus) bool { return n.Name == "node1" })]
@@ -28,12 +28,12 @@ func TestAgentEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		if node().Agent == ended {
 			return errors.New("the agent runs still")
 		}
 		return nil
 	})
 	t.Logf("another agent after %v", time.Since(begun).Round(time.Millisecond))
-	labtest.Eventually(t, 60*time.Second, func() error { return m.wrong(t, before) })
+	testenv.Eventually(t, 60*time.Second, func() error { return m.wrong(t, before) })
 }

@@ -5,21 +5,23 @@ package datapath
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // wrong is what is not as it was expected after a repair: traffic, or the agent's own report.
 func (m mesh) wrong(t *testing.T, before report.Status) error {
 	t.Helper()
-	now := m.report(t, "node1")
+	now, err := agentOf(m.nodes["node1"].Files).Status(t.Context())
+	if err != nil {
+		return err
+	}
 	if len(now.Problems) > 0 || !now.Ready {
 		return fmt.Errorf("ready %t, problems %q", now.Ready, now.Problems)
 	}
@@ -49,7 +51,7 @@ func (m mesh) mismatches() error {
 // clear their records and change them. Running pods keep their addresses and ports, and traffic is back by itself.
 func TestBridgeLost(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
-	before := m.report(t, "node1")
+	before := m.status(t, "node1")
 	if err := m.wrong(t, before); err != nil {
 		t.Fatal(err)
 	}
@@ -91,11 +93,7 @@ func TestBridgeLost(t *testing.T) {
 					}
 				}
 			}
-			labtest.Eventually(t, 60*time.Second, func() error {
-				if out, err := labtest.Run(m.Exec("node/node1", labtest.Program(t, "weftctl"), "status", "-o",
-					"json")); err != nil {
-					return fmt.Errorf("%w: %s", err, strings.TrimSpace(out))
-				}
+			testenv.Eventually(t, 60*time.Second, func() error {
 				return m.wrong(t, before)
 			})
 		})

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
@@ -104,7 +105,7 @@ func (c *changing) write(t *testing.T, endpoints ...string) {
 func (c *changing) become(t *testing.T, endpoints ...string) {
 	t.Helper()
 	c.write(t, endpoints...)
-	labtest.Eventually(t, 30*time.Second, func() error {
+	testenv.Eventually(t, 30*time.Second, func() error {
 		s := c.Status()
 		if s.Problem != "" {
 			return errors.New(s.Problem)
@@ -145,7 +146,7 @@ func (c *changing) replace(t *testing.T, endpoints ...string) {
 	}
 	c.become(t, slices.Concat(endpoints, going)...)
 	for _, n := range c.Status().Nodes {
-		labtest.Eventually(t, 20*time.Second, func() error {
+		testenv.Eventually(t, 20*time.Second, func() error {
 			// What the datapath keeps follows the flows and groups a moment later.
 			sends := c.Run("node/"+n.Name, "sh", "-ec",
 				"ovs-ofctl -O OpenFlow15 dump-groups weft; ovs-ofctl -O OpenFlow15 dump-flows weft table=45; ovs-appctl "+
@@ -160,7 +161,7 @@ func (c *changing) replace(t *testing.T, endpoints ...string) {
 	}
 	for _, from := range c.clients {
 		begun := from.underWay.begun()
-		labtest.Eventually(t, 20*time.Second, func() error {
+		testenv.Eventually(t, 20*time.Second, func() error {
 			if left := from.underWay.before(begun); left > 0 {
 				return fmt.Errorf("%d connections of %s do not end", left, from.name)
 			}
@@ -182,7 +183,7 @@ func (c *changing) restartAgents(t *testing.T, meanwhile func()) {
 		}
 	}
 	meanwhile()
-	labtest.Eventually(t, 30*time.Second, func() error {
+	testenv.Eventually(t, 30*time.Second, func() error {
 		for _, n := range c.Status().Nodes {
 			if n.Agent == before[n.Name].Agent || n.Problem != "" {
 				return fmt.Errorf("the agent of %s is not back: %s", n.Name, n.Problem)

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -10,8 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab/datapath"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/sandbox"
@@ -26,6 +27,7 @@ nft add rule inet chaos out tcp dport 6443 drop`
 		{name: "one is killed", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1") }},
 		{name: "all are killed", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1", "node2") }},
 		{name: "one is killed while it sends a bundle", cause: "agent", do: func(c *chaos) {
+			c.listen()
 			for _, after := range []int{300, 600, 900} { // milliseconds; the lab looks at its manifests twice a second
 				c.write(c.t, "b.yaml", idlePolicies(40))
 				time.Sleep(time.Duration(after) * time.Millisecond)
@@ -51,7 +53,7 @@ nft add rule inet chaos out tcp dport 6443 drop`
 			c.damage("node1", away)
 			agentKilled(c, "node1")
 			time.Sleep(5 * time.Second)
-			if r := new(report.Status); c.ask("node1", "/v1/status", r) == nil && r.Ready {
+			if r, err := c.ask("node1"); err == nil && r.Ready {
 				c.t.Error("the agent is ready without the API server: it is not away")
 			}
 			c.damage("node1", "nft delete table inet chaos")
@@ -64,17 +66,22 @@ func agentKilled(c *chaos, nodes ...string) {
 	c.t.Helper()
 	killed := map[string]sandbox.Process{}
 	for _, node := range nodes {
-		killed[node] = c.nodeStatus(node).Agent
-		if err := killed[node].Signal(syscall.SIGKILL); err != nil {
+		process, err := agentProcess(c.files[node])
+		if err != nil {
+			c.t.Fatalf("the agent of %s: %v", node, err)
+		}
+		if err := process.Signal(syscall.SIGKILL); err != nil {
 			c.t.Error(err)
 		}
+		killed[node] = process
 	}
 	for node, process := range killed {
-		labtest.Eventually(c.t, 10*time.Second, func() error {
-			if now := c.nodeStatus(node).Agent; now == process || !now.Alive() {
-				return fmt.Errorf("%s has no other agent yet", node)
+		testenv.Eventually(c.t, 10*time.Second, func() error {
+			now, err := agentProcess(c.files[node])
+			if err == nil && now == process {
+				err = errors.New("the old one listens")
 			}
-			return nil
+			return err
 		})
 	}
 }
@@ -95,11 +102,12 @@ func idlePolicies(n int) string {
 func objectFaults() []fault {
 	change := func(name, text string) fault {
 		return fault{name: name, cause: "objects", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
+			c.listen()
 			before := c.objects()
 			for range 3 {
 				for _, there := range []bool{true, false} {
 					c.write(c.t, "b.yaml", map[bool]string{true: text}[there])
-					labtest.Eventually(c.t, 10*time.Second, func() error {
+					testenv.Eventually(c.t, 10*time.Second, func() error {
 						if now := c.objects(); (now != before) != there {
 							return fmt.Errorf("the agents have %s, before %s", now, before)
 						}
@@ -223,7 +231,7 @@ func ovsStarts(c *chaos, wiped bool, programs ...string) {
 			c.t.Fatal(err)
 		}
 		if p == "ovsdb-server" {
-			labtest.Eventually(c.t, 10*time.Second, func() error {
+			testenv.Eventually(c.t, 10*time.Second, func() error {
 				_, err := labtest.Run(c.Exec("node/node1", "ovs-vsctl", "--no-wait", "--timeout=2", "init"))
 				return err
 			})
@@ -241,6 +249,6 @@ func ovsStarts(c *chaos, wiped bool, programs ...string) {
 			}
 			continue
 		}
-		labtest.Eventually(c.t, 10*time.Second, func() error { return at.Readdress(node.Sandbox, up) })
+		testenv.Eventually(c.t, 10*time.Second, func() error { return at.Readdress(node.Sandbox, up) })
 	}
 }

@@ -11,9 +11,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 const (
@@ -46,12 +44,13 @@ func lieFaults() []fault {
 			c.lie(everywhere(apiserver.Forbidden))
 			agentKilled(c, "node1")
 			time.Sleep(lieTime)
-			if r := new(report.Status); c.ask("node1", "/v1/status", r) == nil && r.Ready && r.FromCopy == nil {
+			if r, err := c.ask("node1"); err == nil && r.Ready && r.FromCopy == nil {
 				c.t.Error("the agent is ready with objects that it may not read")
 			}
 			c.lie(apiserver.Lie{})
 		}},
 		{name: "watches are silent", cause: "API lies", bound: onDatapath(500*time.Millisecond, 0), do: func(c *chaos) {
+			c.listen()
 			before := c.known()
 			c.lie(everywhere(apiserver.Stalled))
 			c.write(c.t, "b.yaml", idlePolicies(5))
@@ -107,6 +106,7 @@ func lieFaults() []fault {
 // of the newer one: other policies, Services and pods than before. In the end these are gone.
 func (c *chaos) olderState(during func(newer string)) {
 	c.t.Helper()
+	c.listen()
 	before := c.known()
 	c.write(c.t, "b.yaml", idlePolicies(7))
 	c.waitKnown(before, false)
@@ -146,12 +146,32 @@ func (c *chaos) lie(l apiserver.Lie) {
 	}
 }
 
+// listen waits until the agents hear of every resource again. After failures an informer pauses, at most for 30 s and as
+// much again at random (client-go's reflector), also when the fault is long over.
+func (c *chaos) listen() {
+	c.t.Helper()
+	testenv.Eventually(c.t, 90*time.Second, func() error {
+		for _, node := range []string{"node1", "node2"} {
+			r, err := c.ask(node)
+			if err != nil {
+				return fmt.Errorf("the agent of %s: %w", node, err)
+			}
+			for _, f := range r.API {
+				if f.Error != "" {
+					return fmt.Errorf("the agent of %s hears nothing of %s: %s", node, f.Resource, f.Error)
+				}
+			}
+		}
+		return nil
+	})
+}
+
 // known is how many objects each agent knows from the API server.
 func (c *chaos) known() string {
 	text := ""
 	for _, node := range []string{"node1", "node2"} {
-		var r report.Status
-		if err := c.ask(node, "/v1/status", &r); err != nil {
+		r, err := c.ask(node)
+		if err != nil {
 			return err.Error()
 		}
 		text += fmt.Sprintf("%s: %+v; ", node, r.Objects)
@@ -162,7 +182,7 @@ func (c *chaos) known() string {
 // waitKnown waits until the agents know what they did, or something else.
 func (c *chaos) waitKnown(what string, same bool) {
 	c.t.Helper()
-	labtest.Eventually(c.t, 60*time.Second, func() error {
+	testenv.Eventually(c.t, 60*time.Second, func() error {
 		if now := c.known(); (now == what) != same {
 			return fmt.Errorf("the agents know %s; before %s", now, what)
 		}

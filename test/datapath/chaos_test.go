@@ -138,7 +138,7 @@ func (c *chaos) proveChecks(before string) {
 	}
 	const foreign = "table=55,priority=65000"
 	c.damage("node1", "ovs-ofctl -O OpenFlow15 add-flow weft "+foreign+",actions=goto_table:60")
-	labtest.Eventually(c.t, 20*time.Second, func() error {
+	testenv.Eventually(c.t, 20*time.Second, func() error {
 		found := strings.Join(c.violations(), "\n")
 		for _, part := range []string{"server-node1 got a forbidden datagram", "a forbidden connection", "were answered",
 			"server-node1 heard"} {
@@ -276,8 +276,8 @@ func (c *chaos) unsettled() error {
 // contentAgents returns why an agent is not content, or nil.
 func (c *chaos) contentAgents() error {
 	for _, node := range []string{"node1", "node2"} {
-		var r report.Status
-		if err := c.ask(node, "/v1/status", &r); err != nil {
+		r, err := c.ask(node)
+		if err != nil {
 			return fmt.Errorf("the agent of %s: %w", node, err)
 		}
 		if !r.Ready || len(r.Problems) > 0 || r.Flows.Programmed != r.Flows.Desired || r.Flows.Error != "" {
@@ -293,8 +293,8 @@ func (c *chaos) freshCompile() {
 	c.t.Helper()
 	c.breakOne(fault{name: "the last start", cause: "agent", do: func(c *chaos) { agentKilled(c, "node1", "node2") }})
 	for _, node := range []string{"node1", "node2"} {
-		var r report.Status
-		if err := c.ask(node, "/v1/status", &r); err != nil {
+		r, err := c.ask(node)
+		if err != nil {
 			c.t.Fatal(err)
 		}
 		if r.Flows.Bundles != 0 {
@@ -303,9 +303,9 @@ func (c *chaos) freshCompile() {
 	}
 }
 
-// ask asks a node's agent, which may be away.
-func (c *chaos) ask(node, path string, v any) error {
-	return askAgent(c.t.Context(), c.files[node], path, v)
+// ask asks how a node is. Its agent may be away.
+func (c *chaos) ask(node string) (report.Status, error) {
+	return agentOf(c.files[node]).Status(c.t.Context())
 }
 
 // nodeStatus is how the lab sees a node.
@@ -337,8 +337,7 @@ func (c *chaos) show(node, script string) {
 func (c *chaos) objects() string {
 	var text strings.Builder
 	for _, node := range []string{"node1", "node2"} {
-		var r report.Status
-		err := c.ask(node, "/v1/status", &r)
+		r, err := c.ask(node)
 		fmt.Fprintf(&text, "%s: %+v, %d pods %v; ", node, r.Objects, len(r.Pods), err)
 	}
 	return text.String()

@@ -146,7 +146,7 @@ func TestConnectionCostOfManyEndpoints(t *testing.T) {
 		}
 	}
 	w.write(t, "slices.yaml", slices.String())
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		groups := w.Run("node/node1", "ovs-ofctl", "-O", "OpenFlow15", "dump-groups", "weft")
 		if n := endpointsIn(groups); n != 2*pods*ports {
 			return fmt.Errorf("the switch's groups have %d endpoints, want %d", n, 2*pods*ports)

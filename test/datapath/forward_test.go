@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
@@ -149,7 +150,7 @@ func (m mesh) bulk(t *testing.T) {
 	for _, from := range []string{"b-node1", "a-node2"} {
 		for _, addr := range m.pods["a-node1"].IPs {
 			var out string
-			labtest.Eventually(t, time.Minute, func() (err error) {
+			testenv.Eventually(t, time.Minute, func() (err error) {
 				out, err = labtest.Run(m.Exec(from, labtest.Program(t, "probe"), "transfer", "--to="+netip.AddrPortFrom(addr,
 					7080).String(), "--bytes=20000000"))
 				return err

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 // extended is a way to put extension headers between IPv6 and UDP (RFC 8200, section 4).
@@ -137,7 +137,7 @@ func (f fragmented) behindExtensions(t *testing.T) {
 			send(netip.AddrPortFrom(open.addr(false), namedPort), false)
 			arrived, at := number, f.answers["open-"+end]
 			sent[arrived] = at
-			labtest.Eventually(t, 3*time.Second, func() error {
+			testenv.Eventually(t, 3*time.Second, func() error {
 				if n := at.count(arrived); n == 0 && e.arrives {
 					return fmt.Errorf("%s: nothing came to open-%s", e.name, end)
 				}

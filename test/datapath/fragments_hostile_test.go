@@ -131,7 +131,7 @@ func (f fragmented) hostile(t *testing.T, v4 bool) {
 		}
 	}
 	arrived := func(e expected) {
-		labtest.Eventually(t, 3*time.Second, func() error {
+		testenv.Eventually(t, 3*time.Second, func() error {
 			if n := e.at.count(e.number); n < e.least {
 				return fmt.Errorf("%s: came %d times, want once", e.name, n)
 			}
@@ -204,7 +204,7 @@ func (f fragmented) forgetFragments(t *testing.T, v4 bool) {
 		routes = append(routes, route{name: to, from: f.pods["client"], to: netip.AddrPortFrom(f.pods[to].addr(v4),
 			namedPort)})
 	}
-	labtest.Eventually(t, 40*time.Second, func() error {
+	testenv.Eventually(t, 40*time.Second, func() error {
 		for _, r := range routes {
 			if err := r.ask([]int{100}, false); err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -46,10 +47,10 @@ type fragmented struct {
 	hosts   map[string]*client
 }
 
-// upFragmented brings up two open servers and two that a policy names a port of, with Services in front of all;
-// clients without and with a policy for what they send, and strangers of both kinds, who send only what is denied
+// upFragmented brings up two open servers, two that a policy names a port of, and one in its node's own network, with
+// Services in front of all; clients without and with a policy for what they send, and strangers of both kinds, who send only what is denied
 // until that has been looked at.
-func upFragmented(t *testing.T, name string) fragmented {
+func upFragmented(t *testing.T, name, policies string) fragmented {
 	t.Helper()
 	manifests := ""
 	for _, end := range []struct{ name, node string }{{"near", "node1"}, {"far", "node2"}} {
@@ -66,13 +67,9 @@ func upFragmented(t *testing.T, name string) fragmented {
 		}
 		manifests += walledPod(fragNS, client, "node1", label)
 	}
-	manifests += policyManifest(fragNS, "ingress",
-		fmt.Sprintf("podSelector: {matchLabels: {app: walled}}, policyTypes: [Ingress], ingress: [{ports: [{port: %[1]d, "+
-			"protocol: UDP}, {port: %[1]d}]}]", namedPort)) +
-		policyManifest(fragNS, "egress",
-			fmt.Sprintf("podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress], egress: [{ports: [{port: %d, "+
-				"protocol: UDP}]}]", namedPort))
-	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests}), pods: map[string]*client{},
+	manifests += strings.ReplaceAll(walledPod(fragNS, "host-near", "node1", "one: host-near"), "spec: {",
+		"spec: {hostNetwork: true, ") + datagramService("host-near", "")
+	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests + policies}), pods: map[string]*client{},
 		answers: map[string]*answerer{}, hosts: map[string]*client{}}
 	s := f.Status()
 	for _, p := range s.Pods {
@@ -87,8 +84,17 @@ func upFragmented(t *testing.T, name string) fragmented {
 	for _, n := range s.Nodes {
 		f.hosts[n.Name] = f.host(t, n.Name)
 	}
+	f.answers["host-near"] = f.hosts["node1"].answers(t, namedPort, deniedPort)
 	return f
 }
+
+// fragmentPolicies name a port of the walled pods, and one that the caged ones may reach.
+var fragmentPolicies = policyManifest(fragNS, "ingress",
+	fmt.Sprintf("podSelector: {matchLabels: {app: walled}}, policyTypes: [Ingress], ingress: [{ports: [{port: %[1]d, "+
+		"protocol: UDP}, {port: %[1]d}]}]", namedPort)) +
+	policyManifest(fragNS, "egress",
+		fmt.Sprintf("podSelector: {matchLabels: {app: caged}}, policyTypes: [Egress], egress: [{ports: [{port: %d, "+
+			"protocol: UDP}]}]", namedPort))
 
 func datagramService(name, more string) string {
 	app := name
@@ -144,13 +150,16 @@ func (f fragmented) routes(t *testing.T, v4 bool) (all []route) {
 			add("node1 to "+to, f.hosts["node1"], f.pods[to].ips, namedPort)
 		}
 	}
+	// Clients on the node would get the answers of a socket without an address from the gateway's.
+	add("outside to the node port of host-near at node1", f.outside, f.node(t, "node1").Addrs,
+		f.nodePort(t, fragNS, "host-near"))
 	return all
 }
 
 // Datagrams of every size arrive whole, and so do their answers, wherever a port decides where they go and whether
 // they may.
 func TestFragments(t *testing.T) {
-	f := upFragmented(t, "frags")
+	f := upFragmented(t, "frags", fragmentPolicies)
 	for _, v4 := range []bool{true, false} {
 		sizes := datagramSizes(v4)
 		t.Run(familyName(v4)+"/hostile", func(t *testing.T) { f.hostile(t, v4) })

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
@@ -95,7 +96,7 @@ func (e *early) ask() []string {
 // unserved waits until no socket is answered by a pod. Each has sent then.
 func (e *early) unserved(t *testing.T, when string) {
 	t.Helper()
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		var errs []error
 		for i, name := range e.ask() {
 			if strings.HasPrefix(name, "default/") {
@@ -110,7 +111,7 @@ func (e *early) unserved(t *testing.T, when string) {
 func (e *early) served(t *testing.T, when, app string) {
 	t.Helper()
 	start := time.Now()
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		var errs []error
 		for i, name := range e.ask() {
 			if !strings.HasPrefix(name, "default/"+app) {
@@ -164,7 +165,7 @@ func TestUDPBeforeNodePort(t *testing.T) {
 	e.unserved(t, "there is no Service")
 	// The switches forget a moment later what the Service has translated; an agent that ends before that does not
 	// know of it.
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		for _, node := range []string{"node1", "node2"} {
 			for _, is4 := range []bool{true, false} {
 				if addr := model.NodePortAddr(is4).String(); strings.Contains(e.Run("node/"+node, "ovs-appctl",

@@ -73,21 +73,20 @@ func up(t *testing.T, family lab.Family, tunnel model.Encapsulation) mesh {
 	return m
 }
 
-// report is what the agent of a node says.
-func (m mesh) report(t *testing.T, node string) report.Status {
+// status is what a node's agent says of the node.
+func (m mesh) status(t *testing.T, node string) report.Status {
 	t.Helper()
-	var r report.Status
-	if err := json.Unmarshal([]byte(m.Run("node/"+node, labtest.Program(t, "weftctl"), "status", "-o", "json")),
-		&r); err != nil {
-		t.Fatal(err)
+	s, err := agentOf(m.nodes[node].Files).Status(t.Context())
+	if err != nil {
+		t.Fatalf("status of %s: %v", node, err)
 	}
-	return r
+	return s
 }
 
 func (m mesh) drops(t *testing.T, node string) map[string]uint64 {
 	t.Helper()
 	drops := map[string]uint64{}
-	for _, d := range m.report(t, node).Drops {
+	for _, d := range m.status(t, node).Drops {
 		drops[string(d.Reason)] = d.Packets
 	}
 	return drops

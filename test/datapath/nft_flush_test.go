@@ -45,7 +45,7 @@ ip rule; ip -6 rule`
 	} {
 		l.Run("node/node1", "sh", "-ec", damage)
 		began := time.Now()
-		labtest.Eventually(t, testenv.Patience(2*time.Second), func() error {
+		testenv.Eventually(t, testenv.Patience(2*time.Second), func() error {
 			if now := look(); now != right {
 				return fmt.Errorf("%s: not repaired:\n%s\nwant:\n%s", damage, now, right)
 			}

@@ -20,7 +20,6 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
-	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
@@ -103,9 +102,8 @@ func (r *renumbered) readdress(node string, add, remove []netip.Addr) {
 // gap waits until the agent of node1 says that its Node object and its links disagree.
 func (r *renumbered) gap(t *testing.T, announced, has netip.Addr) {
 	t.Helper()
-	labtest.Eventually(t, 10*time.Second, func() error {
-		var s report.Status
-		r.report(t, "node1", "/v1/status", &s)
+	testenv.Eventually(t, 10*time.Second, func() error {
+		s := r.status(t, "node1")
 		for _, p := range s.Problems {
 			if strings.HasPrefix(p, "InternalIP: node node1 has the InternalIP ["+announced.String()) &&
 				strings.Contains(p, has.String()) {
@@ -163,8 +161,7 @@ func (r *renumbered) works(t *testing.T) error {
 		}
 	}
 	for _, node := range []string{"node1", "node2"} {
-		var s report.Status
-		r.report(t, node, "/v1/status", &s)
+		s := r.status(t, node)
 		if len(s.Problems) > 0 || !s.Ready || !slices.Equal(s.Addrs, r.addrs[node]) {
 			errs = append(errs, fmt.Errorf("%s: ready %t, addresses %v, problems %q", node, s.Ready, s.Addrs, s.Problems))
 		}
@@ -289,7 +286,7 @@ spec: {type: NodePort, ipFamilies: [%s], selector: {app: server}, ports: [{name:
 		s := w.node(t, node)
 		r.addrs[node], r.agents[node] = s.Addrs, s.Agent.PID
 	}
-	labtest.Eventually(t, 20*time.Second, func() error { return r.works(t) })
+	testenv.Eventually(t, 20*time.Second, func() error { return r.works(t) })
 	farServer := r.far.serve(t, 9100)
 	streams := []*stream{
 		r.near.streamTo(t, r.far, farServer, podns.TCP, netip.AddrPortFrom(r.far.addr(true), 9100), false, "TCP over IPv4"),
@@ -306,9 +303,9 @@ spec: {type: NodePort, ipFamilies: [%s], selector: {app: server}, ports: [{name:
 		t.Run(name, func(t *testing.T) {
 			do()
 			begin := time.Now()
-			labtest.Eventually(t, 15*time.Second, func() error { return r.works(t) })
+			testenv.Eventually(t, 15*time.Second, func() error { return r.works(t) })
 			t.Logf("all works again after %v", time.Since(begin).Round(100*time.Millisecond))
-			labtest.Eventually(t, 15*time.Second, func() error { // TCP repeats what was lost with growing pauses
+			testenv.Eventually(t, 15*time.Second, func() error { // TCP repeats what was lost with growing pauses
 				for _, s := range streams {
 					if time.Since(s.last()) > time.Second {
 						return fmt.Errorf("%s stands still", s.name)
@@ -367,9 +364,9 @@ spec: {type: NodePort, ipFamilies: [%s], selector: {app: server}, ports: [{name:
 		if err := r.node(t, "node1").Agent.Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		labtest.Eventually(t, 20*time.Second, func() error {
-			var s report.Status
-			if err := askAgent(t.Context(), r.files["node1"], "/v1/status", &s); err != nil {
+		testenv.Eventually(t, 20*time.Second, func() error {
+			s, err := agentOf(r.files["node1"]).Status(t.Context())
+			if err != nil {
 				return err
 			}
 			if !strings.Contains(s.NotReady, "InternalIP ["+v4(94).String()) {

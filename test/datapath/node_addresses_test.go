@@ -12,7 +12,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -70,7 +70,7 @@ func TestNodeAddresses(t *testing.T) {
 		node1.addLocal(t, of(proxied, v4))
 	}
 	for _, addr := range append([]netip.Addr{of(proxied, true), of(proxied, false)}, locals...) {
-		labtest.Eventually(t, 10*time.Second, func() error {
+		testenv.Eventually(t, 10*time.Second, func() error {
 			answer, err := closed.outcome(podns.TCP, at(addr, 8080), time.Second)
 			if err == nil && answer.Outcome != podns.Answered {
 				err = fmt.Errorf("%s to %s: %s", closed.name, addr, answer.Outcome)

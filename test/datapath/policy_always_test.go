@@ -16,8 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/report"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -122,7 +120,7 @@ func (w *walled) icmpErrors(t *testing.T, asker, server *client, shut []netip.Ad
 			}
 		}
 		control(func(fd int) error { return unix.SetsockoptInt(fd, level, discover, value) })
-		labtest.Eventually(t, 5*time.Second, func() error {
+		testenv.Eventually(t, 5*time.Second, func() error {
 			if _, err := conn.Write(make([]byte, 1350)); err != nil && !errors.Is(err, syscall.EMSGSIZE) &&
 				!errors.Is(err, syscall.ECONNREFUSED) {
 				return err
@@ -159,14 +157,12 @@ func TestPolicyThatCannotBeUnderstood(t *testing.T) {
 	for _, one := range b {
 		one.closes(t, "a policy that cannot be understood", edit)
 	}
-	labtest.Eventually(t, 10*time.Second, func() error {
-		var policies []report.Policy
-		w.report(t, "node1", "/v1/policies", &policies)
+	testenv.Eventually(t, 10*time.Second, func() error {
+		policies := w.policies(t, "node1")
 		if len(policies) != 1 || policies[0].Problem == "" {
 			return fmt.Errorf("the agent says of its policies: %+v", policies)
 		}
-		var status report.Status
-		w.report(t, "node1", "/v1/status", &status)
+		status := w.status(t, "node1")
 		if status.Flows.Quarantined["policy/bad/wrong"] == "" {
 			return fmt.Errorf("the agent's status has in quarantine: %v", status.Flows.Quarantined)
 		}
@@ -182,9 +178,8 @@ func TestPolicyThatCannotBeUnderstood(t *testing.T) {
 	for _, one := range b {
 		one.opens(t, "it is mended", edit)
 	}
-	labtest.Eventually(t, testenv.Patience(10*time.Second), func() error {
-		var status report.Status
-		w.report(t, "node1", "/v1/status", &status)
+	testenv.Eventually(t, testenv.Patience(10*time.Second), func() error {
+		status := w.status(t, "node1")
 		if len(status.Flows.Quarantined) > 0 {
 			return fmt.Errorf("the agent's status has in quarantine: %v", status.Flows.Quarantined)
 		}

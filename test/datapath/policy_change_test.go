@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -58,7 +57,7 @@ func (b *beat) after(at time.Time) []heard {
 func (b *beat) opens(t *testing.T, what string, edit time.Time) {
 	t.Helper()
 	var first time.Time
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		families := map[bool]bool{}
 		for _, h := range b.after(edit) {
 			families[h.src.Addr().Is4()] = true
@@ -76,7 +75,7 @@ func (b *beat) opens(t *testing.T, what string, edit time.Time) {
 func (b *beat) closes(t *testing.T, what string, edit time.Time) {
 	t.Helper()
 	last, sent := edit, b.sent.rounds.Load()
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		now := b.sent.rounds.Load()
 		if frames := b.after(last); len(frames) > 0 {
 			last, sent = frames[len(frames)-1].at, now
@@ -193,7 +192,7 @@ func TestPolicyAddressOfAnother(t *testing.T) {
 	reach := func(from *client, to *client, want podns.Outcome) {
 		t.Helper()
 		for _, ip := range to.ips {
-			labtest.Eventually(t, 5*time.Second, func() error {
+			testenv.Eventually(t, 5*time.Second, func() error {
 				answer, err := from.outcome(podns.UDP, netip.AddrPortFrom(ip, 8080), 400*time.Millisecond)
 				if err == nil && answer.Outcome != want {
 					err = fmt.Errorf("%s to %s at %s: %s, want %s", from.name, to.name, ip, answer.Outcome, want)
@@ -213,7 +212,7 @@ func TestPolicyAddressOfAnother(t *testing.T) {
 	if err := agent.Signal(9); err != nil {
 		t.Fatal(err)
 	}
-	labtest.Eventually(t, 30*time.Second, func() error {
+	testenv.Eventually(t, 30*time.Second, func() error {
 		if n := w.node(t, "node1"); n.Agent == agent || n.Problem != "" {
 			return errors.New("the agent is not back: " + n.Problem)
 		}

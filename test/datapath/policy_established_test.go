@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -25,7 +24,7 @@ func (c *client) talk(t *testing.T, l *listeners, proto podns.Proto, to netip.Ad
 	t.Helper()
 	name := fmt.Sprintf("%s of %s with %s", proto, c.name, to)
 	there, back := newStream(name+", from the client", proto), newStream(name+", from the server", proto)
-	labtest.Eventually(t, 10*time.Second, func() (err error) {
+	testenv.Eventually(t, 10*time.Second, func() (err error) {
 		there.sending, there.receiving, err = c.meet(l, proto, to)
 		return err
 	})
@@ -40,7 +39,7 @@ func (c *client) tell(t *testing.T, l *listeners, every time.Duration, to netip.
 	t.Helper()
 	s := newStream(fmt.Sprintf("datagrams of %s to %s", c.name, to), podns.UDP)
 	s.every = every
-	labtest.Eventually(t, 10*time.Second, func() (err error) {
+	testenv.Eventually(t, 10*time.Second, func() (err error) {
 		s.sending, s.receiving, err = c.meet(l, podns.UDP, to)
 		return err
 	})
@@ -53,7 +52,7 @@ func (c *client) tell(t *testing.T, l *listeners, every time.Duration, to netip.
 func (s *stream) stops(t *testing.T, what string, edit time.Time) {
 	t.Helper()
 	var last time.Time
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		last = s.last()
 		// A TCP stream that is stopped cannot write any more.
 		if s.proto == podns.UDP && s.sentAfter(last) < quietRounds || time.Since(last) < quietFor {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -138,7 +137,7 @@ func (w *walled) configure(t *testing.T, line string) {
 		}
 	}
 	for _, n := range w.Status().Nodes {
-		labtest.Eventually(t, 20*time.Second, func() error {
+		testenv.Eventually(t, 20*time.Second, func() error {
 			flows := w.Run("node/"+n.Name, "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft",
 				"table=30,ct_state=+trk-rel+est,ct_mark=0x1/0x1")
 			if has := strings.Contains(flows, "goto_table:60"); has != keep {

@@ -3,12 +3,9 @@
 package datapath
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,12 +14,16 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
+	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
 // walled is a lab whose pods and policies change: one file of manifests for each part, in a directory that the lab
@@ -62,7 +63,7 @@ func (w *walled) write(t *testing.T, name string, parts ...string) time.Time {
 func (w *walled) pod(t *testing.T, name string) *client {
 	t.Helper()
 	var found lab.PodStatus
-	labtest.Eventually(t, 20*time.Second, func() (err error) {
+	testenv.Eventually(t, 20*time.Second, func() (err error) {
 		s := w.Status()
 		if s.Problem != "" {
 			return errors.New(s.Problem)
@@ -76,7 +77,7 @@ func (w *walled) pod(t *testing.T, name string) *client {
 // gone waits until there is no such pod.
 func (w *walled) gone(t *testing.T, name string) {
 	t.Helper()
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		if _, err := w.Status().Find(name); err == nil {
 			return fmt.Errorf("pod %s is still there", name)
 		}
@@ -118,7 +119,7 @@ func (w *walled) forgetAddresses(node string) {
 func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 	t.Helper()
 	var ips []netip.Addr
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		for _, s := range w.Status().Services {
 			if s.Namespace == namespace && s.Name == name {
 				for _, text := range s.IPs {
@@ -132,40 +133,57 @@ func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 	return ips
 }
 
-// report asks a node's agent, as weftctl does.
-func (w *walled) report(t *testing.T, node, path string, v any) {
-	t.Helper()
-	if err := askAgent(t.Context(), w.files[node], path, v); err != nil {
-		t.Fatalf("%s of %s: %v", path, node, err)
+// agentOf asks the agent of the node whose files the machine sees there. weftctl would say no more, and the lab's Status
+// would ask every agent for everything.
+func agentOf(files string) api.Client { return api.Client{Socket: files + api.DefaultSocket} }
+
+// agentProcess finds the process that listens for questions on the node whose files the machine sees there. To ask the
+// lab would have every switch read.
+func agentProcess(files string) (sandbox.Process, error) {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: files + api.DefaultSocket, Net: "unix"})
+	if err != nil {
+		return sandbox.Process{}, err
 	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return sandbox.Process{}, err
+	}
+	var peer *unix.Ucred
+	var peerErr error
+	err = raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, peerErr); err != nil {
+		return sandbox.Process{}, err
+	}
+	return sandbox.FindProcess(int(peer.Pid))
 }
 
-// askAgent asks the agent of the node whose files the machine sees there. Status would ask every agent for everything.
-func askAgent(ctx context.Context, files, path string, v any) error {
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", files+"/run/weft/agent.sock")
-	}}
-	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
+// status is what a node's agent says of the node.
+func (w *walled) status(t *testing.T, node string) report.Status {
+	t.Helper()
+	s, err := agentOf(w.files[node]).Status(t.Context())
 	if err != nil {
-		return err
+		t.Fatalf("status of %s: %v", node, err)
 	}
-	response, err := (&http.Client{Transport: transport, Timeout: testenv.Patience(30 * time.Second)}).Do(request)
+	return s
+}
+
+// policies is what a node's agent says of all policies.
+func (w *walled) policies(t *testing.T, node string) []report.Policy {
+	t.Helper()
+	policies, err := agentOf(w.files[node]).Policies(t.Context(), "")
 	if err != nil {
-		return err
+		t.Fatalf("policies of %s: %v", node, err)
 	}
-	defer response.Body.Close()
-	return json.NewDecoder(response.Body).Decode(v)
+	return policies
 }
 
 // enforces waits until exactly these policies of a namespace are about pods of the node, and nothing is under way.
 func (w *walled) enforces(t *testing.T, node, namespace string, names ...string) {
 	t.Helper()
 	slices.Sort(names)
-	labtest.Eventually(t, 20*time.Second, func() error {
-		var reports []report.Policy
-		w.report(t, node, "/v1/policies", &reports)
+	testenv.Eventually(t, 20*time.Second, func() error {
+		reports := w.policies(t, node)
 		have := []string{}
 		for _, r := range reports {
 			if rest, ok := strings.CutPrefix(r.Policy, namespace+"/"); ok {
@@ -175,8 +193,7 @@ func (w *walled) enforces(t *testing.T, node, namespace string, names ...string)
 		if !slices.Equal(have, names) {
 			return fmt.Errorf("the agent of %s has the policies %v of %s, want %v", node, have, namespace, names)
 		}
-		var status report.Status
-		w.report(t, node, "/v1/status", &status)
+		status := w.status(t, node)
 		if f := status.Flows; f.Programmed != f.Desired {
 			return fmt.Errorf("the switch of %s has revision %d of %d", node, f.Programmed, f.Desired)
 		}

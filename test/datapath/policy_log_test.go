@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab"
@@ -73,10 +74,10 @@ func TestPolicyLog(t *testing.T) {
 	}
 	for _, v4 := range []bool{true, false} {
 		for port, want := range map[uint16]string{
-			8080: "verdict=allowed policy=logs/server direction=Ingress rule=0 pod=logs/server",
-			9999: "verdict=denied policy=logs/server direction=Ingress pod=logs/server"} {
+			8080: "verdict=allowed tier=NetworkPolicy policy=logs/server direction=Ingress rule=0 pod=logs/server",
+			9999: "verdict=denied tier=NetworkPolicy policy=logs/server direction=Ingress pod=logs/server"} {
 			want = fmt.Sprintf("src=%s dst=%s port=%d proto=udp %s\n", client.addr(v4), server.addr(v4), port, want)
-			labtest.Eventually(t, 20*time.Second, func() error {
+			testenv.Eventually(t, 20*time.Second, func() error {
 				send(dial(v4, port)) // a connection of its own each time: only the first packet of what is allowed is logged
 				if !strings.Contains(log(), want) {
 					return fmt.Errorf("the agent has not written %q", want)
@@ -94,7 +95,7 @@ func TestPolicyLog(t *testing.T) {
 	}
 	seconds := int(time.Since(begun).Seconds()) + 1
 	var denied uint64
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		var policies []report.Policy
 		if err := json.Unmarshal([]byte(l.Run("node/node1", labtest.Program(t, "weftctl"), "policy", "logs/server", "-o",
 			"json")), &policies); err != nil {

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -260,7 +260,7 @@ func (c *client) pump(t *testing.T, every time.Duration, round func() [][]byte) 
 func (p *pump) more(t *testing.T, rounds int64) {
 	t.Helper()
 	want := p.rounds.Load() + rounds
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		if now := p.rounds.Load(); now < want {
 			return fmt.Errorf("a pump has sent %d rounds, want %d", now, want)
 		}

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 const (
@@ -91,7 +90,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		}
 		// The pods of the round before go meanwhile, under the flood that was theirs until now.
 		w.write(t, "victims.yaml", text.String())
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			count := 0
 			s := w.Status()
 			for _, p := range s.Pods {
@@ -126,7 +125,7 @@ func TestPolicyFromTheFirstMoment(t *testing.T) {
 		// Everybody sends to those that are up now, too, before the flood goes elsewhere.
 		for _, p := range pumps {
 			sent := p.rounds.Load()
-			labtest.Eventually(t, 10*time.Second, func() error {
+			testenv.Eventually(t, 10*time.Second, func() error {
 				if p.rounds.Load() < sent+2 {
 					return errors.New("the flood has stopped")
 				}

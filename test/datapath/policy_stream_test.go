@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -63,7 +63,7 @@ func (c *client) streamTo(t *testing.T, server *client, l *listeners, proto podn
 	t.Helper()
 	s := newStream(name, proto)
 	var mine, theirs net.Conn
-	labtest.Eventually(t, 10*time.Second, func() (err error) {
+	testenv.Eventually(t, 10*time.Second, func() (err error) {
 		mine, theirs, err = c.meet(l, proto, to)
 		return err
 	})
@@ -151,7 +151,7 @@ func (s *stream) receive() {
 func allFlow(t *testing.T, what string, all []*stream) {
 	t.Helper()
 	now := time.Now()
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		var still []string
 		for _, s := range all {
 			if s.after(now) == 0 {

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -33,7 +32,7 @@ type push struct {
 func (c *client) pushTo(t *testing.T, l *listeners, to netip.AddrPort, every time.Duration, name string) *push {
 	t.Helper()
 	var mine, theirs net.Conn
-	labtest.Eventually(t, 10*time.Second, func() (err error) {
+	testenv.Eventually(t, 10*time.Second, func() (err error) {
 		mine, theirs, err = c.meet(l, podns.UDP, to)
 		return err
 	})
@@ -86,7 +85,7 @@ func flow(t *testing.T, what string, all []*push) {
 	for i, p := range all {
 		had[i] = p.got.Load()
 	}
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		for i, p := range all {
 			if p.got.Load() < had[i]+3 {
 				return fmt.Errorf("%s: nothing arrives of %s", what, p.name)
@@ -160,7 +159,7 @@ func TestPolicyStopsSilentClients(t *testing.T) {
 		flow(t, "after the policy", theirs)
 	}
 	neighbor.stop()
-	labtest.Eventually(t, 2*time.Second, func() error {
+	testenv.Eventually(t, 2*time.Second, func() error {
 		if sent, got := neighbor.sent.Load(), neighbor.got.Load(); got != sent {
 			return fmt.Errorf("%d of %d datagrams of an allowed neighbor arrived", got, sent)
 		}
@@ -201,7 +200,7 @@ func TestAddressUsedAgain(t *testing.T) {
 						to   netip.AddrPort
 					}{{c, netip.AddrPortFrom(p.addr(v4), 8080)}, {p, netip.AddrPortFrom(c.addr(v4), 8080)}, {p,
 						netip.AddrPortFrom(of(vips, v4), 80)}, {c, netip.AddrPortFrom(of(vips, v4), 80)}} {
-						labtest.Eventually(t, 10*time.Second, func() error {
+						testenv.Eventually(t, 10*time.Second, func() error {
 							answer, err := one.from.outcome(proto, one.to, time.Second)
 							if err == nil && answer.Outcome != podns.Answered {
 								err = fmt.Errorf("%s from %s to %s: %s", proto, one.from.name, one.to, answer.Outcome)
@@ -222,7 +221,7 @@ func TestAddressUsedAgain(t *testing.T) {
 	clean := func(what string, c *client) {
 		t.Helper()
 		for _, ip := range c.ips {
-			labtest.Eventually(t, 5*time.Second, func() error {
+			testenv.Eventually(t, 5*time.Second, func() error {
 				if left := w.connectionsOf("node1", ip); len(left) > 0 {
 					return fmt.Errorf("%s: %d connections of %s are left: %v", what, len(left), ip, left)
 				}
@@ -236,7 +235,7 @@ func TestAddressUsedAgain(t *testing.T) {
 		if err := agent.Signal(syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			if n := w.node(t, "node1"); n.Agent == agent || n.Problem != "" {
 				return errors.New("the agent is not back: " + n.Problem)
 			}
@@ -272,7 +271,7 @@ func TestEndpointGoneWhileAgentDead(t *testing.T) {
 			}
 			t.Cleanup(func() { conn.Close() })
 			had := ""
-			labtest.Eventually(t, 5*time.Second, func() (err error) { had, err = askAgain(conn); return err })
+			testenv.Eventually(t, 5*time.Second, func() (err error) { had, err = askAgain(conn); return err })
 			for _, n := range c.Status().Nodes {
 				if err := n.Agent.Signal(syscall.SIGSTOP); err != nil { // it must not see what it cannot finish
 					t.Fatal(err)
@@ -286,7 +285,7 @@ func TestEndpointGoneWhileAgentDead(t *testing.T) {
 				texts = append(texts, text)
 			}
 			c.write(t, texts...)
-			labtest.Eventually(t, 20*time.Second, func() error {
+			testenv.Eventually(t, 20*time.Second, func() error {
 				if p, err := c.Status().Find(had); err != nil || p.Labels["app"] != "other" {
 					return fmt.Errorf("%s still has the labels %v, %w", had, p.Labels, err)
 				}
@@ -296,7 +295,7 @@ func TestEndpointGoneWhileAgentDead(t *testing.T) {
 				t.Fatalf("without an agent the socket reaches %s (%v), and reached %s before", got, err, had)
 			}
 			c.restartAgents(t, func() {})
-			labtest.Eventually(t, 5*time.Second, func() error {
+			testenv.Eventually(t, 5*time.Second, func() error {
 				got, err := askAgain(conn)
 				if err == nil && got == had {
 					err = fmt.Errorf("the socket still reaches %s, which is not an endpoint", got)

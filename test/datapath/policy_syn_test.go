@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -86,7 +86,7 @@ func TestPolicyRetransmittedSYN(t *testing.T) {
 		}
 		time.Sleep(synPause)
 	}
-	labtest.Eventually(t, 5*time.Second, func() error {
+	testenv.Eventually(t, 5*time.Second, func() error {
 		for _, h := range friends {
 			if n := taps[h.server].count(h.arrives); n < synRounds {
 				return fmt.Errorf("%s: %d segments, want at least %d: %s", h.name, n, synRounds,

@@ -21,7 +21,6 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
@@ -83,7 +82,7 @@ func TestProbesWithoutPort(t *testing.T) {
 	}
 	host := w.host(t, "node1")
 	var other net.Listener
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		return host.ns.Do(func() (err error) {
 			other, err = net.Listen("tcp", "127.0.0.1:9470")
 			return err
@@ -100,9 +99,9 @@ func TestProbesWithoutPort(t *testing.T) {
 			c.Close()
 		}
 	}()
-	labtest.Eventually(t, 20*time.Second, func() error {
-		var s report.Status
-		if err := askAgent(t.Context(), w.files["node1"], "/v1/status", &s); err != nil {
+	testenv.Eventually(t, 20*time.Second, func() error {
+		s, err := agentOf(w.files["node1"]).Status(t.Context())
+		if err != nil {
 			return err
 		}
 		if !s.Ready || len(s.Problems) != 1 || !strings.HasPrefix(s.Problems[0], "health address: ") ||
@@ -126,7 +125,7 @@ func TestProbesWithoutPort(t *testing.T) {
 	}
 	for what, p := range map[string]*corev1.Probe{"live": live, "ready": ready} {
 		var exit *exec.ExitError
-		if err := probe(p); !errors.As(err, &exit) || !strings.Contains(err.Error(), "does not answer") {
+		if err := probe(p); !errors.As(err, &exit) || !strings.Contains(err.Error(), "did not answer in time") {
 			t.Errorf("the probe of %s, of an agent that was stopped: %v", what, err)
 		}
 	}

@@ -13,8 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weft-cni/weft/pkg/report"
-	"github.com/weft-cni/weft/test/lab/labtest"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // restartFlows is how many flows an agent finds in the switch at least, in TestRestartTouchesNothing.
@@ -27,7 +26,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
 	for _, node := range []string{"node1", "node2"} { // the agent's report costs the switch a dump each time, so it is asked last
-		labtest.Eventually(t, 10*time.Minute, func() error {
+		testenv.Eventually(t, 10*time.Minute, func() error {
 			time.Sleep(2 * time.Second)
 			_, after, _ := strings.Cut(c.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-aggregate", "weft"),
 				"flow_count=")
@@ -43,7 +42,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 	watcher := c.watchFlows("node1")
 	begin := time.Now()
 	agentKilled(c, "node1")
-	labtest.Eventually(t, time.Minute, func() error { // the agent's report would have the switch dump all flows
+	testenv.Eventually(t, time.Minute, func() error { // the agent's report would have the switch dump all flows
 		response, err := c.askHealth("node1", "/readyz")
 		if err != nil {
 			return err
@@ -57,8 +56,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 	// The agent reads the switch in pieces; but its start takes the processors for some seconds, and one thread of
 	// ovs-vswitchd forwards what pods send in the userspace datapath. Otherwise idle, two processors lost 1 to 16 datagrams.
 	c.judge(fault{name: "one is killed", cause: "agent", bound: onDatapath(time.Second, 0)}, begin)
-	var r report.Status
-	if err := c.ask("node1", "/v1/status", &r); err != nil {
+	r, err := c.ask("node1")
+	if err != nil {
 		t.Fatal(err)
 	}
 	events := watcher.events()
@@ -69,7 +68,7 @@ func TestRestartTouchesNothing(t *testing.T) {
 	}
 	// A change is noticed.
 	c.damage("node1", "ovs-ofctl -O OpenFlow15 --strict del-flows weft table=60,priority=0")
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		if seen := strings.Join(watcher.events(), ""); !strings.Contains(seen, "event=DELETED") ||
 			!strings.Contains(seen, "event=ADDED") {
 			return fmt.Errorf("a flow was removed and repaired, and the switch reported: %q", seen)

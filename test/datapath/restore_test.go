@@ -3,13 +3,16 @@
 package datapath
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
@@ -20,12 +23,12 @@ import (
 // expected. When the API server is back it replaces the copy.
 func TestStartWithoutTheAPI(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
-	if err := m.wrong(t, m.report(t, "node1")); err != nil {
+	if err := m.wrong(t, m.status(t, "node1")); err != nil {
 		t.Fatal(err)
 	}
-	before := m.report(t, "node1")
+	before := m.status(t, "node1")
 	const file = "/run/weft/objects.json.gz"
-	labtest.Eventually(t, 60*time.Second, func() error {
+	testenv.Eventually(t, 60*time.Second, func() error {
 		out, err := labtest.Run(m.Exec("node/node1", "stat", "-c", "%a %u", file))
 		if err == nil && strings.TrimSpace(out) != "600 0" {
 			err = fmt.Errorf("mode and owner %s", out)
@@ -45,12 +48,15 @@ nft add rule inet away output tcp dport 6443 reject with tcp reset`)
 		t.Fatal(err)
 	}
 	report := func(fromCopy bool) error {
-		if out, err := labtest.Run(m.Exec("node/node1", labtest.Program(t, "weftctl"), "status")); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		} else if named := strings.Contains(out, "from a copy of 20"); named != fromCopy {
+		out, err := labtest.Run(m.Exec("node/node1", labtest.Program(t, "weftctl"), "status"))
+		var exit *exec.ExitError
+		if problem := errors.As(err, &exit) && exit.ExitCode() == 1; problem != fromCopy || err != nil && !problem {
+			return fmt.Errorf("weftctl found a problem: %t (%w): %s", problem, err, out)
+		}
+		if named := strings.Contains(out, "from a copy of 20"); named != fromCopy {
 			return fmt.Errorf("status names a copy: %t:\n%s", named, out)
 		}
-		now := m.report(t, "node1")
+		now := m.status(t, "node1")
 		other := slices.DeleteFunc(slices.Clone(now.Problems), func(p string) bool {
 			return fromCopy && strings.HasPrefix(p, "API server: ")
 		})
@@ -67,7 +73,7 @@ nft add rule inet away output tcp dport 6443 reject with tcp reset`)
 		}
 		return m.mismatches()
 	}
-	labtest.Eventually(t, 60*time.Second, func() error { return report(true) })
+	testenv.Eventually(t, 60*time.Second, func() error { return report(true) })
 	run("nft delete table inet away")
-	labtest.Eventually(t, 60*time.Second, func() error { return report(false) })
+	testenv.Eventually(t, 60*time.Second, func() error { return report(false) })
 }

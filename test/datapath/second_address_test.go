@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
@@ -36,7 +37,7 @@ func TestSecondNodeAddress(t *testing.T) {
 			version := m.Run("node/node2", "ovs-appctl", "version")
 			ignored := tc.family == lab.IPv6 && link == "br-phy" && strings.Contains(version, ") 3.1.0")
 			named := func() string {
-				for _, p := range m.report(t, "node2").Problems {
+				for _, p := range m.status(t, "node2").Problems {
 					if strings.HasPrefix(p, "tunnel source: ") {
 						return p
 					}
@@ -44,7 +45,7 @@ func TestSecondNodeAddress(t *testing.T) {
 				return ""
 			}
 			if ignored {
-				labtest.Eventually(t, 75*time.Second, func() error {
+				testenv.Eventually(t, 75*time.Second, func() error {
 					if p := named(); !strings.Contains(p, "tunnel packets to 2 nodes, as node1 leave from "+tc.second+
 						", and only those from ") {
 						return fmt.Errorf("named is %q", p)
@@ -52,7 +53,7 @@ func TestSecondNodeAddress(t *testing.T) {
 					return nil
 				})
 				m.Run("node/node2", "sh", "-ec", "dev="+link+"; "+tc.drop)
-				labtest.Eventually(t, 75*time.Second, func() error {
+				testenv.Eventually(t, 75*time.Second, func() error {
 					if p := named(); p != "" {
 						return fmt.Errorf("without the second address: %s", p)
 					}

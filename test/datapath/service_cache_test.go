@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -66,7 +65,7 @@ func TestServiceCache(t *testing.T) {
 		}
 		c.replace(t, three...)
 		// It forgets what was not used for ten seconds.
-		labtest.Eventually(t, 2*time.Second, func() error {
+		testenv.Eventually(t, 2*time.Second, func() error {
 			if left := slices.DeleteFunc(c.sentTo("node1"), func(a netip.Addr) bool { return a != gone }); len(left) > 0 {
 				return fmt.Errorf("node1 keeps %d decisions to send to %s, which is gone", len(left), gone)
 			}
@@ -192,7 +191,7 @@ func TestForgottenNodePort(t *testing.T) {
 		t.Fatal(err)
 	}
 	// It leaves the endpoint a second and a third time, since it is not acknowledged.
-	labtest.Eventually(t, 10*time.Second, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		if n := repeated(t, server); n < 2 {
 			return fmt.Errorf("the endpoint has repeated its words %d times", n)
 		}

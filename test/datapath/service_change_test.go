@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
-	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 
@@ -111,7 +110,7 @@ func TestServiceAffinityTimeout(t *testing.T) {
 			t.Fatalf("affinity of %s ended although the client came back every %s", timeout, timeout/4)
 		}
 	}
-	labtest.Eventually(t, 3*timeout, func() error {
+	testenv.Eventually(t, 3*timeout, func() error {
 		if n := learned(); n > 0 {
 			return fmt.Errorf("%d learned flows", n)
 		}
@@ -137,7 +136,7 @@ func TestServiceUDPEndpointGone(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { s.conn.Close() })
-		labtest.Eventually(t, 5*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
+		testenv.Eventually(t, 5*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
 		for range 5 {
 			if got, err := askAgain(s.conn); err != nil || got != s.had {
 				t.Fatalf("a socket of %s reaches %s (%v), and reached %s before", from.name, got, err, s.had)
@@ -160,7 +159,7 @@ func TestServiceUDPEndpointGone(t *testing.T) {
 			s := &sockets[i]
 			before := s.had
 			begin := time.Now()
-			labtest.Eventually(t, 5*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
+			testenv.Eventually(t, 5*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
 			switch {
 			case s.had == gone:
 				t.Errorf("a socket of %s is answered by %s, which is gone", s.from.name, gone)
@@ -241,7 +240,7 @@ func TestServiceTerminatingEndpoint(t *testing.T) {
 		t.Helper()
 		seen := map[string]bool{}
 		// The agents learn of it a moment after the lab has said so.
-		labtest.Eventually(t, 5*time.Second, func() error {
+		testenv.Eventually(t, 5*time.Second, func() error {
 			clear(seen)
 			for range 30 {
 				name := from.ask(t, podns.TCP, c.at(from, podns.TCP))

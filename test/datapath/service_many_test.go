@@ -81,7 +81,7 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 		from = append(from, openClient(t, s, fmt.Sprintf("client-%d", i), "node1", "pod"))
 	}
 	const endpoints = manyPods * manyPorts
-	labtest.Eventually(t, 30*time.Second, func() error {
+	testenv.Eventually(t, 30*time.Second, func() error {
 		if s := l.Status(); s.Problem != "" || s.Services[0].Endpoints != endpoints {
 			return fmt.Errorf("%d endpoints, want %d; %s", s.Services[0].Endpoints, endpoints, s.Problem)
 		}

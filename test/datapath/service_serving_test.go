@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
@@ -117,7 +118,7 @@ spec:
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { s.conn.Close() })
-			labtest.Eventually(t, 10*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
+			testenv.Eventually(t, 10*time.Second, func() (err error) { s.had, err = askAgain(s.conn); return err })
 			seen[strings.TrimPrefix(s.had, "default/")]++
 			w.sockets = append(w.sockets, s)
 		}
@@ -134,7 +135,7 @@ spec:
 	onlyNear := func(when string) {
 		t.Helper()
 		for _, w := range ways {
-			labtest.Eventually(t, 20*time.Second, func() error {
+			testenv.Eventually(t, 20*time.Second, func() error {
 				for range 10 {
 					if a, err := w.from.ns.Dial(podns.UDP, w.to, 5*time.Second); err != nil ||
 						a.Name != "default/"+w.service.app+"-1" {
@@ -160,7 +161,7 @@ spec:
 	onlyNear("when the other endpoint is gone")
 	for _, w := range ways {
 		for _, s := range w.sockets {
-			labtest.Eventually(t, 10*time.Second, func() error {
+			testenv.Eventually(t, 10*time.Second, func() error {
 				got, err := askAgain(s.conn)
 				if err == nil && got != "default/"+w.service.app+"-1" {
 					err = fmt.Errorf("%s: a socket reaches %s, which is gone", s.what, got)

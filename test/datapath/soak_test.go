@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
+	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
@@ -122,7 +124,7 @@ func (c *chaos) churn(from *client) {
 	before := c.objects()
 	c.write(c.t, "b.yaml", text)
 	for _, ip := range c.serviceIPs(c.t, "chaos", "guests") {
-		labtest.Eventually(c.t, 20*time.Second, func() error {
+		testenv.Eventually(c.t, 20*time.Second, func() error {
 			answer, err := from.outcome(podns.TCP, netip.AddrPortFrom(ip, 80), time.Second)
 			if err == nil && answer.Outcome != podns.Answered {
 				err = fmt.Errorf("a new Service at %s: %s %s", ip, answer.Outcome, answer.Detail)
@@ -131,7 +133,7 @@ func (c *chaos) churn(from *client) {
 		})
 	}
 	c.write(c.t, "b.yaml", "")
-	labtest.Eventually(c.t, 20*time.Second, func() error {
+	testenv.Eventually(c.t, 20*time.Second, func() error {
 		if now := c.objects(); now != before {
 			return fmt.Errorf("the agents have %s, before %s", now, before)
 		}
@@ -148,6 +150,9 @@ func (c *chaos) sample() sample {
 			if measure := soakMetrics[name]; measure != "" {
 				s[node+": "+measure] = value
 			}
+		}
+		if labtest.Datapath() == config.DatapathNetdev {
+			s[node+": connections of the userspace datapath"] -= c.remembered(node)
 		}
 		for _, program := range []string{"ovs-vswitchd", "ovsdb-server"} {
 			s[node+": resident bytes of "+program], s[node+": descriptors of "+program] = c.used(node, program)
@@ -173,6 +178,20 @@ func (c *chaos) sample() sample {
 	}
 	s["processes of the lab"] = float64(len(pids))
 	return s
+}
+
+// remembered is how many connections a node's userspace datapath has in flows.EndpointZone. What Services translated is
+// remembered there for an hour, so it grows for the first, up to the limit that the agent sets.
+func (c *chaos) remembered(node string) float64 {
+	c.t.Helper()
+	out := c.Run("node/"+node, "ovs-appctl", "dpctl/ct-get-limits", "netdev@ovs-netdev",
+		fmt.Sprintf("zone=%d", flows.EndpointZone))
+	_, count, _ := strings.Cut(out, ",count=")
+	n, err := strconv.ParseFloat(strings.TrimSpace(count), 64)
+	if err != nil {
+		c.t.Fatalf("what %s remembers of Services: %q", node, out)
+	}
+	return n
 }
 
 // askHealth asks where a node's agent serves its health and its metrics. The caller closes the body.

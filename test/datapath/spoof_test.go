@@ -10,10 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
-	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
 const (
@@ -258,7 +258,7 @@ func (m mesh) attack(t *testing.T, from, at string, a *attack) {
 				strings.Join(through, "; "))
 		}
 	}
-	labtest.Eventually(t, 15*time.Second, func() error {
+	testenv.Eventually(t, 15*time.Second, func() error {
 		now := m.drops(t, at)
 		for reason, want := range a.reasons {
 			if got := now[reason] - before[reason]; got < want {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 	"github.com/weft-cni/weft/test/lab"
@@ -38,8 +39,8 @@ func TestTunnelChange(t *testing.T) {
 			m.configure(t, n, "tunnelType", string(to))
 		}
 		for name := range m.nodes {
-			labtest.Eventually(t, 30*time.Second, func() error {
-				if got := m.report(t, name).Tunnel; got != to {
+			testenv.Eventually(t, 30*time.Second, func() error {
+				if got := m.status(t, name).Tunnel; got != to {
 					return fmt.Errorf("%s still sends %s", name, got)
 				}
 				return nil
@@ -97,7 +98,7 @@ func (m mesh) wantSentThrough(t *testing.T, used, unused model.Encapsulation) {
 	t.Helper()
 	const window = 2 * time.Second
 	for name := range m.nodes {
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			u, o := m.sent(t, name, used), m.sent(t, name, unused)
 			time.Sleep(window) // the measurement's length
 			du, do := m.sent(t, name, used)-u, m.sent(t, name, unused)-o
@@ -117,7 +118,7 @@ func TestMTUFollowsConfiguration(t *testing.T) {
 		m.configure(t, n, "mtu", "1300")
 	}
 	for name := range m.nodes {
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			if got := m.Run("node/"+name, "cat", "/sys/class/net/"+model.GatewayName+"/mtu"); got != "1300" {
 				return fmt.Errorf("the gateway of %s has the MTU %s, want 1300", name, got)
 			}
@@ -125,7 +126,7 @@ func TestMTUFollowsConfiguration(t *testing.T) {
 		})
 	}
 	for name := range m.pods {
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			if got := m.Run(name, "cat", "/sys/class/net/eth0/mtu"); got != "1300" {
 				return fmt.Errorf("the pod %s has the MTU %s, want 1300", name, got)
 			}
@@ -137,7 +138,7 @@ func TestMTUFollowsConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name := range m.nodes {
-		labtest.Eventually(t, 30*time.Second, func() error {
+		testenv.Eventually(t, 30*time.Second, func() error {
 			out, err := labtest.Run(m.Exec("new-"+name, "cat", "/sys/class/net/eth0/mtu"))
 			if got := strings.TrimSpace(out); err == nil && got != "1300" {
 				t.Errorf("the new pod on %s has the MTU %s, want 1300", name, got)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 //go:embed app.yaml
@@ -43,7 +45,7 @@ func (t *tour) deploy(ctx context.Context) (app, error) {
 		return app{}, err
 	}
 	var a app
-	err := poll(ctx, readyTimeout, func(ctx context.Context) error {
+	err := testenv.Poll(ctx, readyTimeout, func(ctx context.Context) error {
 		var pods corev1.PodList
 		if err := t.kube.get(ctx, &pods, "-n", namespace, "get", "pods", "-o", "json"); err != nil {
 			return err
@@ -133,26 +135,4 @@ func (t *tour) diagnose(ctx context.Context) string {
 		fmt.Fprintf(&b, "%s\n%s\n", typed(args), out)
 	}
 	return b.String()
-}
-
-// poll asks until condition succeeds. The error after the timeout is condition's last one.
-func poll(ctx context.Context, timeout time.Duration, condition func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	var last error
-	for {
-		err := condition(ctx)
-		if err == nil {
-			return nil
-		}
-		// The error of an attempt that the deadline cut short says less than the one before it.
-		if last == nil || ctx.Err() == nil {
-			last = err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w (gave up after %s)", last, timeout)
-		case <-time.After(pollInterval):
-		}
-	}
 }

@@ -67,21 +67,23 @@ func render(hits []hit) string {
 // then says in short what a flow does: where it goes and what it decides. New MAC addresses are left out, every routed
 // packet gets them.
 func then(actions string) string {
+	list := openflow.ParseActions(actions)
+	if list.Drop() {
+		return actions
+	}
 	var words []string
-	for _, a := range openflow.SplitActions(actions) {
-		value := strings.TrimPrefix(a, "set_field:")
-		switch name := openflow.ActionName(a); name {
+	for a := range list.All() {
+		value, _, _ := a.Write()
+		switch kind := a.Kind(); kind {
 		case "set_field->tun_dst", "set_field->tun_ipv6_dst":
-			value, _, _ = strings.Cut(value, "->")
 			words = append(words, "to node "+value)
 		case "set_field->" + flows.OutPort.String():
-			value, _, _ = strings.Cut(value, "->")
 			words = append(words, "by port "+value)
 		case "goto_table":
-			words = append(words, "→ "+strings.TrimPrefix(a, "goto_table:"))
+			words = append(words, "→ "+a.Operand())
 		case "set_field->eth_src", "set_field->eth_dst", "set_field->reg0":
 		default:
-			words = append(words, name)
+			words = append(words, kind)
 		}
 	}
 	return strings.Join(words, " ")

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/weft-cni/weft/internal/terminal"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/cluster/state"
 )
@@ -154,7 +155,7 @@ func (t *tour) flows(ctx context.Context, a app) error {
 	}{{a.client, there}, {a.remote, here}} {
 		node, owner := end.pod.Spec.NodeName, "pod/"+namespace+"/"+end.pod.Name
 		var hits []hit
-		err := poll(ctx, settleTimeout, func(ctx context.Context) error {
+		err := testenv.Poll(ctx, settleTimeout, func(ctx context.Context) error {
 			after, err := t.readFlows(ctx, node)
 			if err != nil {
 				return err
@@ -197,7 +198,7 @@ func (t *tour) quiet(ctx context.Context, pod corev1.Pod) ([]report.Flow, error)
 	}
 	var last []report.Flow
 	var read time.Time
-	err := poll(ctx, settleTimeout, func(ctx context.Context) error {
+	err := testenv.Poll(ctx, settleTimeout, func(ctx context.Context) error {
 		if time.Since(read) < time.Second {
 			return errors.New("waiting for the next reading")
 		}

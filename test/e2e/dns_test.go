@@ -95,7 +95,7 @@ func resolves(t *testing.T, from *pod, names map[string][]netip.Addr, how wire.Q
 			queries, wants = append(queries, q), append(wants, want)
 		}
 	}
-	if err := eventually(t.Context(), programmedWithin, func(ctx context.Context) error {
+	if err := testenv.Poll(t.Context(), programmedWithin, func(ctx context.Context) error {
 		var reply wire.ResolveReply
 		if err := from.probe(ctx, wire.ResolveRequest{Queries: queries}, &reply, "resolve"); err != nil {
 			return err

@@ -150,7 +150,7 @@ func connect(ctx context.Context, dir string) (*environment, error) {
 
 // readNodes waits until every node is Ready and learns addresses and families.
 func (e *environment) readNodes(ctx context.Context) error {
-	return eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+	return testenv.Poll(ctx, 2*time.Minute, func(ctx context.Context) error {
 		list, err := e.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 		if err != nil {
 			return err
@@ -218,7 +218,7 @@ func (e *environment) deleteNamespace() error {
 	if err := namespaces.Delete(ctx, e.namespace, metav1.DeleteOptions{}); err != nil {
 		return fmt.Errorf("delete namespace %s: %w", e.namespace, err)
 	}
-	return eventually(ctx, time.Minute, func(ctx context.Context) error {
+	return testenv.Poll(ctx, time.Minute, func(ctx context.Context) error {
 		ns, err := namespaces.Get(ctx, e.namespace, metav1.GetOptions{})
 		if err == nil {
 			return fmt.Errorf("namespace %s is still there: %v", e.namespace, ns.Status.Conditions)

@@ -91,7 +91,7 @@ func (e *environment) createPods(ctx context.Context, specs ...*corev1.Pod) ([]*
 		}
 	}
 	var pods []*pod
-	err := eventually(ctx, podsReadyWithin, func(ctx context.Context) error {
+	err := testenv.Poll(ctx, podsReadyWithin, func(ctx context.Context) error {
 		found, err := e.podsByName(ctx)
 		if err != nil {
 			return err
@@ -208,7 +208,7 @@ func deletePods(t *testing.T, names ...string) {
 			t.Errorf("delete pod: %v", err)
 		}
 	}
-	if err := eventually(ctx, 2*time.Minute, func(ctx context.Context) error {
+	if err := testenv.Poll(ctx, 2*time.Minute, func(ctx context.Context) error {
 		found, err := env.podsByName(ctx)
 		if err != nil {
 			return err

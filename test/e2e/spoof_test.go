@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
@@ -333,7 +334,7 @@ func dropsOf(t *testing.T, n node) map[string]uint64 {
 func wantDrops(t *testing.T, n node, before, want map[string]uint64) {
 	t.Helper()
 	counted := map[string]uint64{}
-	err := eventually(t.Context(), 15*time.Second, func(ctx context.Context) error {
+	err := testenv.Poll(t.Context(), 15*time.Second, func(ctx context.Context) error {
 		s, err := n.status(ctx)
 		if err != nil {
 			return err

@@ -4,7 +4,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
 
@@ -13,35 +12,10 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
-// pollInterval is the time between two looks at something that has to become true.
-const pollInterval = 200 * time.Millisecond
-
-// eventually runs check until it succeeds. When the time is up it returns what was still wrong.
-func eventually(ctx context.Context, atMost time.Duration, check func(context.Context) error) error {
-	atMost = testenv.Patience(atMost)
-	ctx, cancel := context.WithTimeout(ctx, atMost)
-	defer cancel()
-	var last error
-	for {
-		err := check(ctx)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() == nil || last == nil {
-			last = err // the error of a check that ran out of time says less than the one before it
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("not within %s: %w", atMost, last)
-		case <-time.After(pollInterval):
-		}
-	}
-}
-
-// must is eventually inside a test.
+// must fails the test unless check succeeds within the time.
 func must(t *testing.T, atMost time.Duration, check func(context.Context) error) {
 	t.Helper()
-	if err := eventually(t.Context(), atMost, check); err != nil {
+	if err := testenv.Poll(t.Context(), atMost, check); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -177,7 +178,8 @@ func isHostile(o model.Owner) bool {
 	case model.KindNode:
 		return !slices.Contains([]string{"n1", "n2", "n3"}, o.Name)
 	}
-	return strings.HasPrefix(o.Name, tenants[0]) || strings.HasPrefix(o.Name, tenants[1])
+	name := cmp.Or(o.Namespace, o.Name) // policies have their namespace by itself
+	return strings.HasPrefix(name, tenants[0]) || strings.HasPrefix(name, tenants[1])
 }
 
 // The bounds of what all hostile objects may cost beside the honest ones. They do not depend on the machine; a size of
@@ -299,14 +301,14 @@ func honestFlowsStay(t *testing.T, before, after flows.Desired) {
 	}
 }
 
-func clausesOf(all, some string) bool {
-	have := openflow.SplitActions(all)
-	for _, clause := range openflow.SplitActions(some) {
-		if !strings.HasPrefix(clause, "conjunction(") || !slices.Contains(have, clause) {
+func clausesOf(all, some openflow.Actions) bool {
+	have := slices.Collect(all.All())
+	for clause := range some.All() {
+		if !slices.Contains(have, clause) {
 			return false
 		}
 	}
-	return true
+	return some.Clauses()
 }
 
 // honestPacketsGoWhereTheyWent sends packets between all honest addresses. An address of a hostile pod, Service or

@@ -22,8 +22,8 @@ import (
 )
 
 // writeImage writes the archive beside its name and renames it, so that half an image is never loaded.
-func writeImage(out string, ref name.Tag, version string, c collected) error {
-	img, err := newImage(version, c)
+func writeImage(out string, ref name.Tag, stamp build.Stamp, c collected) error {
+	img, err := newImage(stamp, runtime.GOARCH, c)
 	if err != nil {
 		return err
 	}
@@ -48,7 +48,7 @@ func writeImage(out string, ref name.Tag, version string, c collected) error {
 	return os.Rename(tmp.Name(), out)
 }
 
-func newImage(version string, c collected) (v1.Image, error) {
+func newImage(stamp build.Stamp, arch string, c collected) (v1.Image, error) {
 	// Bytes that a rebuild does not change come first.
 	img, err := mutate.AppendLayers(
 		mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON))
@@ -60,7 +60,7 @@ func newImage(version string, c collected) (v1.Image, error) {
 		comment string
 	}{
 		{c.system, "Open vSwitch's and nftables' programs, from Debian"},
-		{c.own, "Weft " + version},
+		{c.own, "Weft " + stamp.Version},
 	} {
 		var layer bytes.Buffer
 		if err := writeLayer(&layer, part.files); err != nil {
@@ -86,14 +86,15 @@ func newImage(version string, c collected) (v1.Image, error) {
 	}
 	cfg = cfg.DeepCopy()
 	cfg.Created = v1.Time{Time: epoch}
-	cfg.OS, cfg.Architecture = "linux", runtime.GOARCH
+	cfg.OS, cfg.Architecture = "linux", arch
 	cfg.Config = v1.Config{
 		Entrypoint: []string{build.BinDir + "/weft-agent"},
 		Env:        []string{"PATH=/usr/local/bin:/usr/sbin:/usr/bin"},
 		WorkingDir: "/",
 		Labels: map[string]string{
 			"org.opencontainers.image.title":    "Weft",
-			"org.opencontainers.image.version":  version,
+			"org.opencontainers.image.version":  stamp.Version,
+			"org.opencontainers.image.revision": stamp.Commit,
 			"org.opencontainers.image.source":   "https://github.com/weft-cni/weft",
 			"org.opencontainers.image.licenses": "Apache-2.0",
 		},

@@ -76,7 +76,7 @@ type file struct {
 type collected struct{ system, own []file }
 
 // collect compiles and looks up everything; scratch keeps the compiled programs and must outlive the result.
-func collect(ctx context.Context, want contents, scratch, version string) (collected, error) {
+func collect(ctx context.Context, want contents, scratch string, stamp build.Stamp) (collected, error) {
 	root, err := testenv.Repository()
 	if err != nil {
 		return collected{}, err
@@ -86,7 +86,8 @@ func collect(ctx context.Context, want contents, scratch, version string) (colle
 		return collected{}, err
 	}
 	for i, m := range want.modules {
-		files, err := compile(ctx, filepath.Join(root, m.dir), m.packages, filepath.Join(scratch, fmt.Sprint(i)), version)
+		files, err := compile(ctx, filepath.Join(root, m.dir), m.packages, filepath.Join(scratch, fmt.Sprint(i)),
+			runtime.GOARCH, stamp)
 		if err != nil {
 			return collected{}, err
 		}
@@ -96,12 +97,14 @@ func collect(ctx context.Context, want contents, scratch, version string) (colle
 }
 
 // compile builds the packages of one module so that neither the directory, the time nor the state of git shows in them.
-func compile(ctx context.Context, dir string, packages []goPackage, out, version string) ([]file, error) {
+func compile(
+	ctx context.Context, dir string, packages []goPackage, out, arch string, stamp build.Stamp,
+) ([]file, error) {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return nil, err
 	}
 	args := []string{
-		"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid= -X main.version=" + version,
+		"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -buildid= " + stamp.LinkerFlags(),
 		"-o", out + string(filepath.Separator),
 	}
 	files := make([]file, 0, len(packages))
@@ -114,7 +117,7 @@ func compile(ctx context.Context, dir string, packages []goPackage, out, version
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=readonly", "GOWORK=off", "GOOS=linux",
-		"GOARCH="+runtime.GOARCH)
+		"GOARCH="+arch)
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("compile in %s: %w: %s", dir, err, strings.TrimSpace(string(msg)))
 	}

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/weft-cni/weft/build"
 )
 
 // The released image, built twice: the same bytes both times, and every program in it starts with nothing but the
@@ -20,7 +22,7 @@ func TestReleasedImage(t *testing.T) {
 	}
 
 	root := t.TempDir()
-	c, err := collect(t.Context(), weft, t.TempDir(), "v0-test")
+	c, err := collect(t.Context(), weft, t.TempDir(), build.Stamp{Version: "v0-test"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -26,7 +26,7 @@ import (
 // small is an image that every Linux machine can build: a shell with its libraries, and one Go program.
 var small = contents{
 	programs: []program{{"sh", "dash"}},
-	modules:  []module{{dir: "test/image/testdata/hello", packages: []goPackage{{"hello", build.BinDir}}}},
+	modules:  []module{{dir: "test/image/testdata/hello", packages: []goPackage{{"github.com/weft-cni/weft", build.BinDir}}}},
 }
 
 var testTag = must(name.NewTag("weft.io/weft:test", name.StrictValidation))
@@ -41,12 +41,12 @@ func must[T any](v T, err error) T {
 // buildImage builds into a directory of its own and returns the archive.
 func buildImage(t *testing.T, want contents, version string) string {
 	t.Helper()
-	c, err := collect(t.Context(), want, t.TempDir(), version)
+	c, err := collect(t.Context(), want, t.TempDir(), build.Stamp{Version: version})
 	if err != nil {
 		t.Fatal(err)
 	}
 	out := filepath.Join(t.TempDir(), "dist", "image.tar")
-	if err := writeImage(out, testTag, version, c); err != nil {
+	if err := writeImage(out, testTag, build.Stamp{Version: version}, c); err != nil {
 		t.Fatal(err)
 	}
 	if entries := must(os.ReadDir(filepath.Dir(out))); len(entries) != 1 {
@@ -77,7 +77,7 @@ func TestARebuildChangesOnlyOurLayer(t *testing.T) {
 }
 
 func TestProgramsKnowTheirVersion(t *testing.T) {
-	c, err := collect(t.Context(), small, t.TempDir(), "v1.2.3")
+	c, err := collect(t.Context(), small, t.TempDir(), build.Stamp{Version: "v1.2.3"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,7 +182,7 @@ func TestLayerIsSortedAndHasParents(t *testing.T) {
 }
 
 func TestDirHasTheFilesOfTheLayer(t *testing.T) {
-	c, err := collect(t.Context(), small, t.TempDir(), "v1")
+	c, err := collect(t.Context(), small, t.TempDir(), build.Stamp{Version: "v1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestWhatIsMissingStopsTheBuild(t *testing.T) {
 			[]string{"compile in ", "cmd/no-such-command: directory not found"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			_, err := collect(t.Context(), tc.from, t.TempDir(), "v1")
+			_, err := collect(t.Context(), tc.from, t.TempDir(), build.Stamp{Version: "v1"})
 			if err == nil {
 				t.Fatal("the build went on")
 			}

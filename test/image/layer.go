@@ -28,8 +28,10 @@ func writeLayer(w io.Writer, files []file) error {
 	return tw.Close()
 }
 
-func writeEntry(tw *tar.Writer, f file) error {
-	h := &tar.Header{Name: f.path, ModTime: epoch, Format: tar.FormatUSTAR, Mode: int64(f.mode.Perm())}
+func writeEntry(tw *tar.Writer, f file) error { return writeEntryAt(tw, f, epoch) }
+
+func writeEntryAt(tw *tar.Writer, f file, at time.Time) error {
+	h := &tar.Header{Name: f.path, ModTime: at, Format: tar.FormatUSTAR, Mode: int64(f.mode.Perm())}
 	switch {
 	case f.mode.IsDir():
 		h.Typeflag, h.Name = tar.TypeDir, f.path+"/"

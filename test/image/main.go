@@ -1,11 +1,14 @@
 // Command image builds Weft's container image as a tar, without Docker, a registry or root:
 //
-//	go run -C test ./image -o ../dist/weft-image.tar -tag weft.io/weft:dev
+//	go run -C test ./image -o ../dist/weft-image.tar -tag weft.io/weft:v0.2.0
 //
 // The image has two layers: the programs of Open vSwitch and nftables with their libraries, taken from the packages of
 // the machine that builds, and Weft's own programs, compiled here. The same sources and packages give the same bytes.
 // The tar is an OCI image layout that also carries Docker's manifest, so ctr, podman, skopeo and docker load all read
 // it.
+//
+// `image release` makes a folder of a release: the image for several architectures, manifests that pin it, the chart,
+// the command line for operators' machines, the list of what is in it. `image push` sends its image to a registry.
 //
 // build/Dockerfile runs the same program, so there is one list of what is in the image.
 package main
@@ -30,18 +33,27 @@ func main() {
 	err := run(ctx, os.Args[1:])
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		slog.Error("no image", "error", err)
+		slog.Error("image", "error", err)
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case "release":
+			return runRelease(ctx, args[1:])
+		case "push":
+			return runPush(ctx, args[1:])
+		}
+	}
 	flags := flag.NewFlagSet("image", flag.ContinueOnError)
 	out := flags.String("o", "dist/weft-image.tar", "write the image to this `file`")
 	dir := flags.String("dir", "",
 		"instead of an image, write its layers as the directories system and weft into `directory`")
 	tag := flags.String("tag", build.Image, "`name:tag` of the image")
 	version := flags.String("version", "dev", "`version` that the programs report")
+	commit := flags.String("commit", "", "`commit` that the programs report")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,13 +65,14 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("-tag: %w; write REGISTRY/NAME:TAG", err)
 	}
 
+	stamp := build.Stamp{Version: *version, Commit: *commit}
 	scratch, err := os.MkdirTemp("", "weft-image-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(scratch)
 
-	c, err := collect(ctx, weft, scratch, *version)
+	c, err := collect(ctx, weft, scratch, stamp)
 	if err != nil {
 		return err
 	}
@@ -68,5 +81,5 @@ func run(ctx context.Context, args []string) error {
 			writeDir(filepath.Join(*dir, "system"), c.system),
 			writeDir(filepath.Join(*dir, "weft"), c.own))
 	}
-	return writeImage(*out, ref, *version, c)
+	return writeImage(*out, ref, stamp, c)
 }

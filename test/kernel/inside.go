@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,20 +82,39 @@ func (in inside) test(ctx context.Context, dir, binary, tests string, env ...str
 		"-test.timeout=30m", "-test.run="+tests)
 }
 
+// clusterTool is the command that starts a cluster.
+type clusterTool func(out io.Writer, args ...string) error
+
 // cluster starts a cluster on the kernel's datapath and runs the end-to-end tests that depend on it.
-func (in inside) cluster(ctx context.Context) (err error) {
+func (in inside) cluster(ctx context.Context) error {
+	return in.withCluster(ctx, []string{"--nodes=3", "--agnhost=false", "--dns=false"}, func(_ clusterTool, state string) error {
+		return in.test(ctx, "test/e2e", "e2e.test", cmp.Or(in.tests, endToEnd), "WEFT_CLUSTER_DIR="+state)
+	})
+}
+
+// conformance runs network-policy-api's conformance tests on one; SCTP is the kernel's own.
+func (in inside) conformance(ctx context.Context) error {
+	return in.withCluster(ctx, []string{"--nodes=2", "--dns=false"}, func(tool clusterTool, _ string) error {
+		return tool(os.Stdout, "conformance", "--focus=clusternetworkpolicy/"+in.tests,
+			"--out="+filepath.Join(plan.Results, "conformance"))
+	})
+}
+
+// withCluster runs f while there is a cluster on the kernel's datapath, with its state directory. If f fails, the
+// cluster's logs are among the results.
+func (in inside) withCluster(ctx context.Context, up []string, f func(tool clusterTool, state string) error) (err error) {
 	state := filepath.Join(plan.Scratch, "cluster")
-	tool := func(out io.Writer, args ...string) error {
+	tool := clusterTool(func(out io.Writer, args ...string) error {
 		return show(ctx, out, in.repo, nil, append([]string{filepath.Join(in.bin, "cluster"), "--dir=" + state}, args...)...)
-	}
+	})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, os.CopyFS(filepath.Join(plan.Results, "cluster-logs"),
 				os.DirFS(filepath.Join(state, "logs"))))
 		}
 	}()
-	if err := tool(os.Stdout, "up", "--nodes=3", "--datapath=system", "--agnhost=false", "--dns=false",
-		"--ip-family="+in.family, "--image="+in.image); err != nil {
+	up = append([]string{"up", "--datapath=system", "--ip-family=" + in.family, "--image=" + in.image}, up...)
+	if err := tool(os.Stdout, up...); err != nil {
 		return err
 	}
 	var datapaths bytes.Buffer
@@ -104,11 +124,7 @@ func (in inside) cluster(ctx context.Context) (err error) {
 	if !strings.HasPrefix(datapaths.String(), "system@") {
 		return fmt.Errorf("the nodes' datapath is not the kernel's:\n%s", datapaths.String())
 	}
-	tests := in.tests
-	if tests == "" {
-		tests = endToEnd
-	}
-	if err := in.test(ctx, "test/e2e", "e2e.test", tests, "WEFT_CLUSTER_DIR="+state); err != nil {
+	if err := f(tool, state); err != nil {
 		return err
 	}
 	return tool(os.Stdout, "down")

@@ -80,7 +80,7 @@ func runCommand() *cobra.Command {
 var modules = []string{"openvswitch", "vport-geneve", "vport-vxlan", "nf_conntrack"}
 
 // bootTimeout is generous: the emulator shares the host's processors with whatever else runs there.
-const bootTimeout = 1 * time.Minute
+const bootTimeout = 5 * time.Minute
 
 // runInGuest boots the guest and runs a command; the error is an exitStatus when the command failed.
 func runInGuest(ctx context.Context, o options, args []string) (err error) {

@@ -27,6 +27,7 @@ type built struct {
 type suite struct {
 	name, doc string
 	needs     []built
+	cluster   bool // it needs Weft's image and the programs of Kubernetes
 	// run runs the tests, in the guest.
 	run func(ctx context.Context, in inside) error
 }
@@ -35,6 +36,12 @@ type suite struct {
 var labPrograms = []built{
 	{name: "weft-lab", pkg: "./test/weft-lab"}, {name: "weft-agent", pkg: "./cmd/weft-agent"},
 	{name: "weftctl", pkg: "./cmd/weftctl"}, {name: "probe", pkg: "./test/e2e/probe"},
+}
+
+// clusterPrograms are what starts a cluster.
+var clusterPrograms = []built{
+	{name: "cluster", pkg: "./test/cluster"}, {name: "pause", pkg: "./test/cluster/pause"},
+	{name: "routes", pkg: "./test/cluster/routes"},
 }
 
 var suites = []suite{
@@ -53,11 +60,15 @@ var suites = []suite{
 		},
 	},
 	{
-		name: "cluster", doc: "the end-to-end tests that depend on the datapath, on a real cluster",
-		needs: []built{{name: "cluster", pkg: "./test/cluster"}, {name: "pause", pkg: "./test/cluster/pause"},
-			{name: "routes", pkg: "./test/cluster/routes"},
-			{name: "probe", pkg: "./test/e2e/probe"}, {name: "e2e.test", pkg: "./test/e2e", tags: "e2e"}},
+		name: "cluster", doc: "the end-to-end tests that depend on the datapath, on a real cluster", cluster: true,
+		needs: append(slices.Clone(clusterPrograms),
+			built{name: "probe", pkg: "./test/e2e/probe"}, built{name: "e2e.test", pkg: "./test/e2e", tags: "e2e"}),
 		run: func(ctx context.Context, in inside) error { return in.cluster(ctx) },
+	},
+	{
+		name: "conformance", doc: "network-policy-api's conformance tests, on a real cluster", cluster: true,
+		needs: clusterPrograms,
+		run:   func(ctx context.Context, in inside) error { return in.conformance(ctx) },
 	},
 }
 
@@ -156,13 +167,14 @@ func prepare(ctx context.Context, in inside, chosen []suite) error {
 				return fmt.Errorf("build %s: %w\n%s", b.pkg, err, out)
 			}
 		}
-		if s.name != "cluster" {
+		if !s.cluster {
 			continue
 		}
 		if _, err := os.Stat(in.image); err != nil {
 			return fmt.Errorf("the cluster needs Weft's image, make it with `make image`: %w", err)
 		}
-		cmd := exec.CommandContext(ctx, filepath.Join(in.bin, "cluster"), "build")
+		cmd := exec.CommandContext(ctx, filepath.Join(in.bin, "cluster"), "build",
+			fmt.Sprintf("--clusternetworkpolicy=%t", s.name == "conformance"))
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("build the cluster's components: %w", err)

@@ -146,8 +146,9 @@ func expectedOfNone(t Target) (Expectation, string) {
 
 func (v view) verdict(from *pod, b backend, t Target) policy.Verdict {
 	src, _ := from.source(b.addr.Addr().Is4())
+	// A packet that a pod sends to itself is in the network only when a Service has translated it.
 	return policy.Eval(v.cluster, policy.Packet{Src: src, Dst: b.addr.Addr(), Protocol: policy.Protocol(t.Proto),
-		Port: b.addr.Port()})
+		Port: b.addr.Port(), Translated: t.Kind == "service"})
 }
 
 // kept tells whether packets did what was expected: an answer must come from an endpoint that may answer, and where one
@@ -170,7 +171,8 @@ func (l *Lab) cluster(pods []*pod) (policy.Cluster, error) {
 	for _, n := range l.set.Namespaces {
 		c.Namespaces[n.Name] = n.Labels
 	}
-	for _, n := range l.nodes {
+	for i, n := range l.nodes {
+		c.PeerNodes = append(c.PeerNodes, policy.Node{Name: n.name, Labels: l.set.Nodes[i].Labels, Addrs: addrsOf(n.underlay)})
 		c.Nodes[n.name] = addrsOf(n.underlay)
 		for _, cidr := range n.podCIDRs {
 			c.Nodes[n.name] = append(c.Nodes[n.name], model.GatewayAddr(cidr))
@@ -188,6 +190,9 @@ func (l *Lab) cluster(pods []*pod) (policy.Cluster, error) {
 			bad = append(bad, fmt.Errorf("NetworkPolicy %s: %w", p.ID(), err))
 		}
 		c.Policies = append(c.Policies, p)
+	}
+	for _, object := range l.set.ClusterPolicies {
+		c.Policies = append(c.Policies, kube.ClusterNetworkPolicy(object)) // checked when it was read
 	}
 	return c, errors.Join(bad...)
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,15 +18,24 @@ import (
 // followEvery is how often the manifests are looked at.
 const followEvery = 200 * time.Millisecond
 
+// load reads the manifests, and remembers what kustomizations are built from.
+func (l *Lab) load() (manifest.Set, error) {
+	return l.opt.load(func(file string) { l.built[file] = true })
+}
+
 // look tells one state of the manifests from another without reading them.
-func look(paths []string) (string, error) {
-	files, err := manifest.Files(paths)
+func (l *Lab) look() (string, error) {
+	files, err := manifest.Files(l.opt.Manifests)
 	if err != nil {
 		return "", err
 	}
 	var seen string
-	for _, file := range files {
+	for _, file := range append(files, slices.Sorted(maps.Keys(l.built))...) {
 		info, err := os.Stat(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			seen += fmt.Sprintln(file, "does not exist") // a kustomization has one of several names
+			continue
+		}
 		if err != nil {
 			return "", err
 		}
@@ -43,7 +55,7 @@ func (l *Lab) follow(ctx context.Context) error {
 			return ctx.Err()
 		case <-ticker.C:
 		}
-		seen, err := look(l.opt.Manifests)
+		seen, err := l.look()
 		if err != nil {
 			l.setProblem(err)
 			continue
@@ -61,12 +73,12 @@ func (l *Lab) follow(ctx context.Context) error {
 }
 
 func (l *Lab) reload(ctx context.Context) error {
-	set, err := l.opt.load()
+	set, err := l.load()
 	if err != nil {
 		return err
 	}
 	if !reflect.DeepEqual(set.Nodes, l.set.Nodes) {
-		return manifest.Problems{{File: strings.Join(l.opt.Manifests, ", "),
+		return manifest.Problems{{File: strings.Join(append(slices.Clone(l.opt.Manifests), l.opt.Kustomizations...), ", "),
 			Text: "the nodes changed, which a lab that stands cannot follow; use weft-lab down and up"}}
 	}
 	if err := l.apply(ctx, set); err != nil {

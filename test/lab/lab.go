@@ -20,6 +20,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,8 +40,13 @@ import (
 // Options describe a lab.
 type Options struct {
 	Name string
-	// Manifests are absolute paths of files and directories.
+	// Manifests are absolute paths of files and directories; manifest.Stdin stands for Input.
 	Manifests []string
+	Input     []byte
+	// Kustomizations are absolute paths of directories that are built as `kubectl kustomize` does.
+	Kustomizations []string
+	// Settings are the agents' besides what stands below, as KEY=VALUE (docs/configuration.md).
+	Settings []string
 	// Nodes is how many to make where the manifests have none; 0 for the default.
 	Nodes    int
 	Tunnel   model.Encapsulation
@@ -49,9 +56,49 @@ type Options struct {
 	Agent string
 }
 
-// load reads the manifests.
-func (opt Options) load() (manifest.Set, error) {
-	return manifest.Load(opt.Manifests, manifest.Options{Nodes: opt.Nodes, ServiceCIDRs: opt.Family.serviceCIDRs()})
+// load reads the manifests. onRead is told the files that kustomizations are built from.
+func (opt Options) load(onRead func(file string)) (manifest.Set, error) {
+	return manifest.Load(opt.Manifests, manifest.Options{Nodes: opt.Nodes, ServiceCIDRs: opt.Family.serviceCIDRs(),
+		Input: opt.Input, Kustomizations: opt.Kustomizations, OnRead: onRead})
+}
+
+// Check reads the manifests as Up does, and says what they ask for. It needs no root.
+func Check(opt Options) (manifest.Set, error) {
+	if err := opt.Family.check(); err != nil {
+		return manifest.Set{}, err
+	}
+	if opt.Nodes < 0 {
+		return manifest.Set{}, fmt.Errorf("--nodes %d: want 1 to %d", opt.Nodes, manifest.MaxNodes)
+	}
+	if _, err := agentSettings(opt.Settings); err != nil {
+		return manifest.Set{}, err
+	}
+	return opt.load(nil)
+}
+
+// agentSettings are lines of the agents' configuration. Agents do not probe their peers unless that is asked for: a lab's
+// counters and captures show what its pods and its user send.
+func agentSettings(settings []string) (string, error) {
+	var lines strings.Builder
+	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "peerProbes=") }) {
+		lines.WriteString("peerProbes: false\n")
+	}
+	for _, s := range settings {
+		key, value, ok := strings.Cut(s, "=")
+		switch {
+		case !ok:
+			return "", fmt.Errorf("--set %q: want KEY=VALUE", s)
+		case key == "tunnelType":
+			return "", fmt.Errorf("--set %s: use --tunnel", s)
+		case key == "datapath":
+			return "", fmt.Errorf("--set %s: use --datapath", s)
+		}
+		fmt.Fprintf(&lines, "%s: %s\n", key, value)
+	}
+	if _, err := config.Parse([]byte(lines.String())); err != nil {
+		return "", fmt.Errorf("--set: %w", err)
+	}
+	return lines.String(), nil
 }
 
 // Root holds a directory for each lab.
@@ -82,6 +129,8 @@ type Lab struct {
 	server   *apiserver.Server // serves api to the agents
 	progress *progress
 	started  time.Time
+	// built are the files that kustomizations were built from. Serve's goroutine has it.
+	built map[string]bool
 	// routed are the addresses that the host outside was given a way to. Serve's goroutine has it.
 	routed map[netip.Addr]bool
 
@@ -100,7 +149,7 @@ func Serve(ctx context.Context, opt Options, log *slog.Logger) error {
 		return err
 	}
 	l := &Lab{opt: opt, group: group, dir: directory(opt.Name), log: log, api: apiserver.NewStore(),
-		pods: map[string]*pod{}, progress: newProgress(), started: time.Now()}
+		pods: map[string]*pod{}, built: map[string]bool{}, progress: newProgress(), started: time.Now()}
 	l.server = apiserver.NewServer(l.api)
 	if l.datapath, err = findDatapath(opt.Datapath); err != nil {
 		return err
@@ -121,11 +170,11 @@ func Serve(ctx context.Context, opt Options, log *slog.Logger) error {
 // start brings everything up.
 func (l *Lab) start(ctx context.Context) error {
 	// Before they are read, so that a change meanwhile is seen.
-	seen, err := look(l.opt.Manifests)
+	seen, err := l.look()
 	if err != nil {
 		return err
 	}
-	set, err := l.opt.load()
+	set, err := l.load()
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
@@ -155,11 +157,18 @@ func TestUpAndDown(t *testing.T) {
 		t.Errorf("%d probes, %v; want 400, all as expected", len(r.Probes), r.Counts)
 	}
 	begin = time.Now()
-	run(t, m.weftLab(t, "down", "--name="+name))
+	if out := run(t, m.weftLab(t, "down", "--name="+name)); !regexp.MustCompile(
+		`^lab "updown" is down: ended \d\d processes, removed /run/weft-lab/updown\n$`).MatchString(out) {
+		t.Errorf("down says %q", out)
+	}
 	t.Logf("2 nodes, 20 pods: up %s, probe of %d pairs %s, down %s", up.Round(time.Millisecond), len(r.Probes),
 		probe.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))
 	m.wantNothing(t, name, before)
-	run(t, m.weftLab(t, "down", "--name="+name)) // nothing to do is fine
+	out, err := labtest.Run(m.weftLab(t, "down", "--name="+name))
+	if err == nil || !strings.Contains(err.Error(), `there is no lab "`+name+`"`) {
+		t.Errorf("down without a lab: %q, %v", out, err)
+	}
+	run(t, m.weftLab(t, "down", "--name="+name, "--ignore-not-found"))
 }
 
 // However and whenever `weft-lab up` is ended, nothing stays: by itself after SIGINT, after `weft-lab down` when it was
@@ -194,10 +203,10 @@ func TestInterrupted(t *testing.T) {
 		}
 		if i%5 == 4 {
 			// The next up removes what is left, too.
-			run(t, m.weftLab(t, "down", "--name="+name))
+			run(t, m.weftLab(t, "down", "--name="+name, "--ignore-not-found"))
 			run(t, m.weftLab(t, args...))
 		}
-		run(t, m.weftLab(t, "down", "--name="+name))
+		run(t, m.weftLab(t, "down", "--name="+name, "--ignore-not-found"))
 		m.wantNothing(t, name, before)
 	}
 }
@@ -240,22 +249,26 @@ func TestBadInput(t *testing.T) {
 	good := labtest.Write(t, map[string]string{"f.yaml": deployment("web", 1, 80)})
 	bad := labtest.Write(t, map[string]string{
 		"a.yaml": "kind: [\n", "b.yaml": "apiVersion: v1\nkind: Gizmo\nmetadata: {name: g}\n",
-		"c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {containers: [{name: c}]}\n",
+		"c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {container: [{name: c}]}\n",
 		"d.yaml": deployment("web", 1, 80) + deployment("web", 1,
-			80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinity: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
+			80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinities: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
 	})
 	for _, tc := range []struct {
 		args []string
 		want []string
 	}{
-		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: kind: a lab does not know Gizmo",
-			"c.yaml:4: spec.containers: the pod has no containerPort",
-			"d.yaml:14: metadata.name: there are two of Deployment default/web", "e.yaml:5: spec.affinity: not supported"}},
+		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: Gizmo g kind: Kubernetes has no kind Gizmo",
+			"c.yaml:4: Pod c spec.container: unknown field",
+			"d.yaml:14: Deployment web metadata.name: there are two of Deployment default/web", "e.yaml:5: Pod e spec.affinities: unknown field"}},
 		{[]string{}, []string{"-f must name a file"}},
 		{[]string{"-f", filepath.Join(good, "none.yaml")}, []string{"no such file"}},
 		{[]string{"-f", good, "--tunnel=gre"}, []string{`--tunnel "gre": want geneve or vxlan`}},
 		{[]string{"-f", good, "--datapath=magic"}, []string{`datapath "magic": want netdev or system`}},
 		{[]string{"-f", good, "--ip-family=ipv5"}, []string{`IP family "ipv5": want ipv4, ipv6 or dual`}},
+		{[]string{"-f", good, "--set=mtu"}, []string{`--set "mtu": want KEY=VALUE`}},
+		{[]string{"-f", good, "--set=mtoo=1400"}, []string{`--set: unknown key "mtoo"`}},
+		{[]string{"-f", good, "--set=datapath=netdev"}, []string{"--set datapath=netdev: use --datapath"}},
+		{[]string{"-k", good}, []string{"build the kustomization"}},
 		{[]string{"-f", good, "--nodes=-1"}, []string{"--nodes -1: want 1 to 50"}},
 		{[]string{"-f", good, "--agent=/etc/passwd"}, []string{"the agent /etc/passwd is not an executable program"}},
 		// An agent that does not start: found out late, and still nothing stays.
@@ -313,7 +326,7 @@ func TestFollowsManifests(t *testing.T) {
 	wait := func(what string, holds func(lab.Status) bool) lab.Status {
 		t.Helper()
 		var s lab.Status
-		labtest.Eventually(t, 20*time.Second, func() error {
+		testenv.Eventually(t, 20*time.Second, func() error {
 			if s = l.Status(); !holds(s) {
 				return fmt.Errorf("%s: %+v", what, s)
 			}
@@ -359,7 +372,7 @@ func TestFollowsManifests(t *testing.T) {
 	wait("no problem", func(s lab.Status) bool { return s.Problem == "" })
 	write("policy.yaml",
 		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {}}\n")
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		for _, p := range l.Probe().Probes {
 			if p.Expected == lab.Deny {
 				return nil

@@ -117,8 +117,12 @@ mkdir "$1"; ovsdb-tool create "$2" "$3"`
 }
 
 func (l *Lab) startAgent(ctx context.Context, n *node) error {
+	settings, err := agentSettings(l.opt.Settings)
+	if err != nil {
+		return err
+	}
 	files := map[string]string{
-		agentConfig: fmt.Sprintf("tunnelType: %s\ndatapath: %s\n", l.opt.Tunnel, l.datapath),
+		agentConfig: fmt.Sprintf("tunnelType: %s\ndatapath: %s\n%s", l.opt.Tunnel, l.datapath, settings),
 		kubeconfig: fmt.Sprintf(`apiVersion: v1
 kind: Config
 current-context: lab

@@ -60,7 +60,7 @@ func (l *Lab) nodeObjects(set manifest.Set) []objects {
 
 // otherObjects are all others, in an order in which none comes before what it needs.
 func (l *Lab) otherObjects(pending []*pod) []objects {
-	var pods, endpoints, services, policies, namespaces []apiserver.Object
+	var pods, endpoints, services, policies, clusterPolicies, namespaces []apiserver.Object
 	running := l.sortedPods()
 	for _, p := range running {
 		pods = append(pods, p.running())
@@ -82,11 +82,15 @@ func (l *Lab) otherObjects(pending []*pod) []objects {
 	for _, p := range l.set.Policies {
 		policies = append(policies, p)
 	}
+	for _, p := range l.set.ClusterPolicies {
+		clusterPolicies = append(clusterPolicies, p)
+	}
 	for _, n := range l.set.Namespaces {
 		namespaces = append(namespaces, n)
 	}
 	return []objects{
-		{apiserver.Namespaces, namespaces}, {apiserver.NetworkPolicies, policies}, {apiserver.Pods, pods},
+		{apiserver.Namespaces, namespaces}, {apiserver.NetworkPolicies, policies},
+		{apiserver.ClusterNetworkPolicies, clusterPolicies}, {apiserver.Pods, pods},
 		{apiserver.Services, services}, {apiserver.EndpointSlices, endpoints},
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
@@ -41,7 +42,7 @@ func TestOutsideRoutes(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "f.yaml"), []byte(external(addrs...)), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		labtest.Eventually(t, 20*time.Second, func() error {
+		testenv.Eventually(t, 20*time.Second, func() error {
 			if s := l.Status(); s.Problem != "" {
 				return fmt.Errorf("the lab has a problem: %s", s.Problem)
 			}
@@ -62,7 +63,7 @@ func TestOutsideRoutes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "f.yaml"), []byte(external("192.0.2.3")), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	labtest.Eventually(t, 20*time.Second, func() error {
+	testenv.Eventually(t, 20*time.Second, func() error {
 		if s := l.Status(); !strings.Contains(s.Problem, "on node outside: ip ") {
 			return fmt.Errorf("routes cannot be removed, and the problem is %q", s.Problem)
 		}

@@ -23,13 +23,17 @@ import (
 
 // Status is how a lab is.
 type Status struct {
-	Name      string              `json:"name"`
-	Up        bool                `json:"up"`
-	Since     time.Time           `json:"since"`
-	Manifests []string            `json:"manifests"`
-	Tunnel    model.Encapsulation `json:"tunnelType"`
-	Datapath  config.Datapath     `json:"datapath"`
-	Family    Family              `json:"ipFamily"`
+	Name  string    `json:"name"`
+	Up    bool      `json:"up"`
+	Since time.Time `json:"since"`
+	// Manifests are the paths of files and directories, Kustomizations those of directories that are built.
+	Manifests      []string `json:"manifests"`
+	Kustomizations []string `json:"kustomizations,omitempty"`
+	// Settings are the agents' that were asked for.
+	Settings []string            `json:"settings,omitempty"`
+	Tunnel   model.Encapsulation `json:"tunnelType"`
+	Datapath config.Datapath     `json:"datapath"`
+	Family   Family              `json:"ipFamily"`
 	// Problem says why the manifests as they are now are not what stands.
 	Problem string       `json:"problem,omitempty"`
 	Nodes   []NodeStatus `json:"nodes"`
@@ -37,6 +41,8 @@ type Status struct {
 	Outside  OutsideStatus   `json:"outside"`
 	Pods     []PodStatus     `json:"pods"`
 	Services []ServiceStatus `json:"services"`
+	// Warnings are what the manifests ask for and what has no effect, with file and line.
+	Warnings []string `json:"warnings,omitempty"`
 	// Ignored are kinds of the manifests that mean nothing to a network.
 	Ignored []string `json:"ignored,omitempty"`
 	// Events are what the agents reported to Kubernetes.
@@ -117,7 +123,7 @@ func ask(ctx context.Context, name, method, path string, v any) error {
 			return fmt.Errorf("the lab %q has no daemon: it crashed, or is just coming up or going down; `weft-lab down` "+
 				"removes what is left", name)
 		}
-		return fmt.Errorf("there is no lab %q%s", name, others())
+		return fmt.Errorf("%w %q%s", ErrNotFound, name, others())
 	case err != nil:
 		return fmt.Errorf("lab %q: %w", name, err)
 	}
@@ -139,7 +145,7 @@ func others() string {
 
 func (l *Lab) status(ctx context.Context) Status {
 	s := Status{Name: l.opt.Name, Up: l.progress.done(), Since: l.started, Manifests: l.opt.Manifests,
-		Tunnel: l.opt.Tunnel, Datapath: l.opt.Datapath, Family: l.opt.Family}
+		Kustomizations: l.opt.Kustomizations, Settings: l.opt.Settings, Tunnel: l.opt.Tunnel, Datapath: l.opt.Datapath, Family: l.opt.Family}
 	if !s.Up {
 		return s
 	}
@@ -152,6 +158,9 @@ func (l *Lab) status(ctx context.Context) Status {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Problem, s.Ignored = l.problem, l.set.Ignored
+	for _, w := range l.set.Warnings {
+		s.Warnings = append(s.Warnings, w.Error())
+	}
 	s.Outside = OutsideStatus{Addrs: addrsOf(l.opt.Family.member(outside)), Sandbox: l.outside}
 	pods := l.sortedPodsLocked()
 	for _, service := range l.services() {

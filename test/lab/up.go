@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -19,6 +20,8 @@ import (
 
 const (
 	lockFile = "lock"
+	// inputFile has the manifests that came from the standard input.
+	inputFile = "input.yaml"
 	// downTimeout bounds how long removing a lab may take.
 	downTimeout = time.Minute
 )
@@ -53,7 +56,12 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 			return err
 		}
 	}
-	err = start(ctx, group, dir, append(serve, opt.arguments()...), say)
+	if err = makeDirectory(dir); err == nil { // remove may have taken it
+		opt, err = opt.keepInput(dir)
+	}
+	if err == nil {
+		err = start(ctx, group, dir, append(serve, opt.arguments()...), say)
+	}
 	if err == nil {
 		return nil
 	}
@@ -68,25 +76,38 @@ func Up(ctx context.Context, opt Options, serve []string, say func(string)) erro
 
 // check refuses what could not work before anything is started.
 func (opt Options) check() error {
-	if err := opt.Family.check(); err != nil {
-		return err
-	}
-	if opt.Nodes < 0 {
-		return fmt.Errorf("--nodes %d: want 1 to %d", opt.Nodes, manifest.MaxNodes)
-	}
-	// Before the machine: a person without root can check manifests.
-	if _, err := opt.load(); err != nil {
+	if _, err := Check(opt); err != nil {
 		return err
 	}
 	return CheckMachine(opt)
 }
 
-// arguments are the flags that make Options what they are.
+// keepInput puts the input into a file of the lab, where the daemon finds it.
+func (opt Options) keepInput(dir string) (Options, error) {
+	i := slices.Index(opt.Manifests, manifest.Stdin)
+	if i < 0 {
+		return opt, nil
+	}
+	opt.Manifests = slices.Clone(opt.Manifests)
+	opt.Manifests[i] = filepath.Join(dir, inputFile)
+	if err := os.WriteFile(opt.Manifests[i], opt.Input, 0o600); err != nil {
+		return opt, fmt.Errorf("keep the manifests of the standard input: %w", err)
+	}
+	return opt, nil
+}
+
+// arguments are the flags that make Options what they are, without the input.
 func (opt Options) arguments() []string {
 	args := []string{"--name=" + opt.Name, "--nodes=" + strconv.Itoa(opt.Nodes), "--tunnel=" + string(opt.Tunnel),
 		"--datapath=" + string(opt.Datapath), "--ip-family=" + string(opt.Family), "--agent=" + opt.Agent}
 	for _, path := range opt.Manifests {
 		args = append(args, "--file="+path)
+	}
+	for _, path := range opt.Kustomizations {
+		args = append(args, "--kustomize="+path)
+	}
+	for _, setting := range opt.Settings {
+		args = append(args, "--set="+setting)
 	}
 	return args
 }
@@ -100,9 +121,6 @@ func makeDirectory(dir string) error {
 
 // start runs the daemon and waits until it says that the lab is up.
 func start(ctx context.Context, group sandbox.Group, dir string, args []string, say func(string)) error {
-	if err := makeDirectory(dir); err != nil { // remove may have taken it
-		return err
-	}
 	cgroup := cgroupOf(group)
 	if err := cgroup.Create(); err != nil {
 		return err
@@ -141,23 +159,48 @@ func start(ctx context.Context, group sandbox.Group, dir string, args []string, 
 	}
 }
 
-// Down removes a lab, in whatever state it is; an Up that is still at work is ended. Idempotent.
-func Down(ctx context.Context, name string) error {
+// ErrNotFound is that there is nothing of a lab to take down.
+var ErrNotFound = errors.New("there is no lab")
+
+// Removed is what Down has removed.
+type Removed struct {
+	// Processes are those that were ended: the daemon, Open vSwitch and agents, and what weft-lab exec has started.
+	Processes int
+	// Files is the lab's directory.
+	Files string
+}
+
+// Down removes a lab, in whatever state it is; an Up that is still at work is ended. It returns ErrNotFound when there
+// is nothing of it.
+func Down(ctx context.Context, name string) (Removed, error) {
 	group, err := groupOf(name)
 	if err != nil {
-		return err
+		return Removed{}, err
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("removing a lab needs root")
+		return Removed{}, errors.New("removing a lab needs root")
 	}
 	dir := directory(name)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		left, err := group.Leftovers()
+		if err != nil {
+			return Removed{}, err
+		}
+		if len(left) == 0 {
+			return Removed{}, fmt.Errorf("%w %q%s", ErrNotFound, name, others())
+		}
+	}
 	// An Up that is still at work is ended.
 	unlock, err := lockOf(dir).Seize(ctx)
 	if err != nil {
-		return fmt.Errorf("take down the lab %q: %w", name, err)
+		return Removed{}, fmt.Errorf("take down the lab %q: %w", name, err)
 	}
 	defer unlock()
-	return remove(ctx, group, dir)
+	processes, err := group.Cgroup().PIDs()
+	if err != nil {
+		return Removed{}, err
+	}
+	return Removed{Processes: len(processes), Files: dir}, remove(ctx, group, dir)
 }
 
 // remove ends all processes of the lab, with all that they held open, and deletes its files but those named.

@@ -42,6 +42,7 @@ var scenarios = map[string]func(context.Context, *node, options, *report) error{
 	"policies":        measurePolicies,
 	"policies-spread": measureSpread,
 	"square":          measureSquare,
+	"tiers":           measureTiers,
 }
 
 func main() {

@@ -90,6 +90,28 @@ func (n *node) policies(ctx context.Context, opt options, r *report, about func(
 	r.Mix += fmt.Sprintf(". %d namespaces of %d applications; a policy selects one application and allows at two ports "+
 		"another of its namespace, one of a team's two namespaces, and one of %d blocks with an exception", namespaces,
 		applications, blocks)
+	if err := n.populate(ctx, opt); err != nil {
+		return err
+	}
+	for i := range opt.policies {
+		if err := n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("policy", i), i, about(i))); err != nil {
+			return err
+		}
+	}
+	if err := n.empty(ctx); err != nil {
+		return err
+	}
+	if err := n.coldStart(ctx, r, 1300*time.Millisecond, 200); err != nil {
+		return err
+	}
+	if err := n.changePolicies(ctx, opt, r); err != nil {
+		return err
+	}
+	return n.restart(ctx, r, 200)
+}
+
+// populate fills in namespaces and pods, and leaves the node without an agent.
+func (n *node) populate(ctx context.Context, opt options) error {
 	if err := n.addNamespaces(); err != nil {
 		return err
 	}
@@ -117,21 +139,7 @@ func (n *node) policies(ctx context.Context, opt options, r *report, about func(
 			}
 		}
 	}
-	for i := range opt.policies {
-		if err := n.api.Put(apiserver.NetworkPolicies, aPolicy(fmt.Sprint("policy", i), i, about(i))); err != nil {
-			return err
-		}
-	}
-	if err := n.empty(ctx); err != nil {
-		return err
-	}
-	if err := n.coldStart(ctx, r, 1300*time.Millisecond, 200); err != nil {
-		return err
-	}
-	if err := n.changePolicies(ctx, opt, r); err != nil {
-		return err
-	}
-	return n.restart(ctx, r, 200)
+	return nil
 }
 
 func (n *node) addNamespaces() error {

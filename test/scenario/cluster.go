@@ -64,3 +64,11 @@ func (n names) of(client string) []netip.Addr {
 	}
 	return n.pods[client].ips
 }
+
+// of is the address of a family; invalid when there is none.
+func of(addrs []netip.Addr, is4 bool) netip.Addr {
+	if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == is4 }); i >= 0 {
+		return addrs[i]
+	}
+	return netip.Addr{}
+}

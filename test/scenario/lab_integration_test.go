@@ -24,6 +24,7 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
@@ -164,7 +165,11 @@ func (w *labWorld) settled(manifests documents) (lab.Status, error) {
 			return status, err
 		}
 		for _, p := range policies {
-			have["networkpolicy "+p.Policy] = true
+			kind := "networkpolicy"
+			if p.Tier != model.NetworkPolicyTier.String() {
+				kind = "clusternetworkpolicy"
+			}
+			have[kind+" "+p.Policy] = true
 		}
 		if f := agent.Flows; f.Programmed != f.Desired {
 			return status, fmt.Errorf("node %s has programmed revision %d of %d", n.Name, f.Programmed, f.Desired)
@@ -173,7 +178,7 @@ func (w *labWorld) settled(manifests documents) (lab.Status, error) {
 	want := map[string]bool{}
 	for key := range manifests {
 		switch kind, _, _ := strings.Cut(key, " "); kind {
-		case "pod", "service", "networkpolicy":
+		case "pod", "service", "networkpolicy", "clusternetworkpolicy":
 			want[key] = true
 		}
 	}
@@ -273,7 +278,37 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 		})
 	}
 	group.Wait()
-	return results, errors.Join(errs...)
+	return results, errors.Join(append(errs, w.explain(probes))...)
+}
+
+// explain compares what the policies say of the probes with the flows of the real switches, as weftctl policy explain does.
+func (w *labWorld) explain(probes []probe) error {
+	ctx, cancel := context.WithTimeout(w.t.Context(), testenv.Patience(patience))
+	defer cancel()
+	nodes, err := lab.TraceNodes(ctx, w.lab.Name)
+	if err != nil {
+		return err
+	}
+	cluster, err := walk.New(nodes, walk.Options{})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range probes {
+		from := walk.Place{Node: p.step.from}
+		if pod, is := w.names.pods[p.step.from]; is {
+			from = walk.Place{Pod: p.step.from, Node: pod.node}
+			if pod.onHost {
+				from.Pod = ""
+			}
+		} else if _, is := w.names.nodes[p.step.from]; !is {
+			from = walk.Place{}
+		}
+		src := cluster.Source(from, p.to.Addr(), w.names.of(p.step.from))
+		q := walk.Query{From: from, Src: src, To: p.to, Protocol: p.step.to.protocol.Number()}
+		errs = append(errs, explained(cluster.Explain(q), cluster.Trace(q)))
+	}
+	return errors.Join(errs...)
 }
 
 // dial makes the connections of a probe, until one is not as expected or all that is expected was seen.

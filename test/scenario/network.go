@@ -1,6 +1,8 @@
 package scenario
 
 import (
+	"cmp"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,10 +18,11 @@ import (
 	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
-	"github.com/weft-cni/weft/pkg/trace"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
 )
 
@@ -30,10 +33,10 @@ type network struct {
 	count int // of nodes where the manifests have none
 	nodes []*node
 	pods  map[string]*pod
-	// external are the addresses of Services that the host outside has routes to.
-	external map[netip.Addr]bool
-	kernel   bool
-	ports    uint32 // of pods so far
+	// walker follows packets through the nodes as they are now.
+	walker *walk.Cluster
+	kernel bool
+	ports  uint32 // of pods so far
 }
 
 // node is a node with its agent's state and its switch.
@@ -43,8 +46,8 @@ type node struct {
 	store    *state.Store
 	compiler *flows.Compiler
 	snapshot *model.Snapshot
-	sw       *trace.Switch
 	gone     map[string]state.Change // what deletes an object that the store has
+	objects  policy.Cluster          // what policies are evaluated by
 }
 
 type pod struct {
@@ -60,7 +63,7 @@ type pod struct {
 func newNetwork(family lab.Family, kernel bool, nodes int) *network {
 	return &network{
 		names: names{services: map[string][]netip.Addr{}}, paper: lab.NewPaper(family), count: nodes, kernel: kernel,
-		pods: map[string]*pod{}, external: map[netip.Addr]bool{},
+		pods: map[string]*pod{},
 	}
 }
 
@@ -86,7 +89,7 @@ func (n *network) apply(manifests documents) error {
 		}
 	}
 	n.takeNames()
-	return nil
+	return n.walk()
 }
 
 func (n *network) known() names { return n.names }
@@ -105,9 +108,6 @@ func (n *network) takeServices(objects []apiserver.Object) {
 			}
 		}
 		n.services[service.Namespace+"/"+service.Name] = ips
-		for _, addr := range lab.ExternalAddrs(service) {
-			n.external[addr] = true
-		}
 	}
 }
 
@@ -175,8 +175,21 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 	}
 	here.gone = gone
 	set = append(set, state.SetKernelDatapath{Kernel: n.kernel}, state.Synced{})
+	here.objects = policy.Cluster{Namespaces: map[string]map[string]string{}}
 	for _, c := range set {
 		here.store.Apply(c)
+		switch c := c.(type) {
+		case state.SetPod:
+			if c.Pod.Node == here.name {
+				here.objects.Pods = append(here.objects.Pods, c.Pod)
+			}
+		case state.SetNamespace:
+			here.objects.Namespaces[c.Namespace.Name] = c.Namespace.Labels
+		case state.SetPolicy:
+			here.objects.Policies = append(here.objects.Policies, c.Policy)
+		case state.SetPeerNode:
+			here.objects.PeerNodes = append(here.objects.PeerNodes, c.Node)
+		}
 	}
 	snapshot, changed := here.store.Take()
 	if here.addrs = snapshot.Self.Addrs; len(snapshot.LocalAddrs) == 0 {
@@ -194,10 +207,6 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 	if err == nil && full.String() != here.compiler.Desired().String() {
 		err = errors.New("the flows after the change differ from those of a full compilation")
 	}
-	if err != nil {
-		return err
-	}
-	here.sw, err = trace.Of(here.compiler.Desired())
 	return err
 }
 
@@ -223,6 +232,7 @@ func changes(self string, objects map[string][]apiserver.Object) (set []state.Ch
 			case *corev1.Node:
 				node, err := kube.Node(o)
 				errs = append(errs, err)
+				set = append(set, state.SetPeerNode{Node: kube.PeerNode(o)})
 				change, deletion = state.SetNode{Node: node}, state.DeleteNode{Name: o.Name}
 				if o.Name == self {
 					set = append(set, state.SetZone{Zone: o.Labels[corev1.LabelTopologyZone]})
@@ -241,7 +251,10 @@ func changes(self string, objects map[string][]apiserver.Object) (set []state.Ch
 				deletion = state.DeletePod{Namespace: o.Namespace, Name: o.Name}
 			case *networkingv1.NetworkPolicy:
 				change = state.SetPolicy{Policy: kube.NetworkPolicy(o)}
-				deletion = state.DeletePolicy{Namespace: o.Namespace, Name: o.Name}
+				deletion = state.DeletePolicy{ID: model.NetworkPolicy(o.Namespace, o.Name)}
+			case *cnp.ClusterNetworkPolicy:
+				change = state.SetPolicy{Policy: kube.ClusterNetworkPolicy(o)}
+				deletion = state.DeletePolicy{ID: model.ClusterNetworkPolicy(o.Name)}
 			case *corev1.Service:
 				s, err := kube.Service(o)
 				if err != nil {
@@ -309,52 +322,129 @@ const maxBuckets = 1024
 // clientPort is the source port: one that no rule of nodes changes.
 const clientPort = 40000
 
-// try follows connections for every choice of the Service's group.
+// try follows connections for every choice of the Service's group, and compares weftctl's trace with them.
 func (n *network) try(probes []probe) ([]result, error) {
 	var list []result
 	for _, p := range probes {
 		from, seen := n.place(p.step.from), newVerdicts(p.step.verdict)
-		buckets := n.follow(p, from, 0, seen)
+		first := walk.First(netip.AddrPortFrom(n.walker.Source(from, p.to.Addr(), n.names.outside), clientPort), p.to,
+			p.step.to.protocol.Number())
+		buckets := n.follow(p, from, first, 0, seen)
 		for i := range min(buckets, maxBuckets) - 1 {
-			n.follow(p, from, i+1, seen)
+			n.follow(p, from, first, i+1, seen)
+		}
+		t := n.walker.Trace(walk.Query{From: from, Src: first.Src.Addr(), To: p.to, Protocol: first.Protocol})
+		if got := n.verdictOf(t, p.step.verdict); got != seen.firsts() {
+			return nil, fmt.Errorf("%s: the trace says %q, the packets %q:\n%s", p.step.line, got, seen.firsts(), t.Text(true))
+		}
+		if err := explained(n.walker.Explain(t.Query), t); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.step.line, err)
 		}
 		r := result{step: p.step, got: seen.String()}
-		for i := 0; !r.ok() && i < min(buckets, 3); i++ {
-			c := n.conversation(i, true)
-			c.connect(from, p.to, p.step.to.protocol, clientPort)
-			r.detail += c.log.String() + "\n"
+		if !r.ok() {
+			r.detail = t.Text(true)
 		}
 		list = append(list, r)
 	}
 	return list, nil
 }
 
-// follow follows one connection, or two of one client, and returns how many choices there are, at least one.
-func (n *network) follow(p probe, from place, bucket int, seen *verdicts) (buckets int) {
-	c := n.conversation(bucket, false)
-	e := c.connect(from, p.to, p.step.to.protocol, clientPort)
-	if e.outcome != reaches {
-		seen.other(e.outcome, e.reason)
-		return max(1, c.most)
-	}
-	seen.reached(n.names, e.at.String(), e.got.src.Addr())
-	if p.step.verdict.sticky {
-		if again := c.connect(from, p.to, p.step.to.protocol, clientPort+1); again.at != e.at {
-			seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.at, again.at))
+// explained compares what the policies say of a connection with what becomes of its packets.
+func explained(x walk.Explanation, t walk.Trace) error {
+	want := walk.Allowed
+	for _, p := range t.Paths {
+		if r := flows.Reason(p.Reason); r == flows.PolicyEgress || r == flows.PolicyIngress {
+			want = walk.Denied
 		}
 	}
-	return max(1, c.most)
+	if x.Verdict == want && len(x.Disagreements) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	_ = walk.WriteExplanations(&b, []walk.Explanation{x}, func(text string) string { return text }) // into memory
+	return fmt.Errorf("weftctl policy explain does not say %s:\n%s", want, b.String())
+}
+
+// verdictOf is what a trace says, as verdicts say it of packets.
+func (n *network) verdictOf(t walk.Trace, want verdict) string {
+	seen := newVerdicts(want)
+	for _, p := range t.Paths {
+		seen.add(n.names, p.End())
+	}
+	return seen.firsts()
+}
+
+// follow follows one connection, or two of one client, and returns how many choices there are, at least one.
+func (n *network) follow(p probe, from walk.Place, first walk.Packet, bucket int, seen *verdicts) (buckets int) {
+	c := n.walker.Conversation(bucket)
+	e := c.Connect(from, first)
+	seen.add(n.names, e)
+	if e.Outcome == walk.Reaches && p.step.verdict.sticky {
+		second := first
+		second.Src = netip.AddrPortFrom(first.Src.Addr(), clientPort+1)
+		if again := c.Connect(from, second); again.At != e.At {
+			seen.unstable = append(seen.unstable, fmt.Sprintf("%s, then %s", e.At, again.At))
+		}
+	}
+	return max(1, c.Most)
 }
 
 // place is where a client, which names knows, sends from.
-func (n *network) place(client string) place {
+func (n *network) place(client string) walk.Place {
 	if p, ok := n.pods[client]; ok {
-		return place{p, p.node}
+		return walk.Place{Pod: p.key, Node: p.node.name}
 	}
-	for _, one := range n.nodes {
-		if one.name == client {
-			return place{nil, one}
+	if _, ok := n.names.nodes[client]; ok {
+		return walk.Place{Node: client}
+	}
+	return walk.Place{}
+}
+
+// listens is the pod whose container has a port, of those in the network where a packet has arrived.
+func (n *network) listens(at walk.Place, protocol uint8, number uint16) (string, bool) {
+	for _, candidate := range n.pods {
+		inPod := at.Pod != ""
+		if candidate.node.name != at.Node || candidate.onHost == inPod || inPod && candidate.key != at.Pod {
+			continue
+		}
+		for _, container := range candidate.object.Spec.Containers {
+			for _, port := range container.Ports {
+				have := model.Protocol(cmp.Or(string(port.Protocol), string(model.TCP)))
+				if have.Number() == protocol && uint16(port.ContainerPort) == number {
+					return candidate.key, true
+				}
+			}
 		}
 	}
-	return place{}
+	return "", false
+}
+
+// walk makes what packets are followed through from what agents would answer, as JSON.
+func (n *network) walk() error {
+	nodes := make([]walk.Node, len(n.nodes))
+	for i, here := range n.nodes {
+		list, groups := walk.FlowsOf(here.compiler.Desired())
+		one, err := walk.NodeOf(here.snapshot, list, groups)
+		if err != nil {
+			return err
+		}
+		one.Policies = &walk.Policies{Cluster: here.objects}
+		for _, p := range n.pods {
+			if p.node == here && p.onHost {
+				one.Pods = append(one.Pods, walk.Pod{Name: p.key, IPs: p.ips, HostNetwork: true})
+			}
+		}
+		text, err := json.Marshal(one)
+		if err == nil {
+			err = json.Unmarshal(text, &nodes[i])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	var err error
+	n.walker, err = walk.New(nodes, walk.Options{Listens: n.listens, Outside: func(a netip.Addr) bool {
+		return slices.Contains(n.names.outside, a)
+	}})
+	return err
 }

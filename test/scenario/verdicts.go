@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
 // verdicts collects what became of several connections of one step.
@@ -18,6 +20,15 @@ type verdicts struct {
 
 func newVerdicts(want verdict) *verdicts {
 	return &verdicts{want: want, pods: map[string]bool{}, sources: map[string]bool{}, others: map[string]bool{}}
+}
+
+// add notes how a connection ended.
+func (v *verdicts) add(n names, e walk.End) {
+	if e.Outcome == walk.Reaches {
+		v.reached(n, e.At.String(), e.Got.Src.Addr())
+		return
+	}
+	v.other(outcome(e.Outcome), e.Reason)
 }
 
 // reached notes a connection that a pod took.
@@ -35,6 +46,13 @@ func (v *verdicts) reached(n names, pod string, source netip.Addr) {
 // other notes a connection that no pod took.
 func (v *verdicts) other(kind outcome, reason string) {
 	v.others[verdict{kind: kind, reason: reason}.String()] = true
+}
+
+// firsts is String without what is known only of a client's later connections.
+func (v *verdicts) firsts() string {
+	one := *v
+	one.unstable = nil
+	return one.String()
 }
 
 func (v *verdicts) String() string {

@@ -20,26 +20,20 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/terminal"
+	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
-
-// version is set by the linker.
-var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newRoot().ExecuteContext(ctx)
 	stop()
-	if code := exitCode(0); errors.As(err, &code) {
-		os.Exit(int(code))
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "weft-lab:", err)
-		os.Exit(1)
-	}
+	os.Exit(cli.Finish("weft-lab", err, cli.Problem, os.Stderr))
 }
 
 // serveName is the command that the lab's daemon runs; people do not type it.
@@ -57,14 +51,15 @@ func newRoot() *cobra.Command {
 		Example: "  weft-lab up -f examples/shop\n" +
 			"  weft-lab probe\n" +
 			"  weft-lab down",
-		Version:       version,
+		Version:       version.Get().String(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
 	cmd.PersistentFlags().StringVarP((*string)(&p), "output", "o", "table", "table or json")
-	cmd.AddCommand(upCommand(&name), probeCommand(&p, &name), execCommand(&name), statusCommand(&p, &name),
-		downCommand(&name), serveCommand(&name))
+	cmd.AddCommand(upCommand(&name), checkCommand(), probeCommand(&p, &name), traceCommand(&p, &name), explainCommand(&p, &name), execCommand(&name), statusCommand(&p, &name),
+		downCommand(&name), serveCommand(&name), cli.VersionCommand())
+	cli.Strict(cmd)
 	return cmd
 }
 
@@ -72,7 +67,11 @@ func newRoot() *cobra.Command {
 func labFlags(cmd *cobra.Command, opt *lab.Options) {
 	flags := cmd.Flags()
 	flags.StringArrayVarP(&opt.Manifests, "file", "f", nil,
-		"file or directory of Kubernetes manifests, also several times; changes are followed")
+		"file or directory of Kubernetes manifests, or - for the standard input; also several times; changes are followed")
+	flags.StringArrayVarP(&opt.Kustomizations, "kustomize", "k", nil,
+		"directory to build as kubectl kustomize does, also several times; changes are followed")
+	flags.StringArrayVar(&opt.Settings, "set", nil,
+		"KEY=VALUE: a setting of the agents, as in docs/configuration.md, also several times")
 	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
 	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), encapsulations())
 	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev),
@@ -107,15 +106,20 @@ func encapsulations() string {
 // finish checks and completes what was typed.
 func finish(opt *lab.Options, name string) (err error) {
 	opt.Name = name
-	if len(opt.Manifests) == 0 {
+	if len(opt.Manifests)+len(opt.Kustomizations) == 0 {
 		return fmt.Errorf("-f must name a file or a directory of Kubernetes manifests, for example -f examples/shop")
 	}
 	if !slices.Contains(model.Encapsulations, opt.Tunnel) {
 		return fmt.Errorf("--tunnel %q: want %s", opt.Tunnel, encapsulations())
 	}
-	for i := range opt.Manifests {
-		if opt.Manifests[i], err = filepath.Abs(opt.Manifests[i]); err != nil {
-			return err
+	for _, paths := range [][]string{opt.Manifests, opt.Kustomizations} {
+		for i := range paths {
+			if paths[i] == manifest.Stdin {
+				continue
+			}
+			if paths[i], err = filepath.Abs(paths[i]); err != nil {
+				return err
+			}
 		}
 	}
 	opt.Agent, err = filepath.Abs(opt.Agent)
@@ -125,15 +129,20 @@ func finish(opt *lab.Options, name string) (err error) {
 func upCommand(name *string) *cobra.Command {
 	var opt lab.Options
 	cmd := &cobra.Command{
-		Use:   "up -f FILE|DIR…",
+		Use:   "up -f FILE|DIR|-… | -k DIR…",
 		Short: "Bring a lab up",
 		Long: "Reads Namespaces, Nodes, Pods, Deployments, StatefulSets, DaemonSets, Services, EndpointSlices and NetworkPolicies,\n" +
 			"and brings up what they describe. While the lab stands, it follows the files: an edit changes pods, policies and flows.",
-		Args: cobra.NoArgs,
+		Args: onlyFlags,
 		Example: "  weft-lab up -f examples/shop -f examples/shop-policies\n" +
-			"  weft-lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine",
+			"  weft-lab up -f my-manifests/ --nodes 3 --tunnel vxlan --name mine\n" +
+			"  weft-lab up -k overlays/dev --set establishedConnections=keep\n" +
+			"  kubectl get deploy,svc,netpol -A -o yaml | weft-lab up -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := finish(&opt, *name); err != nil {
+				return err
+			}
+			if err := readInput(cmd, &opt); err != nil {
 				return err
 			}
 			self, err := os.Executable()
@@ -149,8 +158,64 @@ func upCommand(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, warning := range s.Warnings {
+				say("warning: " + warning)
+			}
 			say(fmt.Sprintf("lab %q is up: %d nodes, %d pods, %d services", *name, len(s.Nodes), len(s.Pods), len(s.Services)))
 			return nil
+		},
+	}
+	labFlags(cmd, &opt)
+	return cmd
+}
+
+// onlyFlags refuses arguments, which are most likely manifests.
+func onlyFlags(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command or argument %q; did you mean -f %s?", args[0], args[0])
+	}
+	return nil
+}
+
+// readInput reads the standard input, when manifests are to come from there.
+func readInput(cmd *cobra.Command, opt *lab.Options) (err error) {
+	if slices.Contains(opt.Manifests, manifest.Stdin) {
+		if opt.Input, err = io.ReadAll(cmd.InOrStdin()); err != nil {
+			return fmt.Errorf("read the standard input: %w", err)
+		}
+	}
+	return nil
+}
+
+func checkCommand() *cobra.Command {
+	var opt lab.Options
+	cmd := &cobra.Command{
+		Use:   "check -f FILE|DIR|-… | -k DIR…",
+		Short: "Check manifests and settings as up does, without root and without bringing anything up",
+		Args:  onlyFlags,
+		Example: "  weft-lab check -f examples/shop\n" +
+			"  helm template my-release my-chart | weft-lab check -f -",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := finish(&opt, ""); err != nil {
+				return err
+			}
+			if err := readInput(cmd, &opt); err != nil {
+				return err
+			}
+			set, err := lab.Check(opt)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			for _, warning := range set.Warnings {
+				fmt.Fprintln(out, "warning:", warning)
+			}
+			if len(set.Ignored) > 0 {
+				fmt.Fprintf(out, "ignored: %s, which mean nothing to a network\n", strings.Join(set.Ignored, ", "))
+			}
+			_, err = fmt.Fprintf(out, "%d nodes, %d pods, %d services, %d policies\n", len(set.Nodes), len(set.Pods),
+				len(set.Services), len(set.Policies)+len(set.ClusterPolicies))
+			return err
 		},
 	}
 	labFlags(cmd, &opt)
@@ -176,15 +241,26 @@ func serveCommand(name *string) *cobra.Command {
 }
 
 func downCommand(name *string) *cobra.Command {
-	return &cobra.Command{
+	var ignore bool
+	cmd := &cobra.Command{
 		Use:     "down",
 		Short:   "Take a lab down, in whatever state it is",
 		Args:    cobra.NoArgs,
 		Example: "  weft-lab down\n  weft-lab down --name mine",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return lab.Down(context.WithoutCancel(cmd.Context()), *name)
+			removed, err := lab.Down(context.WithoutCancel(cmd.Context()), *name)
+			if errors.Is(err, lab.ErrNotFound) && ignore {
+				return nil
+			}
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "lab %q is down: ended %d processes, removed %s\n", *name, removed.Processes,
+					removed.Files)
+			}
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&ignore, "ignore-not-found", false, "succeed when there is no such lab")
+	return cmd
 }
 
 func execCommand(name *string) *cobra.Command {
@@ -202,17 +278,12 @@ func execCommand(name *string) *cobra.Command {
 			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
 			var exit *exec.ExitError
 			if errors.As(err, &exit) {
-				return exitCode(max(exit.ExitCode(), 1)) // -1 when a signal ended it
+				return cli.ExitError{Code: max(exit.ExitCode(), 1)} // -1 when a signal ended it; it has said why
 			}
 			return err
 		},
 	}
 }
-
-// exitCode ends this program the way the command that it ran ended, which has said why.
-type exitCode int
-
-func (c exitCode) Error() string { return fmt.Sprintf("exit status %d", int(c)) }
 
 func statusCommand(p *terminal.Format, name *string) *cobra.Command {
 	return &cobra.Command{
@@ -240,9 +311,15 @@ func showLab(out io.Writer, s lab.Status) error {
 		up = terminal.Paint(out, terminal.Red, "coming up")
 	}
 	fmt.Fprintf(w, "Lab\t%s, %s\nManifests\t%s\nNetwork\t%s, %s tunnels, %s datapath\n", s.Name, up,
-		strings.Join(s.Manifests, ", "), s.Family, s.Tunnel, s.Datapath)
+		strings.Join(append(slices.Clone(s.Manifests), s.Kustomizations...), ", "), s.Family, s.Tunnel, s.Datapath)
+	if len(s.Settings) > 0 {
+		fmt.Fprintf(w, "Settings\t%s\n", strings.Join(s.Settings, ", "))
+	}
 	if len(s.Ignored) > 0 {
 		fmt.Fprintf(w, "Ignored\t%s, which mean nothing to a network\n", strings.Join(s.Ignored, ", "))
+	}
+	for _, warning := range s.Warnings {
+		fmt.Fprintf(w, "Warning\t%s\n", warning)
 	}
 	if s.Problem != "" {
 		fmt.Fprintf(w, "Problem\t%s\n", terminal.Paint(out, terminal.Red, "the manifests as they are now were not applied: "+

@@ -162,3 +162,38 @@ func TestLabArguments(t *testing.T) {
 		}
 	}
 }
+
+// TestCheck: manifests are checked without a lab, from files and from the standard input.
+func TestCheck(t *testing.T) {
+	const input = "kind: List\napiVersion: v1\nitems:\n" +
+		"- {apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {affinity: {}, containers: [{name: c}]}}\n" +
+		"- {apiVersion: v1, kind: Secret, metadata: {name: s}}\n"
+	for _, tc := range []struct {
+		args        []string
+		input, want string
+		wrong       string
+	}{
+		{[]string{"-f", "../../examples/shop"}, "", "2 nodes, 5 pods, 3 services, 0 policies\n", ""},
+		{[]string{"-f", "-", "--nodes=1"}, input, "warning: standard input:4: Pod p spec.affinity: not supported: a lab has no scheduler; " +
+			"nodeName and nodeSelector have an effect\nignored: Secret, which mean nothing to a network\n1 nodes, 1 pods, 0 services, 0 policies\n", ""},
+		{[]string{"-f", "-"}, strings.ReplaceAll(input, "affinity", "affinities"), "", "standard input:4: Pod p spec.affinities: unknown field"},
+		{[]string{"-f", "-", "--set", "mtoo=1"}, input, "", `unknown key "mtoo"`},
+		{[]string{"-f", "-", "--set", "mtu"}, input, "", "want KEY=VALUE"},
+		{[]string{"-f", "-", "--set", "tunnelType=vxlan"}, input, "", "use --tunnel"},
+		{[]string{"-f", "-", "--set", "datapath=system"}, input, "", "use --datapath"},
+		{[]string{"examples/shop"}, "", "", "did you mean -f examples/shop?"},
+	} {
+		root := newRoot()
+		var out bytes.Buffer
+		root.SetOut(&out)
+		root.SetIn(strings.NewReader(tc.input))
+		root.SetArgs(append([]string{"check"}, tc.args...))
+		err := root.Execute()
+		if (err != nil) != (tc.wrong != "") || err != nil && !strings.Contains(err.Error(), tc.wrong) {
+			t.Errorf("check %v: %v, want %q", tc.args, err, tc.wrong)
+		}
+		if diff := cmp.Diff(tc.want, out.String()); diff != "" {
+			t.Errorf("check %v (-want +got):\n%s", tc.args, diff)
+		}
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/state"
@@ -53,22 +54,6 @@ func apply(t *testing.T, store *apiserver.Store, resource string, objects ...api
 	}
 }
 
-// eventually polls a condition with a deadline.
-func eventually(t *testing.T, condition func() error) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for {
-		err := condition()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // The agent's own watcher follows every change, and sees only its node's pods.
 func TestAgentsWatcher(t *testing.T) {
 	store, client := serve(t)
@@ -98,7 +83,7 @@ func TestAgentsWatcher(t *testing.T) {
 	}
 	want := func(nodes map[string]string, pods ...string) {
 		t.Helper()
-		eventually(t, func() error {
+		testenv.Eventually(t, 10*time.Second, func() error {
 			mu.Lock()
 			defer mu.Unlock()
 			have := map[string]string{}
@@ -147,7 +132,7 @@ func TestEvents(t *testing.T) {
 	for range 3 {
 		reporter.Warn(model.NodeOwner("n2"), "FlowsRefused", "because")
 	}
-	eventually(t, func() error {
+	testenv.Eventually(t, 10*time.Second, func() error {
 		events := store.Events()
 		if len(events) != 1 || events[0].InvolvedObject.Name != "n2" || events[0].Reason != "FlowsRefused" ||
 			events[0].Count != 3 {
@@ -178,7 +163,7 @@ func TestEveryResource(t *testing.T) {
 	}
 	count := func(want int) {
 		t.Helper()
-		eventually(t, func() error {
+		testenv.Eventually(t, 10*time.Second, func() error {
 			for name, informer := range indexers {
 				if got := len(informer.GetStore().List()); got != want {
 					return fmt.Errorf("the informer of %s has %d objects, want %d", name, got, want)
@@ -236,6 +221,43 @@ func TestWatchFromVersion(t *testing.T) {
 	defer old.Stop()
 	if e := <-old.ResultChan(); e.Type != watch.Error || !apierrors.IsResourceExpired(apierrors.FromObject(e.Object)) {
 		t.Errorf("a watch from before the history got %s %+v, want that its version expired", e.Type, e.Object)
+	}
+}
+
+// An empty list that was a lie has a version from which no watch goes on: its client would never hear the truth. The truth
+// is of a later version.
+func TestWatchFromEmptyList(t *testing.T) {
+	store := apiserver.NewStore()
+	server := apiserver.NewServer(store)
+	served := httptest.NewServer(server)
+	t.Cleanup(served.Close)
+	client := kubernetes.NewForConfigOrDie(&rest.Config{Host: served.URL})
+	apply(t, store, apiserver.Pods, pod("a", "n1"))
+	lie := func(l apiserver.Lie) {
+		if err := server.Lie(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lie(apiserver.Lie{Resources: map[string]apiserver.Fault{apiserver.Pods: apiserver.Empty}})
+	empty, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(empty.Items) != 0 {
+		t.Fatalf("list %+v, %v", empty, err)
+	}
+	lie(apiserver.Lie{})
+	whole, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(whole.Items) != 1 {
+		t.Fatalf("list %+v, %v", whole, err)
+	}
+	apply(t, store, apiserver.Pods, pod("a", "n1"), pod("b", "n1"))
+	for version, want := range map[string]watch.EventType{empty.ResourceVersion: watch.Error, whole.ResourceVersion: watch.Added} {
+		w, err := client.CoreV1().Pods("").Watch(t.Context(), metav1.ListOptions{ResourceVersion: version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := <-w.ResultChan(); e.Type != want {
+			t.Errorf("a watch from version %s got %s %+v, want %s", version, e.Type, e.Object, want)
+		}
+		w.Stop()
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"path"
 	"slices"
+	"strconv"
 	"sync"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -26,7 +27,7 @@ const (
 	Expired   Fault = "expired"   // a watch begins and ends at once with 410
 	Closed    Fault = "closed"    // connections end without an answer
 	Cut       Fault = "cut"       // lists break off in the middle; watches are as with Expired
-	Empty     Fault = "empty"     // lists have no items; watches are as with Expired
+	Empty     Fault = "empty"     // lists have no items; watches are as with Expired, and so are later ones from their versions
 	Stalled   Fault = "stalled"   // watches stay open and send nothing, and go on when the fault ends
 )
 
@@ -45,11 +46,14 @@ type Server struct {
 	mu    sync.Mutex
 	kept  http.Handler
 	lie   Lie
-	moved chan struct{} // closed, and replaced, with every change of the lie
+	lied  map[string]uint64 // by resource, the last version of lists that were empty
+	moved chan struct{}     // closed, and replaced, with every change of the lie
 }
 
 // NewServer makes a server that tells the truth.
-func NewServer(store *Store) *Server { return &Server{store: store, moved: make(chan struct{})} }
+func NewServer(store *Store) *Server {
+	return &Server{store: store, lied: map[string]uint64{}, moved: make(chan struct{})}
+}
 
 // Keep keeps the store's state, for lies that serve an older one.
 func (s *Server) Keep() {
@@ -75,6 +79,11 @@ func (s *Server) Lie(l Lie) error {
 	if l.Older && s.kept == nil {
 		return fmt.Errorf("serve an older state: none was kept")
 	}
+	for resource, fault := range s.lie.Resources {
+		if fault == Empty && l.Resources[resource] != Empty {
+			s.lied[resource] = s.store.skipVersion()
+		}
+	}
 	s.lie = l
 	close(s.moved)
 	s.moved = make(chan struct{})
@@ -85,6 +94,14 @@ func (s *Server) current() (lie Lie, kept http.Handler, moved <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.lie, s.kept, s.moved
+}
+
+// fromLie says whether a watch would begin at a version that an empty list had.
+func (s *Server) fromLie(resource, version string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := strconv.ParseUint(version, 10, 64)
+	return err == nil && v <= s.lied[resource]
 }
 
 // ServeHTTP answers a request, with the truth or not.
@@ -99,14 +116,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		handler.ServeHTTP(w, req) // one object, or what an agent writes
 		return
 	}
-	watching := req.URL.Query().Get("watch") == "true"
+	query := req.URL.Query()
+	watching := query.Get("watch") == "true"
 	switch fault := lie.Resources[resource]; {
 	case fault == Forbidden:
 		fail(w, apierrors.NewForbidden(schema.GroupResource{Group: r.group.Group, Resource: resource}, "",
 			fmt.Errorf("the server lies")))
 	case fault == Closed:
 		panic(http.ErrAbortHandler)
-	case watching && fault != "" && fault != Stalled:
+	case watching && (fault != "" && fault != Stalled || s.fromLie(resource, query.Get("resourceVersion"))):
 		w.Header().Set("Content-Type", "application/json")
 		out := &stream{w: w, json: json.NewEncoder(w), r: r}
 		out.send(watch.Error, expired("the server lies"))
@@ -175,6 +193,15 @@ func (w *stalling) Flush() {
 	if f, ok := w.ResponseWriter.(http.Flusher); ok {
 		f.Flush()
 	}
+}
+
+// skipVersion goes on to a version that no answer has had, and returns the last one.
+func (s *Store) skipVersion() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.version++
+	s.changes = append(s.changes, change{}) // every version is one change; this one is of no resource
+	return s.version - 1
 }
 
 // clone is a store with the same objects and history, which does not follow this one.

@@ -9,6 +9,8 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 )
 
 // The resources that the API has.
@@ -20,6 +22,8 @@ const (
 	EndpointSlices  = "endpointslices"
 	NetworkPolicies = "networkpolicies"
 	ServiceCIDRs    = "servicecidrs"
+
+	ClusterNetworkPolicies = cnp.Resource
 )
 
 // resourceInfo says where a resource is in the API.
@@ -51,6 +55,8 @@ var resources = map[string]resourceInfo{
 	NetworkPolicies: {networkingv1.SchemeGroupVersion, "NetworkPolicy", true, func() Object {
 		return &networkingv1.NetworkPolicy{}
 	}},
+	ClusterNetworkPolicies: {cnp.GroupVersion, cnp.Kind, false, func() Object { return &cnp.ClusterNetworkPolicy{} }},
+
 	ServiceCIDRs: {networkingv1.SchemeGroupVersion, "ServiceCIDR", false, func() Object {
 		return &networkingv1.ServiceCIDR{}
 	}},

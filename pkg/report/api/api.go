@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
 // DefaultSocket is where the agent of a node listens.
@@ -25,6 +27,7 @@ const (
 	pathFlows    = "/v1/flows"
 	pathServices = "/v1/services"
 	pathPolicies = "/v1/policies"
+	pathTrace    = "/v1/trace"
 	pathLive     = "/v1/live"
 	pathReady    = "/v1/ready"
 	objectKey    = "object"
@@ -41,14 +44,28 @@ type Source interface {
 	Flows(ctx context.Context, object string) ([]report.Flow, error)
 	Services(ctx context.Context, object string) ([]report.Service, error)
 	Policies(ctx context.Context, object string) ([]report.Policy, error)
+	// Trace describes the node for pkg/trace/walk, with all flows of its switch.
+	Trace(ctx context.Context) (walk.Node, error)
 	// Live returns why only a new process or container can help, or nil.
 	Live() error
 	// Ready returns why the node cannot attach pods, or nil.
 	Ready() error
 }
 
-// Handler answers Clients. An error of the source becomes status 503 with its text.
+// versionHeader carries report.APIVersion in every answer.
+const versionHeader = "Weft-Api-Version"
+
+// Handler answers Clients. An error of the source becomes status 503 with its text. Every answer carries the version of
+// the API, also that to a path which this version does not have.
 func Handler(source Source) http.Handler {
+	mux := newMux(source)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set(versionHeader, strconv.Itoa(report.APIVersion))
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func newMux(source Source) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathStatus, func(w http.ResponseWriter, r *http.Request) {
 		answer(w, source.Status(r.Context()), nil)
@@ -56,6 +73,10 @@ func Handler(source Source) http.Handler {
 	handle(mux, pathFlows, source.Flows)
 	handle(mux, pathServices, source.Services)
 	handle(mux, pathPolicies, source.Policies)
+	mux.HandleFunc("GET "+pathTrace, func(w http.ResponseWriter, r *http.Request) {
+		v, err := source.Trace(r.Context())
+		answer(w, v, err)
+	})
 	for path, check := range map[string]func() error{pathLive: source.Live, pathReady: source.Ready} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { answer(w, true, check()) })
 	}
@@ -78,9 +99,37 @@ func answer(w http.ResponseWriter, v any, err error) {
 	_ = json.NewEncoder(w).Encode(v) // it fails only when the client is gone
 }
 
-// Client asks the agent at a socket. Each call is one connection and takes at most a minute. Errors say what to do, or
-// are the agent's own.
-type Client struct{ Socket string }
+// Refusal is an agent's own answer that it cannot give another one.
+type Refusal struct{ Text string }
+
+func (r Refusal) Error() string { return "the agent says: " + r.Text }
+
+// Client asks an agent. Each call is one connection and takes at most a minute. Errors say what to do, or are the
+// agent's own.
+type Client struct {
+	// Socket is the agent's on this machine.
+	Socket string
+	// Dial connects to an agent elsewhere, instead of to Socket.
+	Dial func(context.Context) (net.Conn, error)
+}
+
+// dial connects to the agent.
+func (c Client) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	if c.Dial != nil {
+		return c.Dial(ctx)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", c.Socket)
+}
+
+// Connect opens a connection to the agent, whose protocol is HTTP.
+func (c Client) Connect(ctx context.Context) (net.Conn, error) {
+	conn, err := c.dial(ctx, "", "")
+	if err != nil {
+		return nil, c.noAnswer(err)
+	}
+	return conn, nil
+}
 
 // Status asks how the node is.
 func (c Client) Status(ctx context.Context) (report.Status, error) {
@@ -102,6 +151,11 @@ func (c Client) Policies(ctx context.Context, object string) ([]report.Policy, e
 	return get[[]report.Policy](ctx, c, pathPolicies, object)
 }
 
+// Trace asks for what following packets through the node needs.
+func (c Client) Trace(ctx context.Context) (walk.Node, error) {
+	return get[walk.Node](ctx, c, pathTrace, "")
+}
+
 // Live asks whether the agent works at all. The error is the agent's reason why not, or that it does not answer.
 func (c Client) Live(ctx context.Context) error {
 	_, err := get[bool](ctx, c, pathLive, "")
@@ -119,23 +173,22 @@ func get[T any](ctx context.Context, c Client, path, object string) (v T, err er
 	if object != "" {
 		path += "?" + objectKey + "=" + url.QueryEscape(object)
 	}
-	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", c.Socket)
-	}}
-	defer transport.CloseIdleConnections()
+	transport := &http.Transport{DialContext: c.dial, DisableKeepAlives: true}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
 	if err != nil {
 		return v, err
 	}
 	response, err := (&http.Client{Transport: transport, Timeout: timeout}).Do(request)
 	if err != nil {
-		return v, fmt.Errorf("the agent does not answer (does it run on this node, and are you root?): %w", err)
+		return v, c.noAnswer(err)
 	}
 	defer response.Body.Close()
+	if response.StatusCode == http.StatusNotFound {
+		return v, otherVersion(response.Header.Get(versionHeader), path)
+	}
 	if response.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16)) // what could be read is the best message there is
-		return v, fmt.Errorf("the agent says: %s", strings.TrimSpace(string(text)))
+		return v, Refusal{strings.TrimSpace(string(text))}
 	}
 	if err := json.NewDecoder(response.Body).Decode(&v); err != nil {
 		return v, fmt.Errorf("read the agent's answer: %w", err)

@@ -5,13 +5,18 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/url"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/report/api"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
 // source is an agent that names the object that it was asked for.
@@ -29,6 +34,10 @@ func (s source) Services(_ context.Context, object string) ([]report.Service, er
 
 func (s source) Policies(_ context.Context, object string) ([]report.Policy, error) {
 	return []report.Policy{{Policy: object}}, s.err
+}
+
+func (s source) Trace(context.Context) (walk.Node, error) {
+	return walk.Node{Name: "n1", Pods: []walk.Pod{{Name: "shop/web", MAC: model.MAC{2, 3, 4, 5, 6, 7}}}}, s.err
 }
 
 func (s source) Live() error { return s.err }
@@ -57,6 +66,9 @@ func TestClientAndHandler(t *testing.T) {
 	if s, err := c.Status(t.Context()); err != nil || s.Node != "n1" {
 		t.Errorf("status %+v, %v", s, err)
 	}
+	if n, err := c.Trace(t.Context()); err != nil || n.Name != "n1" || n.Pods[0].MAC != (model.MAC{2, 3, 4, 5, 6, 7}) {
+		t.Errorf("trace %+v, %v", n, err)
+	}
 	for _, object := range []string{"", "shop/web", "a&b=c d?#%"} {
 		flows, err := c.Flows(t.Context(), object)
 		if want := []report.Flow{{Owner: object}}; err != nil || !reflect.DeepEqual(flows, want) {
@@ -73,6 +85,42 @@ func TestClientAndHandler(t *testing.T) {
 	}
 }
 
+// stale is a socket that a process that ended has left.
+func stale(t *testing.T) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener.SetUnlinkOnClose(false)
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return socket
+}
+
+// unknown is an agent of an API version that has none of the paths.
+func unknown(t *testing.T, version string) api.Client {
+	t.Helper()
+	return listen(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if version != "" {
+			w.Header().Set("Weft-Api-Version", version)
+		}
+		http.NotFound(w, r)
+	}))
+}
+
+// TestPermission: a socket that is another user's is named first, with what to do.
+func TestPermission(t *testing.T) {
+	denied := api.Client{Socket: "/run/weft/agent.sock"}
+	err := denied.NoAnswer(&url.Error{Op: "Get", URL: "http://agent/v1/status", Err: &net.OpError{Op: "dial",
+		Err: os.NewSyscallError("connect", syscall.EACCES)}})
+	if want := "cannot open /run/weft/agent.sock: permission denied; run as root"; err.Error() != want {
+		t.Errorf("%v, want %q", err, want)
+	}
+}
+
 // TestErrors: the source's own words reach the user; a missing agent is named.
 func TestErrors(t *testing.T) {
 	refusing := listen(t, api.Handler(source{errors.New("not programmed yet")}))
@@ -81,6 +129,7 @@ func TestErrors(t *testing.T) {
 			t.Error(err)
 		}
 	}))
+	hangingUp := listen(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
 	missing := api.Client{Socket: filepath.Join(t.TempDir(), "none.sock")}
 	for _, tc := range []struct {
 		client api.Client
@@ -88,7 +137,12 @@ func TestErrors(t *testing.T) {
 	}{
 		{refusing, "the agent says: not programmed yet"},
 		{garbage, "read the agent's answer: "},
-		{missing, "the agent does not answer (does it run on this node, and are you root?): "},
+		{missing, "there is no socket " + missing.Socket + ": weft-agent has not started"},
+		{api.Client{Socket: stale(t)}, "weft-agent does not run: no process listens on "},
+		{hangingUp, "weft-agent at " + hangingUp.Socket + " closed the connection"},
+		{unknown(t, "1"), "the agent is older than this program: it answers API version 1, which has no /v1/flows"},
+		{unknown(t, ""), "the agent is older than this program: it answers API version 1, which has no /v1/flows"},
+		{unknown(t, "99"), "the agent is newer than this program: it answers API version 99"},
 	} {
 		if _, err := tc.client.Flows(t.Context(), ""); err == nil || !strings.HasPrefix(err.Error(), tc.want) {
 			t.Errorf("%v, want %q", err, tc.want)

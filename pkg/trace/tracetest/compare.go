@@ -10,7 +10,7 @@ import (
 
 // Expected is the verdict of the policies for a packet.
 func Expected(view policy.Cluster, p Packet) policy.Verdict {
-	one := policy.Packet{Src: p.Src, Dst: p.Dst, Protocol: "ICMP"}
+	one := policy.Packet{Src: p.Src, Dst: p.Dst, Protocol: "ICMP", Translated: p.Src == p.Dst}
 	for _, protocol := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
 		if protocol.Number() == p.Protocol {
 			one.Protocol, one.Port = protocol, p.DstPort

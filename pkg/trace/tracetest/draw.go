@@ -58,6 +58,10 @@ func DrawCluster(t *rapid.T) Cluster {
 	for _, ns := range []string{"a", "b"} {
 		c.Namespaces[ns] = drawLabels(t, "labels of namespace "+ns)
 	}
+	for _, n := range nodes {
+		c.PeerNodes = append(c.PeerNodes, policy.Node{Name: n.Name, Labels: drawLabels(t, "labels of node "+n.Name),
+			Addrs: n.Addrs})
+	}
 	for i := range rapid.IntRange(2, 6).Draw(t, "pods") {
 		p := policy.Pod{
 			Name: fmt.Sprint("p", i), Namespace: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "namespace"),
@@ -102,8 +106,17 @@ func drawLabels(t *rapid.T, what string) map[string]string {
 	return labels
 }
 
-// DrawPolicies draws 1 to 8 policies.
+// DrawPolicies draws 1 to 8 policies, in about half of the sets of all three tiers.
 func DrawPolicies(t *rapid.T) []policy.Policy {
+	list := drawNetworkPolicies(t)
+	if rapid.Bool().Draw(t, "tiers") {
+		list = append(list[:min(4, len(list))], drawClusterPolicies(t)...)
+	}
+	return list
+}
+
+// drawNetworkPolicies draws 1 to 8 NetworkPolicies.
+func drawNetworkPolicies(t *rapid.T) []policy.Policy {
 	var list []policy.Policy
 	for i := range rapid.IntRange(1, 8).Draw(t, "policies") {
 		p := policy.Policy{
@@ -121,6 +134,64 @@ func DrawPolicies(t *rapid.T) []policy.Policy {
 		list = append(list, p)
 	}
 	return list
+}
+
+// drawClusterPolicies draws 1 to 6 ClusterNetworkPolicies, some of one priority.
+func drawClusterPolicies(t *rapid.T) []policy.Policy {
+	var list []policy.Policy
+	for i := range rapid.IntRange(1, 6).Draw(t, "cluster policies") {
+		p := policy.Policy{
+			Name: fmt.Sprint("cluster", i), NamespaceSelector: drawSelector(t), PodSelector: drawSelector(t),
+			Tier:     rapid.SampledFrom([]model.Tier{model.AdminTier, model.BaselineTier}).Draw(t, "tier"),
+			Priority: int32(rapid.IntRange(0, 3).Draw(t, "priority")),
+		}
+		for range rapid.IntRange(0, 3).Draw(t, "ingress rules") {
+			p.Ingress = append(p.Ingress, drawClusterRule(t, policy.Ingress))
+		}
+		for range rapid.IntRange(0, 3).Draw(t, "egress rules") {
+			p.Egress = append(p.Egress, drawClusterRule(t, policy.Egress))
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+func drawClusterRule(t *rapid.T, d policy.Direction) policy.Rule {
+	r := drawRule(t)
+	r.Verdict = rapid.SampledFrom([]model.Verdict{model.Accept, model.Deny, model.Pass}).Draw(t, "verdict")
+	r.Peers = nil
+	onlyPods := true
+	for range rapid.IntRange(1, 3).Draw(t, "peers") {
+		pods, namespaces := drawSelector(t), drawSelector(t)
+		kind := rapid.IntRange(0, 5).Draw(t, "peer")
+		switch {
+		case kind > 3 && d == policy.Egress:
+			onlyPods = false
+			b := blocks[rapid.IntRange(0, len(blocks)-1).Draw(t, "block")]
+			r.Peers = append(r.Peers, policy.Peer{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix(b.cidr)}})
+		case kind == 3 && d == policy.Egress:
+			onlyPods = false
+			r.Peers = append(r.Peers, policy.Peer{NodeSelector: &namespaces})
+		case kind == 2:
+			r.Peers = append(r.Peers, policy.Peer{NamespaceSelector: &namespaces})
+		default:
+			r.Peers = append(r.Peers, policy.Peer{NamespaceSelector: &namespaces, PodSelector: &pods})
+		}
+	}
+	// A name is that of a port of any protocol, and only pods have any.
+	var ports []policy.Port
+	for _, p := range r.Ports {
+		switch {
+		case p.Name == "":
+			ports = append(ports, p)
+		case onlyPods:
+			for _, protocol := range protocols {
+				ports = append(ports, policy.Port{Protocol: protocol, Name: p.Name})
+			}
+		}
+	}
+	r.Ports = ports
+	return r
 }
 
 func drawSelector(t *rapid.T) policy.Selector {

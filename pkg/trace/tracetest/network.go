@@ -25,13 +25,15 @@ type Cluster struct {
 	Namespaces map[string]map[string]string
 	Pods       []policy.Pod
 	Policies   []policy.Policy
+	PeerNodes  []policy.Node
 	// Kernel selects the kernel datapath's conntrack behavior.
 	Kernel bool
 }
 
 // ForEval is the cluster in the form that policy.Eval takes.
 func (c Cluster) ForEval() policy.Cluster {
-	v := policy.Cluster{Namespaces: c.Namespaces, Nodes: map[string][]netip.Addr{}, Pods: c.Pods, Policies: c.Policies}
+	v := policy.Cluster{Namespaces: c.Namespaces, Nodes: map[string][]netip.Addr{}, Pods: c.Pods, Policies: c.Policies,
+		PeerNodes: c.PeerNodes}
 	for _, n := range c.Nodes {
 		v.Nodes[n.Name] = append([]netip.Addr(nil), n.Addrs...)
 		for _, cidr := range n.PodCIDRs {
@@ -106,8 +108,8 @@ func New(c Cluster) (*Network, error) {
 func (n *Network) SetPolicies(c Cluster) error {
 	for _, here := range n.nodes {
 		var owners []model.Owner
-		for name := range here.snapshot.Policies {
-			owners = append(owners, model.PolicyOwner(name))
+		for id := range here.snapshot.Policies {
+			owners = append(owners, id.Owner())
 		}
 		if err := here.resolve(c, owners); err != nil {
 			return err
@@ -117,7 +119,7 @@ func (n *Network) SetPolicies(c Cluster) error {
 }
 
 func (here *node) resolve(c Cluster, owners []model.Owner) error {
-	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, PodCIDRs: map[string][]netip.Prefix{}}
+	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, Nodes: c.PeerNodes, PodCIDRs: map[string][]netip.Prefix{}}
 	for _, n := range c.Nodes {
 		w.PodCIDRs[n.Name] = n.PodCIDRs
 	}
@@ -130,8 +132,8 @@ func (here *node) resolve(c Cluster, owners []model.Owner) error {
 	next := *here.snapshot
 	next.Policies = policy.Resolve(w).Policies
 	here.snapshot = &next
-	for name := range next.Policies {
-		owners = append(owners, model.PolicyOwner(name))
+	for id := range next.Policies {
+		owners = append(owners, id.Owner())
 	}
 	if _, failed := here.flows.Update(here.snapshot, owners); len(failed) > 0 {
 		return fmt.Errorf("node %s: %w", here.Name, failed[0])

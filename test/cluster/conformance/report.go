@@ -63,10 +63,12 @@ func Read(file string) ([]Spec, error) {
 		}
 		specs = append(specs, s)
 	}
-	slices.SortFunc(specs, func(a, b Spec) int {
-		return cmp.Or(cmp.Compare(a.rank(), b.rank()), strings.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(specs, compare)
 	return specs, nil
+}
+
+func compare(a, b Spec) int {
+	return cmp.Or(cmp.Compare(a.rank(), b.rank()), strings.Compare(a.Name, b.Name))
 }
 
 // labels are what Ginkgo appends to a spec's name.

@@ -18,6 +18,9 @@ const (
 // pins.
 const UpstreamAgnhost = "registry.k8s.io/e2e-test-images/agnhost:2.56"
 
+// policyAgnhost is the name that network-policy-api's conformance tests have for it.
+const policyAgnhost = "registry.k8s.io/e2e-test-images/agnhost:2.45"
+
 // upstreamDNSUtils is their image with a resolver's tools, all of which agnhost's image has here.
 const upstreamDNSUtils = "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7"
 
@@ -37,9 +40,13 @@ func CoreDNS(binary string) Image {
 }
 
 // Agnhost is the test image: Kubernetes' test server agnhost, a shell and network tools, and CoreDNS if there is its
-// binary.
-func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
-	files := []File{
+// binary. The binary sctp, if there is one, stands before agnhost.
+func Agnhost(ctx context.Context, binary, sctp, coreDNS string) (Image, error) {
+	var files []File
+	if sctp != "" {
+		files = []File{{Path: "/agnhost", Source: sctp}, {Path: "/agnhost.upstream", Source: binary}}
+	}
+	files = merge(files, []File{
 		{Path: "/agnhost", Source: binary},
 		{Path: "/bin/nc", Link: "nc.openbsd"}, // busybox's has no UDP
 		// A shell that is not busybox's: that one runs its own applets in place of the programs on the path.
@@ -52,7 +59,7 @@ func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
 		{Path: "/etc/nsswitch.conf", Content: "hosts: files dns\n", Mode: 0o644},
 		{Path: "/root/.keep", Mode: 0o644},
 		{Path: "/tmp/.keep", Mode: 0o644},
-	}
+	}...)
 	if coreDNS != "" {
 		files = append(files, File{Path: "/coredns", Source: coreDNS})
 	}
@@ -78,7 +85,7 @@ func Agnhost(ctx context.Context, binary, coreDNS string) (Image, error) {
 		files = merge(files, File{Path: "/bin/" + applet, Link: "busybox"})
 	}
 	return Image{
-		Tag: AgnhostTag, Aliases: []string{UpstreamAgnhost, upstreamDNSUtils}, Entrypoint: []string{
+		Tag: AgnhostTag, Aliases: []string{UpstreamAgnhost, policyAgnhost, upstreamDNSUtils}, Entrypoint: []string{
 			"/agnhost"}, Cmd: []string{"pause"},
 		Env:   []string{"PATH=/usr/local/bin:/bin:/", "HOME=/root"},
 		Files: files,

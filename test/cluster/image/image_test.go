@@ -93,7 +93,7 @@ func TestParseLdd(t *testing.T) {
 }
 
 func TestAgnhost(t *testing.T) {
-	img, err := Agnhost(t.Context(), "/agnhost", "/usr/coredns")
+	img, err := Agnhost(t.Context(), "/usr/agnhost", "/usr/sctp", "/usr/coredns")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +108,9 @@ func TestAgnhost(t *testing.T) {
 		byPath["/coredns"].Source != "/usr/coredns" {
 		t.Errorf("nc is %+v and CoreDNS %+v; want OpenBSD's, and a copy of /usr/coredns", byPath["/bin/nc"],
 			byPath["/coredns"])
+	}
+	if byPath["/agnhost"].Source != "/usr/sctp" || byPath["/agnhost.upstream"].Source != "/usr/agnhost" {
+		t.Errorf("agnhost is %+v, want the program with SCTP of its own before upstream's", byPath["/agnhost"])
 	}
 	if byPath["/bin/sh"].Link != "bash" || byPath["/bin/wget"].Source == "" || byPath["/bin/grep"].Link != "busybox" {
 		t.Errorf("sh is %+v, wget %+v, grep %+v; want bash, a copy, and busybox's", byPath["/bin/sh"], byPath["/bin/wget"],

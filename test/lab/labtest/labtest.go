@@ -17,7 +17,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
@@ -134,7 +133,7 @@ func Up(t testing.TB, name string, args ...string) *Lab {
 // Down takes a lab down, if there is one.
 func Down(t testing.TB, name string) {
 	t.Helper()
-	if _, err := Run(Command(t, "down", "--name="+name)); err != nil {
+	if _, err := Run(Command(t, "down", "--ignore-not-found", "--name="+name)); err != nil {
 		t.Error(err)
 	}
 }
@@ -213,24 +212,5 @@ func (l *Lab) Ask(where string, request, reply any, args ...string) {
 	}
 	if err != nil {
 		l.t.Fatal(err)
-	}
-}
-
-// Eventually polls a condition until it holds, and fails with its last error. On a machine that is known to be slow it
-// is more patient.
-func Eventually(t testing.TB, timeout time.Duration, condition func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(timeout))
-	defer cancel()
-	for {
-		err := condition()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatal(errors.Join(err, ctx.Err()))
-		case <-time.After(50 * time.Millisecond):
-		}
 	}
 }

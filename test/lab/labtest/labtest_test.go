@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
@@ -32,7 +33,7 @@ func (r *recorder) Fatal(args ...any) {
 func TestEventually(t *testing.T) {
 	calls := 0
 	if failed := outcome(t, func(r testing.TB) {
-		labtest.Eventually(r, time.Minute, func() error {
+		testenv.Eventually(r, time.Minute, func() error {
 			calls++
 			if calls < 3 {
 				return errors.New("not yet")
@@ -44,7 +45,7 @@ func TestEventually(t *testing.T) {
 	}
 	begin := time.Now()
 	failed := outcome(t, func(r testing.TB) {
-		labtest.Eventually(r, 200*time.Millisecond, func() error { return errors.New("still shut") })
+		testenv.Eventually(r, 200*time.Millisecond, func() error { return errors.New("still shut") })
 	})
 	if took := time.Since(begin); !strings.Contains(failed, "still shut") || took > 30*time.Second {
 		t.Errorf("of a condition that never holds: %q after %s", failed, took)

@@ -11,6 +11,9 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 )
 
 func checkName(name string) error {
@@ -42,6 +45,8 @@ func (l *loader) meta(p place, kind string, m *metav1.ObjectMeta, namespaced boo
 		}
 	}
 	l.labels(at.at("labels"), m.Labels)
+	// What an API server sets, the lab's own does.
+	m.UID, m.ResourceVersion, m.Generation, m.ManagedFields = "", "", 0, nil
 	return l.claim(at.at("name"), kind, m.Namespace, m.Name)
 }
 
@@ -64,34 +69,30 @@ func (l *loader) selector(p place, s *metav1.LabelSelector) (labels.Selector, bo
 	return selector, err == nil
 }
 
-// unsupported refuses a field that says something a lab would not do.
+// unsupported warns of a field that says something a lab does not do.
 func (l *loader) unsupported(p place, used bool, why string) {
 	if used {
-		l.wrong(p, "not supported: %s", why)
+		l.warn(p, "not supported: %s", why)
 	}
-}
-
-func (l *loader) refuseStatus(p place, used bool) {
-	l.unsupported(p.at("status"), used, "the lab itself sets it; leave it out")
 }
 
 // podSpec checks what of a pod matters to a network. Images, volumes, resources and the like do not.
 func (l *loader) podSpec(p place, spec *corev1.PodSpec) {
 	l.unsupported(p.at("affinity"), spec.Affinity != nil,
-		"a lab has no scheduler that would heed it; use nodeName or nodeSelector")
+		"a lab has no scheduler; nodeName and nodeSelector have an effect")
 	l.unsupported(p.at("topologySpreadConstraints"), len(spec.TopologySpreadConstraints) > 0,
-		"a lab has no scheduler that would heed them; use nodeName or nodeSelector")
-	names, ports := map[string]bool{}, 0
+		"a lab has no scheduler; nodeName and nodeSelector have an effect")
+	names := map[string]bool{}
 	for i, c := range spec.InitContainers {
-		l.unsupported(p.at("initContainers[%d].ports", i), len(c.Ports) > 0, "give the ports to a container")
+		l.unsupported(p.at("initContainers[%d].ports", i), len(c.Ports) > 0,
+			"nothing answers there; give the ports to a container")
 	}
 	for i, c := range spec.Containers {
 		for j, port := range c.Ports {
 			at := p.at("containers[%d].ports[%d]", i, j)
-			ports++
 			l.portNumber(at.at("containerPort"), port.ContainerPort)
 			l.protocol(at.at("protocol"), port.Protocol)
-			l.unsupported(at.at("hostPort"), port.HostPort != 0, "it is the portmap plugin's, which a lab does not run")
+			l.unsupported(at.at("hostPort"), port.HostPort != 0 && !spec.HostNetwork, "it is the portmap plugin's, which a lab does not run")
 			l.unsupported(at.at("hostIP"), port.HostIP != "", "it is the portmap plugin's, which a lab does not run")
 			if port.Name == "" {
 				continue
@@ -104,9 +105,6 @@ func (l *loader) podSpec(p place, spec *corev1.PodSpec) {
 			}
 			names[port.Name] = true
 		}
-	}
-	if ports == 0 {
-		l.wrong(p.at("containers"), "the pod has no containerPort, so nothing could be probed")
 	}
 }
 
@@ -149,6 +147,19 @@ func (l *loader) policy(p place) {
 		l.policyRule(at.at("egress[%d]", i), rule.Ports, "to", rule.To)
 	}
 	l.set.Policies = append(l.set.Policies, &n)
+	l.checks = append(l.checks, func() { l.warnOfPolicy(p, &n) })
+}
+
+// clusterPolicy refuses what would fail closed on a node: a lab has no CustomResourceDefinition that would refuse it.
+func (l *loader) clusterPolicy(p place) {
+	var object cnp.ClusterNetworkPolicy
+	if !l.decode(p, &object) || !l.meta(p, cnp.Kind, &object.ObjectMeta, false) {
+		return
+	}
+	if err := kube.ClusterNetworkPolicy(&object).Check(); err != nil {
+		l.wrong(p.at("spec"), "%v", err)
+	}
+	l.set.ClusterPolicies = append(l.set.ClusterPolicies, &object)
 }
 
 func (l *loader) policyRule(p place, ports []networkingv1.NetworkPolicyPort, list string,

@@ -1,16 +1,20 @@
 package manifest
 
 import (
-	stdjson "encoding/json"
-	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
-	"strings"
 
+	"go.yaml.in/yaml/v3"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/json"
+	"sigs.k8s.io/kustomize/api/konfig"
+
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 )
 
 // kinds maps apiVersion and kind to what takes such an object in.
@@ -24,6 +28,8 @@ var kinds = map[string]func(l *loader, p place){
 	"apps/v1 DaemonSet":                  (*loader).daemonSet,
 	"networking.k8s.io/v1 NetworkPolicy": (*loader).policy,
 	"discovery.k8s.io/v1 EndpointSlice":  (*loader).endpointSlice,
+
+	cnp.GroupVersion.String() + " " + cnp.Kind: (*loader).clusterPolicy,
 }
 
 // ignored are kinds that often stand beside the others and mean nothing to a network.
@@ -34,7 +40,10 @@ var ignored = []string{
 	"rbac.authorization.k8s.io/v1 ClusterRole",
 	"rbac.authorization.k8s.io/v1 ClusterRoleBinding", "policy/v1 PodDisruptionBudget",
 	"autoscaling/v2 HorizontalPodAutoscaler",
-	"storage.k8s.io/v1 StorageClass", "scheduling.k8s.io/v1 PriorityClass",
+	"storage.k8s.io/v1 StorageClass", "scheduling.k8s.io/v1 PriorityClass", "v1 Event", "coordination.k8s.io/v1 Lease",
+	"apps/v1 ControllerRevision", "apiextensions.k8s.io/v1 CustomResourceDefinition", "networking.k8s.io/v1 IngressClass",
+	"admissionregistration.k8s.io/v1 ValidatingWebhookConfiguration",
+	"admissionregistration.k8s.io/v1 MutatingWebhookConfiguration",
 }
 
 // reserved are names of the lab's parts other than nodes.
@@ -53,8 +62,12 @@ func (l *loader) document(p place) {
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 	}
-	if err := json.UnmarshalCaseSensitivePreserveInts(p.doc.json, &head); err != nil || head.APIVersion == "" ||
-		head.Kind == "" {
+	err := json.UnmarshalCaseSensitivePreserveInts(p.doc.json, &head)
+	if slices.Contains(konfig.RecognizedKustomizationFileNames(), filepath.Base(p.doc.file)) {
+		l.wrong(p, "a kustomization is built: give its directory to -k")
+		return
+	}
+	if err != nil || head.APIVersion == "" || head.Kind == "" {
 		l.wrong(p, "not a Kubernetes object: it needs apiVersion and kind")
 		return
 	}
@@ -63,53 +76,35 @@ func (l *loader) document(p place) {
 		take(l, p)
 		return
 	}
-	if slices.Contains(ignored, kind) {
+	// What has an owner (a Deployment's ReplicaSet) is made from it.
+	owned := child(child(p.doc.root, "metadata"), "ownerReferences").Kind == yaml.SequenceNode
+	if slices.Contains(ignored, kind) || owned {
 		l.set.Ignored = append(l.set.Ignored, head.Kind)
 		return
 	}
-	var known []string
-	for k := range kinds {
-		known = append(known, k)
+	gv, err := schema.ParseGroupVersion(head.APIVersion)
+	if err == nil && scheme.Scheme.IsVersionRegistered(gv) && !scheme.Scheme.Recognizes(gv.WithKind(head.Kind)) {
+		l.wrong(p.at("kind"), "Kubernetes has no kind %s in %s", head.Kind, head.APIVersion)
+		return
 	}
-	slices.Sort(known)
-	l.wrong(p.at("kind"), "a lab does not know %s of %s; it knows %s", head.Kind, head.APIVersion,
-		strings.Join(known, ", "))
+	l.unknown[head.Kind+" of "+head.APIVersion] = append(l.unknown[head.Kind+" of "+head.APIVersion], p)
 }
 
-// decode reads the document into an object and tells whether it can be used. What is wrong is noted.
-func (l *loader) decode(p place, into metav1.Object) bool {
-	strict, err := json.UnmarshalStrict(p.doc.json, into)
-	for _, err := range strict {
-		var field json.FieldError
-		if errors.As(err, &field) {
-			what, _, _ := strings.Cut(err.Error(), ` "`)
-			l.wrong(p.at("%s", field.FieldPath()), "%s", what)
-		} else {
-			l.wrong(p, "%v", err)
+// warnOfUnknown names the kinds that were left out, each once.
+func (l *loader) warnOfUnknown() {
+	for kind, places := range l.unknown {
+		text := "a lab does not know " + kind + "; it is left out"
+		if more := len(places) - 1; more > 0 {
+			text += fmt.Sprintf(", with %d more of this kind", more)
 		}
+		l.warn(places[0].at("kind"), "%s", text)
 	}
-	if err != nil {
-		l.undecodable(p, err)
-		return false
-	}
-	return len(strict) == 0
-}
-
-// undecodable notes a value of the wrong type.
-func (l *loader) undecodable(p place, err error) {
-	line, text := p.doc.line(""), err.Error()
-	var mismatch *stdjson.UnmarshalTypeError
-	if errors.As(err, &mismatch) {
-		line = p.doc.lineAt(int(mismatch.Offset))
-		text = fmt.Sprintf("%s: a %s is not allowed here", mismatch.Field, mismatch.Value)
-	}
-	l.problems = append(l.problems, Problem{File: p.doc.file, Line: line, Text: text})
 }
 
 func (l *loader) namespace(p place) {
 	var n corev1.Namespace
 	if l.decode(p, &n) && l.meta(p, "Namespace", &n.ObjectMeta, false) {
-		l.refuseStatus(p, n.Status.Phase != "" || n.Status.Conditions != nil)
+		n.Status = corev1.NamespaceStatus{}
 		l.set.Namespaces = append(l.set.Namespaces, &n)
 	}
 }
@@ -122,36 +117,50 @@ func (l *loader) node(p place) {
 	if slices.Contains(reserved, n.Name) {
 		l.wrong(p.at("metadata.name"), "a lab has something else by the name %q", n.Name)
 	}
-	if n.Spec.PodCIDR != "" || n.Spec.PodCIDRs != nil {
-		l.wrong(p.at("spec"), "podCIDR and podCIDRs are not supported: a lab assigns the ranges")
-	}
+	l.unsupported(p.at("spec.podCIDR"), n.Spec.PodCIDR != "", "a lab assigns the ranges")
 	l.unsupported(p.at("spec.taints"), len(n.Spec.Taints) > 0,
-		"a lab has no scheduler that would heed them; use nodeName or nodeSelector")
-	l.refuseStatus(p, len(n.Status.Addresses) > 0 || len(n.Status.Conditions) > 0)
+		"a lab has no scheduler; nodeName and nodeSelector have an effect")
+	n.Spec.PodCIDR, n.Spec.PodCIDRs, n.Status = "", nil, corev1.NodeStatus{}
 	l.set.Nodes = append(l.set.Nodes, &n)
 }
 
 func (l *loader) pod(p place) {
 	var pod corev1.Pod
-	if !l.decode(p, &pod) || !l.meta(p, "Pod", &pod.ObjectMeta, true) {
+	if !l.decode(p, &pod) {
 		return
 	}
-	for i, c := range pod.Status.Conditions {
-		l.unsupported(p.at("status.conditions[%d]", i), c.Type != corev1.PodReady, "a lab lets you say Ready only")
+	if metav1.GetControllerOf(&pod) == nil {
+		l.takePod(p, &pod)
+		return
 	}
-	ended := pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-	l.unsupported(p.at("status.phase"), pod.Status.Phase != "" && !ended, "a lab lets you say Succeeded and Failed only")
-	l.refuseStatus(p, pod.Status.PodIP != "" || pod.Status.PodIPs != nil)
+	l.controlled = append(l.controlled, func() {
+		if !slices.ContainsFunc(l.workloads, func(w workload) bool { return w.makes(&pod) }) {
+			l.takePod(p, &pod)
+		}
+	})
+}
+
+func (l *loader) takePod(p place, pod *corev1.Pod) {
+	if !l.meta(p, "Pod", &pod.ObjectMeta, true) {
+		return
+	}
+	// Of its status, only what the lab cannot know counts: whether it is ready, and whether it has ended.
+	conditions := slices.DeleteFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type != corev1.PodReady
+	})
+	phase := pod.Status.Phase
+	if phase != corev1.PodSucceeded && phase != corev1.PodFailed {
+		phase = ""
+	}
 	l.podSpec(p.at("spec"), &pod.Spec)
 	l.workloads = append(l.workloads, workload{place: p, kind: "Pod", meta: pod.ObjectMeta,
 		template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
-		replicas: 1, conditions: pod.Status.Conditions, phase: pod.Status.Phase})
+		replicas: 1, conditions: conditions, phase: phase})
 }
 
 func (l *loader) deployment(p place) {
 	var d appsv1.Deployment
 	if l.decode(p, &d) && l.meta(p, "Deployment", &d.ObjectMeta, true) {
-		l.refuseStatus(p, d.Status.Replicas != 0 || d.Status.Conditions != nil)
 		l.workload(workload{place: p, kind: "Deployment", meta: d.ObjectMeta, template: d.Spec.Template}, d.Spec.Selector,
 			d.Spec.Replicas)
 	}
@@ -160,7 +169,6 @@ func (l *loader) deployment(p place) {
 func (l *loader) statefulSet(p place) {
 	var s appsv1.StatefulSet
 	if l.decode(p, &s) && l.meta(p, "StatefulSet", &s.ObjectMeta, true) {
-		l.refuseStatus(p, s.Status.Replicas != 0 || s.Status.Conditions != nil)
 		first := 0
 		if s.Spec.Ordinals != nil {
 			first = int(s.Spec.Ordinals.Start)
@@ -173,7 +181,6 @@ func (l *loader) statefulSet(p place) {
 func (l *loader) daemonSet(p place) {
 	var d appsv1.DaemonSet
 	if l.decode(p, &d) && l.meta(p, "DaemonSet", &d.ObjectMeta, true) {
-		l.refuseStatus(p, d.Status.NumberReady != 0 || d.Status.Conditions != nil)
 		l.workload(workload{place: p, kind: "DaemonSet", meta: d.ObjectMeta, template: d.Spec.Template, everyNode: true},
 			d.Spec.Selector, nil)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"runtime"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,6 +23,8 @@ type workload struct {
 	meta     metav1.ObjectMeta
 	template corev1.PodTemplateSpec
 	replicas int
+	// selector is a Deployment's, StatefulSet's or DaemonSet's.
+	selector labels.Selector
 	// first is the number of the first pod.
 	first int
 	// conditions and phase are what a Pod says of its status.
@@ -51,12 +54,22 @@ func (l *loader) workload(w workload, selector *metav1.LabelSelector, replicas *
 	}
 	if selector == nil {
 		l.wrong(w.place.at("spec"), "selector is missing")
-	} else if s, ok := l.selector(w.place.at("spec.selector"), selector); ok && !s.Matches(labels.Set(w.template.Labels)) {
-		l.wrong(w.place.at("spec.selector"), "does not match the labels of the template")
+	} else if s, ok := l.selector(w.place.at("spec.selector"), selector); ok {
+		w.selector = s
+		if !s.Matches(labels.Set(w.template.Labels)) {
+			l.wrong(w.place.at("spec.selector"), "%s does not match the labels of the template, %s", s,
+				cmp.Or(labels.Set(w.template.Labels).String(), "of which there are none"))
+		}
 	}
 	l.labels(w.place.at("spec.template.metadata.labels"), w.template.Labels)
 	l.podSpec(w.at(), &w.template.Spec)
 	l.workloads = append(l.workloads, w)
+}
+
+// makes tells whether a pod that a controller has made is one of the workload's.
+func (w workload) makes(pod *corev1.Pod) bool {
+	return w.selector != nil && w.meta.Namespace == cmp.Or(pod.Namespace, metav1.NamespaceDefault) &&
+		w.selector.Matches(labels.Set(pod.Labels))
 }
 
 // expand makes a workload's pods. Their names, and with the same nodes their places, depend on the workload alone, so
@@ -67,7 +80,7 @@ func (l *loader) expand(w workload) {
 		return
 	}
 	if w.kind == "Pod" {
-		l.addPod(w, w.meta.Name, nodes[turn(w)%len(nodes)])
+		l.addPod(w, w.meta.Name, nodes[w.turn()%len(nodes)])
 		return
 	}
 	if w.everyNode {
@@ -77,14 +90,15 @@ func (l *loader) expand(w workload) {
 		return
 	}
 	for i := range w.replicas {
-		l.addPod(w, fmt.Sprintf("%s-%d", w.meta.Name, w.first+i), nodes[(turn(w)+i)%len(nodes)])
+		l.addPod(w, fmt.Sprintf("%s-%d", w.meta.Name, w.first+i), nodes[(w.turn()+i)%len(nodes)])
 	}
 }
 
-// turn is which node a workload begins with, so that not all begin with the first.
-func turn(w workload) int {
+// turn is which node a workload begins with, so that not all begin with the first. Those that name the same node of a
+// cluster begin with the same.
+func (w workload) turn() int {
 	h := fnv.New32a()
-	h.Write([]byte(w.meta.Namespace + "/" + w.meta.Name))
+	h.Write([]byte(cmp.Or(w.template.Spec.NodeName, w.meta.Namespace+"/"+w.meta.Name)))
 	return int(h.Sum32() >> 1)
 }
 
@@ -105,12 +119,16 @@ func (l *loader) nodesFor(w workload) []string {
 	for _, n := range l.set.Nodes {
 		all = append(all, n.Name)
 	}
+	at, text := w.at().at("nodeSelector"), fmt.Sprintf("no node has these labels; there are the nodes %v", all)
 	if spec.NodeName != "" && !slices.Contains(all, spec.NodeName) {
-		l.wrong(w.at().at("nodeName"), "there is no node %q; there are %v", spec.NodeName, all)
-	} else {
-		l.wrong(w.at().at("nodeSelector"), "no node has these labels; there are the nodes %v", all)
+		at, text = w.at().at("nodeName"), fmt.Sprintf("there is no node %q; there are %v", spec.NodeName, all)
 	}
-	return nil
+	if l.described {
+		l.wrong(at, "%s", text)
+		return nil
+	}
+	l.warn(at, "%s, any of which may be taken", text)
+	return all
 }
 
 func (l *loader) addPod(w workload, name, node string) {
@@ -150,6 +168,7 @@ func (l *loader) addPod(w workload, name, node string) {
 
 // finishNodes makes the nodes that no manifest describes, and gives all of them the label that every node has.
 func (l *loader) finishNodes() {
+	l.described = len(l.set.Nodes) > 0
 	if described := len(l.set.Nodes); described > 0 && l.opt.Nodes != 0 && l.opt.Nodes != described {
 		l.problems = append(l.problems, Problem{File: "--nodes",
 			Text: fmt.Sprintf("%d asked for, but the manifests describe %d; leave the option out", l.opt.Nodes, described)})
@@ -172,6 +191,11 @@ func (l *loader) finishNodes() {
 			n.Labels = map[string]string{}
 		}
 		n.Labels[corev1.LabelHostname] = n.Name
+		for key, value := range map[string]string{corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH} {
+			if n.Labels[key] == "" {
+				n.Labels[key] = value
+			}
+		}
 	}
 }
 

@@ -5,10 +5,10 @@
 package manifest
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,6 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 )
 
 // Set is what the manifests ask for. Everything has its namespace, every pod its node.
@@ -29,6 +31,11 @@ type Set struct {
 	// Slices are those that the manifests spell out.
 	Slices   []*discoveryv1.EndpointSlice
 	Policies []*networkingv1.NetworkPolicy
+	// Warnings are what is allowed and has no effect: selectors that match no pod, ports that no pod has, and what a lab
+	// does not do.
+	Warnings []Problem
+	// ClusterPolicies are those of the cluster.
+	ClusterPolicies []*cnp.ClusterNetworkPolicy
 	// Ignored are the kinds that were there and mean nothing to a network.
 	Ignored []string
 }
@@ -39,7 +46,16 @@ type Options struct {
 	Nodes int
 	// ServiceCIDRs are where the cluster IPs have to be that the manifests name; without any, they may be anywhere.
 	ServiceCIDRs []netip.Prefix
+	// Input is what the path Stdin stands for.
+	Input []byte
+	// Kustomizations are directories that are built as `kubectl kustomize` does, and OnRead, unless it is nil, is told each
+	// file that this asks for.
+	Kustomizations []string
+	OnRead         func(file string)
 }
+
+// Stdin is the path of Options.Input.
+const Stdin = "-"
 
 // Bounds of a lab.
 const (
@@ -76,32 +92,44 @@ func (p Problems) Error() string {
 	return b.String()
 }
 
-// Load reads files, and all .yaml, .yml and .json files below directories. When anything is wrong, the error is a
-// Problems and nothing else is returned.
+// Load reads files, all .yaml, .yml and .json files below directories, and what kustomizations build. When anything is
+// wrong, the error is a Problems and nothing else is returned.
 func Load(paths []string, opt Options) (Set, error) {
 	files, err := Files(paths)
 	if err != nil {
 		return Set{}, err
 	}
-	l := &loader{opt: opt, names: map[string]place{}}
+	l := newLoader(opt)
 	for _, file := range files {
+		if file == Stdin {
+			l.read("standard input", opt.Input)
+			continue
+		}
 		data, err := os.ReadFile(file)
 		if err != nil {
 			return Set{}, fmt.Errorf("read manifests: %w", err)
 		}
 		l.read(file, data)
 	}
+	for _, dir := range opt.Kustomizations {
+		text, err := kustomize(dir, opt.OnRead)
+		if err != nil {
+			l.problems = append(l.problems, Problem{File: dir, Text: err.Error()})
+			continue
+		}
+		l.read("kustomize "+dir, text)
+	}
 	return l.finish()
 }
 
 // Parse is Load of a text that is in no file; name stands for the file in problems.
 func Parse(name string, text []byte, opt Options) (Set, error) {
-	l := &loader{opt: opt, names: map[string]place{}}
+	l := newLoader(opt)
 	l.read(name, text)
 	return l.finish()
 }
 
-// Files lists the files that Load reads, in order.
+// Files lists the files that Load reads of the paths, in order.
 func Files(paths []string) ([]string, error) {
 	var files []string
 	for _, path := range paths {
@@ -118,6 +146,9 @@ func Files(paths []string) ([]string, error) {
 }
 
 func filesOf(path string) (files []string, err error) {
+	if path == Stdin {
+		return []string{path}, nil
+	}
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -170,17 +201,36 @@ type loader struct {
 	problems Problems
 	// names are the places of all objects by kind, namespace and name.
 	names map[string]place
+	// warnings are found by checks, which wait for the pods to be known.
+	warnings []Problem
+	checks   []func()
 	// workloads wait for the nodes to be known.
 	workloads []workload
+	// controlled take in the pods that a controller has made, unless its workload is in the manifests, too.
+	controlled []func()
+	// unknown are the objects of kinds that a lab does not know, by kind.
+	unknown map[string][]place
+	// described says that the manifests have Nodes; otherwise the lab's own stand in for those of a cluster.
+	described bool
 }
 
-// wrong notes a problem. The text names the field, so that it can be read without the file.
-func (l *loader) wrong(p place, format string, args ...any) {
+// problem is one at this place. The text names object and field, so that it can be read without the file.
+func (p place) problem(format string, args ...any) Problem {
 	text := fmt.Sprintf(format, args...)
-	if p.path != "" {
-		text = p.path + ": " + text
+	if what := strings.TrimSpace(p.doc.object + " " + p.path); what != "" {
+		text = what + ": " + text
 	}
-	l.problems = append(l.problems, Problem{File: p.doc.file, Line: p.doc.line(p.path), Text: text})
+	return Problem{File: p.doc.file, Line: p.doc.line(p.path), Text: text}
+}
+
+// wrong notes a mistake: the manifests are refused.
+func (l *loader) wrong(p place, format string, args ...any) {
+	l.problems = append(l.problems, p.problem(format, args...))
+}
+
+// warn notes what is allowed and has no effect.
+func (l *loader) warn(p place, format string, args ...any) {
+	l.warnings = append(l.warnings, p.problem(format, args...))
 }
 
 // claim notes an object's name and tells whether it is the first of its kind.
@@ -197,21 +247,34 @@ func (l *loader) claim(p place, kind, namespace, name string) bool {
 	return true
 }
 
+func newLoader(opt Options) *loader {
+	return &loader{opt: opt, names: map[string]place{}, unknown: map[string][]place{}}
+}
+
 func (l *loader) finish() (Set, error) {
 	l.finishNodes()
+	for _, take := range l.controlled {
+		take()
+	}
 	for _, w := range l.workloads {
 		l.expand(w)
 	}
 	l.finishNamespaces()
+	for _, check := range l.checks {
+		check()
+	}
+	l.warnOfUnknown()
 	if len(l.problems) > 0 {
-		slices.SortStableFunc(l.problems, func(a, b Problem) int {
-			return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
-		})
-		return Set{}, slices.Compact(l.problems)
+		return Set{}, Problems(sorted(l.problems))
 	}
 	if len(l.set.Pods) == 0 {
-		return Set{}, errors.New("the manifests have no pods")
+		text := "the manifests have no pods"
+		if unknown := slices.Sorted(maps.Keys(l.unknown)); len(unknown) > 0 {
+			text += "; a lab does not know " + strings.Join(unknown, ", ")
+		}
+		return Set{}, errors.New(text)
 	}
+	l.set.Warnings = sorted(l.warnings)
 	slices.Sort(l.set.Ignored)
 	l.set.Ignored = slices.Compact(l.set.Ignored)
 	return l.set, nil

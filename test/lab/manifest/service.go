@@ -17,6 +17,9 @@ const (
 	LastNodePort  = 32767
 )
 
+// sliceController is who writes a cluster's EndpointSlices of Services with selectors.
+const sliceController = "endpointslice-controller.k8s.io"
+
 func (l *loader) service(p place) {
 	var s corev1.Service
 	if !l.decode(p, &s) || !l.meta(p, "Service", &s.ObjectMeta, true) {
@@ -26,7 +29,7 @@ func (l *loader) service(p place) {
 	switch s.Spec.Type {
 	case "", corev1.ServiceTypeClusterIP, corev1.ServiceTypeNodePort, corev1.ServiceTypeLoadBalancer:
 	case corev1.ServiceTypeExternalName:
-		l.wrong(at.at("type"), "not supported: an ExternalName is a matter of DNS, which a lab does not have")
+		l.unsupported(at.at("type"), true, "an ExternalName is a matter of DNS, which a lab does not have")
 		return
 	default:
 		l.wrong(at.at("type"), "%q is not allowed; allowed: ClusterIP, NodePort, LoadBalancer", s.Spec.Type)
@@ -41,7 +44,7 @@ func (l *loader) service(p place) {
 	for i, text := range s.Spec.ExternalIPs {
 		l.addr(at.at("externalIPs[%d]", i), text)
 	}
-	l.unsupported(p.at("status.conditions"), s.Status.Conditions != nil, "the lab itself sets it; leave it out")
+	s.Status.Conditions = nil
 	balancer := p.at("status.loadBalancer")
 	if len(s.Status.LoadBalancer.Ingress) > 0 && s.Spec.Type != corev1.ServiceTypeLoadBalancer {
 		l.wrong(balancer, "only a Service of type LoadBalancer has one")
@@ -56,6 +59,7 @@ func (l *loader) service(p place) {
 	}
 	l.servicePorts(at, s.Spec.Ports)
 	l.set.Services = append(l.set.Services, &s)
+	l.checks = append(l.checks, func() { l.warnOfService(p, &s) })
 }
 
 // oneOf checks a value of which there are only some.
@@ -87,6 +91,7 @@ func (l *loader) clusterIPs(p place, s *corev1.Service) {
 		texts, at = []string{s.Spec.ClusterIP}, p.at("clusterIP")
 		s.Spec.ClusterIPs = texts
 	}
+	var ours []string
 	for _, text := range texts {
 		addr, ok := l.addr(at, text)
 		if !ok {
@@ -95,9 +100,15 @@ func (l *loader) clusterIPs(p place, s *corev1.Service) {
 		if len(l.opt.ServiceCIDRs) > 0 && !slices.ContainsFunc(l.opt.ServiceCIDRs, func(c netip.Prefix) bool {
 			return c.Contains(addr)
 		}) {
-			l.wrong(at, "%s is in none of the lab's ranges %v", addr, l.opt.ServiceCIDRs)
+			l.warn(at, "%s is in none of the lab's ranges %v; the lab assigns another", addr, l.opt.ServiceCIDRs)
+			continue
 		}
 		l.claim(at, "cluster IP", "", addr.String())
+		ours = append(ours, text)
+	}
+	s.Spec.ClusterIP, s.Spec.ClusterIPs = "", ours
+	if len(ours) > 0 {
+		s.Spec.ClusterIP = ours[0]
 	}
 }
 
@@ -158,6 +169,9 @@ func (l *loader) endpointSlice(p place) {
 	var s discoveryv1.EndpointSlice
 	if !l.decode(p, &s) || !l.meta(p, "EndpointSlice", &s.ObjectMeta, true) {
 		return
+	}
+	if s.Labels[discoveryv1.LabelManagedBy] == sliceController {
+		return // exported from a cluster; the lab derives its own
 	}
 	if s.Labels[discoveryv1.LabelServiceName] == "" {
 		l.wrong(p.at("metadata"), "the label %s is missing: it says whose endpoints these are", discoveryv1.LabelServiceName)

@@ -12,21 +12,26 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// document is one YAML document with the lines of everything in it.
+// document is one object of a file, with the lines of everything in it.
 type document struct {
 	file string
 	root *yaml.Node
+	// object is its kind and name, for a person.
+	object string
 	// json is the same document as JSON, and marks say which line its bytes come from.
 	json  []byte
 	marks []mark
-	// open are the anchors that are being written.
-	open map[*yaml.Node]bool
+	// open are the anchors that are being written, left the values that are written as null.
+	open, left map[*yaml.Node]bool
 }
 
 // maxDocument bounds what aliases can blow a document up to.
 const maxDocument = 4 << 20
 
-type mark struct{ offset, line int }
+type mark struct {
+	offset int
+	node   *yaml.Node
+}
 
 var yamlLine = regexp.MustCompile(`^yaml: line (\d+): `)
 
@@ -45,20 +50,72 @@ func parse(file string, data []byte) (docs []*document, problems Problems) {
 				p.Line, _ = strconv.Atoi(m[1]) // the expression takes digits only
 				p.Text = "not YAML: " + strings.TrimPrefix(err.Error(), m[0])
 			}
+			p.Text += hint(chunk, err)
 			problems = append(problems, p)
 			continue
 		}
-		doc := &document{file: file, root: node.Content[0], open: map[*yaml.Node]bool{}}
-		if doc.root.ShortTag() == "!!null" {
-			continue
+		for _, root := range objects(node.Content[0]) {
+			doc := &document{file: file, root: root, object: nameOf(root), open: map[*yaml.Node]bool{}}
+			if err := doc.encode(root); err != nil {
+				problems = append(problems, Problem{File: file, Line: err.line, Text: err.text})
+				continue
+			}
+			docs = append(docs, doc)
 		}
-		if err := doc.encode(doc.root); err != nil {
-			problems = append(problems, Problem{File: file, Line: err.line, Text: err.text})
-			continue
-		}
-		docs = append(docs, doc)
 	}
 	return docs, problems
+}
+
+// objects are what a document has: one object, those of a List, as kubectl writes several, or none.
+func objects(root *yaml.Node) []*yaml.Node {
+	items := child(root, "items")
+	switch {
+	case root.ShortTag() == "!!null":
+		return nil
+	case child(root, "kind").Value != "List" || items.Kind != yaml.SequenceNode:
+		return []*yaml.Node{root}
+	}
+	var all []*yaml.Node
+	for _, item := range items.Content {
+		all = append(all, objects(item)...)
+	}
+	return all
+}
+
+// nameOf is an object's kind and name as the manifest says them, for example "Deployment shop/web".
+func nameOf(root *yaml.Node) string {
+	metadata := child(root, "metadata")
+	name := child(metadata, "name").Value
+	if namespace := child(metadata, "namespace").Value; namespace != "" {
+		name = namespace + "/" + name
+	}
+	return strings.TrimSpace(child(root, "kind").Value + " " + name)
+}
+
+// child is the value of a mapping's key; an empty node where there is none.
+func child(n *yaml.Node, key string) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind == yaml.MappingNode {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if n.Content[i].Value == key {
+				return n.Content[i+1]
+			}
+		}
+	}
+	return &yaml.Node{}
+}
+
+// hint names the likely reason of a text that is not YAML.
+func hint(text string, err error) string {
+	switch {
+	case strings.Contains(text, "{{"):
+		return "; it looks like a Helm template: give the lab what `helm template` makes of it"
+	case strings.Contains(err.Error(), "cannot start any token") && strings.Contains(text, "\t"):
+		return "; YAML is not indented with tabs"
+	}
+	return ""
 }
 
 // split cuts a file at its document markers. Every chunk keeps its line numbers, by the empty lines before it.
@@ -85,9 +142,13 @@ type encodeError struct {
 
 // encode appends a node as JSON.
 func (d *document) encode(n *yaml.Node) *encodeError {
-	d.marks = append(d.marks, mark{len(d.json), n.Line})
+	d.marks = append(d.marks, mark{len(d.json), n})
 	if len(d.json) > maxDocument {
 		return &encodeError{n.Line, fmt.Sprintf("the document has more than %d bytes with its aliases", maxDocument)}
+	}
+	if d.left[n] {
+		d.text("null")
+		return nil
 	}
 	switch n.Kind {
 	case yaml.AliasNode:
@@ -156,18 +217,6 @@ func (d *document) value(v any) {
 		b = []byte(strconv.Quote(fmt.Sprint(v)))
 	}
 	d.json = append(d.json, b...)
-}
-
-// lineAt is the line that a byte of the JSON comes from.
-func (d *document) lineAt(offset int) int {
-	line := d.root.Line
-	for _, m := range d.marks {
-		if m.offset >= offset {
-			break
-		}
-		line = m.line
-	}
-	return line
 }
 
 var step = regexp.MustCompile(`[^.\[\]]+|\[\d+\]`)

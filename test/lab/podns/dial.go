@@ -3,9 +3,11 @@ package podns
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,6 +74,11 @@ func dialHere(proto Proto, to netip.AddrPort, timeout time.Duration) (Answer, er
 	}
 	defer unix.Close(fd)
 	deadline := time.Now().Add(timeout)
+	if proto == UDP {
+		if err := bindUnused(fd, to.Addr()); err != nil {
+			return Answer{}, err
+		}
+	}
 	if err := connect(fd, to, deadline); err != nil {
 		return failed(err)
 	}
@@ -79,6 +86,37 @@ func dialHere(proto Proto, to netip.AddrPort, timeout time.Duration) (Answer, er
 		return askUDP(fd, deadline)
 	}
 	return readAnswer(fd, deadline)
+}
+
+// The source ports of UDP, the kernel's default range.
+const (
+	firstPort = 32768
+	portCount = 60999 - firstPort + 1
+)
+
+// ports counts on from where no other process of the lab began.
+var ports = func() *atomic.Uint32 {
+	var n atomic.Uint32
+	n.Store(rand.Uint32N(portCount))
+	return &n
+}()
+
+// bindUnused gives a UDP socket the next source port. The kernel draws ports at random, and a port that is drawn twice
+// goes on with the connection that had it before, at the endpoint that that one had: for conntrack, and so for a
+// Service, an attempt of UDP is a new connection only if its port was not used lately.
+func bindUnused(fd int, to netip.Addr) error {
+	local := netip.IPv6Unspecified()
+	if to.Is4() {
+		local = netip.IPv4Unspecified()
+	}
+	var err error
+	for range portCount {
+		port := uint16(firstPort + ports.Add(1)%portCount)
+		if err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(local, port))); !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	return os.NewSyscallError("bind", err)
 }
 
 func connect(fd int, to netip.AddrPort, deadline time.Time) error {

@@ -75,6 +75,25 @@ func TestResponderAnswersItsName(t *testing.T) {
 	}
 }
 
+// Every attempt of UDP is a new connection for conntrack: its source port was not used before.
+func TestDialUDPNewPort(t *testing.T) {
+	ns := newNS(t)
+	r := podns.NewResponder(ns, "shop/web-0")
+	t.Cleanup(r.Close)
+	listen(t, r, podns.Port{Proto: podns.UDP, Number: 80})
+	seen := map[uint16]bool{}
+	for range 1000 {
+		answer, err := ns.Dial(podns.UDP, netip.MustParseAddrPort("127.0.0.1:80"), 5*time.Second)
+		if err != nil || answer.Outcome != podns.Answered {
+			t.Fatal(answer, err)
+		}
+		if seen[answer.Source.Port()] {
+			t.Fatalf("source port %d is used again after %d attempts", answer.Source.Port(), len(seen))
+		}
+		seen[answer.Source.Port()] = true
+	}
+}
+
 // No host: silence within the time that was given, and a network that is not there at once.
 func TestDialSilence(t *testing.T) {
 	ns := newNS(t)

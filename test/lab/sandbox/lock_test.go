@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // lockVariable makes TestLockHolder the process that holds a lock for TestSeize.
@@ -79,15 +81,11 @@ func TestSeize(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- holder.Wait() }()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	testenv.Until(t, "the other process takes the lock", func() bool {
 		// It writes down whose the lock is when it has it.
-		if data, err := os.ReadFile(l.Path); err == nil && len(data) > 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the other process does not take the lock")
-		}
-	}
+		data, err := os.ReadFile(l.Path)
+		return err == nil && len(data) > 0
+	})
 	if _, err := l.Lock(); !errors.Is(err, syscall.EWOULDBLOCK) {
 		t.Errorf("lock that another process has: %v; want that it is taken", err)
 	}

@@ -79,7 +79,7 @@ func commandName(pid int) string {
 type Daemon struct {
 	Args []string
 	Log  string // receives standard output and error, appended
-	Nice int    // its scheduling priority, as nice(1) has it
+	Nice int    // its scheduling priority, as nice(1) has it, against all other processes
 }
 
 // OVSNice is the priority that ovs-ctl(8) gives Open vSwitch's daemons. Below it, the userspace datapath loses packets
@@ -92,6 +92,10 @@ type Running struct {
 	Exited <-chan struct{}
 }
 
+// niced becomes a program of a priority. Where the kernel schedules sessions as groups (sched(7), autogroup), the
+// priority of a process counts within its session only, and that of the session is set apart.
+const niced = `nice=$1; shift; [ ! -e /proc/self/autogroup ] || echo "$nice" >/proc/self/autogroup; exec nice -n "$nice" "$@"`
+
 // start runs the daemon behind a command prefix that brings it to its place. It is in its cgroup before it does
 // anything, so that no crash of the caller can lose it.
 func (d Daemon) start(enter []string) (Running, error) {
@@ -102,7 +106,7 @@ func (d Daemon) start(enter []string) (Running, error) {
 	defer log.Close()
 	args := enter
 	if d.Nice != 0 {
-		args = append(args, "nice", "-n", strconv.Itoa(d.Nice)) // which becomes the program
+		args = append(args, "sh", "-c", niced, "sh", strconv.Itoa(d.Nice))
 	}
 	args = append(args, d.Args...)
 	cmd := exec.Command(args[0], args[1:]...)

@@ -8,10 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
@@ -96,6 +97,32 @@ func TestTwoNodes(t *testing.T) {
 	}
 }
 
+// TestPriority: a daemon's priority counts against all other processes, also where sessions are scheduled as groups.
+func TestPriority(t *testing.T) {
+	destroy(t)
+	t.Cleanup(func() { destroy(t) })
+	n, err := group.Start("a", sandbox.Files{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(t.TempDir(), "log")
+	running, err := n.StartDaemon(sandbox.Daemon{Log: log, Nice: sandbox.OVSNice, Args: []string{"sh", "-c",
+		"nice; cat /proc/self/autogroup || echo none"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-running.Exited
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Fields(string(text))
+	want := strconv.Itoa(sandbox.OVSNice)
+	if _, err := os.Stat("/proc/self/autogroup"); err == nil && lines[len(lines)-1] != want || lines[0] != want {
+		t.Errorf("the daemon runs with %q, want the priority %s, and its session the same", text, want)
+	}
+}
+
 // TestDestroyFindsEverything ends what a crashed caller left: processes that ignore signals, that moved to a new
 // session, that live in child cgroups, whose holder is dead.
 func TestDestroyFindsEverything(t *testing.T) {
@@ -114,14 +141,10 @@ func TestDestroyFindsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if text, err := os.ReadFile(log); err == nil && strings.Contains(string(text), "up") {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("the daemon does not start")
-		}
-	}
+	testenv.Until(t, "the daemon starts", func() bool {
+		text, err := os.ReadFile(log)
+		return err == nil && strings.Contains(string(text), "up")
+	})
 	child := n.Cgroup().Child("pods")
 	if err := child.Create(); err != nil {
 		t.Fatal(err)

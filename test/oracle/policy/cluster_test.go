@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -190,12 +191,12 @@ func (s *state) engine(t *testing.T, list []*networkingv1.NetworkPolicy) *networ
 	return engine
 }
 
-// engineOf is kube-network-policies with its informers' stores filled.
-func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy) (
-	*networkpolicy.PolicyEngine, error) {
+// engineOf is kube-network-policies with its informers' stores filled. Around are the evaluators of the tiers before and
+// after NetworkPolicies, or none.
+func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy,
+	around ...api.PolicyEvaluator) (*networkpolicy.PolicyEngine, error) {
 	factory := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0) // never started, so no server is asked
-	pods, namespaces, policies := factory.Core().V1().Pods(), factory.Core().V1().Namespaces(),
-		factory.Networking().V1().NetworkPolicies()
+	pods, namespaces := factory.Core().V1().Pods(), factory.Core().V1().Namespaces()
 	var errs []error
 	for _, p := range podList {
 		errs = append(errs, pods.Informer().GetIndexer().Add(p))
@@ -203,11 +204,32 @@ func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string,
 	for name, labels := range namespaceList {
 		errs = append(errs, namespaces.Informer().GetIndexer().Add(probe.KubeNamespace(name, labels)))
 	}
-	for _, p := range list {
-		errs = append(errs, policies.Informer().GetIndexer().Add(defaulted(p)))
+	of := func(direction networkingv1.PolicyType) api.PolicyEvaluator {
+		policies := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0).Networking().V1().NetworkPolicies()
+		for _, p := range list {
+			if p = defaulted(p); slices.Contains(p.Spec.PolicyTypes, direction) {
+				errs = append(errs, policies.Informer().GetIndexer().Add(p))
+			}
+		}
+		return networkpolicy.NewStandardNetworkPolicy("n1", namespaces, pods, policies)
 	}
-	return networkpolicy.NewPolicyEngine(podinfo.NewInformerProvider(pods, namespaces, nil, nil),
-		[]api.PolicyEvaluator{networkpolicy.NewStandardNetworkPolicy("n1", namespaces, pods, policies)}), errors.Join(errs...)
+	evaluators := []api.PolicyEvaluator{byDirection{of(networkingv1.PolicyTypeIngress), of(networkingv1.PolicyTypeEgress)}}
+	if len(around) > 0 {
+		evaluators = []api.PolicyEvaluator{around[0], evaluators[0], around[1]}
+	}
+	return networkpolicy.NewPolicyEngine(podinfo.NewInformerProvider(pods, namespaces, nil, nil), evaluators),
+		errors.Join(errs...)
+}
+
+// byDirection evaluates a direction with the policies that isolate pods in it. kube-network-policies' evaluator takes all
+// that select the pod, and so accepts, before the Baseline tier is asked, what none of them is about.
+type byDirection struct {
+	api.PolicyEvaluator // for ingress
+	egress              api.PolicyEvaluator
+}
+
+func (b byDirection) EvaluateEgress(ctx context.Context, p *network.Packet, src, dst *api.PodInfo) (api.Verdict, error) {
+	return b.egress.EvaluateEgress(ctx, p, src, dst)
 }
 
 // stored is a policy as it comes back from etcd: in protocol buffers an empty list is a missing one.
@@ -224,8 +246,8 @@ func stored(t *testing.T, p *networkingv1.NetworkPolicy) *networkingv1.NetworkPo
 	return &out
 }
 
-// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol.
-// The others get the policies as they were written.
+// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol, and
+// every policy its types. The others get the policies as they were written.
 func defaulted(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 	p = p.DeepCopy()
 	tcp := corev1.ProtocolTCP
@@ -241,6 +263,12 @@ func defaulted(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 	}
 	for _, r := range p.Spec.Egress {
 		fill(r.Ports)
+	}
+	if len(p.Spec.PolicyTypes) == 0 {
+		p.Spec.PolicyTypes = []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}
+		if len(p.Spec.Egress) > 0 {
+			p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, networkingv1.PolicyTypeEgress)
+		}
 	}
 	return p
 }

@@ -12,6 +12,8 @@ require (
 
 require pgregory.net/rapid v1.2.0
 
+require sigs.k8s.io/network-policy-api v0.2.0
+
 require (
 	github.com/davecgh/go-spew v1.1.2-0.20180830191138-d8f796af33cc // indirect
 	github.com/digitalocean/go-openvswitch v0.0.0-20241021184246-19e734367535 // indirect

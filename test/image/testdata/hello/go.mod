@@ -1,3 +1,3 @@
-module hello
+module github.com/weft-cni/weft
 
 go 1.26.0

@@ -1,8 +1,10 @@
 // Command hello stands for Weft's programs in the tests of the image builder.
 package main
 
-import "fmt"
+import (
+	"fmt"
 
-var version = "unset"
+	"github.com/weft-cni/weft/internal/version"
+)
 
-func main() { fmt.Println(version) }
+func main() { fmt.Println(version.Get()) }
