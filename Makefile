@@ -77,7 +77,7 @@ cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
 # The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
 # race detector needs a C compiler; RACE= leaves it out.
 RACE       ?= -race
-CONCURRENT := /pkg/(agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|peerprobe|state|host|unixctl)(/|$$)|/cmd/weftctl$$|/internal/(connectivity|sysdump|testing/apiserver)$$
+CONCURRENT := /pkg/(agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|peerprobe|state|host)(/|$$)|/cmd/weftctl$$|/internal/(connectivity|sysdump|unixctl|testing/apiserver)$$
 concurrent  = $$(go list ./... | grep -E '$(CONCURRENT)')
 sequential  = $$(go list ./... | grep -vE '$(CONCURRENT)')
 

@@ -61,7 +61,7 @@ func checkCommand(c *client) *cobra.Command {
 // check looks at this machine, or at a cluster and its nodes.
 func (c *client) check(cmd *cobra.Command, root string, o preflight.Options) ([]preflight.Finding, error) {
 	if !c.remote() {
-		return preflight.Node(preflight.Host{Root: root, Datapath: o.Datapath, Ports: preflight.Listen}), nil
+		return preflight.Node(cmd.Context(), preflight.Host{Root: root, Datapath: o.Datapath, Ports: preflight.Listen}), nil
 	}
 	list, names, err := preflight.Cluster(cmd.Context(), c.cluster)
 	if err != nil {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
 	"os"
@@ -18,39 +17,19 @@ import (
 
 	"github.com/weft-cni/weft/internal/connectivity"
 	"github.com/weft-cni/weft/internal/preflight"
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
-var update = flag.Bool("update", false, "write docs/weftctl.md and docs/weftctl.schema.json")
-
-// wantFile compares a file of docs with what it should be, or writes it.
-func wantFile(t *testing.T, name, want string) {
-	t.Helper()
-	path := filepath.Join("..", "..", "docs", name)
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	have, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(have) != want {
-		t.Errorf("%s is not current; go test ./cmd/weftctl -run TestDocumentation -update", path)
-	}
-}
-
 // TestDocumentation: the reference of all commands, and the schema of what -o json prints, are current.
 func TestDocumentation(t *testing.T) {
-	wantFile(t, "weftctl.md", reference())
+	golden.File(t, "../../docs/weftctl.md", reference())
 	text, err := json.MarshalIndent(jsonSchema(), "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantFile(t, "weftctl.schema.json", string(text)+"\n")
+	golden.File(t, "../../docs/weftctl.schema.json", string(text)+"\n")
 }
 
 func reference() string {

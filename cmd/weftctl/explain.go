@@ -1,14 +1,9 @@
 package main
 
 import (
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/internal/cli"
-	"github.com/weft-cni/weft/internal/terminal"
-	"github.com/weft-cni/weft/pkg/trace/walk"
+	"github.com/weft-cni/weft/internal/follow"
 )
 
 func explainCommand(c *client) *cobra.Command {
@@ -32,42 +27,14 @@ func explainCommand(c *client) *cobra.Command {
 			if err := c.output.Check(); err != nil {
 				return err
 			}
-			cluster, queries, err := c.resolve(cmd, files, args[0], args[1])
+			nodes, err := c.traceNodes(cmd, files)
 			if err != nil {
 				return err
 			}
-			list := make([]walk.Explanation, len(queries))
-			unknown := false
-			for i, q := range queries {
-				list[i] = cluster.Explain(q)
-				unknown = unknown || list[i].Verdict == walk.Unknown
-			}
-			err = c.output.Print(cmd.OutOrStdout(), list, func(w io.Writer) error {
-				return walk.WriteExplanations(w, list, func(text string) string { return terminal.Paint(w, terminal.Red, text) })
-			})
-			switch {
-			case err != nil || walk.Agreed(list):
-				return err
-			case unknown:
-				return cli.ExitError{Code: cli.CannotAsk}
-			}
-			return cli.Found
+			q := follow.Question{Nodes: nodes, From: args[0], To: args[1], Namespace: c.namespace}
+			return follow.Explain(cmd, q, c.output)
 		},
 	}
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "explain by what trace --save has written, without a cluster")
 	return cmd
-}
-
-// resolve asks the nodes, or reads them from files, and finds the connections that a user means.
-func (c *client) resolve(cmd *cobra.Command, files []string, from, to string) (*walk.Cluster, []walk.Query, error) {
-	nodes, err := c.traceNodes(cmd, files)
-	if err != nil {
-		return nil, nil, err
-	}
-	cluster, err := walk.New(nodes, walk.Options{})
-	if err != nil {
-		fmt.Fprintln(cmd.ErrOrStderr(), err)
-	}
-	queries, err := cluster.Resolve(from, to, c.namespace)
-	return cluster, queries, err
 }

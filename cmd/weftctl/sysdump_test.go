@@ -1,16 +1,13 @@
 package main
 
 import (
-	"archive/tar"
-	"compress/gzip"
-	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/weft-cni/weft/internal/cli"
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/trace/walk/walktest"
 )
@@ -23,26 +20,12 @@ func archived(t *testing.T, file string) map[string]string {
 		t.Fatal(err)
 	}
 	defer in.Close()
-	zip, err := gzip.NewReader(in)
-	if err != nil {
-		t.Fatal(err)
-	}
 	files := map[string]string{}
-	for in := tar.NewReader(zip); ; {
-		head, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, name, _ := strings.Cut(head.Name, "/")
-		files[name] = string(text)
+	for name, text := range testenv.Untar(t, in) {
+		_, name, _ = strings.Cut(name, "/")
+		files[name] = text
 	}
+	return files
 }
 
 // TestSysdump: of a cluster with an agent that does not run, everything else is in the archive, without secrets; the

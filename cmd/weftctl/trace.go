@@ -5,12 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/internal/cli"
+	"github.com/weft-cni/weft/internal/follow"
 	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/report/api"
 	"github.com/weft-cni/weft/pkg/trace/walk"
@@ -52,7 +51,8 @@ func traceCommand(c *client) *cobra.Command {
 					return err
 				}
 			}
-			return trace(cmd, c, nodes, args[0], args[1], verbose || c.output == terminal.Wide)
+			q := follow.Question{Nodes: nodes, From: args[0], To: args[1], Namespace: c.namespace}
+			return follow.Trace(cmd, q, c.output, verbose || c.output == terminal.Wide)
 		},
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show every flow that a packet takes, with its owner")
@@ -103,29 +103,4 @@ func readNodes(files []string) ([]walk.Node, error) {
 		nodes = append(nodes, list...)
 	}
 	return nodes, nil
-}
-
-// trace follows a connection in each family that both ends have, and fails unless all are established.
-func trace(cmd *cobra.Command, c *client, nodes []walk.Node, from, to string, verbose bool) error {
-	cluster, err := walk.New(nodes, walk.Options{})
-	if err != nil {
-		fmt.Fprintln(cmd.ErrOrStderr(), err)
-	}
-	queries, err := cluster.Resolve(from, to, c.namespace)
-	if err != nil {
-		return err
-	}
-	traces := make([]walk.Trace, len(queries))
-	for i, q := range queries {
-		traces[i] = cluster.Trace(q)
-	}
-	format := c.output
-	if format == terminal.Wide {
-		format = terminal.Table
-	}
-	err = format.Print(cmd.OutOrStdout(), traces, func(w io.Writer) error { return walk.Write(w, traces, verbose) })
-	if err == nil && !walk.Established(traces) {
-		return cli.Found
-	}
-	return err
 }

@@ -5,7 +5,7 @@ package preflight
 import (
 	"bufio"
 	"bytes"
-	"encoding/json"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/weft-cni/weft/internal/unixctl"
 )
 
 // Finding is one line: a check of a node, or of the cluster when Node is empty.
@@ -42,8 +44,8 @@ type Host struct {
 var modules = map[string][]string{"system": {"openvswitch", "vport-geneve", "vport-vxlan", "nf_tables"}, "netdev": {"nf_tables"}}
 
 // Node looks at the node itself.
-func Node(h Host) []Finding {
-	list := []Finding{h.modules(), h.openVSwitch(), h.networks()}
+func Node(ctx context.Context, h Host) []Finding {
+	list := []Finding{h.modules(), h.openVSwitch(ctx), h.networks()}
 	for _, p := range []struct{ what, network, port string }{
 		{"healthAddr", "tcp", "127.0.0.1:9470"}, {"nodeHealthAddr", "tcp", ":10256"},
 		{"Geneve", "udp", ":6081"}, {"VXLAN", "udp", ":4789"},
@@ -104,9 +106,9 @@ var oldest = []int{3, 1}
 var ovsVersion = regexp.MustCompile(`Open vSwitch\) (\d+)\.(\d+)\S*`)
 
 // openVSwitch connects to the database, as the agent does, and asks ovs-vswitchd for its version.
-func (h Host) openVSwitch() Finding {
+func (h Host) openVSwitch(ctx context.Context) Finding {
 	f := Finding{Check: "Open vSwitch"}
-	version, err := askVersion(h.path("run/openvswitch"))
+	version, err := askVersion(ctx, h.path("run/openvswitch"))
 	switch m := ovsVersion.FindStringSubmatch(version); {
 	case errors.Is(err, fs.ErrNotExist):
 		f.Saw = "/run/openvswitch/db.sock not found"
@@ -129,50 +131,26 @@ func (h Host) openVSwitch() Finding {
 	return f
 }
 
-// askTimeout bounds a question.
+// askTimeout bounds what Open vSwitch is asked.
 const askTimeout = 5 * time.Second
 
-// askVersion asks the ovs-vswitchd in a directory of sockets for its version (ovs-appctl(8)); the database must be there.
-func askVersion(dir string) (string, error) {
-	database, err := net.DialTimeout("unix", filepath.Join(dir, "db.sock"), askTimeout)
+// askVersion asks the ovs-vswitchd in a directory of sockets for its version; the database must be there.
+func askVersion(ctx context.Context, dir string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	database, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(dir, "db.sock"))
 	if err != nil {
 		return "", err
 	}
 	_ = database.Close()
-	sockets, err := filepath.Glob(filepath.Join(dir, "ovs-vswitchd.*.ctl"))
-	if err == nil {
-		err = errors.New("ovs-vswitchd does not run")
+	socket, err := unixctl.Socket(dir, "ovs-vswitchd")
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", errors.New("ovs-vswitchd does not run")
 	}
-	for _, socket := range sockets { // those of earlier processes may still be there
-		var version string
-		if version, err = call(socket, "version"); err == nil {
-			return version, nil
-		}
-	}
-	return "", err
-}
-
-// call runs a command without arguments in a daemon of Open vSwitch. weftctl imports nothing of the agent, so this is not
-// pkg/unixctl.
-func call(socket, method string) (string, error) {
-	conn, err := net.DialTimeout("unix", socket, askTimeout)
 	if err != nil {
 		return "", err
 	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
-		return "", err
-	}
-	if _, err := fmt.Fprintf(conn, `{"method":%q,"id":1,"params":[]}`, method); err != nil {
-		return "", err
-	}
-	var answer struct {
-		Result string `json:"result"`
-	}
-	if err := json.NewDecoder(conn).Decode(&answer); err != nil {
-		return "", fmt.Errorf("read the answer of %s: %w", filepath.Base(socket), err)
-	}
-	return answer.Result, nil
+	return unixctl.Call(ctx, socket, "version")
 }
 
 // networks looks for other plugins' configurations: the container runtime takes the first file by name.

@@ -55,6 +55,9 @@ func switches(t *testing.T, dir, version string) {
 	if version == "none" {
 		return
 	}
+	if err := os.WriteFile(filepath.Join(dir, "ovs-vswitchd.pid"), []byte("77\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	listener := listen("ovs-vswitchd.77.ctl")
 	go func() {
 		for {
@@ -104,7 +107,7 @@ func TestNode(t *testing.T) {
 		if tc.change != nil {
 			tc.change(&h)
 		}
-		wantFindings(t, name, Node(h), tc.check, tc.saw, tc.do)
+		wantFindings(t, name, Node(t.Context(), h), tc.check, tc.saw, tc.do)
 	}
 }
 

@@ -1,40 +1,15 @@
 package sysdump
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
-	"io"
 	"strings"
 	"testing"
 	"time"
-)
 
-// unpack reads an archive.
-func unpack(t *testing.T, archive io.Reader) map[string]string {
-	t.Helper()
-	zip, err := gzip.NewReader(archive)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string]string{}
-	for in := tar.NewReader(zip); ; {
-		head, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		text, err := io.ReadAll(in)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[head.Name] = string(text)
-	}
-}
+	"github.com/weft-cni/weft/internal/testing/testenv"
+)
 
 // TestFailures: what fails is in the index, and what others said is in the archive; what an item said before it failed is
 // kept.
@@ -48,7 +23,7 @@ func TestFailures(t *testing.T) {
 	if _, err := Write(t.Context(), &b, "dump", time.Unix(0, 0), items); err != nil {
 		t.Fatal(err)
 	}
-	files := unpack(t, &b)
+	files := testenv.Untar(t, &b)
 	if len(files) != 3 || files["dump/good.txt"] != "well" || files["dump/half.txt"] != "half" {
 		t.Errorf("%v", files)
 	}

@@ -2,19 +2,15 @@ package agent
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/config"
 )
-
-var update = flag.Bool("update", false, "rewrite the parts' table in the documentation")
 
 const (
 	docFile  = "../../docs/architecture.md"
@@ -51,16 +47,7 @@ func TestDocumentation(t *testing.T) {
 		t.Fatalf("%s lacks the lines %q and %q", docFile, docBegin, docEnd)
 	}
 	want := slices.Concat(before, []byte(docBegin), []byte(table.String()), []byte(docEnd), after)
-	if *update {
-		if err := os.WriteFile(docFile, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		doc = want
-	}
-	if diff := cmp.Diff(string(doc), string(want)); diff != "" {
-		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/agent -run TestDocumentation -update\n%s",
-			docFile, diff)
-	}
+	golden.File(t, docFile, string(want))
 }
 
 // TestTableIsSound: names are unique, each part comes after those that it starts after, and has one way to run; each

@@ -20,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/weft-cni/weft/internal/testing/fakekube"
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
@@ -124,7 +125,7 @@ func TestMetricsPage(t *testing.T) {
 			t.Errorf("%s has no value in this test, so the page lacks it", name)
 		}
 	}
-	checkPage(t, metricsDoc, page.String())
+	golden.File(t, metricsDoc, page.String())
 }
 
 var fqName = regexp.MustCompile(`fqName: "([^"]+)"`)

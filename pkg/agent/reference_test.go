@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/service"
 )
@@ -62,7 +63,7 @@ func TestEventsPage(t *testing.T) {
 		known[e.reason] = true
 		fmt.Fprintf(&page, "| `%s` | %s | %s | %s |\n", e.reason, e.objects, e.meaning, e.remedy)
 	}
-	checkPage(t, "../../docs/events.md", page.String())
+	golden.File(t, "../../docs/events.md", page.String())
 	source, err := os.ReadFile("events.go")
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +91,7 @@ func TestAnnotationsPage(t *testing.T) {
 		known = append(known, a.name)
 		fmt.Fprintf(&page, "| `%s` | %s | %s | %s [%s](%s) |\n", a.name, a.objects, a.values, a.meaning, a.page, a.page)
 	}
-	checkPage(t, "../../docs/annotations.md", page.String())
+	golden.File(t, "../../docs/annotations.md", page.String())
 	named := map[string]bool{}
 	for _, text := range sourceFiles(t, "..") {
 		for _, m := range regexp.MustCompile(`"(weft\.dev/[^"]+)"`).FindAllStringSubmatch(text, -1) {
@@ -100,23 +101,6 @@ func TestAnnotationsPage(t *testing.T) {
 	slices.Sort(known)
 	if d := cmp.Diff(known, slices.Sorted(maps.Keys(named))); d != "" {
 		t.Errorf("annotations (-table +code):\n%s", d)
-	}
-}
-
-// checkPage compares a page with what it must be, or writes it.
-func checkPage(t *testing.T, file, want string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(got), want); d != "" {
-		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/agent -run %s -update\n%s", file, t.Name(), d)
 	}
 }
 

@@ -2,35 +2,19 @@ package config
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"os"
 	"strings"
 	"testing"
+
+	"github.com/weft-cni/weft/internal/testing/golden"
 )
-
-var update = flag.Bool("update", false, "write docs/configuration.md")
-
-const docFile = "../../docs/configuration.md"
 
 // TestDocumentation: docs/configuration.md is generated from the comments of Config's fields and the table of keys.
 func TestDocumentation(t *testing.T) {
-	want := document(t)
-	if *update {
-		if err := os.WriteFile(docFile, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(docFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("%s is out of date; run: go test ./pkg/config -run TestDocumentation -update", docFile)
-	}
+	golden.File(t, "../../docs/configuration.md", string(document(t)))
 }
 
 const preamble = `<!-- Made from pkg/config by: go test ./pkg/config -run TestDocumentation -update -->

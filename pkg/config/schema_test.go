@@ -3,14 +3,11 @@ package config
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	"github.com/weft-cni/weft/internal/testing/golden"
 )
-
-const schemaFile = "../../deploy/helm/weft/values.schema.json"
 
 // chartSchema is the schema of the chart's values, less that of config, which the table of settings gives.
 const chartSchema = `{
@@ -110,17 +107,5 @@ func TestChartSchema(t *testing.T) {
 	if err := encoder.Encode(schema); err != nil {
 		t.Fatal(err)
 	}
-	if *update {
-		if err := os.WriteFile(schemaFile, text.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(schemaFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(got), text.String()); d != "" {
-		t.Errorf("%s is out of date (-file +table); run: go test ./pkg/config -run TestChartSchema -update\n%s",
-			schemaFile, d)
-	}
+	golden.File(t, "../../deploy/helm/weft/values.schema.json", text.String())
 }

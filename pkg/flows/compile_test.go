@@ -2,23 +2,19 @@ package flows_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
-
-var update = flag.Bool("update", false, "write the flows that were compiled into the golden files")
 
 // view is a snapshot as a golden file's author writes it.
 type view struct {
@@ -83,15 +79,8 @@ func TestGolden(t *testing.T) {
 				}
 			}
 			got := readable(desired)
-			if *update {
-				sections["flows"].Data = []byte(got)
-				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if diff := cmp.Diff(string(sections["flows"].Data), got); diff != "" {
-				t.Errorf("flows differ (-golden +compiled); go test ./pkg/flows -update rewrites them:\n%s", diff)
-			}
+			golden.Section(t, sections["flows"], got)
+			golden.Save(t, file, archive)
 		})
 	}
 }

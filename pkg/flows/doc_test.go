@@ -7,38 +7,21 @@ import (
 	"go/parser"
 	"go/token"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"text/tabwriter"
 
-	"github.com/google/go-cmp/cmp"
-
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-const docFile = "../../docs/pipeline.md"
-
 // docs/pipeline.md says what the code says: it is made from the tables, the constants' comments and compiled flows.
 func TestDocumentation(t *testing.T) {
-	want := document(t)
-	if *update {
-		if err := os.WriteFile(docFile, want, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(docFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(got), string(want)); diff != "" {
-		t.Errorf("%s is out of date (-file +code); run: go test ./pkg/flows -run TestDocumentation -update\n%s", docFile,
-			diff)
-	}
+	golden.File(t, "../../docs/pipeline.md", string(document(t)))
 }
 
 // The document's example: a node with one pod, and one other node.

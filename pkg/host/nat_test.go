@@ -2,10 +2,8 @@ package host
 
 import (
 	"context"
-	"flag"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +12,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 	"sigs.k8s.io/knftables"
 
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/model"
 )
 
@@ -135,8 +134,6 @@ func syncNAT(t *testing.T, n *nat, d Desired) []string {
 	return c.list
 }
 
-var update = flag.Bool("update", false, "write the nftables tables that were made into testdata/tables.txtar")
-
 // TestNATTable writes the table for each file of testdata/tables.txtar.
 func TestNATTable(t *testing.T) {
 	ipv4 := dualStack()
@@ -159,21 +156,12 @@ func TestNATTable(t *testing.T) {
 		delete(cases, f.Name)
 		fake := knftables.NewFake(knftables.InetFamily, tableName)
 		syncNAT(t, newNAT(fake, nil), d)
-		got := hideHashes(fake.Dump())
-		if *update {
-			archive.Files[i].Data = []byte(got)
-		} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
-			t.Errorf("%s (-golden +made); go test ./pkg/host -update rewrites it:\n%s", f.Name, diff)
-		}
+		golden.Section(t, &archive.Files[i], hideHashes(fake.Dump()))
 	}
 	if len(cases) > 0 {
 		t.Errorf("%s lacks %q", file, slices.Collect(maps.Keys(cases)))
 	}
-	if *update {
-		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	golden.Save(t, file, archive)
 }
 
 // hideHashes replaces the hash at the end of each comment.

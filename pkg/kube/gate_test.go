@@ -136,11 +136,7 @@ func TestPodWaitsForPolicies(t *testing.T) {
 		t.Fatalf("while the policies' watch is held: %s", &r)
 	}
 	close(released)
-	begun := time.Now()
 	testenv.Until(t, "the pod is handed on", func() bool { return r.has("pod web 1 web") })
-	if took := time.Since(begun); took > time.Second {
-		t.Errorf("that took %s, want less than a second", took)
-	}
 	if text := r.String(); strings.Index(text, "policy isolated") > strings.Index(text, "pod web") ||
 		r.has("pod gone 2 ") {
 		t.Errorf("changes %s", text)

@@ -114,7 +114,7 @@ func watch(t *testing.T, client kube.Client, emit func(state.Change), prepare ..
 
 func synced(t *testing.T, w *kube.Watcher) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(time.Minute))
 	defer cancel()
 	if err := w.WaitSynced(ctx); err != nil {
 		t.Fatal(err)

@@ -9,8 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/weft-cni/weft/internal/unixctl"
 	"github.com/weft-cni/weft/pkg/openflow"
-	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 // Connections reads a zone of the connection tracker and then calls each with every connection. A line that cannot be

@@ -7,7 +7,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/weft-cni/weft/pkg/unixctl"
+	"github.com/weft-cni/weft/internal/unixctl"
 )
 
 // userspaceDatapath is the name that ovs-vswitchd gives its one userspace datapath.

@@ -13,8 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/weft-cni/weft/internal/unixctl"
 	"github.com/weft-cni/weft/pkg/openflow"
-	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 // Event is a flow or a group that Weft or another program added, changed or deleted.

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-cni/weft/pkg/flows"
@@ -225,25 +226,26 @@ func TestServiceChangeTouchesOnlyItsOwn(t *testing.T) {
 // TestChangesOfGroupsAreNoDrift: our own changes come back as events. Endpoints that come and go quickly must not make
 // the agent read the whole switch.
 func TestChangesOfGroupsAreNoDrift(t *testing.T) {
-	b := start(t, ofswitch.NewFake(flows.Check))
-	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
-	b.holds("first programming")
-	reads := b.sw.Dumps()
-	last := byte(0)
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); last++ {
-		b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3+last%100)})
-		time.Sleep(200 * time.Microsecond)
-	}
-	b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 200)})
-	eventually(t, "the last endpoint is in", func() bool {
-		groups := b.groups()
-		reads++ // this one
-		return len(groups) == 1 && strings.Contains(groups[0].String(), "10.244.2.200:")
+	synctest.Test(t, func(t *testing.T) {
+		b := start(t, ofswitch.NewFake(flows.Check))
+		b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
+		b.holds("first programming")
+		reads := b.sw.Dumps()
+		for i := range 1000 {
+			b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3+byte(i%100))})
+			time.Sleep(2 * time.Millisecond)
+		}
+		b.Submit(state.SetJoinedService{Service: service("web", 1, 2, 200)})
+		eventually(t, "the last endpoint is in", func() bool {
+			groups := b.groups()
+			reads++ // this one
+			return len(groups) == 1 && strings.Contains(groups[0].String(), "10.244.2.200:")
+		})
+		// Once because the watch began.
+		if got := b.sw.Dumps() - reads; got > 1 {
+			t.Errorf("the switch was read %d times for our own changes", got)
+		}
 	})
-	// Once because the watch began.
-	if got := b.sw.Dumps() - reads; got > 1 {
-		t.Errorf("the switch was read %d times for our own changes", got)
-	}
 }
 
 // TestRefusedGroup: a Service whose group the switch refuses is left out with its flows; everybody else is programmed.

@@ -3,12 +3,12 @@ package programmer_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
@@ -314,16 +314,30 @@ func TestStoppedLoopAnswers(t *testing.T) {
 	}
 }
 
+// TestChangesCoalesce: what comes while the switch takes a bundle is in the next one.
 func TestChangesCoalesce(t *testing.T) {
-	b := start(t, ofswitch.NewFake(flows.Check))
-	b.holds("first programming")
-	before := len(b.sw.Applied())
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	sw := slowSwitch{ofswitch.NewFake(flows.Check), func() { once.Do(func() { close(entered); <-release }) }}
+	loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: slog.New(slog.DiscardHandler)})
+	loop.Submit(state.SetNode{Node: node("n1", 1)})
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- loop.Run(ctx) }()
+	<-entered
 	for i := range byte(200) {
-		b.Submit(state.SetNode{Node: node("m"+string('a'+rune(i%26))+string('a'+rune(i/26)), 3+i)})
+		loop.Submit(state.SetNode{Node: node("m"+string('a'+rune(i%26))+string('a'+rune(i/26)), 3+i)})
 	}
-	b.holds("200 nodes")
-	if n := len(b.sw.Applied()) - before; n > 100 {
-		t.Errorf("200 changes at once took %d bundles", n)
+	close(release)
+	if err := loop.Programmed(ctx, loop.Submitted()); err != nil || len(loop.View().Nodes) != 200 {
+		t.Errorf("%d other nodes, %v", len(loop.View().Nodes), err)
+	}
+	if n := len(sw.Applied()); n != 2 {
+		t.Errorf("the first bundle and 200 changes took %d bundles", n)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 
@@ -381,11 +395,13 @@ func TestAttachWaitsForThePod(t *testing.T) {
 	if err := b.Check(t.Context(), a.Key()); err == nil || !strings.Contains(err.Error(), "closed") {
 		t.Errorf("a pod that is not known counts as programmed: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	if err := b.Loop.Attach(ctx, pod("b", 3)); !errors.Is(err, context.DeadlineExceeded) ||
-		!strings.Contains(err.Error(), "has not told") {
-		t.Errorf("Attach that gave up says %v, want the deadline and the reason", err)
+	ctx, cancel := context.WithCancel(t.Context())
+	gaveUp := make(chan error, 1)
+	go func() { gaveUp <- b.Loop.Attach(ctx, pod("b", 3)) }()
+	eventually(t, "the loop has the other attachment", func() bool { return b.View().Unknown[pod("b", 3).Key()] })
+	cancel()
+	if err := <-gaveUp; !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "has not told") {
+		t.Errorf("Attach that gave up says %v, want the cause and the reason", err)
 	}
 	select {
 	case err := <-attached:
@@ -425,30 +441,24 @@ func TestAttachWaitsForThePod(t *testing.T) {
 // TestForeignFlowsAreNamed: a foreign flow that comes while the agent runs is named at once, without a change of what
 // Weft has, and does not count as a repair. Flows that the switch learns are not drift.
 func TestForeignFlowsAreNamed(t *testing.T) {
-	sw := ofswitch.NewFake(flows.Check)
-	b := start(t, sw, pod("a", 2))
-	b.holds("first programming")
-	// No reading of the switch is due that would find the flow by chance.
-	for dumps := -1; sw.Dumps() != dumps; time.Sleep(time.Second) {
-		dumps = sw.Dumps()
-	}
-	// As one of Weft's own, but for the priority, which events do not tell.
-	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535}}
-	sw.Put(foreign)
-	testenv.Eventually(t, 2*time.Second, func() error {
-		if n := b.Status().ForeignFlows; n != 1 {
-			return fmt.Errorf("%d foreign flows are named, want 1", n)
+	synctest.Test(t, func(t *testing.T) {
+		sw := ofswitch.NewFake(flows.Check)
+		b := start(t, sw, pod("a", 2))
+		b.holds("first programming")
+		time.Sleep(10 * time.Second) // no reading of the switch is due that would find the flow by chance
+		// As one of Weft's own, but for the priority, which events do not tell.
+		foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535}}
+		sw.Put(foreign)
+		time.Sleep(2 * time.Second)
+		if s := b.Status(); s.ForeignFlows != 1 || !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {
+			t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
 		}
-		return nil
+		dumps := sw.Dumps()
+		sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: openflow.ParseMatch("ip")},
+			Cookie: flows.Cookie(model.ServiceOwner("x/y"))})
+		time.Sleep(700 * time.Millisecond)
+		if got := sw.Dumps(); got != dumps {
+			t.Errorf("%d readings after a learned flow", got-dumps)
+		}
 	})
-	if s := b.Status(); !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {
-		t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
-	}
-	dumps := sw.Dumps()
-	sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: openflow.ParseMatch("ip")},
-		Cookie: flows.Cookie(model.ServiceOwner("x/y"))})
-	time.Sleep(700 * time.Millisecond)
-	if got := sw.Dumps(); got != dumps {
-		t.Errorf("%d readings after a learned flow", got-dumps)
-	}
 }

@@ -39,19 +39,19 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 	tried := sync.OnceValue(func() map[netip.Addr]bool { return addrsOf(l.tried) })
 	fresh := func(addr netip.Addr) bool { return !had()[addr] }
 	for _, o := range owners {
-		switch o.Kind {
-		case model.KindPolicy, model.KindClusterPolicy:
+		switch {
+		case o.Kind.IsPolicy():
 			was := before.Policies[o.Policy()]
 			if l.quarantined[o] != nil {
 				was = was.FailClosed()
 			}
 			policies = policies || flows.Narrows(was, now.Policies[o.Policy()], fresh)
 			wider = true
-		case model.KindService:
+		case o.Kind == model.KindService:
 			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {
 				l.sweepRequest()
 			}
-		case model.KindPod:
+		case o.Kind == model.KindPod:
 			has := now.Attachments[o.Attachment]
 			for _, ip := range before.Attachments[o.Attachment].IPs {
 				// While the switch is away pods come and go of which it never hears, in any number.

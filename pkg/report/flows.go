@@ -106,13 +106,8 @@ func shownNames(view *model.Snapshot) openflow.Names {
 // (pod/NAMESPACE/NAME, service/…, policy/…, node/NAME, self, pipeline, foreign), NAMESPACE/NAME or NAME of a pod, a
 // Service or a policy, or a node's NAME.
 func concerns(owner, object string) bool {
-	kind, name, _ := strings.Cut(owner, "/")
-	switch kind {
-	case model.KindPod.String(), model.KindService.String(), model.KindPolicy.String(),
-		model.KindClusterPolicy.String():
-		return owner == object || isNamed(name, object)
-	}
-	return owner == object || name == object
+	_, name, _ := strings.Cut(owner, "/")
+	return owner == object || isNamed(name, object)
 }
 
 // wantedBy are the flows that objects of such a name want. The switch holds a flow that several policies want once,

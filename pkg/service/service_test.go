@@ -2,9 +2,7 @@ package service_test
 
 import (
 	"bytes"
-	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,12 +15,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/weft-cni/weft/internal/testing/golden"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/service"
 )
-
-var update = flag.Bool("update", false, "write the views that were built into the golden files")
 
 // TestGolden reads each testdata/*.txtar: "objects.yaml" is a Service and its EndpointSlices as in the API server, each
 // "view from NODE" or "view from NODE in ZONE" the result there, and "problems" the reported problems.
@@ -60,11 +57,7 @@ func TestGolden(t *testing.T) {
 						t.Errorf("%s depends on the order of the slices:\n%s", name, again)
 					}
 				}
-				if *update {
-					f.Data = []byte(got)
-				} else if diff := cmp.Diff(string(f.Data), got); diff != "" {
-					t.Errorf("%s (-want +got):\n%s", f.Name, diff)
-				}
+				golden.Section(t, f, got)
 			}
 			if views == 0 {
 				t.Error("no view")
@@ -72,11 +65,7 @@ func TestGolden(t *testing.T) {
 			if len(problems) > 0 && section(archive, "problems") == nil {
 				t.Errorf("unexpected problems: %q", problems)
 			}
-			if *update {
-				if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
+			golden.Save(t, file, archive)
 		})
 	}
 }

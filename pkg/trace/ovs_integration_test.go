@@ -16,11 +16,11 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/weft-cni/weft/internal/testing/vswitch"
+	"github.com/weft-cni/weft/internal/unixctl"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/trace"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
-	"github.com/weft-cni/weft/pkg/unixctl"
 )
 
 const bridge = "weft-trace"

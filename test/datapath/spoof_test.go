@@ -27,35 +27,6 @@ const (
 
 var router = wire.MAC(model.RouterMAC)
 
-// attack is a set of forged packets with the reasons for which they have to be dropped.
-type attack struct {
-	request wire.SpoofRequest
-	labels  map[string]string // by tag
-	reasons map[string]uint64
-}
-
-func newAttack() *attack {
-	return &attack{request: wire.SpoofRequest{Iface: "eth0", Count: spoofCount}, labels: map[string]string{},
-		reasons: map[string]uint64{}}
-}
-
-func (a *attack) mark(label string) []byte {
-	tag := fmt.Sprintf("%05d", len(a.labels))
-	a.labels[tag] = label
-	return wire.Mark(tag)
-}
-
-func (a *attack) frame(reason, label string, build func(mark []byte) []byte) {
-	a.request.Frames = append(a.request.Frames, wire.LabelledFrame{Label: label, Data: build(a.mark(label))})
-	a.reasons[reason] += spoofCount
-}
-
-func (a *attack) datagram(reason, label string, to netip.AddrPort, build func(mark []byte) []byte) {
-	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to,
-		Data: build(a.mark(label))})
-	a.reasons[reason] += spoofCount
-}
-
 func (m mesh) mac(t *testing.T, pod string) wire.MAC {
 	t.Helper()
 	mac, err := model.ParseMAC(m.Run(pod, "cat", "/sys/class/net/eth0/address"))
@@ -76,7 +47,7 @@ func tagged(frame []byte) []byte { return slices.Insert(frame, 12, 0x81, 0x00, 0
 // A pod forges addresses of every layer; none of it is received, and the switch counts each frame with its reason.
 func TestSpoofing(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve)
-	a := newAttack()
+	a := wire.NewAttack(spoofCount)
 	attacker, neighbour := m.mac(t, "a-node1"), m.mac(t, "b-node1")
 	for _, v4 := range []bool{true, false} {
 		own, near, far := of(m.pods["a-node1"].IPs, v4), of(m.pods["b-node1"].IPs, v4), of(m.pods["a-node2"].IPs, v4)
@@ -89,25 +60,25 @@ func TestSpoofing(t *testing.T) {
 				if source == victim {
 					continue
 				}
-				a.frame("spoofed-ip", fmt.Sprintf("%s to %s in the name of %s", familyName(v4), name, who),
+				a.Frame("spoofed-ip", fmt.Sprintf("%s to %s in the name of %s", familyName(v4), name, who),
 					func(mark []byte) []byte {
 						return wire.UDPFrame(router, attacker, netip.AddrPortFrom(source, sourcePort), to, mark)
 					})
 			}
 			for who, mac := range map[string]wire.MAC{"the neighbour": neighbour, "the router": router, "no host": {2, 0, 0, 0,
 				0, 1}} {
-				a.frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who),
+				a.Frame("spoofed-mac", fmt.Sprintf("%s to %s with the MAC of %s", familyName(v4), name, who),
 					func(mark []byte) []byte {
 						return wire.UDPFrame(router, mac, netip.AddrPortFrom(own, sourcePort), to, mark)
 					})
 			}
-			a.frame("vlan-tag", fmt.Sprintf("%s to %s with a VLAN tag", familyName(v4), name), func(mark []byte) []byte {
+			a.Frame("vlan-tag", fmt.Sprintf("%s to %s with a VLAN tag", familyName(v4), name), func(mark []byte) []byte {
 				return tagged(wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), to, mark))
 			})
 		}
 		for dst, reason := range destinations {
 			if dst := netip.MustParseAddr(dst); dst.Is4() == v4 {
-				a.frame(reason, fmt.Sprintf("to %s at the router's MAC", dst), func(mark []byte) []byte {
+				a.Frame(reason, fmt.Sprintf("to %s at the router's MAC", dst), func(mark []byte) []byte {
 					return wire.UDPFrame(router, attacker, netip.AddrPortFrom(own, sourcePort), netip.AddrPortFrom(dst, targetPort),
 						mark)
 				})
@@ -115,19 +86,19 @@ func TestSpoofing(t *testing.T) {
 		}
 		for name, lie := range map[string]netip.Addr{"a neighbour": near, "the gateway": gateway} {
 			if !v4 {
-				a.frame("spoofed-nd", "neighbour advertisement as "+name, func(mark []byte) []byte {
+				a.Frame("spoofed-nd", "neighbour advertisement as "+name, func(mark []byte) []byte {
 					return wire.NAFrame(neighbour, attacker, netip.MustParseAddr("fe80::bad"), near, lie, attacker, mark)
 				})
 				continue
 			}
 			for kind, op := range map[string]wire.ARPOp{"request": wire.ARPRequest, "reply": wire.ARPReply} {
-				a.frame("spoofed-arp", fmt.Sprintf("ARP %s as %s", kind, name), func(mark []byte) []byte {
+				a.Frame("spoofed-arp", fmt.Sprintf("ARP %s as %s", kind, name), func(mark []byte) []byte {
 					return wire.ARPFrame(wire.BroadcastMAC, attacker, op, attacker, lie, wire.MAC{}, near, mark)
 				})
 			}
 		}
 	}
-	a.frame("spoofed-nd", "router advertisement", func(mark []byte) []byte {
+	a.Frame("spoofed-nd", "router advertisement", func(mark []byte) []byte {
 		return wire.RAFrame(neighbour, attacker, netip.MustParseAddr("fe80::bad"), of(m.pods["b-node1"].IPs, false), attacker,
 			mark)
 	})
@@ -150,7 +121,7 @@ func (m mesh) cidr(node string, v4 bool) netip.Prefix {
 func TestTunnelSpoofing(t *testing.T) {
 	m := up(t, lab.IPv4, model.Geneve)
 	wraps := map[uint16]func(uint32, []byte) []byte{model.Geneve.UDPPort(): wire.Geneve, model.VXLAN.UDPPort(): wire.VXLAN}
-	forge := func(a *attack, reason, source string) {
+	forge := func(a *wire.Attack, reason, source string) {
 		to := netip.AddrPortFrom(m.pods["b-node1"].IPs[0], targetPort)
 		addrs := m.nodes[source].Addrs // of a node, or else of a pod
 		if pod, ok := m.pods[source]; ok {
@@ -158,14 +129,14 @@ func TestTunnelSpoofing(t *testing.T) {
 		}
 		inner := addrs[0]
 		for port, wrap := range wraps {
-			a.datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source),
+			a.Datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source),
 				netip.AddrPortFrom(m.nodes["node1"].Addrs[0], port), func(mark []byte) []byte {
 					return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(inner, sourcePort), to, mark))
 				})
 		}
 	}
 	t.Run("from a node, in the name of another", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		forge(a, "tunnel-source", "a-node3")
 		forge(a, "tunnel-source", "a-node1")
 		forge(a, "tunnel-source", "node3")
@@ -173,20 +144,20 @@ func TestTunnelSpoofing(t *testing.T) {
 		m.attack(t, "node/node2", "node1", a)
 	})
 	t.Run("from a pod", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		forge(a, "tunnel-port", "b-node2")
 		m.attack(t, "a-node2", "node2", a)
 	})
 	t.Run("the true ones arrive", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		forge(a, "", "a-node2")
 		forge(a, "", "node2")
 		sniffer := m.sniff(t, "b-node1", "eth0")
-		m.send(t, "node/node2", a.request)
+		m.send(t, "node/node2", a.Request)
 		m.honest(t)
 		var seen wire.SniffReply
 		sniffer.stop(t, &seen)
-		for tag, label := range a.labels {
+		for tag, label := range a.Labels {
 			if seen.Seen[tag] != spoofCount {
 				t.Errorf("%s: %d of %d arrived", label, seen.Seen[tag], spoofCount)
 			}
@@ -235,14 +206,14 @@ func (m mesh) honest(t *testing.T) {
 }
 
 // attack sends forged packets; none may arrive anywhere, and the node has to count them.
-func (m mesh) attack(t *testing.T, from, at string, a *attack) {
+func (m mesh) attack(t *testing.T, from, at string, a *wire.Attack) {
 	t.Helper()
 	sniffers := map[string]*session{}
 	for _, v := range victims {
 		sniffers[v.where] = m.sniff(t, v.where, v.iface)
 	}
 	before := m.drops(t, at)
-	m.send(t, from, a.request)
+	m.send(t, from, a.Request)
 	m.honest(t)
 	for where, s := range sniffers {
 		var seen wire.SniffReply
@@ -250,7 +221,7 @@ func (m mesh) attack(t *testing.T, from, at string, a *attack) {
 		var through []string
 		for tag, n := range seen.Seen {
 			if tag != honestTag {
-				through = append(through, fmt.Sprintf("%d × %s", n, a.labels[tag]))
+				through = append(through, fmt.Sprintf("%d × %s", n, a.Labels[tag]))
 			}
 		}
 		if len(through) > 0 || seen.Seen[honestTag] != spoofCount {
@@ -260,12 +231,12 @@ func (m mesh) attack(t *testing.T, from, at string, a *attack) {
 	}
 	testenv.Eventually(t, 15*time.Second, func() error {
 		now := m.drops(t, at)
-		for reason, want := range a.reasons {
+		for reason, want := range a.Reasons {
 			if got := now[reason] - before[reason]; got < want {
 				return fmt.Errorf("%s counts %d packets as %s, want %d", at, got, reason, want)
 			}
 		}
 		return nil
 	})
-	t.Logf("%d packets of %d kinds: none arrived, all counted: %v", spoofCount*len(a.labels), len(a.labels), a.reasons)
+	t.Logf("%d packets of %d kinds: none arrived, all counted: %v", spoofCount*len(a.Labels), len(a.Labels), a.Reasons)
 }

@@ -28,39 +28,6 @@ const (
 
 var routerMAC = wire.MAC(model.RouterMAC)
 
-// attack is a set of forged frames, with the reason for which the switch has to count each as dropped.
-type attack struct {
-	request wire.SpoofRequest
-	labels  map[string]string // by tag
-	reasons map[string]uint64 // how many frames are sent that have to be dropped for a reason
-}
-
-func newAttack() *attack {
-	return &attack{
-		request: wire.SpoofRequest{Iface: "eth0", Count: spoofCount},
-		labels:  map[string]string{},
-		reasons: map[string]uint64{},
-	}
-}
-
-// mark makes a mark of its own for each kind of frame, so that a failure can name the frame that got through.
-func (a *attack) mark(label string) []byte {
-	tag := fmt.Sprintf("%05d", len(a.labels))
-	a.labels[tag] = label
-	return wire.Mark(tag)
-}
-
-func (a *attack) frame(reason, label string, build func(mark []byte) []byte) {
-	a.request.Frames = append(a.request.Frames, wire.LabelledFrame{Label: label, Data: build(a.mark(label))})
-	a.reasons[reason] += spoofCount
-}
-
-func (a *attack) datagram(reason, label string, to netip.AddrPort, build func(mark []byte) []byte) {
-	a.request.Datagrams = append(a.request.Datagrams, wire.LabelledDatagram{Label: label, To: to,
-		Data: build(a.mark(label))})
-	a.reasons[reason] += spoofCount
-}
-
 // sniffer listens at a would-be victim.
 type sniffer struct {
 	where  string
@@ -110,7 +77,7 @@ func TestSpoofing(t *testing.T) {
 		// What reaches the node's kernel by any way at all, be it past the switch.
 		acceptAt(t, hosts[0], spoofCount), acceptAt(t, hosts[1], spoofCount),
 	}
-	a := newAttack()
+	a := wire.NewAttack(spoofCount)
 	for _, f := range env.families {
 		forgeIP(a, f, attacker, near, far, here, there)
 		if f == v4 {
@@ -124,7 +91,7 @@ func TestSpoofing(t *testing.T) {
 	sendHonest(t, attacker, near.addrs[0], far.addrs[0], here.gateway(familyOf(near.addrs[0])))
 	sendHonest(t, far, there.gateway(familyOf(near.addrs[0])))
 	wantNothingBut(t, a, sniffers)
-	wantDrops(t, here, before, a.reasons)
+	wantDrops(t, here, before, a.Reasons)
 
 	// Had the forged advertisements been believed, these would go astray.
 	reach(t, map[dialer][]wire.Target{near.pod: targetsOf(far.pod), far.pod: targetsOf(near.pod),
@@ -144,7 +111,7 @@ func (n node) cidr(f family) netip.Prefix {
 	return netip.Prefix{}
 }
 
-func forgeIP(a *attack, f family, attacker, near, far station, here, there node) {
+func forgeIP(a *wire.Attack, f family, attacker, near, far station, here, there node) {
 	own, nearAddr, farAddr := f.of(attacker.addrs), f.of(near.addrs), f.of(far.addrs)
 	gateway := here.gateway(f)
 	beyond := f.of(env.record.Outside.Addrs)
@@ -169,7 +136,7 @@ func forgeIP(a *attack, f family, attacker, near, far station, here, there node)
 				continue // a packet to itself
 			}
 			label := fmt.Sprintf("%s from %s to %s", f, source.name, v.name)
-			a.frame("spoofed-ip", label, func(mark []byte) []byte {
+			a.Frame("spoofed-ip", label, func(mark []byte) []byte {
 				return wire.UDPFrame(routerMAC, attacker.mac, netip.AddrPortFrom(source.addr, sourcePort), to, mark)
 			})
 		}
@@ -178,22 +145,22 @@ func forgeIP(a *attack, f family, attacker, near, far station, here, there node)
 			addr wire.MAC
 		}{{"a neighbour's MAC", near.mac}, {"the router's MAC", routerMAC}, {"an unknown MAC", wire.MAC{2, 0, 0, 0, 0, 1}}} {
 			label := fmt.Sprintf("%s from %s and the right address to %s", f, mac.name, v.name)
-			a.frame("spoofed-mac", label, func(mark []byte) []byte {
+			a.Frame("spoofed-mac", label, func(mark []byte) []byte {
 				return wire.UDPFrame(routerMAC, mac.addr, netip.AddrPortFrom(own, sourcePort), to, mark)
 			})
 		}
 	}
-	a.frame("spoofed-ip", fmt.Sprintf("%s straight to a neighbour's MAC", f), func(mark []byte) []byte {
+	a.Frame("spoofed-ip", fmt.Sprintf("%s straight to a neighbour's MAC", f), func(mark []byte) []byte {
 		return wire.UDPFrame(near.mac, attacker.mac, netip.AddrPortFrom(farAddr, sourcePort), netip.AddrPortFrom(nearAddr,
 			targetPort), mark)
 	})
-	a.frame("spoofed-mac", fmt.Sprintf("%s as the neighbour itself, MAC and address", f), func(mark []byte) []byte {
+	a.Frame("spoofed-mac", fmt.Sprintf("%s as the neighbour itself, MAC and address", f), func(mark []byte) []byte {
 		return wire.UDPFrame(routerMAC, near.mac, netip.AddrPortFrom(nearAddr, sourcePort), netip.AddrPortFrom(farAddr,
 			targetPort), mark)
 	})
 }
 
-func forgeARP(a *attack, attacker, near station, here node) {
+func forgeARP(a *wire.Attack, attacker, near station, here node) {
 	own, nearAddr := v4.of(attacker.addrs), v4.of(near.addrs)
 	gateway := here.gateway(v4)
 	const reason = "spoofed-arp"
@@ -205,23 +172,23 @@ func forgeARP(a *attack, attacker, near station, here node) {
 			name string
 			addr netip.Addr
 		}{{"a neighbour's address", nearAddr}, {"the gateway's address", gateway}} {
-			a.frame(reason, fmt.Sprintf("ARP reply that claims %s to %s", lie.name, to.name), func(mark []byte) []byte {
+			a.Frame(reason, fmt.Sprintf("ARP reply that claims %s to %s", lie.name, to.name), func(mark []byte) []byte {
 				return wire.ARPFrame(to.mac, attacker.mac, wire.ARPReply, attacker.mac, lie.addr, near.mac, nearAddr, mark)
 			})
-			a.frame(reason, fmt.Sprintf("ARP request that claims %s to %s", lie.name, to.name), func(mark []byte) []byte {
+			a.Frame(reason, fmt.Sprintf("ARP request that claims %s to %s", lie.name, to.name), func(mark []byte) []byte {
 				return wire.ARPFrame(to.mac, attacker.mac, wire.ARPRequest, attacker.mac, lie.addr, wire.MAC{}, lie.addr, mark)
 			})
 		}
-		a.frame(reason, "ARP request with a neighbour's MAC as its sender to "+to.name, func(mark []byte) []byte {
+		a.Frame(reason, "ARP request with a neighbour's MAC as its sender to "+to.name, func(mark []byte) []byte {
 			return wire.ARPFrame(to.mac, attacker.mac, wire.ARPRequest, near.mac, own, wire.MAC{}, gateway, mark)
 		})
-		a.frame(reason, "ARP request from a neighbour's Ethernet address to "+to.name, func(mark []byte) []byte {
+		a.Frame(reason, "ARP request from a neighbour's Ethernet address to "+to.name, func(mark []byte) []byte {
 			return wire.ARPFrame(to.mac, near.mac, wire.ARPRequest, attacker.mac, own, wire.MAC{}, gateway, mark)
 		})
 	}
 }
 
-func forgeND(a *attack, attacker, near station, here node) {
+func forgeND(a *wire.Attack, attacker, near station, here node) {
 	nearAddr := v6.of(near.addrs)
 	gateway := here.gateway(v6)
 	linkLocal, allNodes := netip.MustParseAddr("fe80::bad"), netip.MustParseAddr("ff02::1")
@@ -235,12 +202,12 @@ func forgeND(a *attack, attacker, near station, here node) {
 			name string
 			addr netip.Addr
 		}{{"a neighbour's address", nearAddr}, {"the gateway's address", gateway}} {
-			a.frame(reason, fmt.Sprintf("neighbour advertisement that claims %s to %s", lie.name, to.name),
+			a.Frame(reason, fmt.Sprintf("neighbour advertisement that claims %s to %s", lie.name, to.name),
 				func(mark []byte) []byte {
 					return wire.NAFrame(to.mac, attacker.mac, linkLocal, to.addr, lie.addr, attacker.mac, mark)
 				})
 		}
-		a.frame(reason, "router advertisement to "+to.name, func(mark []byte) []byte {
+		a.Frame(reason, "router advertisement to "+to.name, func(mark []byte) []byte {
 			return wire.RAFrame(to.mac, attacker.mac, linkLocal, to.addr, attacker.mac, mark)
 		})
 	}
@@ -261,20 +228,20 @@ type spoofer interface {
 	probe(ctx context.Context, request, reply any, args ...string) error
 }
 
-func sendAll(t *testing.T, from spoofer, a *attack) {
+func sendAll(t *testing.T, from spoofer, a *wire.Attack) {
 	t.Helper()
 	var reply wire.SpoofReply
-	if err := from.probe(t.Context(), a.request, &reply, "spoof"); err != nil {
+	if err := from.probe(t.Context(), a.Request, &reply, "spoof"); err != nil {
 		t.Fatal(err)
 	}
 	total := 0
 	for _, sent := range reply.Sent {
 		total += sent
 	}
-	if want := spoofCount * (len(a.request.Frames) + len(a.request.Datagrams)); total != want {
+	if want := spoofCount * (len(a.Request.Frames) + len(a.Request.Datagrams)); total != want {
 		t.Fatalf("sent %d forged frames, want %d", total, want)
 	}
-	t.Logf("sent %d forged frames of %d kinds", total, len(a.labels))
+	t.Logf("sent %d forged frames of %d kinds", total, len(a.Labels))
 }
 
 // honestTag marks the frames that have to arrive: they prove that the sniffers hear.
@@ -298,7 +265,7 @@ func sendHonest(t *testing.T, from station, to ...netip.Addr) {
 
 // wantNothingBut ends the sniffers and fails the test for every forged frame that one of them saw, and when not all the
 // honest ones arrived. Those were sent last, so nothing that was sent before is still on its way.
-func wantNothingBut(t *testing.T, a *attack, sniffers []sniffer) {
+func wantNothingBut(t *testing.T, a *wire.Attack, sniffers []sniffer) {
 	t.Helper()
 	for _, s := range sniffers {
 		var seen wire.SniffReply
@@ -306,7 +273,7 @@ func wantNothingBut(t *testing.T, a *attack, sniffers []sniffer) {
 		var through []string
 		for tag, n := range seen.Seen {
 			if tag != honestTag {
-				through = append(through, fmt.Sprintf("%d × %s", n, a.labels[tag]))
+				through = append(through, fmt.Sprintf("%d × %s", n, a.Labels[tag]))
 			}
 		}
 		sort.Strings(through)

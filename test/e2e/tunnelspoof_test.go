@@ -35,7 +35,7 @@ func TestTunnelSpoofing(t *testing.T) {
 	here := env.nodes[0]
 
 	t.Run("from outside", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{
 				"a pod on another node": f.of(pods[2].addrs), "a pod on this node": f.of(pods[1].addrs), "the host outside": f.of(
@@ -44,7 +44,7 @@ func TestTunnelSpoofing(t *testing.T) {
 		tunnelAttack(t, outside{}, a, victim, here)
 	})
 	t.Run("from another node, in a third one's name", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on a third node": f.of(pods[4].addrs),
 				"a pod on this node": f.of(pods[1].addrs)})
@@ -54,7 +54,7 @@ func TestTunnelSpoofing(t *testing.T) {
 	// The positive control: the same packets, but true. They show that the forged ones were well made.
 	t.Run("a node's own are received", func(t *testing.T) {
 		s := sniffAt(t, victim.pod, "eth0", spoofCount)
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-source", f, victim, map[string]netip.Addr{"a pod on the sending node": f.of(pods[2].addrs)})
 		}
@@ -62,7 +62,7 @@ func TestTunnelSpoofing(t *testing.T) {
 		sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])
 		var seen wire.SniffReply
 		s.stop(t, &seen)
-		for tag, label := range a.labels {
+		for tag, label := range a.Labels {
 			if seen.Seen[tag] != spoofCount {
 				t.Errorf("%s: received %d of %d", label, seen.Seen[tag], spoofCount)
 			}
@@ -71,14 +71,14 @@ func TestTunnelSpoofing(t *testing.T) {
 	// A pod's packets to another node leave with its own node's address, from which that node accepts tunnels. If a pod
 	// could send to the tunnel port, it could speak in the name of every pod on its node.
 	t.Run("from a pod, in its neighbour's name", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-port", f, victim, map[string]netip.Addr{"the sender's neighbour": f.of(pods[3].addrs)})
 		}
 		tunnelAttack(t, pods[2], a, victim, env.nodes[1])
 	})
 	t.Run("from a pod to its own node", func(t *testing.T) {
-		a := newAttack()
+		a := wire.NewAttack(spoofCount)
 		for _, f := range env.families {
 			forgeTunnels(a, "tunnel-port", f, victim, map[string]netip.Addr{"a pod on another node": f.of(pods[2].addrs)})
 		}
@@ -88,13 +88,13 @@ func TestTunnelSpoofing(t *testing.T) {
 
 // forgeTunnels adds packets of every encapsulation for the victim, with these inner sources, to be sent to the victim's
 // node. The reason is why they have to be dropped.
-func forgeTunnels(a *attack, reason string, f family, victim station, sources map[string]netip.Addr) {
+func forgeTunnels(a *wire.Attack, reason string, f family, victim station, sources map[string]netip.Addr) {
 	end := nodeNamed(victim.node).addrs[0]
 	to := netip.AddrPortFrom(f.of(victim.addrs), targetPort)
 	for _, e := range encapsulations {
 		for name, source := range sources {
 			label := fmt.Sprintf("%s in %s from %s", f, e.name, name)
-			a.datagram(reason, label, netip.AddrPortFrom(end, e.port), func(mark []byte) []byte {
+			a.Datagram(reason, label, netip.AddrPortFrom(end, e.port), func(mark []byte) []byte {
 				return e.wrap(0, wire.UDPFrame(routerMAC, routerMAC, netip.AddrPortFrom(source, sourcePort), to, mark))
 			})
 		}
@@ -102,7 +102,7 @@ func forgeTunnels(a *attack, reason string, f family, victim station, sources ma
 }
 
 // tunnelAttack sends the packets. Neither the victim nor its node may get them, and the node at counts them.
-func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station, at node) {
+func tunnelAttack(t *testing.T, from spoofer, a *wire.Attack, victim station, at node) {
 	t.Helper()
 	pods, hosts := meshPods(t)
 	sniffers := []sniffer{sniffAt(t, victim.pod, "eth0", spoofCount), sniffAt(t, hosts[0], model.GatewayName, spoofCount),
@@ -112,5 +112,5 @@ func tunnelAttack(t *testing.T, from spoofer, a *attack, victim station, at node
 	sendHonest(t, stationOf(t, pods[2]), victim.addrs[0])
 	sendHonest(t, victim, nodeNamed(victim.node).gateway(familyOf(victim.addrs[0])))
 	wantNothingBut(t, a, sniffers)
-	wantDrops(t, at, before, a.reasons)
+	wantDrops(t, at, before, a.Reasons)
 }

@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/weft-cni/weft/internal/unixctl"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
-	"github.com/weft-cni/weft/pkg/unixctl"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
 

@@ -2,20 +2,15 @@ package scenario
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-	"github.com/rogpeppe/go-internal/txtar"
+	"github.com/weft-cni/weft/internal/testing/golden"
 )
-
-var update = flag.Bool("update", false, "write the compiled flows into the golden sections")
 
 // load reads all scenario files, by their names without the ending.
 func load(t *testing.T) map[string]*Scenario {
@@ -55,13 +50,13 @@ func TestScenarios(t *testing.T) {
 					})
 				}
 			}
-			golden(t, filepath.Join("testdata", name+".txtar"), s)
+			wantFlows(t, filepath.Join("testdata", name+".txtar"), s)
 		})
 	}
 }
 
-// golden compares the sections "flows on NODE of OWNER" with the flows before the first step.
-func golden(t *testing.T, file string, s *Scenario) {
+// wantFlows compares the sections "flows on NODE of OWNER" with the flows before the first step.
+func wantFlows(t *testing.T, file string, s *Scenario) {
 	t.Helper()
 	n := newNetwork(s.families[0], false, s.nodes)
 	text, _ := s.section("objects.yaml")
@@ -80,16 +75,9 @@ func golden(t *testing.T, file string, s *Scenario) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if *update {
-			f.Data = []byte(got)
-		}
-		if diff := cmp.Diff(string(f.Data), got); diff != "" || got == "" {
-			t.Errorf("%s (-golden +compiled); -update rewrites them:\n%s", f.Name, diff)
+		if golden.Section(t, f, got); got == "" {
+			t.Errorf("%s: no flow", f.Name)
 		}
 	}
-	if *update {
-		if err := os.WriteFile(file, txtar.Format(s.archive), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
+	golden.Save(t, file, s.archive)
 }

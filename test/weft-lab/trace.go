@@ -1,14 +1,10 @@
 package main
 
 import (
-	"fmt"
-	"io"
-
 	"github.com/spf13/cobra"
 
-	"github.com/weft-cni/weft/internal/cli"
+	"github.com/weft-cni/weft/internal/follow"
 	"github.com/weft-cni/weft/internal/terminal"
-	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
 )
 
@@ -25,37 +21,15 @@ func traceCommand(p *terminal.Format, name *string) *cobra.Command {
 			if err := p.Check(); err != nil {
 				return err
 			}
-			cluster, queries, err := resolve(cmd, *name, args)
+			nodes, err := lab.TraceNodes(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			traces := make([]walk.Trace, len(queries))
-			for i, q := range queries {
-				traces[i] = cluster.Trace(q)
-			}
-			err = p.Print(cmd.OutOrStdout(), traces, func(w io.Writer) error { return walk.Write(w, traces, verbose) })
-			if err == nil && !walk.Established(traces) {
-				return cli.Found
-			}
-			return err
+			return follow.Trace(cmd, follow.Question{Nodes: nodes, From: args[0], To: args[1]}, *p, verbose)
 		},
 	}
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show every flow that a packet takes, with its owner")
 	return cmd
-}
-
-// resolve asks the lab's agents, and finds the connections that a user means.
-func resolve(cmd *cobra.Command, name string, args []string) (*walk.Cluster, []walk.Query, error) {
-	nodes, err := lab.TraceNodes(cmd.Context(), name)
-	if err != nil {
-		return nil, nil, err
-	}
-	cluster, err := walk.New(nodes, walk.Options{})
-	if err != nil {
-		fmt.Fprintln(cmd.ErrOrStderr(), err)
-	}
-	queries, err := cluster.Resolve(args[0], args[1], "")
-	return cluster, queries, err
 }
 
 func explainCommand(p *terminal.Format, name *string) *cobra.Command {
@@ -70,21 +44,11 @@ func explainCommand(p *terminal.Format, name *string) *cobra.Command {
 			if err := p.Check(); err != nil {
 				return err
 			}
-			cluster, queries, err := resolve(cmd, *name, args)
+			nodes, err := lab.TraceNodes(cmd.Context(), *name)
 			if err != nil {
 				return err
 			}
-			list := make([]walk.Explanation, len(queries))
-			for i, q := range queries {
-				list[i] = cluster.Explain(q)
-			}
-			err = p.Print(cmd.OutOrStdout(), list, func(w io.Writer) error {
-				return walk.WriteExplanations(w, list, func(text string) string { return terminal.Paint(w, terminal.Red, text) })
-			})
-			if err == nil && !walk.Agreed(list) {
-				return cli.Found
-			}
-			return err
+			return follow.Explain(cmd, follow.Question{Nodes: nodes, From: args[0], To: args[1]}, *p)
 		},
 	}
 }

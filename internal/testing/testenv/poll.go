@@ -47,10 +47,11 @@ func Eventually(t testing.TB, limit time.Duration, condition func() error) {
 	}
 }
 
-// Until is Eventually for a condition that holds or not; ten seconds are its limit.
+// Until is Eventually for a condition that holds or not. A minute is its limit: what takes milliseconds on an idle machine
+// takes seconds beside a build.
 func Until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	Eventually(t, 10*time.Second, func() error {
+	Eventually(t, time.Minute, func() error {
 		if !condition() {
 			return errors.New("not so: " + what)
 		}

@@ -20,7 +20,7 @@ func TestKnock(t *testing.T) {
 	unserved := netip.MustParseAddrPort(closed.Addr().String())
 	closed.Close()
 	done := make(chan struct{})
-	time.AfterFunc(100*time.Millisecond, func() { close(done) })
+	time.AfterFunc(time.Second, func() { close(done) })
 	reply := knockUntil([]netip.AddrPort{echo, unserved}, 5*time.Millisecond, 5*time.Second, done)
 	good, bad := reply.Series[0], reply.Series[1]
 	if good.Sent < 2 || good.Received != good.Sent || good.SendErrors != 0 {
