@@ -18,7 +18,7 @@ func uiCommand(c *client) *cobra.Command {
 		Long: "Serves a page to browsers of this machine, until it is interrupted: the nodes and the paths between them, which pods\n" +
 			"reach which pods and Services and the policies that decide, the tables of the pipeline with live counters, and traces step by\n" +
 			"step. It shows what the other commands show, and changes nothing.\n\n" +
-			"It listens on the loopback interface. The address has a random part and is a secret: whoever has it can read the page while\n" +
+			"It listens on the loopback interface. The address has a random part and is a secret: it opens the page to all who have it while\n" +
 			"the command runs.",
 		Args: cobra.NoArgs,
 		Example: "  kubectl weft ui\n" +

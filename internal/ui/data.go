@@ -57,7 +57,7 @@ type query struct{ r *http.Request }
 
 func (q query) get(key string) string { return q.r.URL.Query().Get(key) }
 
-// maxAge is that of what may be answered; 0 when the user wants it anew.
+// maxAge is that of what may be answered; 0 when the user wants it asked again.
 func (q query) maxAge(most time.Duration) time.Duration {
 	if q.get("refresh") != "" {
 		return 0

@@ -16,7 +16,7 @@ func uiCommand(name *string) *cobra.Command {
 		Use:   "ui",
 		Short: "Serve a page with the lab's nodes, reachability, pipeline and traces to a browser of this machine",
 		Long: "Serves the page of `kubectl weft ui` for the lab, to browsers of this machine, until it is interrupted. The address is a\n" +
-			"secret: whoever has it can read the page.",
+			"secret: it opens the page to all who have it.",
 		Args:    cobra.NoArgs,
 		Example: "  weft-lab ui --name shop",
 		RunE: func(cmd *cobra.Command, _ []string) error {
