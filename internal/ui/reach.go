@@ -46,11 +46,13 @@ const (
 	Unknown State = "unknown"
 	// Reached is that the connection is established.
 	Reached State = "reached"
+	// Itself is that a pod is both ends: its packets meet no switch, and no policy.
+	Itself State = "itself"
 	// Apart is that both ends have no addresses of one family.
 	Apart State = "apart"
 )
 
-var worst = []State{Disagree, Denied, Lost, Unknown, Reached, Apart}
+var worst = []State{Disagree, Denied, Lost, Unknown, Reached, Itself, Apart}
 
 // Cell is what becomes of connections from a source to a target.
 type Cell struct {
@@ -231,6 +233,9 @@ func portText(number uint16, p model.Protocol) string {
 
 // cell says what becomes of connections in all families that both ends have.
 func (c *cluster) cell(from, to string) Cell {
+	if pod, _, _ := strings.Cut(to, ":"); pod == from {
+		return Cell{Itself, "the pod itself: no switch and no policy is on the way"}
+	}
 	queries, err := c.Resolve(from, to, "")
 	if err != nil {
 		return Cell{Apart, err.Error()}

@@ -239,6 +239,7 @@ func TestReach(t *testing.T) {
 		{"", "pod/shop/client", "pod/shop/web-2:8080", ui.Reached, "Ingress: allowed by shop/web, rule 0"},
 		{"", "pod/shop/other", "pod/shop/web-1:8080", ui.Denied, "Ingress"},
 		{"targets=services", "outside", "service/shop/web:80", ui.Lost, "no-route"},
+		{"", "pod/shop/web-1", "pod/shop/web-1:8080", ui.Itself, "no policy"},
 		{"", "pod/shop/web-1", "pod/shop/client", ui.Reached, "no policy selects either end"},
 		{"port=99", "pod/shop/client", "pod/shop/web-1:99", ui.Denied, "Ingress"},
 		{"targets=services", "pod/shop/client", "service/shop/web:80", ui.Reached, "shop/web"},

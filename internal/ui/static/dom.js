@@ -4,7 +4,9 @@ const svgTags = new Set(["svg", "g", "line", "circle", "text", "title", "path"])
 
 // h makes an element. Properties that are functions are event listeners; null and false ones are left out.
 export function h(tag, properties, ...children) {
-  const element = svgTags.has(tag) ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  const element = svgTags.has(tag)
+    ? document.createElementNS("http://www.w3.org/2000/svg", tag)
+    : document.createElement(tag);
   for (const [name, value] of Object.entries(properties ?? {})) {
     if (typeof value === "function") {
       element.addEventListener(name, value);
@@ -71,13 +73,25 @@ export const time = (text) => new Date(text).toLocaleTimeString("en-GB");
 
 // states are the sign, the word and the class of each state: color is never the only sign.
 const states = {
-  well: ["✓", "well", "good"], problems: ["!", "problems", "bad"], "not ready": ["!", "not ready", "bad"],
+  well: ["✓", "well", "good"],
+  problems: ["!", "problems", "bad"],
+  "not ready": ["!", "not ready", "bad"],
   "no answer": ["✕", "no answer", "bad"],
-  reachable: ["✓", "reachable", "good"], unreachable: ["✕", "unreachable", "bad"], configured: ["–", "not probed", "dim"],
-  reached: ["✓", "reached", "good"], denied: ["✕", "denied by policy", "bad"], lost: ["!", "not reached", "warn"],
-  disagree: ["≠", "policies and flows differ", "warn"], unknown: ["?", "not known", "dim"], apart: ["·", "no common address family", "dim"],
-  reaches: ["✓", "reaches", "good"], refused: ["!", "refused", "warn"], dropped: ["✕", "dropped", "bad"],
-  allowed: ["✓", "allowed", "good"], "not reached": ["–", "not met", "dim"],
+  reachable: ["✓", "reachable", "good"],
+  unreachable: ["✕", "unreachable", "bad"],
+  configured: ["–", "not probed", "dim"],
+  reached: ["✓", "reached", "good"],
+  denied: ["✕", "denied by policy", "bad"],
+  lost: ["!", "not reached", "warn"],
+  disagree: ["≠", "policies and flows differ", "warn"],
+  unknown: ["?", "not known", "dim"],
+  itself: ["·", "itself", "dim"],
+  apart: ["/", "no common address family", "dim"],
+  reaches: ["✓", "reaches", "good"],
+  refused: ["!", "refused", "warn"],
+  dropped: ["✕", "dropped", "bad"],
+  allowed: ["✓", "allowed", "good"],
+  "not reached": ["–", "not met", "dim"],
 };
 
 export const stateOf = (name) => states[name] ?? ["?", name, "dim"];
@@ -88,14 +102,44 @@ export function badge(name, word) {
   return h("span", { class: `badge ${kind}` }, h("span", { "aria-hidden": "true" }, sign), " ", word ?? text);
 }
 
-export const problem = (error) => h("p", { class: "problem", role: "alert" }, h("b", {}, "! "), error.message ?? error);
+export const problem = (error) =>
+  h("p", { class: "problem", role: "alert" }, h("b", {}, "! "), error.message ?? error);
 
 // table makes a table whose rows become cards on narrow screens. Columns are {head, number}; rows are lists of cells.
 export function table(columns, rows, properties) {
-  return h("div", { class: "scroll" }, h("table", { class: "stack", ...properties },
-    h("thead", {}, h("tr", {}, columns.map((c) => h("th", { scope: "col", class: c.number && "number" }, c.head)))),
-    h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, i) => {
-      const c = columns[i];
-      return h(i ? "td" : "th", { scope: i ? null : "row", "data-label": c.head, class: c.number ? "number" : c.class }, cell);
-    }))))));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "stack", ...properties },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          columns.map((c) => h("th", { scope: "col", class: c.number && "number" }, c.head)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        rows.map((row) =>
+          h(
+            "tr",
+            {},
+            row.map((cell, i) => {
+              const c = columns[i];
+              return h(
+                i ? "td" : "th",
+                { scope: i ? null : "row", "data-label": c.head, class: c.number ? "number" : c.class },
+                cell,
+              );
+            }),
+          ),
+        ),
+      ),
+    ),
+  );
 }

@@ -29,33 +29,88 @@ function draw({ nodes, asOf }) {
   const problems = nodes.flatMap((n) => n.problems.map((text) => [n.node, text]));
   return [
     h("h1", {}, "Nodes", h("span", { class: "asof" }, `as of ${time(asOf)}`)),
-    h("dl", { class: "tiles" },
-      tile("Nodes", nodes.length), tile("Pods", sum((s) => s.pods.length)), tile("Flows", sum((s) => s.flows.flows)),
-      tile("Problems", problems.length, problems.length && "bad"), tile("Packets dropped", drops)),
-    problems.length > 0 && h("section", { "aria-labelledby": "problems" }, h("h2", { id: "problems" }, "Problems"),
-      h("ul", { class: "problems" }, problems.map(([node, text]) => h("li", {}, h("b", {}, node), " ", text)))),
+    h(
+      "dl",
+      { class: "tiles" },
+      tile("Nodes", nodes.length),
+      tile(
+        "Pods",
+        sum((s) => s.pods.length),
+      ),
+      tile(
+        "Flows",
+        sum((s) => s.flows.flows),
+      ),
+      tile("Problems", problems.length, problems.length && "bad"),
+      tile("Packets dropped", drops),
+    ),
+    problems.length > 0 &&
+      h(
+        "section",
+        { "aria-labelledby": "problems" },
+        h("h2", { id: "problems" }, "Problems"),
+        h(
+          "ul",
+          { class: "problems" },
+          problems.map(([node, text]) => h("li", {}, h("b", {}, node), " ", text)),
+        ),
+      ),
     h("section", { "aria-labelledby": "table" }, h("h2", { id: "table" }, "What each node has"), nodeTable(nodes)),
-    nodes.length > 1 && h("section", { "aria-labelledby": "paths" }, h("h2", { id: "paths" }, "Paths between nodes"),
-      h("div", { class: "paths" }, nodes.length <= 12 && ring(nodes), matrix(nodes))),
-    drops > 0 && h("section", { "aria-labelledby": "drops" }, h("h2", { id: "drops" }, "Dropped packets, by reason"), dropTable(known)),
+    nodes.length > 1 &&
+      h(
+        "section",
+        { "aria-labelledby": "paths" },
+        h("h2", { id: "paths" }, "Paths between nodes"),
+        h("div", { class: "paths" }, nodes.length <= 12 && ring(nodes), matrix(nodes)),
+      ),
+    drops > 0 &&
+      h(
+        "section",
+        { "aria-labelledby": "drops" },
+        h("h2", { id: "drops" }, "Dropped packets, by reason"),
+        dropTable(known),
+      ),
   ];
 }
 
 const tile = (name, n, kind) => h("div", { class: kind || null }, h("dt", {}, name), h("dd", {}, count(n)));
 
 function nodeTable(nodes) {
-  const columns = [{ head: "Node" }, { head: "State" }, { head: "Agent" }, { head: "Pods", number: true }, { head: "Flows", number: true },
-    { head: "Services", number: true }, { head: "Policies", number: true }, { head: "Address" }, { head: "Pod CIDRs" },
-    { head: "Tunnel" }, { head: "MTU", number: true }];
-  return table(columns, nodes.map((n) => {
-    const s = n.status;
-    if (!s) {
-      return [n.node, badge(n.state), ...Array(9).fill("–")];
-    }
-    return [h("a", { href: link("pipeline", { node: n.node }), "data-key": `node ${n.node}` }, n.node), badge(n.state), s.version,
-      count(s.pods.length), `${count(s.flows.flows)}${n.programmed ? "" : " (changing)"}`, count(s.objects.services),
-      count(s.objects.policies), s.addresses.join(", "), s.podCIDRs.join(", "), s.tunnelType, s.mtu];
-  }));
+  const columns = [
+    { head: "Node" },
+    { head: "State" },
+    { head: "Agent" },
+    { head: "Pods", number: true },
+    { head: "Flows", number: true },
+    { head: "Services", number: true },
+    { head: "Policies", number: true },
+    { head: "Address" },
+    { head: "Pod CIDRs" },
+    { head: "Tunnel" },
+    { head: "MTU", number: true },
+  ];
+  return table(
+    columns,
+    nodes.map((n) => {
+      const s = n.status;
+      if (!s) {
+        return [n.node, badge(n.state), ...Array(9).fill("–")];
+      }
+      return [
+        h("a", { href: link("pipeline", { node: n.node }), "data-key": `node ${n.node}` }, n.node),
+        badge(n.state),
+        s.version,
+        count(s.pods.length),
+        `${count(s.flows.flows)}${n.programmed ? "" : " (changing)"}`,
+        count(s.objects.services),
+        count(s.objects.policies),
+        s.addresses.join(", "),
+        s.podCIDRs.join(", "),
+        s.tunnelType,
+        s.mtu,
+      ];
+    }),
+  );
 }
 
 // pathOf is the state of the path from a node to another, as the first one sees it.
@@ -71,17 +126,49 @@ function pathOf(from, to) {
 }
 
 function matrix(nodes) {
-  return h("div", { class: "scroll" }, h("table", { class: "matrix" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from \\ to"), nodes.map((n) => h("th", { scope: "col" }, n.node)))),
-    h("tbody", {}, nodes.map((from) => h("tr", {}, h("th", { scope: "row" }, from.node), nodes.map((to) => {
-      if (from === to) {
-        return h("td", { class: "self" }, h("span", { class: "hidden" }, "itself"));
-      }
-      const [state, text] = pathOf(from, to);
-      const [sign, word, kind] = stateOf(state);
-      return h("td", { title: text }, h("span", { class: kind }, sign, h("span", { class: "hidden" }, ` ${word}`)), " ",
-        h("small", {}, state === "unreachable" ? "unreachable" : text));
-    }))))));
+  return h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "matrix" },
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          h("th", { scope: "col" }, "from \\ to"),
+          nodes.map((n) => h("th", { scope: "col" }, n.node)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        nodes.map((from) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row" }, from.node),
+            nodes.map((to) => {
+              if (from === to) {
+                return h("td", { class: "self" }, h("span", { class: "hidden" }, "itself"));
+              }
+              const [state, text] = pathOf(from, to);
+              const [sign, word, kind] = stateOf(state);
+              return h(
+                "td",
+                { title: text },
+                h("span", { class: kind }, sign, h("span", { class: "hidden" }, ` ${word}`)),
+                " ",
+                h("small", {}, state === "reachable" ? text : word),
+              );
+            }),
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 // ring draws nodes on a circle, and a line for each pair: the worse of both directions.
@@ -93,24 +180,45 @@ function ring(nodes) {
   const order = ["unreachable", "unknown", "configured", "reachable"];
   const lines = [];
   let broken = 0;
-  nodes.forEach((a, i) => nodes.slice(i + 1).forEach((b, k) => {
-    const both = [pathOf(a, b)[0], pathOf(b, a)[0]];
-    const state = order.find((s) => both.includes(s));
-    const [[x1, y1], [x2, y2]] = [at[i], at[i + 1 + k]];
-    broken += state === "unreachable";
-    lines.push(h("line", { x1, y1, x2, y2, class: `path ${stateOf(state)[2]}` }));
-    if (state === "unreachable") {
-      lines.push(h("text", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 + 6, class: "cut" }, "✕"));
-    }
-  }));
-  return h("svg", { viewBox: "0 0 400 320", role: "img", class: "ring",
-    "aria-label": `${nodes.length} nodes; ${broken} of the paths between two of them are broken. The table has them.` },
-  lines, nodes.map((n, i) => h("g", { class: stateOf(n.state)[2] },
-    h("circle", { cx: at[i][0], cy: at[i][1], r: 15 }), h("text", { x: at[i][0], y: at[i][1] + 5, class: "sign" }, stateOf(n.state)[0]),
-    h("text", { x: at[i][0], y: at[i][1] + (at[i][1] < 120 ? -22 : 32), class: "name" }, n.node))));
+  nodes.forEach((a, i) =>
+    nodes.slice(i + 1).forEach((b, k) => {
+      const both = [pathOf(a, b)[0], pathOf(b, a)[0]];
+      const state = order.find((s) => both.includes(s));
+      const [[x1, y1], [x2, y2]] = [at[i], at[i + 1 + k]];
+      broken += state === "unreachable";
+      lines.push(h("line", { x1, y1, x2, y2, class: `path ${stateOf(state)[2]}` }));
+      if (state === "unreachable") {
+        lines.push(h("text", { x: (x1 + x2) / 2, y: (y1 + y2) / 2 + 6, class: "cut" }, "✕"));
+      }
+    }),
+  );
+  return h(
+    "svg",
+    {
+      viewBox: "0 0 400 320",
+      role: "img",
+      class: "ring",
+      "aria-label": `${nodes.length} nodes; ${broken} of the paths between two of them are broken. The table has them.`,
+    },
+    lines,
+    nodes.map((n, i) =>
+      h(
+        "g",
+        { class: stateOf(n.state)[2] },
+        h("circle", { cx: at[i][0], cy: at[i][1], r: 15 }),
+        h("text", { x: at[i][0], y: at[i][1] + 5, class: "sign" }, stateOf(n.state)[0]),
+        h("text", { x: at[i][0], y: at[i][1] + (at[i][1] < 120 ? -22 : 32), class: "name" }, n.node),
+      ),
+    ),
+  );
 }
 
 function dropTable(nodes) {
-  const rows = nodes.flatMap((n) => n.status.drops.filter((d) => d.packets).map((d) => [d.reason, n.node, count(d.packets), count(d.bytes)]));
-  return table([{ head: "Reason" }, { head: "Node" }, { head: "Packets", number: true }, { head: "Bytes", number: true }], rows);
+  const rows = nodes.flatMap((n) =>
+    n.status.drops.filter((d) => d.packets).map((d) => [d.reason, n.node, count(d.packets), count(d.bytes)]),
+  );
+  return table(
+    [{ head: "Reason" }, { head: "Node" }, { head: "Packets", number: true }, { head: "Bytes", number: true }],
+    rows,
+  );
 }
