@@ -4,6 +4,7 @@ package page
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
@@ -72,7 +74,7 @@ func start(t *testing.T) context.Context {
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	if err := chromedp.Run(ctx); err != nil {
+	if err := chromedp.Do(ctx); err != nil {
 		t.Fatalf("start chromium: %v", err)
 	}
 	return ctx
@@ -81,7 +83,7 @@ func start(t *testing.T) context.Context {
 // open opens a tab that shows the page, in a window of this size. The test fails when the page writes an error to the
 // console, or wants anything from elsewhere.
 func open(t *testing.T, browser context.Context, url string, width, height int64,
-	actions ...chromedp.Action) context.Context {
+	steps ...step) context.Context {
 	t.Helper()
 	tab, cancel := chromedp.NewContext(browser)
 	t.Cleanup(cancel)
@@ -89,14 +91,15 @@ func open(t *testing.T, browser context.Context, url string, width, height int64
 	var problems []string
 	requests := 0
 	problem := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	chromedp.ListenTarget(tab, func(event any) {
+	if err := chromedp.Listen(tab, func(event any) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch e := event.(type) {
 		case *runtime.EventExceptionThrown:
 			problem("exception: %v", e.ExceptionDetails)
 		case *runtime.EventConsoleAPICalled:
-			problem("console: %s %s", e.Type, e.Args[0].Value)
+			text, _ := json.Marshal(e.Args) // to name them, as well as that goes
+			problem("console: %s %s", e.Type, text)
 		case *log.EventEntryAdded:
 			problem("browser: %s %s %s", e.Entry.Level, e.Entry.Text, e.Entry.URL)
 		case *page.EventJavascriptDialogOpening:
@@ -107,7 +110,9 @@ func open(t *testing.T, browser context.Context, url string, width, height int64
 				problem("request to %s", e.Request.URL)
 			}
 		}
-	})
+	}); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -118,32 +123,48 @@ func open(t *testing.T, browser context.Context, url string, width, height int64
 			t.Error("no request was seen: would those to elsewhere be?")
 		}
 	})
-	do(t, tab, append([]chromedp.Action{network.Enable(), chromedp.EmulateViewport(width, height)}, actions...)...)
+	do(t, tab, append([]step{send(network.Enable, network.EnableParams{}), chromedp.EmulateViewport(width, height)}, steps...)...)
 	return tab
 }
 
-// do runs actions in a tab.
-func do(t *testing.T, tab context.Context, actions ...chromedp.Action) {
+// step is an action without a value.
+type step = chromedp.Action[chromedp.Void]
+
+// send sends a command of Chromium's protocol.
+func send[P, R any](command cdp.Command[P, R], parameters P) step {
+	return chromedp.Func(func(ctx context.Context, tab *chromedp.Target) error {
+		_, err := cdp.Call(ctx, tab, command, parameters)
+		return err
+	})
+}
+
+// do runs steps in a tab.
+func do(t *testing.T, tab context.Context, steps ...step) {
 	t.Helper()
-	for _, a := range actions {
-		if err := chromedp.Run(tab, a); err != nil {
-			var text string
-			_ = chromedp.Run(tab, chromedp.Evaluate("document.body.innerText", &text)) // to explain the failure
-			t.Fatalf("%v in the page\n%s", err, text)
-		}
+	for _, s := range steps {
+		run(t, tab, s)
 	}
 }
 
+// run runs an action in a tab.
+func run[T any](t *testing.T, tab context.Context, action chromedp.Action[T]) T {
+	t.Helper()
+	v, err := chromedp.Run(tab, action)
+	if err != nil {
+		text, _ := chromedp.Run(tab, chromedp.Evaluate[string]("document.body.innerText")) // to explain the failure
+		t.Fatalf("%v in the page\n%s", err, text)
+	}
+	return v
+}
+
 // until waits until an expression is true.
-func until(expression string) chromedp.Action {
-	var is bool
-	return chromedp.Poll(expression, &is, chromedp.WithPollingInterval(50*time.Millisecond),
+func until(expression string) step {
+	return chromedp.Poll[chromedp.Void](expression, chromedp.WithPollingInterval(50*time.Millisecond),
 		chromedp.WithPollingTimeout(deadline/2))
 }
 
 // value evaluates an expression.
-func value[T any](t *testing.T, tab context.Context, expression string) (v T) {
+func value[T any](t *testing.T, tab context.Context, expression string) T {
 	t.Helper()
-	do(t, tab, chromedp.Evaluate(expression, &v))
-	return v
+	return run(t, tab, chromedp.Evaluate[T](expression))
 }

@@ -83,11 +83,11 @@ func TestPage(t *testing.T) {
 	}{{"desktop", 1280, 800}, {"phone", 390, 844}} {
 		for _, scheme := range []string{"light", "dark"} {
 			t.Run(size.name+"/"+scheme, func(t *testing.T) {
-				tab := open(t, browser, url, size.width, size.height, emulation.SetEmulatedMedia().WithFeatures(
-					[]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}))
+				tab := open(t, browser, url, size.width, size.height, send(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}))
 				for _, v := range visits {
-					var picture []byte
-					do(t, tab, chromedp.Navigate(url+v.hash), until(v.ready), chromedp.FullScreenshot(&picture, 100))
+					do(t, tab, chromedp.Navigate(url+v.hash), until(v.ready))
+					picture := run(t, tab, chromedp.FullScreenshot(100))
 					if err := os.WriteFile(filepath.Join(t.ArtifactDir(), v.name+".png"), picture, 0o644); err != nil {
 						t.Fatal(err)
 					}
@@ -131,7 +131,7 @@ func TestKeyboard(t *testing.T) {
 	if want := []string{"Skip to the content", "Weft", "Nodes", "Reachability", "Pipeline", "Trace"}; !slices.Equal(order, want) {
 		t.Fatalf("the focus goes to %q, want %q", order, want)
 	}
-	do(t, tab, chromedp.Focus(`nav a[href="#/reach"]`, chromedp.ByQuery))
+	do(t, tab, chromedp.Focus(chromedp.CSS(`nav a[href="#/reach"]`)))
 	press(kb.Enter)
 	do(t, tab, until(`document.querySelector(".grid td")`))
 	for range 20 {
@@ -160,14 +160,14 @@ func TestKeyboard(t *testing.T) {
 		t.Fatalf("the focus is at %q", now)
 	}
 	press(kb.Enter)
-	do(t, tab, until(`document.querySelector(".step.current")`), chromedp.Focus(`[aria-label="Next step"]`, chromedp.ByQuery))
+	do(t, tab, until(`document.querySelector(".step.current")`), chromedp.Focus(chromedp.CSS(`[aria-label="Next step"]`)))
 	press(kb.Enter, kb.ArrowRight, kb.ArrowLeft, kb.ArrowRight)
 	label := value[string](t, tab, `document.querySelector(".stepper .label").innerText`)
 	if !strings.HasPrefix(label, "Step 3 of ") {
 		t.Errorf("after three steps and one back: %q", label)
 	}
 	do(t, tab, chromedp.Navigate(url+"#/pipeline"), until(`document.querySelector(".tables .open")`),
-		chromedp.Focus(`[data-key="table Classifier"]`, chromedp.ByQuery))
+		chromedp.Focus(chromedp.CSS(`[data-key="table Classifier"]`)))
 	press(kb.Enter)
 	do(t, tab, until(`document.querySelector(".more table.flows")`))
 	if now := focused(); now != "Classifier" {
@@ -182,7 +182,7 @@ func TestLiveCounters(t *testing.T) {
 	tab := open(t, start(t), url, 1280, 800, chromedp.Navigate(url+"#/pipeline?node=node1"),
 		until(`document.querySelector(".tables .open")`))
 	before := value[string](t, tab, packets)
-	do(t, tab, until(fmt.Sprintf("%s != %q", packets, before)), chromedp.Click(`[data-key=live]`, chromedp.ByQuery),
+	do(t, tab, until(fmt.Sprintf("%s != %q", packets, before)), chromedp.Click(chromedp.CSS(`[data-key=live]`)),
 		until(`document.querySelector("[data-key=live]").getAttribute("aria-pressed") == "false"`))
 }
 

@@ -71,7 +71,7 @@ export async function show(root, p, signal, every) {
           nodes.map((n) => h("option", { value: n, selected: n === node }, n)),
         ),
       ),
-      h("label", {}, "Flows of", owner, owners),
+      h("label", { class: "wide" }, "Flows of", owner, owners),
       h("button", { type: "submit" }, "Show"),
       p.owner && h("button", { type: "button", click: () => go({ owner: "" }) }, "All"),
       live,
@@ -146,7 +146,7 @@ function update(content, state, now, signal) {
             o.owner,
           ),
         ),
-        h("td", { class: "number" }, count(o.flows)),
+        h("td", { class: "number wide" }, count(o.flows)),
         h("td", { class: "number" }, count(o.packets)),
         h("td", { class: "number" }, r === null ? "–" : count(Math.round(r))),
         h("td", { class: "number" }, o.dropped ? badge("dropped", count(o.dropped)) : "0"),
@@ -167,7 +167,7 @@ function build(state, now, signal) {
       h(
         "tr",
         {},
-        names.map((n, i) => h("th", { scope: "col", class: i > 1 || n === "Flows" ? "number" : null }, n)),
+        names.map((n, i) => h("th", { scope: "col", class: n === "Flows" ? "number wide" : i > 0 && "number" }, n)),
       ),
     );
   const body = h(
@@ -191,7 +191,7 @@ function build(state, now, signal) {
             {},
             h("th", { scope: "col", class: "number wide" }, "No."),
             h("th", { scope: "col" }, "Table"),
-            ["Flows", "Packets", "Packets/s"].map((n) => h("th", { scope: "col", class: "number" }, n)),
+            ["Flows", "Packets", "Packets/s"].map((n, i) => h("th", { scope: "col", class: i ? "number" : "number wide" }, n)),
             h("th", { class: "bar" }, h("span", { class: "hidden" }, "rate")),
             h("th", { scope: "col", class: "number" }, "Dropped"),
           ),
@@ -215,7 +215,7 @@ function build(state, now, signal) {
 function tableRow(state, t, signal) {
   const cell = () => h("td", { class: "number" });
   const row = {
-    flows: cell(),
+    flows: h("td", { class: "number wide" }),
     packets: cell(),
     rate: cell(),
     dropped: cell(),
