@@ -77,7 +77,7 @@ cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
 # The packages that start goroutines or are called by several. The others are pure functions, or drive other programs. The
 # race detector needs a C compiler; RACE= leaves it out.
 RACE       ?= -race
-CONCURRENT := /pkg/(agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|peerprobe|state|host)(/|$$)|/cmd/weftctl$$|/internal/(connectivity|sysdump|unixctl|testing/apiserver)$$
+CONCURRENT := /pkg/(agent|programmer|cni|ovsdb|ofswitch|kube|healthcheck|peerprobe|state|host)(/|$$)|/cmd/weftctl$$|/internal/(connectivity|sysdump|unixctl|testing/apiserver|ui)$$
 concurrent  = $$(go list ./... | grep -E '$(CONCURRENT)')
 sequential  = $$(go list ./... | grep -vE '$(CONCURRENT)')
 
@@ -123,7 +123,7 @@ tests     = "^($$(grep -hoE '^func Test\w+' $(TAGGED) | cut -c6- | paste -sd'|')
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
 	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
-	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost
+	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost ./page
 	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 

@@ -82,29 +82,5 @@ func nodeProblems(a answer[report.Status]) []string {
 	if a.err != nil {
 		return []string{a.err.Error()}
 	}
-	s := a.Answer.Answer
-	var list []string
-	if !s.Ready {
-		list = append(list, "not ready: "+s.NotReady)
-	}
-	list = append(list, s.AllProblems()...)
-	for _, f := range s.API {
-		if f.Error != "" {
-			list = append(list, "API server: "+f.Resource+": "+f.Error)
-		}
-	}
-	for _, p := range s.Pods {
-		if p.Problem != "" {
-			list = append(list, "pod "+p.Pod+": "+p.Problem)
-		}
-	}
-	for _, n := range s.Nodes {
-		if n.Unreachable != "" {
-			list = append(list, "node "+n.Name+": "+n.Unreachable)
-		}
-		for _, r := range n.Rejected {
-			list = append(list, "node "+n.Name+": "+r)
-		}
-	}
-	return list
+	return a.Answer.Answer.EveryProblem()
 }

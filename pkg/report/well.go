@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -23,6 +24,37 @@ func (s Status) AllProblems() []string {
 		list = append(list, owner+what+s.Flows.Quarantined[owner])
 	}
 	return append(list, s.Flows.Conflicts...)
+}
+
+// EveryProblem lists AllProblems, and what is wrong with the node's objects, pods and peer nodes, a line each.
+func (s Status) EveryProblem() []string {
+	var list []string
+	if !s.Ready {
+		list = append(list, "not ready: "+s.NotReady)
+	}
+	if s.FromCopy != nil {
+		list = append(list, "works from the copy of "+s.FromCopy.Format(time.RFC3339)+": the API server does not answer")
+	}
+	list = append(list, s.AllProblems()...)
+	for _, f := range s.API {
+		if f.Error != "" {
+			list = append(list, "API server: "+f.Resource+": "+f.Error)
+		}
+	}
+	for _, p := range s.Pods {
+		if p.Problem != "" {
+			list = append(list, "pod "+p.Pod+": "+p.Problem)
+		}
+	}
+	for _, n := range s.Nodes {
+		if n.Unreachable != "" {
+			list = append(list, "node "+n.Name+": "+n.Unreachable)
+		}
+		for _, r := range n.Rejected {
+			list = append(list, "node "+n.Name+": "+r)
+		}
+	}
+	return list
 }
 
 // Well says whether the node works as it should: it is ready, works from the API server, and nothing of it has a

@@ -13,8 +13,11 @@ import (
 	"github.com/weft-cni/weft/test/lab/datapath"
 )
 
-// needed are the programs that the cluster runs, and the Debian packages that bring them.
-var needed = []struct{ program, debian string }{
+// debianProgram is a program, and the Debian package that brings it.
+type debianProgram struct{ program, debian string }
+
+// needed are the programs that the cluster runs.
+var needed = []debianProgram{
 	{"ovs-vswitchd", "openvswitch-switch"},
 	{"ovsdb-server", "openvswitch-switch"},
 	{"ovs-vsctl", "openvswitch-switch"},
@@ -39,10 +42,13 @@ var needed = []struct{ program, debian string }{
 	{"ldd", "libc-bin"},
 }
 
+// tested are programs that no cluster runs, and tests need besides. The largest is last.
+var tested = []debianProgram{{"chromium", "chromium"}}
+
 // missingPackages returns the Debian packages of the programs that lookPath does not find.
-func missingPackages(lookPath func(string) (string, error)) []string {
+func missingPackages(lookPath func(string) (string, error), programs ...debianProgram) []string {
 	var missing []string
-	for _, n := range needed {
+	for _, n := range programs {
 		if _, err := lookPath(n.program); err != nil && !slices.Contains(missing, n.debian) {
 			missing = append(missing, n.debian)
 		}
@@ -54,7 +60,7 @@ func checkMachine(d datapath.Datapath) error {
 	if os.Geteuid() != 0 {
 		return errors.New("a cluster needs root: it makes namespaces, cgroups and network devices")
 	}
-	if missing := missingPackages(exec.LookPath); len(missing) > 0 {
+	if missing := missingPackages(exec.LookPath, needed...); len(missing) > 0 {
 		return fmt.Errorf("programs are missing; install them with `apt-get install %s` or `make deps`",
 			strings.Join(missing, " "))
 	}
@@ -70,7 +76,8 @@ const (
 // installPackages installs what is missing. The packages' system services are not needed, every node runs its own, so
 // they are not started.
 func installPackages(ctx context.Context, p *progress) error {
-	missing := missingPackages(exec.LookPath)
+	all := slices.Concat(needed, tested)
+	missing := missingPackages(exec.LookPath, all...)
 	if len(missing) == 0 {
 		p.print("All needed Debian packages are installed.")
 		return nil
@@ -88,7 +95,7 @@ func installPackages(ctx context.Context, p *progress) error {
 	if err := errors.Join(err, restore()); err != nil {
 		return err
 	}
-	if still := missingPackages(exec.LookPath); len(still) > 0 {
+	if still := missingPackages(exec.LookPath, all...); len(still) > 0 {
 		return fmt.Errorf("still missing after installation: %s", strings.Join(still, " "))
 	}
 	return nil

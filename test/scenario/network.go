@@ -35,6 +35,7 @@ type network struct {
 	pods  map[string]*pod
 	// walker follows packets through the nodes as they are now.
 	walker *walk.Cluster
+	walked []walk.Node // that walker is made of
 	kernel bool
 	ports  uint32 // of pods so far
 }
@@ -442,6 +443,7 @@ func (n *network) walk() error {
 			return err
 		}
 	}
+	n.walked = nodes
 	var err error
 	n.walker, err = walk.New(nodes, walk.Options{Listens: n.listens, Outside: func(a netip.Addr) bool {
 		return slices.Contains(n.names.outside, a)

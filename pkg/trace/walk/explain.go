@@ -48,8 +48,9 @@ type Explanation struct {
 
 // ExplainedPath is a path of a connection, with the ends that policies select on it.
 type ExplainedPath struct {
-	// Flows is how the path ends, as a trace says it.
-	Flows string `json:"flows"`
+	// Flows is how the path ends, as a trace says it, and Outcome the first word of that.
+	Flows   string  `json:"flows"`
+	Outcome Outcome `json:"outcome"`
 	// Buckets is how many choices of a Service's endpoints take it.
 	Buckets int            `json:"buckets"`
 	Ends    []ExplainedEnd `json:"ends"`
@@ -108,7 +109,7 @@ func (c *Cluster) Explain(q Query) Explanation {
 	pods, notes := c.policyPods()
 	x.Notes = notes
 	for p := range c.paths(q) {
-		path := ExplainedPath{Flows: p.String(), Buckets: 1, Ends: []ExplainedEnd{}}
+		path := ExplainedPath{Flows: p.String(), Outcome: p.Outcome, Buckets: 1, Ends: []ExplainedEnd{}}
 		for _, hop := range p.Hops {
 			if hop.Kernel {
 				continue
