@@ -147,7 +147,8 @@ func TestPrivileges(t *testing.T) {
 	if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
 		t.Errorf("the seccomp profile is %v", p)
 	}
-	allowed := map[string][]corev1.Capability{"install-cni": {"DAC_OVERRIDE"}, "weft-agent": {"NET_ADMIN", "NET_RAW", "SYS_ADMIN"}}
+	allowed := map[string][]corev1.Capability{"install-cni": {"DAC_OVERRIDE"},
+		"weft-agent": {"NET_ADMIN", "NET_RAW", "SYS_ADMIN"}}
 	for _, c := range containers(spec) {
 		want := &corev1.SecurityContext{
 			AllowPrivilegeEscalation: new(false),
@@ -313,7 +314,8 @@ func TestRunsOnEveryNode(t *testing.T) {
 		env[1].ValueFrom.FieldRef.FieldPath != "spec.nodeName" {
 		t.Fatalf("environment %v, want OVS_RUNDIR, and NODE_NAME from spec.nodeName", env)
 	}
-	if want := path.Join(argument(t, agent(t).Args, "--host-run"), path.Base(config.Default().OVSRunDir)); env[0].Value != want {
+	if want := path.Join(argument(t, agent(t).Args, "--host-run"),
+		path.Base(config.Default().OVSRunDir)); env[0].Value != want {
 		t.Errorf("OVS_RUNDIR is %s, want %s", env[0].Value, want)
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"github.com/weft-cni/weft/internal/connectivity"
 )
 
-// fakeConnectivity answers what connectivity test asks kubectl: one pod that no packet reaches in the file "broken", and
-// everything else works.
+// fakeConnectivity answers what connectivity test asks kubectl: one pod that no packet reaches in the file "broken",
+// and everything else works.
 func fakeConnectivity(dir string, args []string) int {
 	answer := ""
 	switch args[0] {
@@ -54,14 +54,16 @@ func TestConnectivity(t *testing.T) {
 	dir := clusterOf(t, map[string]map[string]any{"node1": {}, "node2": nil})
 	file := filepath.Join(t.TempDir(), "junit.xml")
 	out, errs, err := plugin("connectivity", "test", "--junit", file)
-	if err != nil || !strings.Contains(out, "All tests passed on 1 node,") || !strings.Contains(errs, "pod-same-node   ok (") ||
-		!strings.Contains(errs, "node node2 is left out: ") {
+	if err != nil || !strings.Contains(out, "All tests passed on 1 node,") ||
+		!strings.Contains(errs, "pod-same-node   ok (") || !strings.Contains(errs, "node node2 is left out: ") {
 		t.Errorf("%v\n%s\n%s", err, out, errs)
 	}
-	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text), `<testcase classname="weft.connectivity" name="dns"`) {
+	if text, err := os.ReadFile(file); err != nil || !strings.Contains(string(text),
+		`<testcase classname="weft.connectivity" name="dns"`) {
 		t.Errorf("junit: %v\n%s", err, text)
 	}
-	if name, err := os.ReadFile(filepath.Join(dir, "deleted")); err != nil || !strings.HasPrefix(string(name), "weft-connectivity-") {
+	if name, err := os.ReadFile(filepath.Join(dir, "deleted")); err != nil ||
+		!strings.HasPrefix(string(name), "weft-connectivity-") {
 		t.Errorf("deleted %q, %v", name, err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "broken"), []byte("10.96.0.9:"), 0o600); err != nil {
@@ -78,7 +80,8 @@ func TestConnectivity(t *testing.T) {
 			t.Errorf("%+v", one)
 		}
 	}
-	for _, args := range []string{"connectivity test --timeout=1ns", "connectivity test --node=node2", "connectivity test --context=nowhere"} {
+	for _, args := range []string{"connectivity test --timeout=1ns", "connectivity test --node=node2",
+		"connectivity test --context=nowhere"} {
 		_, _, err := plugin(strings.Fields(args)...)
 		wantCode(t, err, cli.CannotAsk)
 		if errors.Is(err, cli.Found) {

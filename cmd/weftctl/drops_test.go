@@ -37,7 +37,8 @@ func counting(t *testing.T) string {
 				{Table: "Classifier", Match: "in_port=web", Owner: "pod/shop/web", Stats: stats(5)},
 				{Table: "Classifier", Match: "in_port=db", Owner: "pod/bank/db", Stats: stats(50)},
 				{Table: "Classifier", Match: "in_port=idle", Owner: "pod/shop/idle"},
-				{Table: "SpoofGuard", TableID: 10, Match: "in_port=web", Owner: "pod/shop/web", Reason: flows.SpoofedIP, Stats: stats(3)},
+				{Table: "SpoofGuard", TableID: 10, Match: "in_port=web", Owner: "pod/shop/web", Reason: flows.SpoofedIP,
+					Stats: stats(3)},
 				{Table: "SpoofGuard", TableID: 10, Match: "multicast", Owner: "pipeline", Reason: flows.Multicast, Stats: stats(9)},
 				{Table: "Forwarding", TableID: 60, Owner: "pipeline", Reason: flows.NoRoute},
 			}
@@ -45,7 +46,8 @@ func counting(t *testing.T) string {
 			v = []report.Service{{Service: "shop/web", Frontends: []report.Frontend{
 				{Address: "10.96.0.80:80", Protocol: "TCP", Stats: stats(2)}}}}
 		case "/v1/policies":
-			v = []report.Policy{{Policy: "shop/p", Rules: []report.Rule{{Direction: "Ingress", Rule: "denied", Stats: stats(7)}}}}
+			v = []report.Policy{{Policy: "shop/p", Rules: []report.Rule{{Direction: "Ingress", Rule: "denied",
+				Stats: stats(7)}}}}
 		}
 		if err := json.NewEncoder(w).Encode(v); err != nil {
 			t.Error(err)
@@ -67,7 +69,8 @@ func TestDrops(t *testing.T) {
 NODE  REASON      PACKETS  BYTES  OWNER         MATCH
 -     spoofed-ip  3        300    pod/shop/web  in_port=web
 `)
-	if out, err = weftctl(socket, "drops", "--all", "-o", "json"); err != nil || !strings.Contains(out, `"reason": "multicast"`) {
+	if out, err = weftctl(socket, "drops", "--all", "-o", "json"); err != nil ||
+		!strings.Contains(out, `"reason": "multicast"`) {
 		t.Errorf("--all: %v\n%s", err, out)
 	}
 	if out, err := weftctl(serve(t, map[string]any{"/v1/flows": []report.Flow{}}), "drops"); err != nil ||
@@ -89,7 +92,8 @@ func TestFollowDrops(t *testing.T) {
 	}
 	for line := range strings.Lines(out.text.String()) {
 		var d drop
-		if err := json.Unmarshal([]byte(line), &d); err != nil || d.Packets != 3 || d.Bytes != 300 || d.Owner != "pod/shop/web" {
+		if err := json.Unmarshal([]byte(line), &d); err != nil || d.Packets != 3 || d.Bytes != 300 ||
+			d.Owner != "pod/shop/web" {
 			t.Errorf("%v %q", err, line)
 		}
 	}
@@ -98,9 +102,11 @@ func TestFollowDrops(t *testing.T) {
 // TestTop: what counted most between two readings comes first; what did not count is not there.
 func TestTop(t *testing.T) {
 	for args, want := range map[string]string{
-		"top pods":          "NODE  NAME      PACKETS/S  KBIT/S\n-     bank/db   500.0      400.0\n-     shop/web  50.0       40.0\n",
-		"top pods -n shop":  "NODE  NAME      PACKETS/S  KBIT/S\n-     shop/web  50.0       40.0\n",
-		"top services":      "NODE  NAME                        PACKETS/S  KBIT/S\n-     shop/web 10.96.0.80:80/TCP  20.0       16.0\n",
+		"top pods": "NODE  NAME      PACKETS/S  KBIT/S\n-     bank/db   500.0      400.0\n" +
+			"-     shop/web  50.0       40.0\n",
+		"top pods -n shop": "NODE  NAME      PACKETS/S  KBIT/S\n-     shop/web  50.0       40.0\n",
+		"top services": "NODE  NAME                        PACKETS/S  KBIT/S\n" +
+			"-     shop/web 10.96.0.80:80/TCP  20.0       16.0\n",
 		"top policies":      "NODE  NAME                   PACKETS/S  KBIT/S\n-     shop/p Ingress denied  70.0       56.0\n",
 		"top pods --most 0": "Of pods, nothing was counted within 100ms.\n",
 	} {

@@ -17,7 +17,8 @@ func TestTrace(t *testing.T) {
 	nodes := walktest.Nodes(t)
 	clusterOf(t, map[string]map[string]any{"node1": {"/v1/trace": nodes[0]}, "node2": {"/v1/trace": nodes[1]}})
 	file := filepath.Join(t.TempDir(), "nodes.json")
-	for _, args := range []string{"trace shop/client shop/web --save " + file, "trace -f " + file + " client web -n shop"} {
+	for _, args := range []string{"trace shop/client shop/web --save " + file,
+		"trace -f " + file + " client web -n shop"} {
 		out, errs, err := plugin(strings.Fields(args)...)
 		if err != nil || errs != "" || !strings.HasPrefix(out, "shop/client (10.244.1.2) to 10.96.0.80:80, TCP\n") ||
 			!strings.Contains(out, "\nVerdict: reaches shop/web-1, shop/web-2\n") {
@@ -47,7 +48,8 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// TestExplain: against a cluster, and without one; the exit code says whether the policies allow, deny or are not known.
+// TestExplain: against a cluster, and without one; the exit code says whether the policies allow, deny or are not
+// known.
 func TestExplain(t *testing.T) {
 	nodes := walktest.Nodes(t)
 	clusterOf(t, map[string]map[string]any{"node1": {"/v1/trace": nodes[0]}, "node2": {"/v1/trace": nodes[1]}})
@@ -55,9 +57,11 @@ func TestExplain(t *testing.T) {
 	if _, _, err := plugin("trace", "--save", file); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range []string{"policy explain shop/client shop/web", "policy explain -n shop -f " + file + " client web"} {
+	for _, args := range []string{"policy explain shop/client shop/web", "policy explain -n shop -f " + file +
+		" client web"} {
 		out, errs, err := plugin(strings.Fields(args)...)
-		if err != nil || errs != "" || !strings.Contains(out, "allow: rule 0 of shop/web") || !strings.HasSuffix(out, "\nVerdict: allowed\n") {
+		if err != nil || errs != "" || !strings.Contains(out, "allow: rule 0 of shop/web") ||
+			!strings.HasSuffix(out, "\nVerdict: allowed\n") {
 			t.Errorf("%s: %v %q\n%s", args, err, errs, out)
 		}
 	}

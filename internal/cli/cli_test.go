@@ -13,7 +13,8 @@ import (
 func program() *cobra.Command {
 	root := &cobra.Command{Use: "prog", SilenceErrors: true, SilenceUsage: true}
 	group := &cobra.Command{Use: "group", Short: "Some commands"}
-	group.AddCommand(&cobra.Command{Use: "up", Short: "Come up", RunE: func(*cobra.Command, []string) error { return nil }})
+	group.AddCommand(&cobra.Command{Use: "up", Short: "Come up",
+		RunE: func(*cobra.Command, []string) error { return nil }})
 	root.AddCommand(group, VersionCommand())
 	Strict(root)
 	return root

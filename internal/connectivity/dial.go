@@ -41,7 +41,8 @@ func Dial(ctx context.Context, targets []Target) []Result {
 func try(ctx context.Context, t Target) (r Result) {
 	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
 	defer cancel()
-	how := map[Protocol]func(context.Context, Target, *Result) error{HTTP: tryHTTP, UDP: tryUDP, TCP: tryTCP, DNS: tryDNS}[t.Protocol]
+	how := map[Protocol]func(context.Context, Target, *Result) error{HTTP: tryHTTP, UDP: tryUDP, TCP: tryTCP,
+		DNS: tryDNS}[t.Protocol]
 	if how == nil {
 		return Result{Error: fmt.Sprintf("unknown protocol %q", t.Protocol)}
 	}

@@ -27,7 +27,8 @@ func TestServeAndDial(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- Serve(ctx, "127.0.0.1", port, otherPort) }()
 	const within = time.Minute
-	await := []Target{{Protocol: TCP, Address: first, Attempts: 1, Timeout: within}, {Protocol: TCP, Address: second, Attempts: 1, Timeout: within}}
+	await := []Target{{Protocol: TCP, Address: first, Attempts: 1, Timeout: within},
+		{Protocol: TCP, Address: second, Attempts: 1, Timeout: within}}
 	for deadline := time.Now().Add(time.Minute); ; {
 		if r := Dial(ctx, await); r[0].Error == "" && r[1].Error == "" {
 			break
@@ -55,7 +56,8 @@ func TestServeAndDial(t *testing.T) {
 	if !strings.HasPrefix(results[3].Detail, "packet of ") {
 		t.Errorf("%+v", results[3])
 	}
-	if r := Dial(ctx, []Target{{Protocol: TCP, Address: "192.0.2.1:9", Timeout: time.Nanosecond}}); r[0].Error != "no answer within 1ns" {
+	if r := Dial(ctx, []Target{{Protocol: TCP, Address: "192.0.2.1:9",
+		Timeout: time.Nanosecond}}); r[0].Error != "no answer within 1ns" {
 		t.Errorf("%+v", r)
 	}
 	stop()

@@ -1,6 +1,6 @@
-// Package connectivity tests a cluster's network with pods of its own, as weftctl connectivity test runs it: servers and
-// clients on every node, from the image that the agents have, and tests from one to the other. It works through kubectl
-// and keeps no state but a namespace in the cluster, which Run deletes again.
+// Package connectivity tests a cluster's network with pods of its own, as weftctl connectivity test runs it: servers
+// and clients on every node, from the image that the agents have, and tests from one to the other. It works through
+// kubectl and keeps no state but a namespace in the cluster, which Run deletes again.
 //
 // Serve and Dial are the programs in these pods.
 package connectivity

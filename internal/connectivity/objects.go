@@ -83,7 +83,8 @@ func serviceObject(namespace string) object {
 // policyObject lets clients reach servers at Port by TCP, and nothing else.
 func policyObject(namespace string) object {
 	return object{
-		"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": object{"namespace": namespace, "name": policyName},
+		"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+		"metadata": object{"namespace": namespace, "name": policyName},
 		"spec": object{
 			"podSelector": object{"matchLabels": object{"app": serverLabel}}, "policyTypes": []string{"Ingress"},
 			"ingress": []object{{

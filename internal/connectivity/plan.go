@@ -86,7 +86,8 @@ func anyProtocol(a netip.Addr) []Target {
 }
 
 func large(a netip.Addr) []Target {
-	return []Target{{Protocol: UDP, Address: at(a, Port), Size: LargestPacket}, {Protocol: HTTP, Address: at(a, Port), Size: transfer}}
+	return []Target{{Protocol: UDP, Address: at(a, Port), Size: LargestPacket},
+		{Protocol: HTTP, Address: at(a, Port), Size: transfer}}
 }
 
 func onlyHTTP(a netip.Addr) []Target { return []Target{{Protocol: HTTP, Address: at(a, Port)}} }

@@ -48,7 +48,8 @@ func (f *fake) RunWith(ctx context.Context, input []byte, args ...string) ([]byt
 	case "get service":
 		return []byte(`{"spec":{"clusterIPs":["10.96.0.9","fd10:96::9"],"ports":[{"name":"echo","nodePort":1},{"name":"http","nodePort":30001}]}}`), nil
 	case "get events":
-		return []byte(`{"items":[{"type":"Warning","message":"no address is left","involvedObject":{"name":"server-2"}}]}`), nil
+		return []byte(`{"items":[{"type":"Warning","message":"no address is left","involvedObject":{"name":"server-2"}}]}`),
+			nil
 	case "exec --stdin":
 		var targets []Target
 		if err := json.Unmarshal(input, &targets); err != nil {
@@ -115,10 +116,13 @@ func (f *fake) create(input []byte) error {
 
 // options are those of a run on three nodes.
 func options(progress *[]string) Options {
-	o := Options{Namespace: "weft-connectivity-x", Image: "weft.io/weft:v1", HostPort: 18999, Outside: []string{"192.0.2.7:443"},
-		Start: time.Minute, Progress: func(format string, args ...any) { *progress = append(*progress, fmt.Sprintf(format, args...)) }}
+	o := Options{Namespace: "weft-connectivity-x", Image: "weft.io/weft:v1", HostPort: 18999,
+		Outside: []string{"192.0.2.7:443"}, Start: time.Minute, Progress: func(format string, args ...any) {
+			*progress = append(*progress, fmt.Sprintf(format, args...))
+		}}
 	for i := range 3 {
-		o.Nodes = append(o.Nodes, Node{fmt.Sprint("node", i+1), []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, byte(i + 1)})}})
+		o.Nodes = append(o.Nodes, Node{fmt.Sprint("node", i+1),
+			[]netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, byte(i + 1)})}})
 	}
 	return o
 }
@@ -151,7 +155,8 @@ func TestPasses(t *testing.T) {
 			t.Errorf("%+v", test)
 		}
 	}
-	if want := []string{"Namespace", "Service", "Pod", "Pod", "Pod", "Pod", "Pod", "Pod", "NetworkPolicy"}; !slices.Equal(f.created, want) {
+	if want := []string{"Namespace", "Service", "Pod", "Pod", "Pod", "Pod", "Pod", "Pod",
+		"NetworkPolicy"}; !slices.Equal(f.created, want) {
 		t.Errorf("created %q", f.created)
 	}
 	var b bytes.Buffer
@@ -240,7 +245,8 @@ func TestStartIsNamed(t *testing.T) {
 			p.Status.Phase, p.Status.PodIPs, p.Status.Conditions = "Pending", nil, nil
 		}
 	}}, nil)
-	if f := r.Tests[0].Failures; len(f) != 1 || f[0].String() != "server-2 (node2): not started after 1m0s: no address is left" {
+	if f := r.Tests[0].Failures; len(f) != 1 || f[0].String() != "server-2 (node2): not started after 1m0s: no address "+
+		"is left" {
 		t.Errorf("%+v", r.Tests[0])
 	}
 	var b bytes.Buffer

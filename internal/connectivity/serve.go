@@ -12,8 +12,8 @@ import (
 // maxBody bounds what a server sends back.
 const maxBody = 1 << 20
 
-// Serve answers at an address ("" is every one) until the context ends: HTTP on all ports, with the body of the request,
-// and UDP on the first one, with the datagram.
+// Serve answers at an address ("" is every one) until the context ends: HTTP on all ports, with the body of the
+// request, and UDP on the first one, with the datagram.
 func Serve(ctx context.Context, address string, ports ...string) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

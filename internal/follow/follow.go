@@ -1,5 +1,5 @@
-// Package follow is what the commands trace and explain do with the flows of nodes, which weftctl gets from a cluster and
-// weft-lab from a lab. It keeps nothing.
+// Package follow is what the commands trace and explain do with the flows of nodes, which weftctl gets from a cluster
+// and weft-lab from a lab. It keeps nothing.
 package follow
 
 import (
@@ -35,8 +35,8 @@ func Trace(cmd *cobra.Command, q Question, format terminal.Format, verbose bool)
 }
 
 // Explain evaluates the policies at both ends of the connection, and shows whether the flows do the same. The error is
-// cli.Found unless the policies allow it and the flows agree, and has the code cli.CannotAsk where the policies of an end
-// are not known.
+// cli.Found unless the policies allow it and the flows agree, and has the code cli.CannotAsk where the policies of an
+// end are not known.
 func Explain(cmd *cobra.Command, q Question, format terminal.Format) error {
 	list, err := each(cmd, q, (*walk.Cluster).Explain)
 	if err != nil {
@@ -54,7 +54,8 @@ func Explain(cmd *cobra.Command, q Question, format terminal.Format) error {
 	return cli.Found
 }
 
-// each answers for every connection that the user means. What of the nodes cannot be used is written to the error output.
+// each answers for every connection that the user means. What of the nodes cannot be used is written to the error
+// output.
 func each[T any](cmd *cobra.Command, q Question, answer func(*walk.Cluster, walk.Query) T) ([]T, error) {
 	cluster, err := walk.New(q.Nodes, walk.Options{})
 	if err != nil {

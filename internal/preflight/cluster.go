@@ -143,8 +143,8 @@ func apiServer(list []slice) Finding {
 		for _, e := range s.Endpoints {
 			for _, a := range e.Addresses {
 				if len(s.Ports) > 0 {
-					f.Saw = cmp.Or(f.Saw, fmt.Sprintf("it serves at https://%s; with a load balancer before it, use that for apiServer",
-						joinHostPort(a, s.Ports[0].Port)))
+					f.Saw = cmp.Or(f.Saw, fmt.Sprintf("it serves at https://%s; with a load balancer before it, use that for "+
+						"apiServer", joinHostPort(a, s.Ports[0].Port)))
 				}
 			}
 		}

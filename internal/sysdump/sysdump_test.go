@@ -11,8 +11,8 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
-// TestFailures: what fails is in the index, and what others said is in the archive; what an item said before it failed is
-// kept.
+// TestFailures: what fails is in the index, and what others said is in the archive; what an item said before it failed
+// is kept.
 func TestFailures(t *testing.T) {
 	items := []Item{
 		{"good.txt", func(context.Context) ([]byte, error) { return []byte("well"), nil }},
@@ -52,8 +52,8 @@ func TestRedaction(t *testing.T) {
 	if strings.Contains(string(text), "GEHEIM") {
 		t.Errorf("secrets are left:\n%s", text)
 	}
-	for _, want := range []string{`"app": "web"`, `"weft.dev/log-policy": "true"`, `"nodeName": "n1"`, `"containerPort": 80`,
-		`"podIP": "10.0.0.1"`, `https://user:REDACTED`} {
+	for _, want := range []string{`"app": "web"`, `"weft.dev/log-policy": "true"`, `"nodeName": "n1"`,
+		`"containerPort": 80`, `"podIP": "10.0.0.1"`, `https://user:REDACTED`} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s is missing:\n%s", want, text)
 		}
@@ -66,7 +66,8 @@ func TestRedaction(t *testing.T) {
 		t.Error("a text that is not JSON is taken")
 	}
 	log := "a\nAuthorization: Bearer GEHEIM1\ntoken=GEHEIM2 next\n\"password\": \"GEHEIM3\",\n" +
-		"eyJGEHEIM4xxxxxx.eyJGEHEIM5xxxxxx.GEHEIM6\n-----BEGIN RSA PRIVATE KEY-----\nGEHEIM7\n-----END RSA PRIVATE KEY-----\nz\n"
+		"eyJGEHEIM4xxxxxx.eyJGEHEIM5xxxxxx.GEHEIM6\n-----BEGIN RSA PRIVATE KEY-----\nGEHEIM7\n" +
+		"-----END RSA PRIVATE KEY-----\nz\n"
 	got := string(Text([]byte(log)))
 	if strings.Contains(got, "GEHEIM") || !strings.HasPrefix(got, "a\n") || !strings.HasSuffix(got, "\nz\n") ||
 		!strings.Contains(got, "token=REDACTED next") {

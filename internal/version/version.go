@@ -33,7 +33,8 @@ type Info struct {
 func Get() Info {
 	build, _ := debug.ReadBuildInfo() // nil without modules, which Weft is never built without
 	return Info{
-		Version: version, Commit: commitOf(commit, build), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		Version: version, Commit: commitOf(commit, build), Go: runtime.Version(), Platform: runtime.GOOS + "/" +
+			runtime.GOARCH,
 	}
 }
 

@@ -108,7 +108,8 @@ func TestHealthOfTheRunDirectory(t *testing.T) {
 		}
 	}
 	mkdir()
-	mounted, err := os.Open(dir) // as a mount of the directory itself does, it leads to this directory whatever the path leads to
+	// as a mount of the directory itself does, it leads to this directory whatever the path leads to
+	mounted, err := os.Open(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,8 +44,8 @@ var bundleSeconds = prometheus.NewHistogram(prometheus.HistogramOpts{
 
 var bundleFailures = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "weft_bundle_failures_total",
-	Help: "Bundles that failed: the switch rejected a part (rejected), or could not be reached or did not answer in time " +
-		"(unreachable).",
+	Help: "Bundles that failed: the switch rejected a part (rejected), or could not be reached or did not answer in " +
+		"time (unreachable).",
 }, []string{"cause"})
 
 func observeCNI(command, phase string, d time.Duration) {
@@ -113,15 +113,18 @@ func (a *Agent) metrics() *prometheus.Registry {
 	gauge("weft_revision_desired", "Revision of the newest snapshot.", func(s report.Programming) float64 {
 		return float64(s.Desired)
 	})
-	gauge("weft_revision_programmed", "Revision of the newest snapshot that is programmed.", func(s report.Programming) float64 {
-		return float64(s.Programmed)
-	})
-	gauge("weft_quarantined", "Objects that are quarantined: the switch or the compiler rejected their flows.", func(s report.Programming) float64 {
-		return float64(len(s.Quarantined))
-	})
-	gauge("weft_conflicts", "Matches that several objects claim; one of them has the flow.", func(s report.Programming) float64 {
-		return float64(len(s.Conflicts))
-	})
+	gauge("weft_revision_programmed", "Revision of the newest snapshot that is programmed.",
+		func(s report.Programming) float64 {
+			return float64(s.Programmed)
+		})
+	gauge("weft_quarantined", "Objects that are quarantined: the switch or the compiler rejected their flows.",
+		func(s report.Programming) float64 {
+			return float64(len(s.Quarantined))
+		})
+	gauge("weft_conflicts", "Matches that several objects claim; one of them has the flow.",
+		func(s report.Programming) float64 {
+			return float64(len(s.Conflicts))
+		})
 	gauge("weft_foreign_flows", "Flows on the bridge that Weft did not make.", func(s report.Programming) float64 {
 		return float64(s.ForeignFlows)
 	})
@@ -190,7 +193,8 @@ var (
 		nil)
 	policyLabels  = []string{"namespace", "policy", "tier", "direction", "rule", "verdict"}
 	policyPackets = prometheus.NewDesc("weft_policy_packets_total",
-		"Packets that a policy's rule allowed, denied or passed on, or that no rule of a policy that isolates their pod allowed.",
+		"Packets that a policy's rule allowed, denied or passed on, or that no rule of a policy that isolates their pod "+
+			"allowed.",
 		policyLabels, nil)
 	policyBytes = prometheus.NewDesc("weft_policy_bytes_total", "The bytes of weft_policy_packets_total.", policyLabels,
 		nil)

@@ -74,7 +74,8 @@ func fullAgent(t *testing.T) *Agent {
 			one := openflow.Stats{Packets: 1, Bytes: 100}
 			return report.Counts{
 				Drops: map[flows.Reason]openflow.Stats{flows.Multicast: one, flows.SpoofedIP: one},
-				Rules: map[report.RuleID]openflow.Stats{{Policy: policyID("ns/p"), Rule: flows.Rule{Direction: model.Ingress}}: one},
+				Rules: map[report.RuleID]openflow.Stats{{Policy: policyID("ns/p"),
+					Rule: flows.Rule{Direction: model.Ingress}}: one},
 			}, nil
 		}),
 		occupied: newReading(func(context.Context) (ofswitch.Occupancy, error) {

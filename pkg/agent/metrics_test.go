@@ -265,7 +265,8 @@ func TestBuildInfo(t *testing.T) {
 	answer := httptest.NewRecorder()
 	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer,
 		httptest.NewRequest(http.MethodGet, "/metrics", http.NoBody))
-	if want := `weft_build_info{commit="feed",goversion="go1",version="v1.2.3"} 1`; !strings.Contains(answer.Body.String(), want) {
+	if want := `weft_build_info{commit="feed",goversion="go1",version="v1.2.3"} 1`; !strings.Contains(answer.Body.String(),
+		want) {
 		t.Errorf("%s\nwant %s", answer.Body, want)
 	}
 }

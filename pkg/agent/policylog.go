@@ -139,7 +139,8 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 	if p.DestinationPort != 0 {
 		attrs = append(attrs, slog.Int("port", int(p.DestinationPort)))
 	}
-	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")), slog.String("verdict", report.VerdictName(d.Verdict)), slog.String("tier", d.Tier.String()),
+	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")),
+		slog.String("verdict", report.VerdictName(d.Verdict)), slog.String("tier", d.Tier.String()),
 		slog.String("policy", policies), slog.String("direction", string(d.Direction)))
 	if d.Index != flows.Isolation {
 		attrs = append(attrs, slog.Int("rule", d.Index))

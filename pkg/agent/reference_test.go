@@ -22,15 +22,15 @@ const policyKinds = "NetworkPolicy, ClusterNetworkPolicy"
 
 // events are the Events that agents write. All are warnings.
 var events = []struct{ reason, objects, meaning, remedy string }{
-	{eventPolicyAllowsNothing, policyKinds, "The policy is invalid, over budget or rejected by the switch. The pods of a " +
-		"NetworkPolicy are isolated, and its rules allow nothing. Of a ClusterNetworkPolicy, the rules at fault accept " +
+	{eventPolicyAllowsNothing, policyKinds, "The policy is invalid, over budget or rejected by the switch. The pods of " +
+		"a NetworkPolicy are isolated, and its rules allow nothing. Of a ClusterNetworkPolicy, the rules at fault accept " +
 		"nothing, and deny everything if they are to deny or to pass.", "Correct the field that the message names."},
 	{eventPolicyIncomplete, policyKinds, "Some flows have no room for more clauses, so that the policy's rules allow " +
 		"less than they say.", "Merge policies and rules of the namespace that name the same peers and ports."},
 	{eventPodsClosed, policyKinds, "The switch rejected the flows that isolate pods for this policy, so that these " +
 		"pods are closed.", "`weftctl status` on the node of the message has the switch's reason."},
-	{eventPartIgnored, "Service, " + policyKinds + ", Pod, Node", "A field or an annotation is not used; the rest of the " +
-		"object is.", "Correct the field that the message names."},
+	{eventPartIgnored, "Service, " + policyKinds + ", Pod, Node", "A field or an annotation is not used; the rest of " +
+		"the object is.", "Correct the field that the message names."},
 	{eventAddressTaken, "Service", "Another Service has an external address and port that this one names.",
 		"Give one of the two another address or port."},
 	{eventOverBudget, "Service", "The Service would have more flows than its namespace's share of the node's budget.",
@@ -47,8 +47,8 @@ var annotations = []struct{ name, objects, values, meaning, page string }{
 		"connection's addresses and ports, or the client's address alone.", "services.md"},
 	{service.WeightsAnnotation, "Service", "`POD=WEIGHT`, separated by commas; weights from 1 to 100", "How many " +
 		"connections a pod gets beside the others, which have the weight 1.", "services.md"},
-	{kube.LogAnnotation, policyKinds + ", Namespace", "`true`", "Log a sample of the packets that the policy decides; on " +
-		"a namespace, for all of its NetworkPolicies.", "policies.md"},
+	{kube.LogAnnotation, policyKinds + ", Namespace", "`true`", "Log a sample of the packets that the policy decides; " +
+		"on a namespace, for all of its NetworkPolicies.", "policies.md"},
 }
 
 // TestEventsPage: docs/events.md has the Events that the agent's code writes.
@@ -83,8 +83,10 @@ func TestEventsPage(t *testing.T) {
 // TestAnnotationsPage: docs/annotations.md has the annotations that the product's code names.
 func TestAnnotationsPage(t *testing.T) {
 	var page strings.Builder
-	page.WriteString("<!-- Made from pkg/agent by: go test ./pkg/agent -run TestAnnotationsPage -update -->\n# Annotations\n\n" +
-		"What users can write into `metadata.annotations`. An invalid value is named in an Event ([events.md](events.md)) and\n" +
+	page.WriteString("<!-- Made from pkg/agent by: go test ./pkg/agent -run TestAnnotationsPage -update -->\n" +
+		"# Annotations\n\n" +
+		"What users can write into `metadata.annotations`. An invalid value is named in an Event ([events.md](events.md)) " +
+		"and\n" +
 		"has no effect.\n\n| Annotation | Objects | Values | Meaning |\n|---|---|---|---|\n")
 	var known []string
 	for _, a := range annotations {

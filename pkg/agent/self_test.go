@@ -52,7 +52,8 @@ func TestPodCIDRsChange(t *testing.T) {
 	check("at first", "", "")
 	set("10.244.7.0/24")
 	check("changed",
-		"node n1: its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use\n"+
+		"node n1: its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, "+
+			"[10.244.1.0/24] stays in use\n"+
 			"pods with addresses outside of [10.244.7.0/24] do not reach pods of other nodes: delete pod ns/db, ns/web; no "+
 			"pod can start here before",
 		"the node's podCIDRs changed to [10.244.7.0/24], and pods still have addresses of [10.244.1.0/24]: delete these "+

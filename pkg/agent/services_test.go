@@ -76,7 +76,8 @@ func TestServiceRoutes(t *testing.T) {
 func TestReadResolvers(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "resolv.conf")
 	if err := os.WriteFile(file,
-		[]byte("# nameserver 192.0.2.9\nsearch example.com\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\nnameserver nonsense\n"), 0o600); err != nil {
+		[]byte("# nameserver 192.0.2.9\nsearch example.com\nnameserver 192.0.2.53\nnameserver fe80::1%eth0\n"+
+			"nameserver nonsense\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	got, err := readResolvers(file)

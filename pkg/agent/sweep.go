@@ -42,8 +42,8 @@ const (
 
 var endedConnections = prometheus.NewCounterVec(prometheus.CounterOpts{
 	Name: "weft_swept_connections_total",
-	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint serves " +
-		"no more, or their pod is gone; or that policies allow again.",
+	Help: "Connections in the switch's tracker that a sweep has ended, by cause: policies deny them, their endpoint " +
+		"serves no more, or their pod is gone; or that policies allow again.",
 }, []string{"cause"})
 
 // sweeper makes sweeps, one at a time. Its sync runs on a goroutine of its own; the other methods may be called from

@@ -106,7 +106,8 @@ func node1() *model.Snapshot {
 	s := &model.Snapshot{
 		Self:        model.Node{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
 		Attachments: map[model.AttachmentKey]model.Attachment{a.Key(): a},
-		Policies:    map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"), Ingress: &model.PolicySide{Pods: a.IPs}}},
+		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"),
+			Ingress: &model.PolicySide{Pods: a.IPs}}},
 	}
 	s.Paths = nodepath.Resolve(s)
 	return s

@@ -52,7 +52,8 @@ func TestClausesAreSharedFairly(t *testing.T) {
 	if lost := c.Losers(); len(lost) != 1 || lost[model.NetworkPolicy("aaa", "p0").Owner()] != 1 {
 		t.Errorf("losers: %v, want one clause's of the namespace that asks for too many", lost)
 	}
-	if x := c.Conflicts(); len(x) != 1 || x[0].Key != key || len(x[0].Losers) != 1 || x[0].Losers[0] != model.NetworkPolicy("aaa", "p0").Owner() {
+	if x := c.Conflicts(); len(x) != 1 || x[0].Key != key || len(x[0].Losers) != 1 ||
+		x[0].Losers[0] != model.NetworkPolicy("aaa", "p0").Owner() {
 		t.Errorf("conflicts: %v", x)
 	}
 }

@@ -44,11 +44,12 @@ func audited() *model.Snapshot {
 			"ns/none": {Name: "ns/none", Ports: []model.ServicePort{{Protocol: model.UDP, Port: 53,
 				ClusterIP: netip.MustParseAddr("10.96.0.11")}}},
 		},
-		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"), Ingress: &model.PolicySide{Pods: isolated,
-			Rules: []model.PolicyRule{
-				{Pods: isolated, Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.2/32")}, Ports: []model.PortMatch{
-					{Protocol: model.UDP, Port: 8080, Mask: 0xffff}}},
-			}}}},
+		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"),
+			Ingress: &model.PolicySide{Pods: isolated,
+				Rules: []model.PolicyRule{
+					{Pods: isolated, Peers: []netip.Prefix{netip.MustParsePrefix("10.244.1.2/32")}, Ports: []model.PortMatch{
+						{Protocol: model.UDP, Port: 8080, Mask: 0xffff}}},
+				}}}},
 	}
 	for _, a := range []model.Attachment{pod("a", "10.244.1.2"), pod("b", "10.244.1.3")} {
 		s.Attachments[a.Key()] = a
@@ -170,8 +171,9 @@ func TestAuditOfWhatIsProgrammed(t *testing.T) {
 func TestCommonChangesDoNotNarrow(t *testing.T) {
 	addr, prefix := netip.MustParseAddr, netip.MustParsePrefix
 	policy := func(pods []netip.Addr, peers ...netip.Prefix) model.Policy {
-		return model.Policy{ID: model.NetworkPolicy("ns", "p"), Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
-			{Pods: pods, Peers: peers, AnyPort: true}}}}
+		return model.Policy{ID: model.NetworkPolicy("ns", "p"),
+			Ingress: &model.PolicySide{Pods: pods, Rules: []model.PolicyRule{
+				{Pods: pods, Peers: peers, AnyPort: true}}}}
 	}
 	a, b := addr("10.244.1.2"), addr("10.244.1.3")
 	one, two := prefix("10.244.2.2/32"), prefix("10.244.2.3/32")
@@ -243,8 +245,9 @@ func TestNarrows(t *testing.T) {
 		// The other policy isolates everybody, so that rules which go are missed.
 		all := &model.PolicySide{Pods: pods}
 		world := func(p model.Policy) *flows.Audit {
-			return flows.NewAudit(&model.Snapshot{Policies: map[model.PolicyID]model.Policy{p.ID: p, model.NetworkPolicy("ns", "wall"): {ID: model.NetworkPolicy("ns", "wall"),
-				Ingress: all, Egress: all}}}, nil, nil)
+			return flows.NewAudit(&model.Snapshot{Policies: map[model.PolicyID]model.Policy{p.ID: p,
+				model.NetworkPolicy("ns", "wall"): {ID: model.NetworkPolicy("ns", "wall"),
+					Ingress: all, Egress: all}}}, nil, nil)
 		}
 		if rapid.Bool().Draw(t, "alone") {
 			world = func(p model.Policy) *flows.Audit {

@@ -174,7 +174,8 @@ func document(t *testing.T) []byte {
 // tables gives each table's contract, and the flows in it that every node has.
 func (d *docWriter) tables() {
 	d.line("\n## Tables")
-	d.line("In the lists of flows, the number is the priority: of the flows of a table that match a packet, the one with the highest is taken.\n")
+	d.line("In the lists of flows, the number is the priority: of the flows of a table that match a packet, the one " +
+		"with the highest is taken.\n")
 	d.line("| Number | Name | Goes on to |\n|---|---|---|")
 	for _, table := range flows.Pipeline {
 		d.line("| %d | [%s](#%s) | %s |", table.ID, table.Name, strings.ToLower(table.Name), orNone(tableNames(table.Next),
@@ -206,9 +207,11 @@ func (d *docWriter) example() {
 	d.line("\n%s has the address %s and the pod CIDR %s:\n", exampleNode.Name, exampleNode.Addrs[0],
 		exampleNode.PodCIDRs[0])
 	d.block(func(f flows.Flow) bool { return f.Owner == model.NodeOwner(exampleNode.Name) }, true)
-	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.ID)
+	d.line("\nThe NetworkPolicy `%s` selects the pod. It lets two other pods and a range reach its TCP ports 80, 443 "+
+		"and 8080 to 8087, and the pod ask for UDP port 53 anywhere:\n", examplePolicy.ID)
 	d.block(func(f flows.Flow) bool { return f.Owner == examplePolicy.ID.Owner() }, true)
-	d.line("\nThe ClusterNetworkPolicy `%s` has the tier Admin and priority 10. It passes the pod's UDP packets to port 53 of one address on to NetworkPolicies, and denies all others to it:\n", exampleClusterPolicy.ID)
+	d.line("\nThe ClusterNetworkPolicy `%s` has the tier Admin and priority 10. It passes the pod's UDP packets to port "+
+		"53 of one address on to NetworkPolicies, and denies all others to it:\n", exampleClusterPolicy.ID)
 	d.block(func(f flows.Flow) bool { return f.Owner == exampleClusterPolicy.ID.Owner() }, true)
 	d.line("\nIPv6 addresses have flows like these, with neighbour solicitations in place of ARP requests.")
 }
@@ -281,7 +284,8 @@ func (d *docWriter) portsAndAddresses() {
 	d.line("\n## MAC addresses\n| Address | Whose |\n|---|---|")
 	d.line("| `%s` | the router: the next hop of every pod and of every gateway, on every node |", model.RouterMAC)
 	d.line("| `%s` | the gateway `%s`, on every node |", model.GatewayMAC, model.GatewayName)
-	d.line("| `%s` | the source of what a Service returns to the gateway with the client's own address |", model.ReturnedMAC)
+	d.line("| `%s` | the source of what a Service returns to the gateway with the client's own address |",
+		model.ReturnedMAC)
 	d.line("| `0a:58:` and an IPv4 address | a pod; without an IPv4 address, a hash of its IPv6 address |")
 }
 
@@ -289,7 +293,8 @@ func (d *docWriter) cookies() {
 	d.line("\n## Cookies")
 	d.line("A flow's cookie says what the flow exists for: 16 bits that mean Weft (`%#x`), 8 bits of kind, 40 bits of a "+
 		"hash of the name.", flows.Cookie(model.Owner{})>>48)
-	d.line("Every flow of an object has the same cookie; the name comes back from `weftctl flows`, which knows the node's objects.\n")
+	d.line("Every flow of an object has the same cookie; the name comes back from `weftctl flows`, which knows the " +
+		"node's objects.\n")
 	d.line("| Kind | | Example | Cookie |\n|---|---|---|---|")
 	about := map[model.Kind]struct {
 		meaning string
@@ -321,7 +326,8 @@ func (d *docWriter) cookies() {
 // reasons lists why packets are dropped, and by which flows of the example.
 func (d *docWriter) reasons() {
 	d.line("\n## Drop reasons")
-	d.line("`weftctl status` counts dropped packets by these, and `weftctl flows` shows them beside each flow that drops.\n")
+	d.line("`weftctl status` counts dropped packets by these, and `weftctl flows` shows them beside each flow that " +
+		"drops.\n")
 	d.line("| Reason | What was dropped | Table | Flows of |\n|---|---|---|---|")
 	known := map[flows.Reason]bool{}
 	for _, r := range reasonComments(d.t) {

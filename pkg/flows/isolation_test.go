@@ -106,7 +106,8 @@ func exclusions(t *rapid.T) {
 			t.Fatalf("the switch that got the deltas has %d flows of %d", len(wire), len(desired))
 		}
 		for _, a := range s.Attachments {
-			port := openflow.Key{Table: flows.Classifier, Priority: 100, Match: openflow.ParseMatch(fmt.Sprintf("in_port=%d", a.OFPort))}
+			port := openflow.Key{Table: flows.Classifier, Priority: 100,
+				Match: openflow.ParseMatch(fmt.Sprintf("in_port=%d", a.OFPort))}
 			open := desired[port].Owner == model.PodOwner(a)
 			for _, ip := range a.IPs {
 				for _, p := range s.Policies {

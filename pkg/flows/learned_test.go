@@ -33,7 +33,8 @@ func learnedBy(t *testing.T, s model.Service) (list []openflow.Entry) {
 		if l, ok := f.Actions.Learned(); ok {
 			match := fmt.Sprintf("tcp,nw_src=10.9.9.%d,nw_dst=10.96.0.9,tp_dst=80", len(list))
 			list = append(list, openflow.Entry{IdleTimeout: l.IdleTimeout,
-				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)}, Cookie: f.Cookie,
+				Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)},
+					Cookie:  f.Cookie,
 					Actions: l.Actions}})
 		}
 	}
@@ -91,8 +92,8 @@ func TestLearnedFlowsEnd(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7, Match: openflow.ParseMatch("ip")},
-			Cookie: 9}}
+		foreign := openflow.Entry{Flow: openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 7,
+			Match: openflow.ParseMatch("ip")}, Cookie: 9}}
 		actual.Flows = append(actual.Flows, foreign)
 		diff := flows.Diff(actual, desired)
 		if test.name == "another timeout" { // new ones may be learned meanwhile

@@ -34,8 +34,9 @@ func TestTooManyFlows(t *testing.T) {
 			"a/big": {Name: "a/big", Affinity: time.Hour, Ports: []model.ServicePort{big}}, "z/small": {Name: "z/small",
 				Ports: []model.ServicePort{small}},
 		},
-		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("a", "p"): {ID: model.NetworkPolicy("a", "p"), Egress: &model.PolicySide{Pods: pods,
-			Rules: []model.PolicyRule{rule}}, Ingress: &model.PolicySide{Pods: pods}}},
+		Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("a", "p"): {ID: model.NetworkPolicy("a", "p"),
+			Egress: &model.PolicySide{Pods: pods,
+				Rules: []model.PolicyRule{rule}}, Ingress: &model.PolicySide{Pods: pods}}},
 	}
 	d, err := flows.Compile(s)
 	if err == nil || strings.Count(err.Error(), "flows; make several objects") != 2 {

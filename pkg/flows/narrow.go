@@ -12,8 +12,8 @@ import (
 // to denies nothing new. A zero Policy is none. Fresh tells addresses that have no connections yet, those of pods
 // that have just been attached.
 func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
-	if (before.Tier.Ordered() || after.Tier.Ordered()) && before.ID != (model.PolicyID{}) && after.ID != (model.PolicyID{}) &&
-		(before.Tier != after.Tier || before.Rank != after.Rank) {
+	if (before.Tier.Ordered() || after.Tier.Ordered()) && before.ID != (model.PolicyID{}) &&
+		after.ID != (model.PolicyID{}) && (before.Tier != after.Tier || before.Rank != after.Rank) {
 		return true
 	}
 	for _, d := range []model.Direction{model.Egress, model.Ingress} {
@@ -30,7 +30,9 @@ func Narrows(before, after model.Policy, fresh func(netip.Addr) bool) bool {
 			if restrictsMore(was.Rules, is.Rules, fresh) {
 				return true
 			}
-		case slices.ContainsFunc(is.Pods, func(pod netip.Addr) bool { return !slices.Contains(was.Pods, pod) && !fresh(pod) }):
+		case slices.ContainsFunc(is.Pods, func(pod netip.Addr) bool {
+			return !slices.Contains(was.Pods, pod) && !fresh(pod)
+		}):
 			return true // isolated by this policy from now on
 		}
 		for _, r := range was.Rules {
@@ -60,8 +62,8 @@ func restrictsMore(was, is []model.PolicyRule, fresh func(netip.Addr) bool) bool
 // covers says whether a rule of the same place in the list and with the same verdict matches at least what another one
 // matches.
 func covers(wide, narrow model.PolicyRule) bool {
-	return wide.Index == narrow.Index && wide.Verdict == narrow.Verdict && includes(wide.Pods, narrow.Pods) && coversPeers(wide, narrow) &&
-		coversPorts(wide, narrow)
+	return wide.Index == narrow.Index && wide.Verdict == narrow.Verdict && includes(wide.Pods, narrow.Pods) &&
+		coversPeers(wide, narrow) && coversPorts(wide, narrow)
 }
 
 // includes says whether a sorted list has all that another sorted list has.

@@ -25,7 +25,8 @@ func (b *builder) peers() {
 	// that are not InternalIPs.
 	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6} {
 		for _, port := range model.TunnelUDPPorts() {
-			b.drop(TunnelPort, in{Forwarding, prioMedium, proto, matches(Origin.Is(OriginPod), ovs.TransportDestinationPort(port))})
+			b.drop(TunnelPort, in{Forwarding, prioMedium, proto,
+				matches(Origin.Is(OriginPod), ovs.TransportDestinationPort(port))})
 		}
 	}
 }

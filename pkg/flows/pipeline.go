@@ -136,7 +136,8 @@ var Pipeline = []Table{
 	{
 		ID: Classifier, Name: "Classifier",
 		Doc: "Tells by the port where a packet comes from: a pod, another node (through a tunnel) or the node's gateway. " +
-			"A port that no owner vouches for is dropped and counted: a pod's port forwards nothing before its own flows are in.",
+			"A port that no owner vouches for is dropped and counted: a pod's port forwards nothing before its own flows are " +
+			"in.",
 		Match:   []string{"in_port"},
 		Actions: []string{"set_field->reg0", "goto_table"},
 		Next:    []openflow.TableID{ARPND, SpoofGuard},
@@ -152,9 +153,9 @@ var Pipeline = []Table{
 	},
 	{
 		ID: ARPNDReply, Name: "ARPNDReply",
-		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router MAC; " +
-			"with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so no other port ever sees " +
-			"the question.",
+		Doc: "Turns an ARP request into its reply, and a neighbour solicitation into an advertisement, from the router " +
+			"MAC; with the kernel's datapath, into a solicitation that goes back. Nothing is flooded, so no other port ever " +
+			"sees the question.",
 		Match: []string{"arp", "icmp6", "arp_op", "icmp_type", "icmp_code"},
 		Actions: []string{"move->NXM_OF_ETH_DST[]", "set_field->eth_src", "set_field->arp_op", "move->NXM_NX_ARP_THA[]",
 			"set_field->arp_sha",
@@ -185,8 +186,8 @@ var Pipeline = []Table{
 	},
 	{
 		ID: Conntrack, Name: "Conntrack",
-		Doc: "Finds the packet's connection and applies its translation. What answers to a source address that we have put in is " +
-			"translated back before.",
+		Doc: "Finds the packet's connection and applies its translation. What answers to a source address that we have put " +
+			"in is translated back before.",
 		Match:   []string{"ip", "ipv6", "reg0", "nw_dst", "ipv6_dst"},
 		Actions: []string{"set_field->reg0", "ct"},
 		Next:    []openflow.TableID{ConntrackNAT, ConntrackState},
@@ -238,10 +239,10 @@ var Pipeline = []Table{
 	},
 	{
 		ID: AdminEgress, Name: "AdminEgress",
-		Doc: "What ClusterNetworkPolicies of the tier Admin decide about what this node's pods send, as conjunctions of pods, " +
-			"peers and ports; the priority is a rule's place in the tier. Every packet of a connection's original direction " +
-			"passes here, not only the first, so that a changed policy applies to connections that exist. Of a datagram in " +
-			"fragments, the first fragment does.",
+		Doc: "What ClusterNetworkPolicies of the tier Admin decide about what this node's pods send, as conjunctions of " +
+			"pods, peers and ports; the priority is a rule's place in the tier. Every packet of a connection's original " +
+			"direction passes here, not only the first, so that a changed policy applies to connections that exist. Of a " +
+			"datagram in fragments, the first fragment does.",
 		Match: ruleMatches("ct_state", "nw_frag"), Actions: ruleActions,
 		Next: []openflow.TableID{EgressPolicy, AdminIngress, PolicyDenied, Forwarding},
 	},
@@ -299,10 +300,10 @@ var Pipeline = []Table{
 	},
 	{
 		ID: Forwarding, Name: "Forwarding",
-		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR to that node, everything else " +
-			"from a pod to the node's gateway. Replies to what came from the gateway return there. What came from another node " +
-			"goes to this node's pods and gateway only, and at the tunnels' UDP ports pods reach only pods: masqueraded, they " +
-			"would pass for their node.",
+		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR to that node, everything " +
+			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came from " +
+			"another node goes to this node's pods and gateway only, and at the tunnels' UDP ports pods reach only pods: " +
+			"masqueraded, they would pass for their node.",
 		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src",
 			"set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
@@ -332,8 +333,8 @@ var Pipeline = []Table{
 		ID: SourceNAT, Name: "SourceNAT",
 		Doc: "Changes the source where replies would not find back: what the gateway sends to another node gets the node's " +
 			"gateway address, with a port below 1024 if it had one; what a Service turns back to its origin gets an address " +
-			"that no host has. What a client outside sends to an endpoint in this node's own network keeps its source: a source " +
-			"MAC tells the node's nftables to lead the answers back here.",
+			"that no host has. What a client outside sends to an endpoint in this node's own network keeps its source: a " +
+			"source MAC tells the node's nftables to lead the answers back here.",
 		Match: []string{"ct_state", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "sctp", "sctp6", "reg0", "reg1", "nw_src",
 			"nw_dst", "ipv6_src", "ipv6_dst",
 			"nw_frag", "tp_src"},

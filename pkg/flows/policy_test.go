@@ -13,7 +13,8 @@ import (
 )
 
 func withPolicies(policies ...model.Policy) *model.Snapshot {
-	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve), Policies: map[model.PolicyID]model.Policy{}}
+	s := &model.Snapshot{Self: node("n1", 1), Transport: model.Tunnel(model.Geneve),
+		Policies: map[model.PolicyID]model.Policy{}}
 	for _, p := range policies {
 		s.Policies[p.ID] = p
 	}

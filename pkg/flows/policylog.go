@@ -50,9 +50,9 @@ func (b *builder) logIsolated(s stage, i in) {
 	}
 }
 
-// decideAndLog adds the flow of a rule. With logging it copies all packets that the rule denies, and of others those that
-// begin a connection. Flows of an unordered tier are shared with policies that do not log, so copies are above them; a
-// place in an ordered tier has one priority and one owner.
+// decideAndLog adds the flow of a rule. With logging it copies all packets that the rule denies, and of others those
+// that begin a connection. Flows of an unordered tier are shared with policies that do not log, so copies are above
+// them; a place in an ordered tier has one priority and one owner.
 func (b *builder) decideAndLog(s stage, i in, r model.PolicyRule, next openflow.TableID, reason Reason) {
 	onward, logged := openflow.Goto(next), copyOf(s, r.Index, r.Verdict)
 	begins := also(i.match, openflow.ConnectionState(openflow.StateTrk|openflow.StateNew, 0))

@@ -29,9 +29,9 @@ func returning() []ovs.Match { return append(matches(firstWay()), fromGatewayToG
 // keepClients lets endpoints in this node's own network see clients outside, and this node's pods, with their own
 // addresses. nftables leads the answers to packets with ReturnedMAC into the switch, and the packets into no other
 // Service: an endpoint may listen at the number of its Service's node port, or at its external address. The node would
-// drop packets with a source of its own, and one of its pods may have a direct connection with the addresses and ports of
-// what it has sent to a node port, so both stay masqueraded when the gateway returns them. Endpoints on other nodes, too:
-// their answers return by this node only if they go to its address.
+// drop packets with a source of its own, and one of its pods may have a direct connection with the addresses and ports
+// of what it has sent to a node port, so both stay masqueraded when the gateway returns them. Endpoints on other nodes,
+// too: their answers return by this node only if they go to its address.
 func (b *builder) keepClients(n selfInputs) {
 	for _, addr := range n.nodeAddrs() {
 		to := openflow.Destination(openflow.Host(addr))

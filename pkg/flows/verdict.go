@@ -53,7 +53,8 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 	for _, addr := range selfInputsOf(s).nodeAddrs() {
 		v.node[addr] = true
 	}
-	policies := slices.SortedFunc(maps.Values(s.Policies), func(a, b model.Policy) int { return cmp.Compare(a.Rank, b.Rank) })
+	policies := slices.SortedFunc(maps.Values(s.Policies),
+		func(a, b model.Policy) int { return cmp.Compare(a.Rank, b.Rank) })
 	for _, st := range stages {
 		x := &ruleIndex{stage: st, pods: map[netip.Addr][]int{}, peers: map[netip.Prefix][]int{},
 			lengths: map[int]bool{},

@@ -17,8 +17,9 @@ import (
 )
 
 // TestReturned: what a Service returns to the node from a client outside reaches the node's process with the client's
-// address, and the answers go to the switch, also where a connection of the same client, port and endpoint exists that no
-// Service translated. Filters by reverse path let it pass. The namespace in place of the switch has the client's address.
+// address, and the answers go to the switch, also where a connection of the same client, port and endpoint exists that
+// no Service translated. Filters by reverse path let it pass. The namespace in place of the switch has the client's
+// address.
 func TestReturned(t *testing.T) {
 	n := newServiceNode(t, withServices())
 	n.in(n.pods, func() {
@@ -28,7 +29,8 @@ func TestReturned(t *testing.T) {
 	n.run("ip neigh flush dev weft0; nft add table ip6 firewall; " +
 		"nft 'add chain ip6 firewall pre { type filter hook prerouting priority -140; }'; " +
 		"nft add rule ip6 firewall pre meta nfproto ipv6 icmpv6 type != '{ nd-neighbor-solicit, nd-neighbor-advert }' " +
-		"fib saddr . mark . iif oif missing drop; nft add rule ip6 firewall pre tcp dport 1-65535 fib saddr . mark . iif oif missing drop")
+		"fib saddr . mark . iif oif missing drop; nft add rule ip6 firewall pre tcp dport 1-65535 fib saddr . mark . iif " +
+		"oif missing drop")
 	here := n.here()
 	for _, tt := range []struct{ network, source, dest string }{
 		{"tcp", "192.0.2.2", "192.0.2.1:8080"},

@@ -17,7 +17,8 @@ import (
 
 func TestNewClientFromKubeconfig(t *testing.T) {
 	store := apiserver.NewStore()
-	if err := store.Apply(apiserver.Nodes, []apiserver.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}}); err != nil {
+	if err := store.Apply(apiserver.Nodes,
+		[]apiserver.Object{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}}); err != nil {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(store.Handler())
@@ -26,7 +27,8 @@ func TestNewClientFromKubeconfig(t *testing.T) {
 	write := func(url string) {
 		t.Helper()
 		text := fmt.Sprintf(
-			"apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: %q}}]\ncontexts: [{name: c, context: {cluster: c}}]\n", url)
+			"apiVersion: v1\nkind: Config\ncurrent-context: c\nclusters: [{name: c, cluster: {server: %q}}]\n"+
+				"contexts: [{name: c, context: {cluster: c}}]\n", url)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -30,9 +30,9 @@ import (
 // kindPause is how often the API server is asked whether it has ClusterNetworkPolicies by now.
 const kindPause = 10 * time.Second
 
-// clusterPolicies follows ClusterNetworkPolicies, a kind that an API server has only while its CustomResourceDefinition is
-// installed. While it is absent, the status says so; when the kind comes, the policies are followed, and when it goes,
-// they are gone. A 404 alone does not say that it went (see absent).
+// clusterPolicies follows ClusterNetworkPolicies, a kind that an API server has only while its CustomResourceDefinition
+// is installed. While it is absent, the status says so; when the kind comes, the policies are followed, and when it
+// goes, they are gone. A 404 alone does not say that it went (see absent).
 type clusterPolicies struct {
 	client clusterClient
 	feed   *feed
@@ -277,7 +277,8 @@ func (c clusterClient) absent(ctx context.Context) (why string, err error) {
 		return "", fmt.Errorf("ask for the resources of %s: %s", cnp.GroupVersion, err) //nolint:errorlint // a 404 here is a fault
 	}
 	if slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == cnp.Resource }) {
-		return "", fmt.Errorf("the API server lists %s in %s, and answers a list of them with 404", cnp.Resource, cnp.GroupVersion)
+		return "", fmt.Errorf("the API server lists %s in %s, and answers a list of them with 404", cnp.Resource,
+			cnp.GroupVersion)
 	}
 	return missing + ", resource " + cnp.Resource, nil
 }

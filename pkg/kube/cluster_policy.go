@@ -13,8 +13,8 @@ import (
 	"github.com/weft-cni/weft/pkg/policy"
 )
 
-// ClusterNetworkPolicy is what a ClusterNetworkPolicy is to Weft. What cannot be understood, or is not supported, is said
-// in the Err of the policy or of the rule, which then fails closed.
+// ClusterNetworkPolicy is what a ClusterNetworkPolicy is to Weft. What cannot be understood, or is not supported, is
+// said in the Err of the policy or of the rule, which then fails closed.
 func ClusterNetworkPolicy(object *cnp.ClusterNetworkPolicy) policy.Policy {
 	p := policy.Policy{Name: object.Name, Tier: model.AdminTier, Priority: object.Spec.Priority,
 		Log: object.Annotations[LogAnnotation] == "true"}

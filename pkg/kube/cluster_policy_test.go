@@ -26,8 +26,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestClusterNetworkPolicyFailsClosed: what is not understood of a rule accepts nothing, and denies everything if it is to
-// deny or to pass. Other rules are as they are.
+// TestClusterNetworkPolicyFailsClosed: what is not understood of a rule accepts nothing, and denies everything if it is
+// to deny or to pass. Other rules are as they are.
 func TestClusterNetworkPolicyFailsClosed(t *testing.T) {
 	const peer = `{namespaces: {}}`
 	for _, c := range []struct{ rule, want string }{
@@ -59,8 +59,8 @@ func TestClusterNetworkPolicyFailsClosed(t *testing.T) {
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: %v, want %q", text, err, c.want)
 			}
-			verdict := policy.Eval(policy.Cluster{Namespaces: map[string]map[string]string{"ns": {}}, Policies: []policy.Policy{p},
-				Pods: []policy.Pod{{Namespace: "ns", Name: "a", Addrs: addrs("10.0.0.1")},
+			verdict := policy.Eval(policy.Cluster{Namespaces: map[string]map[string]string{"ns": {}},
+				Policies: []policy.Policy{p}, Pods: []policy.Pod{{Namespace: "ns", Name: "a", Addrs: addrs("10.0.0.1")},
 					{Namespace: "ns", Name: "b", Addrs: addrs("10.0.0.2")}}},
 				policy.Packet{Src: addrs("10.0.0.1")[0], Dst: addrs("10.0.0.2")[0], Protocol: policy.UDP, Port: 5})
 			if accepts := strings.Contains(text, "Accept"); verdict.Allowed != accepts {
@@ -70,8 +70,8 @@ func TestClusterNetworkPolicyFailsClosed(t *testing.T) {
 	}
 }
 
-// TestClusterNetworkPolicyAsAWhole: what is wrong with a policy itself closes all of its rules, for all pods that it may
-// mean.
+// TestClusterNetworkPolicyAsAWhole: what is wrong with a policy itself closes all of its rules, for all pods that it
+// may mean.
 func TestClusterNetworkPolicyAsAWhole(t *testing.T) {
 	for spec, want := range map[string]string{
 		`tier: Developer, subject: {namespaces: {}}`: `unknown tier "Developer"`,
@@ -90,8 +90,8 @@ func TestClusterNetworkPolicyAsAWhole(t *testing.T) {
 			t.Errorf("%s: %v, want %q", spec, err, want)
 		}
 		pod := func(name, addr string) policy.Pod { return policy.Pod{Namespace: "ns", Name: name, Addrs: addrs(addr)} }
-		verdict := policy.Eval(policy.Cluster{Namespaces: map[string]map[string]string{"ns": {}}, Policies: []policy.Policy{p},
-			Pods: []policy.Pod{pod("a", "10.0.0.1"), pod("b", "10.0.0.2")}},
+		verdict := policy.Eval(policy.Cluster{Namespaces: map[string]map[string]string{"ns": {}},
+			Policies: []policy.Policy{p}, Pods: []policy.Pod{pod("a", "10.0.0.1"), pod("b", "10.0.0.2")}},
 			policy.Packet{Src: addrs("10.0.0.1")[0], Dst: addrs("10.0.0.2")[0], Protocol: policy.UDP, Port: 5})
 		if verdict.Allowed {
 			t.Errorf("%s: %+v", spec, verdict)

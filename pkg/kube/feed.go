@@ -33,8 +33,9 @@ const (
 // proxy that stands still accepts the next watch, too.
 var errSilent = errors.New("the watch is silent")
 
-// errEnded is the error of a watch that ended before anything came. client-go makes such a one of a connection that closes
-// without an answer, as those to a load balancer without servers do, and its informer begins the next without an error.
+// errEnded is the error of a watch that ended before anything came. client-go makes such a one of a connection that
+// closes without an answer, as those to a load balancer without servers do, and its informer begins the next without an
+// error.
 var errEnded = errors.New("the watch ended at once, without an answer")
 
 // feed follows the objects of one resource, and how current they are. Any goroutine may use it.

@@ -27,7 +27,9 @@ func TestWatchThatEndsAtOnce(t *testing.T) {
 		"stopped": {stopped, true, nil},
 	} {
 		f := &feed{resource: "pods", silence: time.Hour}
-		s := source(f, "", func(context.Context, metav1.ListOptions) (*corev1.PodList, error) { return &corev1.PodList{}, nil },
+		s := source(f, "", func(context.Context, metav1.ListOptions) (*corev1.PodList, error) {
+			return &corev1.PodList{}, nil
+		},
 			func(context.Context, metav1.ListOptions) (watch.Interface, error) { return tc.w, nil })
 		w, err := s.WatchFuncWithContext(t.Context(), metav1.ListOptions{})
 		if err != nil {

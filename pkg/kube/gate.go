@@ -70,8 +70,9 @@ type heldPod struct {
 
 func newGate(node string, client kubernetes.Interface, emit func(state.Change), log *slog.Logger) *gate {
 	return &gate{
-		node: node, client: client, emit: emit, log: log, policies: map[model.PolicyID]string{}, namespaces: map[string]bool{},
-		passed: map[string]string{}, held: map[string]*heldPods{}, changed: make(chan struct{}),
+		node: node, client: client, emit: emit, log: log, policies: map[model.PolicyID]string{},
+		namespaces: map[string]bool{}, passed: map[string]string{}, held: map[string]*heldPods{},
+		changed: make(chan struct{}),
 	}
 }
 

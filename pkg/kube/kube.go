@@ -312,7 +312,8 @@ func isNetworkUnavailable(c corev1.NodeCondition) bool {
 
 func toBeDeleted(t corev1.Taint) bool { return t.Key == toBeDeletedTaint }
 
-// trimNode keeps what Node, PeerNode, draining, the condition NetworkUnavailable and the zone of endpoints are read from.
+// trimNode keeps what Node, PeerNode, draining, the condition NetworkUnavailable and the zone of endpoints are read
+// from.
 func trimNode(obj any) (any, error) {
 	n, ok := obj.(*corev1.Node)
 	if !ok {

@@ -45,8 +45,8 @@ func (m *MAC) UnmarshalText(b []byte) (err error) {
 // The Ethernet addresses that all nodes have in common. They are locally administered, and the last byte tells them
 // apart in a capture. The router answers ARP and neighbor discovery for every address except the sender's own; the
 // gateway is the node's own interface on the bridge. ReturnedMAC is the source of packets to the gateway that a client
-// outside has sent to a Service and that an endpoint in the node's own network receives: their answers have to come back
-// to the switch (see pkg/host).
+// outside has sent to a Service and that an endpoint in the node's own network receives: their answers have to come
+// back to the switch (see pkg/host).
 var (
 	RouterMAC   = MAC{0x0a, 0x57, 0x65, 0x66, 0x74, 0x01}
 	GatewayMAC  = MAC{0x0a, 0x57, 0x65, 0x66, 0x74, 0x02}

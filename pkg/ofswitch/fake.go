@@ -88,7 +88,8 @@ func (s *Fake) Apply(_ context.Context, d openflow.Delta) error {
 	}
 	for _, forget := range d.Forget {
 		for key, f := range s.flows {
-			if f.Table == forget.Table && f.Cookie == forget.Cookie && (forget.Match == (openflow.Match{}) || key == forget.Key) {
+			if f.Table == forget.Table && f.Cookie == forget.Cookie &&
+				(forget.Match == (openflow.Match{}) || key == forget.Key) {
 				s.remove(key)
 			}
 		}

@@ -20,7 +20,8 @@ func TestFakeHoldsTheContract(t *testing.T) {
 		return g
 	}
 	good, bad := group("drop"), group("local")
-	using := openflow.Flow{Key: openflow.Key{Table: 40, Priority: 5, Match: openflow.ParseMatch("ip")}, Actions: openflow.ParseActions("group:1")}
+	using := openflow.Flow{Key: openflow.Key{Table: 40, Priority: 5, Match: openflow.ParseMatch("ip")},
+		Actions: openflow.ParseActions("group:1")}
 	sw := ofswitch.NewFake(func(f openflow.Flow) error {
 		if f.Table == 40 && strings.Contains(f.Actions.String(), "local") {
 			return errors.New("table 40 does not send to the node")

@@ -26,7 +26,8 @@ func TestPackets(t *testing.T) {
 		"cookie=0x5765060000000001,table=51,priority=140,udp,nw_src=10.9.0.1 "+
 			"actions=controller(max_len=128,userdata=58.32.01.ff.ff.ff.ff,meter_id=22373)")
 	begin := flow(t, "cookie=0x5765010000000001,table=0,priority=1,ip actions=goto_table:51")
-	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{copying, begin}, Meters: flows.Meters}); err != nil {
+	if err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{copying, begin},
+		Meters: flows.Meters}); err != nil {
 		t.Fatal(err)
 	}
 	meters := func() []openflow.Meter {
@@ -74,7 +75,8 @@ func TestPackets(t *testing.T) {
 		got.Destination.String() != "10.9.0.2" || got.SourcePort != 0x1234 || got.DestinationPort != 53 {
 		t.Errorf("the copy reads %+v", got)
 	}
-	if d, ok := flows.DecisionOf(got); !ok || d != (flows.Rule{Direction: model.Egress, Index: flows.Isolation, Verdict: model.Deny}) {
+	if d, ok := flows.DecisionOf(got); !ok || d != (flows.Rule{Direction: model.Egress, Index: flows.Isolation,
+		Verdict: model.Deny}) {
 		t.Errorf("the copy means %+v, %v", d, ok)
 	}
 

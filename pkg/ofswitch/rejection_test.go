@@ -17,7 +17,8 @@ var failures = []struct {
 }{
 	{"no such group",
 		"Error OFPBAC_BAD_OUT_GROUP for: OFPT_FLOW_MOD (OF1.5) (xid=0x2): ADD table:60 priority=6,ip actions=group:77\n" +
-			"Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n" +
+			"Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n" +
+			" bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n" +
 			"ovs-ofctl: talking to unix:/run/o/weft.mgmt (Protocol error)\n", true},
 	{"a line that cannot be parsed", "ovs-ofctl: -:1: unknown action no_such\n", true},
 	{"a full table", "Error OFPFMFC_TABLE_FULL for: OFPT_FLOW_MOD (OF1.5) (xid=0x3): ADD table:60 arp actions=drop\n",
@@ -31,7 +32,8 @@ var failures = []struct {
 		"OFPT_ERROR (OF1.5) (xid=0x2): OFPMMFC_OUT_OF_METERS\nOFPT_METER_MOD (OF1.5) (xid=0x2): ADD meter=1\n", true},
 
 	{"a busy switch",
-		"Error OFPBFC_TIMEOUT for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n", false},
+		"Error OFPBFC_TIMEOUT for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n" +
+			" bundle_id=0 type=COMMIT_REQUEST flags=atomic ordered\n", false},
 	{"a bundle that failed for no reason", "Error OFPBFC_MSG_FAILED for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x5):\n", false},
 	{"another controller", "Error OFPBRC_IS_SLAVE for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n", false},
 	{"no permission", "Error OFPBRC_EPERM for: OFPT_BUNDLE_CONTROL (OF1.5) (xid=0x2):\n", false},

@@ -9,8 +9,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestAllAddresses: Open vSwitch prints no field that every packet has, so a flow with one would never be read back as it
-// was sent.
+// TestAllAddresses: Open vSwitch prints no field that every packet has, so a flow with one would never be read back as
+// it was sent.
 func TestAllAddresses(t *testing.T) {
 	for proto, all := range map[ovs.Protocol]string{ovs.ProtocolIPv4: "0.0.0.0/0", ovs.ProtocolIPv6: "::/0"} {
 		p := netip.MustParsePrefix(all)

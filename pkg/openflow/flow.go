@@ -1,6 +1,6 @@
 // Package openflow holds flows, groups and meters of an Open vSwitch bridge, and changes of them (Delta), as values
-// that are comparable with ==. Inside, each holds one canonical text: the text that `ovs-ofctl -O OpenFlow15 dump-flows`
-// and `dump-groups` print. This is the only package that writes or reads that text.
+// that are comparable with ==. Inside, each holds one canonical text: the text that `ovs-ofctl -O OpenFlow15
+// dump-flows` and `dump-groups` print. This is the only package that writes or reads that text.
 //
 //   - To build: New and NewGroup return an error for what the switch would refuse, or would silently take for something
 //     else. A match or action with an impossible value is an error there, too.
@@ -9,8 +9,8 @@
 //     groups are used.
 //
 // Constructors take the fields and actions of go-openvswitch; what that library lacks is added here as further
-// implementations of its two interfaces. Everything is a pure function over values; there is no state and no goroutine. The package knows nothing
-// of Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
+// implementations of its two interfaces. Everything is a pure function over values; there is no state and no goroutine.
+// The package knows nothing of Kubernetes, nor of a pipeline: what flows each table may have is its user's contract.
 package openflow
 
 import (

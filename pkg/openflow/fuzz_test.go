@@ -37,7 +37,8 @@ func FuzzParse(f *testing.F) {
 		e.Actions.Groups()
 		e.Actions.WithoutCopies()
 		e.Actions.Learned()
-		names := Names{Table: func(id TableID) string { return "T" + strconv.Itoa(int(id)) }, Ports: map[uint32]string{1: "p"}}
+		names := Names{Table: func(id TableID) string { return "T" + strconv.Itoa(int(id)) },
+			Ports: map[uint32]string{1: "p"}}
 		names.Match(e.Match)
 		names.Actions(e.Actions)
 		if same := func(id GroupID) GroupID {

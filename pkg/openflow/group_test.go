@@ -94,7 +94,8 @@ func TestSeed(t *testing.T) {
 		{openflow.SeededHash(0, openflow.IPSrc), "selection_method=hash,fields=ip_src", "hash of ip_src"},
 	} {
 		g, err := openflow.NewGroup(7, tc.by, buckets)
-		if err != nil || g.String() != "group_id=7,type=select,"+tc.want+",bucket=bucket_id:1,actions=drop" || g.Selection() != tc.told {
+		if err != nil || g.String() != "group_id=7,type=select,"+tc.want+",bucket=bucket_id:1,actions=drop" ||
+			g.Selection() != tc.told {
 			t.Errorf("%s: group %s, by %q, %v", tc.want, g, g.Selection(), err)
 		}
 	}

@@ -58,7 +58,8 @@ func TestParseMeters(t *testing.T) {
 		openflow.ParseMeters(printedMeters)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
-	if diff := cmp.Diff(map[openflow.MeterID]uint64{7: 0, 22373: 556787}, openflow.ParseMeterStats(printedStats)); diff != "" {
+	if diff := cmp.Diff(map[openflow.MeterID]uint64{7: 0, 22373: 556787},
+		openflow.ParseMeterStats(printedStats)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 }

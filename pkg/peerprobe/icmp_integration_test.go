@@ -18,8 +18,8 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
-// TestKernelAnswers: a kernel answers requests of both families and sizes; a link that is too narrow for the full size is
-// named, although the kernel that is asked has told nothing about it, and so is a node that is gone.
+// TestKernelAnswers: a kernel answers requests of both families and sizes; a link that is too narrow for the full size
+// is named, although the kernel that is asked has told nothing about it, and so is a node that is gone.
 func TestKernelAnswers(t *testing.T) {
 	runtime.LockOSThread() // never unlocked: the namespaces end with the test
 	far := namespace(t)
@@ -32,8 +32,8 @@ func TestKernelAnswers(t *testing.T) {
 	for ns, commands := range map[netns.NsHandle]string{
 		near: "ip addr add 192.0.2.1/24 dev near; ip addr add 2001:db8::1/64 dev near nodad; ip link set near up; " +
 			"ip route add 10.244.2.0/24 via 192.0.2.2; ip route add fd44:2::/64 via 2001:db8::2",
-		far: "ip link set lo up; ip addr add 192.0.2.2/24 dev far; ip addr add 2001:db8::2/64 dev far nodad; ip link set far " +
-			"up; ip addr add 10.244.2.1/32 dev lo; ip addr add fd44:2::1/128 dev lo",
+		far: "ip link set lo up; ip addr add 192.0.2.2/24 dev far; ip addr add 2001:db8::2/64 dev far nodad; ip link set " +
+			"far up; ip addr add 10.244.2.1/32 dev lo; ip addr add fd44:2::1/128 dev lo",
 	} {
 		run(t, ns, commands)
 	}
@@ -77,7 +77,8 @@ func TestKernelAnswers(t *testing.T) {
 
 	run(t, far, "ip link set far mtu 1400")
 	// What the kernel believes about the way must not make it send fragments, which would arrive.
-	run(t, near, "ip route change 10.244.2.0/24 via 192.0.2.2 mtu 1400; ip route change fd44:2::/64 via 2001:db8::2 mtu 1400")
+	run(t, near, "ip route change 10.244.2.0/24 via 192.0.2.2 mtu 1400; ip route change fd44:2::/64 via 2001:db8::2 mtu "+
+		"1400")
 	for range tries + 1 {
 		p.ask()
 		answered(false)

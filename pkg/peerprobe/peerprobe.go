@@ -1,5 +1,5 @@
-// Package peerprobe finds out whether packets reach peer nodes. It sends ICMP echo requests (RFC 792, RFC 4443) to their
-// gateways, over the paths that pods' packets take: small ones, and some of the full size that pods may send.
+// Package peerprobe finds out whether packets reach peer nodes. It sends ICMP echo requests (RFC 792, RFC 4443) to
+// their gateways, over the paths that pods' packets take: small ones, and some of the full size that pods may send.
 //
 // An answer is believed only from the address that was asked and with the random bytes of the request.
 package peerprobe
@@ -138,7 +138,8 @@ func (t *target) problem(addr netip.Addr, size int) string {
 	case t.small.silent() && t.small.answered.IsZero():
 		return fmt.Sprintf("its gateway %s has never answered", addr)
 	case t.small.silent():
-		return fmt.Sprintf("its gateway %s has not answered since %s", addr, t.small.answered.UTC().Format(time.TimeOnly)+" UTC")
+		return fmt.Sprintf("its gateway %s has not answered since %s", addr,
+			t.small.answered.UTC().Format(time.TimeOnly)+" UTC")
 	case t.full.silent() && t.small.missed <= 1:
 		return fmt.Sprintf("packets of %d bytes to its gateway %s are lost and small ones arrive: a link between the nodes "+
 			"has a smaller MTU than this node's underlay", size, addr)

@@ -143,8 +143,8 @@ func TestSilence(t *testing.T) {
 		if ok {
 			at, _ = time.Parse(time.TimeOnly+" MST", text)
 		}
-		if since := last.Sub(time.Date(last.Year(), last.Month(), last.Day(), at.Hour(), at.Minute(), at.Second(), 0, time.UTC)); !ok ||
-			since < 0 || since > Every {
+		if since := last.Sub(time.Date(last.Year(), last.Month(), last.Day(), at.Hour(), at.Minute(), at.Second(), 0,
+			time.UTC)); !ok || since < 0 || since > Every {
 			t.Errorf("one family is silent since %s: %q", last.Format(time.TimeOnly), r.Problem)
 		}
 	})
@@ -155,8 +155,8 @@ func TestFullSize(t *testing.T) {
 	asking(t, pair, 1450, func(n *network, p *Prober) {
 		n.lost(func(to netip.Addr, size int) bool { return to == two && size > 1400 })
 		time.Sleep(5 * Every)
-		want := "packets of 1450 bytes to its gateway 10.244.2.1 are lost and small ones arrive: a link between the nodes has a " +
-			"smaller MTU than this node's underlay"
+		want := "packets of 1450 bytes to its gateway 10.244.2.1 are lost and small ones arrive: a link between the nodes " +
+			"has a smaller MTU than this node's underlay"
 		if r := p.Results()["two"]; r.Problem != want || r.RTT != delay {
 			t.Errorf("full-sized packets are lost: %+v", r)
 		}

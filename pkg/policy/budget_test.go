@@ -71,8 +71,8 @@ func TestNodeBudget(t *testing.T) {
 		}
 		return whole, overBudget
 	}
-	if whole, overBudget := take(); whole != 4 || overBudget != 17 || known[model.NetworkPolicy("modest", "p")].Err != "" ||
-		known[model.NetworkPolicy("greedy", "p00")].Err != "" {
+	if whole, overBudget := take(); whole != 4 || overBudget != 17 ||
+		known[model.NetworkPolicy("modest", "p")].Err != "" || known[model.NetworkPolicy("greedy", "p00")].Err != "" {
 		t.Errorf("%d policies fit, %d do not; the modest one: %q, the smallest greedy one: %q", whole, overBudget,
 			known[model.NetworkPolicy("modest", "p")].Err, known[model.NetworkPolicy("greedy", "p00")].Err)
 	}

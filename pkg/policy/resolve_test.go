@@ -65,7 +65,8 @@ func TestIDs(t *testing.T) {
 
 // TestIDsStay: ids survive in the switch across restarts of the agent.
 func TestIDsStay(t *testing.T) {
-	if got := newIDs(hashKey).home(ruleKey{model.NetworkPolicy("ns", "p"), Ingress, 3, "TCP/80-80,"}.String()); got != 0x9c23ade0 {
+	if got := newIDs(hashKey).home(ruleKey{model.NetworkPolicy("ns", "p"), Ingress, 3,
+		"TCP/80-80,"}.String()); got != 0x9c23ade0 {
 		t.Errorf("id %#x: the hash has changed, and with it every conjunction id of every switch", got)
 	}
 }
@@ -276,7 +277,8 @@ func TestClaimsOutsideTheNode(t *testing.T) {
 		}
 		r.SetPolicy(w.Policies[0])
 		r.SetAttachment(webHere)
-		for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "p")], *r.Flush().Policies[model.NetworkPolicy("a", "p")]} {
+		for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "p")],
+			*r.Flush().Policies[model.NetworkPolicy("a", "p")]} {
 			if rules := m.Ingress.Rules; len(rules) != 1 || fmt.Sprint(rules[0].Peers) != "[10.244.2.9/32]" {
 				t.Errorf("rules %v, want the peer 10.244.2.9 alone", rules)
 			}
@@ -345,12 +347,14 @@ func TestPodsAreClosedUntilKnown(t *testing.T) {
 		if said, ok := c.Unknown[webHere.Key()]; ok && said != unknown {
 			t.Errorf("%s: said %v, holds %v", step.name, said, unknown)
 		}
-		if isolated := r.policies[model.NetworkPolicy("a", "p")].active; unknown != step.unknown || isolated != step.isolated {
+		if isolated := r.policies[model.NetworkPolicy("a", "p")].active; unknown != step.unknown ||
+			isolated != step.isolated {
 			t.Errorf("%s: unknown %v, isolated %v, want %v, %v", step.name, unknown, isolated, step.unknown, step.isolated)
 		}
 	}
 	r.DeleteAttachment(webHere.Key())
-	if c := r.Flush(); len(c.Unknown) > 0 || len(r.unknown) > 0 || r.policies[model.NetworkPolicy("a", "p")].active || len(r.pods) > 0 {
+	if c := r.Flush(); len(c.Unknown) > 0 || len(r.unknown) > 0 || r.policies[model.NetworkPolicy("a", "p")].active ||
+		len(r.pods) > 0 {
 		t.Errorf("after its end: %v, %v; pods %v", c.Unknown, r.unknown, r.pods)
 	}
 	r.SetAttachment(webHere)
@@ -382,7 +386,8 @@ func TestNamedPorts(t *testing.T) {
 	}
 	all := "[10.0.1.0 10.0.1.1 10.0.1.2 10.0.1.3]"
 	var got []string
-	for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "in")], Resolve(w).Policies[model.NetworkPolicy("a", "out")]} {
+	for _, m := range []model.Policy{Resolve(w).Policies[model.NetworkPolicy("a", "in")],
+		Resolve(w).Policies[model.NetworkPolicy("a", "out")]} {
 		for _, side := range []*model.PolicySide{m.Ingress, m.Egress} {
 			if side == nil {
 				continue

@@ -94,8 +94,9 @@ func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
 		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
 		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},
-		policies: map[model.PolicyID]*policyState{}, nodeObjects: map[string]Node{}, ids: newIDs(hash), byKey: map[string]*policyState{},
-		dirty: map[*policyState]bool{}, recheck: map[model.AttachmentKey]bool{}, unknown: map[model.AttachmentKey]bool{},
+		policies: map[model.PolicyID]*policyState{}, nodeObjects: map[string]Node{}, ids: newIDs(hash),
+		byKey: map[string]*policyState{}, dirty: map[*policyState]bool{}, recheck: map[model.AttachmentKey]bool{},
+		unknown: map[model.AttachmentKey]bool{},
 	}
 }
 
@@ -381,8 +382,8 @@ func (r *Resolver) assignRanks(note func(*policyState)) {
 }
 
 func equalPolicies(a, b model.Policy) bool {
-	return a.ID == b.ID && a.Tier == b.Tier && a.Rank == b.Rank && a.Log == b.Log && a.Err == b.Err && equalSides(a.Ingress, b.Ingress) &&
-		equalSides(a.Egress, b.Egress)
+	return a.ID == b.ID && a.Tier == b.Tier && a.Rank == b.Rank && a.Log == b.Log && a.Err == b.Err &&
+		equalSides(a.Ingress, b.Ingress) && equalSides(a.Egress, b.Egress)
 }
 
 func equalSides(a, b *model.PolicySide) bool {
@@ -390,8 +391,9 @@ func equalSides(a, b *model.PolicySide) bool {
 		return a == b
 	}
 	return slices.Equal(a.Pods, b.Pods) && slices.EqualFunc(a.Rules, b.Rules, func(a, b model.PolicyRule) bool {
-		return a.Verdict == b.Verdict && a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer && a.AnyPort == b.AnyPort &&
-			slices.Equal(a.Pods, b.Pods) && samePrefixes(a.Peers, b.Peers) && slices.Equal(a.Ports, b.Ports)
+		return a.Verdict == b.Verdict && a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer &&
+			a.AnyPort == b.AnyPort && slices.Equal(a.Pods, b.Pods) && samePrefixes(a.Peers, b.Peers) &&
+			slices.Equal(a.Ports, b.Ports)
 	})
 }
 

@@ -234,7 +234,8 @@ func incrementalEqualsFull(t *rapid.T) {
 			r.selections), len(
 			r.policies), len(
 			r.ids.byID), len(
-			r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.overBudget), len(r.nodeObjects), r.flows}
+			r.ids.byKey), len(r.byKey), len(r.dirty), len(r.recheck), len(r.unknown), len(r.overBudget), len(r.nodeObjects),
+		r.flows}
 	if slices.Max(left) > 0 {
 		t.Fatalf("left behind: %v", left)
 	}
@@ -356,7 +357,8 @@ func checkForm(t *rapid.T, name model.PolicyID, m model.Policy) {
 		if side == nil {
 			continue
 		}
-		if len(side.Pods) == 0 || !slices.IsSortedFunc(side.Pods, netip.Addr.Compare) || m.Err != "" && m.Tier == model.NetworkPolicyTier && len(side.Rules) > 0 {
+		if len(side.Pods) == 0 || !slices.IsSortedFunc(side.Pods, netip.Addr.Compare) || m.Err != "" &&
+			m.Tier == model.NetworkPolicyTier && len(side.Rules) > 0 {
 			t.Fatalf("%s: pods %v, error %q with %d rules", name, side.Pods, m.Err, len(side.Rules))
 		}
 		for _, rule := range side.Rules {

@@ -65,7 +65,8 @@ func learn(t *testing.T, sw *ofswitch.Fake, client string, s model.Service) {
 	for _, f := range d.Flows {
 		if l, ok := f.Actions.Learned(); ok {
 			match := fmt.Sprintf("tcp,nw_src=%s,nw_dst=%s,tp_dst=80", client, s.Ports[0].ClusterIP)
-			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)}, Cookie: f.Cookie,
+			sw.Learn(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 100, Match: openflow.ParseMatch(match)},
+				Cookie:  f.Cookie,
 				Actions: l.Actions}, l.IdleTimeout)
 			return
 		}
@@ -126,7 +127,8 @@ func TestRestartTouchesNoGroup(t *testing.T) {
 		t.Errorf("groups after the restart: %v; want the foreign one and the Service's", left)
 	}
 	if b.has("nw_dst=10.96.0.2") || !b.has("nw_src=10.244.1.2,nw_dst=10.96.0.1") {
-		t.Error("want the deleted Service's flows gone, what was learned for it, too, and the other's learned flow still there")
+		t.Error("want the deleted Service's flows gone, what was learned for it, too, and the other's learned flow still " +
+			"there")
 	}
 	if status := b.Status(); status.Groups != 1 || status.Repairs != 0 {
 		t.Errorf("status counts %d groups and %d repairs, want 1 and 0", status.Groups, status.Repairs)

@@ -19,7 +19,8 @@ func TestErrorOfThisNodeAlone(t *testing.T) {
 			Node: "n1", Switch: ofswitch.NewFake(flows.Check), Log: slog.New(slog.DiscardHandler),
 			Report: func(_ model.Owner, err error) { reported = err },
 		})
-		now := &model.Snapshot{Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns", "p"): {ID: model.NetworkPolicy("ns", "p"), Err: "why", OverBudget: overBudget}}}
+		now := &model.Snapshot{Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("ns",
+			"p"): {ID: model.NetworkPolicy("ns", "p"), Err: "why", OverBudget: overBudget}}}
 		l.checkPolicies(&model.Snapshot{}, now, []model.Owner{model.NetworkPolicy("ns", "p").Owner()})
 		if reported == nil || errors.As(reported, new(*LocalError)) != overBudget {
 			t.Errorf("over budget %t: reported as %T %v", overBudget, reported, reported)

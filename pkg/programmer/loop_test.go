@@ -163,7 +163,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 	for _, f := range before.Flows {
 		sw.Put(f.Flow)
 	}
-	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: openflow.ParseMatch("in_port=9")}, Cookie: 0x1}
+	foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 77, Match: openflow.ParseMatch("in_port=9")},
+		Cookie: 0x1}
 	sw.Put(foreign)
 	b := start(t, sw, pod("a", 2))
 	b.holds("first programming")
@@ -450,7 +451,8 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 		foreign := openflow.Flow{Key: openflow.Key{Table: 0, Priority: 65535}}
 		sw.Put(foreign)
 		time.Sleep(2 * time.Second)
-		if s := b.Status(); s.ForeignFlows != 1 || !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") || s.Repairs != 0 {
+		if s := b.Status(); s.ForeignFlows != 1 || !strings.Contains(s.Foreign[0], "table Classifier, priority=65535") ||
+			s.Repairs != 0 {
 			t.Errorf("named as %q, %d repairs", s.Foreign, s.Repairs)
 		}
 		dumps := sw.Dumps()

@@ -56,7 +56,8 @@ func TestQuarantineEnds(t *testing.T) {
 					t.Fatalf("%s is not in quarantine: %v", owner, b.Status())
 				}
 				time.Sleep(time.Hour)
-				if n := bad.count.Load(); n < 15 || n > 80 { // 9 pauses from 1 s to 5 min, and 10 of 5 min, with at most 4 bundles each
+				// 9 pauses from 1 s to 5 min, and 10 of 5 min, with at most 4 bundles each
+				if n := bad.count.Load(); n < 15 || n > 80 {
 					t.Errorf("tried %d times in an hour", n)
 				}
 				sw.Stop()

@@ -166,7 +166,8 @@ func TestMistakenPolicyIsReported(t *testing.T) {
 	eventually(t, "the status names it", func() bool {
 		return strings.Contains(b.Status().Quarantined[model.NetworkPolicy("ns", "bad").Owner()], "no CIDR")
 	})
-	if p := b.View().Policies[model.NetworkPolicy("ns", "bad")]; p.Ingress == nil || len(p.Ingress.Pods) != 1 || len(p.Ingress.Rules) != 0 {
+	if p := b.View().Policies[model.NetworkPolicy("ns", "bad")]; p.Ingress == nil || len(p.Ingress.Pods) != 1 ||
+		len(p.Ingress.Rules) != 0 {
 		t.Errorf("the policy is %+v, want the pod isolated", p)
 	}
 	b.mu.Lock()

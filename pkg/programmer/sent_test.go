@@ -24,7 +24,8 @@ func setting(matches ...string) (d flows.Delta) {
 func TestSentEvents(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSentEvents()
-		first, second := ofswitch.Event{Match: openflow.ParseMatch("first")}, ofswitch.Event{Match: openflow.ParseMatch("second")}
+		first, second := ofswitch.Event{Match: openflow.ParseMatch("first")},
+			ofswitch.Event{Match: openflow.ParseMatch("second")}
 		time.Sleep(sentMemory - time.Second) // the worst moment
 		s.add(setting("first", "second", "rejected"), minSent)
 		s.remove(setting("rejected"))
@@ -53,7 +54,8 @@ func TestSentEventsOfBeforeTheWatch(t *testing.T) {
 			t.Error("an event of the bundle that was under way passes for another program's")
 		}
 		time.Sleep(watchGrace)
-		if s.take(ofswitch.Event{Match: openflow.ParseMatch("before")}) || s.take(ofswitch.Event{Match: openflow.ParseMatch("older")}) {
+		if s.take(ofswitch.Event{Match: openflow.ParseMatch("before")}) ||
+			s.take(ofswitch.Event{Match: openflow.ParseMatch("older")}) {
 			t.Error("an event of before the watch is expected still")
 		}
 		time.Sleep(sentMemory - watchGrace)
@@ -79,7 +81,8 @@ func TestSentEventsWithoutRoom(t *testing.T) {
 		if want := time.Now().Add(2 * sentMemory); !unsure.Equal(want) {
 			t.Errorf("unsure until %v, want %v", unsure, want)
 		}
-		if !s.take(ofswitch.Event{Match: openflow.ParseMatch("7")}) || !s.take(ofswitch.Event{Match: openflow.ParseMatch("one more")}) {
+		if !s.take(ofswitch.Event{Match: openflow.ParseMatch("7")}) ||
+			!s.take(ofswitch.Event{Match: openflow.ParseMatch("one more")}) {
 			t.Error("an own event passes for another program's")
 		}
 		time.Sleep(time.Until(unsure))

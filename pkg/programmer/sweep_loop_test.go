@@ -119,7 +119,9 @@ func TestSweepAfterQuarantineAndRestart(t *testing.T) {
 	sw.Refuse(func(f openflow.Flow) bool { return strings.Contains(f.Match.String(), "10.0.0.0/8") })
 	b.Submit(state.SetPolicy{Policy: policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{
 		{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}})
-	eventually(t, "the policy is quarantined", func() bool { return b.Quarantined(model.NetworkPolicy("ns", "wall").Owner()) != nil })
+	eventually(t, "the policy is quarantined", func() bool {
+		return b.Quarantined(model.NetworkPolicy("ns", "wall").Owner()) != nil
+	})
 	if got := b.swept("quarantine"); len(got) == 0 {
 		t.Error("a policy was quarantined, and no sweep follows")
 	}

@@ -97,7 +97,8 @@ func TestUnisolatedPodIsClosed(t *testing.T) {
 						t.Errorf("pod %s counts as programmed", closed.Pod)
 					}
 				}
-				if what := b.Status().Incomplete[model.NetworkPolicy("ns", "wall").Owner()]; !strings.Contains(what, "ns/a, ns/late") {
+				if what := b.Status().Incomplete[model.NetworkPolicy("ns", "wall").Owner()]; !strings.Contains(what,
+					"ns/a, ns/late") {
 					t.Errorf("the policy: the status says %q", what)
 				}
 				b.mu.Lock()
@@ -192,7 +193,8 @@ func TestNeverOpenWithoutIsolation(t *testing.T) {
 				forwards, isolated := false, false
 				for key := range held {
 					forwards = forwards || key.Table == flows.Classifier && key.Match.String() == fmt.Sprintf("in_port=%d", a.OFPort)
-					isolated = isolated || key.Table == flows.IngressDefault && strings.HasSuffix(key.Match.String(), "="+a.IPs[0].String())
+					isolated = isolated || key.Table == flows.IngressDefault &&
+						strings.HasSuffix(key.Match.String(), "="+a.IPs[0].String())
 				}
 				if forwards && !isolated {
 					t.Fatalf("pod %s is open and not isolated", a.Pod)

@@ -103,18 +103,21 @@ func TestPolicies(t *testing.T) {
 	p := isolated("ns/p", a, b)
 	p.Ingress.Rules[1].Pods = []netip.Addr{b}
 	p.Log = true
-	broken := model.Policy{ID: model.NetworkPolicy("ns", "broken"), Err: "no port", Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
+	broken := model.Policy{ID: model.NetworkPolicy("ns", "broken"), Err: "no port",
+		Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
 	view := &model.Snapshot{
 		Policies:    policies(p, broken),
 		Attachments: attached(attachment("ns", "web", 16, "10.244.1.2")),
 	}
 	counts := Counts{Rules: map[RuleID]openflow.Stats{
-		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: 3}}:                                    {Packets: 4, Bytes: 400},
-		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}: {Packets: 1, Bytes: 60},
+		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: 3}}: {Packets: 4, Bytes: 400},
+		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}: {Packets: 1,
+			Bytes: 60},
 	}}
 	status := Programming{
 		Quarantined: map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "invalid"},
-		Incomplete:  map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "hidden", model.NetworkPolicy("ns", "p").Owner(): "full"},
+		Incomplete: map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "hidden",
+			model.NetworkPolicy("ns", "p").Owner(): "full"},
 	}
 	want(t, "all", []Policy{
 		{Policy: "ns/broken", Tier: "NetworkPolicy", Problem: "invalid", Rules: []Rule{
@@ -203,7 +206,8 @@ func TestFlow(t *testing.T) {
 	_, desired := programmed(t, view)
 	entry := func(table openflow.TableID, priority uint16, match, actions string, cookie uint64) openflow.Entry {
 		return openflow.Entry{Flow: openflow.Flow{
-			Key: openflow.Key{Table: table, Priority: priority, Match: openflow.ParseMatch(match)}, Actions: openflow.ParseActions(actions), Cookie: cookie}}
+			Key:     openflow.Key{Table: table, Priority: priority, Match: openflow.ParseMatch(match)},
+			Actions: openflow.ParseActions(actions), Cookie: cookie}}
 	}
 	pod := flows.Cookie(model.PodOwner(att))
 	drop := entry(flows.Forwarding, 0, "", "drop", flows.Cookie(model.PipelineOwner))

@@ -36,8 +36,8 @@ func needs(view *model.Snapshot) []need {
 	return append(list, probes)
 }
 
-// cutOff says what a rule that denies cuts its pods off from, unless a rule before it in the same policy does not let it
-// decide; "" for nothing. Other policies may accept it before.
+// cutOff says what a rule that denies cuts its pods off from, unless a rule before it in the same policy does not let
+// it decide; "" for nothing. Other policies may accept it before.
 func cutOff(view *model.Snapshot, policy model.Policy, d model.Direction, index int) string {
 	side := policy.Side(d)
 	if !policy.Tier.Ordered() || side == nil {

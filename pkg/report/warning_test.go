@@ -9,7 +9,8 @@ import (
 
 // TestCutOff: a rule that denies has a warning for what pods need, unless a rule before it decides about that.
 func TestCutOff(t *testing.T) {
-	a, dns, api := addr("10.244.1.2"), netip.MustParseAddrPort("10.244.2.9:5353"), netip.MustParseAddrPort("172.30.0.1:6443")
+	a, dns, api := addr("10.244.1.2"), netip.MustParseAddrPort("10.244.2.9:5353"),
+		netip.MustParseAddrPort("172.30.0.1:6443")
 	service := func(name string, p model.Protocol, to netip.AddrPort) model.Service {
 		return model.Service{Name: name, Ports: []model.ServicePort{{Protocol: p, Cluster: []model.Endpoint{
 			{Addr: to.Addr(), Port: to.Port()}}}}}
@@ -29,7 +30,8 @@ func TestCutOff(t *testing.T) {
 		want  string
 	}{
 		{model.Egress, model.AdminTier, []model.PolicyRule{all}, "cuts its pods off from the DNS and the API server"},
-		{model.Egress, model.BaselineTier, []model.PolicyRule{pass(model.UDP, 5353), all}, "cuts its pods off from the API server"},
+		{model.Egress, model.BaselineTier, []model.PolicyRule{pass(model.UDP, 5353), all},
+			"cuts its pods off from the API server"},
 		{model.Egress, model.AdminTier, []model.PolicyRule{pass(model.TCP, 6443), all}, "cuts its pods off from the DNS"},
 		{model.Egress, model.NetworkPolicyTier, []model.PolicyRule{all}, ""},
 		{model.Ingress, model.AdminTier, []model.PolicyRule{all}, "cuts its pods off from the probes of their node"},

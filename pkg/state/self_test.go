@@ -39,14 +39,16 @@ func TestSelfHolds(t *testing.T) {
 	}{
 		{"deleted", state.DeleteNode{Name: "n1"}, addr, both, "there is no such Node object", false},
 		{"emptied", state.SetNode{Node: selfNode("", "")}, addr, both,
-			"it has no InternalIP, [172.30.0.1 fd30::1] stays in use; it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays in use", false},
+			"it has no InternalIP, [172.30.0.1 fd30::1] stays in use; it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays " +
+				"in use", false},
 		{"without podCIDRs", state.SetNode{Node: selfNode(addr, "")}, addr, both,
 			"it has no podCIDRs, [10.244.1.0/24 fd44:1::/64] stays in use", false},
 		{"without InternalIP", state.SetNode{Node: selfNode("", both)}, addr, both,
 			"it has no InternalIP, [172.30.0.1 fd30::1] stays in use", false},
 		{"renumbered", state.SetNode{Node: selfNode("172.30.0.9", both)}, "172.30.0.9", both, "", false},
 		{"in the Service range", state.SetNode{Node: selfNode(addr, "10.96.0.0/16")}, addr, both,
-			"pod CIDR 10.96.0.0/16 is not used: it overlaps the Service CIDR 10.96.0.0/12, [10.244.1.0/24 fd44:1::/64] stays in use", false},
+			"pod CIDR 10.96.0.0/16 is not used: it overlaps the Service CIDR 10.96.0.0/12, [10.244.1.0/24 fd44:1::/64] stays " +
+				"in use", false},
 		{"one family in the Service range", state.SetNode{Node: selfNode(addr, "10.244.1.0/24 fd96::/112")}, addr, both,
 			"pod CIDR fd96::/112 is not used: it overlaps the Service CIDR fd96::/108, [10.244.1.0/24 fd44:1::/64] stays in use",
 			false},
@@ -132,7 +134,8 @@ func TestRecall(t *testing.T) {
 		{"renumbered", []state.Change{state.SetAttachment{Attachment: web}, old,
 			state.SetNode{Node: selfNode("172.30.0.1", "10.244.7.0/24")}},
 			"[10.244.1.0/24]", "[10.244.7.0/24]",
-			"its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays in use", true},
+			"its podCIDRs changed to [10.244.7.0/24] and attached pods have addresses of the old ones, [10.244.1.0/24] stays " +
+				"in use", true},
 		{"emptied", []state.Change{state.SetNode{Node: selfNode("172.30.0.1", "")}, old,
 			state.SetAttachment{Attachment: web}},
 			"[10.244.1.0/24]", "[10.244.1.0/24]", "it has no podCIDRs, [10.244.1.0/24] stays in use", false},

@@ -70,8 +70,8 @@ func conformPolicies(ctx context.Context, p *progress, c state.Cluster, o confor
 		sctp = "the first two packets of an association, by the test image: this kernel has no SCTP"
 	}
 	p.print("SCTP is " + sctp + "; the suite has no test of domainNames")
-	cmd := exec.CommandContext(ctx, filepath.Join(tests, policyTests.programs[0]), "-test.v", "-test.timeout="+conformanceTimeout,
-		"-test.run=TestConformance/"+only, fmt.Sprintf("-slow=%d", testenv.Patience(1)))
+	cmd := exec.CommandContext(ctx, filepath.Join(tests, policyTests.programs[0]), "-test.v",
+		"-test.timeout="+conformanceTimeout, "-test.run=TestConformance/"+only, fmt.Sprintf("-slow=%d", testenv.Patience(1)))
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.Kubeconfig())
 	log := filepath.Join(dir, "tests.log")
 	begun := 0
@@ -106,7 +106,8 @@ func policiesServed(ctx context.Context, c state.Cluster) error {
 		return fmt.Errorf("%d agents on %d nodes: %w", len(agents), len(c.Nodes), errNotReady)
 	}
 	for _, agent := range agents {
-		out, err := kubectl(ctx, c, "--namespace="+manifest.Namespace, "exec", agent, "--", "weftctl", "status", "--output=json")
+		out, err := kubectl(ctx, c, "--namespace="+manifest.Namespace, "exec", agent, "--", "weftctl", "status",
+			"--output=json")
 		if err != nil {
 			return err
 		}

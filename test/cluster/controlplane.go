@@ -58,7 +58,8 @@ func writeCredentials(dir paths, plan state.Plan, nodes []state.Node) error {
 	if err != nil {
 		return err
 	}
-	if _, err := etcdCA.Issue(pki.Request{Name: "etcd", User: "etcd", Addrs: state.Addrs(plan.ControlPlane())}); err != nil {
+	if _, err := etcdCA.Issue(pki.Request{Name: "etcd", User: "etcd",
+		Addrs: state.Addrs(plan.ControlPlane())}); err != nil {
 		return err
 	}
 	if _, err := etcdCA.Issue(pki.Request{Name: "apiserver-etcd", User: "kube-apiserver"}); err != nil {

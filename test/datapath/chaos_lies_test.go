@@ -146,8 +146,8 @@ func (c *chaos) lie(l apiserver.Lie) {
 	}
 }
 
-// listen waits until the agents hear of every resource again. After failures an informer pauses, at most for 30 s and as
-// much again at random (client-go's reflector), also when the fault is long over.
+// listen waits until the agents hear of every resource again. After failures an informer pauses, at most for 30 s and
+// as much again at random (client-go's reflector), also when the fault is long over.
 func (c *chaos) listen() {
 	c.t.Helper()
 	testenv.Eventually(c.t, 90*time.Second, func() error {

@@ -64,7 +64,8 @@ func TestClusterPolicyFragments(t *testing.T) {
 
 // deniedEcho: no echo of a pod comes back from one whose policy accepts ports alone, and none that such a pod sends.
 func (f fragmented) deniedEcho(t *testing.T, v4 bool) {
-	for from, targets := range map[string][]string{"client": {"walled-near", "walled-far"}, "caged": {"open-near", "open-far"}} {
+	for from, targets := range map[string][]string{"client": {"walled-near", "walled-far"},
+		"caged": {"open-near", "open-far"}} {
 		var all []wire.Target
 		for _, to := range targets {
 			for _, size := range []int{100, 2000} {

@@ -141,8 +141,9 @@ func TestConnectionCostOfManyEndpoints(t *testing.T) {
 	for v4, family := range map[bool]string{true: "IPv4", false: "IPv6"} {
 		for port := range ports {
 			fmt.Fprintf(&slices, "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"+
-				"metadata: {namespace: cost, name: many-%s-%d, labels: {kubernetes.io/service-name: many}}\naddressType: %s\nendpoints: [%s]\nports: [{port: %d}]\n",
-				strings.ToLower(family), port, family, strings.Join(addrs[v4], ", "), burstPort+port)
+				"metadata: {namespace: cost, name: many-%s-%d, labels: {kubernetes.io/service-name: many}}\naddressType: %s\n"+
+				"endpoints: [%s]\nports: [{port: %d}]\n", strings.ToLower(family), port, family, strings.Join(addrs[v4], ", "),
+				burstPort+port)
 		}
 	}
 	w.write(t, "slices.yaml", slices.String())

@@ -48,8 +48,8 @@ type fragmented struct {
 }
 
 // upFragmented brings up two open servers, two that a policy names a port of, and one in its node's own network, with
-// Services in front of all; clients without and with a policy for what they send, and strangers of both kinds, who send only what is denied
-// until that has been looked at.
+// Services in front of all; clients without and with a policy for what they send, and strangers of both kinds, who send
+// only what is denied until that has been looked at.
 func upFragmented(t *testing.T, name, policies string) fragmented {
 	t.Helper()
 	manifests := ""
@@ -69,7 +69,8 @@ func upFragmented(t *testing.T, name, policies string) fragmented {
 	}
 	manifests += strings.ReplaceAll(walledPod(fragNS, "host-near", "node1", "one: host-near"), "spec: {",
 		"spec: {hostNetwork: true, ") + datagramService("host-near", "")
-	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests + policies}), pods: map[string]*client{},
+	f := fragmented{walled: upWalled(t, name, map[string]string{"f.yaml": manifests + policies}),
+		pods:    map[string]*client{},
 		answers: map[string]*answerer{}, hosts: map[string]*client{}}
 	s := f.Status()
 	for _, p := range s.Pods {
@@ -248,7 +249,8 @@ func (r route) ask(sizes []int, answers bool) error {
 		}
 	}
 	if r.from.name == "outside" && r.to.Addr().Is6() {
-		_ = warm.ask(3, 1500, 0) // no router of IPv6 makes fragments: the sender loses a datagram by which it learns the path's MTU
+		// no router of IPv6 makes fragments: the sender loses a datagram by which it learns the path's MTU
+		_ = warm.ask(3, 1500, 0)
 	}
 	for _, size := range sizes {
 		a, err := r.from.asker(r.to)

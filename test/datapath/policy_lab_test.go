@@ -133,8 +133,8 @@ func (w *walled) serviceIPs(t *testing.T, namespace, name string) []netip.Addr {
 	return ips
 }
 
-// agentOf asks the agent of the node whose files the machine sees there. weftctl would say no more, and the lab's Status
-// would ask every agent for everything.
+// agentOf asks the agent of the node whose files the machine sees there. weftctl would say no more, and the lab's
+// Status would ask every agent for everything.
 func agentOf(files string) api.Client { return api.Client{Socket: files + api.DefaultSocket} }
 
 // agentProcess finds the process that listens for questions on the node whose files the machine sees there. To ask the
@@ -151,7 +151,9 @@ func agentProcess(files string) (sandbox.Process, error) {
 	}
 	var peer *unix.Ucred
 	var peerErr error
-	err = raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	err = raw.Control(func(fd uintptr) {
+		peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
 	if err := errors.Join(err, peerErr); err != nil {
 		return sandbox.Process{}, err
 	}

@@ -87,7 +87,8 @@ spec:
 	outside := clients[3]
 	world := podns.NewResponder(outside.ns, "default/world")
 	t.Cleanup(world.Close)
-	if _, err := world.Listen([]podns.Port{{Proto: podns.TCP, Number: 9999}, {Proto: podns.UDP, Number: 9999}}); err != nil {
+	if _, err := world.Listen([]podns.Port{{Proto: podns.TCP, Number: 9999},
+		{Proto: podns.UDP, Number: 9999}}); err != nil {
 		t.Fatal(err)
 	}
 	type way struct {

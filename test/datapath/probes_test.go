@@ -53,7 +53,8 @@ func TestProbesWithoutPort(t *testing.T) {
 	const ns = "probes"
 	w := upWalled(t, "probes", map[string]string{"f.yaml": walledPod(ns, "a", "node1", "app: a")})
 	live, ready := agentProbes(t)
-	enter, err := w.node(t, "node1").Sandbox.Enter() // the lab itself asks the agents first, and waits for one that was stopped
+	// the lab itself asks the agents first, and waits for one that was stopped
+	enter, err := w.node(t, "node1").Sandbox.Enter()
 	if err != nil {
 		t.Fatal(err)
 	}

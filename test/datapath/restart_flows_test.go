@@ -25,7 +25,8 @@ const restartFlows = 100_000
 func TestRestartTouchesNothing(t *testing.T) {
 	c := upChaos(t, "restart")
 	c.write(t, "b.yaml", addressPolicies(restartFlows))
-	for _, node := range []string{"node1", "node2"} { // the agent's report costs the switch a dump each time, so it is asked last
+	// the agent's report costs the switch a dump each time, so it is asked last
+	for _, node := range []string{"node1", "node2"} {
 		testenv.Eventually(t, 10*time.Minute, func() error {
 			time.Sleep(2 * time.Second)
 			_, after, _ := strings.Cut(c.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-aggregate", "weft"),
@@ -54,7 +55,8 @@ func TestRestartTouchesNothing(t *testing.T) {
 	})
 	time.Sleep(3*time.Second + chaosPatience())
 	// The agent reads the switch in pieces; but its start takes the processors for some seconds, and one thread of
-	// ovs-vswitchd forwards what pods send in the userspace datapath. Otherwise idle, two processors lost 1 to 16 datagrams.
+	// ovs-vswitchd forwards what pods send in the userspace datapath. Otherwise idle, two processors lost 1 to 16
+	// datagrams.
 	c.judge(fault{name: "one is killed", cause: "agent", bound: onDatapath(time.Second, 0)}, begin)
 	r, err := c.ask("node1")
 	if err != nil {

@@ -53,7 +53,8 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	for i := range manyPods {
 		node := i%2 + 1
 		fmt.Fprintf(&text,
-			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: many-%d}\nspec:\n  nodeName: node%d\n  containers:\n    - name: c\n      ports:\n", i, node)
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: many-%d}\nspec:\n  nodeName: node%d\n  containers:\n"+
+				"    - name: c\n      ports:\n", i, node)
 		for port := range manyPorts {
 			fmt.Fprintf(&text, "        - {containerPort: %d}\n", 10000+port)
 		}
@@ -71,7 +72,9 @@ func TestServiceOfTwoThousandEndpoints(t *testing.T) {
 	// The addresses are known now.
 	for port := range manyPorts {
 		fmt.Fprintf(&text,
-			"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: many-%[1]d, labels: {kubernetes.io/service-name: many}}\naddressType: IPv4\nendpoints: [%[2]s]\nports: [{port: %[1]d}]\n",
+			"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"+
+				"metadata: {name: many-%[1]d, labels: {kubernetes.io/service-name: many}}\naddressType: IPv4\n"+
+				"endpoints: [%[2]s]\nports: [{port: %[1]d}]\n",
 			10000+port, strings.Join(addrs, ", "))
 	}
 	rewrite(t, file, text.String())

@@ -18,7 +18,8 @@ import (
 func TestFlowRestoreWait(t *testing.T) {
 	pods, _ := meshPods(t)
 	n := env.nodes[0]
-	if _, err := n.run(t.Context(), "ovs-vsctl", "set", "Open_vSwitch", ".", "other_config:flow-restore-wait=true"); err != nil {
+	if _, err := n.run(t.Context(), "ovs-vsctl", "set", "Open_vSwitch", ".",
+		"other_config:flow-restore-wait=true"); err != nil {
 		t.Fatal(err)
 	}
 	must(t, time.Minute, func(ctx context.Context) error {

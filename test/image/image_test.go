@@ -26,7 +26,8 @@ import (
 // small is an image that every Linux machine can build: a shell with its libraries, and one Go program.
 var small = contents{
 	programs: []program{{"sh", "dash"}},
-	modules:  []module{{dir: "test/image/testdata/hello", packages: []goPackage{{"github.com/weft-cni/weft", build.BinDir}}}},
+	modules: []module{{dir: "test/image/testdata/hello", packages: []goPackage{{"github.com/weft-cni/weft",
+		build.BinDir}}}},
 }
 
 var testTag = must(name.NewTag("weft.io/weft:test", name.StrictValidation))

@@ -73,8 +73,8 @@ func TestRelease(t *testing.T) {
 			names = append(names, f)
 		}
 	}
-	want := []string{"NOTES.md", "SHA256SUMS", "weft-1.2.3.tgz", "weft-image-v1.2.3.tar", "weft-v1.2.3.spdx.json", "weft.yaml",
-		"weft_v1.2.3_linux_amd64.tar.gz", "weft_v1.2.3_windows_arm64.zip"}
+	want := []string{"NOTES.md", "SHA256SUMS", "weft-1.2.3.tgz", "weft-image-v1.2.3.tar", "weft-v1.2.3.spdx.json",
+		"weft.yaml", "weft_v1.2.3_linux_amd64.tar.gz", "weft_v1.2.3_windows_arm64.zip"}
 	if d := cmp.Diff(want, names); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}

@@ -87,9 +87,10 @@ type clusterTool func(out io.Writer, args ...string) error
 
 // cluster starts a cluster on the kernel's datapath and runs the end-to-end tests that depend on it.
 func (in inside) cluster(ctx context.Context) error {
-	return in.withCluster(ctx, []string{"--nodes=3", "--agnhost=false", "--dns=false"}, func(_ clusterTool, state string) error {
-		return in.test(ctx, "test/e2e", "e2e.test", cmp.Or(in.tests, endToEnd), "WEFT_CLUSTER_DIR="+state)
-	})
+	return in.withCluster(ctx, []string{"--nodes=3", "--agnhost=false", "--dns=false"},
+		func(_ clusterTool, state string) error {
+			return in.test(ctx, "test/e2e", "e2e.test", cmp.Or(in.tests, endToEnd), "WEFT_CLUSTER_DIR="+state)
+		})
 }
 
 // conformance runs network-policy-api's conformance tests on one; SCTP is the kernel's own.
@@ -102,7 +103,8 @@ func (in inside) conformance(ctx context.Context) error {
 
 // withCluster runs f while there is a cluster on the kernel's datapath, with its state directory. If f fails, the
 // cluster's logs are among the results.
-func (in inside) withCluster(ctx context.Context, up []string, f func(tool clusterTool, state string) error) (err error) {
+func (in inside) withCluster(ctx context.Context, up []string,
+	f func(tool clusterTool, state string) error) (err error) {
 	state := filepath.Join(plan.Scratch, "cluster")
 	tool := clusterTool(func(out io.Writer, args ...string) error {
 		return show(ctx, out, in.repo, nil, append([]string{filepath.Join(in.bin, "cluster"), "--dir=" + state}, args...)...)

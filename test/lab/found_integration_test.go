@@ -15,8 +15,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// An export of a cluster comes up from the standard input, beside rendered charts, and packets do what the policies say.
-// What is kept of the input is in the lab's directory.
+// An export of a cluster comes up from the standard input, beside rendered charts, and packets do what the policies
+// say. What is kept of the input is in the lab's directory.
 func TestAsFound(t *testing.T) {
 	const name = "found"
 	labtest.Down(t, name)
@@ -40,7 +40,8 @@ func TestAsFound(t *testing.T) {
 	if len(s.Pods) != 10 || len(s.Services) != 7 || s.Manifests[0] != filepath.Join(lab.Root, name, "input.yaml") {
 		t.Errorf("%d pods, %d Services, manifests %v", len(s.Pods), len(s.Services), s.Manifests)
 	}
-	for _, want := range []string{"warning: ", "input.yaml:80: Service web/web spec.clusterIPs: 172.20.14.7", "10 pods, 7 services"} {
+	for _, want := range []string{"warning: ", "input.yaml:80: Service web/web spec.clusterIPs: 172.20.14.7",
+		"10 pods, 7 services"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("up says\n%s\nwant %q", out, want)
 		}

@@ -251,15 +251,17 @@ func TestBadInput(t *testing.T) {
 		"a.yaml": "kind: [\n", "b.yaml": "apiVersion: v1\nkind: Gizmo\nmetadata: {name: g}\n",
 		"c.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: c}\nspec: {container: [{name: c}]}\n",
 		"d.yaml": deployment("web", 1, 80) + deployment("web", 1,
-			80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinities: {}\n  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
+			80), "e.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: e}\nspec:\n  affinities: {}\n" +
+			"  containers: [{name: c, ports: [{containerPort: 1}]}]\n",
 	})
 	for _, tc := range []struct {
 		args []string
 		want []string
 	}{
-		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML", "b.yaml:2: Gizmo g kind: Kubernetes has no kind Gizmo",
-			"c.yaml:4: Pod c spec.container: unknown field",
-			"d.yaml:14: Deployment web metadata.name: there are two of Deployment default/web", "e.yaml:5: Pod e spec.affinities: unknown field"}},
+		{[]string{"-f", bad}, []string{"5 problems", "a.yaml:1: not YAML",
+			"b.yaml:2: Gizmo g kind: Kubernetes has no kind Gizmo", "c.yaml:4: Pod c spec.container: unknown field",
+			"d.yaml:14: Deployment web metadata.name: there are two of Deployment default/web",
+			"e.yaml:5: Pod e spec.affinities: unknown field"}},
 		{[]string{}, []string{"-f must name a file"}},
 		{[]string{"-f", filepath.Join(good, "none.yaml")}, []string{"no such file"}},
 		{[]string{"-f", good, "--tunnel=gre"}, []string{`--tunnel "gre": want geneve or vxlan`}},
@@ -344,7 +346,8 @@ func TestFollowsManifests(t *testing.T) {
 		t.Errorf("after two pods more: %v", r.Counts)
 	}
 	write("svc.yaml",
-		"apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 8080, targetPort: main}]}\n")
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web}\n"+
+			"spec: {selector: {app: web}, ports: [{port: 8080, targetPort: main}]}\n")
 	wait("a Service with 4 endpoints", func(s lab.Status) bool {
 		return len(s.Services) == 1 && s.Services[0].Endpoints == 4
 	})
@@ -454,7 +457,8 @@ func TestExamples(t *testing.T) {
 func TestTraces(t *testing.T) {
 	for _, family := range []lab.Family{lab.IPv4, lab.IPv6} {
 		t.Run(string(family), func(t *testing.T) {
-			text := "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: p}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n" +
+			text := "apiVersion: apps/v1\nkind: DaemonSet\nmetadata: {name: p}\nspec:\n  selector: {matchLabels: {a: b}}\n" +
+				"  template:\n    metadata: {labels: {a: b}}\n" +
 				"    spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 80, protocol: UDP}]}]}\n"
 			l := labtest.Up(t, "trace", "-f", labtest.Write(t, map[string]string{"f.yaml": text}), "--ip-family="+string(family))
 			if r := l.Probe(); r.Counts[lab.AsExpected] != 8 {

@@ -112,7 +112,8 @@ func TestEndpointSlicesAreBounded(t *testing.T) {
 	var text strings.Builder
 	for i := range 2*maxEndpoints + 1 {
 		fmt.Fprintf(&text,
-			"apiVersion: v1\nkind: Pod\nmetadata: {name: p%d, labels: {a: b}}\nspec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n---\n", i)
+			"apiVersion: v1\nkind: Pod\nmetadata: {name: p%d, labels: {a: b}}\n"+
+				"spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n---\n", i)
 	}
 	text.WriteString("apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {selector: {a: b}, ports: [{port: 1}]}\n")
 	l := standing(t, IPv4, text.String())
@@ -280,8 +281,11 @@ spec: {podSelector: {}, ingress: [{ports: [{port: 8080}]}]}
 }
 
 func TestNameTables(t *testing.T) {
-	const trace = "Flow: tcp\n\nbridge(\"weft\")\n--------------\n 0. in_port=16, priority 100\n    goto_table:5\n90. priority 100\n    output:1\n\nbridge(\"br-phy\")\n----\n 0. priority 0\n    NORMAL\n"
-	const want = "Flow: tcp\n\nbridge(\"weft\")\n--------------\n 0 Classifier: in_port=16, priority 100\n    goto_table:ARPND\n90 Output: priority 100\n    output:1\n\nbridge(\"br-phy\")\n----\n 0. priority 0\n    NORMAL\n"
+	const trace = "Flow: tcp\n\nbridge(\"weft\")\n--------------\n 0. in_port=16, priority 100\n    goto_table:5\n" +
+		"90. priority 100\n    output:1\n\nbridge(\"br-phy\")\n----\n 0. priority 0\n    NORMAL\n"
+	const want = "Flow: tcp\n\nbridge(\"weft\")\n--------------\n 0 Classifier: in_port=16, priority 100\n" +
+		"    goto_table:ARPND\n90 Output: priority 100\n    output:1\n\nbridge(\"br-phy\")\n----\n 0. priority 0\n" +
+		"    NORMAL\n"
 	if diff := cmp.Diff(want, nameTables(trace)); diff != "" {
 		t.Errorf("trace (-want +got):\n%s", diff)
 	}

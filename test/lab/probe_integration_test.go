@@ -18,7 +18,8 @@ import (
 func TestProbeTakesItsTime(t *testing.T) {
 	l := labtest.Up(t, "slow", "-f", labtest.Write(t, map[string]string{"f.yaml": deployment("open", 2,
 		80) + deployment("shut", 1, 80) +
-		"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\nspec: {podSelector: {matchLabels: {app: shut}}}\n"}), "--nodes=1")
+		"---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: wall}\n" +
+		"spec: {podSelector: {matchLabels: {app: shut}}}\n"}), "--nodes=1")
 	pid, err := strconv.Atoi(l.Run("node/node1", "cat", "/run/openvswitch/ovs-vswitchd.pid"))
 	if err != nil {
 		t.Fatal(err)

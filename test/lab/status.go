@@ -145,7 +145,8 @@ func others() string {
 
 func (l *Lab) status(ctx context.Context) Status {
 	s := Status{Name: l.opt.Name, Up: l.progress.done(), Since: l.started, Manifests: l.opt.Manifests,
-		Kustomizations: l.opt.Kustomizations, Settings: l.opt.Settings, Tunnel: l.opt.Tunnel, Datapath: l.opt.Datapath, Family: l.opt.Family}
+		Kustomizations: l.opt.Kustomizations, Settings: l.opt.Settings, Tunnel: l.opt.Tunnel, Datapath: l.opt.Datapath,
+		Family: l.opt.Family}
 	if !s.Up {
 		return s
 	}

@@ -21,7 +21,8 @@ const priorities = 1001
 // the tiers. They select the same pods, and allow the same but the addresses outside, which no ClusterNetworkPolicy's
 // ingress can name.
 func measureTiers(ctx context.Context, n *node, opt options, r *report) error {
-	r.Mix = fmt.Sprintf("%d NetworkPolicies, then as many policies in three tiers, every one about pods of this node, over "+
+	r.Mix = fmt.Sprintf("%d NetworkPolicies, then as many policies in three tiers, every one about pods of this node, "+
+		"over "+
 		"%d pods of which %d are local", opt.policies, opt.pods, opt.local)
 	if err := n.populate(ctx, opt); err != nil {
 		return err
@@ -30,7 +31,8 @@ func measureTiers(ctx context.Context, n *node, opt options, r *report) error {
 	without := func(i int) *networkingv1.NetworkPolicy {
 		p := aPolicy(fmt.Sprint("policy", i), i, about(i))
 		peers := p.Spec.Ingress[0].From
-		p.Spec.Ingress[0].From = slices.DeleteFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool { return p.IPBlock != nil })
+		p.Spec.Ingress[0].From = slices.DeleteFunc(peers,
+			func(p networkingv1.NetworkPolicyPeer) bool { return p.IPBlock != nil })
 		return p
 	}
 	networkPolicy := func(i int) (string, apiserver.Object) { return apiserver.NetworkPolicies, without(i) }

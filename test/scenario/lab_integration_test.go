@@ -281,7 +281,8 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 	return results, errors.Join(append(errs, w.explain(probes))...)
 }
 
-// explain compares what the policies say of the probes with the flows of the real switches, as weftctl policy explain does.
+// explain compares what the policies say of the probes with the flows of the real switches, as weftctl policy explain
+// does.
 func (w *labWorld) explain(probes []probe) error {
 	ctx, cancel := context.WithTimeout(w.t.Context(), testenv.Patience(patience))
 	defer cancel()

@@ -224,8 +224,8 @@ func TestWatchFromVersion(t *testing.T) {
 	}
 }
 
-// An empty list that was a lie has a version from which no watch goes on: its client would never hear the truth. The truth
-// is of a later version.
+// An empty list that was a lie has a version from which no watch goes on: its client would never hear the truth. The
+// truth is of a later version.
 func TestWatchFromEmptyList(t *testing.T) {
 	store := apiserver.NewStore()
 	server := apiserver.NewServer(store)
@@ -249,7 +249,8 @@ func TestWatchFromEmptyList(t *testing.T) {
 		t.Fatalf("list %+v, %v", whole, err)
 	}
 	apply(t, store, apiserver.Pods, pod("a", "n1"), pod("b", "n1"))
-	for version, want := range map[string]watch.EventType{empty.ResourceVersion: watch.Error, whole.ResourceVersion: watch.Added} {
+	for version, want := range map[string]watch.EventType{empty.ResourceVersion: watch.Error,
+		whole.ResourceVersion: watch.Added} {
 		w, err := client.CoreV1().Pods("").Watch(t.Context(), metav1.ListOptions{ResourceVersion: version})
 		if err != nil {
 			t.Fatal(err)
@@ -267,7 +268,8 @@ func TestRefusals(t *testing.T) {
 	if _, err := client.CoreV1().Pods("ns").Get(ctx, "none", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
 		t.Errorf("a pod that does not exist: %v", err)
 	}
-	if _, err := client.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "status.phase=Running"}); !apierrors.IsBadRequest(err) {
+	if _, err := client.CoreV1().Pods("").List(ctx,
+		metav1.ListOptions{FieldSelector: "status.phase=Running"}); !apierrors.IsBadRequest(err) {
 		t.Errorf("an unknown field selector: %v", err)
 	}
 	if _, err := client.CoreV1().Secrets("ns").List(ctx, metav1.ListOptions{}); !apierrors.IsNotFound(err) {

@@ -27,8 +27,9 @@ const (
 	Expired   Fault = "expired"   // a watch begins and ends at once with 410
 	Closed    Fault = "closed"    // connections end without an answer
 	Cut       Fault = "cut"       // lists break off in the middle; watches are as with Expired
-	Empty     Fault = "empty"     // lists have no items; watches are as with Expired, and so are later ones from their versions
-	Stalled   Fault = "stalled"   // watches stay open and send nothing, and go on when the fault ends
+	// lists have no items; watches are as with Expired, and so are later ones from their versions
+	Empty   Fault = "empty"
+	Stalled Fault = "stalled" // watches stay open and send nothing, and go on when the fault ends
 )
 
 // Lie is how a server's answers differ from the truth.

@@ -14,8 +14,8 @@ var ErrHopeless = errors.New("waiting longer would not help")
 // pause is the time between two attempts of Poll, unless an attempt itself takes longer.
 const pause = 10 * time.Millisecond
 
-// Poll asks until the condition succeeds, for as long as the limit (see Patience) and the context allow. The error is the
-// condition's last one, without that of an attempt which the end of the time cut short, unless it was the only one.
+// Poll asks until the condition succeeds, for as long as the limit (see Patience) and the context allow. The error is
+// the condition's last one, without that of an attempt which the end of the time cut short, unless it was the only one.
 func Poll(ctx context.Context, limit time.Duration, condition func(context.Context) error) error {
 	limit = Patience(limit)
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -47,8 +47,8 @@ func Eventually(t testing.TB, limit time.Duration, condition func() error) {
 	}
 }
 
-// Until is Eventually for a condition that holds or not. A minute is its limit: what takes milliseconds on an idle machine
-// takes seconds beside a build.
+// Until is Eventually for a condition that holds or not. A minute is its limit: what takes milliseconds on an idle
+// machine takes seconds beside a build.
 func Until(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	Eventually(t, time.Minute, func() error {

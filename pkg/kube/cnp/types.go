@@ -1,7 +1,7 @@
-// Package cnp has the fields of ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) that Weft reads, with the names
-// that sigs.k8s.io/network-policy-api v0.2.0 gives them. The module itself would decide which release of client-go the
-// agent has. A field that is not here is one that Weft does not know: where the API wants exactly one field, none is then
-// set, and the rule fails closed.
+// Package cnp has the fields of ClusterNetworkPolicy (policy.networking.k8s.io/v1alpha2) that Weft reads, with the
+// names that sigs.k8s.io/network-policy-api v0.2.0 gives them. The module itself would decide which release of
+// client-go the agent has. A field that is not here is one that Weft does not know: where the API wants exactly one
+// field, none is then set, and the rule fails closed.
 //
 // The package has plain values.
 package cnp

@@ -52,6 +52,7 @@ func otherVersion(version, path string) error {
 	case number == report.APIVersion:
 		return fmt.Errorf("the agent has no %s, although it says the same API version %d", path, number)
 	}
-	return fmt.Errorf("the agent is %s than this program: it answers API version %d, which has no %s, and this program asks "+
+	return fmt.Errorf("the agent is %s than this program: it answers API version %d, which has no %s, and this program "+
+		"asks "+
 		"in version %d; use the weftctl in the agent's image", which, number, path, report.APIVersion)
 }

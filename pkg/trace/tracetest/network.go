@@ -119,7 +119,8 @@ func (n *Network) SetPolicies(c Cluster) error {
 }
 
 func (here *node) resolve(c Cluster, owners []model.Owner) error {
-	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, Nodes: c.PeerNodes, PodCIDRs: map[string][]netip.Prefix{}}
+	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, Nodes: c.PeerNodes,
+		PodCIDRs: map[string][]netip.Prefix{}}
 	for _, n := range c.Nodes {
 		w.PodCIDRs[n.Name] = n.PodCIDRs
 	}

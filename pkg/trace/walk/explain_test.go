@@ -68,8 +68,8 @@ Verdict: allowed
 
 // TestExplainDisagreement: flows that are not what the policies ask for are found, whichever of them allows.
 func TestExplainDisagreement(t *testing.T) {
-	const denied = "Ingress of shop/web-1 on node node1: the policies say denied (Ingress: shop/web-1 is isolated by shop/web, " +
-		"and no rule allows it), the flows say allowed"
+	const denied = "Ingress of shop/web-1 on node node1: the policies say denied (Ingress: shop/web-1 is isolated by " +
+		"shop/web, and no rule allows it), the flows say allowed"
 	for name, tc := range map[string]struct {
 		to     string
 		flow   walk.Flow
@@ -80,7 +80,8 @@ func TestExplainDisagreement(t *testing.T) {
 			flow: walk.Flow{Table: 56, Priority: 999, Match: "ip", Actions: "goto_table:60", Owner: walk.Foreign}},
 		"foreign flow goes around": {to: "shop/web-1:8081", want: denied,
 			flow: walk.Flow{Table: 0, Priority: 60000, Match: "in_port=16", Actions: "output:17", Owner: walk.Foreign}},
-		"policy is not in the switch": {to: "shop/web-1:8080", flow: walk.Flow{Table: 0, Priority: 1, Match: "arp", Actions: "drop"},
+		"policy is not in the switch": {to: "shop/web-1:8080",
+			flow:   walk.Flow{Table: 0, Priority: 1, Match: "arp", Actions: "drop"},
 			change: func(n *walk.Node) { n.Policies.Policies[0].Ingress = nil },
 			want:   strings.Replace(denied, "8081", "8080", 1)},
 	} {
@@ -90,8 +91,8 @@ func TestExplainDisagreement(t *testing.T) {
 			tc.change(&nodes[0])
 		}
 		x, text := explain(t, nodes, "shop/client", tc.to)
-		if len(x.Disagreements) != 1 || x.Disagreements[0] != tc.want || x.Verdict != walk.Denied || walk.Agreed([]walk.Explanation{x}) ||
-			!strings.Contains(text, "POLICIES AND FLOWS DISAGREE: INGRESS OF SHOP/WEB-1") {
+		if len(x.Disagreements) != 1 || x.Disagreements[0] != tc.want || x.Verdict != walk.Denied ||
+			walk.Agreed([]walk.Explanation{x}) || !strings.Contains(text, "POLICIES AND FLOWS DISAGREE: INGRESS OF SHOP/WEB-1") {
 			t.Errorf("%s: %q, want %q\n%s", name, x.Disagreements, tc.want, text)
 		}
 	}

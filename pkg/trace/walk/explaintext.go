@@ -22,8 +22,8 @@ func WriteExplanations(w io.Writer, list []Explanation, loud func(string) string
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		if _, err := fmt.Fprintf(w, "%s (%s) to %s, %s\n\n%s", x.Query.From, x.Query.Src, x.Query.To, ProtocolName(x.Query.Protocol),
-			x.text(loud)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s (%s) to %s, %s\n\n%s", x.Query.From, x.Query.Src, x.Query.To,
+			ProtocolName(x.Query.Protocol), x.text(loud)); err != nil {
 			return err
 		}
 	}
@@ -85,6 +85,7 @@ func (e ExplainedEnd) write(b *strings.Builder) {
 		}
 	}
 	for _, f := range e.Took {
-		fmt.Fprintf(b, "  flow in %s: %d %s -> %s [%s] %d packets\n", f.Table, f.Priority, f.Match, f.Actions, f.Owner, f.Packets)
+		fmt.Fprintf(b, "  flow in %s: %d %s -> %s [%s] %d packets\n", f.Table, f.Priority, f.Match, f.Actions, f.Owner,
+			f.Packets)
 	}
 }

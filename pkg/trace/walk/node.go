@@ -98,12 +98,14 @@ const Foreign = "foreign"
 
 // FlowOf is a flow of an owner.
 func FlowOf(f openflow.Flow, owner string, reason flows.Reason) Flow {
-	return Flow{Table: f.Table, Priority: f.Priority, Match: f.Match.String(), Actions: f.Actions.String(), Owner: owner, Reason: reason}
+	return Flow{Table: f.Table, Priority: f.Priority, Match: f.Match.String(), Actions: f.Actions.String(), Owner: owner,
+		Reason: reason}
 }
 
 // FlowsOf are the compiler's flows and groups.
 func FlowsOf(desired flows.Desired) (list []Flow, groups []openflow.Group) {
-	for _, f := range slices.SortedFunc(maps.Values(desired.Flows), func(a, b flows.Flow) int { return a.Key.Compare(b.Key) }) {
+	for _, f := range slices.SortedFunc(maps.Values(desired.Flows),
+		func(a, b flows.Flow) int { return a.Key.Compare(b.Key) }) {
 		list = append(list, FlowOf(f.Flow, f.Owner.String(), f.Reason))
 	}
 	for _, id := range slices.Sorted(maps.Keys(desired.Groups)) {

@@ -235,7 +235,8 @@ const maxHops = 64
 
 // circles reports whether a packet has passed too many hops, and how it ends then.
 func (v *Conversation) circles(p Packet) (End, bool) {
-	return End{Outcome: Dropped, Reason: "goes in circles between a switch and a kernel: " + p.String()}, len(v.Hops) >= v.most
+	return End{Outcome: Dropped, Reason: "goes in circles between a switch and a kernel: " + p.String()},
+		len(v.Hops) >= v.most
 }
 
 // Send follows a packet from where it is made.
@@ -307,7 +308,8 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 		},
 	})
 	v.Hops = append(v.Hops, Hop{
-		Node: here.Name, In: here.enters(port, tunnel) + ": " + p.String(), Decided: here.decided(r), Steps: r.Steps, Result: r,
+		Node: here.Name, In: here.enters(port, tunnel) + ": " + p.String(), Decided: here.decided(r), Steps: r.Steps,
+		Result: r,
 	})
 	hop := &v.Hops[len(v.Hops)-1]
 	drop := func(reason string) End {

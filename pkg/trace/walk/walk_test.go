@@ -35,7 +35,8 @@ func shop(t *testing.T) *walk.Cluster {
 func TestVerdicts(t *testing.T) {
 	c := shop(t)
 	const rejected = "no endpoint, or no such port of the Service"
-	const allowed, denied = "policy shop/web Ingress rule 0", "policy shop/web Ingress: no rule of the pod's policies allows it"
+	const allowed, denied = "policy shop/web Ingress rule 0",
+		"policy shop/web Ingress: no rule of the pod's policies allows it"
 	for _, tc := range []struct {
 		from, to string
 		verdict  string
@@ -107,7 +108,8 @@ Decided by: path of node node2; path of node node1; policy shop/web Ingress rule
 	if diff := cmp.Diff(want, trace.Text(false)); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
-	if verbose := trace.Text(true); !strings.Contains(verbose, "[pod/shop/client]") || !strings.Contains(verbose, "SpoofGuard: ") {
+	if verbose := trace.Text(true); !strings.Contains(verbose, "[pod/shop/client]") ||
+		!strings.Contains(verbose, "SpoofGuard: ") {
 		t.Errorf("without flows and owners:\n%s", verbose)
 	}
 }
@@ -132,7 +134,8 @@ func TestResolve(t *testing.T) {
 		{"shop/clint", "shop/other", "", `there is no pod or node "shop/clint" on the nodes that were asked`},
 		{"shop/client", "othr", "shop", `there is no pod, Service or node "othr" on the nodes that were asked`},
 		{"shop/client", "shop/dns", "", "the Service shop/dns has several ports; add one of :53/UDP, :53/TCP"},
-		{"shop/client", "shop/other:http", "", `invalid port "http" in "shop/other:http"; write NAME:PORT or NAME:PORT/PROTOCOL`},
+		{"shop/client", "shop/other:http", "",
+			`invalid port "http" in "shop/other:http"; write NAME:PORT or NAME:PORT/PROTOCOL`},
 		{"shop/client", "shop/other:1/ICMP", "", `invalid protocol "ICMP" in "shop/other:1/ICMP"; allowed: TCP, UDP, SCTP`},
 		{"shop/client", "fd00::1", "", "shop/client and fd00::1 have no addresses of one family"},
 	} {
@@ -157,7 +160,8 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%s to %s: %s, want %s", tc.from, tc.to, got, tc.want)
 		}
 	}
-	if places := c.Places(true); !slices.Contains(places, "service/shop/dns") || !slices.Contains(places, "pod/shop/other") {
+	if places := c.Places(true); !slices.Contains(places, "service/shop/dns") ||
+		!slices.Contains(places, "pod/shop/other") {
 		t.Errorf("places %v", places)
 	}
 }
@@ -189,7 +193,8 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestCircles: a packet that a switch and its node's kernel send to each other without end is dropped, and the trace says so.
+// TestCircles: a packet that a switch and its node's kernel send to each other without end is dropped, and the trace
+// says so.
 func TestCircles(t *testing.T) {
 	pods := netip.MustParsePrefix("10.244.0.0/16")
 	node := walk.Node{

@@ -13,7 +13,8 @@ func TestPacket(t *testing.T) {
 	want := packet{src: src, dst: 9003, verificationTag: 7, initiateTag: 8, chunk: initAckChunk}
 	b := want.marshal()
 	got, ok := parse(src.Addr(), append([]byte(nil), b...))
-	if d := cmp.Diff(want, got, cmp.AllowUnexported(packet{}), cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); !ok || d != "" {
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(packet{}),
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); !ok || d != "" {
 		t.Errorf("parsed %v (-want +got):\n%s", ok, d)
 	}
 	for i := range b {
@@ -33,7 +34,8 @@ func TestArguments(t *testing.T) {
 	if to != netip.MustParseAddrPort("10.0.0.1:9003") || timeout != 3*time.Second || !ok {
 		t.Errorf("dialed %v for %v, %v", to, timeout, ok)
 	}
-	for _, upstreams := range [][]string{{"--protocol=tcp", "10.0.0.1:80"}, {"10.0.0.1:80"}, {"--protocol=sctp", "name:80"},
+	for _, upstreams := range [][]string{{"--protocol=tcp", "10.0.0.1:80"}, {"10.0.0.1:80"},
+		{"--protocol=sctp", "name:80"},
 		{"--sctp-data=x", "--protocol=sctp", "10.0.0.1:80"}} {
 		if to, _, ok := dialed(upstreams); ok {
 			t.Errorf("%q is taken from upstream, to %v", upstreams, to)

@@ -47,7 +47,8 @@ func TestRead(t *testing.T) {
 	}
 	var out bytes.Buffer
 	Print(&out, got[2:])
-	const printed = "FAILED     3s  [sig-network] Services should serve z\n                failed: want a\n                got b\n" +
+	const printed = "FAILED     3s  [sig-network] Services should serve z\n                failed: want a\n" +
+		"                got b\n" +
 		"skipped        [sig-network] DNS should be GCE: not here\n" +
 		"passed    12s  [sig-network] Services should serve b [Conformance]\n"
 	if d := cmp.Diff(printed, out.String()); d != "" {

@@ -45,7 +45,8 @@ func TestReadGoTest(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Spec{
-		{"EgressSCTP", time.Minute, "Should_deny\nhelper.go:1: Command was connect\nhelper.go:2:\nError: Condition never satisfied", ""},
+		{"EgressSCTP", time.Minute, "Should_deny\nhelper.go:1: Command was connect\nhelper.go:2:\n" +
+			"Error: Condition never satisfied", ""},
 		{"Gress", 0, unfinished, ""},
 		{"Named", 0, "", "suite.go:2: not supported"},
 		{"IngressTCP", 1500 * time.Millisecond, "", ""},

@@ -82,7 +82,8 @@ func TestWrite(t *testing.T) {
 
 func TestParseLdd(t *testing.T) {
 	got, err := parseLdd(
-		"\tlinux-vdso.so.1 (0x1)\n\tlibtinfo.so.6 => /lib/x86_64-linux-gnu/libtinfo.so.6 (0x2)\n\t/lib64/ld-linux-x86-64.so.2 (0x3)\n")
+		"\tlinux-vdso.so.1 (0x1)\n\tlibtinfo.so.6 => /lib/x86_64-linux-gnu/libtinfo.so.6 (0x2)\n" +
+			"\t/lib64/ld-linux-x86-64.so.2 (0x3)\n")
 	if diff := cmp.Diff([]string{"/lib/x86_64-linux-gnu/libtinfo.so.6", "/lib64/ld-linux-x86-64.so.2"}, got); err != nil ||
 		diff != "" {
 		t.Errorf("libraries (-want +got): %v\n%s", err, diff)

@@ -124,7 +124,8 @@ func Up(t testing.TB, name string, args ...string) *Lab {
 		}
 		Down(t, name)
 	})
-	if _, err := Run(Command(t, append([]string{"up", "--name=" + name, "--datapath=" + string(Datapath())}, args...)...)); err != nil {
+	if _, err := Run(Command(t, append([]string{"up", "--name=" + name, "--datapath=" + string(Datapath())},
+		args...)...)); err != nil {
 		t.Fatal(err)
 	}
 	return l

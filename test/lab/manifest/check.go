@@ -92,7 +92,8 @@ func (l *loader) podSpec(p place, spec *corev1.PodSpec) {
 			at := p.at("containers[%d].ports[%d]", i, j)
 			l.portNumber(at.at("containerPort"), port.ContainerPort)
 			l.protocol(at.at("protocol"), port.Protocol)
-			l.unsupported(at.at("hostPort"), port.HostPort != 0 && !spec.HostNetwork, "it is the portmap plugin's, which a lab does not run")
+			l.unsupported(at.at("hostPort"), port.HostPort != 0 && !spec.HostNetwork,
+				"it is the portmap plugin's, which a lab does not run")
 			l.unsupported(at.at("hostIP"), port.HostIP != "", "it is the portmap plugin's, which a lab does not run")
 			if port.Name == "" {
 				continue

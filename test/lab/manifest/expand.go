@@ -191,7 +191,8 @@ func (l *loader) finishNodes() {
 			n.Labels = map[string]string{}
 		}
 		n.Labels[corev1.LabelHostname] = n.Name
-		for key, value := range map[string]string{corev1.LabelOSStable: runtime.GOOS, corev1.LabelArchStable: runtime.GOARCH} {
+		for key, value := range map[string]string{corev1.LabelOSStable: runtime.GOOS,
+			corev1.LabelArchStable: runtime.GOARCH} {
 			if n.Labels[key] == "" {
 				n.Labels[key] = value
 			}

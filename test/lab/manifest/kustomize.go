@@ -7,8 +7,8 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-// kustomize builds the kustomization of a directory, as `kubectl kustomize` does. read, unless it is nil, is told the path
-// of each file that the build asks for, also of those that do not exist.
+// kustomize builds the kustomization of a directory, as `kubectl kustomize` does. read, unless it is nil, is told the
+// path of each file that the build asks for, also of those that do not exist.
 func kustomize(dir string, read func(file string)) ([]byte, error) {
 	files := reader{filesys.MakeFsOnDisk(), read}
 	if read == nil {

@@ -48,8 +48,8 @@ type Options struct {
 	ServiceCIDRs []netip.Prefix
 	// Input is what the path Stdin stands for.
 	Input []byte
-	// Kustomizations are directories that are built as `kubectl kustomize` does, and OnRead, unless it is nil, is told each
-	// file that this asks for.
+	// Kustomizations are directories that are built as `kubectl kustomize` does, and OnRead, unless it is nil, is told
+	// each file that this asks for.
 	Kustomizations []string
 	OnRead         func(file string)
 }

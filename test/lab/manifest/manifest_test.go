@@ -39,7 +39,8 @@ func pod(name string) string {
 
 // Every mistake is told with file, line and reason.
 func TestMistakes(t *testing.T) {
-	const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {}\n"
+	const policyHead = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" +
+		"  podSelector: {}\n"
 	const serviceHead = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n"
 	const podHead = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec:\n"
 	const container = "  containers:\n    - name: c\n      ports: [{containerPort: 80}]\n"
@@ -60,7 +61,8 @@ func TestMistakes(t *testing.T) {
 			[]string{"f.yaml:7: Pdo kind: Kubernetes has no kind Pdo in v1"}},
 		{"kind of another version", "apiVersion: apps/v1beta1\nkind: Deployment\nmetadata: {name: d}\n",
 			[]string{"the manifests have no pods; a lab does not know Deployment of apps/v1beta1"}},
-		{"unknown field", podHead + "  containres: []\n" + container, []string{"f.yaml:5: Pod p spec.containres: unknown field"}},
+		{"unknown field", podHead + "  containres: []\n" + container,
+			[]string{"f.yaml:5: Pod p spec.containres: unknown field"}},
 		{"unknown field, deep",
 			podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: 80\n          protokol: UDP\n",
 			[]string{"f.yaml:9: Pod p spec.containers[0].ports[0].protokol: unknown field"}},
@@ -71,14 +73,16 @@ func TestMistakes(t *testing.T) {
 		{"merge key", "x: &x {a: b}\ny:\n  <<: *x\n", []string{"f.yaml:3: the merge key << is not supported"}},
 		{"wrong type", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: eighty\n",
 			[]string{"f.yaml:8: Pod p spec.containers[0].ports[0].containerPort: a string is not allowed here"}},
-		{"a label with a number, and a time", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n  creationTimestamp: yesterday\n" +
+		{"a label with a number, and a time", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n" +
+			"  creationTimestamp: yesterday\n" +
 			"  labels:\n    app: web\n    n: 1\n    t: true\nspec:\n" + container + "  containres: []\n", []string{
 			`f.yaml:5: Pod p metadata.creationTimestamp: parsing time "yesterday"`,
 			`f.yaml:8: Pod p metadata.labels.n: 1 is a number, and a string is needed; quote it: "1"`,
 			`f.yaml:9: Pod p metadata.labels.t: true is a boolean, and a string is needed; quote it: "true"`,
 			"f.yaml:14: Pod p spec.containres: unknown field"}},
 		{"six mistakes in a policy", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" +
-			"  podSelector: {matchlabels: {a: b}}\n  policyTypes: [ingress]\n  ingress:\n  - from:\n    - ipBlock: {cidr: 10.0.0.0/33}\n" +
+			"  podSelector: {matchlabels: {a: b}}\n  policyTypes: [ingress]\n  ingress:\n  - from:\n" +
+			"    - ipBlock: {cidr: 10.0.0.0/33}\n" +
 			"    ports:\n    - port: 99999\n    - port: \"80\"\n    - {port: http, endPort: 90}\n", []string{
 			"f.yaml:5: NetworkPolicy p spec.podSelector.matchlabels: unknown field",
 			`f.yaml:6: NetworkPolicy p spec.policyTypes[0]: "ingress" is not allowed`,
@@ -103,7 +107,9 @@ func TestMistakes(t *testing.T) {
 		{"two pods with one name", pod("p") + "---\n" + pod("q") + "---\n" + pod("p"),
 			[]string{"f.yaml:13: Pod p metadata.name: there are two of Pod default/p; the other is at "}},
 		{"a workload's pod and a pod",
-			pod("d-0") + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
+			pod("d-0") + "---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n" +
+				"  selector: {matchLabels: {a: b}}\n  template:\n    metadata: {labels: {a: b}}\n" +
+				"    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:8: Deployment d metadata.name: there are two of Pod default/d-0"}},
 		{"two host networks, one port", podHead + "  hostNetwork: true\n  nodeName: node1\n" + container + "---\n" +
 			strings.Replace(podHead, "name: p", "name: q", 1) + "  hostNetwork: true\n  nodeName: node1\n" + container,
@@ -113,11 +119,13 @@ func TestMistakes(t *testing.T) {
 		{"a namespaced node", "apiVersion: v1\nkind: Node\nmetadata: {name: n, namespace: x}\n",
 			[]string{"f.yaml:3: Node x/n metadata.namespace: a Node is in no namespace"}},
 		{"the selector misses the template",
-			"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: c}}\n  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
+			"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  selector: {matchLabels: {a: c}}\n" +
+				"  template:\n    metadata: {labels: {a: b}}\n    spec: {containers: [{name: c, ports: [{containerPort: 1}]}]}\n",
 			[]string{"f.yaml:5: Deployment d spec.selector: a=c does not match the labels of the template, a=b"}},
 		{"replicas", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec:\n  replicas: -1\n",
 			[]string{"f.yaml:5: Deployment d spec.replicas: -1 is not allowed; allowed: 0 to 1000"}},
-		{"a Service without ports", serviceHead + "  selector: {a: b}\n", []string{"f.yaml:4: Service s spec: ports are missing"}},
+		{"a Service without ports", serviceHead + "  selector: {a: b}\n",
+			[]string{"f.yaml:4: Service s spec: ports are missing"}},
 		{"a Service's ports without names",
 			serviceHead + "  selector: {a: b}\n  ports:\n    - port: 1\n      name: a\n    - port: 2\n", []string{
 				"f.yaml:9: Service s spec.ports[1]: name is missing"}},
@@ -140,29 +148,38 @@ func TestMistakes(t *testing.T) {
 			serviceHead + "  ports: [{port: 1}]\nstatus: {loadBalancer: {ingress: [{ip: 192.0.2.1}]}}\n", []string{
 				"f.yaml:6: Service s status.loadBalancer: only a Service of type LoadBalancer has one"}},
 		{"a slice of no Service",
-			"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\nendpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
+			"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s}\naddressType: IPv4\n" +
+				"endpoints: [{addresses: [\"fd00::1\"]}]\nports: [{name: a}]\n", []string{
 				"f.yaml:3: EndpointSlice s metadata: the label kubernetes.io/service-name is missing",
-				"f.yaml:5: EndpointSlice s endpoints[0].addresses: fd00::1 is not of type IPv4", "f.yaml:6: EndpointSlice s ports[0]: port is missing"}},
+				"f.yaml:5: EndpointSlice s endpoints[0].addresses: fd00::1 is not of type IPv4",
+				"f.yaml:6: EndpointSlice s ports[0]: port is missing"}},
 		{"a policy's type", policyHead + "  policyTypes: [Ingres]\n",
 			[]string{`f.yaml:6: NetworkPolicy p spec.policyTypes[0]: "Ingres" is not allowed; allowed: Ingress, Egress`}},
 		{"a policy's selector",
-			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n  podSelector: {matchExpressions: [{key: a, operator: Like}]}\n", []string{`f.yaml:5: NetworkPolicy p spec.podSelector: "Like" is not a valid label selector operator`}},
+			"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p}\nspec:\n" +
+				"  podSelector: {matchExpressions: [{key: a, operator: Like}]}\n",
+			[]string{`f.yaml:5: NetworkPolicy p spec.podSelector: "Like" is not a valid label selector operator`}},
 		{"an empty peer", policyHead + "  ingress:\n    - from: [{}]\n",
-			[]string{"f.yaml:7: NetworkPolicy p spec.ingress[0].from[0]: needs a podSelector, a namespaceSelector or an ipBlock"}},
+			[]string{"f.yaml:7: NetworkPolicy p spec.ingress[0].from[0]: needs a podSelector, a namespaceSelector or an " +
+				"ipBlock"}},
 		{"ipBlock beside a selector",
 			policyHead + "  egress:\n    - to:\n        - podSelector: {}\n          ipBlock: {cidr: 10.0.0.0/8}\n", []string{
 				"f.yaml:9: NetworkPolicy p spec.egress[0].to[0].ipBlock: cannot stand beside a selector"}},
 		{"a block that is none", policyHead + "  egress: [{to: [{ipBlock: {cidr: 10.0.0.0}}]}]\n",
 			[]string{"f.yaml:6: NetworkPolicy p spec.egress[0].to[0].ipBlock.cidr: ParsePrefix"}},
 		{"an exception outside",
-			policyHead + "  egress:\n    - to:\n        - ipBlock:\n            cidr: 10.0.0.0/8\n            except:\n              - 10.1.0.0/16\n              - 11.0.0.0/16\n", []string{"f.yaml:12: NetworkPolicy p spec.egress[0].to[0].ipBlock.except[1]: 11.0.0.0/16 is not a part of 10.0.0.0/8"}},
+			policyHead + "  egress:\n    - to:\n        - ipBlock:\n            cidr: 10.0.0.0/8\n            except:\n" +
+				"              - 10.1.0.0/16\n              - 11.0.0.0/16\n",
+			[]string{"f.yaml:12: NetworkPolicy p spec.egress[0].to[0].ipBlock.except[1]: 11.0.0.0/16 is not a part of " +
+				"10.0.0.0/8"}},
 		{"endPort without a number", policyHead + "  ingress: [{ports: [{port: http, endPort: 90}]}]\n",
 			[]string{"f.yaml:6: NetworkPolicy p spec.ingress[0].ports[0].endPort: needs a port that is a number"}},
 		{"endPort below the port", policyHead + "  ingress: [{ports: [{port: 80, endPort: 79}]}]\n",
 			[]string{"endPort: 79 is less than the port 80"}},
 		{"no pods at all", "# nothing\n---\n", []string{"the manifests have no pods"}},
 		{"all at once, in order",
-			"kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: b, labels: {a b: c}}\nspec:\n  affinities: {}\n",
+			"kind: X\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: A}\n---\napiVersion: v1\nkind: Pod\n" +
+				"metadata: {name: b, labels: {a b: c}}\nspec:\n  affinities: {}\n",
 			[]string{"4 problems", "f.yaml:1: X: not a Kubernetes object", "f.yaml:5: Pod A metadata.name",
 				"f.yaml:9: Pod b metadata.labels: ", "f.yaml:11: Pod b spec.affinities: unknown field"}},
 	} {

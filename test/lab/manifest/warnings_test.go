@@ -67,8 +67,10 @@ spec:
 		"f.yaml:21: Service shop/ports spec.ports[4].targetPort: none of the pods has a port 54/TCP; they have " + ports,
 		"f.yaml:26: NetworkPolicy shop/none spec.podSelector: no pod of namespace shop is selected (app=wbe)",
 		"f.yaml:34: NetworkPolicy shop/peers spec.ingress[0].from[0]: the selectors match no pod",
-		"f.yaml:35: NetworkPolicy shop/peers spec.ingress[0].ports[0].port: none of the pods has a port htp/TCP; they have " + ports,
-		"f.yaml:38: NetworkPolicy shop/peers spec.egress[0].ports[0].port: none of the pods has a port dns/UDP; they have " + ports,
+		"f.yaml:35: NetworkPolicy shop/peers spec.ingress[0].ports[0].port: none of the pods has a port htp/TCP; they have " +
+			ports,
+		"f.yaml:38: NetworkPolicy shop/peers spec.egress[0].ports[0].port: none of the pods has a port dns/UDP; they have " +
+			ports,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)

@@ -216,15 +216,17 @@ func TestValues(t *testing.T) {
 		"a tag": {"image: {tag: v9}", "daemonset.yaml", []string{"image: weft.io/weft:v9"}, nil},
 		"settings": {"config: {tunnelType: vxlan, mtu: 1400}", "config.yaml",
 			[]string{"\n    mtu: 1400\n", "\n    tunnelType: vxlan\n"}, nil},
-		"directories of k3s": {"cni: {binDir: /var/lib/rancher/k3s/data/cni, confDir: /var/lib/rancher/k3s/agent/etc/cni/net.d}",
-			"daemonset.yaml", []string{"path: /var/lib/rancher/k3s/data/cni\n", "path: /var/lib/rancher/k3s/agent/etc/cni/net.d\n"},
+		"directories of k3s": {"cni: {binDir: /var/lib/rancher/k3s/data/cni, confDir: " +
+			"/var/lib/rancher/k3s/agent/etc/cni/net.d}", "daemonset.yaml", []string{"path: /var/lib/rancher/k3s/data/cni\n",
+			"path: /var/lib/rancher/k3s/agent/etc/cni/net.d\n"},
 			[]string{"path: /opt/cni/bin\n", "path: /etc/cni/net.d\n"}},
 		"Open vSwitch below /var/run": {"config: {ovsRunDir: /var/run/ovs}", "daemonset.yaml",
 			[]string{"value: /host/run/ovs\n"}, []string{"name: ovs\n"}},
 		"Open vSwitch elsewhere": {"config: {ovsRunDir: /var/snap/ovs/run}", "daemonset.yaml",
 			[]string{"value: /var/snap/ovs/run\n", "mountPath: /var/snap/ovs/run\n", "path: /var/snap/ovs/run\n"}, nil},
 		"tolerations and nodes": {"tolerations: [{key: a, operator: Exists}]\nnodeSelector: {net: weft}", "daemonset.yaml",
-			[]string{"- key: a\n", "net: weft\n", "kubernetes.io/os: linux\n"}, []string{"tolerations:\n        - operator: Exists"}},
+			[]string{"- key: a\n", "net: weft\n", "kubernetes.io/os: linux\n"},
+			[]string{"tolerations:\n        - operator: Exists"}},
 		"the operator scrapes metrics that are served": {"monitoring: {podMonitor: true}", "config.yaml",
 			[]string{"\n    metricsAddr: '[::]:9471'\n"}, nil},
 		"the operator scrapes the port of the setting": {
@@ -232,7 +234,8 @@ func TestValues(t *testing.T) {
 			[]string{"replacement: $1:9999\n", "interval: 10s\n"}, []string{"9471"}},
 		"alerts": {"monitoring: {prometheusRule: true}", "prometheusrule.yaml",
 			[]string{"alert: WeftAgentDown\n", "{{ $labels.node }}"}, nil},
-		"pull secrets": {"imagePullSecrets: [{name: s}]", "daemonset.yaml", []string{"imagePullSecrets:\n        - name: s\n"}, nil},
+		"pull secrets": {"imagePullSecrets: [{name: s}]", "daemonset.yaml",
+			[]string{"imagePullSecrets:\n        - name: s\n"}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			texts := mustRender(t, tc.values)

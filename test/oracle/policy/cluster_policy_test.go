@@ -112,10 +112,11 @@ func asRead(object *npav1alpha2.ClusterNetworkPolicy) (weft.Policy, error) {
 }
 
 // clusterEvaluators are kube-network-policies' evaluators of the tiers Admin and Baseline.
-func clusterEvaluators(policies []*npav1alpha2.ClusterNetworkPolicy, nodes []weft.Node) (admin, baseline api.PolicyEvaluator,
-	err error) {
+func clusterEvaluators(policies []*npav1alpha2.ClusterNetworkPolicy, nodes []weft.Node) (admin,
+	baseline api.PolicyEvaluator, err error) {
 	// Never started, so no server is asked.
-	made := externalversions.NewSharedInformerFactory(&versioned.Clientset{}, 0).Policy().V1alpha2().ClusterNetworkPolicies()
+	made := externalversions.NewSharedInformerFactory(&versioned.Clientset{},
+		0).Policy().V1alpha2().ClusterNetworkPolicies()
 	nodeInformer := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0).Core().V1().Nodes()
 	var errs []error
 	for _, p := range policies {

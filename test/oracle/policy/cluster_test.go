@@ -191,8 +191,8 @@ func (s *state) engine(t *testing.T, list []*networkingv1.NetworkPolicy) *networ
 	return engine
 }
 
-// engineOf is kube-network-policies with its informers' stores filled. Around are the evaluators of the tiers before and
-// after NetworkPolicies, or none.
+// engineOf is kube-network-policies with its informers' stores filled. Around are the evaluators of the tiers before
+// and after NetworkPolicies, or none.
 func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string, list []*networkingv1.NetworkPolicy,
 	around ...api.PolicyEvaluator) (*networkpolicy.PolicyEngine, error) {
 	factory := informers.NewSharedInformerFactory(&kubernetes.Clientset{}, 0) // never started, so no server is asked
@@ -221,14 +221,15 @@ func engineOf(podList []*corev1.Pod, namespaceList map[string]map[string]string,
 		errors.Join(errs...)
 }
 
-// byDirection evaluates a direction with the policies that isolate pods in it. kube-network-policies' evaluator takes all
-// that select the pod, and so accepts, before the Baseline tier is asked, what none of them is about.
+// byDirection evaluates a direction with the policies that isolate pods in it. kube-network-policies' evaluator takes
+// all that select the pod, and so accepts, before the Baseline tier is asked, what none of them is about.
 type byDirection struct {
 	api.PolicyEvaluator // for ingress
 	egress              api.PolicyEvaluator
 }
 
-func (b byDirection) EvaluateEgress(ctx context.Context, p *network.Packet, src, dst *api.PodInfo) (api.Verdict, error) {
+func (b byDirection) EvaluateEgress(ctx context.Context, p *network.Packet, src, dst *api.PodInfo) (api.Verdict,
+	error) {
 	return b.egress.EvaluateEgress(ctx, p, src, dst)
 }
 
@@ -246,8 +247,8 @@ func stored(t *testing.T, p *networkingv1.NetworkPolicy) *networkingv1.NetworkPo
 	return &out
 }
 
-// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol, and
-// every policy its types. The others get the policies as they were written.
+// defaulted is a policy as the API server stores it, which kube-network-policies relies on: every port has a protocol,
+// and every policy its types. The others get the policies as they were written.
 func defaulted(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 	p = p.DeepCopy()
 	tcp := corev1.ProtocolTCP

@@ -143,8 +143,10 @@ var reasons = map[string]string{
 func document(t *testing.T, found map[disagreement]map[string]int, total map[string]int) string {
 	var b strings.Builder
 	b.WriteString("<!-- Made by: go test -C test/oracle/policy -update -->\n# Oracles for NetworkPolicies\n\n" +
-		"`test/oracle/policy` has every case that [cyclonus](https://github.com/mattfenwick/cyclonus) generates evaluated cell by cell by cyclonus' `matcher`, by the evaluator of\n" +
-		"[kube-network-policies](https://sigs.k8s.io/kube-network-policies), by `policy.Eval`, and by packets through the compiled flows of two nodes, there and back. Eval and the\n" +
+		"`test/oracle/policy` has every case that [cyclonus](https://github.com/mattfenwick/cyclonus) generates evaluated " +
+		"cell by cell by cyclonus' `matcher`, by the evaluator of\n" +
+		"[kube-network-policies](https://sigs.k8s.io/kube-network-policies), by `policy.Eval`, and by packets through the " +
+		"compiled flows of two nodes, there and back. Eval and the\n" +
 		"flows agree on every cell. A cell is a pod, another (or the same) pod, and a protocol and port.\n\n" +
 		"| | Cases | Steps | Cells |\n|---|---|---|---|\n")
 	for _, family := range []string{"IPv4", "IPv6"} {
@@ -152,8 +154,10 @@ func document(t *testing.T, found map[disagreement]map[string]int, total map[str
 			total[family+" cells"])
 	}
 	b.WriteString(
-		"\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions and ranges, are evaluated by both, too. There they agree with Eval but for\n" +
-			"one thing: for cyclonus `NotIn` does not match where the label is missing. For Kubernetes' own selectors, and for kube-network-policies, which uses them, it does.\n")
+		"\nRandom policies, with labels that are missing, names of ports that mean several numbers, overlapping exceptions " +
+			"and ranges, are evaluated by both, too. There they agree with Eval but for\n" +
+			"one thing: for cyclonus `NotIn` does not match where the label is missing. For Kubernetes' own selectors, and " +
+			"for kube-network-policies, which uses them, it does.\n")
 	b.WriteString("\n## Disagreements\n")
 	keys := make([]disagreement, 0, len(found))
 	for d := range found {

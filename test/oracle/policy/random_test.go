@@ -21,8 +21,8 @@ import (
 )
 
 // TestRandomPolicies: the oracles judge random policies, too, which say what cyclonus' cases do not: labels that are
-// missing, names of ports that mean several numbers, overlapping exceptions and ranges; and kube-network-policies judges
-// ClusterNetworkPolicies of both tiers among them. That the flows agree with Eval
+// missing, names of ports that mean several numbers, overlapping exceptions and ranges; and kube-network-policies
+// judges ClusterNetworkPolicies of both tiers among them. That the flows agree with Eval
 // on these is pkg/trace's test.
 //
 //	go test -C test/oracle/policy -run TestRandomPolicies -rapid.checks=100000

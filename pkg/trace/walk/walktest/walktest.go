@@ -13,15 +13,17 @@ import (
 	"github.com/weft-cni/weft/pkg/trace/walk"
 )
 
-// Nodes are two nodes: shop/client and shop/web-1 are on node1, shop/other and shop/web-2 on node2. The Service shop/web
-// (10.96.0.80:80) leads to port 8080 of both web pods, which the policy shop/web lets only shop/client reach. The Service
-// shop/empty (10.96.0.81:80) has no endpoint.
+// Nodes are two nodes: shop/client and shop/web-1 are on node1, shop/other and shop/web-2 on node2. The Service
+// shop/web (10.96.0.80:80) leads to port 8080 of both web pods, which the policy shop/web lets only shop/client reach.
+// The Service shop/empty (10.96.0.81:80) has no endpoint.
 func Nodes(t testing.TB) []walk.Node {
 	t.Helper()
 	addr := netip.MustParseAddr
 	all := []model.Node{
-		{Name: "node1", Addrs: []netip.Addr{addr("172.30.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		{Name: "node2", Addrs: []netip.Addr{addr("172.30.0.2")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}},
+		{Name: "node1", Addrs: []netip.Addr{addr("172.30.0.1")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+		{Name: "node2", Addrs: []netip.Addr{addr("172.30.0.2")},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}},
 	}
 	pods := []model.Attachment{
 		attachment("client", 16, "10.244.1.2"), attachment("web-1", 17, "10.244.1.3"),
@@ -46,7 +48,8 @@ func Nodes(t testing.TB) []walk.Node {
 			Services: map[string]model.Service{
 				"shop/web": service("shop/web", "10.96.0.80", endpoints), "shop/empty": service("shop/empty", "10.96.0.81", nil),
 			},
-			Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("shop", "web"): {ID: model.NetworkPolicy("shop", "web"), Ingress: &model.PolicySide{
+			Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("shop",
+				"web"): {ID: model.NetworkPolicy("shop", "web"), Ingress: &model.PolicySide{
 				Pods: web, Rules: []model.PolicyRule{{
 					Index: 0, ID: 7, Pods: web, Peers: []netip.Prefix{netip.PrefixFrom(pods[0].IPs[0], 32)},
 					Ports: []model.PortMatch{{Protocol: model.TCP, Port: 8080, Mask: 0xffff}},

@@ -73,7 +73,8 @@ func pack(w io.Writer, reference string, binary []byte) error {
 	}
 	var files bytes.Buffer
 	tw := tar.NewWriter(&files)
-	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: Path[1:], Mode: 0o755, Size: int64(len(binary))}); err != nil {
+	if err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: Path[1:], Mode: 0o755,
+		Size: int64(len(binary))}); err != nil {
 		return err
 	}
 	if _, err := tw.Write(binary); err != nil {
