@@ -23,8 +23,9 @@ func TestProxyRules(t *testing.T) {
 	if got := rules(); len(got) > 0 {
 		t.Errorf("without kube-proxy: %q", got)
 	}
-	n.run("nft add table ip nat; nft add chain ip nat KUBE-SERVICES; nft add table ip6 kube-proxy; nft add chain ip6 kube-proxy services")
-	if got, want := rules(), []string{"ip nat KUBE-SERVICES", "ip6 kube-proxy services"}; !slices.Equal(got, want) {
+	n.run("nft add table ip nat; nft add chain ip nat KUBE-SERVICES")
+	n.run("nft add table ip6 kube-proxy; nft add chain ip6 kube-proxy services; nft add chain ip6 kube-proxy endpoints")
+	if got, want := rules(), []string{"ip nat KUBE-SERVICES", "ip6 kube-proxy"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -34,7 +35,8 @@ func TestKernelDatapath(t *testing.T) {
 	n := newNode(t)
 	n.run("modprobe -q openvswitch || true")
 	has := strings.TrimSpace(n.run("if test -e /sys/module/openvswitch; then echo yes; fi")) == "yes"
-	if err := KernelDatapath(); (err == nil) != has || err != nil && !strings.Contains(err.Error(), "modprobe openvswitch") {
+	err := KernelDatapath()
+	if (err == nil) != has || err != nil && !strings.Contains(err.Error(), "modprobe openvswitch") {
 		t.Errorf("the kernel has the module: %t; %v", has, err)
 	}
 }
