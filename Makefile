@@ -70,6 +70,10 @@ push: bin/image ## Send a release's image to a registry, and write weft.yaml for
 lint: cross ## gofmt, go vet and golangci-lint over everything, and cross
 	build/lint.sh
 
+.PHONY: vuln
+vuln: ## Published vulnerabilities that code here reaches; VULNDB=URL of the database where vuln.go.dev is out of reach
+	VULNDB='$(VULNDB)' build/vuln.sh
+
 .PHONY: cross
 cross: ## Compile weftctl for Linux, macOS and Windows, on amd64 and arm64
 	build/cross.sh

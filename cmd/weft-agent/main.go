@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -52,7 +53,7 @@ func runCommand() *cobra.Command {
 			}
 			cfg, err := config.Load(opt.ConfigFile)
 			if err != nil {
-				return err
+				return errors.Join(err, agent.WriteTermination(opt.TerminationLog, []string{err.Error()}))
 			}
 			opt.Log = newLogger(os.Stderr, cfg.LogFormat, opt.Level)
 			return agent.Run(cmd.Context(), opt)
@@ -69,6 +70,8 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&opt.CNIConfDir, "cni-conf-dir", "/etc/cni/net.d",
 		"the container runtime's directory of CNI configurations")
 	flags.StringVar(&opt.ProcSys, "proc-sys", "/proc/sys", "where the node's /proc/sys can be written")
+	flags.StringVar(&opt.TerminationLog, "termination-log", "/dev/termination-log",
+		"file in which the kubelet reads why the container has ended, if it exists")
 	flags.StringVar(&opt.HostRun, "host-run", "/run",
 		"where the node's /run is mounted: an ovsRunDir below /run is looked for there")
 	return cmd

@@ -23,7 +23,8 @@ func checkCommand(c *client) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Before the install: find what would keep Weft from working",
-		Long: "On a node it looks for kernel modules, Open vSwitch and its version, free ports, and other plugins' files. As kubectl weft check\n" +
+		Long: "On a node it looks for kernel modules, Open vSwitch and its version, free ports, other plugins' files, rules that drop what the node\n" +
+			"forwards, kube-proxy's rules, and IPv6 router advertisements that the kernel ignores. As kubectl weft check\n" +
 			"it looks at the cluster: its version, kube-proxy, other plugins, the API server's address and the nodes' pod CIDRs; and it does the\n" +
 			"former on each node, in a pod in the node's own network that reads its files and changes nothing: no CNI plugin is needed, and what\n" +
 			"it sees is what the agent will see. The pods' namespace is deleted at the end, also after Ctrl-C.\n\n" +
@@ -61,7 +62,9 @@ func checkCommand(c *client) *cobra.Command {
 // check looks at this machine, or at a cluster and its nodes.
 func (c *client) check(cmd *cobra.Command, root string, o preflight.Options) ([]preflight.Finding, error) {
 	if !c.remote() {
-		return preflight.Node(cmd.Context(), preflight.Host{Root: root, Datapath: o.Datapath, Ports: preflight.Listen}), nil
+		return preflight.Node(cmd.Context(), preflight.Host{
+			Root: root, Datapath: o.Datapath, Ports: preflight.Listen, NFT: preflight.NFT,
+		}), nil
 	}
 	list, names, err := preflight.Cluster(cmd.Context(), c.cluster)
 	if err != nil {
@@ -90,6 +93,6 @@ func showFindings(out io.Writer, list []preflight.Finding) error {
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "\n%d problems.\n", problems)
+	_, err := fmt.Fprintf(out, "\n%s.\n", terminal.Count(problems, "problem"))
 	return err
 }

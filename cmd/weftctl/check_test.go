@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/preflight"
+	"github.com/weft-cni/weft/pkg/report"
 )
 
 // checkFake is a variable that tells the fake kubectl that check creates the objects.
@@ -43,9 +45,23 @@ func TestCheck(t *testing.T) {
 	root.SetArgs([]string{"check", "--root=" + t.TempDir(), "-o", "json"})
 	wantCode(t, root.Execute(), cli.Problem)
 	var list []preflight.Finding
-	if err := json.Unmarshal([]byte(b.String()), &list); err != nil || len(list) != 7 || list[1].Check != "Open vSwitch" || list[1].Do == "" {
+	if err := json.Unmarshal([]byte(b.String()), &list); err != nil || len(list) != 10 || list[1].Check != "Open vSwitch" || list[1].Do == "" {
 		t.Errorf("%v\n%s", err, b.String())
 	}
 	_, _, err = plugin("check", "--datapath=dpdk")
 	wantCode(t, err, cli.CannotAsk)
+}
+
+// TestOne: one thing is not counted in the plural.
+func TestOne(t *testing.T) {
+	var b strings.Builder
+	if err := errors.Join(showFindings(&b, []preflight.Finding{{Check: "c", Saw: "s", Do: "d"}}),
+		showCluster(&b, []answer[report.Status]{{err: errors.New("it does not answer")}}, false)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"\n1 problem.\n", "\n0 of 1 node is well.\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q:\n%s", want, b.String())
+		}
+	}
 }

@@ -30,7 +30,11 @@ func showCluster(out io.Writer, answers []answer[report.Status], wide bool) erro
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "\n%d of %d nodes are well.\n", well, len(answers))
+	are := "are"
+	if len(answers) == 1 {
+		are = "is"
+	}
+	fmt.Fprintf(out, "\n%s %s well.\n", terminal.CountOf(well, len(answers), "node"), are)
 	for _, a := range answers {
 		for _, p := range nodeProblems(a) {
 			fmt.Fprintf(out, "%s: %s\n", a.Node, terminal.Paint(out, terminal.Red, p))

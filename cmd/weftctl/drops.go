@@ -147,7 +147,7 @@ func printDrop(w io.Writer, format terminal.Format, d drop) error {
 	if format != terminal.Table {
 		return json.NewEncoder(w).Encode(d)
 	}
-	_, err := fmt.Fprintf(w, "%s  %s  %s  %d packets  %s  %s\n", time.Now().Format(time.TimeOnly), terminal.OrNone(d.Node), d.Reason,
-		d.Packets, d.Owner, orAny(d.Match))
+	_, err := fmt.Fprintf(w, "%s  %s  %s  %s  %s  %s\n", time.Now().Format(time.TimeOnly), terminal.OrNone(d.Node), d.Reason,
+		terminal.Count(int(d.Packets), "packet"), d.Owner, orAny(d.Match))
 	return err
 }

@@ -80,7 +80,7 @@ shop/broken  -             -              -      -                           -  
 shop/web     ClusterIP     10.96.0.80:80  TCP    Cluster                     3h0m0s    7    10.244.0.2:8080*,10.244.1.5:8080(weight 3),10.244.1.6:8080,+2  programmed
 shop/web     LoadBalancer  192.0.2.80:80  TCP    Local from 198.51.100.0/24  3h0m0s    0    10.244.0.2:8080*                                               programmed
 
-shop/web tells load balancers at port 32000 of this node that it has 1 endpoints here.
+shop/web tells load balancers at port 32000 of this node that it has 1 endpoint here.
 `},
 	} {
 		out, err := weftctl(socket, tc.args...)

@@ -66,8 +66,8 @@ func showServices(out io.Writer, services []report.Service, all bool) error {
 	}
 	for _, s := range services {
 		if s.HealthCheckNodePort != 0 {
-			fmt.Fprintf(w, "\n%s tells load balancers at port %d of this node that it has %d endpoints here.\n", s.Service,
-				s.HealthCheckNodePort, s.HealthyEndpoints)
+			fmt.Fprintf(w, "\n%s tells load balancers at port %d of this node that it has %s here.\n", s.Service,
+				s.HealthCheckNodePort, terminal.Count(s.HealthyEndpoints, "endpoint"))
 		}
 	}
 	return w.Flush()

@@ -201,11 +201,13 @@ func programmed(s report.Switch) string {
 	case s.Flows == 0:
 		return "none yet"
 	case s.Programmed < s.Desired:
-		return fmt.Sprintf("%d, only revision %d of %d programmed, %d bundles, %d repairs", s.Flows, s.Programmed, s.Desired,
-			s.Bundles, s.Repairs)
+		return fmt.Sprintf("%d, only revision %d of %d programmed, %s", s.Flows, s.Programmed, s.Desired, delivered(s))
 	}
-	return fmt.Sprintf("%d, all programmed (revision %d), %d bundles, %d repairs", s.Flows, s.Programmed, s.Bundles,
-		s.Repairs)
+	return fmt.Sprintf("%d, all programmed (revision %d), %s", s.Flows, s.Programmed, delivered(s))
+}
+
+func delivered(s report.Switch) string {
+	return terminal.Count(int(s.Bundles), "bundle") + ", " + terminal.Count(int(s.Repairs), "repair")
 }
 
 // news says how old the oldest news of a resource is, and which cannot be had.

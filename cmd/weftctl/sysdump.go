@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/kubectl"
 	"github.com/weft-cni/weft/internal/sysdump"
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/report/api"
 )
@@ -56,7 +57,7 @@ func sysdumpCommand(c *client) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %d items, %d of them failed\n", file, len(results), failed)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s: %s, %d of them failed\n", file, terminal.Count(len(results), "item"), failed)
 			if err == nil && failed > 0 {
 				return cli.Found
 			}

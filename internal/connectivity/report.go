@@ -6,6 +6,8 @@ import (
 	"io"
 	"text/tabwriter"
 	"time"
+
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
 // Report is what the tests found.
@@ -106,13 +108,9 @@ func (r Report) Write(out io.Writer, loud func(string) string) error {
 	}
 	verdict := "All tests passed"
 	if n := r.failed(); n > 0 {
-		verdict = loud(fmt.Sprintf("%d of %d tests failed", n, len(r.Tests)))
+		verdict = loud(terminal.CountOf(n, len(r.Tests), "test") + " failed")
 	}
-	nodes := "1 node"
-	if len(r.Nodes) != 1 {
-		nodes = fmt.Sprintf("%d nodes", len(r.Nodes))
-	}
-	_, err := fmt.Fprintf(out, "%s on %s, in %s.\n", verdict, nodes, seconds(r.Seconds))
+	_, err := fmt.Fprintf(out, "%s on %s, in %s.\n", verdict, terminal.Count(len(r.Nodes), "node"), seconds(r.Seconds))
 	return err
 }
 
@@ -148,7 +146,7 @@ func (r Report) JUnit(w io.Writer, when time.Time) error {
 		c := junitCase{Class: "weft.connectivity", Name: t.Test, Time: fmt.Sprintf("%.3f", t.Seconds)}
 		switch {
 		case len(t.Failures) > 0:
-			c.Failure = &junitMessage{Message: fmt.Sprintf("%d of %d checks failed", len(t.Failures), t.Checks)}
+			c.Failure = &junitMessage{Message: terminal.CountOf(len(t.Failures), t.Checks, "check") + " failed"}
 			for _, f := range t.Failures {
 				c.Failure.Text += f.String() + "\n"
 			}

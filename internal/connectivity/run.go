@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
 // Kubectl runs kubectl with an input, and returns what it writes.
@@ -113,7 +115,7 @@ func (r *runner) get(ctx context.Context, into any, args ...string) error {
 // start creates the pods and waits for them. Those that do not start are failures of a test, and left out of the others.
 func (r *runner) start(ctx context.Context) error {
 	o, begin := r.options, time.Now()
-	o.Progress("creating namespace %s with pods on %d nodes", o.Namespace, len(o.Nodes))
+	o.Progress("creating namespace %s with pods on %s", o.Namespace, terminal.Count(len(o.Nodes), "node"))
 	if err := r.create(ctx, namespaceObject(o.Namespace)); err != nil {
 		return err
 	}
@@ -205,9 +207,9 @@ func (r *runner) note(t TestResult) {
 	case t.Skipped != "":
 		line += ": " + t.Skipped
 	case len(t.Failures) > 0:
-		line += fmt.Sprintf(": %d of %d checks, %s", len(t.Failures), t.Checks, t.Failures[0])
+		line += fmt.Sprintf(": %s, %s", terminal.CountOf(len(t.Failures), t.Checks, "check"), t.Failures[0])
 	default:
-		line += fmt.Sprintf(" (%d checks, %s)", t.Checks, seconds(t.Seconds))
+		line += fmt.Sprintf(" (%s, %s)", terminal.Count(t.Checks, "check"), seconds(t.Seconds))
 	}
 	r.options.Progress("%s", line)
 }

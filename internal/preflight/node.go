@@ -38,6 +38,8 @@ type Host struct {
 	Datapath string
 	// Ports returns the error of listening at a port.
 	Ports func(network, address string) error
+	// NFT runs nft with arguments, and returns what it writes.
+	NFT func(ctx context.Context, args ...string) ([]byte, error)
 }
 
 // modules are those of Open vSwitch's kernel datapath, and of the node's rules.
@@ -46,6 +48,7 @@ var modules = map[string][]string{"system": {"openvswitch", "vport-geneve", "vpo
 // Node looks at the node itself.
 func Node(ctx context.Context, h Host) []Finding {
 	list := []Finding{h.modules(), h.openVSwitch(ctx), h.networks()}
+	list = append(append(list, h.rules(ctx)...), h.advertisements())
 	for _, p := range []struct{ what, network, port string }{
 		{"healthAddr", "tcp", "127.0.0.1:9470"}, {"nodeHealthAddr", "tcp", ":10256"},
 		{"Geneve", "udp", ":6081"}, {"VXLAN", "udp", ":4789"},
@@ -121,14 +124,24 @@ func (h Host) openVSwitch(ctx context.Context) Finding {
 	case m == nil:
 		f.Saw, f.Do = fmt.Sprintf("ovs-vswitchd says %q", version), "Weft needs Open vSwitch 3.1 or newer"
 	default:
-		major, _ := strconv.Atoi(m[1]) // digits
-		minor, _ := strconv.Atoi(m[2])
 		_, f.Saw, _ = strings.Cut(m[0], ") ")
-		if slices.Compare([]int{major, minor}, oldest) < 0 {
-			f.Do = fmt.Sprintf("upgrade it to %d.%d or newer", oldest[0], oldest[1])
-		}
+		f.Do = Upgrade(version)
 	}
 	return f
+}
+
+// Upgrade says what to do about an Open vSwitch that says this version of itself, or "" when it is new enough.
+func Upgrade(version string) string {
+	m := ovsVersion.FindStringSubmatch(version)
+	if m == nil {
+		return ""
+	}
+	major, _ := strconv.Atoi(m[1]) // digits
+	minor, _ := strconv.Atoi(m[2])
+	if slices.Compare([]int{major, minor}, oldest) >= 0 {
+		return ""
+	}
+	return fmt.Sprintf("upgrade it to %d.%d or newer", oldest[0], oldest[1])
 }
 
 // askTimeout bounds what Open vSwitch is asked.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -34,7 +35,44 @@ func host(t *testing.T, version string) Host {
 	if version != "" {
 		switches(t, filepath.Join(root, "run/openvswitch"), version)
 	}
-	return Host{Root: root, Datapath: "system", Ports: func(string, string) error { return nil }}
+	return Host{Root: root, Datapath: "system", Ports: func(string, string) error { return nil }, NFT: rulesOf("", "")}
+}
+
+// rulesOf are nft's answers: a list of chains beside one that is of no interest, and a table.
+func rulesOf(chains, table string) func(context.Context, ...string) ([]byte, error) {
+	return func(_ context.Context, args ...string) ([]byte, error) {
+		if args[0] == "list" {
+			return []byte(table), nil
+		}
+		return []byte(`{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}, {"chain": {"family": "ip",
+			"table": "filter", "name": "INPUT", "handle": 1, "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}}` + chains + `]}`), nil
+	}
+}
+
+const forwardChain = `, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 2, "type": "filter", "hook": "forward",
+	"prio": 0, "policy": "drop"}}`
+
+// write writes files below a host's root.
+func (h *Host) write(files map[string]string) {
+	for file, text := range files {
+		_ = os.MkdirAll(filepath.Dir(h.path(file)), 0o755)
+		_ = os.WriteFile(h.path(file), []byte(text), 0o600)
+	}
+}
+
+// advertised are the files of a node whose eth0 has what router advertisements gave it: the default route, or an address.
+func advertised(route, address string) map[string]string {
+	return map[string]string{
+		"proc/net/ipv6_route": "00000000000000000000000000000000 00 00000000000000000000000000000000 00 " +
+			"fe800000000000000000000000000001 00000400 00000001 00000000 " + route + "     eth0\n" +
+			"20010db8000000000000000000000000 40 00000000000000000000000000000000 00 " +
+			"00000000000000000000000000000000 00000100 00000001 00000000 00040001     eth1\n",
+		"proc/net/if_inet6": "00000000000000000000000000000001 01 80 10 80       lo\n" +
+			"20010db8000000000000000000000001 02 40 00 " + address + "     eth0\n",
+		"proc/sys/net/ipv6/conf/eth0/forwarding": "1\n", "proc/sys/net/ipv6/conf/eth0/accept_ra": "1\n",
+		"proc/sys/net/ipv6/conf/lo/forwarding": "1\n", "proc/sys/net/ipv6/conf/lo/accept_ra": "1\n",
+		"proc/sys/net/ipv6/conf/eth1/forwarding": "1\n", "proc/sys/net/ipv6/conf/eth1/accept_ra": "1\n",
+	}
 }
 
 // switches has a database, and an ovs-vswitchd that answers with a version unless that is "none".
@@ -94,6 +132,33 @@ func TestNode(t *testing.T) {
 		"other plugin": {version: "3.1.0", change: func(h *Host) {
 			_ = os.WriteFile(h.path("etc/cni/net.d/05-cilium.conflist"), nil, 0o600)
 		}, check: "other CNI plugins", saw: "05-cilium.conflist", do: "remove the other plugin"},
+		"forwarded packets": {version: "3.1.0", change: func(h *Host) { h.NFT = rulesOf(forwardChain, "table ip filter {}") },
+			check: "forwarded packets", saw: "chain ip filter FORWARD drops them by policy", do: "iptables -I FORWARD -i weft0 -j ACCEPT"},
+		"forwarded packets accepted": {version: "3.1.0", change: func(h *Host) {
+			h.NFT = rulesOf(forwardChain, `table ip filter { chain FORWARD { iifname "weft0" accept } }`)
+		}},
+		"kube-proxy": {version: "3.1.0", change: func(h *Host) {
+			h.NFT = rulesOf(`, {"chain": {"family": "ip", "table": "nat", "name": "KUBE-SERVICES", "handle": 1}}`, "")
+		}, check: "kube-proxy's rules", saw: "chain KUBE-SERVICES of table ip nat", do: "kube-proxy --cleanup"},
+		"kube-proxy's nftables": {version: "3.1.0", change: func(h *Host) {
+			h.NFT = rulesOf(`, {"chain": {"family": "ip6", "table": "kube-proxy", "name": "services", "handle": 1}}`, "")
+		}, check: "kube-proxy's rules", saw: "chain services of table ip6 kube-proxy", do: "kube-proxy --cleanup"},
+		"without nft": {version: "3.1.0", change: func(h *Host) {
+			h.NFT = func(context.Context, ...string) ([]byte, error) { return nil, exec.ErrNotFound }
+		}},
+		"route of an advertisement": {version: "3.1.0", change: func(h *Host) { h.write(advertised("00450003", "80")) },
+			check: "IPv6 router advertisements", saw: "ignores those on eth0 (accept_ra is 1)", do: "net.ipv6.conf.eth0.accept_ra=2"},
+		"address of an advertisement": {version: "3.1.0", change: func(h *Host) { h.write(advertised("00000003", "00")) },
+			check: "IPv6 router advertisements", saw: "on eth0 (", do: "net.ipv6.conf.eth0.accept_ra=2"},
+		"neither of an advertisement": {version: "3.1.0", change: func(h *Host) { h.write(advertised("00000003", "80")) }},
+		"advertisements are accepted": {version: "3.1.0", change: func(h *Host) {
+			h.write(advertised("00450003", "00"))
+			h.write(map[string]string{"proc/sys/net/ipv6/conf/eth0/accept_ra": "2\n"})
+		}},
+		"the node does not forward yet": {version: "3.1.0", change: func(h *Host) {
+			h.write(advertised("00450003", "00"))
+			h.write(map[string]string{"proc/sys/net/ipv6/conf/eth0/forwarding": "0\n"})
+		}},
 		"port": {version: "3.1.0", change: func(h *Host) {
 			h.Ports = func(network, address string) error {
 				if network == "udp" && address == ":6081" {

@@ -119,7 +119,8 @@ func (o Options) pod(name, node string) object {
 				"command":      []string{"/usr/local/bin/weftctl", "check", "--root=/host", "--datapath=" + o.Datapath, "--output=json"},
 				"volumeMounts": []object{{"name": "node", "mountPath": "/host", "readOnly": true, "mountPropagation": "HostToContainer"}},
 				"securityContext": object{
-					"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": object{"drop": []string{"ALL"}},
+					"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, // Of NET_ADMIN it uses that nft may list rules.
+					"capabilities": object{"drop": []string{"ALL"}, "add": []string{"NET_ADMIN"}},
 				},
 			}},
 		},

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
 const (
@@ -94,7 +96,7 @@ func Write(ctx context.Context, w io.Writer, dir string, at time.Time, items []I
 func index(results []Result) []byte {
 	var b strings.Builder
 	for _, r := range results {
-		fmt.Fprintf(&b, "%s\t%d bytes", r.Name, r.Size)
+		fmt.Fprintf(&b, "%s\t%s", r.Name, terminal.Count(int(r.Size), "byte"))
 		if r.Error != "" {
 			fmt.Fprintf(&b, "\t%s", strings.ReplaceAll(r.Error, "\n", "\n\t"))
 		}

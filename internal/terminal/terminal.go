@@ -111,3 +111,25 @@ func OrNone(text string) string {
 	}
 	return text
 }
+
+// Count is a number of things, whose noun is given in the singular: "1 node", "2 nodes", "0 policies".
+func Count(n int, noun string) string {
+	return fmt.Sprintf("%d %s", n, plural(n, noun))
+}
+
+// CountOf is a part of a number of things: "1 of 1 node", "0 of 3 nodes".
+func CountOf(part, n int, noun string) string {
+	return fmt.Sprintf("%d of %s", part, Count(n, noun))
+}
+
+func plural(n int, noun string) string {
+	switch consonantY, isY := strings.CutSuffix(noun, "y"); {
+	case n == 1:
+		return noun
+	case isY && consonantY != "" && !strings.ContainsAny(consonantY[len(consonantY)-1:], "aeiou"):
+		return consonantY + "ies"
+	case strings.HasSuffix(noun, "s"):
+		return noun + "es"
+	}
+	return noun + "s"
+}

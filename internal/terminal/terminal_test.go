@@ -56,3 +56,16 @@ func TestJoin(t *testing.T) {
 		}
 	}
 }
+
+func TestCount(t *testing.T) {
+	for want, got := range map[string]string{
+		"1 node": terminal.Count(1, "node"), "0 nodes": terminal.Count(0, "node"), "2 nodes": terminal.Count(2, "node"),
+		"1 policy": terminal.Count(1, "policy"), "3 policies": terminal.Count(3, "policy"), "2 gateways": terminal.Count(2, "gateway"),
+		"1 process": terminal.Count(1, "process"), "2 processes": terminal.Count(2, "process"),
+		"1 of 1 node": terminal.CountOf(1, 1, "node"), "1 of 3 nodes": terminal.CountOf(1, 3, "node"),
+	} {
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

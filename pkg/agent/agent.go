@@ -52,6 +52,8 @@ type Options struct {
 	ProcSys string
 	// HostRun is where the node's /run is mounted; an ovsRunDir below /run is looked for there. Empty: at its own path.
 	HostRun string
+	// TerminationLog is where the kubelet reads why this process has ended (see WriteTermination); empty for nowhere.
+	TerminationLog string
 	// Level lets a change of the configuration change what is logged.
 	Level *slog.LevelVar
 	Log   *slog.Logger
@@ -92,6 +94,8 @@ type Agent struct {
 
 	prober atomic.Pointer[peerprobe.Prober] // nil while peer nodes are not asked
 
+	around surroundings
+
 	mu       sync.Mutex
 	cfg      config.Config
 	mtu      int                    // of pods; 0 until it is known
@@ -110,8 +114,23 @@ type Agent struct {
 	localAddrs []netip.Addr
 }
 
-// Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
+// Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good. The
+// termination message is that error and, of an agent that was not ready or whose node had problems, what was wrong.
 func Run(ctx context.Context, opt Options) error {
+	var a *Agent
+	err := run(ctx, opt, &a)
+	var lines []string
+	if err != nil {
+		lines = append(lines, err.Error())
+	}
+	if a != nil {
+		lines = append(lines, a.lastWords()...)
+	}
+	return errors.Join(err, WriteTermination(opt.TerminationLog, lines))
+}
+
+// run is Run without the termination message. It tells of the agent once there is one.
+func run(ctx context.Context, opt Options, made **Agent) error {
 	// Read apart from parsing: what changes in between is a change that watchConfig finds.
 	configured, err := os.ReadFile(opt.ConfigFile)
 	if err != nil {
@@ -126,6 +145,7 @@ func Run(ctx context.Context, opt Options) error {
 	if err != nil {
 		return err
 	}
+	*made = a
 	a.table = newTable(a.parts(configured), a.setProblem)
 	err = a.table.run(ctx)
 	a.events.Close()
@@ -139,7 +159,7 @@ func Run(ctx context.Context, opt Options) error {
 func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg, problems: map[string]string{}, objects: map[model.Owner]string{},
-		seen: &model.Snapshot{}, mayProgram: make(chan struct{}),
+		seen: &model.Snapshot{}, mayProgram: make(chan struct{}), around: theNode,
 	}
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	var err error

@@ -52,7 +52,11 @@ func (a *Agent) apiError() error {
 	}
 	for _, f := range a.kube.Feeds() {
 		if f.Err != nil {
-			return fmt.Errorf("%s: %s: %w", missing, f.Resource, f.Err)
+			err := fmt.Errorf("%s: %s: %w", missing, f.Resource, f.Err)
+			if advice := kube.Advice(f.Err, a.config().APIServer); advice != "" {
+				err = fmt.Errorf("%w; %s", err, advice)
+			}
+			return err
 		}
 	}
 	return errors.New(missing)

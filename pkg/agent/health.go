@@ -68,9 +68,30 @@ func (a *Agent) healthHandler() http.Handler {
 	}
 	check("/healthz", a.dead)
 	check("/livez", a.dead)
-	check("/readyz", a.unready)
+	mux.HandleFunc("GET /readyz", a.serveReadiness)
 	mux.Handle("GET /metrics", a.metricsHandler())
 	return mux
+}
+
+// serveReadiness answers /readyz: ok, or why the node cannot attach pods, and then every problem in a line.
+func (a *Agent) serveReadiness(w http.ResponseWriter, _ *http.Request) {
+	why := a.unready()
+	a.mu.Lock()
+	problems := a.problemsLocked()
+	a.mu.Unlock()
+	status, text := readiness(why, problems)
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(status)
+	fmt.Fprintln(w, text)
+}
+
+// readiness is the answer of /readyz for a node that cannot attach pods for a reason, or "" for none.
+func readiness(why string, problems []string) (status int, text string) {
+	status = http.StatusOK
+	if why != "" {
+		status = http.StatusServiceUnavailable
+	}
+	return status, strings.Join(append([]string{cmp.Or(why, "ok")}, problems...), "\n")
 }
 
 // unready says why the node cannot attach pods, or "".

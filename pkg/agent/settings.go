@@ -42,10 +42,23 @@ func (a *Agent) notReadyLocked() string {
 	if a.ready {
 		return ""
 	}
-	for _, part := range slices.Sorted(maps.Keys(a.problems)) {
-		return fmt.Sprintf("waiting for %s: %s", part, a.problems[part])
+	for _, besides := range []bool{false, true} {
+		for _, part := range slices.Sorted(maps.Keys(a.problems)) {
+			if beside[part] == besides {
+				return fmt.Sprintf("waiting for %s: %s", part, a.problems[part])
+			}
+		}
 	}
 	return "starting"
+}
+
+// problemsLocked are all problems of parts, as Status has them.
+func (a *Agent) problemsLocked() []string {
+	var list []string
+	for _, part := range slices.Sorted(maps.Keys(a.problems)) {
+		list = append(list, part+": "+a.problems[part])
+	}
+	return list
 }
 
 // degradedLocked says why a node that was ready cannot attach pods for the moment, or "".

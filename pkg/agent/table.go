@@ -92,6 +92,9 @@ func (a *Agent) serverParts(configured []byte) []part {
 			name: "configuration", does: "follows the configuration file",
 			run: neverFails(func(ctx context.Context) { a.watchConfig(ctx, configured) }),
 		}, {
+			name: surroundingsPart, does: "names what of the node is in Weft's way: other plugins, kube-proxy, the kernel's modules",
+			sync: a.syncSurroundings, mayFail: true,
+		}, {
 			name: "clock", does: "submits the time, for session affinity",
 			run: neverFails(func(ctx context.Context) { tellTime(ctx, a.loop) }),
 		},

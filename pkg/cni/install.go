@@ -77,6 +77,22 @@ func WriteConfList(dir, socket string, log *slog.Logger) error {
 	return nil
 }
 
+// Preceding returns the other programs' files that the container runtime prefers to Weft's: those of the directory that are
+// network configurations and come first by name (libcni, ConfFiles). A missing directory has none.
+func Preceding(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, e := range entries { // sorted by name
+		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) && e.Name() < ConfListName {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
 // readForeign returns the plugins and keys that other programs wrote into the list.
 func readForeign(path string) (foreign foreignConf, err error) {
 	b, err := os.ReadFile(path)

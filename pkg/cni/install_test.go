@@ -196,3 +196,19 @@ func TestForeignPlugins(t *testing.T) {
 		})
 	}
 }
+
+// TestPreceding: only configurations that come before Weft's count.
+func TestPreceding(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"00-README", "05-flannel.conflist", "10-aaa.conf", ConfListName, "87-podman.conflist"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := Preceding(dir); err != nil || !slices.Equal(got, []string{"05-flannel.conflist", "10-aaa.conf"}) {
+		t.Errorf("%q, %v", got, err)
+	}
+	if got, err := Preceding(filepath.Join(dir, "nowhere")); err != nil || len(got) > 0 {
+		t.Errorf("of no directory: %q, %v", got, err)
+	}
+}

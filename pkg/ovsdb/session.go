@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -41,7 +42,7 @@ func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.E
 		return nil, fmt.Errorf("open OVSDB at %s: %w", endpoint, err)
 	}
 	if err := db.Connect(ctx); err != nil {
-		return nil, fmt.Errorf("connect to OVSDB at %s (is ovsdb-server running?): %w", endpoint, err)
+		return nil, fmt.Errorf("connect to OVSDB at %s (%s): %w", endpoint, advice(err), err)
 	}
 	// Cache is nil when the server has closed the connection meanwhile.
 	if c := db.Cache(); c != nil {
@@ -56,6 +57,14 @@ func dial(ctx context.Context, endpoint string, log logr.Logger, handler cache.E
 	s := &session{db: db, giveUp: make(chan struct{}, 1), done: make(chan struct{})}
 	go s.watch()
 	return s, nil
+}
+
+// advice says what to look at when a connection fails.
+func advice(err error) string {
+	if errors.Is(err, fs.ErrPermission) {
+		return "it runs as a user of its own: add DAC_OVERRIDE to the agent's capabilities in the manifest"
+	}
+	return "is ovsdb-server running?"
 }
 
 // watch closes done when the connection is lost. The probe also covers a lost notification, which libovsdb sends

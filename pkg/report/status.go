@@ -226,8 +226,8 @@ func snapshotProblems(in StatusInput) []string {
 		list = append(list, o.String()+": "+in.Objects[o])
 	}
 	if outside := in.View.OutsideClaims; outside.Pods > 0 {
-		list = append(list, fmt.Sprintf("policies: %d pods have addresses in their status that are outside "+
-			"the pod CIDRs of their nodes; policies ignore these (%s)", outside.Pods, outside.Example))
+		list = append(list, fmt.Sprintf("policies: they ignore addresses in the status of pods that are outside "+
+			"the pod CIDRs of the pods' nodes; pods: %d, such as %s", outside.Pods, outside.Example))
 	}
 	return list
 }

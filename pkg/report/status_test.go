@@ -73,8 +73,8 @@ func TestNewStatus(t *testing.T) {
 		"foreign flows: 7 on bridge weft are not Weft's and may outrank its own; " +
 			"remove them (ovs-ofctl --strict del-flows): table 0, priority=1; …",
 		"service/shop/a: no address", "service/shop/b: bad port",
-		"policies: 2 pods have addresses in their status that are outside the pod CIDRs of their nodes; " +
-			"policies ignore these (pod ns/x of node n2)",
+		"policies: they ignore addresses in the status of pods that are outside the pod CIDRs of the pods' nodes; " +
+			"pods: 2, such as pod ns/x of node n2",
 		"switch: no answer",
 	}
 	for _, tc := range []struct {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/weft-cni/weft/internal/terminal"
 )
 
 // component is a Go module of programs that the cluster runs and that do not depend on Weft's code.
@@ -178,7 +180,7 @@ func (c component) build(ctx context.Context, module, version, dir string, detai
 	for lines := bufio.NewScanner(stderr); lines.Scan(); {
 		if !strings.ContainsAny(lines.Text(), " :") {
 			compiled++
-			detail(fmt.Sprintf("%d packages compiled", compiled))
+			detail(terminal.Count(compiled, "package") + " compiled")
 			continue
 		}
 		if last = append(last, lines.Text()); len(last) > 20 {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/conformance"
 	"github.com/weft-cni/weft/test/cluster/image"
@@ -139,12 +140,12 @@ func summarize(ctx context.Context, p *progress, o conformanceOptions, specs []c
 	fmt.Println()
 	conformance.Print(os.Stdout, specs)
 	failed := conformance.Failed(specs)
-	p.print(fmt.Sprintf("%d of %d specs failed; results are in %s", failed, len(specs), dir))
+	p.print(fmt.Sprintf("%s failed; results are in %s", terminal.CountOf(failed, len(specs), "spec"), dir))
 	switch {
 	case ctx.Err() != nil:
-		return fmt.Errorf("%d of %d specs failed before the run was interrupted", failed, len(specs))
+		return fmt.Errorf("%s failed before the run was interrupted", terminal.CountOf(failed, len(specs), "spec"))
 	case failed > 0:
-		return fmt.Errorf("%d of %d specs failed", failed, len(specs))
+		return fmt.Errorf("%s failed", terminal.CountOf(failed, len(specs), "spec"))
 	case conformance.Passed(specs) == 0:
 		return fmt.Errorf("no spec of the focus %q was run", o.focus)
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/image"
 	"github.com/weft-cni/weft/test/cluster/state"
@@ -107,7 +108,7 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if o.image != "" {
 		images = append(images, o.image)
 	}
-	err = p.step(fmt.Sprintf("%d nodes: Open vSwitch, containerd, images, kubelet", o.nodes),
+	err = p.step(terminal.Count(o.nodes, "node")+": Open vSwitch, containerd, images, kubelet",
 		func(detail func(string)) error {
 			return startNodes(ctx, c, o.nodes, images, detail)
 		})

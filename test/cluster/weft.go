@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/manifest"
 	"github.com/weft-cni/weft/test/cluster/state"
@@ -90,7 +91,8 @@ func weftProgress(ctx context.Context, c state.Cluster) (string, error) {
 			up++
 		}
 	}
-	text := fmt.Sprintf("%d of %d agents ready, %d of %d nodes ready", ready, desired, up, len(c.Nodes))
+	text := fmt.Sprintf("%s ready, %s ready", terminal.CountOf(ready, desired, "agent"),
+		terminal.CountOf(up, len(c.Nodes), "node"))
 	if desired < len(c.Nodes) || ready < desired || up < len(c.Nodes) {
 		return text, errors.Join(fmt.Errorf("%s: %w", text, errNotReady), crashing(ctx, c))
 	}

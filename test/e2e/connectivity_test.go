@@ -193,7 +193,8 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	for check, want := range map[string]int{"Kubernetes": 1, "kube-proxy": 1, "API server": 1, "pod CIDRs": len(env.nodes),
-		"Open vSwitch": len(env.nodes), "kernel modules": len(env.nodes), "other CNI plugins": len(env.nodes) + 1} {
+		"Open vSwitch": len(env.nodes), "kernel modules": len(env.nodes), "other CNI plugins": len(env.nodes) + 1, "forwarded packets": len(env.nodes),
+		"kube-proxy's rules": len(env.nodes), "IPv6 router advertisements": len(env.nodes)} {
 		if seen[check] != want {
 			t.Errorf("%d lines about %s, want %d: %+v", seen[check], check, want, list)
 		}

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
@@ -131,7 +132,7 @@ func (v view) expected(from *pod, t Target) (Expectation, string) {
 	case 0:
 		return Deny, text
 	}
-	return Either, fmt.Sprintf("%d of %d endpoints are allowed: %s", allowed, len(usable), text)
+	return Either, fmt.Sprintf("%s are allowed: %s", terminal.CountOf(allowed, len(usable), "endpoint"), text)
 }
 
 // expectedOfNone is about a Service without usable endpoints. Policies are about endpoints, so they have no part in it.

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
@@ -191,7 +192,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if err := l.serveAPI(ctx); err != nil {
 		return err
 	}
-	l.progress.say("%d nodes: namespaces, Open vSwitch (datapath %s), weft-agent", len(l.nodes), l.datapath)
+	l.progress.say("%s: namespaces, Open vSwitch (datapath %s), weft-agent", terminal.Count(len(l.nodes), "node"), l.datapath)
 	starting, startCtx := errgroup.WithContext(ctx)
 	for _, n := range l.nodes {
 		starting.Go(func() error { return l.startNode(startCtx, n) })
@@ -203,7 +204,7 @@ func (l *Lab) start(ctx context.Context) error {
 	for _, n := range l.nodes {
 		go l.keepAgent(ctx, n)
 	}
-	l.progress.say("%d pods: namespaces, CNI, responders", len(set.Pods))
+	l.progress.say("%s: namespaces, CNI, responders", terminal.Count(len(set.Pods), "pod"))
 	if err := l.apply(ctx, set); err != nil {
 		return err
 	}

@@ -161,12 +161,19 @@ func upCommand(name *string) *cobra.Command {
 			for _, warning := range s.Warnings {
 				say("warning: " + warning)
 			}
-			say(fmt.Sprintf("lab %q is up: %d nodes, %d pods, %d services", *name, len(s.Nodes), len(s.Pods), len(s.Services)))
+			say(fmt.Sprintf("lab %q is up: %s", *name, counts(len(s.Nodes), len(s.Pods), len(s.Services))))
 			return nil
 		},
 	}
 	labFlags(cmd, &opt)
 	return cmd
+}
+
+// counts are the numbers of what a lab has.
+func counts(nodes, pods, services int) string {
+	return strings.Join([]string{
+		terminal.Count(nodes, "node"), terminal.Count(pods, "pod"), terminal.Count(services, "service"),
+	}, ", ")
 }
 
 // onlyFlags refuses arguments, which are most likely manifests.
@@ -213,8 +220,8 @@ func checkCommand() *cobra.Command {
 			if len(set.Ignored) > 0 {
 				fmt.Fprintf(out, "ignored: %s, which mean nothing to a network\n", strings.Join(set.Ignored, ", "))
 			}
-			_, err = fmt.Fprintf(out, "%d nodes, %d pods, %d services, %d policies\n", len(set.Nodes), len(set.Pods),
-				len(set.Services), len(set.Policies)+len(set.ClusterPolicies))
+			_, err = fmt.Fprintf(out, "%s, %s\n", counts(len(set.Nodes), len(set.Pods), len(set.Services)),
+				terminal.Count(len(set.Policies)+len(set.ClusterPolicies), "policy"))
 			return err
 		},
 	}
@@ -253,8 +260,8 @@ func downCommand(name *string) *cobra.Command {
 				return nil
 			}
 			if err == nil {
-				fmt.Fprintf(cmd.OutOrStdout(), "lab %q is down: ended %d processes, removed %s\n", *name, removed.Processes,
-					removed.Files)
+				fmt.Fprintf(cmd.OutOrStdout(), "lab %q is down: ended %s, removed %s\n", *name,
+					terminal.Count(removed.Processes, "process"), removed.Files)
 			}
 			return err
 		},

@@ -163,7 +163,7 @@ func showDifferences(b *strings.Builder, out io.Writer, r lab.Report) {
 }
 
 func showCounts(b *strings.Builder, out io.Writer, r lab.Report) {
-	fmt.Fprintf(b, "\n%d pairs in %.1f s: %s", len(r.Probes), r.Seconds, terminal.Paint(out, terminal.Green,
+	fmt.Fprintf(b, "\n%s in %.1f s: %s", terminal.Count(len(r.Probes), "pair"), r.Seconds, terminal.Paint(out, terminal.Green,
 		fmt.Sprintf("%d as expected", r.Counts[lab.AsExpected])))
 	if n := r.Counts[lab.Differs]; n > 0 {
 		b.WriteString(", " + terminal.Paint(out, terminal.Red, fmt.Sprintf("%d differ", n)))

@@ -175,7 +175,7 @@ func TestCheck(t *testing.T) {
 	}{
 		{[]string{"-f", "../../examples/shop"}, "", "2 nodes, 5 pods, 3 services, 0 policies\n", ""},
 		{[]string{"-f", "-", "--nodes=1"}, input, "warning: standard input:4: Pod p spec.affinity: not supported: a lab has no scheduler; " +
-			"nodeName and nodeSelector have an effect\nignored: Secret, which mean nothing to a network\n1 nodes, 1 pods, 0 services, 0 policies\n", ""},
+			"nodeName and nodeSelector have an effect\nignored: Secret, which mean nothing to a network\n1 node, 1 pod, 0 services, 0 policies\n", ""},
 		{[]string{"-f", "-"}, strings.ReplaceAll(input, "affinity", "affinities"), "", "standard input:4: Pod p spec.affinities: unknown field"},
 		{[]string{"-f", "-", "--set", "mtoo=1"}, input, "", `unknown key "mtoo"`},
 		{[]string{"-f", "-", "--set", "mtu"}, input, "", "want KEY=VALUE"},
