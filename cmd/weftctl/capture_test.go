@@ -56,6 +56,7 @@ func sending(t *testing.T, list []capture.Record, request *capture.Request) stri
 		t.Fatal(err)
 	}
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		*request = capture.Request{}
 		if err := json.NewDecoder(r.Body).Decode(request); err != nil || r.URL.Path != "/v1/capture" {
 			t.Errorf("%s: %v", r.URL, err)
 		}

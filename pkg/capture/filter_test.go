@@ -130,7 +130,7 @@ func TestProgram(t *testing.T) {
 			if !want && n != 0 && loose[tc.name] == "" && !left {
 				t.Errorf("%s: the program passes %s", tc.name, name)
 			}
-			for cut := range len(f.frame) { // frames that end early are no error
+			for cut := range len(f.frame) { // the kernel drops frames that end early
 				if _, err := vm.Run(f.frame[:cut]); err != nil {
 					t.Fatal(err)
 				}
