@@ -174,7 +174,8 @@ func TestCaptureEnds(t *testing.T) {
 	if !strings.Contains(text, "ended: the network device was removed or is down\n") {
 		t.Errorf("%q", text)
 	}
-	bad := sending(t, []capture.Record{{Ports: []capture.Port{{Name: "x"}}}, {Packet: &capture.Packet{Port: 1}}, {End: &capture.End{}}}, &request)
+	bad := sending(t, []capture.Record{{Ports: []capture.Port{{Name: "x"}}}, {Packet: &capture.Packet{Port: 1}},
+		{End: &capture.End{}}}, &request)
 	for _, tc := range []struct {
 		socket, args, want string
 	}{
@@ -212,7 +213,8 @@ func TestCaptureCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(out, "08:00:00.123456  from shop/web  ") || !strings.Contains(errs, "capturing at shop/web (web-1) on node2\n") ||
+	if !strings.HasPrefix(out, "08:00:00.123456  from shop/web  ") ||
+		!strings.Contains(errs, "capturing at shop/web (web-1) on node2\n") ||
 		!strings.Contains(errs, "ended: node node2: enough\n2 packets") {
 		t.Errorf("%s%s", out, errs)
 	}

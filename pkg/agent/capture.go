@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/net/bpf"
 
@@ -21,6 +22,9 @@ import (
 // maxCaptures is how many captures may run at the same time: each has a buffer, and costs time for every packet.
 const maxCaptures = 4
 
+// captureWait is how long a capture waits for one that is just ending: its client may know before its place is free.
+const captureWait = time.Second
+
 // Capture implements api.Source.
 func (r reporter) Capture(ctx context.Context, request capture.Request, sink capture.Sink) error {
 	if !r.a.isReady() {
@@ -29,7 +33,9 @@ func (r reporter) Capture(ctx context.Context, request capture.Request, sink cap
 	select {
 	case r.a.captures <- struct{}{}:
 		defer func() { <-r.a.captures }()
-	default:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(captureWait):
 		return fmt.Errorf("%d captures run on this node, and there may be no more; end one of them", maxCaptures)
 	}
 	plan, err := r.plan(request)

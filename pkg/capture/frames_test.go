@@ -28,7 +28,8 @@ func ethernet(etherType uint16, packet []byte) []byte {
 
 // ip4 is a frame with an IPv4 header; fragment is its second word of flags and offset.
 func ip4(protocol uint8, fragment uint16, src, dst netip.Addr, payload []byte) []byte {
-	header := slices.Concat([]byte{0x45, 0}, u16(uint16(20+len(payload)), 0, fragment), []byte{64, protocol, 0, 0}, src.AsSlice(), dst.AsSlice())
+	header := slices.Concat([]byte{0x45, 0}, u16(uint16(20+len(payload)), 0, fragment), []byte{64, protocol, 0, 0},
+		src.AsSlice(), dst.AsSlice())
 	return ethernet(0x0800, append(header, payload...))
 }
 

@@ -50,7 +50,8 @@ func TestFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first, err := w.Ports([]capture.Port{{Name: "shop/web", Link: "web-1"}, {Name: "gateway", Link: "weft0"}}); err != nil || first != 0 {
+	two := []capture.Port{{Name: "shop/web", Link: "web-1"}, {Name: "gateway", Link: "weft0"}}
+	if first, err := w.Ports(two); err != nil || first != 0 {
 		t.Fatal(first, err)
 	}
 	if first, err := w.Ports([]capture.Port{{Name: "tunnel", Link: "eth0"}}); err != nil || first != 2 {

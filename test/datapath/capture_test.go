@@ -73,7 +73,7 @@ func (s *seen) record(r capture.Record) {
 
 // TestCapture: packets of a connection from a pod through a Service to a pod of another node are seen at the client's
 // port before the translation, in the tunnel and at the server's port after it, with the names of both, in both
-// families; nothing else is. The flows and the pods' packets are as without a capture.
+// families; nothing else is.
 func TestCapture(t *testing.T) {
 	l := labtest.Up(t, "capt", "-f", labtest.Write(t, map[string]string{"all.yaml": capturedPods}), "--nodes=2", "--ip-family=dual")
 	status := l.Status()
@@ -85,7 +85,7 @@ func TestCapture(t *testing.T) {
 	// during runs captures until each has seen a number of packets, while send runs, which begins when all have begun.
 	during := func(requests map[string]capture.Request, send func()) map[string]*seen {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(30*time.Second))
+		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience(60*time.Second))
 		defer cancel()
 		group, ctx := errgroup.WithContext(ctx)
 		begun := make(chan struct{}, len(requests))
@@ -120,28 +120,33 @@ func TestCapture(t *testing.T) {
 		}
 		return all
 	}
-	ask := func(to netip.AddrPort) (port uint16) {
+	dial := func(to netip.AddrPort) (conn net.Conn, port uint16) {
 		t.Helper()
-		var conn net.Conn
 		if err := client.ns.Do(func() (err error) {
 			conn, err = (&net.Dialer{}).DialContext(t.Context(), "udp", to.String())
 			return err
 		}); err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close()
-		answer := make([]byte, 1000)
-		testenv.Eventually(t, 10*time.Second, func() error {
-			if err := errors.Join(conn.SetDeadline(time.Now().Add(5*time.Second)), second(conn.Write([]byte("hello")))); err != nil {
-				return err
-			}
-			return second(conn.Read(answer))
-		})
+		t.Cleanup(func() { _ = conn.Close() })
 		local, err := netip.ParseAddrPort(conn.LocalAddr().String())
 		if err != nil {
 			t.Fatal(err)
 		}
-		return local.Port()
+		return conn, local.Port()
+	}
+	// say sends a datagram, once, and waits for the answer.
+	say := func(conn net.Conn) error {
+		answer := make([]byte, 1000)
+		return errors.Join(conn.SetDeadline(time.Now().Add(testenv.Patience(10*time.Second))), second(conn.Write([]byte("hello"))),
+			second(conn.Read(answer)))
+	}
+	ask := func(to netip.AddrPort) {
+		t.Helper()
+		testenv.Eventually(t, testenv.Patience(60*time.Second), func() error {
+			conn, _ := dial(to)
+			return say(conn)
+		})
 	}
 	var service []netip.Addr
 	for _, s := range status.Services {
@@ -161,10 +166,11 @@ func TestCapture(t *testing.T) {
 	}
 	for _, addr := range service {
 		ask(netip.AddrPortFrom(addr, 80)) // the nodes have found each other and the pods by now
-		var port uint16
+		conn, port := dial(netip.AddrPortFrom(addr, 80))
+		// The port is this conversation's alone: a late answer to another one is not seen.
 		request := func(kind, at, peer string) capture.Request {
-			return capture.Request{Kind: kind, At: at, Peer: peer, PeerKind: "pod", Protocol: capture.UDP, Packets: 2,
-				SnapLen: capture.MinSnapLen}
+			return capture.Request{Kind: kind, At: at, Peer: peer, PeerKind: "pod", Protocol: capture.UDP, Port: port,
+				Packets: 2, SnapLen: capture.MinSnapLen}
 		}
 		own := request("pod", "shop/client", "")
 		own.PeerKind = ""
@@ -172,7 +178,11 @@ func TestCapture(t *testing.T) {
 		got := during(map[string]capture.Request{
 			"node1 client": own, "node1 service": svc, "node2 service": svc, "node2 web": request("pod", "shop/web", "shop/client"),
 			"node1 tunnel": request("", capture.AtTunnel, "shop/web"), "node2 tunnel": request("", capture.AtTunnel, "shop/client"),
-		}, func() { port = ask(netip.AddrPortFrom(addr, 80)) })
+		}, func() {
+			if err := say(conn); err != nil {
+				t.Error(err)
+			}
+		})
 		there := fmt.Sprintf("shop/client:%d > shop/web:8080 UDP, 5 bytes", port)
 		back := fmt.Sprintf("shop/web:8080 > shop/client:%d UDP, ", port)
 		before := fmt.Sprintf("shop/client:%d > service/shop/web:80 UDP, 5 bytes", port)
@@ -204,9 +214,10 @@ func TestCapture(t *testing.T) {
 func second(_ int, err error) error { return err }
 
 // captureProgram: weftctl shows lines, and writes a file with the packets.
-func captureProgram(t *testing.T, l *labtest.Lab, service netip.Addr, ask func(netip.AddrPort) uint16) {
+func captureProgram(t *testing.T, l *labtest.Lab, service netip.Addr, ask func(netip.AddrPort)) {
 	for _, args := range [][]string{{"-o", "json"}, {"-w", "-"}} {
-		cmd := l.Exec("node/node1", append([]string{labtest.Program(t, "weftctl"), "capture", "pod/shop/client", "--port=80", "-c", "2"}, args...)...)
+		cmd := l.Exec("node/node1", append([]string{labtest.Program(t, "weftctl"), "capture", "pod/shop/client", "--port=80",
+			"-c", "2"}, args...)...)
 		var out bytes.Buffer
 		errs, err := cmd.StderrPipe()
 		if err != nil {
@@ -286,7 +297,8 @@ func captureBounds(t *testing.T, agent api.Client) {
 		t.Errorf("%v, end %+v", err, end)
 	}
 	for at, want := range map[string]string{
-		"shop/web": "the agent says: pod shop/web is on node node2, not on node1", "shop/none": `the agent says: there is no pod "shop/none"`,
+		"shop/web":  "the agent says: pod shop/web is on node node2, not on node1",
+		"shop/none": `the agent says: there is no pod "shop/none"`,
 	} {
 		if err := agent.Capture(t.Context(), capture.Request{Kind: "pod", At: at}, none); err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %q", at, err, want)

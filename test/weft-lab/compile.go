@@ -78,7 +78,8 @@ func compileCommand(p *terminal.Format) *cobra.Command {
 		},
 	}
 	labFlags(cmd, &opt)
-	cmd.Flags().StringArrayVar(&before.Manifests, "before", nil, "file or directory of the manifests before a change; also several times")
+	cmd.Flags().StringArrayVar(&before.Manifests, "before", nil,
+		"file or directory of the manifests before a change; also several times")
 	cmd.Flags().StringSliceVar(&nodes, "node", nil, "only these nodes")
 	cmd.Flags().StringVar(&save, "save", "", "write the nodes to this file, for weftctl trace --file")
 	for _, name := range []string{"set", "agent"} { // of agents that run
