@@ -16,7 +16,7 @@ var agentOnly = regexp.MustCompile(`(?m)^(` + strings.Join([]string{
 	`github\.com/prometheus/.*`,
 	`sigs\.k8s\.io/knftables`,
 	`k8s\.io/.*`,
-	`github\.com/weft-cni/weft/pkg/(agent|cni|config|healthcheck|host|kube|netthread|ofswitch|ovsdb|programmer|state)`,
+	`github\.com/weft-cni/weft/pkg/(agent|capture/tap|cni|config|healthcheck|host|kube|netthread|ofswitch|ovsdb|programmer|state)`,
 	`github\.com/weft-cni/weft/test`,
 }, "|") + `)(/.*)?$`)
 

@@ -47,6 +47,12 @@ func fakeKubectl(args []string) int {
 	case strings.HasPrefix(line, "get nodes --all-namespaces"):
 		fmt.Println("<none> node1\n<none> node2\n<none> other")
 		return 0
+	case strings.HasPrefix(line, "get pods --all-namespaces --field-selector=metadata.name=web,metadata.namespace=shop"):
+		fmt.Println(`{"items":[{"spec":{"nodeName":"node2"}}]}`)
+		return 0
+	case strings.HasPrefix(line, "get pods --all-namespaces --field-selector"):
+		fmt.Println(`{"items":[]}`)
+		return 0
 	case strings.HasPrefix(line, "get pods --all-namespaces"), strings.HasPrefix(line, "get networkpolicies --all"):
 		return 0
 	case strings.HasPrefix(line, "get services --all-namespaces"):

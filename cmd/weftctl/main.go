@@ -47,7 +47,7 @@ func rootFor(program string) *cobra.Command {
 	}
 	c.flags(root)
 	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), traceCommand(c), dropsCommand(c),
-		topCommand(c), uiCommand(c), sysdumpCommand(c), checkCommand(c), connectivityCommand(c),
+		topCommand(c), captureCommand(c), uiCommand(c), sysdumpCommand(c), checkCommand(c), connectivityCommand(c),
 		healthCommand(c), connectCommand(c), cli.VersionCommand())
 	cli.Strict(root)
 	return root

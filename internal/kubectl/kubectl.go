@@ -246,3 +246,23 @@ func (k Kubectl) Names(ctx context.Context, kind string) ([]string, error) {
 	}
 	return names, nil
 }
+
+// NodesOf are the nodes of the pods of a name: in a namespace, or in all for an empty one. A pod without a node yet is
+// left out.
+func (k Kubectl) NodesOf(ctx context.Context, namespace, name string) ([]string, error) {
+	fields := "--field-selector=metadata.name=" + name
+	if namespace != "" {
+		fields += ",metadata.namespace=" + namespace
+	}
+	pods, err := get[pod](ctx, k, "pods", "--all-namespaces", fields)
+	if err != nil {
+		return nil, err
+	}
+	var nodes []string
+	for _, p := range pods {
+		if p.Spec.NodeName != "" && !slices.Contains(nodes, p.Spec.NodeName) {
+			nodes = append(nodes, p.Spec.NodeName)
+		}
+	}
+	return nodes, nil
+}

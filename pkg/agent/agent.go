@@ -92,6 +92,8 @@ type Agent struct {
 
 	nodeHealth nodeHealth
 
+	captures chan struct{} // has an element for each capture that runs
+
 	prober atomic.Pointer[peerprobe.Prober] // nil while peer nodes are not asked
 
 	around surroundings
@@ -160,6 +162,7 @@ func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	a := &Agent{
 		opt: opt, log: opt.Log, cfg: cfg, problems: map[string]string{}, objects: map[model.Owner]string{},
 		seen: &model.Snapshot{}, mayProgram: make(chan struct{}), around: theNode,
+		captures: make(chan struct{}, maxCaptures),
 	}
 	a.nodeHealth.serving, a.nodeHealth.now = a.serving, time.Now
 	var err error

@@ -124,6 +124,15 @@ func (w *Watcher) Pods() []model.Pod {
 	return pods
 }
 
+// AllPods calls visit with every pod of the cluster, as policies see it, until that returns false.
+func (w *Watcher) AllPods(visit func(policy.Pod) bool) {
+	for _, obj := range w.pods.GetStore().List() {
+		if p, ok := obj.(*pod); ok && !visit(p.pod) {
+			return
+		}
+	}
+}
+
 // PolicyObjects are the objects that policies are evaluated by, as they were received last: this node's pods, and all
 // namespaces, nodes and policies. Nodes is empty.
 func (w *Watcher) PolicyObjects() policy.Cluster {

@@ -2,12 +2,14 @@ package scenario
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
 	"sync/atomic"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -114,6 +116,11 @@ func (a *Agent) Policies(_ context.Context, object string) ([]report.Policy, err
 
 // Trace implements api.Source.
 func (a *Agent) Trace(context.Context) (walk.Node, error) { return a.node, nil }
+
+// Capture implements api.Source. There is nothing to listen to: packets are interpreted here.
+func (a *Agent) Capture(context.Context, capture.Request, capture.Sink) error {
+	return errors.New("the interpreter has no ports to capture at; use a lab")
+}
 
 // Live implements api.Source.
 func (a *Agent) Live() error { return nil }

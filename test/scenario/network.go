@@ -24,6 +24,7 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
+	"github.com/weft-cni/weft/test/lab/manifest"
 )
 
 // network is a cluster of interpreted switches. Objects take the agent's way: pkg/kube, pkg/state, pkg/flows.
@@ -38,6 +39,8 @@ type network struct {
 	walked []walk.Node // that walker is made of
 	kernel bool
 	ports  uint32 // of pods so far
+	// transport is the configured one; zero for the default.
+	transport model.Transport
 }
 
 // node is a node with its agent's state and its switch.
@@ -74,6 +77,11 @@ func (n *network) apply(manifests documents) error {
 	if err != nil {
 		return err
 	}
+	return n.take(set)
+}
+
+// take makes the cluster what manifests that were read say.
+func (n *network) take(set manifest.Set) error {
 	objects := n.paper.Apply(set)
 	if len(n.nodes) == 0 {
 		for _, o := range set.Nodes {
@@ -176,6 +184,9 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 	}
 	here.gone = gone
 	set = append(set, state.SetKernelDatapath{Kernel: n.kernel}, state.Synced{})
+	if n.transport != (model.Transport{}) {
+		set = append(set, state.SetTransport{Transport: n.transport})
+	}
 	here.objects = policy.Cluster{Namespaces: map[string]map[string]string{}}
 	for _, c := range set {
 		here.store.Apply(c)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/trace/walk"
 )
@@ -28,6 +29,7 @@ const (
 	pathServices = "/v1/services"
 	pathPolicies = "/v1/policies"
 	pathTrace    = "/v1/trace"
+	pathCapture  = "/v1/capture"
 	pathLive     = "/v1/live"
 	pathReady    = "/v1/ready"
 	objectKey    = "object"
@@ -46,6 +48,9 @@ type Source interface {
 	Policies(ctx context.Context, object string) ([]report.Policy, error)
 	// Trace describes the node for pkg/trace/walk, with all flows of its switch.
 	Trace(ctx context.Context) (walk.Node, error)
+	// Capture sends records until a bound of the request is reached, the context ends or the sink fails. An error before
+	// the first record is the answer.
+	Capture(ctx context.Context, request capture.Request, sink capture.Sink) error
 	// Live returns why only a new process or container can help, or nil.
 	Live() error
 	// Ready returns why the node cannot attach pods, or nil.
@@ -77,6 +82,7 @@ func newMux(source Source) http.Handler {
 		v, err := source.Trace(r.Context())
 		answer(w, v, err)
 	})
+	mux.HandleFunc("POST "+pathCapture, func(w http.ResponseWriter, r *http.Request) { serveCapture(w, r, source) })
 	for path, check := range map[string]func() error{pathLive: source.Live, pathReady: source.Ready} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { answer(w, true, check()) })
 	}
@@ -183,15 +189,23 @@ func get[T any](ctx context.Context, c Client, path, object string) (v T, err er
 		return v, c.noAnswer(err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode == http.StatusNotFound {
-		return v, otherVersion(response.Header.Get(versionHeader), path)
-	}
-	if response.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16)) // what could be read is the best message there is
-		return v, Refusal{strings.TrimSpace(string(text))}
+	if err := refusal(response, path); err != nil {
+		return v, err
 	}
 	if err := json.NewDecoder(response.Body).Decode(&v); err != nil {
 		return v, fmt.Errorf("read the agent's answer: %w", err)
 	}
 	return v, nil
+}
+
+// refusal is the error of an answer that is none.
+func refusal(response *http.Response, path string) error {
+	switch response.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusNotFound:
+		return otherVersion(response.Header.Get(versionHeader), path)
+	}
+	text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16)) // what could be read is the best message there is
+	return Refusal{strings.TrimSpace(string(text))}
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/report/api"
@@ -20,7 +21,11 @@ import (
 )
 
 // source is an agent that names the object that it was asked for.
-type source struct{ err error }
+type source struct {
+	err error
+	// ended receives the end of a capture's context.
+	ended chan error
+}
 
 func (source) Status(context.Context) report.Status { return report.Status{Node: "n1"} }
 
@@ -38,6 +43,22 @@ func (s source) Policies(_ context.Context, object string) ([]report.Policy, err
 
 func (s source) Trace(context.Context) (walk.Node, error) {
 	return walk.Node{Name: "n1", Pods: []walk.Pod{{Name: "shop/web", MAC: model.MAC{2, 3, 4, 5, 6, 7}}}}, s.err
+}
+
+// Capture sends a record with the request's words, and more until the context ends, unless there is an error.
+func (s source) Capture(ctx context.Context, request capture.Request, sink capture.Sink) error {
+	if s.err != nil {
+		return s.err
+	}
+	if err := sink.Send(capture.Record{Ports: []capture.Port{{Name: request.At + " " + request.Peer}}}); err != nil {
+		return err
+	}
+	if err := sink.Flush(); err != nil || request.Packets > 0 {
+		return errors.Join(err, sink.Send(capture.Record{End: &capture.End{Reason: "enough"}}))
+	}
+	<-ctx.Done()
+	s.ended <- ctx.Err()
+	return ctx.Err()
 }
 
 func (s source) Live() error { return s.err }
@@ -123,7 +144,7 @@ func TestPermission(t *testing.T) {
 
 // TestErrors: the source's own words reach the user; a missing agent is named.
 func TestErrors(t *testing.T) {
-	refusing := listen(t, api.Handler(source{errors.New("not programmed yet")}))
+	refusing := listen(t, api.Handler(source{err: errors.New("not programmed yet")}))
 	garbage := listen(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if _, err := w.Write([]byte("<html>")); err != nil {
 			t.Error(err)
@@ -163,5 +184,52 @@ func TestErrors(t *testing.T) {
 	// An agent that is not ready still says how it is.
 	if s, err := refusing.Status(t.Context()); err != nil || s.Node != "n1" {
 		t.Errorf("status %+v, %v", s, err)
+	}
+}
+
+// TestCapture: records arrive as they are flushed; a client that stops ends the capture; a refusal is the agent's own.
+func TestCapture(t *testing.T) {
+	ended := make(chan error, 1)
+	c := listen(t, api.Handler(source{ended: ended}))
+	var got []capture.Record
+	err := c.Capture(t.Context(), capture.Request{At: "shop/web", Peer: "a&b=c d?#%", Packets: 1}, func(r capture.Record) error {
+		got = append(got, r)
+		return nil
+	})
+	if err != nil || len(got) != 2 || got[0].Ports[0].Name != "shop/web a&b=c d?#%" || got[1].End.Reason != "enough" {
+		t.Errorf("%v, %+v", err, got)
+	}
+	stop := errors.New("stop")
+	if err := c.Capture(t.Context(), capture.Request{At: "shop/web"}, func(capture.Record) error { return stop }); !errors.Is(err, stop) {
+		t.Errorf("%v, want the callback's error", err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the capture ended with %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := c.Capture(ctx, capture.Request{At: "shop/web"}, func(capture.Record) error { cancel(); return nil }); !errors.Is(err,
+		context.Canceled) {
+		t.Errorf("%v, want that of the context", err)
+	}
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("the capture ended with %v", err)
+	}
+	none := func(r capture.Record) error { t.Errorf("record %+v", r); return nil }
+	refusing := listen(t, api.Handler(source{err: errors.New("not programmed yet")}))
+	if err := refusing.Capture(t.Context(), capture.Request{}, none); err == nil || err.Error() != "the agent says: not programmed yet" {
+		t.Errorf("%v", err)
+	}
+	if err := unknown(t, "2").Capture(t.Context(), capture.Request{}, none); err == nil ||
+		!strings.HasPrefix(err.Error(), "the agent is older than this program: it answers API version 2, which has no /v1/capture") {
+		t.Errorf("%v", err)
+	}
+	cut := listen(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := w.Write([]byte(`{"ports":[{"name":"x","link":"y"}]}` + "\n" + `{"pack`)); err != nil {
+			t.Error(err)
+		}
+	}))
+	if err := cut.Capture(t.Context(), capture.Request{}, func(capture.Record) error { return nil }); err == nil ||
+		!strings.HasPrefix(err.Error(), "the capture was cut off") {
+		t.Errorf("%v", err)
 	}
 }

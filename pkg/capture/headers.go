@@ -1,0 +1,201 @@
+package capture
+
+import (
+	"encoding/binary"
+	"net/netip"
+
+	"github.com/weft-cni/weft/pkg/model"
+)
+
+// Numbers of headers: EtherTypes (IEEE 802), IP protocols and IPv6 extension headers (IANA).
+const (
+	etherIPv4 = 0x0800
+	etherARP  = 0x0806
+	etherIPv6 = 0x86dd
+
+	ipICMP   = 1
+	ipTCP    = 6
+	ipUDP    = 17
+	ipICMPv6 = 58
+	ipSCTP   = 132
+
+	hopByHop     = 0
+	routing      = 43
+	fragment     = 44
+	authHeader   = 51
+	destinations = 60
+)
+
+// Lengths of headers in bytes.
+const (
+	lenEthernet = 14
+	lenIPv4     = 20
+	lenIPv6     = 40
+	lenUDP      = 8
+	lenTunnel   = 8 // Geneve's without options, and VXLAN's
+	lenARP      = 28
+)
+
+// maxExtensions bounds the extension headers of a packet that are followed.
+const maxExtensions = 8
+
+// Headers are what is known of a packet from its first bytes. What is beyond them is zero.
+type Headers struct {
+	EtherType uint16
+	// Src and Dst are of IP packets and ARP; invalid of others.
+	Src, Dst netip.Addr
+	// Protocol is the IP protocol behind extension headers.
+	Protocol         uint8
+	SrcPort, DstPort uint16
+	// Offset is that of a later fragment, which has no ports; MoreFragments is set in every fragment but the last.
+	Offset        int
+	MoreFragments bool
+	// Payload is the length behind the transport header, as the headers say.
+	Payload int
+	// TCPFlags are the flags of TCP; Type and Code are those of ICMP, Type the operation of ARP.
+	TCPFlags   uint8
+	Type, Code uint8
+	// Target is the address that a neighbor solicitation or advertisement is about.
+	Target netip.Addr
+	MAC    model.MAC // that an ARP reply tells
+	// Tunnel is around the packet; nil for none.
+	Tunnel *Tunnel
+}
+
+// Tunnel is an encapsulation.
+type Tunnel struct {
+	Encapsulation model.Encapsulation
+	Src, Dst      netip.Addr
+	ID            uint32
+}
+
+// Parse decodes an Ethernet frame, which may be cut off anywhere. With inTunnel, it is the packet within an
+// encapsulation, if it has one.
+func Parse(frame []byte, inTunnel bool) Headers {
+	h := parseEthernet(frame)
+	if !inTunnel || h.Protocol != ipUDP || h.Offset != 0 {
+		return h
+	}
+	for _, e := range model.Encapsulations {
+		if h.DstPort != e.UDPPort() {
+			continue
+		}
+		at := h.payloadAt(frame)
+		if at+lenTunnel > len(frame) {
+			return h
+		}
+		t := Tunnel{Encapsulation: e, Src: h.Src, Dst: h.Dst, ID: binary.BigEndian.Uint32(frame[at+4:]) >> 8}
+		at += lenTunnel
+		if e == model.Geneve {
+			at += int(frame[at-lenTunnel]&0x3f) * 4 // the options
+		}
+		if at > len(frame) {
+			return h
+		}
+		inner := parseEthernet(frame[at:])
+		inner.Tunnel = &t
+		return inner
+	}
+	return h
+}
+
+// payloadAt is where the payload of a UDP packet begins. Extension headers were followed by parseEthernet.
+func (h Headers) payloadAt(frame []byte) int {
+	if h.EtherType == etherIPv4 {
+		return lenEthernet + int(frame[lenEthernet]&0xf)*4 + lenUDP
+	}
+	_, at, _, _ := extensions(frame[lenEthernet:])
+	return lenEthernet + at + lenUDP
+}
+
+func parseEthernet(b []byte) (h Headers) {
+	if len(b) < lenEthernet {
+		return h
+	}
+	h.EtherType = binary.BigEndian.Uint16(b[12:])
+	switch b = b[lenEthernet:]; {
+	case h.EtherType == etherARP && len(b) >= lenARP && b[4] == 6 && b[5] == 4:
+		h.Type, h.MAC = b[7], model.MAC(b[8:14])
+		h.Src, h.Dst = netip.AddrFrom4([4]byte(b[14:18])), netip.AddrFrom4([4]byte(b[24:28]))
+	case h.EtherType == etherIPv4 && len(b) >= lenIPv4:
+		h.ipv4(b)
+	case h.EtherType == etherIPv6 && len(b) >= lenIPv6:
+		h.ipv6(b)
+	}
+	return h
+}
+
+func (h *Headers) ipv4(b []byte) {
+	h.Src, h.Dst, h.Protocol = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), b[9]
+	flags := binary.BigEndian.Uint16(b[6:])
+	h.Offset, h.MoreFragments = int(flags&0x1fff)*8, flags&0x2000 != 0
+	header := max(int(b[0]&0xf)*4, lenIPv4)
+	h.transport(b, header, int(binary.BigEndian.Uint16(b[2:]))-header)
+}
+
+func (h *Headers) ipv6(b []byte) {
+	h.Src, h.Dst = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
+	protocol, at, offset, more := extensions(b)
+	h.Protocol, h.Offset, h.MoreFragments = protocol, offset, more
+	h.transport(b, at, int(binary.BigEndian.Uint16(b[4:]))+lenIPv6-at)
+}
+
+// extensions follows the extension headers of an IPv6 packet (RFC 8200, section 4) to what is behind them.
+func extensions(b []byte) (protocol uint8, at, offset int, more bool) {
+	protocol, at = b[6], lenIPv6
+	for range maxExtensions {
+		if at+8 > len(b) {
+			return protocol, at, offset, more
+		}
+		length := (int(b[at+1]) + 1) * 8
+		switch protocol {
+		case hopByHop, routing, destinations:
+		case authHeader:
+			length = (int(b[at+1]) + 2) * 4 // RFC 4302, section 2.2
+		case fragment:
+			word := binary.BigEndian.Uint16(b[at+2:])
+			length, offset, more = 8, int(word>>3)*8, word&1 != 0
+		default:
+			return protocol, at, offset, more
+		}
+		protocol = b[at]
+		at += length
+		if offset > 0 {
+			break // what follows is the middle of the packet
+		}
+	}
+	return protocol, at, offset, more
+}
+
+// transport decodes what is at an offset of an IP packet, with this length.
+func (h *Headers) transport(b []byte, at, length int) {
+	h.Payload = max(length, 0)
+	if h.Offset > 0 || at > len(b) {
+		return
+	}
+	b = b[at:]
+	header := 0
+	switch h.Protocol {
+	case ipTCP, ipUDP, ipSCTP:
+		if len(b) < 4 {
+			return
+		}
+		h.SrcPort, h.DstPort = binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
+		header = lenUDP
+		switch {
+		case h.Protocol == ipSCTP:
+			header = 12
+		case h.Protocol == ipTCP && len(b) >= lenIPv4:
+			header, h.TCPFlags = int(b[12]>>4)*4, b[13]
+		}
+	case ipICMP, ipICMPv6:
+		if len(b) < 2 {
+			return
+		}
+		h.Type, h.Code, header = b[0], b[1], 8
+		if h.Protocol == ipICMPv6 && (h.Type == solicitation || h.Type == advertisement) && len(b) >= 24 {
+			h.Target = netip.AddrFrom16([16]byte(b[8:24]))
+		}
+	}
+	h.Payload = max(length-header, 0)
+}
