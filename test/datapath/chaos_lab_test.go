@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 // chaosManifests are a server, a client, a stranger and a caged pod on each node. Ingress policies keep strangers from
@@ -59,6 +61,11 @@ func upChaos(t *testing.T, name string) *chaos {
 	l := &chaosLab{chaos: c, pods: map[string]*client{}}
 	l.outside = openClient(t, c.Status(), "", "", "outside")
 	for _, node := range []string{"node1", "node2"} {
+		if testenv.Patience(time.Second) > time.Second {
+			// Where revalidation takes longer than half of this, ovs-vswitchd deletes cached flows of fewer than five packets a
+			// second, and each packet of theirs is an upcall (ovs-vswitchd.conf.db(5), min-revalidate-pps).
+			c.Run("node/"+node, "ovs-vsctl", "set", "Open_vSwitch", ".", "other_config:max-revalidator=20000")
+		}
 		l.hosts[node] = c.host(t, node)
 		for _, role := range []string{"server", "client", "stranger", "caged"} {
 			l.pods[role+"-"+node] = c.pod(t, ns+"/"+role+"-"+node)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
 const (
@@ -74,7 +76,7 @@ func greeting(stream int, k kind) []byte { return chaosMessage(uint64(stream), k
 func (s *chaosTCP) serve(conn net.Conn) {
 	defer closedAtEnd(conn, s.end)()
 	first := make([]byte, 16)
-	_ = conn.SetReadDeadline(time.Now().Add(chaosGiveUp))
+	_ = conn.SetReadDeadline(time.Now().Add(testenv.Patience(chaosGiveUp)))
 	if _, err := io.ReadFull(conn, first); err != nil {
 		return // its client has given up
 	}
@@ -112,7 +114,7 @@ type dialer struct {
 
 func startDialer(t *testing.T, from *client, to netip.AddrPort, k kind, name string) *dialer {
 	t.Helper()
-	d := &dialer{series: series{name: name, every: chaosDialEvery}, from: from, to: to, kind: k}
+	d := &dialer{series: series{name: name, every: testenv.Patience(chaosDialEvery)}, from: from, to: to, kind: k}
 	end := make(chan struct{})
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -194,7 +196,7 @@ func (c *chaos) startStream(s *chaosStream) {
 	c.later = append(c.later, func() {
 		done.Go(func() {
 			s.connectAndRun(end)
-			repeat(end, chaosDialEvery, func() { s.connectAndRun(end) })
+			repeat(end, testenv.Patience(chaosDialEvery), func() { s.connectAndRun(end) })
 		})
 	})
 }
@@ -219,7 +221,7 @@ func (s *chaosStream) run(at int, conn net.Conn, end <-chan struct{}) {
 	}
 	s.conns[at] = conn
 	s.mu.Unlock()
-	if err := giveUpAfter(conn, chaosGiveUp); err != nil {
+	if err := giveUpAfter(conn, testenv.Patience(chaosGiveUp)); err != nil {
 		s.note(at, err, end)
 		return
 	}
@@ -227,7 +229,7 @@ func (s *chaosStream) run(at int, conn net.Conn, end <-chan struct{}) {
 	var sender sync.WaitGroup
 	sender.Go(func() {
 		number := uint64(0)
-		repeat(gone, chaosStreamEvery, func() {
+		repeat(gone, testenv.Patience(chaosStreamEvery), func() {
 			_, _ = conn.Write(chaosMessage(number, allowed, chaosSegment)) // reading notices as well
 			number++
 		})

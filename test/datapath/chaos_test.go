@@ -32,8 +32,6 @@ const (
 	chaosNodePort    = 30090
 	// chaosSettle is how long everything may take to be as before, after a fault and its bound.
 	chaosSettle = 90 * time.Second
-	// chaosLook is the time of which every datagram must be answered before the next fault.
-	chaosLook = 500 * time.Millisecond
 )
 
 // chaos is a lab with traffic that never stops, in which things are broken.
@@ -249,7 +247,7 @@ func (c *chaos) settle(after string) {
 
 // settled waits until every route is answered again and every agent is content.
 func (c *chaos) settled() error {
-	time.Sleep(chaosPatience() + chaosLook) // so that what unsettled looks at was sent after the fault
+	time.Sleep(chaosPatience() + chaosLook()) // so that what unsettled looks at was sent after the fault
 	for deadline := time.Now().Add(testenv.Patience(chaosSettle)); ; time.Sleep(100 * time.Millisecond) {
 		err := c.unsettled()
 		if err == nil || time.Now().After(deadline) {
@@ -261,7 +259,7 @@ func (c *chaos) settled() error {
 func (c *chaos) unsettled() error {
 	now := time.Now()
 	for _, w := range c.watch {
-		if tried, lost, _ := w.since(now.Add(-chaosPatience()-chaosLook), now.Add(-chaosPatience())); lost > 0 || tried == 0 {
+		if tried, lost, _ := w.since(now.Add(-chaosPatience()-chaosLook()), now.Add(-chaosPatience())); lost > 0 || tried == 0 {
 			return fmt.Errorf("%s: %d of %d are not answered", w.label(), lost, tried)
 		}
 	}
@@ -342,6 +340,9 @@ func (c *chaos) objects() string {
 	}
 	return text.String()
 }
+
+// chaosLook is the time of which every datagram must be answered before the next fault.
+func chaosLook() time.Duration { return testenv.Patience(500 * time.Millisecond) }
 
 // chaosPatience is how long an answer may take.
 func chaosPatience() time.Duration { return testenv.Patience(time.Second) }

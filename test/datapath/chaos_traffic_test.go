@@ -13,9 +13,12 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
-// What a route sends, and how often. Sizes follow each other in turn.
+// What a route sends, and how often. Sizes follow each other in turn. A slow machine gets less: 500 packets a second with
+// their answers are more than an emulated one's kernel and handlers can take beside anything else.
 const (
 	chaosEvery = 100 * time.Millisecond
 	// chaosFragmentsEvery is the same of datagrams in fragments, of which the userspace datapath loses some when more
@@ -116,6 +119,7 @@ type pinger struct {
 func startPinger(t *testing.T, from *client, to netip.AddrPort, k kind, sizes []int, every, pause time.Duration,
 	name string) *pinger {
 	t.Helper()
+	every, pause = testenv.Patience(every), testenv.Patience(pause)
 	p := &pinger{series: series{name: name, every: every}, kind: k, sizes: sizes}
 	if err := from.ns.Do(func() (err error) {
 		p.conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))

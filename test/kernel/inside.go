@@ -76,10 +76,10 @@ func sayWhere(ctx context.Context) error {
 	return nil
 }
 
-// test runs a test binary in its package's directory.
+// test runs a test binary in its package's directory. What bounds it is the whole run's --timeout.
 func (in inside) test(ctx context.Context, dir, binary, tests string, env ...string) error {
 	return show(ctx, os.Stdout, filepath.Join(in.repo, dir), env, filepath.Join(in.bin, binary), "-test.v",
-		"-test.timeout=30m", "-test.run="+tests)
+		"-test.timeout=0", "-test.run="+tests)
 }
 
 // clusterTool is the command that starts a cluster.
