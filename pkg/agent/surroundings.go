@@ -7,10 +7,10 @@ import (
 	"strings"
 
 	"github.com/weft-cni/weft/internal/preflight"
+	"github.com/weft-cni/weft/internal/unixctl"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/host"
-	"github.com/weft-cni/weft/internal/unixctl"
 )
 
 // surroundings are questions about what of the node is not Weft's. None of them changes anything.
