@@ -36,7 +36,8 @@ func TestManyPodPorts(t *testing.T) {
 			t.Errorf("%d pods' interfaces, want %d", got, n)
 		}
 	})
-	if t.Log(took); took > testenv.Patience(3*time.Second) {
+	t.Log(took)
+	if took > testenv.Patience(3*time.Second) {
 		t.Errorf("took %v", took)
 	}
 }

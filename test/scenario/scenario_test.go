@@ -75,7 +75,8 @@ func wantFlows(t *testing.T, file string, s *Scenario) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if golden.Section(t, f, got); got == "" {
+		golden.Section(t, f, got)
+		if got == "" {
 			t.Errorf("%s: no flow", f.Name)
 		}
 	}
