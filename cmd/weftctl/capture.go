@@ -170,7 +170,7 @@ func captureTo(cmd *cobra.Command, c *client, request capture.Request, file stri
 			stream := stream{shower: &show, node: s.node, names: capture.Names{}}
 			err := s.client.Capture(ctx, request, stream.record)
 			if err == nil || ctx.Err() != nil && cmd.Context().Err() != nil {
-				return nil // ended by a bound, or by the user
+				return nil //nolint:nilerr // ended by a bound, or by the user
 			}
 			if s.node != "" {
 				err = fmt.Errorf("node %s: %w", s.node, err)

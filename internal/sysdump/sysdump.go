@@ -96,7 +96,7 @@ func Write(ctx context.Context, w io.Writer, dir string, at time.Time, items []I
 func index(results []Result) []byte {
 	var b strings.Builder
 	for _, r := range results {
-		fmt.Fprintf(&b, "%s\t%s", r.Name, terminal.Count(int(r.Size), "byte"))
+		fmt.Fprintf(&b, "%s\t%s", r.Name, terminal.Count(r.Size, "byte"))
 		if r.Error != "" {
 			fmt.Fprintf(&b, "\t%s", strings.ReplaceAll(r.Error, "\n", "\n\t"))
 		}

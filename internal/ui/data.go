@@ -354,7 +354,7 @@ func (d *data) tableFlows(ctx context.Context, q query) (Flows, error) {
 		return Flows{}, err
 	}
 	if q.get("table") != "" {
-		list = slices.DeleteFunc(list, func(f report.Flow) bool { return f.TableID != uint8(table) })
+		list = slices.DeleteFunc(list, func(f report.Flow) bool { return uint64(f.TableID) != table })
 	}
 	f := Flows{Flows: list[:min(len(list), maxFlows)], Total: len(list)}
 	if f.Flows == nil {

@@ -144,7 +144,8 @@ func (f Filter) Program(links []int, tunnels bool, snapLen int) ([]bpf.RawInstru
 		a.jump(reject)
 	}
 	for _, is4 := range []bool{true, false} {
-		if a.label(family(is4)); tunnels {
+		a.label(family(is4))
+		if tunnels {
 			a.tunnel(is4)
 		} else {
 			a.wanted(f, is4)
@@ -166,6 +167,15 @@ func protocolAt(is4 bool) uint32 {
 		return lenEthernet + 9
 	}
 	return lenEthernet + 6
+}
+
+// assembler makes a program with labels: conditional jumps of classic BPF reach 255 instructions only, others all.
+type assembler struct {
+	accept bpf.RetConstant
+	list   []bpf.Instruction
+	jumps  map[int]string
+	labels map[string]int
+	next   int
 }
 
 // tunnel passes UDP to the encapsulations' ports.
@@ -253,15 +263,6 @@ const (
 	accept = "accept"
 	reject = "reject"
 )
-
-// assembler makes a program with labels: conditional jumps of classic BPF reach 255 instructions only, others all.
-type assembler struct {
-	accept bpf.RetConstant
-	list   []bpf.Instruction
-	jumps  map[int]string
-	labels map[string]int
-	next   int
-}
 
 func (a *assembler) add(i bpf.Instruction) { a.list = append(a.list, i) }
 

@@ -102,7 +102,7 @@ func (w *Writer) Name(addr netip.Addr, name string) error {
 }
 
 // Lost writes how many packets of a port, and of those with it in one capture, were lost.
-func (w *Writer) Lost(port int, at uint64, lost uint64) error {
+func (w *Writer) Lost(port int, at, lost uint64) error {
 	var b block
 	b.u32(uint32(port))
 	b.u32(uint32(at >> 32))

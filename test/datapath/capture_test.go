@@ -96,7 +96,8 @@ func TestCapture(t *testing.T) {
 			all[name] = s
 			group.Go(func() error {
 				err := agents[node].Capture(ctx, request, func(r capture.Record) error {
-					if s.record(r); r.Ports != nil {
+					s.record(r)
+					if r.Ports != nil {
 						begun <- struct{}{}
 					}
 					return nil

@@ -135,7 +135,8 @@ func TestKeyboard(t *testing.T) {
 	press(kb.Enter)
 	do(t, tab, until(`document.querySelector(".grid td")`))
 	for range 20 {
-		if press(kb.Tab); value[bool](t, tab, `document.activeElement.matches(".grid td")`) {
+		press(kb.Tab)
+		if value[bool](t, tab, `document.activeElement.matches(".grid td")`) {
 			break
 		}
 	}
