@@ -46,7 +46,7 @@ build: ## Build Weft's programs and the lab into bin/
 	CGO_ENABLED=0 go build -C test -trimpath -ldflags '-s -w $(STAMP)' -o ../bin/ ./weft-lab
 
 # The workshop's tools are built from its own module, and run from here.
-TOOLS := bin/cluster bin/cnibench bin/demo bin/image bin/kernel bin/scale
+TOOLS := bin/bench bin/cluster bin/demo bin/image bin/kernel bin/scale
 .PHONY: $(TOOLS)
 $(TOOLS): bin/%:
 	@go build -C test -o ../$@ ./$*
@@ -128,7 +128,7 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
 	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
 	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost ./page
-	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... ./bench # these compare the machine with before, so one at a time
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
@@ -165,12 +165,16 @@ kernel-test-all: deps image bin/kernel ## The same in full, and clusters on the 
 	bin/kernel test --timeout 120m --ip-family ipv4 conformance
 
 .PHONY: bench
-bench: ## Benchmarks: compilation, and bundles on a real Open vSwitch
-	go test -tags integration -run '^$$' -bench . -benchmem ./pkg/flows ./pkg/ofswitch
+bench: deps bin/bench ## Weft beside its peers in turns, dist/bench.json; a quarter of an hour; needs root
+	bin/bench run -o dist/bench.json
 
-.PHONY: bench-cni
-bench-cni: bin/cnibench ## CNI ADD and DEL through Weft beside bridge and host-local
-	bin/cnibench
+.PHONY: bench-quick
+bench-quick: deps bin/bench ## The same with fewer and shorter rounds: below three minutes; needs root
+	bin/bench run --quick -o dist/bench-quick.json
+
+.PHONY: bench-functions
+bench-functions: ## Benchmarks of functions: compilation, and bundles on a real Open vSwitch
+	go test -tags integration -run '^$$' -bench . -benchmem ./pkg/flows ./pkg/ofswitch
 
 .PHONY: bench-scale
 bench-scale: bin/scale ## The agent with 10,000 Services and with 5,000 policies over 10,000 pods, of one kind and of two; needs root
@@ -178,12 +182,15 @@ bench-scale: bin/scale ## The agent with 10,000 Services and with 5,000 policies
 
 AGAINST ?=
 .PHONY: bench-connections
-bench-connections: deps bin/kernel ## Connections per second and ovs-vswitchd's CPU, on both datapaths; AGAINST=COMMIT for another agent beside it; needs root
-	@mkdir -p dist
-	go build -C test -o ../dist/connrate/ ./connrate
-	dist/connrate/connrate --build dist/connrate --against "$(AGAINST)"
-	dist/connrate/connrate --programs dist/connrate --json dist/connrate-netdev.json
-	bin/kernel run --timeout 60m --env WEFT_TEST_SLOW=4 --results dist -- $(CURDIR)/dist/connrate/connrate --datapath system --programs $(CURDIR)/dist/connrate -n 2000 --json /guest/results/connrate-system.json
+bench-connections: deps bin/bench ## Connections per second and ovs-vswitchd's CPU; AGAINST=COMMIT for another agent beside it; needs root
+	bin/bench run --cases '^connections' --against '$(AGAINST)' -o dist/bench-connections.json
+
+.PHONY: bench-kernel
+bench-kernel: deps bin/bench bin/kernel ## The same on the kernel's datapath, in an emulated machine: AGAINST=COMMIT; half an hour; needs root
+	@mkdir -p dist/bench
+	bin/bench build dist/bench --against '$(AGAINST)'
+	cp bin/bench dist/bench/bench
+	bin/kernel run --timeout 60m --env WEFT_TEST_SLOW=4 --results dist -- $(CURDIR)/dist/bench/bench run --datapath system --programs $(CURDIR)/dist/bench --rounds 3 --cases '^(connections|requests|throughput)' -o /guest/results/bench-kernel.json
 
 .PHONY: cluster
 cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual

@@ -50,7 +50,7 @@ func TestMain(m *testing.M) {
 		dir, err := os.MkdirTemp("", "weft-cni-bin")
 		must(err)
 		build("../..", "-o", dir, "./cmd/weft-cni")
-		build("../../test/cnibench/plugins", "-o", dir, "tool")
+		build("../../test/bench/plugins", "-o", dir, "tool")
 		runtime.LockOSThread()
 		must(unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS))
 		must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))

@@ -94,6 +94,16 @@ func (e Entry) shape() string {
 	return strings.Join(fields, ",")
 }
 
+// CountMasks is how many kinds of entries there are: those that match the same bits of the same fields are one. The
+// datapath has a subtable for each, and may look a packet up in all of them.
+func CountMasks(entries []Entry) int {
+	shapes := map[string]bool{}
+	for _, e := range entries {
+		shapes[e.shape()] = true
+	}
+	return len(shapes)
+}
+
 // Masks describes entries for a person: those that match the same bits of the same fields in one line, with the
 // fields in which they differ. The largest group is first.
 func Masks(entries []Entry) string {

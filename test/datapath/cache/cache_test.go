@@ -30,6 +30,9 @@ func TestMasks(t *testing.T) {
 	if got := cache.Masks(entries); !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 6 {
 		t.Errorf("masks:\n%swant first, of 6:\n%s", got, want)
 	}
+	if got := cache.CountMasks(entries); got != 6 {
+		t.Errorf("%d masks, want 6", got)
+	}
 	if got := entries[6].Match; got["tunnel.src"] != "172.31.0.12" || got["recirc_id"] != "0" {
 		t.Errorf("an entry of a tunnel matches %v", got)
 	}

@@ -61,7 +61,7 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 	if _, err := db.EnsureBridge(ctx, ovsdb.Bridge{Datapath: datapath}); err != nil {
 		return n, err
 	}
-	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: 1400,
+	settings := cni.Settings{PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.98.0.0/24")}, MTU: podMTU,
 		UserspaceDatapath: datapath == "netdev"}
 	// The agent's own loop, as the agent starts it: the node and its settings first.
 	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}

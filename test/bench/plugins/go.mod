@@ -1,6 +1,6 @@
 // The reference CNI plugins that the benchmark compares with and the tests chain: a module of their own, because what
 // they need is no dependency of Weft.
-module github.com/weft-cni/weft/test/cnibench/plugins
+module github.com/weft-cni/weft/test/bench/plugins
 
 go 1.26.0
 
