@@ -40,6 +40,9 @@ var frames = map[string]struct {
 		"shop/client > shop/web UDP fragment from byte 1480, 13 bytes"},
 	"options": {ip6(0, client6, server6, extended(60, extended(6, tcp(40000, 80, 1, "")))),
 		"shop/client:40000 > shop/web:80 TCP FIN"},
+	// The middle of a packet is not taken for a header.
+	"later options6": {ip6(44, client6, server6, fragment6(60, 1480, false, udp(0x0600, 53, "query"))),
+		"shop/client > shop/web IP protocol 60 fragment from byte 1480, 13 bytes"},
 	"other": {ip4(89, 0, client4, server4, []byte("ospf")), "shop/client > shop/web IP protocol 89, 4 bytes"},
 	"lldp":  {ethernet(0x88cc, []byte("x")), " >  EtherType 0x88cc"},
 	"tunnel": {geneve(0, ip4(6, 0, client4, server4, tcp(40000, 80, 2, ""))),
