@@ -142,8 +142,13 @@ func (s *systems) count(ctx context.Context, o options, run *result.Run) error {
 				continue
 			}
 			found, err := o.traffic().counts(ctx, n, p)
-			if err != nil {
+			if ctx.Err() != nil {
 				return fmt.Errorf("count %s, %s: %w", n.system, p.name, err)
+			}
+			if err != nil {
+				run.Failures = append(run.Failures, result.Failure{Case: "connections/" + p.name, System: n.system,
+					Error: "count: " + err.Error()})
+				continue
 			}
 			run.Counts = append(run.Counts, found...)
 		}
