@@ -19,15 +19,17 @@ func (t traffic) counts(ctx context.Context, n *network, p path) (found []result
 	// Entries would be forgotten after ten seconds without a packet, which is less than the connections take on an
 	// emulated machine.
 	const key = "other_config:max-idle"
+	defer func() {
+		for _, s := range n.switches {
+			_, undo := s.run(context.WithoutCancel(ctx), "ovs-vsctl", ovsTimeout, "remove", "Open_vSwitch", ".",
+				"other_config", "max-idle")
+			err = errors.Join(err, undo)
+		}
+	}()
 	for _, s := range n.switches {
 		if _, err := s.run(ctx, "ovs-vsctl", ovsTimeout, "set", "Open_vSwitch", ".", key+"=600000"); err != nil {
 			return nil, err
 		}
-		defer func() {
-			_, undo := s.run(context.WithoutCancel(ctx), "ovs-vsctl", ovsTimeout, "remove", "Open_vSwitch", ".",
-				"other_config", "max-idle")
-			err = errors.Join(err, undo)
-		}()
 	}
 	before := make([]int, len(n.switches))
 	for i, s := range n.switches {

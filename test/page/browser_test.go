@@ -82,7 +82,7 @@ func start(t *testing.T) context.Context {
 
 // open opens a tab that shows the page, in a window of this size. The test fails when the page writes an error to the
 // console, or wants anything from elsewhere.
-func open(t *testing.T, browser context.Context, url string, width, height int64,
+func open(browser context.Context, t *testing.T, url string, width, height int64,
 	steps ...step) context.Context {
 	t.Helper()
 	tab, cancel := chromedp.NewContext(browser)
@@ -123,7 +123,7 @@ func open(t *testing.T, browser context.Context, url string, width, height int64
 			t.Error("no request was seen: would those to elsewhere be?")
 		}
 	})
-	do(t, tab, append([]step{send(network.Enable, network.EnableParams{}), chromedp.EmulateViewport(width, height)}, steps...)...)
+	do(tab, t, append([]step{send(network.Enable, network.EnableParams{}), chromedp.EmulateViewport(width, height)}, steps...)...)
 	return tab
 }
 
@@ -139,15 +139,15 @@ func send[P, R any](command cdp.Command[P, R], parameters P) step {
 }
 
 // do runs steps in a tab.
-func do(t *testing.T, tab context.Context, steps ...step) {
+func do(tab context.Context, t *testing.T, steps ...step) {
 	t.Helper()
 	for _, s := range steps {
-		run(t, tab, s)
+		run(tab, t, s)
 	}
 }
 
 // run runs an action in a tab.
-func run[T any](t *testing.T, tab context.Context, action chromedp.Action[T]) T {
+func run[T any](tab context.Context, t *testing.T, action chromedp.Action[T]) T {
 	t.Helper()
 	v, err := chromedp.Run(tab, action)
 	if err != nil {
@@ -164,7 +164,7 @@ func until(expression string) step {
 }
 
 // value evaluates an expression.
-func value[T any](t *testing.T, tab context.Context, expression string) T {
+func value[T any](tab context.Context, t *testing.T, expression string) T {
 	t.Helper()
-	return run(t, tab, chromedp.Evaluate[T](expression))
+	return run(tab, t, chromedp.Evaluate[T](expression))
 }

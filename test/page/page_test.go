@@ -83,22 +83,22 @@ func TestPage(t *testing.T) {
 	}{{"desktop", 1280, 800}, {"phone", 390, 844}} {
 		for _, scheme := range []string{"light", "dark"} {
 			t.Run(size.name+"/"+scheme, func(t *testing.T) {
-				tab := open(t, browser, url, size.width, size.height, send(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+				tab := open(browser, t, url, size.width, size.height, send(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
 					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}))
 				for _, v := range visits {
-					do(t, tab, chromedp.Navigate(url+v.hash), until(v.ready))
-					picture := run(t, tab, chromedp.FullScreenshot(100))
+					do(tab, t, chromedp.Navigate(url+v.hash), until(v.ready))
+					picture := run(tab, t, chromedp.FullScreenshot(100))
 					if err := os.WriteFile(filepath.Join(t.ArtifactDir(), v.name+".png"), picture, 0o644); err != nil {
 						t.Fatal(err)
 					}
-					if over := value[int](t, tab, `document.documentElement.scrollWidth - innerWidth`); over > 0 {
+					if over := value[int](tab, t, `document.documentElement.scrollWidth - innerWidth`); over > 0 {
 						t.Errorf("%s is %d pixels wider than the window", v.name, over)
 					}
-					if text := value[string](t, tab, `document.querySelector("nav [aria-current]")?.innerText`); text == "" {
+					if text := value[string](tab, t, `document.querySelector("nav [aria-current]")?.innerText`); text == "" {
 						t.Errorf("%s: no view is marked as the current one", v.name)
 					}
 				}
-				grounds[scheme] = value[string](t, tab, `getComputedStyle(document.body).backgroundColor`)
+				grounds[scheme] = value[string](tab, t, `getComputedStyle(document.body).backgroundColor`)
 			})
 		}
 	}
@@ -111,16 +111,16 @@ func TestPage(t *testing.T) {
 // through its steps; and into a table of the pipeline.
 func TestKeyboard(t *testing.T) {
 	url := serve(t, ui.Agent{Node: "node4", Problem: "down"}, byName(shop(t)))
-	tab := open(t, start(t), url, 1280, 800, chromedp.Navigate(url), until(`document.querySelector(".matrix")`))
+	tab := open(start(t), t, url, 1280, 800, chromedp.Navigate(url), until(`document.querySelector(".matrix")`))
 	press := func(keys ...string) {
 		t.Helper()
 		for _, key := range keys {
-			do(t, tab, chromedp.KeyEvent(key))
+			do(tab, t, chromedp.KeyEvent(key))
 		}
 	}
 	focused := func() string {
 		t.Helper()
-		return value[string](t, tab, `(e => (e.getAttribute("aria-label") || e.innerText || e.dataset.key || "").trim())
+		return value[string](tab, t, `(e => (e.getAttribute("aria-label") || e.innerText || e.dataset.key || "").trim())
 			(document.activeElement)`)
 	}
 	var order []string
@@ -131,12 +131,12 @@ func TestKeyboard(t *testing.T) {
 	if want := []string{"Skip to the content", "Weft", "Nodes", "Reachability", "Pipeline", "Trace"}; !slices.Equal(order, want) {
 		t.Fatalf("the focus goes to %q, want %q", order, want)
 	}
-	do(t, tab, chromedp.Focus(chromedp.CSS(`nav a[href="#/reach"]`)))
+	do(tab, t, chromedp.Focus(chromedp.CSS(`nav a[href="#/reach"]`)))
 	press(kb.Enter)
-	do(t, tab, until(`document.querySelector(".grid td")`))
+	do(tab, t, until(`document.querySelector(".grid td")`))
 	for range 20 {
 		press(kb.Tab)
-		if value[bool](t, tab, `document.activeElement.matches(".grid td")`) {
+		if value[bool](tab, t, `document.activeElement.matches(".grid td")`) {
 			break
 		}
 	}
@@ -151,8 +151,8 @@ func TestKeyboard(t *testing.T) {
 		t.Fatalf("the focus stays at %q", at)
 	}
 	press(kb.Enter)
-	do(t, tab, until(`document.querySelector(".details .end, .details article")`))
-	shown := value[string](t, tab, `document.querySelector(".details h2").innerText`)
+	do(tab, t, until(`document.querySelector(".details .end, .details article")`))
+	shown := value[string](tab, t, `document.querySelector(".details h2").innerText`)
 	if !strings.HasPrefix(at, strings.Split(shown, " ")[0]) {
 		t.Errorf("%q shows %q", at, shown)
 	}
@@ -161,16 +161,16 @@ func TestKeyboard(t *testing.T) {
 		t.Fatalf("the focus is at %q", now)
 	}
 	press(kb.Enter)
-	do(t, tab, until(`document.querySelector(".step.current")`), chromedp.Focus(chromedp.CSS(`[aria-label="Next step"]`)))
+	do(tab, t, until(`document.querySelector(".step.current")`), chromedp.Focus(chromedp.CSS(`[aria-label="Next step"]`)))
 	press(kb.Enter, kb.ArrowRight, kb.ArrowLeft, kb.ArrowRight)
-	label := value[string](t, tab, `document.querySelector(".stepper .label").innerText`)
+	label := value[string](tab, t, `document.querySelector(".stepper .label").innerText`)
 	if !strings.HasPrefix(label, "Step 3 of ") {
 		t.Errorf("after three steps and one back: %q", label)
 	}
-	do(t, tab, chromedp.Navigate(url+"#/pipeline"), until(`document.querySelector(".tables .open")`),
+	do(tab, t, chromedp.Navigate(url+"#/pipeline"), until(`document.querySelector(".tables .open")`),
 		chromedp.Focus(chromedp.CSS(`[data-key="table Classifier"]`)))
 	press(kb.Enter)
-	do(t, tab, until(`document.querySelector(".more table.flows")`))
+	do(tab, t, until(`document.querySelector(".more table.flows")`))
 	if now := focused(); now != "Classifier" {
 		t.Errorf("the focus moved to %q", now)
 	}
@@ -180,10 +180,10 @@ func TestKeyboard(t *testing.T) {
 func TestLiveCounters(t *testing.T) {
 	url := serve(t, ui.Agent{Node: "node4", Problem: "down"}, byName(shop(t)))
 	const packets = `document.querySelector(".tables tbody tr td:nth-of-type(3)").innerText`
-	tab := open(t, start(t), url, 1280, 800, chromedp.Navigate(url+"#/pipeline?node=node1"),
+	tab := open(start(t), t, url, 1280, 800, chromedp.Navigate(url+"#/pipeline?node=node1"),
 		until(`document.querySelector(".tables .open")`))
-	before := value[string](t, tab, packets)
-	do(t, tab, until(fmt.Sprintf("%s != %q", packets, before)), chromedp.Click(chromedp.CSS(`[data-key=live]`)),
+	before := value[string](tab, t, packets)
+	do(tab, t, until(fmt.Sprintf("%s != %q", packets, before)), chromedp.Click(chromedp.CSS(`[data-key=live]`)),
 		until(`document.querySelector("[data-key=live]").getAttribute("aria-pressed") == "false"`))
 }
 
@@ -234,7 +234,7 @@ func TestHostileText(t *testing.T) {
 		agents[a.Name()] = hostile{a}
 	}
 	url := serve(t, ui.Agent{Node: evil, Problem: evil}, agents)
-	tab := open(t, start(t), url, 1280, 800)
+	tab := open(start(t), t, url, 1280, 800)
 	pod := "pod/shop/frontend-0" + evil
 	for _, v := range []struct{ hash, ready string }{
 		{"#/nodes", `document.querySelector(".matrix")`},
@@ -243,14 +243,14 @@ func TestHostileText(t *testing.T) {
 		{"#/pipeline?node=node1&owner=" + strings.ReplaceAll(evil, "=", "%3D"), `document.querySelector("h2 .mono")`},
 		{"#/trace?from=" + strings.ReplaceAll(pod, "=", "%3D") + "&to=service/shop/backend:80", `document.querySelector(".step")`},
 	} {
-		do(t, tab, chromedp.Navigate(url+v.hash), until(v.ready))
-		if n := value[int](t, tab, `document.querySelectorAll("main img, main script").length`); n > 0 {
+		do(tab, t, chromedp.Navigate(url+v.hash), until(v.ready))
+		if n := value[int](tab, t, `document.querySelectorAll("main img, main script").length`); n > 0 {
 			t.Errorf("%s: text has become %d elements", v.hash, n)
 		}
-		if text := value[string](t, tab, `document.querySelector("main").innerText`); !strings.Contains(text, evil) {
+		if text := value[string](tab, t, `document.querySelector("main").innerText`); !strings.Contains(text, evil) {
 			t.Errorf("%s does not show the text as it is:\n%s", v.hash, text)
 		}
-		if value[bool](t, tab, `"hacked" in window`) {
+		if value[bool](tab, t, `"hacked" in window`) {
 			t.Errorf("%s: text was run", v.hash)
 		}
 	}

@@ -146,7 +146,8 @@ func (r *Run) Ratios() []Ratio {
 }
 
 func (c comparison) evaluate(ratio float64) (string, Verdict) {
-	aim, met := "", false
+	var aim string
+	var met bool
 	switch {
 	case c.atLeast > 0:
 		aim, met = fmt.Sprintf("≥ %.2f", c.atLeast), ratio >= c.atLeast

@@ -3,6 +3,7 @@ package result_test
 import (
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"flag"
 	"io"
 	"math"
@@ -286,7 +287,7 @@ func TestPlot(t *testing.T) {
 	widths := []string{}
 	for {
 		token, err := decoder.Token()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
