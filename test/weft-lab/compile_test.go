@@ -159,7 +159,7 @@ func TestCompileMistakes(t *testing.T) {
 		"-f pods.yaml --datapath xx":           `--datapath "xx": want netdev or system`,
 		"-f pods.yaml --ip-family 5":           `"5"`,
 		"-f pods.yaml --set mtu=1400":          "--set is for agents that run",
-		"-f pods.yaml --before other.yaml":     "the nodes before are other",
+		"-f pods.yaml --before other.yaml":     "--before: the manifests have no pods",
 		"-f pods.yaml --before none.yaml":      "--before: ",
 		"-f pods.yaml --save /nonexistent/dir": "no such file or directory",
 		"-f pods.yaml -o wide":                 "-o wide is not known",
