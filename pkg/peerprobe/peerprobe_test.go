@@ -160,6 +160,7 @@ func TestFullSize(t *testing.T) {
 		if r := p.Results()["two"]; r.Problem != want || r.RTT != delay {
 			t.Errorf("full-sized packets are lost: %+v", r)
 		}
+		synctest.Wait() // the prober's own request of this moment is sent, with the old size
 		p.Set(pair, 1500)
 		p.ask()
 		p.ask()
