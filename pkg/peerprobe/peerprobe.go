@@ -208,7 +208,9 @@ func (t *target) of(full bool) *requests {
 // answer takes note of an echo reply.
 func (p *Prober) answer(from netip.Addr, payload []byte) {
 	var id nonce
-	copy(id[:], payload)
+	if copy(id[:], payload) < len(id) {
+		return // zeros are no bytes of an answer
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r, ok := p.open[id]

@@ -66,7 +66,8 @@ func (n *network) lost(lose func(to netip.Addr, size int) bool) {
 	n.lose = lose
 }
 
-// asking calls do beside a Prober that asks these peers, in a bubble of time.
+// asking calls do beside a Prober that asks these peers, in a bubble of time. The prober begins a millisecond later, so
+// that do, which sleeps for whole requests, never acts at the moment at which the prober asks or is answered.
 func asking(t *testing.T, peers []Peer, size int, do func(n *network, p *Prober)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -75,7 +76,10 @@ func asking(t *testing.T, peers []Peer, size int, do func(n *network, p *Prober)
 		p.Set(peers, size)
 		ctx, stop := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- p.Run(ctx) }()
+		go func() {
+			time.Sleep(time.Millisecond)
+			ended <- p.Run(ctx)
+		}()
 		do(n, p)
 		stop()
 		if err := <-ended; err != nil {
@@ -160,13 +164,12 @@ func TestFullSize(t *testing.T) {
 		if r := p.Results()["two"]; r.Problem != want || r.RTT != delay {
 			t.Errorf("full-sized packets are lost: %+v", r)
 		}
-		synctest.Wait() // the prober's own request of this moment is sent, with the old size
 		p.Set(pair, 1500)
 		p.ask()
 		p.ask()
 		p.Set(pair, 1400)
-		synctest.Wait()
 		time.Sleep(delay)
+		synctest.Wait() // the answers have come
 		p.mu.Lock()
 		if at := p.targets[one].full.answered; !at.IsZero() {
 			t.Errorf("an answer of another size counts, of %s", at)
