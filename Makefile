@@ -128,7 +128,7 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
 	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
 	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost ./page
-	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... ./bench # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
@@ -137,6 +137,7 @@ nightly: ## 100,000 sets of random policies through the compiled flows and by ot
 	go test -C test/oracle/policy -run TestRandomPolicies -timeout 4h -rapid.checks=100000
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
 	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
+	go test -C test -tags integration -timeout 10m ./bench
 
 CHAOS ?= 30m
 .PHONY: chaos
