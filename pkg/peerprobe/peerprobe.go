@@ -209,7 +209,7 @@ func (t *target) of(full bool) *requests {
 func (p *Prober) answer(from netip.Addr, payload []byte) {
 	var id nonce
 	if copy(id[:], payload) < len(id) {
-		return // zeros are no bytes of an answer
+		return // shorter than a nonce; copy would leave zeros, which a nonce may end with
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
