@@ -123,7 +123,7 @@ func (c *client) sources(ctx context.Context, request capture.Request) ([]source
 			return nil, err
 		}
 		if len(nodes) == 0 && request.Kind == "pod" {
-			return nil, fmt.Errorf("there is no pod %s that has a node", request.At)
+			return nil, fmt.Errorf("pod %s not found on a node", request.At)
 		}
 	}
 	agents, err := c.cluster.Agents(ctx, nodes)

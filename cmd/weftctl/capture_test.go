@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -49,13 +48,7 @@ func records(lost uint64, end capture.End) []capture.Record {
 // sending is an agent that sends records, and keeps the request. Without an end, it waits for the client's.
 func sending(t *testing.T, list []capture.Record, request *capture.Request) string {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	var lc net.ListenConfig
-	listener, err := lc.Listen(t.Context(), "unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return onSocket(t, func(w http.ResponseWriter, r *http.Request) {
 		*request = capture.Request{}
 		if err := json.NewDecoder(r.Body).Decode(request); err != nil || r.URL.Path != "/v1/capture" {
 			t.Errorf("%s: %v", r.URL, err)
@@ -72,10 +65,7 @@ func sending(t *testing.T, list []capture.Record, request *capture.Request) stri
 		if list[len(list)-1].End == nil {
 			<-r.Context().Done()
 		}
-	})}
-	go func() { _ = server.Serve(listener) }() // it ends with an error when the test closes it
-	t.Cleanup(func() { _ = server.Close() })
-	return socket
+	})
 }
 
 // run runs weftctl and returns also what it wrote on the standard error.
@@ -225,7 +215,7 @@ func TestCaptureCluster(t *testing.T) {
 	}
 	for args, want := range map[string]string{
 		"capture gateway":       "node node3: pod agent-node3: ImagePullBackOff: no such image",
-		"capture pod/shop/none": "there is no pod shop/none that has a node",
+		"capture pod/shop/none": "pod shop/none not found on a node",
 	} {
 		_, _, err := plugin(strings.Fields(args)...)
 		wantCode(t, err, cli.CannotAsk)

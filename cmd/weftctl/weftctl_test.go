@@ -22,13 +22,7 @@ import (
 // serve answers weftctl on a socket as an agent would, and gives the socket.
 func serve(t *testing.T, answers map[string]any) string {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "agent.sock")
-	var lc net.ListenConfig
-	listener, err := lc.Listen(t.Context(), "unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return onSocket(t, func(w http.ResponseWriter, r *http.Request) {
 		answer, ok := answers[r.URL.String()]
 		if !ok {
 			http.Error(w, "the agent has not programmed the switch yet; see weftctl status", http.StatusServiceUnavailable)
@@ -37,7 +31,19 @@ func serve(t *testing.T, answers map[string]any) string {
 		if err := json.NewEncoder(w).Encode(answer); err != nil {
 			t.Error(err)
 		}
-	})}
+	})
+}
+
+// onSocket serves HTTP on a socket until the test ends.
+func onSocket(t *testing.T, handler http.HandlerFunc) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	var lc net.ListenConfig
+	listener, err := lc.Listen(t.Context(), "unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: handler}
 	go func() { _ = server.Serve(listener) }() // it ends with an error when the test closes it
 	t.Cleanup(func() { _ = server.Close() })
 	return socket

@@ -34,8 +34,11 @@ func ProxyRules() ([]string, error) {
 
 // KernelDatapath returns an error while the kernel has no Open vSwitch. The question makes the kernel load the module,
 // where it has one.
-func KernelDatapath() error {
-	if _, err := netlink.GenlFamilyGet("ovs_datapath"); err != nil {
+func KernelDatapath() error { return kernelServes("ovs_datapath") }
+
+// kernelServes returns an error while the kernel lacks a family of generic netlink.
+func kernelServes(family string) error {
+	if _, err := netlink.GenlFamilyGet(family); err != nil {
 		return fmt.Errorf("the kernel's datapath of Open vSwitch: %w; install the kernel's package with the module "+
 			"openvswitch and load it (modprobe openvswitch), or set datapath: netdev", err)
 	}
