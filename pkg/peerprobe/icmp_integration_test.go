@@ -33,7 +33,7 @@ func TestKernelAnswers(t *testing.T) {
 		near: "ip addr add 192.0.2.1/24 dev near; ip addr add 2001:db8::1/64 dev near nodad; ip link set near up; " +
 			"ip route add 10.244.2.0/24 via 192.0.2.2; ip route add fd44:2::/64 via 2001:db8::2",
 		far: "ip link set lo up; ip addr add 192.0.2.2/24 dev far; ip addr add 2001:db8::2/64 dev far nodad; ip link set " +
-			"far up; ip addr add 10.244.2.1/32 dev lo; ip addr add fd44:2::1/128 dev lo",
+			"far up; ip addr add 10.244.2.1/32 dev lo; ip addr add fd44:2::1/128 dev lo nodad",
 	} {
 		run(t, ns, commands)
 	}

@@ -104,7 +104,8 @@ spec:
 		for who, source := range map[string]netip.Addr{
 			"a pod that the policy allows": of(friend.ips, v4), "this node": own, "this node's gateway": gateway,
 		} {
-			l.Run("outside", "ip", "addr", "add", fmt.Sprintf("%s/%d", source, bits), "dev", "lo")
+			// Without nodad the kernel makes an IPv6 address usable a moment after it has said yes, on lo, too.
+			l.Run("outside", "ip", "addr", "add", fmt.Sprintf("%s/%d", source, bits), "dev", "lo", "nodad")
 			if hears(outside, source, to, time.Second) {
 				t.Errorf("the isolated pod receives what a host outside sends in the name of %s, %s", who, source)
 			}

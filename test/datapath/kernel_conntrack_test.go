@@ -195,7 +195,7 @@ func TestUDPBeforeExternalAddress(t *testing.T) {
 	e.write(t, udpService("ext", "web", external))
 	e.served(t, "the address is not the node's", "web")
 	for _, a := range addrs {
-		e.Run("node/node1", "ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "lo")
+		e.Run("node/node1", "ip", "addr", "add", netip.PrefixFrom(a, a.BitLen()).String(), "dev", "lo", "nodad")
 	}
 	e.served(t, "the address has come to the node", "web")
 	for _, a := range addrs {

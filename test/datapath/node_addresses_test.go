@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/lab/podns"
@@ -24,8 +25,9 @@ func (c *client) addLocal(t *testing.T, addr netip.Addr) {
 		if err != nil {
 			return err
 		}
+		// Without IFA_F_NODAD the kernel makes an IPv6 address usable a moment after it has said yes, on lo, too.
 		return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(),
-			addr.BitLen())}})
+			addr.BitLen())}, Flags: unix.IFA_F_NODAD})
 	}); err != nil {
 		t.Fatalf("add address %s to %s: %v", addr, c.name, err)
 	}
