@@ -17,6 +17,9 @@ NAME      ?= weft
 DIR       ?= .cluster
 CLUSTER   := bin/cluster --dir $(DIR)
 
+# CI's log shows how long each part takes.
+BEGUN = echo "=== $@, $$(date +%T)"
+
 .PHONY: help
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +71,7 @@ push: bin/image ## Send a release's image to a registry, and write weft.yaml for
 
 .PHONY: lint
 lint: cross ## gofmt, go vet and golangci-lint over everything, and cross
+	@$(BEGUN)
 	build/lint.sh
 
 .PHONY: vuln
@@ -95,6 +99,7 @@ check: ## Before a commit, in a minute: format, words, go vet, the product's uni
 
 .PHONY: unit
 unit: ## Tests that need neither root nor Open vSwitch
+	@$(BEGUN)
 	go test $(RACE) $(concurrent)
 	go test $(sequential)
 	go test -C test ./...
@@ -125,6 +130,7 @@ tests     = "^($$(grep -hoE '^func Test\w+' $(TAGGED) | cut -c6- | paste -sd'|')
 
 .PHONY: integration
 integration: ## Tests on a real Open vSwitch and a real kernel; needs root
+	@$(BEGUN)
 	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
 	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
 	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost ./page
@@ -151,10 +157,12 @@ soak: deps ## Pods, policies and Services come and go under traffic; what the no
 
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
+	@$(BEGUN)
 	test/e2e/run.sh
 
 .PHONY: kernel-test
 kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; about five minutes
+	@$(BEGUN)
 	bin/kernel test --timeout 30m --run 'TestForwarding/dual|TestSpoofing|TestTunnelSpoofing|TestMTU|TestPolicyRetransmittedSYN' datapath
 
 .PHONY: kernel-test-all

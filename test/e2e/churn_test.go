@@ -21,10 +21,10 @@ import (
 
 const (
 	churnPods   = 60
-	churnRounds = 3
+	churnRounds = 2
 )
 
-// Sixty pods at once, created and deleted three times: nothing is left over on any node, and no address ever belongs to
+// Sixty pods at once, created and deleted twice: nothing is left over on any node, and no address ever belongs to
 // two at a time, neither in the API nor on the switches.
 func TestChurn(t *testing.T) {
 	meshPods(t) // so that they do not appear in between
