@@ -26,6 +26,7 @@ func policyCommand(c *client) *cobra.Command {
 			"its place in the policy's list, from 0, and what NetworkPolicies denied, because no rule of any of\n" +
 			"the pod allowed it. Packets of both ways of a connection count, from the agent's start. Where several policies allow one packet\n" +
 			"it counts for one of them; what they deny counts for all.\n" +
+			"Staged policies have no effect; their rules count what they would decide if they were enforced.\n" +
 			"A rule that cuts pods off from DNS, the API server or their node's probes has a warning.\n" +
 			"NAME is a policy's NAMESPACE/NAME or NAME; all its pods are listed then.",
 		Args:              cobra.MaximumNArgs(1),
@@ -70,6 +71,9 @@ func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 	fmt.Fprint(w, "POLICY\tTIER\tDIRECTION\tRULE\tVERDICT\tPACKETS\tBYTES\tPODS\tSTATE\n")
 	for _, p := range policies {
 		fine := "programmed"
+		if p.Staged {
+			fine = "staged"
+		}
 		if p.Log {
 			fine += ", logged"
 		}

@@ -145,6 +145,16 @@ func (a *Agent) metrics() *prometheus.Registry {
 	viewed("weft_services", "Services that this node serves.", func(s *model.Snapshot) float64 {
 		return float64(len(s.Services))
 	})
+	viewed("weft_policies_staged", "Those of weft_policies that are staged: they have no effect.",
+		func(s *model.Snapshot) float64 {
+			n := 0
+			for _, p := range s.Policies {
+				if p.Staged {
+					n++
+				}
+			}
+			return float64(n)
+		})
 	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 {
 		return float64(len(s.Policies))
 	})
@@ -235,7 +245,7 @@ func collectCounts(ch chan<- prometheus.Metric, c report.Counts) {
 			rule = ""
 		}
 		labels := []string{id.Policy.Namespace, id.Policy.Name, id.Tier.String(), string(id.Direction), rule,
-			report.VerdictName(id.Verdict)}
+			report.VerdictName(id.Rule)}
 		counter(policyPackets, s.Packets, labels...)
 		counter(policyBytes, s.Bytes, labels...)
 	}

@@ -111,8 +111,10 @@ func (l *policyLog) tellHeld(ctx context.Context) error {
 		}
 		return n
 	}
-	if denied, allowed := since(flows.MeterDenied), since(flows.MeterAllowed); l.held != nil && denied+allowed > 0 {
-		l.log.Info("policy log: too many packets, these were not logged", "denied", denied, "allowed", allowed)
+	denied, allowed, staged := since(flows.MeterDenied), since(flows.MeterAllowed), since(flows.MeterStaged)
+	if l.held != nil && denied+allowed+staged > 0 {
+		l.log.Info("policy log: too many packets, these were not logged", "denied", denied, "allowed", allowed,
+			"staged", staged)
 	}
 	l.held = now
 	return nil
@@ -127,10 +129,10 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 	view := l.view()
 	policies := ""
 	if d.Index == flows.Isolation {
-		policies = strings.Join(isolating(view, d.Direction, p), ",")
+		policies = strings.Join(isolating(view, d, p), ",")
 	} else {
-		for id := range view.Policies {
-			if flows.Cookie(id.Owner()) == p.Cookie {
+		for id, policy := range view.Policies {
+			if flows.Cookie(policy.Owner()) == p.Cookie {
 				policies = id.String()
 			}
 		}
@@ -140,10 +142,13 @@ func (l *policyLog) write(ctx context.Context, p openflow.PacketIn) {
 		attrs = append(attrs, slog.Int("port", int(p.DestinationPort)))
 	}
 	attrs = append(attrs, slog.String("proto", strings.TrimSuffix(p.Protocol, "6")),
-		slog.String("verdict", report.VerdictName(d.Verdict)), slog.String("tier", d.Tier.String()),
+		slog.String("verdict", report.VerdictName(d)), slog.String("tier", d.Tier.String()),
 		slog.String("policy", policies), slog.String("direction", string(d.Direction)))
 	if d.Index != flows.Isolation {
 		attrs = append(attrs, slog.Int("rule", d.Index))
+	}
+	if d.Staged {
+		attrs = append(attrs, slog.Bool("staged", true))
 	}
 	if pod := podAt(view, subject(d.Direction, p)); pod != "" {
 		attrs = append(attrs, slog.String("pod", pod))
@@ -159,13 +164,14 @@ func subject(d model.Direction, p openflow.PacketIn) netip.Addr {
 	return p.Destination
 }
 
-// isolating lists the policies that deny together: those that isolate the packet's pod.
-func isolating(view *model.Snapshot, d model.Direction, p openflow.PacketIn) []string {
-	addr := subject(d, p)
+// isolating lists the policies that deny together: those that isolate the packet's pod. The preview's do with the
+// staged ones.
+func isolating(view *model.Snapshot, d flows.Rule, p openflow.PacketIn) []string {
+	addr := subject(d.Direction, p)
 	var names []string
 	for id, policy := range view.Policies {
-		side := policy.Side(d)
-		if side == nil || policy.Tier.Ordered() {
+		side := policy.Side(d.Direction)
+		if side == nil || policy.Tier.Ordered() || policy.Staged && !d.Staged {
 			continue
 		}
 		if _, isolated := slices.BinarySearchFunc(side.Pods, addr, netip.Addr.Compare); isolated {

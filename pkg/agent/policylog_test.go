@@ -123,7 +123,9 @@ func TestPolicyLog(t *testing.T) {
 		t.Error("a policy that does not log costs a listener")
 	}
 
-	view = &model.Snapshot{Policies: policies(quiet, loud), Attachments: view.Attachments}
+	dry := isolated("ns/dry", pod)
+	dry.Log, dry.Staged = true, true
+	view = &model.Snapshot{Policies: policies(quiet, loud, dry), Attachments: view.Attachments}
 	sw.down = true
 	if err := l.sync(t.Context()); err == nil {
 		t.Error("the agent listens without meters: nothing would limit it")
@@ -140,7 +142,14 @@ func TestPolicyLog(t *testing.T) {
 	packet.Data = []byte{0x58, byte(flows.IngressPolicy), byte(model.Deny), 0xff, 0xff, 0xff, 0xff}
 	packet.Protocol, packet.DestinationPort = "icmp", 0
 	sw.send(packet)
+	const preview = byte(flows.IngressPolicy + flows.PreviewDenied - flows.PolicyDenied)
+	packet.Cookie, packet.Data = flows.Cookie(dry.Owner()), []byte{0x58, preview, byte(model.Deny), 0xff, 0xff, 0xff, 0xff}
+	sw.send(packet)
+	packet.Data = []byte{0x58, preview, byte(model.Accept), 0, 0, 0, 5}
+	sw.send(packet)
 	for _, want := range []string{
+		`verdict="would be denied" tier=NetworkPolicy policy=ns/dry,ns/loud,ns/quiet direction=Ingress staged=true pod=ns/web` + "\n",
+		`verdict="would be allowed" tier=NetworkPolicy policy=ns/dry direction=Ingress rule=5 staged=true pod=ns/web` + "\n",
 		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 port=80 proto=tcp verdict=allowed tier=NetworkPolicy policy=ns/loud direction=Ingress rule=3 pod=ns/web` + "\n",
 		`msg="policy log" src=10.9.0.1 dst=10.244.1.2 proto=icmp verdict=denied tier=NetworkPolicy policy=ns/loud,ns/quiet direction=Ingress pod=ns/web` + "\n",
 	} {
@@ -148,11 +157,11 @@ func TestPolicyLog(t *testing.T) {
 	}
 
 	sw.mu.Lock()
-	sw.held[flows.MeterDenied.ID] = 7
+	sw.held[flows.MeterDenied.ID], sw.held[flows.MeterStaged.ID] = 7, 3
 	sw.mu.Unlock()
 	l.checked = time.Time{}
 	sync()
-	if !out.has("these were not logged\" denied=7 allowed=0") {
+	if !out.has("these were not logged\" denied=7 allowed=0 staged=3") {
 		t.Error("the log does not say how much was not logged")
 	}
 	view = &model.Snapshot{Policies: policies(quiet)}

@@ -49,6 +49,8 @@ var annotations = []struct{ name, objects, values, meaning, page string }{
 		"connections a pod gets beside the others, which have the weight 1.", "services.md"},
 	{kube.LogAnnotation, policyKinds + ", Namespace", "`true`", "Log a sample of the packets that the policy decides; " +
 		"on a namespace, for all of its NetworkPolicies.", "policies.md"},
+	{kube.StagedAnnotation, policyKinds, "`true`, `false`", "A dry run: the policy has no effect; what it would decide " +
+		"is counted and logged.", "policies.md"},
 }
 
 // TestEventsPage: docs/events.md has the Events that the agent's code writes.

@@ -130,7 +130,7 @@ func (t *tally) index(
 // samePolicy says whether two values are one: what they point to is immutable.
 func samePolicy(a, b model.Policy) bool {
 	return a.Ingress == b.Ingress && a.Egress == b.Egress && a.Log == b.Log && a.Err == b.Err && a.Tier == b.Tier &&
-		a.Rank == b.Rank
+		a.Rank == b.Rank && a.Staged == b.Staged
 }
 
 func plus(a, b openflow.Stats) openflow.Stats {

@@ -36,18 +36,18 @@ func (l *clauseList) add(f Flow) {
 // fit gives the clauses that have room, sorted, and the owners of those that have none: a rule does not match where it
 // lacks a clause, so that it allows less. Room is shared fairly between namespaces, and by a namespace's policies.
 func (l *clauseList) fit(room int) (kept []openflow.Action, without []model.Owner) {
-	var left map[model.Owner]int
+	var left map[owningPolicy]int
 	if len(l.all) > room {
 		left = l.shares(room)
 	}
 	kept = make([]openflow.Action, 0, min(len(l.all), room))
 	for _, c := range l.all {
 		if left != nil {
-			if left[c.owner] == 0 {
+			if left[nameOf(c.owner)] == 0 {
 				without = append(without, c.owner)
 				continue
 			}
-			left[c.owner]--
+			left[nameOf(c.owner)]--
 		}
 		kept = append(kept, c.clause)
 	}
@@ -55,8 +55,23 @@ func (l *clauseList) fit(room int) (kept []openflow.Action, without []model.Owne
 	return kept, without
 }
 
+// owningPolicy is a NetworkPolicy, staged or not: only they share clauses.
+type owningPolicy struct{ namespace, name string }
+
+func nameOf(o model.Owner) owningPolicy { return owningPolicy{o.Namespace, o.Name} }
+
+// stagedOwners are those of flows whose policies are staged.
+func stagedOwners(list []Flow) (owners []model.Owner) {
+	for _, f := range list {
+		if _, staged := f.Owner.Kind.Policy(); staged {
+			owners = append(owners, f.Owner)
+		}
+	}
+	return owners
+}
+
 // shares divides room between the owners.
-func (l *clauseList) shares(room int) map[model.Owner]int {
+func (l *clauseList) shares(room int) map[owningPolicy]int {
 	demands := map[string]map[string]int{} // by namespace and policy
 	totals := map[string]int{}
 	for _, c := range l.all {
@@ -67,10 +82,10 @@ func (l *clauseList) shares(room int) map[model.Owner]int {
 		demands[namespace][c.owner.Name]++
 		totals[namespace]++
 	}
-	shares := map[model.Owner]int{}
+	shares := map[owningPolicy]int{}
 	for namespace, part := range share.Divide(room, totals) {
 		for name, n := range share.Divide(part, demands[namespace]) {
-			shares[model.NetworkPolicy(namespace, name).Owner()] = n // only they share clauses
+			shares[owningPolicy{namespace, name}] = n
 		}
 	}
 	return shares

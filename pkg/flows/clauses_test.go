@@ -189,7 +189,7 @@ func TestMostServiceFlows(t *testing.T) {
 			}
 			s.Ports = append(s.Ports, p)
 		}
-		snapshot := withPaths(&model.Snapshot{KernelDatapath: rapid.Bool().Draw(t, "kernel"),
+		snapshot := resolved(&model.Snapshot{KernelDatapath: rapid.Bool().Draw(t, "kernel"),
 			Services: map[string]model.Service{s.Name: s},
 			Self: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")}, PodCIDRs: []netip.Prefix{
 				netip.MustParsePrefix("10.244.1.0/24")}}})
@@ -205,4 +205,30 @@ func TestMostServiceFlows(t *testing.T) {
 			t.Fatalf("%d flows and buckets, at most %d were expected", has, most)
 		}
 	})
+}
+
+// TestStagedClausesTakeNoRoom: where a flow of the preview is full, what staged policies show is incomplete, and the
+// enforced ones lack nothing.
+func TestStagedClausesTakeNoRoom(t *testing.T) {
+	enforced, staged := model.NetworkPolicy("ns", "a"), model.Policy{ID: model.NetworkPolicy("ns", "b"), Staged: true}
+	clause := func(table openflow.TableID, o model.Owner, id uint32) Flow {
+		b := &builder{owner: o}
+		b.add(in{table, prioNormal, openflow.Protocol(netip.IPv4Unspecified()), nil}, openflow.Conjunction(id, 1, 2))
+		return b.flows[0]
+	}
+	c := NewCompiler()
+	c.maxClauses = 1
+	const preview = IngressPolicy + toPreview
+	_, _, losers := c.fold([]Flow{clause(preview, enforced.Owner(), 1), clause(preview, staged.Owner(), 2)})
+	if !slices.Equal(losers, []model.Owner{staged.Owner()}) {
+		t.Errorf("incomplete: %v", losers)
+	}
+	_, _, losers = c.fold([]Flow{clause(preview, enforced.Owner(), 1), clause(preview, enforced.Owner(), 3)})
+	if len(losers) > 0 {
+		t.Errorf("incomplete by the preview: %v", losers)
+	}
+	_, _, losers = c.fold([]Flow{clause(IngressPolicy, enforced.Owner(), 1), clause(IngressPolicy, enforced.Owner(), 3)})
+	if len(losers) != 1 {
+		t.Errorf("incomplete: %v", losers)
+	}
 }

@@ -79,10 +79,11 @@ const (
 	prioBeforeAll   uint16 = 65_200
 )
 
-// withPaths returns the snapshot with its paths resolved again.
-func withPaths(s *model.Snapshot) *model.Snapshot {
+// resolved returns the snapshot with what follows from the rest of it.
+func resolved(s *model.Snapshot) *model.Snapshot {
 	complete := *s
 	complete.Paths = nodepath.Resolve(s)
+	complete.Staging = model.AnyStaged(s.Policies)
 	return &complete
 }
 
@@ -114,8 +115,8 @@ func Owners(s *model.Snapshot) []model.Owner {
 			owners = append(owners, model.ServiceOwner(name))
 		}
 	}
-	for id := range s.Policies {
-		owners = append(owners, id.Owner())
+	for _, p := range s.Policies {
+		owners = append(owners, p.Owner())
 	}
 	return owners
 }
@@ -128,7 +129,10 @@ type builder struct {
 	groups []Group
 	addrs  []netip.Addr // of a pod
 	log    bool         // what a policy decides is to be logged
-	err    error
+	// inPreview are the flows of the preview, and previewed counts those that there are. See maxFlows.
+	inPreview bool
+	previewed int
+	err       error
 }
 
 // in says what a flow matches.
@@ -145,7 +149,8 @@ func (b *builder) drop(why Reason, i in) { b.append(why, i, ovs.Drop()) }
 
 // maxFlows is how many flows one owner may have. A Service's are its addresses times its endpoints when it has
 // affinity, and a policy's exceptions from ranges are many ranges each: a single object that a tenant may write could
-// ask for millions, and the node would do nothing else.
+// ask for millions, and the node would do nothing else. Those of the preview count for themselves: a policy is enforced
+// or not whether or not others are staged.
 const maxFlows = 250_000
 
 func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
@@ -154,7 +159,11 @@ func (b *builder) append(why Reason, i in, actions ...ovs.Action) {
 
 // put completes a flow and adds it.
 func (b *builder) put(f Flow, i in, actions ...ovs.Action) {
-	if len(b.flows) >= maxFlows && !f.closes() { // what isolates is always let in
+	counted := len(b.flows) - b.previewed
+	if b.inPreview {
+		counted = b.previewed
+	}
+	if counted >= maxFlows && !f.closes() { // what isolates is always let in
 		b.fail(fmt.Errorf("it takes more than %d flows; make several objects of it, or ask for less", maxFlows))
 		return
 	}
@@ -165,6 +174,9 @@ func (b *builder) put(f Flow, i in, actions ...ovs.Action) {
 		return
 	}
 	b.flows = append(b.flows, f)
+	if b.inPreview {
+		b.previewed++
+	}
 }
 
 func (b *builder) fail(err error) {
@@ -209,8 +221,8 @@ func also(a []ovs.Match, b ...ovs.Match) []ovs.Match {
 // everyNode gives what every node has.
 func (b *builder) everyNode(_ none, in pipelineInputs) {
 	b.pipeline(in.kernel)
-	b.connections(in.keepEstablished, in.kernel)
-	b.allowRejection()
+	b.connections(in)
+	b.allowRejection(in.staging)
 	b.notTwice()
 }
 
@@ -314,7 +326,7 @@ func toGatewayFrom(source model.MAC) []ovs.Action {
 // thisNode gives what follows from the node's own addresses and from the ranges of Services.
 func (b *builder) thisNode(_ none, n selfInputs) {
 	b.self(n.localInputs)
-	b.allowNode(n.nodeAddrs())
+	b.allowNode(n.nodeAddrs(), n.staging)
 	b.keepClients(n)
 	for _, cidr := range n.serviceCIDRs {
 		b.unserved(cidr, n.kernel)
@@ -342,14 +354,14 @@ func (b *builder) self(n localInputs) {
 
 // pod gives the flows of one pod interface: who it may be, and where its addresses are.
 // podOrClosed also notes the addresses, by which Compiler finds what isolates the pod.
-func (b *builder) podOrClosed(p podObject, on datapath) {
+func (b *builder) podOrClosed(p podObject, on podInputs) {
 	b.addrs = p.attachment.IPs
 	if !p.unknown {
 		b.pod(p.attachment, on)
 	}
 }
 
-func (b *builder) pod(a model.Attachment, on datapath) {
+func (b *builder) pod(a model.Attachment, on podInputs) {
 	port, mac := inPort(a.OFPort), sourceMAC(a.MAC)
 	b.add(in{Classifier, prioNormal, "", matches(port)}, Origin.Set(OriginPod), openflow.Goto(ARPND))
 
@@ -385,7 +397,7 @@ func (b *builder) pod(a model.Attachment, on datapath) {
 			masquerade(ip.Is4())...)
 	}
 
-	b.allowSelf(a.IPs)
+	b.allowSelf(a.IPs, on.staging)
 
 	// What did not pass is counted for this pod, by reason.
 	b.drop(SpoofedARP, in{ARPND, prioLower, ovs.ProtocolARP, matches(port)})

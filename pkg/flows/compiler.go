@@ -105,7 +105,7 @@ func newCompiler(
 // Compile is the full compilation of a snapshot: the reference that every update must agree with.
 func Compile(s *model.Snapshot) (Desired, error) {
 	c := NewCompiler()
-	_, failed := c.Update(withPaths(s), nil)
+	_, failed := c.Update(resolved(s), nil)
 	errs := make([]error, len(failed))
 	for i, err := range failed {
 		errs[i] = err
@@ -353,6 +353,10 @@ func (c *Compiler) fold(list []Flow) (result Flow, has bool, losers []model.Owne
 		kept, without := clauses.fit(c.maxClauses)
 		result.Actions = openflow.JoinActions(kept)
 		losers = append(losers, without...)
+	}
+	if _, preview := previewTables[result.Table]; preview && len(losers) > 0 {
+		// Enforced policies lose nothing here; what the staged ones show is incomplete.
+		losers = stagedOwners(list)
 	}
 	slices.SortFunc(losers, model.Owner.Compare)
 	return result, has, slices.Compact(losers)

@@ -40,7 +40,8 @@ var families = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 const verdict = MarkAllowed | MarkDenied
 
 // connections gives what every packet of a connection meets, whatever the cluster holds.
-func (b *builder) connections(keepEstablished, kernelDatapath bool) {
+func (b *builder) connections(of pipelineInputs) {
+	kernelDatapath := of.kernel
 	allowed := MarkAllowed.Is(uint32(MarkAllowed))
 	service := MarkService.Is(uint32(MarkService))
 	for _, any := range families {
@@ -83,7 +84,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 		allowed)}, openflow.Goto(Forwarding))
 	b.drop(InvalidConnection, in{ConntrackState, prioHigh, "",
 		matches(openflow.ConnectionState(openflow.StateRel|openflow.StateTrk, 0))})
-	if keepEstablished {
+	if of.keepEstablished {
 		for _, proto := range kept(kernelDatapath) {
 			b.add(in{ConntrackState, prioHigh, proto, matches(openflow.ConnectionState(openflow.StateEst|openflow.StateTrk,
 				openflow.StateRel), allowed)}, openflow.Goto(Forwarding))
@@ -104,7 +105,7 @@ func (b *builder) connections(keepEstablished, kernelDatapath bool) {
 	b.drop(InvalidConnection, in{ConntrackState, prioMiss, "", nil})
 
 	b.add(in{ServiceLB, prioMiss, "", nil}, openflow.Goto(PolicyEntry))
-	b.policyStages()
+	b.policyStages(of.staging)
 	b.add(in{PolicyDenied, prioRaised, "", matches(AllowAgain.Is(AllowAgain.Mask))}, ovs.Drop()) // it has the mark by now
 	b.add(in{PolicyDenied, prioMiss, "", nil}, ovs.Drop())
 

@@ -91,6 +91,8 @@ type docWriter struct {
 	flows []flows.Flow // the example's, in a reader's order
 	// kernel are those that the example has only with the kernel's datapath, or has differently.
 	kernel []flows.Flow
+	// staging are those that it has only while a policy is staged, or has differently.
+	staging []flows.Flow
 }
 
 func (d *docWriter) line(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
@@ -121,6 +123,8 @@ Pods send everything to the *router MAC*; the switch routes by IP address.
   destination to it; from there on the packet is one to a pod. Its later packets are translated in Conntrack, and so are the replies.
 * **A reply**: ConntrackState sends it straight to Forwarding while its connection has the mark of what the policies allow. The policies'
   tables see the original direction only; a packet that they deny takes the mark away.
+* **While a policy is staged**, PolicyEntry first sends a copy of each packet through the tables ''Preview…'', where the staged policies
+  count beside the others. No packet leaves them.
 * **A datagram in fragments**, with the userspace datapath: only the first fragment has ports. The policies judge that one; the others wait for it in
   Commit. ServiceLB knows the others by the address, where that has one port.
 * **ARP requests and neighbour solicitations**: ARPND checks that they are in the asker's own name, ARPNDReply turns them into the answer and
@@ -142,21 +146,28 @@ func document(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	example.KernelDatapath = true
-	inKernel, err := flows.Compile(&example)
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &docWriter{t: t}
-	for key, f := range inKernel.Flows {
-		if desired.Flows[key] != f {
-			d.kernel = append(d.kernel, f)
+	different := func(s model.Snapshot) (list []flows.Flow) {
+		other, err := flows.Compile(&s)
+		if err != nil {
+			t.Fatal(err)
 		}
+		for key, f := range other.Flows {
+			if desired.Flows[key] != f {
+				list = append(list, f)
+			}
+		}
+		return list
 	}
+	kernel, staging := example, example
+	kernel.KernelDatapath = true
+	dryRun := examplePolicy
+	dryRun.ID.Name, dryRun.Staged = "next-week", true
+	staging.Policies = map[model.PolicyID]model.Policy{dryRun.ID: dryRun}
+	d := &docWriter{t: t, kernel: different(kernel), staging: different(staging)}
 	for _, f := range desired.Flows {
 		d.flows = append(d.flows, f)
 	}
-	for _, list := range [][]flows.Flow{d.flows, d.kernel} {
+	for _, list := range [][]flows.Flow{d.flows, d.kernel, d.staging} {
 		slices.SortFunc(list, func(a, b flows.Flow) int { return a.Key.Compare(b.Key) })
 	}
 
@@ -185,10 +196,17 @@ func (d *docWriter) tables() {
 		d.line("\n### %s", table.Name)
 		d.line("Table %d. %s\n", table.ID, table.Doc)
 		d.line("* Matches: %s", orNone(quoted(table.Match), ", "))
-		d.line("* Actions: %s, `drop`", strings.Join(quoted(table.Actions), ", "))
+		d.line("* Actions: %s", strings.Join(quoted(append(slices.Clone(table.Actions), "drop")), ", "))
 		d.line("* Goes on to: %s", orNone(tableNames(table.Next), ", "))
-		d.line("\nEvery node has:\n")
-		d.block(func(f flows.Flow) bool { return f.Table == table.ID && f.Owner.Kind == model.KindPipeline }, false)
+		own := func(f flows.Flow) bool { return f.Table == table.ID && f.Owner.Kind == model.KindPipeline }
+		if !strings.HasPrefix(table.Name, "Preview") {
+			d.line("\nEvery node has:\n")
+			d.block(own, false)
+		}
+		if slices.ContainsFunc(d.staging, own) {
+			d.line("\nWhile a policy about its pods is staged:\n")
+			d.blockOf(d.staging, own, false)
+		}
 	}
 }
 
@@ -228,16 +246,17 @@ func (d *docWriter) kernelDatapath() {
 	d.line("for each address that it answers with. Commit lets a connection change its source port where its replies " +
 		"would be taken for another's,")
 	d.line("and there are no flows for fragments:\n")
-	everything := *d
-	everything.flows, everything.Buffer = d.kernel, bytes.Buffer{}
-	everything.block(func(flows.Flow) bool { return true }, true)
-	d.Write(everything.Bytes())
+	d.blockOf(d.kernel, func(flows.Flow) bool { return true }, true)
 }
 
-// block lists flows, one a line: table, priority, match, actions, and the reason where they drop.
+// block lists flows of the example, one a line: table, priority, match, actions, and the reason where they drop.
 func (d *docWriter) block(which func(flows.Flow) bool, withTable bool) {
+	d.blockOf(d.flows, which, withTable)
+}
+
+func (d *docWriter) blockOf(list []flows.Flow, which func(flows.Flow) bool, withTable bool) {
 	w := tabwriter.NewWriter(d, 0, 0, 2, ' ', 0)
-	for _, f := range d.flows {
+	for _, f := range list {
 		if !which(f) {
 			continue
 		}
@@ -308,6 +327,10 @@ func (d *docWriter) cookies() {
 		model.KindPolicy:   {"a NetworkPolicy", model.NetworkPolicy("shop", "backend-from-frontend").Owner()},
 
 		model.KindClusterPolicy: {"a ClusterNetworkPolicy", model.ClusterNetworkPolicy("no-metadata").Owner()},
+		model.KindStagedPolicy: {"a staged NetworkPolicy",
+			model.Policy{ID: model.NetworkPolicy("shop", "next-week"), Staged: true}.Owner()},
+		model.KindStagedClusterPolicy: {"a staged ClusterNetworkPolicy",
+			model.Policy{ID: model.ClusterNetworkPolicy("next-month"), Staged: true}.Owner()},
 	}
 	for kind := model.Kind(1); !strings.HasPrefix(kind.String(), "kind"); kind++ {
 		a, ok := about[kind]

@@ -37,14 +37,20 @@ var kinds = map[model.Kind]interface {
 	model.KindPipeline: kind[none, pipelineInputs]{thereIs, pipelineInputsOf, (*builder).everyNode},
 	model.KindSelf:     kind[none, selfInputs]{thereIs, selfInputsOf, (*builder).thisNode},
 	model.KindNode:     kind[model.Path, none]{pathOf, nothing, (*builder).node},
-	model.KindPod:      kind[podObject, datapath]{podOf, datapathOf, (*builder).podOrClosed},
+	model.KindPod:      kind[podObject, podInputs]{podOf, podInputsOf, (*builder).podOrClosed},
 	model.KindService:  kind[serviceObject, localInputs]{serviceOf, localInputsOf, (*builder).serviceOrProxy},
 	model.KindPolicy:   policies,
 
-	model.KindClusterPolicy: policies,
+	model.KindClusterPolicy:       policies,
+	model.KindStagedPolicy:        stagedPolicies,
+	model.KindStagedClusterPolicy: stagedPolicies,
 }
 
-var policies = kind[model.Policy, none]{policyOf, nothing, (*builder).policy}
+// The flows of enforced policies are also in the preview, while there is one.
+var (
+	policies       = kind[model.Policy, staging]{(*model.Snapshot).PolicyOf, stagingOf, (*builder).policy}
+	stagedPolicies = kind[model.Policy, none]{(*model.Snapshot).PolicyOf, nothing, (*builder).stagedPolicy}
+)
 
 // none is the object of owners that are always there, and the inputs of those that read nothing else.
 type none struct{}
@@ -60,12 +66,21 @@ func datapathOf(s *model.Snapshot) datapath { return datapath{s.KernelDatapath} 
 // pipelineInputs are what the flows of every node follow from.
 type pipelineInputs struct {
 	datapath
+	staging
 	keepEstablished bool
 }
 
 func pipelineInputsOf(s *model.Snapshot) pipelineInputs {
-	return pipelineInputs{datapathOf(s), s.KeepEstablished}
+	return pipelineInputs{datapathOf(s), stagingOf(s), s.KeepEstablished}
 }
+
+// podInputs are what pods' flows read.
+type podInputs struct {
+	datapath
+	staging
+}
+
+func podInputsOf(s *model.Snapshot) podInputs { return podInputs{datapathOf(s), stagingOf(s)} }
 
 // localInputs are what Services read of this node.
 type localInputs struct {
@@ -94,12 +109,13 @@ func (n localInputs) ownRange(is4 bool) netip.Prefix {
 // selfInputs are what follows from this node's own addresses and ranges.
 type selfInputs struct {
 	localInputs
+	staging
 	otherAddrs   []netip.Addr // model.Snapshot.LocalAddrs
 	serviceCIDRs []netip.Prefix
 }
 
 func selfInputsOf(s *model.Snapshot) selfInputs {
-	return selfInputs{localInputsOf(s), s.LocalAddrs, s.ServiceCIDRs}
+	return selfInputs{localInputsOf(s), stagingOf(s), s.LocalAddrs, s.ServiceCIDRs}
 }
 
 // nodeAddrs are the addresses that mean this node to policies, those among its pods included.
@@ -135,11 +151,6 @@ type serviceObject struct {
 
 func serviceOf(s *model.Snapshot, o model.Owner) (serviceObject, bool) {
 	return serviceObject{s.Services[o.Name], s.OtherProxies[o.Name]}, true
-}
-
-func policyOf(s *model.Snapshot, o model.Owner) (model.Policy, bool) {
-	p, exists := s.Policies[o.Policy()]
-	return p, exists
 }
 
 // inputs are those of all kinds.

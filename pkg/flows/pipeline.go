@@ -22,6 +22,7 @@ const (
 	Affinity       openflow.TableID = 35
 	ServiceLB      openflow.TableID = 40
 	StickyEndpoint openflow.TableID = 45
+	PolicyEntry    openflow.TableID = 47
 	AdminEgress    openflow.TableID = 48
 	EgressPolicy   openflow.TableID = 50
 	EgressDefault  openflow.TableID = 51
@@ -34,14 +35,18 @@ const (
 
 	PolicyDenied openflow.TableID = 59
 	Forwarding   openflow.TableID = 60
+	// The tables of the preview are those of the policies, toPreview further on, and these two, where it ends.
+	PreviewDenied  = PolicyDenied + toPreview
+	PreviewAllowed = Forwarding + toPreview
+
 	Commit       openflow.TableID = 80
 	EndpointPort openflow.TableID = 82
 	SourceNAT    openflow.TableID = 85
 	Output       openflow.TableID = 90
 )
 
-// PolicyEntry is the first of the policies' tables.
-const PolicyEntry = AdminEgress
+// toPreview leads from a table of the policies to its like in the preview.
+const toPreview = 13
 
 // Registers. All but the last are set once and hold to the end of the pipeline.
 var (
@@ -132,7 +137,7 @@ func ruleMatches(more ...string) []string {
 }
 
 // Pipeline is the whole pipeline, in the order a packet sees it.
-var Pipeline = []Table{
+var Pipeline = withPreview([]Table{
 	{
 		ID: Classifier, Name: "Classifier",
 		Doc: "Tells by the port where a packet comes from: a pod, another node (through a tunnel) or the node's gateway. " +
@@ -238,13 +243,20 @@ var Pipeline = []Table{
 		Next:    []openflow.TableID{PolicyEntry},
 	},
 	{
+		ID: PolicyEntry, Name: "PolicyEntry",
+		Doc: "Leads to the policies. Every packet of a connection's original direction passes here, not only the first, so " +
+			"that a changed policy applies to connections that exist. Of a datagram in fragments, the first fragment does. " +
+			"While there are staged policies, a copy passes the preview before.",
+		Match:   []string{"ct_state", "ip", "ipv6", "nw_frag"},
+		Actions: []string{"resubmit", "goto_table"},
+		Next:    []openflow.TableID{AdminEgress, Forwarding, AdminEgress + toPreview},
+	},
+	{
 		ID: AdminEgress, Name: "AdminEgress",
 		Doc: "What ClusterNetworkPolicies of the tier Admin decide about what this node's pods send, as conjunctions of " +
-			"pods, peers and ports; the priority is a rule's place in the tier. Every packet of a connection's original " +
-			"direction passes here, not only the first, so that a changed policy applies to connections that exist. Of a " +
-			"datagram in fragments, the first fragment does.",
-		Match: ruleMatches("ct_state", "nw_frag"), Actions: ruleActions,
-		Next: []openflow.TableID{EgressPolicy, AdminIngress, PolicyDenied, Forwarding},
+			"pods, peers and ports; the priority is a rule's place in the tier.",
+		Match: ruleMatches("ct_state"), Actions: ruleActions,
+		Next: []openflow.TableID{EgressPolicy, AdminIngress, PolicyDenied},
 	},
 	{
 		ID: EgressPolicy, Name: "EgressPolicy",
@@ -347,6 +359,34 @@ var Pipeline = []Table{
 		Match:   []string{"ct_state", "reg0"},
 		Actions: []string{"set_field->in_port", "output"},
 	},
+})
+
+// previewTables are the tables of the preview by number: those of the stages with the same contract, and its ends.
+var previewTables = map[openflow.TableID]Table{}
+
+// withPreview adds the tables of the preview, behind Forwarding.
+func withPreview(pipeline []Table) []Table {
+	var list []Table
+	for _, t := range pipeline {
+		if t.ID < AdminEgress || t.ID > Forwarding {
+			continue
+		}
+		p := Table{ID: t.ID + toPreview, Name: "Preview" + t.Name, Match: t.Match, Actions: t.Actions,
+			Doc: "As " + t.Name + ", if the staged policies were enforced. Nothing follows from it but counters and log records."}
+		for _, next := range t.Next {
+			p.Next = append(p.Next, next+toPreview)
+		}
+		switch p.ID {
+		case PreviewDenied:
+			p = Table{ID: p.ID, Name: "PreviewDenied", Doc: "Counts what the policies would deny, with the staged ones."}
+		case PreviewAllowed:
+			p = Table{ID: p.ID, Name: "PreviewAllowed", Doc: "Counts what they would allow."}
+		}
+		previewTables[p.ID] = p
+		list = append(list, p)
+	}
+	behind := slices.IndexFunc(pipeline, func(t Table) bool { return t.ID > Forwarding })
+	return slices.Insert(pipeline, behind, list...)
 }
 
 var tables = func() map[openflow.TableID]Table {

@@ -22,8 +22,12 @@ type stage struct {
 	isolation openflow.TableID
 	// next is where packets go on that the tier does not decide about, end where they go when they are accepted.
 	next, end     openflow.TableID
+	denied        openflow.TableID
 	reason        Reason
 	subject, peer func(netip.Prefix) ovs.Match
+	// preview says that it is one of the preview, which decides as if the staged policies were enforced, and only counts
+	// and logs. A copy of each packet passes it.
+	preview bool
 }
 
 // policyDirections are the tables of each direction, in the order of model.Tiers.
@@ -47,7 +51,7 @@ var stages = func() []stage {
 		}
 		for j, tier := range model.Tiers {
 			s := d.stage
-			s.tier, s.rules, s.next, s.end = tier, d.tables[j], end, end
+			s.tier, s.rules, s.next, s.end, s.denied = tier, d.tables[j], end, end, PolicyDenied
 			if j+1 < len(d.tables) {
 				s.next = d.tables[j+1]
 			}
@@ -60,9 +64,51 @@ var stages = func() []stage {
 	return list
 }()
 
-// PolicyTable says which direction's policies a table evaluates; false for other tables.
-func PolicyTable(id openflow.TableID) (model.Direction, bool) {
-	for _, s := range stages {
+// previewStages are the stages again, in the tables of the preview. Packets that these deny are not dropped, so they
+// have no reason.
+var previewStages = func() []stage {
+	list := slices.Clone(stages)
+	for i := range list {
+		s := &list[i]
+		for _, table := range []*openflow.TableID{&s.rules, &s.isolation, &s.next, &s.end, &s.denied} {
+			if *table != 0 {
+				*table += toPreview
+			}
+		}
+		s.reason, s.preview = "", true
+	}
+	return list
+}()
+
+// staging says whether there are staged policies on the node: only then there is a preview.
+type staging bool
+
+func stagingOf(s *model.Snapshot) staging { return staging(s.Staging) }
+
+// stages are all stages in which policies have flows.
+func (on staging) stages() []stage {
+	if on {
+		return slices.Concat(stages, previewStages)
+	}
+	return stages
+}
+
+// stagesOf are those in which a policy has flows: staged ones have them in the preview alone.
+func (on staging) stagesOf(p model.Policy) []stage {
+	if p.Staged {
+		return previewStages
+	}
+	return on.stages()
+}
+
+// PolicyTable says which direction's policies a table evaluates; false for other tables, and those of the preview.
+func PolicyTable(id openflow.TableID) (model.Direction, bool) { return directionOf(stages, id) }
+
+// PreviewTable is PolicyTable for the tables of the preview.
+func PreviewTable(id openflow.TableID) (model.Direction, bool) { return directionOf(previewStages, id) }
+
+func directionOf(list []stage, id openflow.TableID) (model.Direction, bool) {
+	for _, s := range list {
 		if id == s.rules || s.isolation != 0 && id == s.isolation {
 			return s.direction, true
 		}
@@ -70,9 +116,19 @@ func PolicyTable(id openflow.TableID) (model.Direction, bool) {
 	return "", false
 }
 
-// policyStages give the flows by which packets pass the stages that decide nothing.
-func (b *builder) policyStages() {
-	for _, s := range stages {
+// policyStages give the flows by which packets pass the stages that decide nothing. While there are staged policies, a
+// copy passes the preview first. All that leads to policies leads to PolicyEntry, so that no other flow, group or learned
+// flow changes when that begins and ends.
+func (b *builder) policyStages(on staging) {
+	entry := []ovs.Action{openflow.Goto(stages[0].rules)}
+	if on {
+		entry = slices.Insert(entry, 0, openflow.Resubmit(previewStages[0].rules))
+		for _, end := range []openflow.TableID{PreviewDenied, PreviewAllowed} {
+			b.add(in{end, prioMiss, "", nil}, ovs.Drop())
+		}
+	}
+	b.add(in{PolicyEntry, prioMiss, "", nil}, entry...)
+	for _, s := range on.stages() {
 		next := s.next
 		if s.isolation != 0 {
 			b.add(in{s.isolation, prioMiss, "", nil}, openflow.Goto(next))
@@ -84,11 +140,13 @@ func (b *builder) policyStages() {
 
 // policy gives the flows of a policy: its rules, and those that deny what none of them accepts. Several NetworkPolicies
 // isolate one pod with one flow, which has the cookie of the first of them; see Counters.
-func (b *builder) policy(p model.Policy, _ none) {
-	for _, side := range sidesOf(p) {
+func (b *builder) policy(p model.Policy, on staging) {
+	for _, side := range sidesOf(p, on.stagesOf(p)) {
 		b.side(side, p)
 	}
 }
+
+func (b *builder) stagedPolicy(p model.Policy, _ none) { b.policy(p, true) }
 
 // policySide is a policy in one of the stages.
 type policySide struct {
@@ -96,8 +154,8 @@ type policySide struct {
 	*model.PolicySide
 }
 
-func sidesOf(p model.Policy) (sides []policySide) {
-	for _, s := range stages {
+func sidesOf(p model.Policy, in []stage) (sides []policySide) {
+	for _, s := range in {
 		if side := p.Side(s.direction); side != nil && s.tier == p.Tier {
 			sides = append(sides, policySide{s, side})
 		}
@@ -106,30 +164,38 @@ func sidesOf(p model.Policy) (sides []policySide) {
 }
 
 func (b *builder) side(s policySide, p model.Policy) {
+	b.log = p.Log && s.preview == p.Staged // the others are in the preview only for what they decide about staged ones
+	b.inPreview = s.preview
 	for _, pod := range s.Pods {
-		b.log = p.Log
 		b.isolate(s, p, pod)
 	}
 	for _, r := range s.Rules {
-		b.log = p.Log
 		b.rule(s.stage, p.Rank, r)
 	}
 }
 
 // isolate denies what came past all rules of a tier without an order. The flow comes and goes with the pod's own flows
-// (see Compiler.Part). In other tiers such a flow takes the place of the rules when they cannot be programmed.
+// (see Compiler.Part). In other tiers such a flow takes the place of the rules when they cannot be programmed. A staged
+// policy keeps no pod closed.
 func (b *builder) isolate(s policySide, p model.Policy, pod netip.Addr) {
 	match := matches(s.subject(openflow.Host(pod)))
 	if s.isolation != 0 {
 		i := in{s.isolation, prioNormal, openflow.Protocol(pod), match}
-		b.put(Flow{Reason: s.reason, Isolates: pod}, i, openflow.Goto(PolicyDenied))
+		f := Flow{Reason: s.reason, Isolates: pod}
+		if p.Staged {
+			f.Isolates = netip.Addr{}
+		}
+		b.put(f, i, openflow.Goto(s.denied))
 		b.logIsolated(s.stage, i)
+		return
+	}
+	if p.Staged {
 		return
 	}
 	for _, r := range s.FailClosed() {
 		i := in{s.rules, min(placePriority(p.Rank+r.Index), highestPlace), openflow.Protocol(pod), match}
 		i.priority = max(i.priority, lowestPlace)
-		b.put(Flow{Reason: s.reason, Isolates: pod, Fallback: true}, i, openflow.Goto(PolicyDenied))
+		b.put(Flow{Reason: s.reason, Isolates: pod, Fallback: true}, i, openflow.Goto(s.denied))
 	}
 }
 
@@ -198,7 +264,7 @@ func (b *builder) decide(s stage, i in, r model.PolicyRule) {
 	next, reason := s.end, Reason("")
 	switch r.Verdict {
 	case model.Deny:
-		next, reason = PolicyDenied, s.reason
+		next, reason = s.denied, s.reason
 	case model.Pass:
 		next = s.next
 	}
@@ -207,7 +273,7 @@ func (b *builder) decide(s stage, i in, r model.PolicyRule) {
 
 const (
 	// highestPlace and lowestPlace are the priorities of the first and the last rule of an ordered tier.
-	highestPlace, lowestPlace uint16 = 65_000, 100
+	highestPlace, lowestPlace uint16 = 65_000, highestPlace - model.RulePlaces
 	// productSlack is how many more flows pods × ports may take than pods + ports. A flow that names only a port is in the
 	// way of every packet to that port and holds a clause of every policy that names it, so a few flows more are cheaper.
 	productSlack = 16
@@ -279,19 +345,23 @@ func product(a, b []condition) []condition {
 
 // allowRejection lets pods reach the address where Services without endpoints lead: that a Service has no endpoint is
 // not a secret.
-func (b *builder) allowRejection() {
-	first := stages[0]
-	for _, any := range families {
-		b.add(in{first.rules, prioBeforeRules, openflow.Protocol(any),
-			matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(first.end))
+func (b *builder) allowRejection(on staging) {
+	for _, first := range on.stages() {
+		if first.direction != model.Egress || first.tier != model.Tiers[0] {
+			continue
+		}
+		for _, any := range families {
+			b.add(in{first.rules, prioBeforeRules, openflow.Protocol(any),
+				matches(openflow.Destination(openflow.Host(model.RejectAddr(any.Is4()))))}, openflow.Goto(first.end))
+		}
 	}
 }
 
 // allowNode keeps NetworkPolicies away from what the node and its own pods send each other: kubelet's probes, and
 // whatever a policy could not keep from a pod anyway, because the node is what runs it.
-func (b *builder) allowNode(addrs []netip.Addr) {
+func (b *builder) allowNode(addrs []netip.Addr, on staging) {
 	for _, addr := range addrs {
-		for _, s := range stages {
+		for _, s := range on.stages() {
 			if s.isolation != 0 {
 				b.add(in{s.rules, prioHigh, openflow.Protocol(addr), matches(s.peer(openflow.Host(addr)))}, openflow.Goto(s.next))
 			}
@@ -300,10 +370,10 @@ func (b *builder) allowNode(addrs []netip.Addr) {
 }
 
 // allowSelf does the same for a pod that reaches itself through a Service.
-func (b *builder) allowSelf(ips []netip.Addr) {
+func (b *builder) allowSelf(ips []netip.Addr, on staging) {
 	for _, ip := range ips {
 		host := openflow.Host(ip)
-		for _, s := range stages {
+		for _, s := range on.stages() {
 			if s.isolation != 0 {
 				b.add(in{s.rules, prioHigh, openflow.Protocol(ip), matches(openflow.Source(host), openflow.Destination(host))},
 					openflow.Goto(s.next))
@@ -327,6 +397,8 @@ type Rule struct {
 	// Index is the rule's place in the policy's list, from 0, or Isolation.
 	Index   int
 	Verdict model.Verdict
+	// Staged says that the policy is: it only counts and logs what it would decide.
+	Staged bool
 }
 
 // Isolation is the Index of the rule that denies what no rule of the pod's NetworkPolicies accepts.
@@ -335,20 +407,25 @@ const Isolation = -1
 // Counters lists the flows that count for a policy.
 func Counters(p model.Policy) ([]Counter, error) {
 	var counters []Counter
-	b := &builder{owner: p.ID.Owner()}
-	for _, s := range sidesOf(p) {
+	b := &builder{owner: p.Owner()}
+	for _, s := range sidesOf(p, staging(false).stagesOf(p)) {
 		for _, pod := range s.Pods {
 			b.flows, b.log = nil, true // another policy of the pod may log what all of them deny
 			b.isolate(s, p, pod)
-			counters = b.counters(counters, Rule{s.tier, s.direction, Isolation, model.Deny})
+			counters = b.counters(counters, s.rule(Isolation, model.Deny))
 		}
 		for _, r := range s.Rules {
 			b.flows, b.log = nil, p.Log
 			b.rule(s.stage, p.Rank, r)
-			counters = b.counters(counters, Rule{s.tier, s.direction, r.Index, r.Verdict})
+			counters = b.counters(counters, s.rule(r.Index, r.Verdict))
 		}
 	}
 	return counters, b.err
+}
+
+// rule is a rule of the policies that have their own flows in the stage.
+func (s stage) rule(index int, v model.Verdict) Rule {
+	return Rule{s.tier, s.direction, index, v, s.preview}
 }
 
 func (b *builder) counters(to []Counter, r Rule) []Counter {

@@ -14,14 +14,16 @@ import (
 // little there, too. The flows that copy stand above those that decide and do the same as these; a policy without Log
 // has none.
 
-// The meters of copies, which are part of no bundle. What is allowed cannot use up the share of what is denied.
+// The meters of copies, which are part of no bundle. What is allowed cannot use up the share of what is denied, and
+// what staged policies decide neither.
 var (
 	MeterDenied  = openflow.Meter{ID: 0x5765, Rate: 50, Burst: 50}
 	MeterAllowed = openflow.Meter{ID: 0x5766, Rate: 50, Burst: 50}
+	MeterStaged  = openflow.Meter{ID: 0x5767, Rate: 50, Burst: 50}
 )
 
 // Meters are all meters that flows need.
-var Meters = []openflow.Meter{MeterDenied, MeterAllowed}
+var Meters = []openflow.Meter{MeterDenied, MeterAllowed, MeterStaged}
 
 // Copies says whether the flow sends copies of packets: its meter must exist before.
 func (f Flow) Copies() bool { return f.Actions.Copy() }
@@ -32,7 +34,10 @@ const copied = 128
 func copyOf(s stage, rule int, verdict model.Verdict) ovs.Action {
 	data := []byte{copyVersion, byte(s.rules), byte(verdict)}
 	meter := MeterAllowed
-	if verdict == model.Deny {
+	switch {
+	case s.preview:
+		meter = MeterStaged
+	case verdict == model.Deny:
 		meter = MeterDenied
 	}
 	return openflow.Copy{Bytes: copied, Data: binary.BigEndian.AppendUint32(data, uint32(int32(rule))),
@@ -46,7 +51,7 @@ const copyVersion = 0x58
 func (b *builder) logIsolated(s stage, i in) {
 	if b.log {
 		i.priority = prioRaised
-		b.append(s.reason, i, copyOf(s, Isolation, model.Deny), openflow.Goto(PolicyDenied))
+		b.append(s.reason, i, copyOf(s, Isolation, model.Deny), openflow.Goto(s.denied))
 	}
 }
 
@@ -85,9 +90,9 @@ func DecisionOf(p openflow.PacketIn) (Rule, bool) {
 	if !Ours(p.Cookie) || len(p.Data) != 7 || p.Data[0] != copyVersion {
 		return Rule{}, false
 	}
-	for _, s := range stages {
+	for _, s := range staging(true).stages() {
 		if byte(s.rules) == p.Data[1] {
-			return Rule{s.tier, s.direction, int(int32(binary.BigEndian.Uint32(p.Data[3:]))), model.Verdict(p.Data[2])}, true
+			return s.rule(int(int32(binary.BigEndian.Uint32(p.Data[3:]))), model.Verdict(p.Data[2])), true
 		}
 	}
 	return Rule{}, false

@@ -124,7 +124,8 @@ func TestDecisionOf(t *testing.T) {
 			t.Error("another program's copy was taken for ours")
 		}
 	}
-	for _, want := range []string{"{NetworkPolicy Ingress 0 Accept} true", "{NetworkPolicy Ingress -1 Deny} true"} {
+	for _, want := range []string{"{NetworkPolicy Ingress 0 Accept false} true",
+		"{NetworkPolicy Ingress -1 Deny false} true"} {
 		if !got[want] {
 			t.Errorf("copies say %v, want %s", got, want)
 		}

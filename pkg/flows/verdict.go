@@ -63,7 +63,7 @@ func newVerdicts(s *model.Snapshot, quarantined map[model.Owner]error) *verdicts
 			if quarantined[p.ID.Owner()] != nil {
 				p = p.FailClosed()
 			}
-			if side := p.Side(st.direction); side != nil && p.Tier == st.tier {
+			if side := p.Side(st.direction); side != nil && p.Tier == st.tier && !p.Staged {
 				x.add(side)
 			}
 		}

@@ -205,7 +205,7 @@ func trimClusterPolicy(obj any) (any, error) {
 	}
 	return &cnp.ClusterNetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: p.Name, ResourceVersion: p.ResourceVersion,
-			Annotations: logAnnotation(p.Annotations)},
+			Annotations: kept(p.Annotations, LogAnnotation, StagedAnnotation)},
 		Spec: p.Spec,
 	}, nil
 }

@@ -16,8 +16,8 @@ import (
 // ClusterNetworkPolicy is what a ClusterNetworkPolicy is to Weft. What cannot be understood, or is not supported, is
 // said in the Err of the policy or of the rule, which then fails closed.
 func ClusterNetworkPolicy(object *cnp.ClusterNetworkPolicy) policy.Policy {
-	p := policy.Policy{Name: object.Name, Tier: model.AdminTier, Priority: object.Spec.Priority,
-		Log: object.Annotations[LogAnnotation] == "true"}
+	p := policy.Policy{Name: object.Name, Tier: model.AdminTier, Priority: object.Spec.Priority}
+	annotate(&p, object.Annotations)
 	var bad []error
 	switch object.Spec.Tier {
 	case model.AdminTier.String():

@@ -125,10 +125,18 @@ func (r *Reporter) run(ctx context.Context) {
 	}
 }
 
+// objectKind is the kind of the object that an owner stands for: that of a policy whether or not it is staged.
+func objectKind(o model.Owner) model.Kind {
+	if o.Kind.IsPolicy() {
+		return o.Policy().Kind
+	}
+	return o.Kind
+}
+
 // reference is the object that an owner stands for, less its UID.
 func (r *Reporter) reference(o model.Owner) corev1.ObjectReference {
 	namespace, name, _ := strings.Cut(o.Name, "/")
-	switch o.Kind {
+	switch objectKind(o) {
 	case model.KindPod:
 		return corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: namespace, Name: name}
 	case model.KindService:
@@ -151,7 +159,7 @@ func (r *Reporter) uid(ctx context.Context, o model.Owner, ref corev1.ObjectRefe
 	defer cancel()
 	var object metav1.Object
 	var err error
-	switch o.Kind {
+	switch objectKind(o) {
 	case model.KindPod:
 		object, err = r.client.CoreV1().Pods(ref.Namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	case model.KindService:

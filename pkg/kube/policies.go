@@ -28,6 +28,10 @@ import (
 // packets that the policy decides about to be logged.
 const LogAnnotation = "weft.dev/log-policy"
 
+// StagedAnnotation on a NetworkPolicy or ClusterNetworkPolicy makes it staged with "true": it has no effect, and what
+// it would decide is counted and logged.
+const StagedAnnotation = "weft.dev/staged"
+
 // localIndex is the informer's index of this node's pods.
 const localIndex = "local"
 
@@ -301,7 +305,7 @@ func trimNamespace(obj any) (any, error) {
 		return obj, nil
 	}
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: n.Name, ResourceVersion: n.ResourceVersion,
-		Labels: n.Labels, Annotations: logAnnotation(n.Annotations)}}, nil
+		Labels: n.Labels, Annotations: kept(n.Annotations, LogAnnotation)}}, nil
 }
 
 func trimPolicy(obj any) (any, error) {
@@ -311,23 +315,43 @@ func trimPolicy(obj any) (any, error) {
 	}
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, ResourceVersion: p.ResourceVersion,
-			Annotations: logAnnotation(p.Annotations)},
+			Annotations: kept(p.Annotations, LogAnnotation, StagedAnnotation)},
 		Spec: p.Spec,
 	}, nil
 }
 
-func logAnnotation(all map[string]string) map[string]string {
-	if value, ok := all[LogAnnotation]; ok {
-		return map[string]string{LogAnnotation: value}
+// kept are some of an object's annotations.
+func kept(all map[string]string, keys ...string) map[string]string {
+	var some map[string]string
+	for _, key := range keys {
+		if value, ok := all[key]; ok {
+			if some == nil {
+				some = map[string]string{}
+			}
+			some[key] = value
+		}
 	}
-	return nil
+	return some
+}
+
+// annotate completes a policy with what its annotations ask for.
+func annotate(p *policy.Policy, annotations map[string]string) {
+	p.Log = annotations[LogAnnotation] == "true"
+	staged, ok := annotations[StagedAnnotation]
+	switch {
+	case staged == "true":
+		p.Staged = true
+	case ok && staged != "false":
+		p.Warning = fmt.Sprintf("annotation %s: invalid value %.40q; allowed: true, false; the policy is enforced",
+			StagedAnnotation, staged)
+	}
 }
 
 // NetworkPolicy is what policies are to Weft. What cannot be read of it is said in its Err, so that it closes and does
 // not vanish.
 func NetworkPolicy(object *networkingv1.NetworkPolicy) policy.Policy {
-	p := policy.Policy{Namespace: object.Namespace, Name: object.Name, PodSelector: selectorOf(object.Spec.PodSelector),
-		Log: object.Annotations[LogAnnotation] == "true"}
+	p := policy.Policy{Namespace: object.Namespace, Name: object.Name, PodSelector: selectorOf(object.Spec.PodSelector)}
+	annotate(&p, object.Annotations)
 	var bad []error
 	for _, t := range object.Spec.PolicyTypes {
 		p.Types = append(p.Types, policy.Direction(t))

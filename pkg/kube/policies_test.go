@@ -19,6 +19,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/testing/fakekube"
 	"github.com/weft-cni/weft/pkg/kube"
+	"github.com/weft-cni/weft/pkg/kube/cnp"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/state"
@@ -162,6 +163,29 @@ func TestPodHostPorts(t *testing.T) {
 	object.Spec.HostNetwork = true
 	if got := kube.HostPorts(object); got != nil {
 		t.Errorf("on the host's network: %+v", got)
+	}
+}
+
+// TestStagedAnnotation: true makes a policy of either kind staged; what is neither true nor false is named, and the
+// policy is enforced.
+func TestStagedAnnotation(t *testing.T) {
+	for value, want := range map[string]struct {
+		staged  bool
+		warning string
+	}{
+		"true": {staged: true}, "false": {},
+		"yes": {warning: `annotation weft.dev/staged: invalid value "yes"; allowed: true, false; the policy is enforced`},
+		"":    {warning: `annotation weft.dev/staged: invalid value ""; allowed: true, false; the policy is enforced`},
+	} {
+		meta := metav1.ObjectMeta{Name: "p", Annotations: map[string]string{kube.StagedAnnotation: value}}
+		for _, got := range []policy.Policy{
+			kube.NetworkPolicy(&networkingv1.NetworkPolicy{ObjectMeta: meta}),
+			kube.ClusterNetworkPolicy(&cnp.ClusterNetworkPolicy{ObjectMeta: meta}),
+		} {
+			if got.Staged != want.staged || got.Warning != want.warning {
+				t.Errorf("%q: staged %t, warning %q", value, got.Staged, got.Warning)
+			}
+		}
 	}
 }
 

@@ -24,10 +24,29 @@ const (
 	KindPolicy Kind = 6
 	// KindClusterPolicy owns the flows of a ClusterNetworkPolicy.
 	KindClusterPolicy Kind = 7
+	// KindStagedPolicy and KindStagedClusterPolicy own the flows of those of them that are staged.
+	KindStagedPolicy        Kind = 8
+	KindStagedClusterPolicy Kind = 9
 )
 
-// IsPolicy says whether the kind is one of policies.
-func (k Kind) IsPolicy() bool { return k == KindPolicy || k == KindClusterPolicy }
+// stagedKinds are the kinds of staged policies by those of policies.
+var stagedKinds = map[Kind]Kind{KindPolicy: KindStagedPolicy, KindClusterPolicy: KindStagedClusterPolicy}
+
+// Policy is the kind of the policy that owns flows of this kind, and says whether it is staged; 0 for other owners.
+func (k Kind) Policy() (of Kind, staged bool) {
+	for enforced, staged := range stagedKinds {
+		if k == enforced || k == staged {
+			return enforced, k == staged
+		}
+	}
+	return 0, false
+}
+
+// IsPolicy says whether the kind is one of policies, staged or not.
+func (k Kind) IsPolicy() bool {
+	of, _ := k.Policy()
+	return of != 0
+}
 
 func (k Kind) String() string {
 	switch k {
@@ -45,6 +64,10 @@ func (k Kind) String() string {
 		return "policy"
 	case KindClusterPolicy:
 		return "clusterpolicy"
+	case KindStagedPolicy:
+		return "stagedpolicy"
+	case KindStagedClusterPolicy:
+		return "stagedclusterpolicy"
 	}
 	return fmt.Sprintf("kind%d", uint8(k))
 }
@@ -77,7 +100,10 @@ func (o Owner) FullName() string {
 }
 
 // Policy is the identity of a policy that owns flows.
-func (o Owner) Policy() PolicyID { return PolicyID{o.Kind, o.Namespace, o.Name} }
+func (o Owner) Policy() PolicyID {
+	of, _ := o.Kind.Policy()
+	return PolicyID{of, o.Namespace, o.Name}
+}
 
 // Compare orders owners: a total order, for folds that must not depend on history.
 func (o Owner) Compare(p Owner) int {

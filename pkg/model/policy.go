@@ -87,7 +87,7 @@ func (id PolicyID) Compare(other PolicyID) int {
 		cmp.Compare(id.Name, other.Name))
 }
 
-// Owner is the owner of the policy's flows.
+// Owner is the owner of the policy's flows while it is enforced.
 func (id PolicyID) Owner() Owner { return Owner{Kind: id.Kind, Namespace: id.Namespace, Name: id.Name} }
 
 // Policy is a policy resolved for this node: selectors are addresses and named ports are numbers. A Snapshot holds only
@@ -103,6 +103,10 @@ type Policy struct {
 	Ingress, Egress *PolicySide
 	// Log asks for log records of a sample of the packets that the policy allows or denies.
 	Log bool
+	// Staged policies have no effect: their flows are in the preview, where they count and log what they would decide.
+	Staged bool
+	// Warning is what of the policy's annotations is invalid, and so ignored; empty otherwise.
+	Warning string
 	// Err is the reason why the policy, or a rule of it, is invalid or over budget; empty otherwise. The rules are then
 	// those that fail closed: a NetworkPolicy accepts nothing, and of a ClusterNetworkPolicy the rules at fault accept
 	// nothing, and deny everything if they are to deny or to pass.
@@ -110,6 +114,28 @@ type Policy struct {
 	// OverBudget reports that Err is about this node's flow budget. Other nodes may have room.
 	OverBudget bool
 }
+
+// Owner is the owner of the policy's flows.
+func (p Policy) Owner() Owner {
+	o := p.ID.Owner()
+	if p.Staged {
+		o.Kind = stagedKinds[o.Kind]
+	}
+	return o
+}
+
+// AnyStaged says whether one of the policies is staged.
+func AnyStaged(policies map[PolicyID]Policy) bool {
+	for _, p := range policies {
+		if p.Staged {
+			return true
+		}
+	}
+	return false
+}
+
+// RulePlaces is how many rules a tier with an order has room for on a node.
+const RulePlaces = 64_900
 
 // Side is the policy's part for one direction; nil when the policy does not apply to that direction.
 func (p Policy) Side(d Direction) *PolicySide {

@@ -49,6 +49,8 @@ type Snapshot struct {
 	OtherProxies map[string][]netip.Addr
 	// Policies are the policies that select pods of this node.
 	Policies map[PolicyID]Policy
+	// Staging is AnyStaged of the policies.
+	Staging bool
 	// ServicesRevision is the revision that last changed Services, OtherProxies or ServiceCIDRs.
 	ServicesRevision uint64
 	// ServiceCIDRs are the ranges of ClusterIPs that the API server and the configuration name.
@@ -65,3 +67,12 @@ type OutsideClaims struct {
 
 // SelfPath is this node's own entry in Paths.
 func (s *Snapshot) SelfPath() Path { return s.Paths[s.Self.Name] }
+
+// PolicyOf is the policy that owns an owner's flows, staged or enforced; false if there is none.
+func (s *Snapshot) PolicyOf(o Owner) (Policy, bool) {
+	p, exists := s.Policies[o.Policy()]
+	if !exists || p.Owner() != o {
+		return Policy{}, false
+	}
+	return p, true
+}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/share"
@@ -17,9 +18,32 @@ func overBudgetError(flows, room int) string {
 		"policies has no room; use fewer policies, or fewer and wider peers", flows, room)
 }
 
-// overflow returns the policies that have no room. Those of the cluster are like a namespace's.
-func overflow(flows map[model.PolicyID]int, room int) map[model.PolicyID]bool {
-	return share.Overflow(flows, room, func(id model.PolicyID) (namespace, name string) { return id.Namespace, id.Name })
+// demand is how many flows a policy may take.
+type demand struct {
+	flows  int
+	staged bool
+}
+
+// overflow returns the policies that have no room. Those of the cluster are like a namespace's. Staged ones have the
+// room that the others leave, so that they take none away.
+func overflow(flows map[model.PolicyID]demand, room int) map[model.PolicyID]bool {
+	all := map[model.PolicyID]bool{}
+	for _, staged := range []bool{false, true} {
+		claims := map[model.PolicyID]int{}
+		for id, d := range flows {
+			if d.staged == staged {
+				claims[id] = d.flows
+			}
+		}
+		over := share.Overflow(claims, room, func(id model.PolicyID) (namespace, name string) { return id.Namespace, id.Name })
+		maps.Copy(all, over)
+		for id, n := range claims {
+			if !over[id] {
+				room -= n
+			}
+		}
+	}
+	return all
 }
 
 // countFlows counts the flows of a policy that selects pods of this node.

@@ -112,11 +112,20 @@ func ruleWhy(tier model.Tier, id model.PolicyID, rule int, v model.Verdict) stri
 	return fmt.Sprintf("%s by %s, rule %d", word, id, rule)
 }
 
-// selecting are the policies of a tier that select the subject, as they are evaluated.
+// Preview is the cluster as it would be if the staged policies were enforced.
+func (c Cluster) Preview() Cluster {
+	c.Policies = slices.Clone(c.Policies)
+	for i := range c.Policies {
+		c.Policies[i].Staged = false
+	}
+	return c
+}
+
+// selecting are the policies of a tier that select the subject, as they are evaluated. Staged ones are not.
 func (c Cluster) selecting(tier model.Tier, t traffic) []Policy {
 	var list []Policy
 	for _, policy := range c.Policies {
-		if policy.Tier == tier && c.selects(policy, t.Direction, *t.subject) {
+		if policy.Tier == tier && !policy.Staged && c.selects(policy, t.Direction, *t.subject) {
 			list = append(list, policy)
 		}
 	}

@@ -95,7 +95,8 @@ func drawRules(t *rapid.T) []Rule {
 
 func drawPolicy(t *rapid.T) Policy {
 	p := Policy{Namespace: draw(t, someNamespaces), Name: draw(t, []string{"p", "q", "r"}), PodSelector: drawSelector(t),
-		Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10)}
+		Ingress: drawRules(t), Egress: drawRules(t), Log: chance(t, 10),
+		Staged: chance(t, 30)}
 	if chance(t, 60) {
 		p.Types = draw(t, [][]Direction{{Ingress}, {Egress}, {Ingress, Egress}})
 	}

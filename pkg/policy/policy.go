@@ -56,6 +56,10 @@ type Policy struct {
 	Egress  []Rule
 	// Log requests log records of a sample of the packets that the policy allows or denies.
 	Log bool
+	// Staged requests a dry run: the policy has no effect, and what it would do is counted and logged.
+	Staged bool
+	// Warning is what of its annotations is invalid, and so ignored.
+	Warning string
 	// Err is a parse error. Like every policy that Check rejects, the policy then fails closed; see FailClosed.
 	Err string
 }

@@ -20,15 +20,29 @@ type place struct {
 	priority int32
 	id       model.PolicyID
 	rules    int // in the longer direction
+	staged   bool
 }
 
 func (policy Policy) place() place {
-	return place{policy.Tier, policy.Priority, policy.ID(), max(len(policy.Ingress), len(policy.Egress))}
+	return place{policy.Tier, policy.Priority, policy.ID(), max(len(policy.Ingress), len(policy.Egress)),
+		policy.Staged}
 }
 
 // assignRanks gives the policies of ordered tiers their ranks (model.Policy): in the order of priorities and names, and
-// of the rules of each policy. The result depends on the set of places alone.
+// of the rules of each policy. The result depends on the set of places alone. Where a tier has no room for all rules,
+// the staged policies have no place in it: they take none away.
 func assignRanks(places []place) map[model.PolicyID]int {
+	ranks, total := map[model.PolicyID]int{}, map[model.Tier]int{}
+	for _, p := range places {
+		total[p.tier] += p.rules
+	}
+	places = slices.DeleteFunc(places, func(p place) bool {
+		without := p.staged && p.tier.Ordered() && total[p.tier] > model.RulePlaces
+		if without {
+			ranks[p.id] = model.RulePlaces + 1
+		}
+		return without
+	})
 	slices.SortFunc(places, func(a, b place) int {
 		return cmp.Or(cmp.Compare(a.tier, b.tier), cmp.Compare(a.priority, b.priority), a.id.Compare(b.id))
 	})
@@ -42,7 +56,6 @@ func assignRanks(places []place) map[model.PolicyID]int {
 		rules[at] += p.rules
 		dense[p.tier] = dense[p.tier] || rules[at] > perPriority || p.priority < 0 || p.priority > maxPriority
 	}
-	ranks := map[model.PolicyID]int{}
 	next, last := 0, level{}
 	for i, p := range places {
 		switch at := (level{p.tier, p.priority}); {

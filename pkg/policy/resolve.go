@@ -44,12 +44,12 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 	for _, n := range w.Namespaces {
 		from.namespaces[n.Name] = n
 	}
-	keys, flows := map[model.PolicyID][]string{}, map[model.PolicyID]int{}
+	keys, flows := map[model.PolicyID][]string{}, map[model.PolicyID]demand{}
 	var places []place
 	for _, policy := range w.Policies {
 		p := parsePolicy(policy)
 		if m, k, ok := p.resolve(from, from.namespaces[policy.Namespace].Log, ""); ok {
-			out.Policies[m.ID], keys[m.ID], flows[m.ID] = m, k, countFlows(m)
+			out.Policies[m.ID], keys[m.ID], flows[m.ID] = m, k, demand{countFlows(m), m.Staged}
 			places = append(places, policy.place())
 		}
 	}
@@ -57,7 +57,7 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 	for _, policy := range w.Policies {
 		if name := policy.ID(); overBudget[name] {
 			p := parsePolicy(policy)
-			m, k, _ := p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name], room))
+			m, k, _ := p.resolve(from, from.namespaces[policy.Namespace].Log, overBudgetError(flows[name].flows, room))
 			m.OverBudget = true
 			out.Policies[name], keys[name] = m, k
 		}

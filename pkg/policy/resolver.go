@@ -265,10 +265,10 @@ func (r *Resolver) resolveWithout(s *policyState, why string) *resolution {
 func (r *Resolver) enforceBudget(fresh map[*policyState]*resolution) {
 	var overBudget map[model.PolicyID]bool
 	if r.flows > r.room {
-		flows := make(map[model.PolicyID]int, len(r.policies))
+		flows := make(map[model.PolicyID]demand, len(r.policies))
 		for name, s := range r.policies {
 			if s.flows > 0 {
-				flows[name] = s.flows
+				flows[name] = demand{s.flows, s.policy.Staged}
 			}
 		}
 		overBudget = overflow(flows, r.room)
@@ -383,6 +383,7 @@ func (r *Resolver) assignRanks(note func(*policyState)) {
 
 func equalPolicies(a, b model.Policy) bool {
 	return a.ID == b.ID && a.Tier == b.Tier && a.Rank == b.Rank && a.Log == b.Log && a.Err == b.Err &&
+		a.Staged == b.Staged && a.Warning == b.Warning &&
 		equalSides(a.Ingress, b.Ingress) && equalSides(a.Egress, b.Egress)
 }
 

@@ -242,13 +242,15 @@ func incrementalEqualsFull(t *rapid.T) {
 }
 
 // allows evaluates resolved policies as the flows do: tier by tier, in an ordered one by the first rule that matches in
-// all three dimensions; in the other a packet is denied at an end that a policy isolates unless a rule matches it.
-func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet) bool {
+// all three dimensions; in the other a packet is denied at an end that a policy isolates unless a rule matches it. Staged
+// policies count in a preview alone.
+func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet, preview bool) bool {
 	for _, tier := range model.Tiers {
 		var policies []model.Policy
 		selected := false
 		for _, m := range r.Policies {
-			if side := m.Side(d); side != nil && m.Tier == tier && slices.Contains(side.Pods, subject) {
+			if side := m.Side(d); side != nil && m.Tier == tier && (preview || !m.Staged) &&
+				slices.Contains(side.Pods, subject) {
 				policies, selected = append(policies, m), true
 			}
 		}
@@ -335,9 +337,12 @@ func TestResolveMeansWhatEvalSays(t *testing.T) {
 							if !local[end.subject] {
 								continue
 							}
-							want := c.Decide(end.d, p)
-							if got := allows(r, end.d, end.subject, end.peer, p); got != want.Allowed {
-								t.Fatalf("%+v at %s: allowed %v, but %s\n%s", p, end.subject, got, want.Why, text(t, r))
+							for preview, c := range map[bool]Cluster{false: c, true: c.Preview()} {
+								want := c.Decide(end.d, p)
+								if got := allows(r, end.d, end.subject, end.peer, p, preview); got != want.Allowed {
+									t.Fatalf("%+v at %s, preview %t: allowed %v, but %s\n%s", p, end.subject, preview, got, want.Why,
+										text(t, r))
+								}
 							}
 						}
 					}

@@ -170,7 +170,8 @@ func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Pol
 	if len(subject) == 0 {
 		return model.Policy{}, nil, false
 	}
-	out = model.Policy{ID: p.policy.ID(), Tier: p.policy.Tier, Log: log || p.policy.Log, Err: why}
+	out = model.Policy{ID: p.policy.ID(), Tier: p.policy.Tier, Log: log || p.policy.Log, Staged: p.policy.Staged,
+		Warning: p.policy.Warning, Err: why}
 	if p.err != nil {
 		out.Err = p.err.Error()
 	}

@@ -181,9 +181,9 @@ func (l *Loop) Status() report.Programming {
 	status, settled, refused := l.status, l.settled, l.refused
 	l.mu.Unlock()
 	status.Quarantined = map[model.Owner]string{}
-	for id, p := range settled.Policies {
+	for _, p := range settled.Policies {
 		if p.Err != "" {
-			status.Quarantined[id.Owner()] = invalidPolicy(p).Error()
+			status.Quarantined[p.Owner()] = invalidPolicy(p).Error()
 		}
 	}
 	for o, err := range refused {

@@ -45,6 +45,13 @@ func start(t *testing.T, sw *ofswitch.Fake, attachments ...model.Attachment) *be
 			if err != nil {
 				b.told[o.String()]++
 			}
+		}, Problem: func(o model.Owner, err error) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.reports["problem of "+o.String()] = err
+			if err != nil {
+				b.told["problem of "+o.String()]++
+			}
 		}, Sweep: func(r programmer.SweepRequest) {
 			b.mu.Lock()
 			defer b.mu.Unlock()

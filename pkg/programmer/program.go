@@ -34,7 +34,7 @@ func (l *Loop) compile() flows.Delta {
 	before := l.store.Snapshot()
 	snapshot, changed := l.store.Take()
 	owners := l.compiler.Dirty(snapshot, changed)
-	l.sweepAfter(before, snapshot, owners)
+	l.sweepAfter(before, snapshot, changed)
 	l.checkPolicies(before, snapshot, owners)
 	l.changed(owners)
 	if l.lost.Swap(false) {
@@ -304,14 +304,15 @@ func (l *Loop) checkPolicies(before, now *model.Snapshot, owners []model.Owner) 
 		if !o.Kind.IsPolicy() {
 			continue
 		}
-		was, is := before.Policies[o.Policy()].Err, now.Policies[o.Policy()].Err
-		switch is {
-		case was:
+		was, _ := before.PolicyOf(o)
+		is, _ := now.PolicyOf(o)
+		switch is.Err {
+		case was.Err:
 		case "":
 			l.report(o, nil)
 		default:
-			l.log.Error("a policy fails closed", "owner", o, "err", is)
-			l.report(o, invalidPolicy(now.Policies[o.Policy()]))
+			l.log.Error("a policy fails closed", "owner", o, "err", is.Err)
+			l.report(o, invalidPolicy(is))
 		}
 	}
 }
@@ -322,20 +323,31 @@ func invalidPolicy(p model.Policy) error {
 	if p.Tier.Ordered() {
 		err = fmt.Errorf("rules of the policy that would accept accept nothing, and the others deny everything: %s", p.Err)
 	}
+	if p.Staged {
+		err = fmt.Errorf("staged; if it were enforced: %w", err)
+	}
 	if p.OverBudget {
 		return &LocalError{err}
 	}
 	return err
 }
 
-// reportProblems reports what of Services and their EndpointSlices cannot be used, where that has changed.
+// reportProblems reports what of Services and their EndpointSlices, and of policies' annotations, cannot be used, where
+// that has changed.
 func (l *Loop) reportProblems(before, now *model.Snapshot, changed []model.Owner) {
+	problemOf := func(s *model.Snapshot, o model.Owner) string {
+		if o.Kind == model.KindService {
+			return s.ServiceProblems[o.Name]
+		}
+		p, _ := s.PolicyOf(o)
+		return p.Warning
+	}
 	for _, o := range changed {
-		if o.Kind != model.KindService || l.opt.Problem == nil {
+		if o.Kind != model.KindService && !o.Kind.IsPolicy() || l.opt.Problem == nil {
 			continue
 		}
-		switch problem := now.ServiceProblems[o.Name]; problem {
-		case before.ServiceProblems[o.Name]:
+		switch problem := problemOf(now, o); problem {
+		case problemOf(before, o):
 		case "":
 			l.opt.Problem(o, nil)
 		default:

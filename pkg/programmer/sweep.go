@@ -41,11 +41,15 @@ func (l *Loop) sweepAfter(before, now *model.Snapshot, owners []model.Owner) {
 	for _, o := range owners {
 		switch {
 		case o.Kind.IsPolicy():
-			was := before.Policies[o.Policy()]
+			if _, staged := o.Kind.Policy(); staged {
+				continue
+			}
+			was, _ := before.PolicyOf(o)
+			is, _ := now.PolicyOf(o)
 			if l.quarantined[o] != nil {
 				was = was.FailClosed()
 			}
-			policies = policies || flows.Narrows(was, now.Policies[o.Policy()], fresh)
+			policies = policies || flows.Narrows(was, is, fresh)
 			wider = true
 		case o.Kind == model.KindService:
 			if !reflect.DeepEqual(udpPorts(before.Services[o.Name]), udpPorts(now.Services[o.Name])) {

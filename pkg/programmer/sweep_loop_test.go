@@ -45,6 +45,9 @@ func TestSweepRequests(t *testing.T) {
 		{Peers: []policy.Peer{{IPBlock: &policy.IPBlock{CIDR: netip.MustParsePrefix("10.0.0.0/8")}}}}}}
 	open := wall
 	open.Ingress = []policy.Rule{{}}
+	dry := wall
+	dry.Staged = true
+	dryPeers := policy.Policy{Namespace: "ns", Name: "dry", Staged: true, Ingress: []policy.Rule{{}}}
 	remote := policy.Pod{Namespace: "ns", Name: "remote", Node: "n2",
 		Addrs: []netip.Addr{netip.MustParseAddr("10.244.2.9")}}
 	peers := policy.Policy{Namespace: "ns", Name: "wall", Ingress: []policy.Rule{
@@ -79,6 +82,10 @@ func TestSweepRequests(t *testing.T) {
 		{"a narrower one", state.SetPolicy{Policy: peers}, one},
 		{"a peer comes", state.SetPod{Pod: remote}, wider},
 		{"a peer goes", state.DeletePod{Namespace: "ns", Name: "remote"}, one},
+		{"a staged policy", state.SetPolicy{Policy: dryPeers}, none},
+		{"it goes", state.DeletePolicy{ID: dryPeers.ID()}, none},
+		{"a policy becomes staged", state.SetPolicy{Policy: dry}, one},
+		{"it becomes enforced", state.SetPolicy{Policy: wall}, one},
 		{"another node", state.SetNode{Node: node("n3", 3)}, none},
 		{"connections are kept", state.SetKeepEstablished{Keep: true}, none},
 		{"a policy, while they are kept", state.SetPolicy{Policy: wall}, none},

@@ -105,14 +105,20 @@ func TestPolicies(t *testing.T) {
 	p.Log = true
 	broken := model.Policy{ID: model.NetworkPolicy("ns", "broken"), Err: "no port",
 		Egress: &model.PolicySide{Pods: []netip.Addr{a}}}
+	staged := model.Policy{ID: model.NetworkPolicy("ns", "staged"), Staged: true,
+		Egress: &model.PolicySide{Pods: []netip.Addr{a}, Rules: []model.PolicyRule{{Pods: []netip.Addr{a}}}}}
+	mistaken := model.Policy{ID: model.NetworkPolicy("ns", "mistaken"), Warning: "invalid value"}
 	view := &model.Snapshot{
-		Policies:    policies(p, broken),
+		Policies:    policies(p, broken, staged, mistaken),
 		Attachments: attached(attachment("ns", "web", 16, "10.244.1.2")),
 	}
 	counts := Counts{Rules: map[RuleID]openflow.Stats{
 		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: 3}}: {Packets: 4, Bytes: 400},
 		{policyID("ns/p"), flows.Rule{Direction: model.Ingress, Index: flows.Isolation, Verdict: model.Deny}}: {Packets: 1,
 			Bytes: 60},
+		{staged.ID, flows.Rule{Direction: model.Egress, Index: flows.Isolation, Verdict: model.Deny}}: {Packets: 7},
+		{staged.ID, flows.Rule{Direction: model.Egress, Index: flows.Isolation, Verdict: model.Deny, Staged: true}}: {
+			Packets: 2},
 	}}
 	status := Programming{
 		Quarantined: map[model.Owner]string{model.NetworkPolicy("ns", "broken").Owner(): "invalid"},
@@ -122,13 +128,18 @@ func TestPolicies(t *testing.T) {
 	want(t, "all", []Policy{
 		{Policy: "ns/broken", Tier: "NetworkPolicy", Problem: "invalid", Rules: []Rule{
 			{Direction: model.Egress, Rule: RuleDenied, Verdict: "denied", Pods: []string{"web"}}}},
+		{Policy: "ns/mistaken", Tier: "NetworkPolicy", Problem: "invalid value", Rules: []Rule{}},
 		{Policy: "ns/p", Tier: "NetworkPolicy", Problem: "full", Log: true, Rules: []Rule{
 			{model.Ingress, "3", "allowed", "", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 4, Bytes: 400}},
 			{model.Ingress, "5", "allowed", "", []string{"10.244.1.3"}, openflow.Stats{}},
 			{model.Ingress, RuleDenied, "denied", "", []string{"10.244.1.3", "web"}, openflow.Stats{Packets: 1, Bytes: 60}},
 		}},
+		{Policy: "ns/staged", Tier: "NetworkPolicy", Staged: true, Rules: []Rule{
+			{model.Egress, "0", "would be allowed", "", []string{"web"}, openflow.Stats{}},
+			{model.Egress, RuleDenied, "would be denied", "", []string{"web"}, openflow.Stats{Packets: 2}},
+		}},
 	}, Policies(view, status, counts, ""))
-	for name, count := range map[string]int{"p": 1, "ns/p": 1, "other/p": 0, "": 2} {
+	for name, count := range map[string]int{"p": 1, "ns/p": 1, "other/p": 0, "": 4} {
 		if got := Policies(view, status, counts, name); len(got) != count {
 			t.Errorf("%q is %d policies, want %d", name, len(got), count)
 		}

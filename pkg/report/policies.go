@@ -21,8 +21,10 @@ type Policy struct {
 	Tier string `json:"tier"`
 	// Log says that a sample of its packets is logged.
 	Log bool `json:"log,omitempty"`
-	// Problem says why the policy isolates its pods and allows nothing, or less than it says; absent when nothing is
-	// wrong.
+	// Staged says that the policy has no effect: its rules count what they would decide if it were enforced.
+	Staged bool `json:"staged,omitempty"`
+	// Problem says why the policy isolates its pods and allows nothing, or less than it says, or what of its annotations
+	// is invalid; absent when nothing is wrong.
 	Problem string `json:"problem,omitempty"`
 	// Rules are those of the ingress side, then those of the egress side, each side's denials last.
 	Rules []Rule `json:"rules"`
@@ -33,7 +35,7 @@ type Rule struct {
 	Direction model.Direction `json:"direction"`
 	// Rule is the rule's index in the policy's list, from 0, or RuleDenied.
 	Rule string `json:"rule"`
-	// Verdict is allowed, denied or passed.
+	// Verdict is allowed, denied or passed; of a staged policy would be allowed, would be denied or would be passed.
 	Verdict string `json:"verdict"`
 	// Warning says what a rule that denies cuts pods off from that they need to run; absent when nothing.
 	Warning string `json:"warning,omitempty"`
@@ -63,17 +65,17 @@ func Policies(view *model.Snapshot, p Programming, counts Counts, name string) [
 		if !isNamed(policy.ID.String(), name) {
 			continue
 		}
-		owner := policy.ID.Owner()
-		r := Policy{Policy: policy.ID.String(), Tier: policy.Tier.String(), Log: policy.Log,
-			Problem: cmp.Or(p.Quarantined[owner], p.Incomplete[owner]), Rules: []Rule{}}
+		owner := policy.Owner()
+		r := Policy{Policy: policy.ID.String(), Tier: policy.Tier.String(), Log: policy.Log, Staged: policy.Staged,
+			Problem: cmp.Or(p.Quarantined[owner], p.Incomplete[owner], policy.Warning), Rules: []Rule{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := policy.Side(d)
 			if side == nil {
 				continue
 			}
 			rule := func(index int, v model.Verdict, about []netip.Addr) {
-				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v}}
-				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(v), cutOff(view, policy, d, index),
+				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v, Staged: policy.Staged}}
+				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(id.Rule), cutOff(view, policy, d, index),
 					namesOf(about, pods, policy.ID.Namespace), counts.Rules[id]})
 			}
 			// A rule whose named ports differ between pods is several in the model.

@@ -88,7 +88,11 @@ type RuleID struct {
 	flows.Rule
 }
 
-// VerdictName is a verdict as metrics, logs and reports name it.
-func VerdictName(v model.Verdict) string {
-	return map[model.Verdict]string{model.Accept: "allowed", model.Deny: "denied", model.Pass: "passed"}[v]
+// VerdictName is a rule's verdict as metrics, logs and reports name it.
+func VerdictName(r flows.Rule) string {
+	name := map[model.Verdict]string{model.Accept: "allowed", model.Deny: "denied", model.Pass: "passed"}[r.Verdict]
+	if r.Staged {
+		return "would be " + name
+	}
+	return name
 }

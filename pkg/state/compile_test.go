@@ -65,7 +65,7 @@ func everyChange(room int) func(*rapid.T) {
 // compareFresh compares with what a fresh compiler makes of a snapshot.
 func compareFresh(t *rapid.T, s *model.Snapshot, c *flows.Compiler, wire flows.Desired, failing map[model.Owner]bool) {
 	complete := *s
-	complete.Paths = nodepath.Resolve(s)
+	complete.Paths, complete.Staging = nodepath.Resolve(s), model.AnyStaged(s.Policies)
 	fresh, failed := flows.NewCompiler(), map[model.Owner]bool{}
 	_, errs := fresh.Update(&complete, flows.Owners(s))
 	for _, bad := range errs {

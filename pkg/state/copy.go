@@ -105,8 +105,8 @@ func (c Restore) apply(s *Store) bool {
 	}
 	for _, p := range c.Copy.Policies {
 		next.next.Policies[p.ID] = p
-		next.changed[p.ID.Owner()] = true
 	}
+	next.next.Staging = model.AnyStaged(next.next.Policies)
 	known := map[model.AttachmentKey]model.Attachment{}
 	for _, a := range c.Copy.Attachments {
 		known[a.Key()] = a
@@ -139,8 +139,8 @@ func (s *Store) follow(other *Store) {
 		for name := range from.OtherProxies {
 			s.changed[model.ServiceOwner(name)] = true
 		}
-		for id := range from.Policies {
-			s.changed[id.Owner()] = true
+		for _, p := range from.Policies {
+			s.changed[p.Owner()] = true
 		}
 		for _, a := range from.Attachments {
 			s.changed[model.PodOwner(a)] = true

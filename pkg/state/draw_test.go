@@ -278,7 +278,7 @@ func (d *drawing) policy() policy.Policy {
 		Namespace: "ns", Name: d.one("policy", "p", "q"), PodSelector: d.selector(), Log: d.maybe("log"),
 		Types: draw(d, "types", [][]policy.Direction{nil, {policy.Ingress}, {policy.Egress},
 			{policy.Ingress, policy.Egress}}),
-		Err: d.one("error", "", "", "", "", "", "bad"),
+		Err: d.one("error", "", "", "", "", "", "bad"), Staged: d.maybe("staged"),
 	}
 	for range rapid.IntRange(0, 2).Draw(d.T, "rules") {
 		p.Ingress = append(p.Ingress, d.rule())

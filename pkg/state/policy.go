@@ -85,13 +85,17 @@ func (s *Store) resolvePolicies() {
 		s.next.Policies, s.ownPolicies = maps.Clone(s.next.Policies), true
 	}
 	for id, p := range changes.Policies {
+		if was, had := s.next.Policies[id]; had { // it may have become staged, or enforced
+			s.changed[was.Owner()] = true
+		}
 		if p == nil {
 			delete(s.next.Policies, id)
-		} else {
-			s.next.Policies[id] = *p
+			continue
 		}
-		s.changed[id.Owner()] = true
+		s.next.Policies[id] = *p
+		s.changed[p.Owner()] = true
 	}
+	s.next.Staging = model.AnyStaged(s.next.Policies)
 	if len(changes.Unknown) == 0 {
 		return
 	}

@@ -6,14 +6,18 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/test/datapath/burst"
 	"github.com/weft-cni/weft/test/datapath/cache"
+	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
 	"github.com/weft-cni/weft/test/lab/podns"
 )
@@ -101,6 +105,41 @@ func TestConnectionCost(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", familyName(v4), c.name), func(t *testing.T) { w.costs(t, c, nodes) })
 		}
 	}
+	// The preview of staged policies takes no recirculation and no entry for each connection either.
+	w.write(t, "staged.yaml", stagedPolicies(pol))
+	for _, node := range nodes {
+		testenv.Eventually(t, 20*time.Second, func() error {
+			entry := w.Run("node/"+node, "ovs-ofctl", "-O", "OpenFlow15", "dump-flows", "weft",
+				fmt.Sprintf("table=%d", flows.PolicyEntry))
+			if !strings.Contains(entry, "resubmit") {
+				return fmt.Errorf("%s has no preview:\n%s", node, entry)
+			}
+			return nil
+		})
+	}
+	for _, c := range []costCase{
+		{name: "staged/direct", from: from, to: netip.AddrPortFrom(server.addr(true), burstPort), first: 40000, recirculations: 1},
+		{name: "staged/policies on both ends", from: walledFrom, to: netip.AddrPortFrom(walledServer.addr(true), burstPort),
+			first: 40000, recirculations: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) { w.costs(t, c, nodes) })
+	}
+	testenv.Eventually(t, 20*time.Second, func() error {
+		text, err := os.ReadFile(filepath.Join(lab.Root, w.Name, "logs", "node2-weft-agent.log"))
+		const want = `verdict="would be allowed" tier=NetworkPolicy policy=costpol/s50 direction=Ingress rule=0 staged=true`
+		if err == nil && !strings.Contains(string(text), want) {
+			err = fmt.Errorf("the log of node2 has no %s", want)
+		}
+		return err
+	})
+}
+
+// stagedPolicies are manyPolicies again, staged. The one that allows the connections logs.
+func stagedPolicies(namespace string) string {
+	text := strings.ReplaceAll(manyPolicies(namespace), "namespace: "+namespace+", name: p",
+		`annotations: {weft.dev/staged: "true"}, namespace: `+namespace+", name: s")
+	return strings.Replace(text, `"true"}, namespace: `+namespace+", name: s50",
+		`"true", weft.dev/log-policy: "true"}, namespace: `+namespace+", name: s50", 1)
 }
 
 // A Service with many endpoints takes some entries for each of them, and no more for each connection.

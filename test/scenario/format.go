@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
 )
 
@@ -61,6 +62,8 @@ type verdict struct {
 	sticky bool
 	// also is the verdict of other connections of the same step; nil when all have one.
 	also *verdict
+	// preview is the verdict if the staged policies were enforced; empty where none is staged.
+	preview walk.PolicyVerdict
 }
 
 type outcome string
@@ -87,7 +90,15 @@ func (v verdict) String() string {
 	if v.also != nil {
 		text += " or " + v.also.String()
 	}
-	return text
+	return text + wouldBe(v.preview)
+}
+
+// wouldBe is what a verdict ends with where there are staged policies.
+func wouldBe(v walk.PolicyVerdict) string {
+	if v == "" {
+		return ""
+	}
+	return "; would be " + string(v)
 }
 
 // Read reads a scenario file.
@@ -192,8 +203,17 @@ func parseTarget(text string) (target, error) {
 	return t, nil
 }
 
-// parseVerdict parses reaches [one of] POD, POD [as CLIENT]; refused; dropped [(REASON)]; and such verdicts with or.
+// parseVerdict parses reaches [one of] POD, POD [as CLIENT]; refused; dropped [(REASON)]; and such verdicts with or. Each
+// may end with "; would be allowed" or "; would be denied".
 func parseVerdict(words []string) (verdict, error) {
+	if text, preview, ok := strings.Cut(strings.Join(words, " "), "; would be "); ok {
+		v, err := parseVerdict(strings.Fields(text))
+		v.preview = walk.PolicyVerdict(preview)
+		if v.preview != walk.Allowed && v.preview != walk.Denied {
+			err = errors.Join(err, fmt.Errorf("would be %q: want allowed or denied", preview))
+		}
+		return v, err
+	}
 	if i := slices.Index(words, "or"); i > 0 && i < len(words)-1 {
 		v, err := parseVerdict(words[:i])
 		also, alsoErr := parseVerdict(words[i+1:])

@@ -266,7 +266,7 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 	for i, p := range probes {
 		group.Go(func() {
 			slots <- struct{}{}
-			defer func() { <-slots }()
+			defer func() { <-slots; results[i].step = p.step }()
 			// The agents learn of a change one by one.
 			for deadline := time.Now().Add(testenv.Patience(10 * time.Second)); ; {
 				results[i], errs[i] = w.dial(p)
@@ -278,24 +278,37 @@ func (w *labWorld) try(probes []probe) ([]result, error) {
 		})
 	}
 	group.Wait()
-	return results, errors.Join(append(errs, w.explain(probes))...)
+	if err := errors.Join(errs...); err != nil {
+		return results, err
+	}
+	// Open vSwitch brings its counters up to date about once a second.
+	for deadline := time.Now().Add(testenv.Patience(10 * time.Second)); ; time.Sleep(pause) {
+		previews, err := w.explain(probes)
+		if err == nil || time.Now().After(deadline) {
+			for i := range previews {
+				results[i].got += wouldBe(previews[i])
+			}
+			return results, err
+		}
+	}
 }
 
 // explain compares what the policies say of the probes with the flows of the real switches, as weftctl policy explain
-// does.
-func (w *labWorld) explain(probes []probe) error {
+// does. It gives the verdicts if the staged policies were enforced: the switches must have counted such packets.
+func (w *labWorld) explain(probes []probe) ([]walk.PolicyVerdict, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), testenv.Patience(patience))
 	defer cancel()
 	nodes, err := lab.TraceNodes(ctx, w.lab.Name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cluster, err := walk.New(nodes, walk.Options{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var errs []error
-	for _, p := range probes {
+	previews := make([]walk.PolicyVerdict, len(probes))
+	for i, p := range probes {
 		from := walk.Place{Node: p.step.from}
 		if pod, is := w.names.pods[p.step.from]; is {
 			from = walk.Place{Pod: p.step.from, Node: pod.node}
@@ -307,13 +320,35 @@ func (w *labWorld) explain(probes []probe) error {
 		}
 		src := cluster.Source(from, p.to.Addr(), w.names.of(p.step.from))
 		q := walk.Query{From: from, Src: src, To: p.to, Protocol: p.step.to.protocol.Number()}
-		errs = append(errs, explained(cluster.Explain(q), cluster.Trace(q)))
+		x := cluster.Explain(q)
+		previews[i] = x.Preview
+		errs = append(errs, explained(x, cluster.Trace(q)), counted(x))
+	}
+	return previews, errors.Join(errs...)
+}
+
+// counted tells of the flows of previews, which the packets of a probe should have met, that have counted none.
+func counted(x walk.Explanation) error {
+	var errs []error
+	for _, path := range x.Paths {
+		for _, end := range path.Ends {
+			if end.Preview == nil {
+				continue
+			}
+			for _, f := range end.Preview.Took {
+				if f.Packets == 0 {
+					errs = append(errs, fmt.Errorf("%s to %s: no packet at %s of %s in %s", x.Query.From, x.Query.To, f.Match, f.Owner,
+						f.Table))
+				}
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
 
 // dial makes the connections of a probe, until one is not as expected or all that is expected was seen.
 func (w *labWorld) dial(p probe) (result, error) {
+	p.step.verdict.preview = "" // see explain
 	want, seen, last := p.step.verdict, newVerdicts(p.step.verdict), ""
 	wait, least := patience, leastDials
 	if want.has(dropped, "") {

@@ -349,10 +349,11 @@ func (n *network) try(probes []probe) ([]result, error) {
 		if got := n.verdictOf(t, p.step.verdict); got != seen.firsts() {
 			return nil, fmt.Errorf("%s: the trace says %q, the packets %q:\n%s", p.step.line, got, seen.firsts(), t.Text(true))
 		}
-		if err := explained(n.walker.Explain(t.Query), t); err != nil {
+		x := n.walker.Explain(t.Query)
+		if err := explained(x, t); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.step.line, err)
 		}
-		r := result{step: p.step, got: seen.String()}
+		r := result{step: p.step, got: seen.String() + wouldBe(x.Preview)}
 		if !r.ok() {
 			r.detail = t.Text(true)
 		}

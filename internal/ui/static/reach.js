@@ -301,6 +301,16 @@ function end(e) {
           ),
         ),
     ),
+    e.preview &&
+      h(
+        "p",
+        {},
+        "If the staged policies were enforced: ",
+        badge(e.preview.policies),
+        "  Flows: ",
+        badge(e.preview.flows),
+        ` ${e.preview.why}`,
+      ),
     e.took.length > 0 &&
       h(
         "details",

@@ -9,14 +9,17 @@ import (
 )
 
 // Expected is the verdict of the policies for a packet.
-func Expected(view policy.Cluster, p Packet) policy.Verdict {
+func Expected(view policy.Cluster, p Packet) policy.Verdict { return policy.Eval(view, ForEval(p)) }
+
+// ForEval is a packet in the form that policy.Eval takes.
+func ForEval(p Packet) policy.Packet {
 	one := policy.Packet{Src: p.Src, Dst: p.Dst, Protocol: "ICMP", Translated: p.Src == p.Dst}
 	for _, protocol := range []policy.Protocol{policy.TCP, policy.UDP, policy.SCTP} {
 		if protocol.Number() == p.Protocol {
 			one.Protocol, one.Port = protocol, p.DstPort
 		}
 	}
-	return policy.Eval(view, one)
+	return one
 }
 
 // Check compares the observed result with the expected verdict: the packet arrived, or a policy dropped it.

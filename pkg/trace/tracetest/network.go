@@ -108,8 +108,8 @@ func New(c Cluster) (*Network, error) {
 func (n *Network) SetPolicies(c Cluster) error {
 	for _, here := range n.nodes {
 		var owners []model.Owner
-		for id := range here.snapshot.Policies {
-			owners = append(owners, id.Owner())
+		for _, p := range here.snapshot.Policies {
+			owners = append(owners, p.Owner())
 		}
 		if err := here.resolve(c, owners); err != nil {
 			return err
@@ -132,9 +132,10 @@ func (here *node) resolve(c Cluster, owners []model.Owner) error {
 	}
 	next := *here.snapshot
 	next.Policies = policy.Resolve(w).Policies
+	next.Staging = model.AnyStaged(next.Policies)
 	here.snapshot = &next
-	for id := range next.Policies {
-		owners = append(owners, id.Owner())
+	for _, p := range next.Policies {
+		owners = append(owners, p.Owner())
 	}
 	if _, failed := here.flows.Update(here.snapshot, owners); len(failed) > 0 {
 		return fmt.Errorf("node %s: %w", here.Name, failed[0])
@@ -142,6 +143,11 @@ func (here *node) resolve(c Cluster, owners []model.Owner) error {
 	var err error
 	here.sw, err = trace.Of(here.flows.Desired())
 	return err
+}
+
+// Policies are those about the pods of a node.
+func (n *Network) Policies(name string) map[model.PolicyID]model.Policy {
+	return n.node(name).snapshot.Policies
 }
 
 // Desired returns the desired flows of a node's switch.

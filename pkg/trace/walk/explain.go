@@ -38,12 +38,17 @@ func verdictOf(allowed bool) PolicyVerdict {
 type Explanation struct {
 	Query Query `json:"query"`
 	// Verdict is Denied when the policies of an end, or its flows, deny one of the paths; else Unknown or Allowed.
-	Verdict PolicyVerdict   `json:"verdict"`
+	Verdict PolicyVerdict `json:"verdict"`
+	// Preview is what Verdict would be if the staged policies were enforced; absent where none is staged.
+	Preview PolicyVerdict   `json:"preview,omitempty"`
 	Paths   []ExplainedPath `json:"paths"`
 	// Disagreements are where the policies and the flows differ: the flows are not what the policies ask for.
 	Disagreements []string `json:"disagreements"`
 	// Notes name what is not known.
 	Notes []string `json:"notes,omitempty"`
+
+	preview   PolicyVerdict
+	previewed bool // there are staged policies at an end
 }
 
 // ExplainedPath is a path of a connection, with the ends that policies select on it.
@@ -72,6 +77,18 @@ type ExplainedEnd struct {
 	Tiers []ExplainedTier `json:"tiers"`
 	// Took are the flows of policies that the packet takes.
 	Took []TakenFlow `json:"took"`
+	// Preview is the end if the staged policies were enforced; absent where none is staged.
+	Preview *ExplainedPreview `json:"preview,omitempty"`
+}
+
+// ExplainedPreview is what would become of a packet if the staged policies were enforced: the policies' verdict, and
+// that of the preview's flows. See ExplainedEnd.
+type ExplainedPreview struct {
+	Policies PolicyVerdict   `json:"policies"`
+	Flows    PolicyVerdict   `json:"flows"`
+	Why      string          `json:"why"`
+	Tiers    []ExplainedTier `json:"tiers"`
+	Took     []TakenFlow     `json:"took"`
 }
 
 // ExplainedTier is what a tier says about an end.
@@ -89,6 +106,8 @@ type ExplainedTier struct {
 // ExplainedPolicy is a policy that selects a pod.
 type ExplainedPolicy struct {
 	Policy string `json:"policy"`
+	// Staged says that the policy is; only in a preview.
+	Staged bool `json:"staged,omitempty"`
 	// Rule is the index of the rule that matches, from 0; absent when none does, or one of a policy before.
 	Rule *int `json:"rule,omitempty"`
 	// Problem says why the policy is not programmed as it is written.
@@ -105,7 +124,7 @@ type TakenFlow struct {
 
 // Explain follows a connection and compares each end's flows with its policies.
 func (c *Cluster) Explain(q Query) Explanation {
-	x := Explanation{Query: q, Verdict: Allowed, Disagreements: []string{}}
+	x := Explanation{Query: q, Verdict: Allowed, Disagreements: []string{}, preview: Allowed}
 	pods, notes := c.policyPods()
 	x.Notes = notes
 	for p := range c.paths(q) {
@@ -129,25 +148,37 @@ func (c *Cluster) Explain(q Query) Explanation {
 			x.Paths = append(x.Paths, path)
 		}
 	}
+	if x.previewed {
+		x.Preview = x.preview
+	}
 	return x
 }
 
-// take makes the whole verdict of those of the ends.
+// take makes the whole verdicts of those of the ends.
 func (x *Explanation) take(e ExplainedEnd) {
-	switch {
-	case e.Policies == Denied || e.Flows == Denied:
-		x.Verdict = Denied
-	case e.Policies == Unknown && x.Verdict != Denied:
-		x.Verdict = Unknown
+	where := fmt.Sprintf("%s of %s on node %s", e.Direction, e.Pod, e.Node)
+	x.Verdict = x.with(x.Verdict, where, e.Policies, e.Flows, e.Why)
+	if e.Preview != nil {
+		x.previewed = true
+		e.Policies, e.Flows, e.Why = e.Preview.Policies, e.Preview.Flows, e.Preview.Why
+		where += ", if the staged policies were enforced"
 	}
-	if e.Flows == NotReached || e.Policies == Unknown || e.Policies == e.Flows {
-		return
-	}
-	text := fmt.Sprintf("%s of %s on node %s: the policies say %s (%s), the flows say %s", e.Direction, e.Pod, e.Node, e.Policies,
-		e.Why, e.Flows)
-	if !slices.Contains(x.Disagreements, text) {
+	x.preview = x.with(x.preview, where, e.Policies, e.Flows, e.Why)
+}
+
+// with is a verdict with that of another end; it notes where its flows and policies differ.
+func (x *Explanation) with(verdict PolicyVerdict, where string, policies, flows PolicyVerdict, why string) PolicyVerdict {
+	text := fmt.Sprintf("%s: the policies say %s (%s), the flows say %s", where, policies, why, flows)
+	if flows != NotReached && policies != Unknown && policies != flows && !slices.Contains(x.Disagreements, text) {
 		x.Disagreements = append(x.Disagreements, text)
 	}
+	switch {
+	case policies == Denied || flows == Denied:
+		return Denied
+	case policies == Unknown && verdict != Denied:
+		return Unknown
+	}
+	return verdict
 }
 
 // policyPods are the pods of all nodes with the addresses that they have; notes name the nodes that do not tell theirs.
@@ -186,7 +217,7 @@ func (c *Cluster) explainHop(hop Hop, pods []policy.Pod) []ExplainedEnd {
 		}
 		e := ExplainedEnd{
 			Direction: d, Node: here.Name, Pod: pod, Packet: packetText(p), Flows: Allowed,
-			Tiers: []ExplainedTier{}, Took: here.taken(hop.Result, d),
+			Tiers: []ExplainedTier{}, Took: here.taken(hop.Result, d, flows.PolicyTable),
 		}
 		switch denied {
 		case d:
@@ -195,6 +226,9 @@ func (c *Cluster) explainHop(hop Hop, pods []policy.Pod) []ExplainedEnd {
 			e.Flows = NotReached
 		}
 		c.decide(&e, here, p, peer, pods)
+		if e.Preview != nil {
+			e.Preview.Flows, e.Preview.Took = previewFlows(hop.Result, d), here.taken(hop.Result, d, flows.PreviewTable)
+		}
 		ends = append(ends, e)
 	}
 	return ends
@@ -220,6 +254,23 @@ func policyPacket(r trace.Result) (p trace.Packet, denied model.Direction, ok bo
 	return r.Outputs[0].Packet, denied, true
 }
 
+// previewFlows is the verdict of a direction's flows in the preview.
+func previewFlows(r trace.Result, d model.Direction) PolicyVerdict {
+	verdict, of := NotReached, model.Direction("")
+	for _, f := range r.Visited {
+		if one, is := flows.PreviewTable(f.Table); is {
+			of = one
+		}
+		switch {
+		case f.Table == flows.PreviewDenied && of == d:
+			return Denied
+		case of == d, f.Table == flows.PreviewAllowed:
+			verdict = Allowed
+		}
+	}
+	return verdict
+}
+
 // podAt is the pod of a node that has an address.
 func (n *node) podAt(a netip.Addr) (string, bool) {
 	for _, p := range n.Pods {
@@ -238,11 +289,13 @@ func packetText(p trace.Packet) string {
 }
 
 // taken are the flows of a direction's policies that a packet took, without those that pass it on undecided.
-func (n *node) taken(r trace.Result, d model.Direction) []TakenFlow {
+func (n *node) taken(
+	r trace.Result, d model.Direction, table func(openflow.TableID) (model.Direction, bool),
+) []TakenFlow {
 	list := []TakenFlow{}
 	for _, f := range r.Visited {
 		known := n.byKey[f.Key]
-		if of, is := flows.PolicyTable(f.Table); is && of == d && known != nil && f.Owner.Kind != model.KindPipeline {
+		if of, is := table(f.Table); is && of == d && known != nil && f.Owner.Kind != model.KindPipeline {
 			list = append(list, TakenFlow{flows.TableName(f.Table), *known})
 		}
 	}
@@ -269,13 +322,23 @@ func (c *Cluster) decide(e *ExplainedEnd, here *node, p trace.Packet, peer netip
 		e.Why = fmt.Sprintf("%s is a pod's address, and the labels of that pod are not known; was its node asked?", peer)
 		return
 	}
-	d := cluster.Decide(e.Direction, policy.Packet{
+	packet := policy.Packet{
 		Src: p.Src(), Dst: p.Dst(), Protocol: policy.Protocol(ProtocolName(p.Protocol())), Port: p.DstPort(), Translated: true,
-	})
-	e.Policies, e.Why = verdictOf(d.Allowed), d.Why
-	for _, t := range d.Tiers {
-		e.Tiers = append(e.Tiers, here.explainTier(e.Direction, t))
 	}
+	d := cluster.Decide(e.Direction, packet)
+	e.Policies, e.Why, e.Tiers = verdictOf(d.Allowed), d.Why, here.explainTiers(d)
+	if slices.ContainsFunc(cluster.Policies, func(p policy.Policy) bool { return p.Staged }) {
+		d := cluster.Preview().Decide(e.Direction, packet)
+		e.Preview = &ExplainedPreview{Policies: verdictOf(d.Allowed), Why: d.Why, Tiers: here.explainTiers(d)}
+	}
+}
+
+func (n *node) explainTiers(d policy.Decision) []ExplainedTier {
+	list := make([]ExplainedTier, 0, len(d.Tiers))
+	for _, t := range d.Tiers {
+		list = append(list, n.explainTier(d.Direction, t))
+	}
+	return list
 }
 
 // knows reports whether it is known what policies see of an address: the labels of its pod, or that it is not a pod's.
@@ -298,12 +361,13 @@ func (n *node) explainTier(d model.Direction, t policy.TierDecision) ExplainedTi
 	x := ExplainedTier{Tier: t.Tier.String(), Policies: []ExplainedPolicy{}, Reached: t.Reached,
 		Verdict: map[model.Verdict]string{model.Accept: "allow", model.Deny: "deny", model.Pass: "pass"}[t.Verdict]}
 	for _, id := range t.Policies {
-		one := ExplainedPolicy{Policy: id.String(), Problem: n.Policies.Problems[id.String()]}
+		staged := slices.ContainsFunc(n.Policies.Cluster.Policies, func(p policy.Policy) bool { return p.ID() == id && p.Staged })
+		one := ExplainedPolicy{Policy: id.String(), Staged: staged, Problem: n.Policies.Problems[id.String()]}
 		index := flows.Isolation
 		if t.By != nil && *t.By == id {
 			one.Rule, index = &t.Rule, t.Rule
 		}
-		one.Stats = n.counted(ruleText(id, d, index))
+		one.Stats = n.counted(ruleText(model.Policy{ID: id, Staged: staged}.Owner(), d, index))
 		x.Policies = append(x.Policies, one)
 	}
 	switch {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/pkg/trace/walk/walktest"
 )
@@ -120,5 +121,48 @@ func TestExplainUnknown(t *testing.T) {
 	// An address of a node that was asked, and that no pod has, needs no labels.
 	if x, text := explain(t, walktest.Nodes(t), "shop/client", "10.244.2.9:80"); x.Verdict != walk.Allowed {
 		t.Errorf("%s:\n%s", x.Verdict, text)
+	}
+}
+
+// TestExplainPreview: beside what becomes of a connection, a person reads what would become of it if the staged policies
+// were enforced, by the policies and by the preview's flows.
+func TestExplainPreview(t *testing.T) {
+	nodes := walktest.Nodes(t)
+	for i := range nodes {
+		for j := range nodes[i].Policies.Policies {
+			nodes[i].Policies.Policies[j].Staged = true
+		}
+	}
+	// The flows of the example are those of an enforced policy: what the policies say differs.
+	x, text := explain(t, nodes, "shop/other", "shop/web-2:8080")
+	if x.Verdict != walk.Denied || x.Preview != walk.Denied || len(x.Disagreements) != 1 {
+		t.Errorf("%s", text)
+	}
+	nodes = walktest.Staged(t)
+	x, text = explain(t, nodes, "shop/other", "shop/web-2:8080")
+	for _, want := range []string{"Ingress of shop/web-2 on node2: allowed (flows: allowed)",
+		"  if the staged policies were enforced: denied (flows: denied)",
+		"    NetworkPolicy  deny: default: no rule of the policies that select the pod allows it\n" +
+			"      shop/web (staged): no rule matches, 0 packets\n",
+		"flow in PreviewIngressDefault: 100 ip,nw_dst=10.244.2.3 -> goto_table:72 [stagedpolicy/shop/web] 0 packets",
+		"Verdict: allowed\nIf the staged policies were enforced: denied\n"} {
+		if x.Verdict != walk.Allowed || x.Preview != walk.Denied || len(x.Disagreements) > 0 || !strings.Contains(text, want) {
+			t.Errorf("%s, preview %s: want %q:\n%s", x.Verdict, x.Preview, want, text)
+		}
+	}
+	c, err := walk.New(nodes, walk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text := c.Trace(x.Query).Text(false); strings.Contains(text, "Decided by: stagedpolicy") || !strings.Contains(text,
+		"    if enforced: stagedpolicy shop/web Ingress: no rule of the pod's policies allows it\n") {
+		t.Errorf("trace:\n%s", text)
+	}
+	// A flow of the preview that is not what the policies ask for is found.
+	nodes[1].Flows = append(nodes[1].Flows, walk.Flow{Table: flows.PreviewDenied - 3, Priority: 999, Match: "ip",
+		Actions: "goto_table:73", Owner: walk.Foreign})
+	if x, text = explain(t, nodes, "shop/other", "shop/web-2:8080"); len(x.Disagreements) != 1 ||
+		!strings.Contains(x.Disagreements[0], "if the staged policies were enforced: the policies say denied") {
+		t.Errorf("disagreements %q:\n%s", x.Disagreements, text)
 	}
 }

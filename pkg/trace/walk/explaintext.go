@@ -55,6 +55,9 @@ func (x Explanation) text(loud func(string) string) string {
 		fmt.Fprintln(&b, loud("POLICIES AND FLOWS DISAGREE: "+d))
 	}
 	fmt.Fprintf(&b, "Verdict: %s\n", x.Verdict)
+	if x.Preview != "" {
+		fmt.Fprintf(&b, "If the staged policies were enforced: %s\n", x.Preview)
+	}
 	return b.String()
 }
 
@@ -63,12 +66,20 @@ func (e ExplainedEnd) write(b *strings.Builder) {
 	if e.Policies == Unknown {
 		fmt.Fprintf(b, "  %s\n", e.Why)
 	}
-	for _, t := range e.Tiers {
+	writeTiers(b, "  ", e.Tiers, e.Took)
+	if p := e.Preview; p != nil {
+		fmt.Fprintf(b, "  if the staged policies were enforced: %s (flows: %s)\n", p.Policies, p.Flows)
+		writeTiers(b, "    ", p.Tiers, p.Took)
+	}
+}
+
+func writeTiers(b *strings.Builder, indent string, tiers []ExplainedTier, took []TakenFlow) {
+	for _, t := range tiers {
 		verdict := t.Verdict
 		if !t.Reached {
 			verdict = "not reached"
 		}
-		fmt.Fprintf(b, "  %-13s  %s: %s\n", t.Tier, verdict, t.Decides)
+		fmt.Fprintf(b, "%s%-13s  %s: %s\n", indent, t.Tier, verdict, t.Decides)
 		for _, p := range t.Policies {
 			rule := "no rule matches"
 			switch {
@@ -77,15 +88,19 @@ func (e ExplainedEnd) write(b *strings.Builder) {
 			case t.Verdict != "deny":
 				rule = "selects the pod"
 			}
-			fmt.Fprintf(b, "    %s: %s, %d packets", p.Policy, rule, p.Packets)
+			name := p.Policy
+			if p.Staged {
+				name += " (staged)"
+			}
+			fmt.Fprintf(b, "%s  %s: %s, %d packets", indent, name, rule, p.Packets)
 			if p.Problem != "" {
 				fmt.Fprintf(b, "; not programmed as written: %s", p.Problem)
 			}
 			b.WriteByte('\n')
 		}
 	}
-	for _, f := range e.Took {
-		fmt.Fprintf(b, "  flow in %s: %d %s -> %s [%s] %d packets\n", f.Table, f.Priority, f.Match, f.Actions, f.Owner,
-			f.Packets)
+	for _, f := range took {
+		fmt.Fprintf(b, "%sflow in %s: %d %s -> %s [%s] %d packets\n", indent, f.Table, f.Priority, f.Match, f.Actions,
+			f.Owner, f.Packets)
 	}
 }

@@ -174,14 +174,14 @@ func (n *Node) noteRules(policies map[model.PolicyID]model.Policy) error {
 	for _, id := range slices.SortedFunc(maps.Keys(policies), model.PolicyID.Compare) {
 		counters, err := flows.Counters(policies[id])
 		if err != nil {
-			return fmt.Errorf("%s: %w", id.Owner(), err)
+			return fmt.Errorf("%s: %w", policies[id].Owner(), err)
 		}
 		for _, c := range counters {
 			f := byKey[c.Key]
 			if f == nil {
 				continue
 			}
-			text := ruleText(id, c.Direction, c.Index)
+			text := ruleText(policies[id].Owner(), c.Direction, c.Index)
 			if !slices.Contains(f.Decides, text) {
 				f.Decides = append(f.Decides, text)
 			}
@@ -191,11 +191,11 @@ func (n *Node) noteRules(policies map[model.PolicyID]model.Policy) error {
 }
 
 // ruleText names a rule of a policy, or flows.Isolation.
-func ruleText(id model.PolicyID, d model.Direction, index int) string {
+func ruleText(o model.Owner, d model.Direction, index int) string {
 	if index == flows.Isolation {
-		return fmt.Sprintf("%s %s %s: no rule of the pod's policies allows it", id.Kind, id, d)
+		return fmt.Sprintf("%s %s %s: no rule of the pod's policies allows it", o.Kind, o.FullName(), d)
 	}
-	return fmt.Sprintf("%s %s %s rule %d", id.Kind, id, d, index)
+	return fmt.Sprintf("%s %s %s rule %d", o.Kind, o.FullName(), d, index)
 }
 
 func (f Flow) key() openflow.Key {

@@ -190,6 +190,9 @@ func writeHops(b *strings.Builder, hops []Hop, verbose bool) {
 				b.WriteByte('\n')
 			}
 		}
+		for _, d := range h.Staged {
+			fmt.Fprintf(b, "    if enforced: %s\n", d)
+		}
 		for _, d := range h.Decided {
 			fmt.Fprintf(b, "    %s\n", d)
 		}

@@ -154,8 +154,10 @@ type Hop struct {
 	// Out says where the packet left, or why it did not.
 	Out string `json:"out"`
 	// Decided are the objects whose flows decided: rules of policies, Services, paths.
-	Decided []string     `json:"decided"`
-	Steps   []trace.Step `json:"steps,omitempty"`
+	Decided []string `json:"decided"`
+	// Staged are the rules of staged policies that would have decided.
+	Staged []string     `json:"staged,omitempty"`
+	Steps  []trace.Step `json:"steps,omitempty"`
 	// Result is the interpreter's; of a switch.
 	Result trace.Result `json:"-"`
 }
@@ -308,10 +310,11 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 		},
 	})
 	v.Hops = append(v.Hops, Hop{
-		Node: here.Name, In: here.enters(port, tunnel) + ": " + p.String(), Decided: here.decided(r), Steps: r.Steps,
+		Node: here.Name, In: here.enters(port, tunnel) + ": " + p.String(), Steps: r.Steps,
 		Result: r,
 	})
 	hop := &v.Hops[len(v.Hops)-1]
+	hop.Decided, hop.Staged = here.decided(r)
 	drop := func(reason string) End {
 		hop.Out = "dropped: " + reason
 		return End{Outcome: Dropped, Reason: reason}
@@ -370,19 +373,27 @@ func (n *node) enters(port uint32, tunnel netip.Addr) string {
 	return fmt.Sprintf("from port %d", port)
 }
 
-// decided names the objects that a packet's fate on a switch comes from, in the order of the tables.
-func (n *node) decided(r trace.Result) []string {
-	list := []string{}
+// decided names the objects that a packet's fate on a switch comes from, in the order of the tables, and the rules of
+// staged policies that would have decided.
+func (n *node) decided(r trace.Result) (decided, staged []string) {
+	decided = []string{}
 	add := func(text string) {
-		if !slices.Contains(list, text) {
-			list = append(list, text)
+		if !slices.Contains(decided, text) {
+			decided = append(decided, text)
 		}
 	}
 	for _, f := range r.Visited {
 		if f == nil {
 			continue
 		}
-		if known := n.byKey[f.Key]; known != nil {
+		known := n.byKey[f.Key]
+		if _, preview := flows.PreviewTable(f.Table); preview {
+			if known != nil {
+				staged = append(staged, known.Decides...)
+			}
+			continue
+		}
+		if known != nil {
 			for _, rule := range known.Decides {
 				add(rule)
 			}
@@ -398,7 +409,7 @@ func (n *node) decided(r trace.Result) []string {
 			add("a foreign flow in table " + flows.TableName(f.Table))
 		}
 	}
-	return list
+	return decided, staged
 }
 
 // arrive reports a packet that is where it is for. A port without a server refuses new connections.

@@ -420,6 +420,10 @@ func TestExamplesAreRight(t *testing.T) {
 	if set := load(t, manifest.Options{}, examples+"shop", examples+"cluster-policies"); len(set.ClusterPolicies) != 3 {
 		t.Errorf("the shop with policies of the cluster has %d of them", len(set.ClusterPolicies))
 	}
+	if set := load(t, manifest.Options{}, examples+"shop", examples+"staged-policies"); len(set.ClusterPolicies) != 1 ||
+		len(set.Policies) != 1 {
+		t.Errorf("the shop with staged policies has %d and %d of them", len(set.ClusterPolicies), len(set.Policies))
+	}
 }
 
 const serviceObjects = `

@@ -16,7 +16,12 @@ import (
 // Nodes are two nodes: shop/client and shop/web-1 are on node1, shop/other and shop/web-2 on node2. The Service
 // shop/web (10.96.0.80:80) leads to port 8080 of both web pods, which the policy shop/web lets only shop/client reach.
 // The Service shop/empty (10.96.0.81:80) has no endpoint.
-func Nodes(t testing.TB) []walk.Node {
+func Nodes(t testing.TB) []walk.Node { return build(t, false) }
+
+// Staged are the same nodes while the policy is staged.
+func Staged(t testing.TB) []walk.Node { return build(t, true) }
+
+func build(t testing.TB, staged bool) []walk.Node {
 	t.Helper()
 	addr := netip.MustParseAddr
 	all := []model.Node{
@@ -49,7 +54,7 @@ func Nodes(t testing.TB) []walk.Node {
 				"shop/web": service("shop/web", "10.96.0.80", endpoints), "shop/empty": service("shop/empty", "10.96.0.81", nil),
 			},
 			Policies: map[model.PolicyID]model.Policy{model.NetworkPolicy("shop",
-				"web"): {ID: model.NetworkPolicy("shop", "web"), Ingress: &model.PolicySide{
+				"web"): {ID: model.NetworkPolicy("shop", "web"), Staged: staged, Ingress: &model.PolicySide{
 				Pods: web, Rules: []model.PolicyRule{{
 					Index: 0, ID: 7, Pods: web, Peers: []netip.Prefix{netip.PrefixFrom(pods[0].IPs[0], 32)},
 					Ports: []model.PortMatch{{Protocol: model.TCP, Port: 8080, Mask: 0xffff}},
@@ -69,14 +74,14 @@ func Nodes(t testing.TB) []walk.Node {
 		if err != nil {
 			t.Fatal(err)
 		}
-		node.Policies = &walk.Policies{Cluster: objects(local)}
+		node.Policies = &walk.Policies{Cluster: objects(local, staged)}
 		nodes = append(nodes, node)
 	}
 	return nodes
 }
 
 // objects are what the agent of a node with these pods knows of policies.
-func objects(local []model.Attachment) policy.Cluster {
+func objects(local []model.Attachment, staged bool) policy.Cluster {
 	labels := func(name string) map[string]string {
 		app, _, _ := strings.Cut(name, "-")
 		return map[string]string{"app": app}
@@ -84,7 +89,7 @@ func objects(local []model.Attachment) policy.Cluster {
 	client := policy.Selector{MatchLabels: labels("client")}
 	c := policy.Cluster{
 		Namespaces: map[string]map[string]string{"shop": nil},
-		Policies: []policy.Policy{{Namespace: "shop", Name: "web", PodSelector: policy.Selector{MatchLabels: labels("web")},
+		Policies: []policy.Policy{{Namespace: "shop", Name: "web", Staged: staged, PodSelector: policy.Selector{MatchLabels: labels("web")},
 			Ingress: []policy.Rule{{Peers: []policy.Peer{{PodSelector: &client}}, Ports: []policy.Port{{Number: 8080}}}}}},
 	}
 	for _, a := range local {
