@@ -99,6 +99,7 @@ func TestStagedCounters(t *testing.T) {
 func TestStagedPolicyClosesNothing(t *testing.T) {
 	s, p := isolatedPod()
 	one := stagedOf(p, "staged")
+	one.Egress = one.Ingress // which no enforced policy isolates
 	s.Policies[one.ID], s.Staging = one, true
 	c := flows.NewCompiler()
 	if _, failed := c.Update(s, flows.Owners(s)); len(failed) > 0 {
