@@ -15,6 +15,7 @@ import (
 
 	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/terminal"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/pkg/report/api"
 )
@@ -157,7 +158,11 @@ func showStatus(out io.Writer, r report.Status) error {
 	fmt.Fprintf(w, "Agent\t%s, %s\n", r.Version, ready)
 	fmt.Fprintf(w, "Addresses\t%s\n", terminal.Join(r.Addrs))
 	fmt.Fprintf(w, "Pod CIDRs\t%s\n", terminal.Join(r.PodCIDRs))
-	fmt.Fprintf(w, "Tunnel\t%s\n", tunnel(r))
+	if encapsulated(r) {
+		fmt.Fprintf(w, "Tunnel\t%s%s\n", r.Tunnel, underlay(r))
+	} else {
+		fmt.Fprintf(w, "Transport\t%s%s\n", r.Transport, underlay(r))
+	}
 	fmt.Fprintf(w, "Flows\t%s\n", programmed(r.Flows))
 	if r.Flows.Flows > 0 {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
@@ -182,17 +187,20 @@ func showStatus(out io.Writer, r report.Status) error {
 	}
 
 	showPods(w, out, r.Pods)
-	showNodes(w, out, r.Nodes)
+	showNodes(w, out, r)
 	showDrops(w, r.Drops)
 	return w.Flush()
 }
 
-// tunnel says how this node sends; what depends on the underlay is not known at once.
-func tunnel(r report.Status) string {
+// encapsulated reports whether the setting asks for tunnels to all nodes. Agents before the setting do not say so.
+func encapsulated(r report.Status) bool { return r.Transport == model.ModeOverlay || r.Transport == "" }
+
+// underlay says over what this node sends; what depends on the underlay is not known at once.
+func underlay(r report.Status) string {
 	if r.MTU == 0 {
-		return fmt.Sprintf("%s, %s datapath, underlay and MTU not known yet", r.Tunnel, r.Datapath)
+		return fmt.Sprintf(", %s datapath, underlay and MTU not known yet", r.Datapath)
 	}
-	return fmt.Sprintf("%s over %s, %s datapath, pod MTU %d", r.Tunnel, terminal.OrNone(r.Underlay), r.Datapath, r.MTU)
+	return fmt.Sprintf(" over %s, %s datapath, pod MTU %d", terminal.OrNone(r.Underlay), r.Datapath, r.MTU)
 }
 
 // programmed says which part of the desired state is installed.
@@ -252,12 +260,16 @@ func showPods(w, out io.Writer, pods []report.Pod) {
 	}
 }
 
-func showNodes(w, out io.Writer, nodes []report.Node) {
-	if len(nodes) == 0 {
+func showNodes(w, out io.Writer, r report.Status) {
+	if len(r.Nodes) == 0 {
 		return
 	}
-	fmt.Fprint(w, "\nNODE\tTUNNEL TO\tPOD CIDRS\tSTATE\n")
-	for _, n := range nodes {
+	if encapsulated(r) {
+		fmt.Fprint(w, "\nNODE\tTUNNEL TO\tPOD CIDRS\tSTATE\n")
+	} else {
+		fmt.Fprint(w, "\nNODE\tTRANSPORT\tTO\tPOD CIDRS\tSTATE\n")
+	}
+	for _, n := range r.Nodes {
 		tunnel := terminal.OrNone("")
 		if n.Tunnel.IsValid() {
 			tunnel = n.Tunnel.String()
@@ -270,8 +282,15 @@ func showNodes(w, out io.Writer, nodes []report.Node) {
 		if n.RTTSeconds > 0 {
 			fine = fmt.Sprintf("reachable, %.1f ms", n.RTTSeconds*1000)
 		}
+		if n.Why != "" {
+			fine += "; not direct: " + n.Why
+		}
 		known := state(out, strings.Join(problems, "; "), fine)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", n.Name, tunnel, terminal.Join(n.PodCIDRs), known)
+		name := n.Name
+		if !encapsulated(r) {
+			name += "\t" + terminal.OrNone(string(n.Transport))
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", name, tunnel, terminal.Join(n.PodCIDRs), known)
 	}
 }
 

@@ -108,6 +108,7 @@ type Agent struct {
 	pending  []config.Change        // settings that wait for a restart
 	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
+	receives bool                   // packets without a tunnel are accepted by nftables and the switch
 	copyTime time.Time              // of the copy that the agent works from; zero when it works from the API server
 
 	seen      *model.Snapshot // the last one that the loop has told of
@@ -347,7 +348,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
-		Tunnel:     cfg.Transport().Encapsulation,
+		Tunnel:     cfg.PeerTransport().Encapsulation,
 		Tables:     flows.TableNames(),
 		Zones: []ovsdb.Zone{
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},

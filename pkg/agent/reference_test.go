@@ -53,6 +53,13 @@ var annotations = []struct{ name, objects, values, meaning, page string }{
 		"is counted and logged.", "policies.md"},
 }
 
+// agentAnnotations are those that agents write at their own Node objects, and that the others read.
+var agentAnnotations = []struct{ name, values, meaning, page string }{
+	{kube.UnderlayAnnotation, "`ADDRESS/LENGTH@MAC`, separated by commas", "The links that carry the node's " +
+		"InternalIPs. Nodes that publish the same subnet are neighbors.", "transports.md"},
+	{kube.ReceivesAnnotation, "`direct`", "The node accepts packets of other nodes' pods without a tunnel.", "transports.md"},
+}
+
 // TestEventsPage: docs/events.md has the Events that the agent's code writes.
 func TestEventsPage(t *testing.T) {
 	var page strings.Builder
@@ -94,6 +101,12 @@ func TestAnnotationsPage(t *testing.T) {
 	for _, a := range annotations {
 		known = append(known, a.name)
 		fmt.Fprintf(&page, "| `%s` | %s | %s | %s [%s](%s) |\n", a.name, a.objects, a.values, a.meaning, a.page, a.page)
+	}
+	page.WriteString("\nWhat each agent writes at its own Node object, which the admission policy of the manifest leaves to it alone:\n\n" +
+		"| Annotation | Values | Meaning |\n|---|---|---|\n")
+	for _, a := range agentAnnotations {
+		known = append(known, a.name)
+		fmt.Fprintf(&page, "| `%s` | %s | %s [%s](%s) |\n", a.name, a.values, a.meaning, a.page, a.page)
 	}
 	golden.File(t, "../../docs/annotations.md", page.String())
 	named := map[string]bool{}

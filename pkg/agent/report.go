@@ -57,7 +57,7 @@ func (a *Agent) published() (report.StatusInput, *programmer.Loop, *kube.Watcher
 	in := report.StatusInput{
 		Node: a.opt.Node, Version: a.opt.Version.Version, Commit: a.opt.Version.Commit,
 		Ready: a.ready, NotReady: a.notReadyLocked(), Degraded: a.degradedLocked(),
-		Tunnel: a.cfg.TunnelType, Datapath: string(a.cfg.Datapath), MTU: a.mtu, Underlay: a.underlay,
+		Transport: a.cfg.PeerTransport(), Datapath: string(a.cfg.Datapath), MTU: a.mtu, Underlay: a.underlay,
 		FromCopy: a.copyTime, Problems: maps.Clone(a.problems),
 	}
 	for _, c := range a.pending {

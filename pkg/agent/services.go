@@ -176,7 +176,7 @@ func tellTime(ctx context.Context, loop *programmer.Loop) {
 
 // submitSettings tells the loop what of the configuration decides about flows.
 func (a *Agent) submitSettings() {
-	a.loop.Submit(state.SetTransport{Transport: a.cfg.Transport()})
+	a.loop.Submit(state.SetTransport{Transport: a.cfg.PeerTransport()})
 	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
 	a.loop.Submit(state.SetExternalIPs{Refused: !a.cfg.ExternalIPs})
 	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})

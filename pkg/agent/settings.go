@@ -110,10 +110,15 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.mu.Unlock()
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
 	a.reportLost(view)
+	a.leaveRouted(ctx, view)
 	a.setProblem("addresses of the node", a.findAddresses(ctx))
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
+	}
+	if err == nil {
+		a.noteReceives(ctx, view)
+		err = a.findRouted(ctx)
 	}
 	a.wake(hostSynced) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)

@@ -31,7 +31,7 @@ func TestPodMTU(t *testing.T) {
 	} {
 		cfg := config.Default()
 		cfg.MTU = tc.configured
-		view := &model.Snapshot{Transport: cfg.Transport(),
+		view := &model.Snapshot{Transport: cfg.PeerTransport(),
 			Self: model.Node{Addrs: []netip.Addr{netip.MustParseAddr(tc.outer)}, PodCIDRs: tc.cidrs}}
 		view.Paths = nodepath.Resolve(view)
 		got, err := podMTU(cfg, view, tc.underlay)

@@ -52,6 +52,7 @@ const (
 	objectsPart     = "objects of the API server"
 	loopPart        = "loop"
 	addressesPart   = "addresses of the node"
+	routedPart      = "direct routes"
 	underlayPart    = "underlay"
 	bridgePart      = "bridge"
 	switchPart      = "switch"
@@ -134,8 +135,11 @@ func (a *Agent) startParts() []part {
 			name: addressesPart, does: "submits them, for policies", after: []string{nodeProblem},
 			once: a.findAddresses,
 		}, {
+			name: routedPart, does: "finds the peer nodes to which the kernel has routes", after: []string{addressesPart},
+			once: a.findRouted,
+		}, {
 			// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
-			name: underlayPart, does: "finds the MTU of pods", after: []string{addressesPart},
+			name: underlayPart, does: "finds the MTU of pods", after: []string{routedPart},
 			once: func(ctx context.Context) error { return errors.Join(a.findAddresses(ctx), a.findMTU(ctx)) },
 		}, {
 			name: bridgePart, does: "bridge, tunnels, pods' ports", after: []string{underlayPart},
@@ -185,6 +189,10 @@ func (a *Agent) nodeParts() []part {
 				kernelChanged, nodesChanged, servicesChanged, hostPortsChanged, settingsChanged, bridgeRepaired, reservedChanged,
 			},
 			sync: a.syncHost, sources: sources{kernelChanged: a.host.Watch},
+		}, {
+			name: publishProblem, does: "annotates the Node object with the node's uplinks, and whether it receives packets without " +
+				"a tunnel", after: []string{hostPart},
+			wokenBy: []change{nodesChanged, settingsChanged, addressesChanged, hostSynced}, run: a.publish,
 		}, {
 			name: probeProblem, does: "ask their gateways whether packets arrive", after: []string{hostPart},
 			wokenBy: []change{nodesChanged, mtuChanged, settingsChanged}, run: a.probePeers,

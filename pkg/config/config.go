@@ -46,12 +46,22 @@ type Config struct {
 	// without packet loss.
 	TunnelType model.Encapsulation `json:"tunnelType"`
 
+	// How pods' packets travel between nodes: `overlay` in tunnels, `direct` as they are, by routes of the nodes' kernels,
+	// `hybrid` directly to the nodes in the same subnet and in tunnels to the others ([transports.md](transports.md)).
+	// Every node receives both, so a running cluster can change it without packet loss.
+	Transport model.Mode `json:"transport"`
+
+	// Who makes the routes of the transport `direct`: `node` adds them on each node, and reaches the nodes in its own
+	// subnet alone; with `none` the network between the nodes has a route to every pod CIDR, as in a cloud's VPC. No effect
+	// on the transport `overlay`; not with `hybrid`.
+	DirectRoutes model.DirectRoutes `json:"directRoutes"`
+
 	// Where Open vSwitch forwards: `system` is the kernel module, `netdev` the userspace datapath, which needs no
 	// module.
 	Datapath Datapath `json:"datapath"`
 
-	// The MTU of pod interfaces. With 0 it is the MTU of the underlay minus the tunnel's overhead, and follows changes
-	// of the underlay.
+	// The MTU of pod interfaces. With 0 it is the MTU of the underlay minus the overhead of the tunnels that the transport
+	// uses, and follows changes of the underlay.
 	MTU int `json:"mtu"`
 
 	// Whether a pod's traffic to destinations outside the cluster has the address of its node as source. Turn it off
@@ -120,13 +130,17 @@ type Config struct {
 // PrimaryAddresses stands, as the only entry of NodePortAddresses, for the node's InternalIPs.
 const PrimaryAddresses = "primary"
 
-// Transport is the transport to peer nodes that the settings ask for.
-func (c Config) Transport() model.Transport { return model.Tunnel(c.TunnelType) }
+// PeerTransport is the transport to peer nodes that the settings ask for.
+func (c Config) PeerTransport() model.Transport {
+	return model.Transport{Mode: c.Transport, Encapsulation: c.TunnelType, FabricRoutes: c.DirectRoutes == model.RoutesNone}
+}
 
 // Default is the configuration of an empty file.
 func Default() Config {
 	return Config{
 		TunnelType:       model.Geneve,
+		Transport:        model.ModeOverlay,
+		DirectRoutes:     model.RoutesNode,
 		Datapath:         DatapathSystem,
 		EgressMasquerade: true,
 		ExternalIPs:      true,

@@ -40,6 +40,8 @@ serviceCIDRs: [10.96.0.0/16]
 externalIPs: false
 nodePortAddresses: [192.0.2.0/24]
 establishedConnections: keep
+transport: direct
+directRoutes: none
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
 healthAddr: "[::1]:9000"
@@ -54,6 +56,8 @@ logFormat: json
 	}
 	want := Config{
 		TunnelType:             model.VXLAN,
+		Transport:              model.ModeDirect,
+		DirectRoutes:           model.RoutesNone,
 		Datapath:               DatapathNetdev,
 		MTU:                    8950,
 		NonMasqueradeCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
@@ -119,6 +123,9 @@ func TestRefusals(t *testing.T) {
 			`nodePortAddresses: ["primary","10.0.0.0/8"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; "primary" must be the only entry`},
 		{"no address of node ports", `nodePortAddresses: [secondary]`,
 			`nodePortAddresses: ["secondary"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; invalid CIDR "secondary"`},
+		{"hybrid without routes", "transport: hybrid\ndirectRoutes: none",
+			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
+		{"transport as its old name", "transport: tunnel", `transport: "tunnel" is not allowed; allowed: overlay, direct, hybrid`},
 		{"key twice", "mtu: 1400\nlogLevel: info\nmtu: 1500\n", `duplicate key "mtu", second one at line 3; keep one`},
 		{"two documents", "mtu: 1400\n---\nmtu: 1500\n", "more than one YAML document; put all settings into one"},
 		{"a list", "- mtu: 1400", `[{"mtu":1400}] is not a mapping of keys to values; write for example: tunnelType: geneve`},

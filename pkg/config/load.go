@@ -53,6 +53,11 @@ func Parse(data []byte) (Config, error) {
 			errs = append(errs, err)
 		}
 	}
+	if len(errs) == 0 {
+		if err := c.PeerTransport().Check(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if len(errs) > 0 {
 		return Config{}, list(errs)
 	}

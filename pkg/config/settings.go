@@ -50,6 +50,14 @@ var settings = []setting{
 		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.Encapsulations) },
 		value: func(c Config) any { return c.TunnelType },
 	}, {
+		key: "transport", live: true, allowed: oneOf(model.Modes),
+		parse: func(c *Config, raw []byte) error { return choose(&c.Transport, raw, model.Modes) },
+		value: func(c Config) any { return c.Transport },
+	}, {
+		key: "directRoutes", live: true, allowed: oneOf(directRoutes),
+		parse: func(c *Config, raw []byte) error { return choose(&c.DirectRoutes, raw, directRoutes) },
+		value: func(c Config) any { return c.DirectRoutes },
+	}, {
 		key: "datapath", allowed: oneOf(datapaths),
 		parse: func(c *Config, raw []byte) error { return choose(&c.Datapath, raw, datapaths) },
 		value: func(c Config) any { return c.Datapath },
@@ -122,6 +130,8 @@ var settings = []setting{
 }
 
 var (
+	directRoutes = []model.DirectRoutes{model.RoutesNode, model.RoutesNone}
+
 	datapaths   = []Datapath{DatapathSystem, DatapathNetdev}
 	established = []Established{EstablishedStop, EstablishedKeep}
 	logFormats  = []LogFormat{LogText, LogJSON}

@@ -73,6 +73,11 @@ func (b *builder) node(path model.Path, _ none) {
 	}
 	for _, cidr := range path.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
+		if path.ReceivesDirect {
+			// The host's nftables have checked the sender. From here on the packet is treated as one from a tunnel.
+			b.add(in{SpoofGuard, prioRaised, proto, matches(Origin.Is(OriginGateway), openflow.Source(cidr))},
+				Origin.Set(OriginNode), openflow.Goto(Conntrack))
+		}
 		b.add(in{SpoofGuard, prioNormal, proto, also(fromPeer(path), openflow.Source(cidr))}, openflow.Goto(Conntrack))
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, toPeer(path)...)
 		b.noService(cidr)
@@ -98,6 +103,9 @@ func fromPeer(path model.Path) []ovs.Match {
 
 // toPeer sends a packet to the peer node.
 func toPeer(path model.Path) []ovs.Action {
+	if path.Mode == model.ModeDirect {
+		return toGateway()
+	}
 	return []ovs.Action{
 		setSourceMAC(model.RouterMAC), setDestMAC(model.RouterMAC),
 		openflow.SetTunnelSource(path.Local), openflow.SetTunnelDestination(path.NextHop),

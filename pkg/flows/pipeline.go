@@ -50,7 +50,8 @@ const toPreview = 13
 
 // Registers. All but the last are set once and hold to the end of the pipeline.
 var (
-	// Origin says where the packet came in: one of the Origin… values.
+	// Origin says where the packet came in: one of the Origin… values. SpoofGuard sets OriginNode again, for what another
+	// node has sent without a tunnel.
 	Origin = openflow.Bits{Register: 0, Mask: 0xf}
 	// Returns is set on packets that may leave where they came in.
 	Returns = openflow.Bits{Register: 0, Mask: 0x20}
@@ -181,12 +182,13 @@ var Pipeline = withPreview([]Table{
 	{
 		ID: SpoofGuard, Name: "SpoofGuard",
 		Doc: "Lets through only what its source may send: a pod its own MAC and addresses, another node its own addresses " +
-			"and pod CIDRs, the gateway anything. Drops are counted with their reason. Multicast and broadcast end here, by " +
+			"and pod CIDRs, the gateway anything. What another node's pods send without a tunnel comes from the gateway; the " +
+			"host's nftables have checked its sender. Drops are counted with their reason. Multicast and broadcast end here, by " +
 			"MAC and by address: the overlay is routed. So do packets to a loopback address and frames with a VLAN tag.",
 		Match: []string{"ip", "ipv6", "in_port", "reg0", "dl_src", "dl_dst", "vlan_tci", "nw_src", "nw_dst", "ipv6_src",
 			"ipv6_dst", "tun_src",
 			"tun_ipv6_src"},
-		Actions: []string{"goto_table"},
+		Actions: []string{"set_field->reg0", "goto_table"},
 		Next:    []openflow.TableID{Conntrack},
 	},
 	{

@@ -3,7 +3,7 @@
 //
 // The kernel holds the state. Weft's part of it is recognizable without memory, and nothing else is changed or deleted:
 // routes by their protocol number, nftables by the table, addresses by being the first of their subnet on the gateway
-// interface. Routes may lead through other links, of which nothing else is changed. A foreign route to exactly a pod
+// interface. Routes may lead through uplinks, of which nothing else is changed. A foreign route to exactly a pod
 // CIDR or a Service's address stays, Weft's route is not added, and the conflict is reported. The caller validates pod
 // CIDRs (nodepath.Resolve). A Host remembers what it wrote only to save time (see tracker): it compares with the kernel
 // when it starts, periodically, and after changes that Watch sees.
@@ -54,12 +54,12 @@ type Desired struct {
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
 	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
-	// no routes; those without a route in Links are routed to the switch. Only their addresses may send tunnel packets,
-	// and pods' packets to these addresses are masqueraded.
+	// no routes. Those of a path with RoutedDirect are routed to its Hops, the others to the switch. Only the nodes'
+	// addresses may send tunnel packets, only their pods packets without a tunnel, and pods' packets to these addresses are
+	// masqueraded.
 	Peers []model.Path
-	// Links are the links besides the gateway interface that lead to other nodes' pods: an uplink, or an encrypting
-	// device.
-	Links []Link
+	// uplinks are the links that carry the addresses Local of Hops; Sync finds them.
+	uplinks map[netip.Addr]uplink
 	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
 	Masquerade bool
 	// NoMasquerade are destinations, in addition to pods, that see pods' own addresses.
@@ -78,29 +78,6 @@ type Desired struct {
 	// ExternalIPs are ports of external IPs and load balancers' addresses; they apply only while the address is this
 	// node's own.
 	ExternalIPs []ExternalIP
-}
-
-// Link is a link with routes of Weft's. Nothing else of it is changed. While it does not exist, the destinations of its
-// routes are unreachable.
-type Link struct {
-	Name   string
-	Routes []Route
-}
-
-// Route is a route through a link, with the gateway interface's address as source.
-type Route struct {
-	Dst netip.Prefix
-	// Via is the next hop; invalid for destinations that are on the link.
-	Via netip.Addr
-}
-
-// linkNames are the names of all links.
-func (d Desired) linkNames() []string {
-	names := []string{d.Gateway}
-	for _, l := range d.Links {
-		names = append(names, l.Name)
-	}
-	return names
 }
 
 // compareEvery is the interval at which Sync compares with the kernel, unless Watch saw a change. While Sync has
@@ -126,9 +103,9 @@ type Host struct {
 	filtered error     // its result about other programs' tables
 
 	mu    sync.Mutex
-	names []string // the links, for Watch
-	index int      // of the gateway interface
-	dirty bool     // Watch saw a change of links, addresses or routes
+	name  string // of the gateway interface
+	index int    // the same
+	dirty bool   // Watch saw a change of links, addresses or routes
 	// dirtyTable: Watch saw a change of Weft's nftables table by another program.
 	dirtyTable bool
 }
@@ -161,13 +138,18 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	if err := d.check(); err != nil {
 		return Result{}, fmt.Errorf("sync host network: %w", errors.Join(err, h.FilterPodLinks(ctx)))
 	}
+	uplinks, missing, err := findUplinks(d)
+	if err != nil {
+		return Result{}, fmt.Errorf("sync host network: %w", errors.Join(err, h.FilterPodLinks(ctx)))
+	}
+	d.uplinks, invalid = uplinks, append(invalid, missing...)
 	h.mu.Lock()
-	h.names = d.linkNames()
+	h.name = d.Gateway
 	dirty, dirtyTable := h.dirty, h.dirtyTable
 	h.dirty, h.dirtyTable = false, false
 	h.mu.Unlock()
 	started, first := h.now(), h.compared.IsZero() // at first nothing is known
-	err := h.apply(ctx, c, d, first, first)
+	err = h.apply(ctx, c, d, first, first)
 	age := started.Sub(h.compared)
 	due := age >= compareEveryBusy || age >= compareEvery && len(c.list) == 0
 	if !first && (dirty || dirtyTable || due) {
@@ -236,11 +218,9 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 	if err := syncAddresses(c, link, d); err != nil {
 		return err
 	}
-	links, missing := linkIndexes(d)
-	c.unrouted = append(c.unrouted, missing...)
 	// Routes are deleted with the link and its addresses.
 	compare = compare || len(c.list) > before
-	return errors.Join(h.syncRoutes(c, d, links, compare), h.syncRules(c, d, compare))
+	return errors.Join(h.syncRoutes(c, d, link.Attrs().Index, compare), h.syncRules(c, d, compare))
 }
 
 // changes collects the changes, and the errors about remote routes that could not be added.
@@ -267,11 +247,6 @@ func (d Desired) check() error {
 		return errors.New("the gateway interface has no name")
 	}
 	all := slices.Concat(d.PodCIDRs, d.peerPodCIDRs(), d.NoMasquerade, d.ServiceCIDRs, d.NodePortAddrs)
-	for _, l := range d.Links {
-		for _, r := range l.Routes {
-			all = append(all, r.Dst)
-		}
-	}
 	for _, p := range all {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("invalid CIDR %v: not a masked prefix", p)

@@ -45,21 +45,6 @@ func (h *Host) syncLink(c *changes, d Desired) (netlink.Link, error) {
 	return link, nil
 }
 
-// linkIndexes are the indexes of the gateway interface and of the other links, and an error for each that does not
-// exist.
-func linkIndexes(d Desired) (indexes map[string]int, missing []error) {
-	indexes = map[string]int{}
-	for _, name := range d.linkNames() {
-		link, err := netlink.LinkByName(name)
-		if err != nil {
-			missing = append(missing, fmt.Errorf("find link %s: %w; the destinations of its routes are unreachable", name, err))
-			continue
-		}
-		indexes[name] = link.Attrs().Index
-	}
-	return indexes, missing
-}
-
 // syncAddresses removes the gateway interface's addresses of other pod CIDRs, and adds its own ones. It always reads
 // the kernel's addresses, which are few.
 func syncAddresses(c *changes, link netlink.Link, d Desired) error {

@@ -22,10 +22,21 @@ func (d Desired) peerPodCIDRs() []netip.Prefix {
 // routedToSwitch are the ranges that the node's routes lead to the switch, without this node's pods and without the
 // addresses of single Services.
 func (d Desired) routedToSwitch(is4 bool) ranges {
-	return disjoint(slices.Concat(d.peerPodCIDRs(), d.ServiceCIDRs, model.VirtualPrefixes(is4)))
+	return disjoint(slices.Concat(d.toSwitch(), d.ServiceCIDRs, model.VirtualPrefixes(is4)))
 }
 
-// pods are the ranges of all pods and gateways, none of which sends packets that arrive on an uplink. Ranges inside
+// toSwitch are the pod CIDRs of peer nodes that are routed to the switch.
+func (d Desired) toSwitch() []netip.Prefix {
+	var list []netip.Prefix
+	for _, path := range d.Peers {
+		if !path.RoutedDirect {
+			list = append(list, path.PodCIDRs...)
+		}
+	}
+	return list
+}
+
+// pods are the ranges of all pods and gateways. On an uplink, packets arrive from the neighbors alone. Ranges inside
 // others are removed, as in direct.
 func pods(d Desired, is4 bool) []element {
 	return prefixElements(slices.Concat(d.PodCIDRs, d.peerPodCIDRs()), is4)

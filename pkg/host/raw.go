@@ -35,7 +35,8 @@ var tunnelPorts = func() []any {
 // addForgedRules drops packets with a forged source, and packets with loopback addresses on a link. Policies match the
 // source address and always allow the node's own, so no other host may send with the address of a pod or of the node.
 // rp_filter does not replace these rules: loose mode accepts any source with a route, and IPv6 has no rp_filter.
-func addForgedRules(add func(chain, comment string, words ...any), gateway string, f family) {
+func addForgedRules(add func(chain, comment string, words ...any), d Desired, f family) {
+	gateway := `"` + d.Gateway + `"`
 	others := []any{"iifname !=", "{", `"lo"`, ",", gateway, "}"}
 	// portmap enables route_localnet on weft0, and Linux would then accept these packets as the node's own. (Replies to
 	// a hostPort client at 127.0.0.1 have another destination until conntrack has translated them back.)
@@ -43,8 +44,9 @@ func addForgedRules(add func(chain, comment string, words ...any), gateway strin
 		`iifname != "lo"`, f.header, "saddr", f.loopback, "drop")
 	add(enteredChain, "loopback addresses: for the node alone",
 		`iifname != "lo"`, f.header, "daddr", f.loopback, "drop")
-	add(enteredChain, "forged: pods' packets come by tunnel or from this node",
-		append(others, f.header, "saddr", "@pods-"+f.suffix, "drop")...)
+	addNeighborRules(add, d, f)
+	add(enteredChain, "forged: pods' packets come by tunnel, from this node or a neighbor",
+		append(others, f.header, "saddr", "@pods-"+f.suffix, "counter drop")...)
 	// Linux loops the node's own multicasts back as if the link had received them. Another host may have the same
 	// link-local address on another link, and no router forwards it.
 	words := slices.Concat(others, []any{

@@ -63,11 +63,10 @@ func essential(k routeKey, r route, gateway int) bool {
 }
 
 // desiredRoutes are the routes to all pods and cluster IPs, and those of Weft's own tables, in the order in which they
-// are written. Of several to one destination the first counts. A route through a link that links lacks is unreachable,
-// so that packets for a tunnel do not leave in another way.
-func desiredRoutes(d Desired, links map[string]int) []entry[routeKey, route] {
-	gateway := links[d.Gateway]
-	peers := d.peerPodCIDRs()
+// are written. Of several to one destination the first counts. A route through an uplink that does not exist is
+// unreachable, so that pods' packets do not leave in another way.
+func desiredRoutes(d Desired, gateway int) []entry[routeKey, route] {
+	peers := d.toSwitch()
 	inMain := len(d.PodCIDRs) + len(peers) + len(d.ServiceCIDRs) + 8
 	list := make([]entry[routeKey, route], 0, inMain+len(d.ServicePorts)+len(everywhere))
 	seen := make(map[netip.Prefix]bool, inMain)
@@ -102,9 +101,9 @@ func desiredRoutes(d Desired, links map[string]int) []entry[routeKey, route] {
 		// Not used while nftables rejects packets to this address. Otherwise it keeps them from the default route.
 		add(single(model.RejectAddr(is4)), netip.Addr{}, 0)
 	}
-	for _, l := range d.Links {
-		for _, r := range l.Routes {
-			add(r.Dst, r.Via, links[l.Name])
+	for hop := range d.directHops() {
+		if hop.NextHop.IsValid() {
+			add(hop.CIDR, hop.NextHop, d.uplinks[hop.Local].index)
 		}
 	}
 	for _, p := range peers {
@@ -136,9 +135,9 @@ func index(is4 bool) int {
 // syncRoutes adds the missing routes first and then removes the stale ones, so that a changed route leaves no gap. A
 // route that cannot be added does not keep others from it. With compare, or after an error, it reads the kernel's
 // routes first.
-func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare bool) error {
+func (h *Host) syncRoutes(c *changes, d Desired, gateway int, compare bool) error {
 	t := h.routes
-	t.desire(desiredRoutes(d, links))
+	t.desire(desiredRoutes(d, gateway))
 	compare = compare || !t.known
 	if compare {
 		have, err := ourRoutes(t)
@@ -151,9 +150,9 @@ func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare b
 	if err != nil {
 		return err
 	}
-	names := map[int]string{0: "no link"}
-	for name, index := range links {
-		names[index] = name
+	names := map[int]string{0: "no link", gateway: d.Gateway}
+	for _, u := range d.uplinks {
+		names[u.index] = u.name
 	}
 	t.add(func(e entry[routeKey, route], replace bool) error {
 		if err := writeRoute(e.key, e.value, foreign[e.key.dst], replace); err != nil {
@@ -171,7 +170,7 @@ func (h *Host) syncRoutes(c *changes, d Desired, links map[string]int, compare b
 		return nil
 	})}
 	for e, err := range t.failures() {
-		if essential(e.key, e.value, links[d.Gateway]) {
+		if essential(e.key, e.value, gateway) {
 			errs = append(errs, err)
 		} else {
 			c.unrouted = append(c.unrouted, err)

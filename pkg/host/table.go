@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"hash/fnv"
@@ -62,6 +63,9 @@ type set struct {
 var sets = forFamilies([]set{
 	{name: "pods", key: "addr", interval: true, elements: pods},
 	{name: "service-ports", key: "addr . inet_proto . inet_service", elements: servicePorts},
+	{name: "neighbors", key: "mac . addr", elements: neighbors},
+	{name: "fabric", key: "addr", interval: true, elements: fabric},
+	{name: "routed", key: "addr", interval: true, elements: routed},
 	{name: "nodes", key: "addr", elements: nodes, removed: nodeTranslationsRemoved},
 	{name: "direct", key: "addr", interval: true, elements: direct, removed: directTranslationsRemoved},
 	{name: "node-ports", key: "inet_proto . inet_service", value: "addr . inet_service", elements: nodePorts},
@@ -84,6 +88,7 @@ func forFamilies(list []set) (sets []set) {
 			of := s
 			of.name, of.is4 = s.name+"-"+f.suffix, f.is4
 			of.key = strings.ReplaceAll(s.key, "addr", f.proto+"_addr")
+			of.key = strings.ReplaceAll(of.key, "mac", "ether_addr")
 			of.value = strings.ReplaceAll(s.value, "addr", f.proto+"_addr")
 			sets = append(sets, of)
 		}
@@ -152,7 +157,7 @@ func rules(d Desired) []*knftables.Rule {
 		if !ok {
 			continue
 		}
-		addForgedRules(add, gateway, f)
+		addForgedRules(add, d, f)
 		own, masquerade := model.GatewayAddr(local).String(), model.MasqueradeAddr(f.is4).String()
 		// All other addresses of the node serve node ports, for clients that arrive on an uplink, for the node's
 		// processes, and for pods through the gateway, whose packets return there with the same source and another
@@ -210,12 +215,14 @@ func rules(d Desired) []*knftables.Rule {
 			slices.Concat(fromPorts(model.ForwardedPorts), snat(from(model.OwnPorts)))...)
 		add(postroutingChain, "node to remote pods and Services: from a privileged port of the node's own",
 			slices.Concat(fromPorts(model.ForwardedPrivilegedPorts), snat(from(model.OwnPrivilegedPorts)))...)
+		// Whichever way leads to a pod, it sees the same source.
+		addRoutedRules(add, gateway, own, masquerade, f)
 		// The switch does not let pods send to tunnel ports outside, but another Service proxy may translate a
 		// destination to one after the switch, and a Service may have one as its endpoint. Masqueraded, such a packet
 		// would look like the node's own tunnel packet.
 		add(postroutingChain, "pods to tunnel ports: never",
-			slices.Concat([]any{f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway},
-				tunnelPorts, []any{"drop"})...)
+			slices.Concat([]any{f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway,
+				f.header, "daddr !=", "@routed-" + f.suffix}, tunnelPorts, []any{"drop"})...)
 		// The endpoint is a hostNetwork pod of another node, which has no route to the Masquerade address.
 		masqueraded("out of a Service to another node: from the node's address",
 			f.header, "saddr", masquerade, "oifname !=", gateway)
@@ -277,9 +284,10 @@ func masquerades(rules string) bool { return strings.Contains(rules, toWorldComm
 var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
 	netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
-// element is an element of a set: a range, an address as source and destination, a port, or an address and port with
-// its target.
+// element is an element of a set: a range, a link and an address, an address as source and destination, a port, or an
+// address and port with its target.
 type element struct {
+	mac      model.MAC
 	prefix   netip.Prefix
 	pair     bool
 	protocol model.Protocol
@@ -288,7 +296,7 @@ type element struct {
 }
 
 func compareElements(a, b element) int {
-	return cmp.Or(comparePrefixes(a.prefix, b.prefix), cmp.Compare(a.protocol, b.protocol),
+	return cmp.Or(comparePrefixes(a.prefix, b.prefix), bytes.Compare(a.mac[:], b.mac[:]), cmp.Compare(a.protocol, b.protocol),
 		cmp.Compare(a.port, b.port), a.to.Compare(b.to))
 }
 
@@ -300,6 +308,9 @@ func comparePrefixes(a, b netip.Prefix) int {
 // key is the element as nft lists it: a range of one address is that address.
 func (e element) key() []string {
 	var key []string
+	if e.mac != (model.MAC{}) {
+		key = append(key, e.mac.String())
+	}
 	switch {
 	case !e.prefix.IsValid():
 	case e.prefix.IsSingleIP():
@@ -380,12 +391,15 @@ func (s set) parse(k *knftables.Element) (e element, ok bool) {
 				}
 			}
 			ok = e.protocol != ""
+		case "ether_addr":
+			mac, err := model.ParseMAC(text)
+			e.mac, ok = mac, err == nil
 		case "inet_service":
 			e.port, ok = parsePort(text)
 		default: // an address; the second one is the same
-			e.pair = i > 0
+			e.pair = i > 0 && e.mac == model.MAC{}
 			e.prefix, ok = parsePrefix(text)
-			ok = ok && text == k.Key[0]
+			ok = ok && (!e.pair || text == k.Key[0])
 		}
 		if !ok {
 			return e, false

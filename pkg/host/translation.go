@@ -38,6 +38,7 @@ type familyTranslations struct {
 	direct     ranges
 	nodes      ranges                  // other nodes, to which pods' packets are masqueraded
 	toSwitch   ranges                  // destinations that are routed to the gateway interface, except the node's own pods
+	routed     ranges                  // other nodes' pods, to which the node's routes lead without the switch
 	services   map[netip.AddrPort]bool // UDP ports of Services at external addresses
 	nodePorts  map[uint16]bool
 	nodePortAt ranges                    // addresses that serve node ports; empty for all
@@ -84,7 +85,7 @@ func translationsOf(d Desired, local []netip.Prefix, removed removedTranslations
 			f.node = d.Address
 		}
 		f.direct, f.nodes = prefixesOf(direct(d, is4)), prefixesOf(nodes(d, is4))
-		f.toSwitch = d.routedToSwitch(is4)
+		f.toSwitch, f.routed = d.routedToSwitch(is4), prefixesOf(routed(d, is4))
 		for e := range udp(servicePorts(d, is4)) {
 			f.services[e.at()] = true
 		}
@@ -172,6 +173,8 @@ func (t *translations) sourceOutdated(f *familyTranslations, c connection) bool 
 	switch {
 	case f.pods.Contains(to), toSwitch && !t.local.contain(from):
 		return false // to a local pod, or from another host to the switch: not translated by Weft
+	case f.routed.contain(to) && (from == f.masquerade || t.local.contain(from)):
+		return as != f.gateway
 	case f.nodePort.contain(to) && from == f.node:
 		return as != from
 	case toSwitch:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"syscall"
 	"time"
 
@@ -187,7 +186,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			relevant = s.carriers[e.Attrs().Index] || h.hasLink(e.Attrs().Name)
+			relevant = s.carriers[e.Attrs().Index] || h.isGateway(e.Attrs().Name)
 		case e, ok := <-s.addrs:
 			if !ok {
 				return
@@ -209,10 +208,11 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 	}
 }
 
-func (h *Host) hasLink(name string) bool {
+// isGateway reports whether it is the name of the gateway interface. Uplinks are known by their addresses.
+func (h *Host) isGateway(name string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Contains(h.names, name)
+	return h.name == name
 }
 
 func (h *Host) gatewayIndex() int {

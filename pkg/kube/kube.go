@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -284,6 +285,17 @@ func Node(object *corev1.Node) (model.Node, error) {
 			n.PodCIDRs = append(n.PodCIDRs, cidr.Masked())
 		}
 	}
+	n.ReceivesDirect = object.Annotations[ReceivesAnnotation] == receivesDirect
+	if text := object.Annotations[UnderlayAnnotation]; text != "" {
+		for _, word := range strings.Split(text, ",") {
+			uplink, err := model.ParseUplink(word)
+			if err != nil {
+				bad = append(bad, fmt.Errorf("annotation %s: %w", UnderlayAnnotation, err))
+				continue
+			}
+			n.Underlay = append(n.Underlay, uplink)
+		}
+	}
 	return n, errors.Join(bad...)
 }
 
@@ -323,6 +335,7 @@ func trimNode(obj any) (any, error) {
 		ObjectMeta: metav1.ObjectMeta{
 			Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion, Labels: n.Labels,
 			CreationTimestamp: n.CreationTimestamp, DeletionTimestamp: n.DeletionTimestamp,
+			Annotations: trimAnnotations(n.Annotations),
 		},
 		Spec:   corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
 		Status: corev1.NodeStatus{Addresses: n.Status.Addresses},

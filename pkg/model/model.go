@@ -81,6 +81,10 @@ type Node struct {
 	Addrs []netip.Addr
 	// PodCIDRs are the ranges of the node's pod addresses, at most one of each family.
 	PodCIDRs []netip.Prefix
+	// Underlay are the links of Addrs, as the node itself publishes them.
+	Underlay []Uplink
+	// ReceivesDirect: the node publishes that it accepts packets without a tunnel.
+	ReceivesDirect bool
 	// Created is the Node object's creation time in seconds since 1970. When two nodes claim one range, the older node
 	// has it.
 	Created int64
@@ -89,7 +93,32 @@ type Node struct {
 // Equal compares all fields.
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.Created == o.Created && slices.Equal(n.Addrs, o.Addrs) &&
-		slices.Equal(n.PodCIDRs, o.PodCIDRs)
+		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Underlay, o.Underlay) &&
+		n.ReceivesDirect == o.ReceivesDirect
+}
+
+// Uplink is a link of a node that carries one of its addresses.
+type Uplink struct {
+	// Prefix is the address with the length of its subnet.
+	Prefix netip.Prefix
+	MAC    MAC
+}
+
+// String is the form of the annotation weft.dev/underlay: ADDRESS/LENGTH@MAC.
+func (u Uplink) String() string { return u.Prefix.String() + "@" + u.MAC.String() }
+
+// ParseUplink reads the form of String.
+func ParseUplink(s string) (Uplink, error) {
+	prefix, mac, _ := strings.Cut(s, "@")
+	p, err := netip.ParsePrefix(prefix)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("%q is not ADDRESS/LENGTH@MAC: %w", s, err)
+	}
+	m, err := ParseMAC(mac)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("%q is not ADDRESS/LENGTH@MAC: %w", s, err)
+	}
+	return Uplink{p, m}, nil
 }
 
 // Primary is the primary InternalIP; invalid while the node has no address. A tunnel between two nodes may use the

@@ -1,17 +1,39 @@
 package model
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
 	"slices"
 )
 
-// Mode is how packets travel between this node and the pods of a peer node.
+// Mode is how packets travel between this node and the pods of a peer node, as users write it in the setting transport.
 type Mode string
 
-// ModeTunnel means that the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
-const ModeTunnel Mode = "tunnel"
+// The modes. A path has ModeOverlay or ModeDirect; ModeHybrid is a setting only.
+const (
+	// ModeOverlay: the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
+	ModeOverlay Mode = "overlay"
+	// ModeDirect: the node's kernel routes packets to the peer node as they are.
+	ModeDirect Mode = "direct"
+	// ModeHybrid is direct to the nodes in a common subnet of the underlay, and overlay to the others.
+	ModeHybrid Mode = "hybrid"
+)
+
+// Modes lists the values of the setting transport.
+var Modes = []Mode{ModeOverlay, ModeDirect, ModeHybrid}
+
+// DirectRoutes says who makes the kernel routes of direct paths, as users write it in the setting directRoutes.
+type DirectRoutes string
+
+// The values of DirectRoutes.
+const (
+	// RoutesNode: the agent adds a route for each pod CIDR of a peer node in a common subnet.
+	RoutesNode DirectRoutes = "node"
+	// RoutesNone: the network beyond the nodes has the routes, such as those of a VPC.
+	RoutesNone DirectRoutes = "none"
+)
 
 // Encapsulation is the header that a packet carries from node to node.
 type Encapsulation string
@@ -145,28 +167,40 @@ func PortsBesideTunnels() PortRange {
 	return PortRange{uint16(first), uint16(first + length - 1)}
 }
 
-// Transport is a way to send packets to a peer node: how they travel, and the header that they carry.
+// Transport is how packets travel to peer nodes: the configured way to all of them, or the one of a path.
 type Transport struct {
-	Mode          Mode
+	Mode Mode
+	// Encapsulation is the header that packets carry where the mode is not ModeDirect.
 	Encapsulation Encapsulation
+	// FabricRoutes: the agent makes no routes for direct paths (RoutesNone).
+	FabricRoutes bool
 }
 
 // Tunnel is the transport that sends through the tunnel port of an encapsulation.
-func Tunnel(e Encapsulation) Transport { return Transport{Mode: ModeTunnel, Encapsulation: e} }
+func Tunnel(e Encapsulation) Transport { return Transport{Mode: ModeOverlay, Encapsulation: e} }
 
 // Check returns an error when the transport is not one that Weft has.
 func (t Transport) Check() error {
-	if t.Mode != ModeTunnel {
-		return fmt.Errorf("invalid mode %q; allowed: %q", t.Mode, ModeTunnel)
+	if !slices.Contains(Modes, t.Mode) {
+		return fmt.Errorf("invalid mode %q; allowed: %v", t.Mode, Modes)
 	}
 	if !slices.Contains(Encapsulations, t.Encapsulation) {
 		return fmt.Errorf("invalid encapsulation %q; allowed: %v", t.Encapsulation, Encapsulations)
 	}
+	if t.Mode == ModeHybrid && t.FabricRoutes {
+		return errors.New("transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent")
+	}
 	return nil
 }
 
-// Overhead is the encapsulation's: see Encapsulation.Overhead.
-func (t Transport) Overhead(outer netip.Addr) int { return t.Encapsulation.Overhead(outer) }
+// Overhead is how many bytes the transport adds to each IP packet: see Encapsulation.Overhead. In ModeHybrid it is that
+// of the tunnels.
+func (t Transport) Overhead(outer netip.Addr) int {
+	if t.Mode == ModeDirect {
+		return 0
+	}
+	return t.Encapsulation.Overhead(outer)
+}
 
 // Path is the validated way to reach a node's pods: the accepted pod CIDRs, the transport and the next hop.
 // nodepath.Resolve makes it; all other packages only read it.
@@ -180,6 +214,14 @@ type Path struct {
 	// Transport is what carries packets to the node's pods; zero for an unreachable node. This node's own entry has the
 	// transport, Local and Overhead of a peer node with the same primary family.
 	Transport
+	// Why is the reason why a path is not direct although the setting asks for it, or empty.
+	Why string
+	// Hops lead to the node without a tunnel, one for each of PodCIDRs; none when that is impossible.
+	Hops []Hop
+	// ReceivesDirect: this node accepts packets from the node's pods that arrive by Hops.
+	ReceivesDirect bool
+	// RoutedDirect: the node's kernel is to lead packets to Hops. Once it does, the mode is ModeDirect.
+	RoutedDirect bool
 	// Local is this node's address that packets come from, NextHop the peer node's that they go to: the outer addresses
 	// of the encapsulation. NextHop is invalid when the node is unreachable, and for this node.
 	Local, NextHop netip.Addr
@@ -188,6 +230,15 @@ type Path struct {
 	// Unreachable is the reason why no packets can be sent to the node's pods. It is empty when they can, and for this
 	// node.
 	Unreachable string
+}
+
+// Hop is the way to a pod CIDR of a peer node by the node's kernel.
+type Hop struct {
+	CIDR netip.Prefix
+	// Local is this node's address, NextHop the peer node's. NextHop is invalid when the route is not the agent's.
+	Local, NextHop netip.Addr
+	// MAC is that of the peer's link, from which packets of CIDR arrive; zero when they may come through routers.
+	MAC MAC
 }
 
 // Reachable reports whether packets can be sent to the node's pods. This node's own entry is not reachable.
@@ -201,5 +252,6 @@ func (p Path) Primary() netip.Addr { return Node{Addrs: p.Addrs}.Primary() }
 func (p Path) Equal(q Path) bool {
 	return slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Rejected, q.Rejected) &&
 		slices.Equal(p.Addrs, q.Addrs) && p.Transport == q.Transport && p.Local == q.Local && p.NextHop == q.NextHop &&
-		p.Overhead == q.Overhead && p.Unreachable == q.Unreachable
+		p.Overhead == q.Overhead && p.Unreachable == q.Unreachable && p.Why == q.Why && slices.Equal(p.Hops, q.Hops) &&
+		p.ReceivesDirect == q.ReceivesDirect && p.RoutedDirect == q.RoutedDirect
 }

@@ -44,8 +44,10 @@ func TestInvalidTransport(t *testing.T) {
 		transport model.Transport
 		want      string
 	}{
-		{model.Transport{}, `invalid mode ""; allowed: "tunnel"`},
-		{model.Transport{Mode: "direct", Encapsulation: model.VXLAN}, `invalid mode "direct"; allowed: "tunnel"`},
+		{model.Transport{}, `invalid mode ""; allowed: [overlay direct hybrid]`},
+		{model.Transport{Mode: "tunnel", Encapsulation: model.VXLAN}, `invalid mode "tunnel"; allowed: [overlay direct hybrid]`},
+		{model.Transport{Mode: model.ModeHybrid, Encapsulation: model.VXLAN, FabricRoutes: true},
+			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
 		{model.Tunnel("stt"), `invalid encapsulation "stt"; allowed: [geneve vxlan]`},
 	} {
 		if err := tc.transport.Check(); err == nil || err.Error() != tc.want {

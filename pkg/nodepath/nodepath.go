@@ -108,15 +108,15 @@ func Resolve(s *model.Snapshot) map[string]model.Path {
 	self := nodes[0]
 	for _, n := range nodes {
 		n.path.Addrs = n.Addrs
-		r.route(s.Transport, self, n)
+		r.route(s, self, n)
 		paths[n.Name] = n.path
 	}
 	return paths
 }
 
 // route decides about the transport and the next hop of a node's path.
-func (r *resolver) route(t model.Transport, self, n *node) {
-	path := &n.path
+func (r *resolver) route(s *model.Snapshot, self, n *node) {
+	path, t := &n.path, s.Transport
 	local, nextHop := outerAddrs(self.Addrs, n.Addrs)
 	err := t.Check()
 	if n == self {
@@ -125,8 +125,12 @@ func (r *resolver) route(t model.Transport, self, n *node) {
 		err = r.reachable(n, self, nextHop)
 	}
 	switch {
+	case err == nil && n == self:
+		path.Transport, path.Local, path.Overhead = t, local, t.Overhead(local)
 	case err == nil:
-		path.Transport, path.Local, path.NextHop, path.Overhead = t, local, nextHop, t.Overhead(local)
+		path.Transport, path.Local, path.NextHop = model.Tunnel(t.Encapsulation), local, nextHop
+		path.Overhead = path.Transport.Overhead(local)
+		direct(s, self, n)
 	case n != self:
 		path.Unreachable = err.Error()
 	}

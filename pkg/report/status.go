@@ -27,8 +27,10 @@ type Status struct {
 	// Ready says that the agent has programmed the switch once, so that it attaches pods.
 	Ready bool `json:"ready"`
 	// NotReady says what the agent waits for before it is ready; empty when it is.
-	NotReady string              `json:"notReady,omitempty"`
-	Tunnel   model.Encapsulation `json:"tunnelType"`
+	NotReady string `json:"notReady,omitempty"`
+	// Transport is the setting: overlay, direct or hybrid.
+	Transport model.Mode          `json:"transport"`
+	Tunnel    model.Encapsulation `json:"tunnelType"`
 	// Datapath is the setting: system (the kernel's) or netdev (userspace).
 	Datapath string `json:"datapath"`
 	// MTU is that of pods in bytes, from 576; 0 until the underlay's is known.
@@ -95,6 +97,10 @@ type Feed struct {
 // Node is a peer node as this one sees it.
 type Node struct {
 	Name string `json:"name"`
+	// Transport is how packets travel to its pods: overlay or direct; absent for an unreachable node.
+	Transport model.Mode `json:"transport,omitempty"`
+	// Why is the reason why they travel in a tunnel although the setting asks for direct; absent otherwise.
+	Why string `json:"why,omitempty"`
 	// Tunnel is where packets for its pods are sent; "" when it has no address.
 	Tunnel netip.Addr `json:"tunnelAddress"`
 	// PodCIDRs are the Node object's, rejected ones too.
@@ -141,11 +147,11 @@ type StatusInput struct {
 	Ready                 bool
 	// NotReady is empty when the agent is ready, Degraded when the node can attach pods.
 	NotReady, Degraded string
-	// Tunnel is the setting; a View's replaces it.
-	Tunnel   model.Encapsulation
-	Datapath string
-	MTU      int
-	Underlay string
+	// Transport is the setting; a View's replaces it.
+	Transport model.Transport
+	Datapath  string
+	MTU       int
+	Underlay  string
 	// FromCopy is zero when the agent works from the API server.
 	FromCopy time.Time
 	// Problems are what is wrong with parts of the agent, by part.
@@ -173,7 +179,7 @@ type StatusInput struct {
 func NewStatus(in StatusInput) Status {
 	s := Status{
 		Node: in.Node, Version: in.Version, Commit: in.Commit, Ready: in.Ready, NotReady: in.NotReady,
-		Tunnel: in.Tunnel, Datapath: in.Datapath, MTU: in.MTU, Underlay: in.Underlay, API: in.API, Restart: in.Restart,
+		Transport: in.Transport.Mode, Tunnel: in.Transport.Encapsulation, Datapath: in.Datapath, MTU: in.MTU, Underlay: in.Underlay, API: in.API, Restart: in.Restart,
 		APIVersion: APIVersion, Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{},
 		Drops:             []Drop{},
 		NoClusterPolicies: in.NoClusterPolicies,
@@ -190,7 +196,7 @@ func NewStatus(in StatusInput) Status {
 	if in.View == nil {
 		return s
 	}
-	s.Tunnel = in.View.SelfPath().Encapsulation
+	s.Transport, s.Tunnel = in.View.Transport.Mode, in.View.Transport.Encapsulation
 	s.Addrs, s.PodCIDRs = notNull(in.View.Self.Addrs), notNull(in.View.Self.PodCIDRs)
 	s.Flows = newSwitch(in.Programming)
 	s.Objects = objectCounts(in.View, in.Programming, in.Objects)
@@ -290,6 +296,7 @@ func PeerNodes(view *model.Snapshot, probes map[string]Probe) []Node {
 		path := view.Paths[name]
 		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
 		if path.Reachable() {
+			r.Transport, r.Why = path.Mode, path.Why
 			r.Tunnel, r.Unreachable, r.RTTSeconds = path.NextHop, probes[name].Problem, probes[name].RTT.Seconds()
 		}
 		list = append(list, r)

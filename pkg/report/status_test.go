@@ -16,7 +16,7 @@ import (
 
 // TestNewStatus: at every stage of an agent's life its status has what is known, and lists are empty until they are, not null.
 func TestNewStatus(t *testing.T) {
-	settings := StatusInput{Node: "n1", Version: "v1", Tunnel: model.Geneve, Datapath: "system"}
+	settings := StatusInput{Node: "n1", Version: "v1", Transport: model.Tunnel(model.Geneve), Datapath: "system"}
 	starting := settings
 	starting.NotReady = "waiting for OVSDB: refused"
 	starting.Problems = map[string]string{"OVSDB": "refused", "API server": "no answer"}
@@ -50,7 +50,7 @@ func TestNewStatus(t *testing.T) {
 	outside.OutsideClaims = model.OutsideClaims{Pods: 2, Example: "pod ns/x of node n2"}
 	broken.View = &outside
 
-	base := Status{APIVersion: APIVersion, Node: "n1", Version: "v1", Tunnel: model.Geneve, Datapath: "system",
+	base := Status{APIVersion: APIVersion, Node: "n1", Version: "v1", Transport: model.ModeOverlay, Tunnel: model.Geneve, Datapath: "system",
 		Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{}, Drops: []Drop{}}
 	first := base
 	first.NotReady, first.FromCopy = starting.NotReady, &starting.FromCopy

@@ -39,7 +39,15 @@ var changes = map[string]func(d *drawing) state.Change{
 	"SetNode":    func(d *drawing) state.Change { return state.SetNode{Node: d.node()} },
 	"DeleteNode": func(d *drawing) state.Change { return state.DeleteNode{Name: d.one("node", "n1", "n2", "n3")} },
 	"SetTransport": func(d *drawing) state.Change {
-		return state.SetTransport{Transport: model.Tunnel(draw(d, "encapsulation", model.Encapsulations))}
+		return state.SetTransport{Transport: model.Transport{Mode: draw(d, "mode", model.Modes),
+			Encapsulation: draw(d, "encapsulation", model.Encapsulations)}}
+	},
+	"SetReceiveGrace": func(d *drawing) state.Change { return state.SetReceiveGrace{Receive: d.maybe("grace")} },
+	"SetRouted": func(d *drawing) state.Change {
+		if d.maybe("routed") {
+			return state.SetRouted{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}
+		}
+		return state.SetRouted{}
 	},
 	"SetKernelDatapath":  func(d *drawing) state.Change { return state.SetKernelDatapath{Kernel: d.maybe("kernel")} },
 	"SetKeepEstablished": func(d *drawing) state.Change { return state.SetKeepEstablished{Keep: d.maybe("keep")} },

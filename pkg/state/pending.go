@@ -112,8 +112,8 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		if c.Configured {
 			s.name = "configured"
 		}
-	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTransport, SetKernelDatapath,
-		SetKeepEstablished, Recall:
+	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTransport, SetReceiveGrace, SetRouted,
+		SetKernelDatapath, SetKeepEstablished, Recall:
 	default:
 		return s, false
 	}

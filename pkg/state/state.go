@@ -173,6 +173,28 @@ func (c SetTransport) apply(s *Store) bool {
 	return true
 }
 
+// SetReceiveGrace says whether packets without a tunnel are accepted although nothing asks for it any more.
+type SetReceiveGrace struct{ Receive bool }
+
+func (c SetReceiveGrace) apply(s *Store) bool {
+	if s.next.ReceiveGrace == c.Receive {
+		return false
+	}
+	s.next.ReceiveGrace, s.differs.nodes, s.pathsDirty = c.Receive, true, true
+	return true
+}
+
+// SetRouted says which pod CIDRs of peer nodes the kernel does not lead to the switch; they are sorted.
+type SetRouted struct{ CIDRs []netip.Prefix }
+
+func (c SetRouted) apply(s *Store) bool {
+	if slices.Equal(s.next.Routed, c.CIDRs) {
+		return false
+	}
+	s.next.Routed, s.differs.nodes, s.pathsDirty = c.CIDRs, true, true
+	return true
+}
+
 // SetKernelDatapath says whether the switch forwards in the kernel.
 type SetKernelDatapath struct{ Kernel bool }
 

@@ -54,10 +54,11 @@ type mesh struct {
 	manifests string
 }
 
-func up(t *testing.T, family lab.Family, tunnel model.Encapsulation) mesh {
+func up(t *testing.T, family lab.Family, tunnel model.Encapsulation, more ...string) mesh {
 	t.Helper()
 	file := filepath.Join(labtest.Write(t, map[string]string{"mesh.yaml": manifests()}), "mesh.yaml")
-	l := labtest.Up(t, "path", "-f", file, "--nodes=3", "--ip-family="+string(family), "--tunnel="+string(tunnel))
+	l := labtest.Up(t, "path", append([]string{"-f", file, "--nodes=3", "--ip-family=" + string(family),
+		"--tunnel=" + string(tunnel)}, more...)...)
 	m := mesh{Lab: l, pods: map[string]lab.PodStatus{}, nodes: map[string]lab.NodeStatus{}, manifests: file}
 	s := l.Status()
 	for _, p := range s.Pods {

@@ -87,7 +87,7 @@ func (a *Agent) Status(context.Context) report.Status {
 		probes[name] = report.Probe{RTT: time.Duration(400+100*len(name)) * time.Microsecond}
 	}
 	s := report.NewStatus(report.StatusInput{
-		Node: a.node.Name, Version: "v0.2.0", Commit: "unknown", Ready: true, Tunnel: model.Geneve, Datapath: "netdev", MTU: 1450,
+		Node: a.node.Name, Version: "v0.2.0", Commit: "unknown", Ready: true, Datapath: "netdev", MTU: 1450,
 		Underlay: "eth0", View: a.view, Pods: a.pods, Probes: probes,
 		Programming: report.Programming{Progress: report.Progress{Programmed: 1, Desired: 1, Flows: len(a.desired.Flows),
 			Groups: len(a.desired.Groups), Bundles: 1}},

@@ -185,7 +185,7 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 	here.gone = gone
 	set = append(set, state.SetKernelDatapath{Kernel: n.kernel}, state.Synced{})
 	if n.transport != (model.Transport{}) {
-		set = append(set, state.SetTransport{Transport: n.transport})
+		set = append(n.publish(set), state.SetTransport{Transport: n.transport})
 	}
 	here.objects = policy.Cluster{Namespaces: map[string]map[string]string{}}
 	for _, c := range set {
@@ -220,6 +220,28 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 		err = errors.New("the flows after the change differ from those of a full compilation")
 	}
 	return err
+}
+
+// publish makes all nodes neighbors that receive packets without a tunnel, and lets their kernels have the routes.
+func (n *network) publish(set []state.Change) []state.Change {
+	if n.transport.Mode == model.ModeOverlay {
+		return set
+	}
+	var cidrs []netip.Prefix
+	for i, c := range set {
+		c, ok := c.(state.SetNode)
+		if !ok {
+			continue
+		}
+		c.Node.ReceivesDirect = true
+		for _, a := range c.Node.Addrs {
+			c.Node.Underlay = append(c.Node.Underlay, model.Uplink{Prefix: netip.PrefixFrom(a, 24), MAC: model.MAC{2, 5: a.AsSlice()[3]}})
+		}
+		cidrs = append(cidrs, c.Node.PodCIDRs...)
+		set[i] = c
+	}
+	slices.SortFunc(cidrs, netip.Prefix.Compare)
+	return append(set, state.SetRouted{CIDRs: cidrs})
 }
 
 // locals are the addresses of the node's kernel.

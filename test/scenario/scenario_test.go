@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/weft-cni/weft/internal/testing/golden"
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // load reads all scenario files, by their names without the ending.
@@ -31,16 +32,21 @@ func load(t *testing.T) map[string]*Scenario {
 }
 
 // TestScenarios runs every file on the packet interpreter, in its families, with the connection tracking of both
-// datapaths, and compares golden flows.
+// datapaths, in tunnels and, on one of them, without, and compares golden flows.
 func TestScenarios(t *testing.T) {
 	all := load(t)
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		t.Run(name, func(t *testing.T) {
 			s := all[name]
 			for _, family := range s.families {
-				for _, kernel := range []bool{false, true} {
-					t.Run(fmt.Sprintf("%s/kernel=%t", family, kernel), func(t *testing.T) {
-						results, err := s.run(newNetwork(family, kernel, s.nodes), family)
+				for _, on := range []struct {
+					kernel bool
+					mode   model.Mode
+				}{{false, model.ModeOverlay}, {true, model.ModeOverlay}, {false, model.ModeDirect}} {
+					t.Run(fmt.Sprintf("%s/kernel=%t/%s", family, on.kernel, on.mode), func(t *testing.T) {
+						n := newNetwork(family, on.kernel, s.nodes)
+						n.transport = model.Transport{Mode: on.mode, Encapsulation: model.Geneve}
+						results, err := s.run(n, family)
 						if text := describe(results); text != "" {
 							t.Errorf("\n%s", text)
 						}

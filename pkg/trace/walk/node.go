@@ -31,10 +31,12 @@ type Node struct {
 	Locals   []netip.Addr `json:"localAddresses"`
 	Gateways []netip.Addr `json:"gateways"`
 	// PodCIDRs are the node's own, ClusterPods those of all nodes that it knows a path to, ServiceCIDRs the ranges of
-	// ClusterIPs: to the last two, the kernel has routes to the switch.
+	// ClusterIPs: to the last two, except for Direct, the kernel has routes to the switch.
 	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
 	ClusterPods  []netip.Prefix `json:"clusterPodCIDRs"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
+	// Direct are the pod CIDRs of peer nodes that the kernel does not lead to the switch.
+	Direct []netip.Prefix `json:"directPodCIDRs,omitempty"`
 	// Kernel says that the datapath is the kernel's, whose connection tracking differs a little.
 	Kernel    bool       `json:"kernelDatapath"`
 	Pods      []Pod      `json:"pods"`
@@ -144,6 +146,9 @@ func NodeOf(s *model.Snapshot, list []Flow, groups []openflow.Group) (Node, erro
 	n.Locals = slices.Concat(n.Addrs, n.Gateways, s.LocalAddrs)
 	for _, name := range slices.Sorted(maps.Keys(s.Paths)) {
 		n.ClusterPods = append(n.ClusterPods, s.Paths[name].PodCIDRs...)
+		if s.Paths[name].RoutedDirect {
+			n.Direct = append(n.Direct, s.Paths[name].PodCIDRs...)
+		}
 	}
 	for _, a := range s.Attachments {
 		n.Pods = append(n.Pods, Pod{Name: a.Pod.String(), IPs: a.IPs, Port: a.OFPort, MAC: a.MAC})

@@ -178,6 +178,27 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 		"adds attached volumes": {"n1", nil, func(n *corev1.Node) {
 			n.Status.VolumesAttached = []corev1.AttachedVolume{{Name: "v"}}
 		}, onlyConditions},
+		"publishes its underlay": {"n1", func(n *corev1.Node) { n.Annotations = map[string]string{"a": "b"} }, func(n *corev1.Node) {
+			n.Annotations["weft.dev/underlay"] = "172.30.0.1/24@02:00:00:00:00:01"
+			n.Annotations["weft.dev/receives"] = "direct"
+		}, ""},
+		"publishes the first annotation": {"n1", nil, func(n *corev1.Node) {
+			n.Annotations = map[string]string{"weft.dev/underlay": "172.30.0.1/24@02:00:00:00:00:01"}
+		}, ""},
+		"takes back what it receives": {"n1", func(n *corev1.Node) {
+			n.Annotations = map[string]string{"weft.dev/receives": "direct"}
+		}, func(n *corev1.Node) { n.Annotations = nil }, ""},
+		"publishes another node's underlay": {"n2", nil, func(n *corev1.Node) {
+			n.Annotations = map[string]string{"weft.dev/underlay": "172.30.0.1/24@02:00:00:00:00:01"}
+		}, "its own node only"},
+		"changes another annotation beside": {"n1", func(n *corev1.Node) {
+			n.Annotations = map[string]string{"a": "b"}
+		}, func(n *corev1.Node) {
+			n.Annotations = map[string]string{"a": "c", "weft.dev/receives": "direct"}
+		}, noMetadata},
+		"removes another annotation": {"n1", func(n *corev1.Node) {
+			n.Annotations = map[string]string{"a": "b"}
+		}, func(n *corev1.Node) { n.Annotations = nil }, noMetadata},
 		"adds a label": {"n1", nil, func(n *corev1.Node) {
 			n.Labels["node-role.kubernetes.io/control-plane"] = ""
 		}, noMetadata},
