@@ -150,6 +150,10 @@ func nodeFaults() []fault {
 	return list
 }
 
+// flushConntrack ends all connections of the datapath. The kernel's datapath has them in one table with those that the
+// node's kernel translates.
+const flushConntrack = "ovs-appctl dpctl/flush-conntrack"
+
 // switchFaults damage what Open vSwitch has, and Open vSwitch itself.
 func switchFaults() []fault {
 	var list []fault
@@ -160,12 +164,12 @@ func switchFaults() []fault {
 		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ovs-ofctl -O OpenFlow15 mod-port weft $p no-forward; done",
 		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ip link set $p down; done",
 		"for p in $(ovs-vsctl list-ports weft | grep -v weft); do ovs-vsctl --no-wait clear Interface $p external_ids; done",
-		"ovs-appctl dpctl/flush-conntrack",
+		flushConntrack,
 		"ovs-ofctl -O OpenFlow15 set-frags weft drop",
 	} {
 		list = append(list, fault{
 			name: script, cause: "switch", bound: 2500 * time.Millisecond,
-			untracked: script == "ovs-appctl dpctl/flush-conntrack",
+			untracked: script == flushConntrack, unmasked: script == flushConntrack && onDatapath(false, true),
 			do:        func(c *chaos) { c.damage("node1", script) },
 		})
 	}

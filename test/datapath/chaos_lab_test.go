@@ -194,13 +194,14 @@ func (c *chaos) violations() (list []string) {
 	return list
 }
 
-// belongings are what the nodes have that could be left over. Each line begins with its node.
+// belongings are what the nodes have that could be left over. Each line begins with its node. The devices that
+// ovs-vswitchd adds to the kernel for its tunnels have another MAC address each time, and so another link-local one.
 func (c *chaos) belongings() string {
 	const list = `ovs-vsctl list-ports weft | sed 's/^/port /'; ip -br link | awk '{print "link", $1}'
 ovs-ofctl -O OpenFlow15 dump-groups weft | grep -c group_id | sed 's/^/groups: /'
 ovs-ofctl -O OpenFlow15 --no-stats dump-flows weft | grep -o ' table=[0-9]*' | sort | uniq -c | awk '{print "flows of", $2 ":", $1}'
 nft list tables; nft -s list ruleset | wc -l | sed 's/^/lines of nftables: /'
-for f in -4 -6; do ip $f rule | sed "s/^/rule $f /"; ip $f route show table all | grep -v 'proto ra' | sed "s/ expires [0-9]*sec//; s/^/route $f /"; done
+for f in -4 -6; do ip $f rule | sed "s/^/rule $f /"; ip $f route show table all | grep -v 'proto ra' | sed "s/ expires [0-9]*sec//; s/ fe80::.* dev \([a-z]*_sys_\)/ fe80:: dev \1/; s/^/route $f /"; done
 ls /run/weft/attachments | sed 's/^/attachment /'; ovs-vsctl --bare --columns=_uuid list Port | wc -l | sed 's/^/rows of Port: /'`
 	var text strings.Builder
 	for _, node := range []string{"node1", "node2"} {

@@ -64,7 +64,8 @@ type fault struct {
 	bound time.Duration
 	// untracked says that the switch loses its connections: a stream whose server's address is translated may end.
 	untracked bool
-	// unmasked says that the kernel of node1 lacks an address or its translation for a moment: it resets streams of it.
+	// unmasked says that the kernel of node1 lacks an address or its translation for a moment, or has lost its
+	// connections: it resets streams of it.
 	unmasked bool
 	do       func(c *chaos)
 }
