@@ -170,7 +170,7 @@ func switchFaults() []fault {
 		list = append(list, fault{
 			name: script, cause: "switch", bound: 2500 * time.Millisecond,
 			untracked: script == flushConntrack, unmasked: script == flushConntrack && onDatapath(false, true),
-			do:        func(c *chaos) { c.damage("node1", script) },
+			do: func(c *chaos) { c.damage("node1", script) },
 		})
 	}
 	return append(list,
