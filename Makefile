@@ -138,12 +138,13 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
-nightly: ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab; an hour
+nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, dual stack over Geneve on a cluster; an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 	go test -C test/oracle/policy -run TestRandomPolicies -timeout 4h -rapid.checks=100000
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
 	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
 	go test -C test -tags integration -timeout 10m ./bench
+	test/e2e/run.sh dual/geneve
 
 CHAOS ?= 30m
 .PHONY: chaos
