@@ -61,6 +61,11 @@ func (s *Store) resolveSelf() {
 	s.next.Revision++
 }
 
+// selfWaits reports whether the pod CIDRs of this node depend on whether an attachment has an address of them.
+func (s *Store) selfWaits() bool {
+	return len(s.next.NewPodCIDRs) > 0 || len(s.usable.PodCIDRs) == 0 && len(s.recalled) > 0
+}
+
 // podCIDRsHeld says why the pod CIDRs of the Node object cannot replace the old ones, or "".
 func (s *Store) podCIDRsHeld(self model.Node, old []netip.Prefix) string {
 	if len(self.PodCIDRs) == 0 {

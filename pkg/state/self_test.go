@@ -146,18 +146,23 @@ func TestRecall(t *testing.T) {
 			"10.244.7.0/24")}},
 			"[10.244.7.0/24]", "[10.244.7.0/24]", "", false},
 	} {
-		s := state.New("n1")
-		for _, c := range tc.changes {
-			s.Apply(c)
-		}
-		got, _ := s.Take()
-		if cidrs := fmt.Sprint(got.SelfPath().PodCIDRs); cidrs != tc.cidr || got.SelfHeld != tc.held ||
-			(len(got.NewPodCIDRs) > 0) != tc.waiting {
-			t.Errorf("%s: %s, held %q, waiting %v; want %s, %q", tc.name, cidrs, got.SelfHeld, got.NewPodCIDRs, tc.cidr, tc.held)
-		}
-		s.Apply(state.DeleteAttachment{Key: web.Key()})
-		if got, _ = s.Take(); fmt.Sprint(got.SelfPath().PodCIDRs) != tc.after {
-			t.Errorf("%s: without the pod %v, want %s", tc.name, got.SelfPath().PodCIDRs, tc.after)
+		for _, each := range []bool{false, true} { // whether the store is asked after each change
+			s := state.New("n1")
+			for _, c := range tc.changes {
+				if s.Apply(c); each {
+					s.Take()
+				}
+			}
+			got, _ := s.Take()
+			if cidrs := fmt.Sprint(got.SelfPath().PodCIDRs); cidrs != tc.cidr || got.SelfHeld != tc.held ||
+				(len(got.NewPodCIDRs) > 0) != tc.waiting {
+				t.Errorf("%s, each %t: %s, held %q, waiting %v; want %s, %q", tc.name, each, cidrs, got.SelfHeld, got.NewPodCIDRs,
+					tc.cidr, tc.held)
+			}
+			s.Apply(state.DeleteAttachment{Key: web.Key()})
+			if got, _ = s.Take(); fmt.Sprint(got.SelfPath().PodCIDRs) != tc.after {
+				t.Errorf("%s, each %t: without the pod %v, want %s", tc.name, each, got.SelfPath().PodCIDRs, tc.after)
+			}
 		}
 	}
 }

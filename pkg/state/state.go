@@ -231,6 +231,7 @@ func (c SetAttachment) apply(s *Store) bool {
 	}
 	s.localsChanged(c.Attachment.IPs)
 	s.attachments()[key] = c.Attachment
+	s.pathsDirty = s.pathsDirty || s.selfWaits()
 	s.resolver.SetAttachment(c.Attachment)
 	s.changed[model.PodOwner(c.Attachment)] = true
 	return true
@@ -245,7 +246,7 @@ func (c DeleteAttachment) apply(s *Store) bool {
 		return false
 	}
 	delete(s.attachments(), c.Key)
-	s.pathsDirty = s.pathsDirty || len(s.next.NewPodCIDRs) > 0 // which may have waited for this
+	s.pathsDirty = s.pathsDirty || s.selfWaits()
 	s.resolver.DeleteAttachment(c.Key)
 	s.localsChanged(old.IPs)
 	s.changed[model.PodOwner(old)] = true
