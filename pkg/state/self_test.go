@@ -149,7 +149,8 @@ func TestRecall(t *testing.T) {
 		for _, each := range []bool{false, true} { // whether the store is asked after each change
 			s := state.New("n1")
 			for _, c := range tc.changes {
-				if s.Apply(c); each {
+				s.Apply(c)
+				if each {
 					s.Take()
 				}
 			}
