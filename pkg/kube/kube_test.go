@@ -147,6 +147,44 @@ func TestSyncedMeansEmitted(t *testing.T) {
 	}
 }
 
+// TestPublish: what a node publishes of its underlay is what the others read; what it takes back is gone. The agent may
+// patch the status of its Node object only.
+func TestPublish(t *testing.T) {
+	client := fakekube.New(object("n1", nil))
+	uplink, err := model.ParseUplink("172.30.0.1/24@02:00:00:00:00:01")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		underlay []model.Uplink
+		direct   bool
+	}{{[]model.Uplink{uplink}, true}, {[]model.Uplink{uplink}, false}, {nil, true}, {nil, false}} {
+		client.ClearActions()
+		if err := kube.Publish(t.Context(), client, "n1", tc.underlay, tc.direct); err != nil {
+			t.Fatal(err)
+		}
+		if a := client.Actions(); len(a) != 1 || a[0].GetVerb() != "patch" || a[0].GetSubresource() != "status" {
+			t.Errorf("actions %+v, want one patch of the status", a)
+		}
+		object, err := client.CoreV1().Nodes().Get(t.Context(), "n1", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := kube.Node(object)
+		if err != nil || !slices.Equal(got.Underlay, tc.underlay) || got.ReceivesDirect != tc.direct {
+			t.Errorf("%+v, %t: read as %+v, %t, %v", tc.underlay, tc.direct, got.Underlay, got.ReceivesDirect, err)
+		}
+	}
+	bad := object("n1", nil)
+	bad.Annotations = map[string]string{kube.UnderlayAnnotation: "172.30.0.1/24", kube.ReceivesAnnotation: "yes"}
+	if got, err := kube.Node(bad); err == nil || len(got.Underlay) > 0 || got.ReceivesDirect {
+		t.Errorf("annotations of another form: %+v, %v", got, err)
+	}
+	if err := kube.Publish(t.Context(), client, "missing", nil, true); err == nil {
+		t.Error("a node that does not exist gave no error")
+	}
+}
+
 func TestSetNetworkAvailable(t *testing.T) {
 	client := fakekube.New(object("n1", nil))
 	for range 2 {
