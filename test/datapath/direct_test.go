@@ -21,7 +21,8 @@ import (
 // TestDirect: without tunnels every pod reaches every pod with packets of the underlay's whole size, Services and
 // policies work, and policies see the sources that they see through tunnels. Routes are repaired, foreign ones stay.
 // What another node or a host sends in the name of a pod is dropped and counted. A change of the transport on a cluster
-// that runs, to every other one, loses no packet, and no moment allows what a policy denies.
+// that runs, to every other one, loses no packet but those that Open vSwitch loses whenever a route of the kernel
+// changes, and no moment allows what a policy denies.
 func TestDirect(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve, "--set=transport=direct")
 	m.wantTransport(t, model.ModeDirect, model.ModeDirect)
@@ -239,15 +240,19 @@ func (m mesh) changeTransport(t *testing.T) {
 		}
 		m.wantTransport(t, to.setting, to.mode)
 	}
+	// With the userspace datapath, Open vSwitch finds the way of a tunnel in a copy of the kernel's routes that it empties and
+	// fills again whenever one changes. Of 3,000 pings beside 600 changes of a foreign route, 13 were lost; without them none.
+	mostLost, longestGap := onDatapath(1, 0), testenv.Patience(250*time.Millisecond) // percent of the pings
 	for _, p := range pings {
 		var reply wire.SteadyReply
 		p.stop(t, &reply)
 		s := reply.Series[0]
-		if s.Sent < 500 || s.Received != s.Sent || s.SendErrors > 0 {
-			t.Errorf("ping to %s: %d of %d answered, lost %v, %d send errors (%s)", s.Addr, s.Received, s.Sent, s.Lost,
-				s.SendErrors, s.FirstError)
+		lost := s.Sent - s.Received
+		if s.Sent < 500 || s.SendErrors > 0 || lost*100 > s.Sent*mostLost || lost > 0 && s.LongestGap > longestGap {
+			t.Errorf("ping to %s: %d of %d answered, lost %v, longest gap %s, %d send errors (%s)", s.Addr, s.Received, s.Sent,
+				s.Lost, s.LongestGap, s.SendErrors, s.FirstError)
 		}
-		t.Logf("ping to %s: %d sent, none lost, longest gap %s", s.Addr, s.Sent, s.LongestGap.Round(time.Millisecond))
+		t.Logf("ping to %s: %d sent, %d lost, longest gap %s", s.Addr, s.Sent, lost, s.LongestGap.Round(time.Millisecond))
 	}
 	var reply wire.SteadyReply
 	denied.stop(t, &reply)
