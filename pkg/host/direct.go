@@ -200,23 +200,11 @@ func addNeighborRules(add func(chain, comment string, words ...any), d Desired, 
 		return
 	}
 	link := `"` + u.name + `"`
-	mask := netip.PrefixFrom(allOnes(f.is4), local.Bits()).Masked().Addr().String()
+	mask := net.IP(net.CIDRMask(local.Bits(), local.Addr().BitLen())).String()
 	add(enteredChain, "pods of neighbors: from the neighbor's link", "iifname", link,
 		"ether saddr .", "(", f.header, "saddr &", mask, ")", "@neighbors-"+f.suffix, "accept")
 	add(enteredChain, "pods of other nodes: from the network that has routes to them", "iifname", link,
 		f.header, "saddr", "@fabric-"+f.suffix, "accept")
-}
-
-func allOnes(is4 bool) netip.Addr {
-	a := netip.IPv4Unspecified().AsSlice()
-	if !is4 {
-		a = netip.IPv6Unspecified().AsSlice()
-	}
-	for i := range a {
-		a[i] = 0xff
-	}
-	addr, _ := netip.AddrFromSlice(a) // has the length of an address
-	return addr
 }
 
 // addRoutedRules gives packets of the node and of its Services to pods of other nodes the source that they have in

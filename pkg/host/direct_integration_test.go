@@ -39,7 +39,7 @@ func (n *node) peerRoutes() string {
 
 // TestDirectRoutes: the pods of a neighbor are reached through the uplink, by one route for each pod CIDR, which a
 // change replaces and a deletion brings back. Without the uplink's address they are unreachable, never by another way.
-// With FabricRoutes there is no route. A foreign route stays.
+// With FabricRoutes the host adds no route. A foreign route stays.
 func TestDirectRoutes(t *testing.T) {
 	n := newNode(t)
 	d := dualStack()
