@@ -65,6 +65,13 @@ func TestDirectRoutes(t *testing.T) {
 		t.Errorf("changed %q", changed)
 	}
 	expect("direct", want)
+	chain := n.run("nft list chain inet weft entered")
+	for _, rule := range []string{"ether saddr . ip saddr & 255.255.255.0 @neighbors-v4",
+		"ether saddr . ip6 saddr & ffff:ffff:ffff:ffff:: @neighbors-v6"} {
+		if !strings.Contains(chain, rule) {
+			t.Errorf("packets of the neighbor's pods are not accepted by its link and its whole range, %q:\n%s", rule, chain)
+		}
+	}
 	all := append(d.peerPodCIDRs(), d.PodCIDRs...)
 	if got, err := NotToSwitch("weft0", all); err != nil || !slices.Equal(got, directPeer().PodCIDRs) {
 		t.Errorf("NotToSwitch = %v, %v", got, err)
