@@ -91,10 +91,17 @@ sequential  = $$(go list ./... | grep -vE '$(CONCURRENT)')
 
 .PHONY: check
 check: ## Before a commit, in a minute: format, words, go vet, the product's unit tests in short, scenarios
+	@$(MAKE) --no-print-directory --jobs --output-sync=target check-format check-concurrent check-sequential check-scenarios
+
+.PHONY: check-format check-concurrent check-sequential check-scenarios
+check-format:
 	build/format.sh
 	go vet ./...
+check-concurrent:
 	go test $(RACE) -short -vet=off $(concurrent)
+check-sequential:
 	go test -short -vet=off $(sequential)
+check-scenarios:
 	go test -C test ./scenario
 
 .PHONY: unit

@@ -43,8 +43,9 @@ func (n Names) Actions(a Actions) string {
 		text := action.text
 		if table, ok := action.Next(); ok {
 			number, name := strconv.Itoa(int(table)), n.Table(table)
-			text = strings.NewReplacer(gotoPrefix+number, gotoPrefix+name, "resubmit(,"+number+")", "resubmit(,"+name+")",
-				"table="+number+",", "table="+name+",", "table="+number+")", "table="+name+")").Replace(text)
+			for _, form := range []string{gotoPrefix + "%", "resubmit(,%)", "table=%,", "table=%)"} {
+				text = strings.ReplaceAll(text, strings.Replace(form, "%", number, 1), strings.Replace(form, "%", name, 1))
+			}
 		} else if port, ok := n.PortRegister.SetBy(action); ok && n.Ports[port] != "" {
 			text = "set_field:" + n.Ports[port] + "->" + n.PortRegister.String()
 		}
