@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/weft-cni/weft/internal/unixctl"
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // Finding is one line: a check of a node, or of the cluster when Node is empty.
@@ -43,17 +44,23 @@ type Host struct {
 }
 
 // modules are those of Open vSwitch's kernel datapath, and of the node's rules.
-var modules = map[string][]string{"system": {"openvswitch", "vport-geneve", "vport-vxlan", "nf_tables"}, "netdev": {"nf_tables"}}
+var modules = func() map[string][]string {
+	system := []string{"openvswitch", "nf_tables"}
+	for _, e := range model.Encapsulations {
+		system = append(system, e.Module())
+	}
+	return map[string][]string{"system": system, "netdev": {"nf_tables"}}
+}()
 
 // Node looks at the node itself.
 func Node(ctx context.Context, h Host) []Finding {
 	list := []Finding{h.modules(), h.openVSwitch(ctx), h.networks()}
 	list = append(append(list, h.rules(ctx)...), h.advertisements())
-	for _, p := range []struct{ what, network, port string }{
-		{"healthAddr", "tcp", "127.0.0.1:9470"}, {"nodeHealthAddr", "tcp", ":10256"},
-		{"Geneve", "udp", ":6081"}, {"VXLAN", "udp", ":4789"},
-	} {
-		list = append(list, h.port(p.what, p.network, p.port))
+	list = append(list, h.port("healthAddr", "tcp", "127.0.0.1:9470"), h.port("nodeHealthAddr", "tcp", ":10256"))
+	for _, e := range model.Encapsulations {
+		if port := e.UDPPort(); port != 0 {
+			list = append(list, h.port(e.Title(), "udp", fmt.Sprintf(":%d", port)))
+		}
 	}
 	return list
 }

@@ -23,7 +23,7 @@ func host(t *testing.T, version string) Host {
 		"proc/sys/kernel/osrelease":              "6.1.0-test\n",
 		"proc/modules":                           "nf_tables 372736 0 - Live 0x0\n",
 		"lib/modules/6.1.0-test/modules.dep":     "kernel/net/openvswitch/openvswitch.ko.xz: kernel/a.ko\nkernel/net/openvswitch/vport-geneve.ko:\n",
-		"lib/modules/6.1.0-test/modules.builtin": "kernel/net/openvswitch/vport-vxlan.ko\n",
+		"lib/modules/6.1.0-test/modules.builtin": "kernel/net/openvswitch/vport-vxlan.ko\nkernel/net/openvswitch/vport-gre.ko\n",
 		"etc/cni/net.d/10-weft.conflist":         "",
 		"etc/cni/net.d/README":                   "",
 	} {
@@ -121,7 +121,7 @@ func TestNode(t *testing.T) {
 		"well": {version: "3.1.0"},
 		"module": {version: "3.10.2", change: func(h *Host) {
 			_ = os.Remove(h.path("lib/modules/6.1.0-test/modules.builtin"))
-		}, check: "kernel modules", saw: "kernel 6.1.0-test has no vport-vxlan", do: "or set datapath: netdev"},
+		}, check: "kernel modules", saw: "kernel 6.1.0-test has no vport-vxlan, vport-gre", do: "or set datapath: netdev"},
 		"userspace datapath": {version: "3.1.0", change: func(h *Host) {
 			h.Datapath = "netdev"
 			_ = os.RemoveAll(h.path("lib"))

@@ -178,9 +178,12 @@ type assembler struct {
 	next   int
 }
 
-// tunnel passes UDP to the encapsulations' ports.
+// tunnel passes UDP to the encapsulations' ports, and their own IP protocols.
 func (a *assembler) tunnel(is4 bool) {
 	a.add(bpf.LoadAbsolute{Off: protocolAt(is4), Size: 1})
+	for _, protocol := range model.TunnelProtocols() {
+		a.when(bpf.JumpEqual, uint32(protocol), accept)
+	}
 	a.when(bpf.JumpNotEqual, ipUDP, reject)
 	a.loadTransport(is4)
 	a.add(bpf.LoadIndirect{Off: lenEthernet + 2, Size: 2})

@@ -63,8 +63,10 @@ var filters = []struct {
 }
 
 // inTunnel are the frames that a capture of tunnels is about, as those within are.
-var inTunnel = map[string][]string{"tcp": {"tunnel"}, "port 80": {"tunnel"}, "all": {"tunnel", "tunnel vxlan", "tunnel with options"},
-	"range": {"tunnel with options"}, "client": {"tunnel", "tunnel vxlan"}, "udp": {"tunnel with options"}}
+var inTunnel = map[string][]string{"tcp": {"tunnel"}, "port 80": {"tunnel"}, "range": {"tunnel with options"},
+	"all":    {"tunnel", "tunnel vxlan", "tunnel with options", "tunnel gre", "tunnel gre with options", "tunnel gre of others"},
+	"client": {"tunnel", "tunnel vxlan", "tunnel gre", "tunnel gre with options"},
+	"udp":    {"tunnel with options", "tunnel gre with options"}}
 
 // TestMatch: each filter wants its frames and no other.
 func TestMatch(t *testing.T) {

@@ -79,6 +79,12 @@ func vxlan(frame []byte) []byte {
 	return ip6(17, netip.MustParseAddr("fd30::11"), netip.MustParseAddr("fd30::12"), udp(50000, 4789, string(header)))
 }
 
+// gre encapsulates a frame between nodes, with these flags and the words that they announce.
+func gre(flags uint16, words []byte, frame []byte) []byte {
+	return ip4(47, 0, netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("172.30.0.12"),
+		slices.Concat(u16(flags, 0x6558), words, frame))
+}
+
 // solicit is a neighbor solicitation.
 func solicit(target netip.Addr) []byte {
 	return ip6(58, client6, target, slices.Concat([]byte{135, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()))

@@ -16,6 +16,7 @@ const (
 	ipICMP   = 1
 	ipTCP    = 6
 	ipUDP    = 17
+	ipGRE    = 47
 	ipICMPv6 = 58
 	ipSCTP   = 132
 
@@ -33,6 +34,7 @@ const (
 	lenIPv6     = 40
 	lenUDP      = 8
 	lenTunnel   = 8 // Geneve's without options, and VXLAN's
+	lenGRE      = 4 // without the words that its flags announce
 	lenARP      = 28
 )
 
@@ -73,39 +75,82 @@ type Tunnel struct {
 // encapsulation, if it has one.
 func Parse(frame []byte, inTunnel bool) Headers {
 	h := parseEthernet(frame)
-	if !inTunnel || h.Protocol != ipUDP || h.Offset != 0 {
+	if !inTunnel || h.Offset != 0 || h.Protocol != ipUDP && h.Protocol != ipGRE {
 		return h
 	}
-	for _, e := range model.Encapsulations {
-		if h.DstPort != e.UDPPort() {
-			continue
-		}
-		at := h.payloadAt(frame)
-		if at+lenTunnel > len(frame) {
-			return h
-		}
-		t := Tunnel{Encapsulation: e, Src: h.Src, Dst: h.Dst, ID: binary.BigEndian.Uint32(frame[at+4:]) >> 8}
-		at += lenTunnel
-		if e == model.Geneve {
-			at += int(frame[at-lenTunnel]&0x3f) * 4 // the options
-		}
-		if at > len(frame) {
-			return h
-		}
-		inner := parseEthernet(frame[at:])
-		inner.Tunnel = &t
-		return inner
+	t, at := Tunnel{Src: h.Src, Dst: h.Dst}, h.payloadAt(frame)
+	if h.Protocol == ipGRE {
+		t.Encapsulation = model.GRE
+		t.ID, at = gre(frame, at)
+	} else {
+		t.Encapsulation = overUDP(h.DstPort)
+		t.ID, at = virtualNetwork(t.Encapsulation, frame, at+lenUDP)
 	}
-	return h
+	if at == 0 || at > len(frame) {
+		return h
+	}
+	inner := parseEthernet(frame[at:])
+	inner.Tunnel = &t
+	return inner
 }
 
-// payloadAt is where the payload of a UDP packet begins. Extension headers were followed by parseEthernet.
+// overUDP is the encapsulation with a UDP port, or "".
+func overUDP(port uint16) model.Encapsulation {
+	for _, e := range model.Encapsulations {
+		if port != 0 && port == e.UDPPort() {
+			return e
+		}
+	}
+	return ""
+}
+
+// virtualNetwork reads the header of an encapsulation over UDP at an offset of a frame: its identifier, and where the
+// inner frame begins; 0 when there is no such header.
+func virtualNetwork(e model.Encapsulation, frame []byte, at int) (id uint32, inner int) {
+	if e == "" || at+lenTunnel > len(frame) {
+		return 0, 0
+	}
+	inner = at + lenTunnel
+	if e == model.Geneve {
+		inner += int(frame[at]&0x3f) * 4 // the options
+	}
+	return binary.BigEndian.Uint32(frame[at+4:]) >> 8, inner
+}
+
+// gre reads the header of GRE around an Ethernet frame (RFC 2784 and 2890), as virtualNetwork does.
+func gre(frame []byte, at int) (key uint32, inner int) {
+	const checksum, keyed, sequenced, version, ethernet = 0x8000, 0x2000, 0x1000, 0x7, 0x6558
+	if at+lenGRE > len(frame) {
+		return 0, 0
+	}
+	flags := binary.BigEndian.Uint16(frame[at:])
+	if flags&version != 0 || binary.BigEndian.Uint16(frame[at+2:]) != ethernet {
+		return 0, 0
+	}
+	at += lenGRE
+	if flags&checksum != 0 {
+		at += 4
+	}
+	if flags&keyed != 0 {
+		if at+4 > len(frame) {
+			return 0, 0
+		}
+		key = binary.BigEndian.Uint32(frame[at:])
+		at += 4
+	}
+	if flags&sequenced != 0 {
+		at += 4
+	}
+	return key, at
+}
+
+// payloadAt is where the payload of an IP packet begins. Extension headers were followed by parseEthernet.
 func (h Headers) payloadAt(frame []byte) int {
 	if h.EtherType == etherIPv4 {
-		return lenEthernet + int(frame[lenEthernet]&0xf)*4 + lenUDP
+		return lenEthernet + int(frame[lenEthernet]&0xf)*4
 	}
 	_, at, _, _ := extensions(frame[lenEthernet:])
-	return lenEthernet + at + lenUDP
+	return lenEthernet + at
 }
 
 func parseEthernet(b []byte) (h Headers) {

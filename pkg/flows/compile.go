@@ -50,7 +50,7 @@ const (
 	Tagged            Reason = "vlan-tag"           // a frame with a VLAN tag: the overlay has none
 	TunnelSource      Reason = "tunnel-source"      // a tunnel packet whose inner source is not the sending node's
 	TunnelDestination Reason = "tunnel-destination" // a tunnel packet that is not for this node's pods
-	TunnelPort        Reason = "tunnel-port"        // a pod to a tunnel port outside: masqueraded, it would pass for its node
+	TunnelPort        Reason = "tunnel-port"        // a pod's tunnel packet to the outside: masqueraded, it would pass for its node
 	NoSuchPod         Reason = "no-such-pod"        // an address of this node's range that no pod has
 	NoRoute           Reason = "no-route"           // from the gateway to an address that no pod has
 	NoLocalEndpoint   Reason = "no-local-endpoint"  // traffic policy Local, and endpoints on other nodes only

@@ -294,7 +294,7 @@ func (d *docWriter) registers() {
 func (d *docWriter) portsAndAddresses() {
 	d.line("\n## Ports\n| OpenFlow port | Name | What |\n|---|---|---|")
 	for _, e := range model.Encapsulations {
-		d.line("| %d | `%s` | %s tunnels to every node, UDP port %d |", e.Port(), e.PortName(), e.Title(), e.UDPPort())
+		d.line("| %d | `%s` | %s tunnels to every node, %s |", e.Port(), e.PortName(), e.Title(), e.OuterProtocol())
 	}
 	d.line("| %d | `%s` | the gateway: the node's own interface, with the first address of each pod CIDR |",
 		model.PortGateway, model.GatewayName)

@@ -21,12 +21,18 @@ func (b *builder) peers() {
 		b.drop(TunnelDestination, in{Forwarding, prioRaised, openflow.Protocol(family), matches(Origin.Is(OriginNode))})
 	}
 	// A pod's packet to another node is masqueraded to this node's address, and the receiver of a tunnel packet checks
-	// only the outer source. Therefore pods reach nothing but pods at the tunnels' UDP ports, also at addresses of nodes
-	// that are not InternalIPs.
+	// only the outer source. Therefore pods reach nothing but pods at the tunnels' UDP ports and by their IP protocols,
+	// also at addresses of nodes that are not InternalIPs.
 	for _, proto := range []ovs.Protocol{ovs.ProtocolUDPv4, ovs.ProtocolUDPv6} {
 		for _, port := range model.TunnelUDPPorts() {
 			b.drop(TunnelPort, in{Forwarding, prioMedium, proto,
 				matches(Origin.Is(OriginPod), ovs.TransportDestinationPort(port))})
+		}
+	}
+	for _, family := range families {
+		for _, protocol := range model.TunnelProtocols() {
+			b.drop(TunnelPort, in{Forwarding, prioMedium, openflow.Protocol(family),
+				matches(Origin.Is(OriginPod), ovs.NetworkProtocol(protocol))})
 		}
 	}
 }

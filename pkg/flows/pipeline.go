@@ -316,9 +316,9 @@ var Pipeline = withPreview([]Table{
 		ID: Forwarding, Name: "Forwarding",
 		Doc: "Routes by destination address: a local pod to its port, another node's pod CIDR to that node, everything " +
 			"else from a pod to the node's gateway. Replies to what came from the gateway return there. What came from " +
-			"another node goes to this node's pods and gateway only, and at the tunnels' UDP ports pods reach only pods: " +
-			"masqueraded, they would pass for their node.",
-		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "tp_dst"},
+			"another node goes to this node's pods and gateway only, and at the tunnels' UDP ports and by their IP protocol " +
+			"pods reach only pods: masqueraded, they would pass for their node.",
+		Match: []string{"ct_state", "ct_mark", "ip", "ipv6", "udp", "udp6", "reg0", "nw_dst", "ipv6_dst", "nw_proto", "tp_dst"},
 		Actions: []string{"set_field->eth_src", "set_field->eth_dst", "set_field->tun_src", "set_field->tun_ipv6_src",
 			"set_field->tun_dst", "set_field->tun_ipv6_dst", "set_field->reg1", "goto_table"},
 		Next: []openflow.TableID{Commit},

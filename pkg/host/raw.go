@@ -21,6 +21,7 @@ var rawChains = []knftables.Chain{
 	hooked(leavingChain, knftables.FilterType, knftables.OutputHook, knftables.RawPriority),
 }
 
+// tunnelPorts matches packets of the tunnels over UDP.
 var tunnelPorts = func() []any {
 	words := []any{"udp dport", "{"}
 	for i, port := range model.TunnelUDPPorts() {
@@ -31,6 +32,23 @@ var tunnelPorts = func() []any {
 	}
 	return append(words, "}")
 }()
+
+// tunnelPackets match packets of all tunnels, those over UDP and those with an IP protocol of their own, which is GRE. In
+// GRE these are packets around Ethernet frames: a node's own GRE tunnels to other hosts carry IP. The type of what is
+// inside, 0x6558, is where UDP has the destination port (RFC 2784, section 2.1).
+// (nft list then shows nothing but that port.)
+var tunnelPackets = func() []tunnelPacket {
+	list := []tunnelPacket{{"UDP", tunnelPorts}}
+	for _, protocol := range model.TunnelProtocols() {
+		list = append(list, tunnelPacket{"GRE", []any{"meta l4proto", uint16(protocol), "th dport 0x6558"}})
+	}
+	return list
+}()
+
+type tunnelPacket struct {
+	over  string // for comments
+	match []any
+}
 
 // addForgedRules drops packets with a forged source, and packets with loopback addresses on a link. Policies match the
 // source address and always allow the node's own, so no other host may send with the address of a pod or of the node.
@@ -58,12 +76,14 @@ func addForgedRules(add func(chain, comment string, words ...any), d Desired, f 
 // addTunnelRules keeps tunnel packets out of conntrack: each outer source port would take an entry, and a NAT rule for
 // a port of the node, such as a hostPort, would also translate the tunnels. Only nodes may send tunnel packets.
 func addTunnelRules(add func(chain, comment string, words ...any), f family) {
-	local := append([]any{"meta nfproto", f.proto, "fib daddr type local"}, tunnelPorts...)
-	add(enteredChain, "tunnels of nodes: not tracked, not translated",
-		append(local[:len(local):len(local)], f.header, "saddr", "@nodes-"+f.suffix, "notrack accept")...)
-	add(enteredChain, "tunnels of others: none", append(local[:len(local):len(local)], "drop")...)
-	add(leavingChain, "tunnels to nodes: not tracked, not translated",
-		slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, tunnelPorts, []any{"notrack"})...)
+	for _, p := range tunnelPackets {
+		local := slices.Concat([]any{"meta nfproto", f.proto, "fib daddr type local"}, p.match)
+		add(enteredChain, p.over+" tunnels of nodes: not tracked, not translated",
+			append(local[:len(local):len(local)], f.header, "saddr", "@nodes-"+f.suffix, "notrack accept")...)
+		add(enteredChain, p.over+" tunnels of others: none", append(local[:len(local):len(local)], "drop")...)
+		add(leavingChain, p.over+" tunnels to nodes: not tracked, not translated",
+			slices.Concat([]any{f.header, "daddr", "@nodes-" + f.suffix}, p.match, []any{"notrack"})...)
+	}
 }
 
 func prefixesOf(list []element) (prefixes ranges) {

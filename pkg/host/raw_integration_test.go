@@ -3,7 +3,9 @@
 package host
 
 import (
+	"encoding/binary"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +40,19 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 	if got := (attempt{"", "udp", n.out, "", "10.7.4.1:9999", here, "10.7.4.1:9999", false}).run(n, patience); got !=
 		"10.7.4.2" {
 		t.Errorf("through a tunnel from a node beside a hostPort: the listener sees %q", got)
+	}
+	const ethernet, ipv4 = 0x6558, 0x0800
+	for _, to := range []string{"192.0.2.1", "2001:db8::1"} {
+		of := strings.TrimSuffix(to, "1")
+		for _, tc := range []struct {
+			from string
+			kind uint16
+			want bool
+		}{{of + "2", ethernet, true}, {of + "3", ethernet, false}, {of + "3", ipv4, true}} {
+			if got := n.gre(tc.from, to, tc.kind); got != tc.want {
+				t.Errorf("GRE around %#x from %s: received %t, want %t", tc.kind, tc.from, got, tc.want)
+			}
+		}
 	}
 	known, unknown := "192.0.2.2", "192.0.2.3"
 	for range 2 {
@@ -78,11 +93,41 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 			t.Fatal(err)
 		}
 		for _, e := range entries {
-			if port := e.Forward.DstPort; port == 4789 || port == 6081 {
+			if port := e.Forward.DstPort; port == 4789 || port == 6081 || e.Forward.Protocol == unix.IPPROTO_GRE && !strings.HasSuffix(
+				e.Forward.SrcIP.String(), "3") {
 				t.Errorf("a tunnel packet is tracked: %s", e)
 			}
 		}
 	}
+}
+
+// gre reports whether the node receives a GRE packet around what its type says, from an address outside.
+func (n *node) gre(from, to string, kind uint16) (received bool) {
+	n.t.Helper()
+	var listener net.PacketConn
+	n.in(n.here(), func() {
+		var err error
+		if listener, err = net.ListenPacket("ip:47", to); err != nil { //nolint:noctx // it does not wait
+			n.t.Fatal(err)
+		}
+	})
+	defer listener.Close()
+	n.in(n.out, func() {
+		conn, err := net.DialIP("ip:47", &net.IPAddr{IP: net.ParseIP(from)}, &net.IPAddr{IP: net.ParseIP(to)})
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		defer conn.Close()
+		packet := append(binary.BigEndian.AppendUint16([]byte{0x20, 0}, kind), make([]byte, 60)...) // with a key
+		if _, err := conn.Write(packet); err != nil {
+			n.t.Fatal(err)
+		}
+	})
+	if err := listener.SetReadDeadline(time.Now().Add(brevity)); err != nil {
+		n.t.Fatal(err)
+	}
+	_, _, err := listener.ReadFrom(make([]byte, 100))
+	return err == nil
 }
 
 // TestLoopbackIsClosed: portmap sets route_localnet on weft0. Pods must still reach nothing at the node's loopback

@@ -217,12 +217,14 @@ func rules(d Desired) []*knftables.Rule {
 			slices.Concat(fromPorts(model.ForwardedPrivilegedPorts), snat(from(model.OwnPrivilegedPorts)))...)
 		// Whichever way leads to a pod, it sees the same source.
 		addRoutedRules(add, gateway, own, masquerade, f)
-		// The switch does not let pods send to tunnel ports outside, but another Service proxy may translate a
+		// The switch does not let pods send tunnel packets outside, but another Service proxy may translate a
 		// destination to one after the switch, and a Service may have one as its endpoint. Masqueraded, such a packet
 		// would look like the node's own tunnel packet.
-		add(postroutingChain, "pods to tunnel ports: never",
-			slices.Concat([]any{f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway,
-				f.header, "daddr !=", "@routed-" + f.suffix}, tunnelPorts, []any{"drop"})...)
+		for _, p := range tunnelPackets {
+			add(postroutingChain, "pods to "+p.over+" tunnels: never",
+				slices.Concat([]any{f.header, "saddr", "{", local.String(), ",", masquerade, "}", "oifname !=", gateway,
+					f.header, "daddr !=", "@routed-" + f.suffix}, p.match, []any{"drop"})...)
+		}
 		// The endpoint is a hostNetwork pod of another node, which has no route to the Masquerade address.
 		masqueraded("out of a Service to another node: from the node's address",
 			f.header, "saddr", masquerade, "oifname !=", gateway)

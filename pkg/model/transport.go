@@ -42,15 +42,18 @@ type Encapsulation string
 const (
 	Geneve Encapsulation = "geneve"
 	VXLAN  Encapsulation = "vxlan"
+	GRE    Encapsulation = "gre"
 )
 
 // OpenFlow numbers and names of the tunnel ports.
 const (
 	PortGeneve uint32 = 1
 	PortVXLAN  uint32 = 2
+	PortGRE    uint32 = 4
 
 	GenevePortName = "weft-geneve"
 	VXLANPortName  = "weft-vxlan"
+	GREPortName    = "weft-gre"
 )
 
 // encapsulations has all facts about each encapsulation. A row adds the encapsulation to the bridge's ports, the flows,
@@ -65,18 +68,26 @@ var encapsulations = []struct {
 	// interfaceType is column "type" of OVSDB's Interface table, options are more of its options.
 	interfaceType string
 	options       map[string]string
-	udpPort       uint16
+	// module is the kernel's module for a port of the type on the kernel datapath.
+	module string
+	// udpPort is 0 for an encapsulation directly in IP, which has ipProtocol instead.
+	udpPort    uint16
+	ipProtocol uint8
 	// header is the number of bytes between the outer IP header and the inner IP packet.
 	header int
 }{
 	{
-		name: Geneve, title: "Geneve", port: PortGeneve, portName: GenevePortName, interfaceType: "geneve",
+		name: Geneve, title: "Geneve", port: PortGeneve, portName: GenevePortName, interfaceType: "geneve", module: "vport-geneve",
 		udpPort: 6081, header: udpHeader + geneveHeader + ethernetHeader,
 	},
 	{
-		name: VXLAN, title: "VXLAN", port: PortVXLAN, portName: VXLANPortName, interfaceType: "vxlan",
+		name: VXLAN, title: "VXLAN", port: PortVXLAN, portName: VXLANPortName, interfaceType: "vxlan", module: "vport-vxlan",
 		options: map[string]string{"dst_port": "4789"},
 		udpPort: 4789, header: udpHeader + vxlanHeader + ethernetHeader,
+	},
+	{
+		name: GRE, title: "GRE", port: PortGRE, portName: GREPortName, interfaceType: "gre", module: "vport-gre",
+		ipProtocol: 47, header: greHeader + ethernetHeader,
 	},
 }
 
@@ -87,6 +98,7 @@ const (
 	udpHeader      = 8
 	geneveHeader   = 8 // without options: RFC 8926, section 3.4
 	vxlanHeader    = 8 // RFC 7348, section 5
+	greHeader      = 8 // with a key: RFC 2890, section 2
 	ethernetHeader = 14
 )
 
@@ -124,8 +136,20 @@ func (e Encapsulation) InterfaceType() string { return encapsulations[e.index()]
 // change them.
 func (e Encapsulation) InterfaceOptions() map[string]string { return encapsulations[e.index()].options }
 
-// UDPPort is the UDP destination port: RFC 8926 (Geneve) and RFC 7348 (VXLAN).
+// Module is the module of Linux that a port of the encapsulation needs on the kernel datapath.
+func (e Encapsulation) Module() string { return encapsulations[e.index()].module }
+
+// UDPPort is the UDP destination port: RFC 8926 (Geneve) and RFC 7348 (VXLAN). It is 0 when the encapsulation has an IP
+// protocol of its own.
 func (e Encapsulation) UDPPort() uint16 { return encapsulations[e.index()].udpPort }
+
+// OuterProtocol is the protocol of the outer IP header, as documents write it.
+func (e Encapsulation) OuterProtocol() string {
+	if port := e.UDPPort(); port != 0 {
+		return fmt.Sprintf("UDP port %d", port)
+	}
+	return fmt.Sprintf("IP protocol %d", encapsulations[e.index()].ipProtocol)
+}
 
 // Overhead is the difference in bytes between the underlay's IP MTU and the pod's IP MTU, with an outer header of this
 // address's family.
@@ -137,12 +161,24 @@ func (e Encapsulation) Overhead(outer netip.Addr) int {
 	return ip + encapsulations[e.index()].header
 }
 
-// TunnelUDPPorts are the UDP ports of all encapsulations, ascending. The node leaves packets to them untracked, accepts
+// TunnelProtocols are the IP protocols of the encapsulations that have one of their own.
+func TunnelProtocols() (protocols []uint8) {
+	for _, e := range encapsulations {
+		if e.ipProtocol != 0 {
+			protocols = append(protocols, e.ipProtocol)
+		}
+	}
+	return protocols
+}
+
+// TunnelUDPPorts are the UDP ports of all encapsulations over UDP, ascending. The node leaves packets to them untracked, accepts
 // them from nodes only, and gives the ports to no Service and no hostPort.
 func TunnelUDPPorts() []uint16 {
 	ports := make([]uint16, 0, len(encapsulations))
 	for _, e := range encapsulations {
-		ports = append(ports, e.udpPort)
+		if e.udpPort != 0 {
+			ports = append(ports, e.udpPort)
+		}
 	}
 	slices.Sort(ports)
 	return ports

@@ -10,17 +10,19 @@ import (
 
 // TestEncapsulations: these values are on the wire, in the switch or in OVSDB, and never change. A pod's packet must
 // fit into the underlay's usual 1500 bytes, with the header lengths of RFC 791 (20), RFC 8200 (40), RFC 768 (8), RFC
-// 7348 and RFC 8926 (8), and an inner Ethernet header (14).
+// 7348, RFC 8926 and RFC 2890 (8), and an inner Ethernet header (14).
 func TestEncapsulations(t *testing.T) {
 	type facts struct {
 		udpPort             uint16
 		port                uint32
 		name, interfaceType string
 		overIPv4, overIPv6  int
+		outer, module       string
 	}
 	want := map[model.Encapsulation]facts{
-		"geneve": {6081, 1, "weft-geneve", "geneve", 50, 70},
-		"vxlan":  {4789, 2, "weft-vxlan", "vxlan", 50, 70},
+		"geneve": {6081, 1, "weft-geneve", "geneve", 50, 70, "UDP port 6081", "vport-geneve"},
+		"vxlan":  {4789, 2, "weft-vxlan", "vxlan", 50, 70, "UDP port 4789", "vport-vxlan"},
+		"gre":    {0, 4, "weft-gre", "gre", 42, 62, "IP protocol 47", "vport-gre"},
 	}
 	if len(model.Encapsulations) != len(want) {
 		t.Errorf("encapsulations %v, want %d", model.Encapsulations, len(want))
@@ -29,6 +31,7 @@ func TestEncapsulations(t *testing.T) {
 		got := facts{
 			e.UDPPort(), e.Port(), e.PortName(), e.InterfaceType(),
 			e.Overhead(netip.MustParseAddr("172.30.0.1")), e.Overhead(netip.MustParseAddr("fd30::1")),
+			e.OuterProtocol(), e.Module(),
 		}
 		if got != want[e] {
 			t.Errorf("%s has %+v, want %+v", e, got, want[e])
@@ -48,7 +51,7 @@ func TestInvalidTransport(t *testing.T) {
 		{model.Transport{Mode: "tunnel", Encapsulation: model.VXLAN}, `invalid mode "tunnel"; allowed: [overlay direct hybrid]`},
 		{model.Transport{Mode: model.ModeHybrid, Encapsulation: model.VXLAN, FabricRoutes: true},
 			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
-		{model.Tunnel("stt"), `invalid encapsulation "stt"; allowed: [geneve vxlan]`},
+		{model.Tunnel("stt"), `invalid encapsulation "stt"; allowed: [geneve vxlan gre]`},
 	} {
 		if err := tc.transport.Check(); err == nil || err.Error() != tc.want {
 			t.Errorf("%+v: %v, want %s", tc.transport, err, tc.want)
@@ -61,11 +64,14 @@ func TestTunnelUDPPorts(t *testing.T) {
 	if got := model.TunnelUDPPorts(); !slices.Equal(got, []uint16{4789, 6081}) {
 		t.Errorf("TunnelUDPPorts = %v", got)
 	}
+	if got := model.TunnelProtocols(); !slices.Equal(got, []uint8{47}) {
+		t.Errorf("TunnelProtocols = %v", got)
+	}
 	beside := model.PortsBesideTunnels()
 	if beside != (model.PortRange{First: 6082, Last: 65535}) {
 		t.Errorf("PortsBesideTunnels = %v", beside)
 	}
-	for port, want := range map[uint16]bool{4789: true, 6081: true, 6080: false, 53: false} {
+	for port, want := range map[uint16]bool{4789: true, 6081: true, 6080: false, 53: false, 0: false} {
 		if model.IsTunnelUDPPort(port) != want || want && beside.Contains(port) {
 			t.Errorf("port %d: tunnel %v, want %v; beside tunnels %v", port, !want, want, beside.Contains(port))
 		}

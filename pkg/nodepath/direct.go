@@ -30,8 +30,7 @@ func direct(s *model.Snapshot, self, n *node) {
 		path.Why = fmt.Sprintf("node %s does not publish that it receives packets without a tunnel", n.Name)
 		return
 	case err != nil && s.Transport.Mode == model.ModeDirect:
-		path.Transport, path.Local, path.NextHop, path.Overhead = model.Transport{}, netip.Addr{}, netip.Addr{}, 0
-		path.Unreachable = fmt.Sprintf("%v; set transport: hybrid, or directRoutes: none where the network has the routes", err)
+		unreachable(path, fmt.Errorf("%w; set transport: hybrid, or directRoutes: none where the network has the routes", err))
 		return
 	case err != nil:
 		path.Why = err.Error()

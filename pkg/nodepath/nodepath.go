@@ -131,9 +131,22 @@ func (r *resolver) route(s *model.Snapshot, self, n *node) {
 		path.Transport, path.Local, path.NextHop = model.Tunnel(t.Encapsulation), local, nextHop
 		path.Overhead = path.Transport.Overhead(local)
 		direct(s, self, n)
+		if path.Encapsulation == model.GRE && path.Mode == model.ModeOverlay && local.Is6() && s.KernelDatapath {
+			unreachable(path, errNoGRE6)
+		}
 	case n != self:
 		path.Unreachable = err.Error()
 	}
+}
+
+// errNoGRE6: the port type gre of the kernel datapath sends and receives IPv4 alone (dpif-netlink-rtnl.c of Open vSwitch,
+// gretap). The userspace datapath's has both families.
+var errNoGRE6 = errors.New("the kernel datapath has no GRE over IPv6; set tunnelType: geneve or vxlan, or datapath: netdev")
+
+// unreachable takes a node's transport away.
+func unreachable(path *model.Path, why error) {
+	path.Transport, path.Local, path.NextHop, path.Overhead = model.Transport{}, netip.Addr{}, netip.Addr{}, 0
+	path.Unreachable = why.Error()
 }
 
 // PodMTU is the largest MTU in bytes of pods' interfaces with which packets on all paths fit into an underlay with this

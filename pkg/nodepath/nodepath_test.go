@@ -194,14 +194,60 @@ func TestOverheadAndMTU(t *testing.T) {
 			s := snapshot(model.Node{Name: "n1", Addrs: tc.self, PodCIDRs: cidrs("10.244.1.0/24")}, tc.peers...)
 			s.Transport = model.Tunnel(e)
 			paths := nodepath.Resolve(s)
-			if mtu, ipv6 := nodepath.PodMTU(paths, 1500), nodepath.OuterIPv6(paths); mtu != tc.mtu || ipv6 != tc.ipv6 {
-				t.Errorf("%s, %s: MTU %d, outer IPv6 %v, want %d, %v", tc.name, e, mtu, ipv6, tc.mtu, tc.ipv6)
+			want := tc.mtu
+			if e == model.GRE {
+				want += 8 // no UDP header
+			}
+			if mtu, ipv6 := nodepath.PodMTU(paths, 1500), nodepath.OuterIPv6(paths); mtu != want || ipv6 != tc.ipv6 {
+				t.Errorf("%s, %s: MTU %d, outer IPv6 %v, want %d, %v", tc.name, e, mtu, ipv6, want, tc.ipv6)
 			}
 			for name, path := range paths {
 				if name != "n1" && (path.Transport == s.Transport) != path.Reachable() {
 					t.Errorf("%s, %s: path %+v", tc.name, e, path)
 				}
 			}
+		}
+	}
+}
+
+// TestGREOverIPv6: on the kernel datapath a peer node is unreachable by GRE over IPv6; over IPv4, without a tunnel and on
+// the userspace datapath it is reachable.
+func TestGREOverIPv6(t *testing.T) {
+	receives := func(n model.Node) model.Node {
+		n.ReceivesDirect = true
+		return n
+	}
+	for _, tc := range []struct {
+		name    string
+		kernel  bool
+		mode    model.Mode
+		self    []netip.Addr
+		refused bool
+	}{
+		{"kernel", true, model.ModeOverlay, addrs("fd30::1"), true},
+		{"kernel, an IPv6 node first", true, model.ModeHybrid, addrs("fd30::1", "172.30.0.1"), true},
+		{"kernel, IPv4", true, model.ModeOverlay, addrs("172.30.0.1", "fd30::1"), false},
+		{"userspace", false, model.ModeOverlay, addrs("fd30::1"), false},
+		{"kernel, no tunnel", true, model.ModeDirect, addrs("fd30::1"), false},
+	} {
+		var peer []netip.Addr
+		for _, a := range tc.self {
+			peer = append(peer, a.Next())
+		}
+		s := snapshot(model.Node{Name: "n1", Addrs: tc.self, PodCIDRs: cidrs("fd44:0:0:1::/64")},
+			receives(model.Node{Name: "n2", Addrs: peer, PodCIDRs: cidrs("fd44:0:0:2::/64")}))
+		s.Transport, s.KernelDatapath = model.Transport{Mode: tc.mode, Encapsulation: model.GRE}, tc.kernel
+		if tc.mode == model.ModeDirect {
+			s.Transport.FabricRoutes, s.Routed = true, cidrs("fd44:0:0:2::/64")
+			s.Self.Underlay = []model.Uplink{{Prefix: netip.PrefixFrom(tc.self[0], 64)}}
+		}
+		path := nodepath.Resolve(s)["n2"]
+		want := ""
+		if tc.refused {
+			want = "the kernel datapath has no GRE over IPv6; set tunnelType: geneve or vxlan, or datapath: netdev"
+		}
+		if path.Unreachable != want || path.Reachable() == tc.refused {
+			t.Errorf("%s: %+v", tc.name, path)
 		}
 	}
 }

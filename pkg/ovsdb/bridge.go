@@ -34,7 +34,7 @@ type Bridge struct {
 	// Tunnel is the encapsulation with which the node sends, whose port must work. A broken port of another one is an
 	// OptionalPortError. When empty, the ports of all encapsulations must work.
 	Tunnel model.Encapsulation
-	// TunnelChecksum makes the outer UDP header carry a checksum. Over IPv4 it costs time on the userspace datapath,
+	// TunnelChecksum makes outer UDP headers carry a checksum. Over IPv4 it costs time on the userspace datapath,
 	// and has no advantage on kernels since 5.12. Set it over IPv6, whose header has no checksum of the outer
 	// addresses.
 	TunnelChecksum bool
@@ -105,7 +105,7 @@ func (b Bridge) ports(bridge string) []interfaceRow {
 func (b Bridge) tunnel(e model.Encapsulation) interfaceRow {
 	options := map[string]string{"remote_ip": "flow", "local_ip": "flow", "key": "flow"}
 	maps.Copy(options, e.InterfaceOptions())
-	if b.TunnelChecksum {
+	if b.TunnelChecksum && e.UDPPort() != 0 { // GRE's checksum does not cover the outer addresses
 		options["csum"] = "true"
 	}
 	return interfaceRow{Name: e.PortName(), Type: e.InterfaceType(), OFPortRequest: ptr(int(e.Port())), Options: options}

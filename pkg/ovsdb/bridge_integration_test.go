@@ -28,7 +28,7 @@ func TestBridgeFromNothing(t *testing.T) {
 		t.Errorf("second EnsureBridge wrote: next_cfg went from %s to %s", before, after)
 	}
 	show := l.ofctl("show", model.BridgeName)
-	for _, port := range []string{"1(weft-geneve)", "2(weft-vxlan)", "3(weft0)", "LOCAL(weft)"} {
+	for _, port := range []string{"1(weft-geneve)", "2(weft-vxlan)", "3(weft0)", "4(weft-gre)", "LOCAL(weft)"} {
 		if !strings.Contains(show, port) {
 			t.Errorf("ovs-ofctl show lacks %s:\n%s", port, show)
 		}
@@ -78,6 +78,7 @@ func TestRepair(t *testing.T) {
 		"flow table of an old agent":  "--id=@t create Flow_Table name=Old -- add Bridge weft flow_tables 77=@t",
 		"Geneve port deleted":         "del-port weft weft-geneve",
 		"VXLAN port deleted":          "del-port weft weft-vxlan",
+		"GRE port deleted":            "del-port weft weft-gre",
 		"gateway port deleted":        "del-port weft weft0",
 		"LOCAL port deleted":          "remove Bridge weft ports {weft}",
 		"tunnel type":                 "set Interface weft-geneve type=vxlan options:dst_port=4790",
@@ -161,9 +162,9 @@ func TestBridgeSettingsChange(t *testing.T) {
 	if link := l.run("ip", "-n", l.netns, "link", "show", model.GatewayName); !strings.Contains(link, "mtu 1400") {
 		t.Errorf("gateway MTU: %s", link)
 	}
-	for _, name := range []string{model.GenevePortName, model.VXLANPortName} {
-		if got := l.vsctl("get", "Interface", name, "options:csum"); got != `"true"` {
-			t.Errorf("%s: csum = %s", name, got)
+	for name, want := range map[string]string{model.GenevePortName: `"true"`, model.VXLANPortName: `"true"`, model.GREPortName: ""} {
+		if got := l.vsctl("--if-exists", "get", "Interface", name, "options:csum"); got != want {
+			t.Errorf("%s: csum = %s, want %s", name, got, want)
 		}
 	}
 	if changed, err = l.c.EnsureBridge(l.ctx, b); err != nil || len(changed) > 0 {
@@ -180,7 +181,7 @@ func TestForeignPortsSurvive(t *testing.T) {
 	l.vsctl("del-port", model.BridgeName, model.VXLANPortName)
 	l.eventually("the VXLAN port is recreated", func() bool { return len(l.ensure()) > 0 })
 	if ports := strings.Fields(l.vsctl("list-ports", model.BridgeName)); !slices.Equal(ports,
-		[]string{"mine", "weft-geneve", "weft-vxlan", "weft0"}) {
+		[]string{"mine", "weft-geneve", "weft-gre", "weft-vxlan", "weft0"}) {
 		t.Errorf("ports after a repair: %q", ports)
 	}
 	if err := l.c.RemovePort(l.ctx, "mine"); err == nil || !strings.Contains(err.Error(), "it stays") {
@@ -268,8 +269,8 @@ func testOptionalTunnelPort(t *testing.T, l *lab, local []string) {
 			t.Errorf("with tunnel type %q: error %v, want one that is not optional", tunnel, err)
 		}
 	}
-	b.Tunnel = "gre"
-	if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || !strings.Contains(err.Error(), `tunnel type "gre"`) {
+	b.Tunnel = "stt"
+	if _, err := l.c.EnsureBridge(l.ctx, b); err == nil || !strings.Contains(err.Error(), `tunnel type "stt"`) {
 		t.Errorf("unknown tunnel type: error %v", err)
 	}
 	l.vsctl("del-br", "br-other")

@@ -45,7 +45,7 @@ func (l *lab) wantAttachments(want ...model.Attachment) {
 func (l *lab) wantPorts(want ...string) {
 	l.t.Helper()
 	got := strings.Fields(l.vsctl("list-ports", model.BridgeName))
-	if diff := cmp.Diff(append(want, "weft-geneve", "weft-vxlan", "weft0"), got); diff != "" {
+	if diff := cmp.Diff(append(want, "weft-geneve", "weft-gre", "weft-vxlan", "weft0"), got); diff != "" {
 		l.t.Errorf("ports (-want +got):\n%s", diff)
 	}
 }

@@ -120,7 +120,8 @@ func (m mesh) cidr(node string, v4 bool) netip.Prefix {
 // Encapsulated packets reach no pod unless the node that owns their inner source made them.
 func TestTunnelSpoofing(t *testing.T) {
 	m := up(t, lab.IPv4, model.Geneve)
-	wraps := map[uint16]func(uint32, []byte) []byte{model.Geneve.UDPPort(): wire.Geneve, model.VXLAN.UDPPort(): wire.VXLAN}
+	wraps := map[model.Encapsulation]func(uint32, []byte) []byte{model.Geneve: wire.Geneve, model.VXLAN: wire.VXLAN,
+		model.GRE: wire.GRE}
 	forge := func(a *wire.Attack, reason, source string) {
 		to := netip.AddrPortFrom(m.pods["b-node1"].IPs[0], targetPort)
 		addrs := m.nodes[source].Addrs // of a node, or else of a pod
@@ -128,9 +129,9 @@ func TestTunnelSpoofing(t *testing.T) {
 			addrs = pod.IPs
 		}
 		inner := addrs[0]
-		for port, wrap := range wraps {
-			a.Datagram(reason, fmt.Sprintf("port %d in the name of %s", port, source),
-				netip.AddrPortFrom(m.nodes["node1"].Addrs[0], port), func(mark []byte) []byte {
+		for e, wrap := range wraps {
+			a.Datagram(reason, fmt.Sprintf("%s in the name of %s", e, source),
+				netip.AddrPortFrom(m.nodes["node1"].Addrs[0], e.UDPPort()), func(mark []byte) []byte {
 					return wrap(0, wire.UDPFrame(router, router, netip.AddrPortFrom(inner, sourcePort), to, mark))
 				})
 		}

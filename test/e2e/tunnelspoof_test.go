@@ -15,6 +15,7 @@ import (
 const (
 	genevePort = 6081
 	vxlanPort  = 4789
+	grePort    = 0 // GRE has an IP protocol of its own (wire.LabelledDatagram)
 )
 
 // encapsulations are the tunnels that every node receives, whichever it sends with.
@@ -25,6 +26,7 @@ var encapsulations = []struct {
 }{
 	{"Geneve", genevePort, wire.Geneve},
 	{"VXLAN", vxlanPort, wire.VXLAN},
+	{"GRE", grePort, wire.GRE},
 }
 
 // Encapsulated packets that were not made by the node that owns their inner source reach no pod: not from outside the

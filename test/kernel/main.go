@@ -77,7 +77,7 @@ func runCommand() *cobra.Command {
 }
 
 // modules are those of the datapath, with the tunnels. The kernel loads others by itself.
-var modules = []string{"openvswitch", "vport-geneve", "vport-vxlan", "nf_conntrack"}
+var modules = []string{"openvswitch", "vport-geneve", "vport-vxlan", "vport-gre", "nf_conntrack"}
 
 // bootTimeout is generous: the emulator shares the host's processors with whatever else runs there.
 const bootTimeout = 5 * time.Minute

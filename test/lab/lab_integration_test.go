@@ -264,7 +264,7 @@ func TestBadInput(t *testing.T) {
 			"e.yaml:5: Pod e spec.affinities: unknown field"}},
 		{[]string{}, []string{"-f must name a file"}},
 		{[]string{"-f", filepath.Join(good, "none.yaml")}, []string{"no such file"}},
-		{[]string{"-f", good, "--tunnel=gre"}, []string{`--tunnel "gre": want geneve or vxlan`}},
+		{[]string{"-f", good, "--tunnel=stt"}, []string{`--tunnel "stt": want geneve or vxlan or gre`}},
 		{[]string{"-f", good, "--datapath=magic"}, []string{`datapath "magic": want netdev or system`}},
 		{[]string{"-f", good, "--ip-family=ipv5"}, []string{`IP family "ipv5": want ipv4, ipv6 or dual`}},
 		{[]string{"-f", good, "--set=mtu"}, []string{`--set "mtu": want KEY=VALUE`}},

@@ -146,7 +146,7 @@ func TestLabArguments(t *testing.T) {
 		want string
 	}{
 		{[]string{"up"}, "-f must name a file"},
-		{[]string{"up", "-f", "x", "--tunnel", "gre"}, `--tunnel "gre": want geneve or vxlan`},
+		{[]string{"up", "-f", "x", "--tunnel", "stt"}, `--tunnel "stt": want geneve or vxlan or gre`},
 		{[]string{"up", "-f", "/nonexistent/x.yaml"}, "no such file"},
 		{[]string{"up", "extra"}, "unknown command"},
 		{[]string{"exec", "pod"}, "requires at least 2 arg"},

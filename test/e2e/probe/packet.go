@@ -56,7 +56,7 @@ func sendFrames(request wire.SpoofRequest, sent map[string]int) error {
 }
 
 func sendDatagram(d wire.LabelledDatagram, count int) error {
-	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(d.To))
+	conn, err := dialDatagram(d.To)
 	if err != nil {
 		return fmt.Errorf("send datagram %s: %w", d.Label, err)
 	}
@@ -69,6 +69,13 @@ func sendDatagram(d wire.LabelledDatagram, count int) error {
 		time.Sleep(spoofPace)
 	}
 	return nil
+}
+
+func dialDatagram(to netip.AddrPort) (net.Conn, error) {
+	if to.Port() != 0 {
+		return net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+	}
+	return net.Dial("ip:47", to.Addr().String()) // GRE
 }
 
 // packetSocket opens a raw socket that is bound to one interface and sees every protocol.

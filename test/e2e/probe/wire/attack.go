@@ -31,7 +31,7 @@ func (a *Attack) Frame(reason, label string, build func(mark []byte) []byte) {
 	a.Reasons[reason] += uint64(a.Request.Count)
 }
 
-// Datagram adds a UDP datagram, which the sender's kernel sends.
+// Datagram adds a datagram, which the sender's kernel sends.
 func (a *Attack) Datagram(reason, label string, to netip.AddrPort, build func(mark []byte) []byte) {
 	a.Request.Datagrams = append(a.Request.Datagrams, LabelledDatagram{Label: label, To: to, Data: build(a.mark(label))})
 	a.Reasons[reason] += uint64(a.Request.Count)

@@ -152,9 +152,11 @@ func RAFrame(dstMAC, srcMAC MAC, src, dst netip.Addr, lladdr MAC, mark []byte) [
 	return icmp6Frame(dstMAC, srcMAC, src, dst, appendMarkOption(m, mark))
 }
 
+// transEtherBridging is the protocol of a header before an Ethernet frame.
+const transEtherBridging = 0x6558
+
 // Geneve puts a Geneve header without options before an inner Ethernet frame (RFC 8926 section 3.4).
 func Geneve(vni uint32, inner []byte) []byte {
-	const transEtherBridging = 0x6558
 	h := []byte{0, 0}
 	h = binary.BigEndian.AppendUint16(h, transEtherBridging)
 	h = binary.BigEndian.AppendUint32(h, vni<<8)
@@ -166,6 +168,14 @@ func VXLAN(vni uint32, inner []byte) []byte {
 	const vniPresent = 0x08
 	h := []byte{vniPresent, 0, 0, 0}
 	h = binary.BigEndian.AppendUint32(h, vni<<8)
+	return append(h, inner...)
+}
+
+// GRE puts a GRE header with a key before an inner Ethernet frame (RFC 2890 section 2).
+func GRE(key uint32, inner []byte) []byte {
+	const keyPresent = 0x20
+	h := binary.BigEndian.AppendUint16([]byte{keyPresent, 0}, transEtherBridging)
+	h = binary.BigEndian.AppendUint32(h, key)
 	return append(h, inner...)
 }
 

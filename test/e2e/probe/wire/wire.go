@@ -93,7 +93,7 @@ type LabelledFrame struct {
 	Data  []byte `json:"data"`
 }
 
-// LabelledDatagram is a UDP payload to be sent through an ordinary socket.
+// LabelledDatagram is a UDP payload to be sent through an ordinary socket; the payload of GRE when the port is 0.
 type LabelledDatagram struct {
 	Label string         `json:"label"`
 	To    netip.AddrPort `json:"to"`
