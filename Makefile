@@ -213,7 +213,7 @@ bench-kernel: deps bin/bench bin/kernel ## The same on the kernel's datapath, in
 	bin/kernel run --timeout 60m --env WEFT_TEST_SLOW=4 --results dist -- $(CURDIR)/dist/bench/bench run --datapath system --programs $(CURDIR)/dist/bench --rounds 3 --cases '^(connections|requests|throughput)' -o /guest/results/bench-kernel.json
 
 .PHONY: cluster
-cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan IP_FAMILY=ipv4|ipv6|dual
+cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan|gre IP_FAMILY=ipv4|ipv6|dual
 	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
 
 .PHONY: conformance

@@ -42,8 +42,8 @@ const (
 
 // Config is the agent's configuration. The comments of its fields are the text of docs/configuration.md.
 type Config struct {
-	// The encapsulation with which this node sends. Every node receives both, so a running cluster can change it
-	// without packet loss.
+	// The encapsulation with which this node sends. Every node receives all of them, so a running cluster can change it
+	// without packet loss; with `mtu: 0` GRE also changes the pods' MTU ([transports.md](transports.md#changing-it)).
 	TunnelType model.Encapsulation `json:"tunnelType"`
 
 	// How pods' packets travel between nodes: `overlay` in tunnels, `direct` as they are, by routes of the nodes' kernels,
