@@ -82,6 +82,7 @@ func flagList(flags interface{ FlagUsagesWrapped(columns int) string }) string {
 func answers() map[string]any {
 	return map[string]any{"Status": report.Status{}, "Flows": []report.Flow{}, "Services": []report.Service{},
 		"Policies": []report.Policy{},
+		"Plan":     report.Plan{},
 		"Traces":   []walk.Trace{}, "Explanations": []walk.Explanation{},
 		"Connectivity": connectivity.Report{}, "Findings": []preflight.Finding{}}
 }

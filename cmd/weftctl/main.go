@@ -46,7 +46,7 @@ func rootFor(program string) *cobra.Command {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weft"}
 	}
 	c.flags(root)
-	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), traceCommand(c), dropsCommand(c),
+	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), traceCommand(c), compileCommand(c), diffCommand(c), dropsCommand(c),
 		topCommand(c), captureCommand(c), uiCommand(c), sysdumpCommand(c), checkCommand(c), connectivityCommand(c),
 		healthCommand(c), connectCommand(c), cli.VersionCommand())
 	cli.Strict(root)

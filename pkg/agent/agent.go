@@ -98,6 +98,8 @@ type Agent struct {
 
 	around surroundings
 
+	planning sync.Mutex // held while a plan is made
+
 	mu       sync.Mutex
 	cfg      config.Config
 	mtu      int                    // of pods; 0 until it is known

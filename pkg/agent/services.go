@@ -176,9 +176,18 @@ func tellTime(ctx context.Context, loop *programmer.Loop) {
 
 // submitSettings tells the loop what of the configuration decides about flows.
 func (a *Agent) submitSettings() {
-	a.loop.Submit(state.SetTransport{Transport: a.cfg.PeerTransport()})
-	a.loop.Submit(state.SetKeepEstablished{Keep: a.cfg.EstablishedConnections == config.EstablishedKeep})
-	a.loop.Submit(state.SetExternalIPs{Refused: !a.cfg.ExternalIPs})
-	a.loop.Submit(state.SetServiceCIDRs{Configured: true, CIDRs: a.cfg.ServiceCIDRs})
-	a.loop.Submit(state.SetClusterCIDRs{CIDRs: a.cfg.ClusterCIDRs})
+	for _, c := range flowSettings(a.cfg) {
+		a.loop.Submit(c)
+	}
+}
+
+// flowSettings are what of a configuration decides about flows.
+func flowSettings(cfg config.Config) []state.Change {
+	return []state.Change{
+		state.SetTransport{Transport: cfg.PeerTransport()},
+		state.SetKeepEstablished{Keep: cfg.EstablishedConnections == config.EstablishedKeep},
+		state.SetExternalIPs{Refused: !cfg.ExternalIPs},
+		state.SetServiceCIDRs{Configured: true, CIDRs: cfg.ServiceCIDRs},
+		state.SetClusterCIDRs{CIDRs: cfg.ClusterCIDRs},
+	}
 }

@@ -86,7 +86,8 @@ type Watcher struct {
 	namespaces cache.SharedIndexInformer
 	cluster    *clusterPolicies
 	cidrs      *serviceCIDRs
-	zone       string // of this node, as it was emitted; only the nodes' informer uses it
+	// services are those of this proxy, otherProxies those of others.
+	services, otherProxies cache.SharedIndexInformer
 	// informers are all of them. emitted say that what existed at the start was handed on: an informer has synced before
 	// its handlers.
 	informers []cache.SharedIndexInformer
@@ -98,22 +99,22 @@ func NewWatcher(client kubernetes.Interface, node string, emit func(state.Change
 	w := &Watcher{node: node, emit: emit, log: log, client: client, gate: newGate(node, client, emit, log)}
 	core := client.CoreV1()
 	w.nodes = informer(w, "nodes", &corev1.Node{}, "", core.Nodes().List, core.Nodes().Watch)
-	services := informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List,
+	w.services = informer(w, "services", &corev1.Service{}, ServiceSelector, core.Services("").List,
 		core.Services("").Watch)
-	others := informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List,
+	w.otherProxies = informer(w, "services of other proxies", &corev1.Service{}, OtherProxySelector, core.Services("").List,
 		core.Services("").Watch)
 	slices := client.DiscoveryV1().EndpointSlices("")
 	endpoints := informer(w, "endpointslices", &discoveryv1.EndpointSlice{}, SliceSelector, slices.List, slices.Watch)
 	err := errors.Join(
 		w.follow("nodes", w.nodes, trimNode, w.nodeChanged, func(name string) { emit(state.DeleteNode{Name: name}) }),
 		w.followPolicies(),
-		w.follow("services", services, trimService, w.setService, func(name string) {
+		w.follow("services", w.services, trimService, w.hand, func(name string) {
 			emit(state.DeleteService{Name: name})
 		}),
-		w.follow("services of other proxies", others, trimService, w.setOtherProxy, func(name string) {
+		w.follow("services of other proxies", w.otherProxies, trimService, w.setOtherProxy, func(name string) {
 			emit(state.SetOtherProxy{Service: name})
 		}),
-		w.follow("endpointslices", endpoints, trimSlice, w.setSlice, func(name string) {
+		w.follow("endpointslices", endpoints, trimSlice, w.hand, func(name string) {
 			emit(state.DeleteSlice{Name: name})
 		}),
 		w.followServiceCIDRs(),
@@ -221,22 +222,27 @@ func (w *Watcher) WaitSynced(ctx context.Context) error {
 	return nil
 }
 
+// take hands on what an object means, and says what of it cannot be used.
+func (w *Watcher) take(obj any) error {
+	e := EffectOf(w.node, obj)
+	for _, c := range e.Set {
+		w.emit(c)
+	}
+	return e.Problem
+}
+
+// hand is take for objects whose changes carry what cannot be used.
+func (w *Watcher) hand(obj any) { _ = w.take(obj) }
+
 func (w *Watcher) nodeChanged(obj any) {
 	object, ok := obj.(*corev1.Node)
 	if !ok {
 		return
 	}
-	n, err := Node(object)
-	if err != nil {
+	if err := w.take(object); err != nil {
 		w.log.Warn("part of a Node cannot be used", "node", object.Name, "err", err)
 	}
-	w.emit(state.SetNode{Node: n})
-	w.emit(state.SetPeerNode{Node: PeerNode(object)})
 	if object.Name == w.node {
-		if zone := object.Labels[corev1.LabelTopologyZone]; zone != w.zone {
-			w.zone = zone
-			w.emit(state.SetZone{Zone: zone})
-		}
 		if w.Draining != nil {
 			w.Draining(draining(object))
 		}

@@ -88,6 +88,7 @@ func TestWatcher(t *testing.T) {
 	w := watch(t, client, func(c state.Change) {
 		switch c.(type) {
 		case state.SetPod, state.SetPeerNode: // TestPolicyObjects looks at these
+		case state.SetZone: // TestServicesOfACluster has zones
 		default:
 			changes <- c
 		}

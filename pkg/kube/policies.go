@@ -71,8 +71,7 @@ func (w *Watcher) followPolicies() error {
 
 func (w *Watcher) namespaceChanged(obj any) {
 	if n, ok := obj.(*corev1.Namespace); ok {
-		w.emit(state.SetNamespace{Namespace: policy.Namespace{Name: n.Name, Labels: n.Labels,
-			Log: n.Annotations[LogAnnotation] == "true"}})
+		w.hand(n)
 		w.gate.setNamespace(n.Name, true)
 	}
 }
@@ -80,7 +79,7 @@ func (w *Watcher) namespaceChanged(obj any) {
 // A policy that cannot be understood is reported by the nodes whose pods it is about.
 func (w *Watcher) policyChanged(obj any) {
 	if p, ok := obj.(*networkingv1.NetworkPolicy); ok {
-		w.emit(state.SetPolicy{Policy: NetworkPolicy(p)})
+		w.hand(p)
 		w.gate.setPolicy(model.NetworkPolicy(p.Namespace, p.Name), p.ResourceVersion)
 	}
 }

@@ -100,9 +100,18 @@ func (c *serviceCIDRs) delete(name string) {
 	c.changed()
 }
 
-func (c *serviceCIDRs) changed() {
-	// Their order and what is there twice mean nothing to the store.
-	c.emit(state.SetServiceCIDRs{CIDRs: slices.Concat(slices.Collect(maps.Values(c.byName))...)})
+func (c *serviceCIDRs) changed() { c.emit(c.allLocked()) }
+
+// all are the ranges of all ServiceCIDRs.
+func (c *serviceCIDRs) all() state.SetServiceCIDRs {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.allLocked()
+}
+
+// allLocked: their order and duplicates mean nothing to the store.
+func (c *serviceCIDRs) allLocked() state.SetServiceCIDRs {
+	return state.SetServiceCIDRs{CIDRs: slices.Concat(slices.Collect(maps.Values(c.byName))...)}
 }
 
 func trimServiceCIDR(obj any) (any, error) {

@@ -8,7 +8,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weft-cni/weft/pkg/service"
-	"github.com/weft-cni/weft/pkg/state"
 )
 
 // Label selectors of the objects that node proxies follow. A Service that names a proxy of its own is not ours, and
@@ -82,21 +81,11 @@ func textOf(err error) string {
 	return err.Error()
 }
 
-func (w *Watcher) setService(obj any) {
-	if o, ok := obj.(*serviceObject); ok {
-		w.emit(state.SetService{Service: &o.Service})
-	}
-}
-
-func (w *Watcher) setSlice(obj any) {
-	if o, ok := obj.(*sliceObject); ok {
-		w.emit(state.SetSlice{Slice: &o.Slice})
-	}
-}
-
 // setOtherProxy tells of a Service that another proxy serves.
 func (w *Watcher) setOtherProxy(obj any) {
 	if o, ok := obj.(*serviceObject); ok {
-		w.emit(state.SetOtherProxy{Service: o.Service.Name, ClusterIPs: o.ClusterIPs})
+		for _, c := range otherProxyEffect(o).Set {
+			w.emit(c)
+		}
 	}
 }

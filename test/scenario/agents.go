@@ -117,6 +117,11 @@ func (a *Agent) Policies(_ context.Context, object string) ([]report.Policy, err
 // Trace implements api.Source.
 func (a *Agent) Trace(context.Context) (walk.Node, error) { return a.node, nil }
 
+// Plan implements api.Source. The cluster has no API server whose objects could be compiled again.
+func (a *Agent) Plan(context.Context, api.PlanRequest) (report.Plan, error) {
+	return report.Plan{}, errors.New("the interpreter has no API server; use a lab")
+}
+
 // Capture implements api.Source. There is nothing to listen to: packets are interpreted here.
 func (a *Agent) Capture(context.Context, capture.Request, capture.Sink) error {
 	return errors.New("the interpreter has no ports to capture at; use a lab")

@@ -24,6 +24,7 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
+	"github.com/weft-cni/weft/pkg/report/api"
 	"github.com/weft-cni/weft/pkg/trace/walk"
 	"github.com/weft-cni/weft/test/lab"
 	"github.com/weft-cni/weft/test/lab/labtest"
@@ -174,6 +175,9 @@ func (w *labWorld) settled(manifests documents) (lab.Status, error) {
 		if f := agent.Flows; f.Programmed != f.Desired {
 			return status, fmt.Errorf("node %s has programmed revision %d of %d", n.Name, f.Programmed, f.Desired)
 		}
+		if err := w.compiles(n); err != nil {
+			return status, err
+		}
 	}
 	want := map[string]bool{}
 	for key := range manifests {
@@ -186,6 +190,25 @@ func (w *labWorld) settled(manifests documents) (lab.Status, error) {
 		return status, fmt.Errorf("the lab has %v, want %v", slices.Sorted(maps.Keys(have)), slices.Sorted(maps.Keys(want)))
 	}
 	return status, nil
+}
+
+// compiles compares what weftctl compile says of a node with its switch. They may differ for a moment, as epochs of
+// affinity pass.
+func (w *labWorld) compiles(n lab.NodeStatus) error {
+	agent := api.Client{Socket: n.Files + "/run/weft/agent.sock"}
+	p, err := agent.Plan(w.t.Context(), api.PlanRequest{Objects: []json.RawMessage{}, All: true})
+	if err != nil {
+		return err
+	}
+	installed, err := agent.Flows(w.t.Context(), "")
+	if err != nil {
+		return err
+	}
+	if missing := report.Without(p.Flows, installed); len(p.Flows) == 0 || len(missing)+len(p.Changes) > 0 {
+		return fmt.Errorf("weftctl compile on node %s: %d flows, of which the switch lacks %+v; changes %+v", n.Name,
+			len(p.Flows), missing, p.Changes)
+	}
+	return nil
 }
 
 // ask asks a node's agent, as weftctl does.

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -260,68 +259,22 @@ func changes(self string, objects map[string][]apiserver.Object) (set []state.Ch
 	var errs []error
 	for _, resource := range slices.Sorted(maps.Keys(objects)) {
 		for _, o := range objects[resource] {
-			key := o.GetNamespace() + "/" + o.GetName()
-			var change, deletion state.Change
-			switch o := o.(type) {
-			case *corev1.Node:
-				node, err := kube.Node(o)
-				errs = append(errs, err)
-				set = append(set, state.SetPeerNode{Node: kube.PeerNode(o)})
-				change, deletion = state.SetNode{Node: node}, state.DeleteNode{Name: o.Name}
-				if o.Name == self {
-					set = append(set, state.SetZone{Zone: o.Labels[corev1.LabelTopologyZone]})
-				}
-			case *networkingv1.ServiceCIDR:
+			if ranges, ok := o.(*networkingv1.ServiceCIDR); ok {
 				var cidrs []netip.Prefix
-				for _, text := range o.Spec.CIDRs {
+				for _, text := range ranges.Spec.CIDRs {
 					cidrs = append(cidrs, netip.MustParsePrefix(text)) // the lab's own
 				}
-				change = state.SetServiceCIDRs{CIDRs: cidrs}
-			case *corev1.Namespace:
-				change = state.SetNamespace{Namespace: policy.Namespace{Name: o.Name, Labels: o.Labels}}
-				deletion = state.DeleteNamespace{Name: o.Name}
-			case *corev1.Pod:
-				change = state.SetPod{Pod: kube.Pod(o)}
-				deletion = state.DeletePod{Namespace: o.Namespace, Name: o.Name}
-			case *networkingv1.NetworkPolicy:
-				change = state.SetPolicy{Policy: kube.NetworkPolicy(o)}
-				deletion = state.DeletePolicy{ID: model.NetworkPolicy(o.Namespace, o.Name)}
-			case *cnp.ClusterNetworkPolicy:
-				change = state.SetPolicy{Policy: kube.ClusterNetworkPolicy(o)}
-				deletion = state.DeletePolicy{ID: model.ClusterNetworkPolicy(o.Name)}
-			case *corev1.Service:
-				s, err := kube.Service(o)
-				if err != nil {
-					s.Problem = err.Error() // the rest of it is good
-				}
-				if selects(kube.ServiceSelector, o) {
-					change, deletion = state.SetService{Service: &s}, state.DeleteService{Name: s.Name}
-				} else if selects(kube.OtherProxySelector, o) {
-					change = state.SetOtherProxy{Service: s.Name, ClusterIPs: s.ClusterIPs}
-					deletion, key = state.SetOtherProxy{Service: s.Name}, key+" of another proxy"
-				}
-			case *discoveryv1.EndpointSlice:
-				s, err := kube.EndpointSlice(o)
-				errs = append(errs, err)
-				if selects(kube.SliceSelector, o) {
-					change, deletion = state.SetSlice{Slice: &s}, state.DeleteSlice{Name: s.Name}
-				}
+				set = append(set, state.SetServiceCIDRs{CIDRs: cidrs})
+				continue
 			}
-			if change != nil {
-				set = append(set, change)
-			}
-			if deletion != nil {
-				gone[resource+" "+key] = deletion
+			e := kube.EffectOf(self, o)
+			errs, set = append(errs, e.Problem), append(set, e.Set...)
+			for _, deletion := range e.Gone {
+				gone[fmt.Sprintf("%T %s/%s", deletion, o.GetNamespace(), o.GetName())] = deletion
 			}
 		}
 	}
 	return set, gone, errors.Join(errs...)
-}
-
-// selects reports whether the agent's watch with a label selector has an object.
-func selects(selector string, o apiserver.Object) bool {
-	s, err := labels.Parse(selector)
-	return err == nil && s.Matches(labels.Set(o.GetLabels()))
 }
 
 // flowsOf are the flows and groups of an owner on a node, a line each, as a reviewer reads them.

@@ -166,8 +166,8 @@ func chosen(all [][]scenario.Compiled, nodes []string, object string) ([]compile
 			one.Flows = of(slices.Clone(c.Flows))
 			found = found || len(one.Flows) > 0
 		} else {
-			one.Removed, one.Added = scenario.Changes(all[0][i], c)
-			one.Removed, one.Added = of(one.Removed), of(one.Added)
+			one.Removed = of(report.Without(all[0][i].Flows, c.Flows))
+			one.Added = of(report.Without(c.Flows, all[0][i].Flows))
 			found = true // or nothing changes, which is an answer, too
 		}
 		list = append(list, one)

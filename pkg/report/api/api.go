@@ -3,6 +3,7 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -29,6 +30,7 @@ const (
 	pathServices = "/v1/services"
 	pathPolicies = "/v1/policies"
 	pathTrace    = "/v1/trace"
+	pathPlan     = "/v1/plan"
 	pathCapture  = "/v1/capture"
 	pathLive     = "/v1/live"
 	pathReady    = "/v1/ready"
@@ -48,6 +50,8 @@ type Source interface {
 	Policies(ctx context.Context, object string) ([]report.Policy, error)
 	// Trace describes the node for pkg/trace/walk, with all flows of its switch.
 	Trace(ctx context.Context) (walk.Node, error)
+	// Plan says what would change on the node. It changes nothing.
+	Plan(ctx context.Context, request PlanRequest) (report.Plan, error)
 	// Capture sends records until a bound of the request is reached, the context ends or the sink fails. An error before
 	// the first record is the answer.
 	Capture(ctx context.Context, request capture.Request, sink capture.Sink) error
@@ -80,6 +84,14 @@ func newMux(source Source) http.Handler {
 	handle(mux, pathPolicies, source.Policies)
 	mux.HandleFunc("GET "+pathTrace, func(w http.ResponseWriter, r *http.Request) {
 		v, err := source.Trace(r.Context())
+		answer(w, v, err)
+	})
+	mux.HandleFunc("POST "+pathPlan, func(w http.ResponseWriter, r *http.Request) {
+		request, err := readRequest[PlanRequest](w, r, maxPlan)
+		if err != nil {
+			return
+		}
+		v, err := source.Plan(r.Context(), request)
 		answer(w, v, err)
 	})
 	mux.HandleFunc("POST "+pathCapture, func(w http.ResponseWriter, r *http.Request) { serveCapture(w, r, source) })
@@ -162,6 +174,29 @@ func (c Client) Trace(ctx context.Context) (walk.Node, error) {
 	return get[walk.Node](ctx, c, pathTrace, "")
 }
 
+// PlanRequest asks what would change.
+type PlanRequest struct {
+	// Objects are as manifests have them.
+	Objects []json.RawMessage `json:"objects"`
+	// Delete asks for what would change if the objects were deleted, not applied.
+	Delete bool `json:"delete,omitempty"`
+	// All asks for the flows after the change, too: all, or those of Object.
+	All    bool   `json:"all,omitempty"`
+	Object string `json:"object,omitempty"`
+}
+
+// maxPlan bounds a PlanRequest in bytes.
+const maxPlan = 16 << 20
+
+// Plan asks what would change on the node if objects were applied or deleted.
+func (c Client) Plan(ctx context.Context, request PlanRequest) (report.Plan, error) {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return report.Plan{}, err
+	}
+	return do[report.Plan](ctx, c, http.MethodPost, pathPlan, bytes.NewReader(body))
+}
+
 // Live asks whether the agent works at all. The error is the agent's reason why not, or that it does not answer.
 func (c Client) Live(ctx context.Context) error {
 	_, err := get[bool](ctx, c, pathLive, "")
@@ -179,8 +214,13 @@ func get[T any](ctx context.Context, c Client, path, object string) (v T, err er
 	if object != "" {
 		path += "?" + objectKey + "=" + url.QueryEscape(object)
 	}
+	return do[T](ctx, c, http.MethodGet, path, http.NoBody)
+}
+
+// do asks, and reads the answer.
+func do[T any](ctx context.Context, c Client, method, path string, body io.Reader) (v T, err error) {
 	transport := &http.Transport{DialContext: c.dial, DisableKeepAlives: true}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent"+path, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return v, err
 	}

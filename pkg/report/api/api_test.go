@@ -2,7 +2,9 @@ package api_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -61,6 +63,11 @@ func (s source) Capture(ctx context.Context, request capture.Request, sink captu
 	return ctx.Err()
 }
 
+func (s source) Plan(_ context.Context, request api.PlanRequest) (report.Plan, error) {
+	changes := []report.OwnerChange{{Owner: string(request.Objects[0])}}
+	return report.Plan{Changes: changes, Warnings: []string{fmt.Sprintln(request.Delete, request.All, request.Object)}}, s.err
+}
+
 func (s source) Live() error { return s.err }
 
 func (s source) Ready() error { return s.err }
@@ -86,6 +93,10 @@ func TestClientAndHandler(t *testing.T) {
 	c := listen(t, api.Handler(source{}))
 	if s, err := c.Status(t.Context()); err != nil || s.Node != "n1" {
 		t.Errorf("status %+v, %v", s, err)
+	}
+	request := api.PlanRequest{Objects: []json.RawMessage{[]byte(`{"a":1}`)}, Delete: true, All: true, Object: "b"}
+	if p, err := c.Plan(t.Context(), request); err != nil || p.Changes[0].Owner != `{"a":1}` || p.Warnings[0] != "true true b\n" {
+		t.Errorf("plan %+v, %v", p, err)
 	}
 	if n, err := c.Trace(t.Context()); err != nil || n.Name != "n1" || n.Pods[0].MAC != (model.MAC{2, 3, 4, 5, 6, 7}) {
 		t.Errorf("trace %+v, %v", n, err)

@@ -21,17 +21,24 @@ const maxRequest = 1 << 16
 
 // serveCapture answers with records, one JSON object each, until the capture ends or the client is gone.
 func serveCapture(w http.ResponseWriter, r *http.Request, source Source) {
-	var request capture.Request
-	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&request); err != nil {
-		http.Error(w, "read the request: "+err.Error(), http.StatusBadRequest)
+	request, err := readRequest[capture.Request](w, r, maxRequest)
+	if err != nil {
 		return
 	}
 	sink := sink{control: http.NewResponseController(w), encoder: json.NewEncoder(w)}
 	if err := source.Capture(r.Context(), request, &sink); err != nil && !sink.begun {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 	}
+}
+
+// readRequest reads a request of at most so many bytes. The error was answered.
+func readRequest[T any](w http.ResponseWriter, r *http.Request, most int64) (request T, err error) {
+	decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, most))
+	decoder.DisallowUnknownFields()
+	if err = decoder.Decode(&request); err != nil {
+		http.Error(w, "read the request: "+err.Error(), http.StatusBadRequest)
+	}
+	return request, err
 }
 
 // sink writes records to a client.
