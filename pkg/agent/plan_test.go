@@ -28,6 +28,8 @@ import (
 
 // planObjects are a node's objects as an API server has them.
 var planObjects = []string{
+	"{kind: NetworkPolicy, metadata: {name: broken, namespace: ops}, spec: {podSelector: {}, policyTypes: [x]}}",
+	"{kind: NetworkPolicy, metadata: {name: broken, namespace: shop}, spec: {podSelector: {}, policyTypes: [x]}}",
 	`{kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]},
                 status: {addresses: [{type: InternalIP, address: 172.30.0.1}]}}`,
 	`{kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24]},
@@ -39,7 +41,8 @@ var planObjects = []string{
 	`{kind: Pod, metadata: {name: b, namespace: ops, uid: b, labels: {app: job}}, spec: {nodeName: n2},
                 status: {phase: Running, podIPs: [{ip: 10.244.2.2}]}}`,
 	`{kind: NetworkPolicy, metadata: {name: old, namespace: shop}, spec: {podSelector: {},
-                policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {team: x}}}]}]}}`,
+                policyTypes: [Ingress], ingress: [{from: [{namespaceSelector: {matchLabels: {team: x}}}]},
+    {ports: [{port: 81}], from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: ops}}}]}]}}`,
 	`{kind: Service, metadata: {name: web, namespace: shop}, spec: {type: NodePort,
                 clusterIP: 10.96.0.9, clusterIPs: [10.96.0.9], ports: [{port: 80, protocol: TCP, nodePort: 30080}]}}`,
 	`{kind: Service, metadata: {name: other, namespace: shop,
@@ -133,7 +136,7 @@ func TestPlan(t *testing.T) {
 			now: `{kind: NetworkPolicy, metadata: {name: new, namespace: shop},
                 spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress],
                 egress: [{to: [{podSelector: {}, namespaceSelector: {}}]}]}}`,
-			owners: []string{"policy/shop/new", "policy/shop/old"}},
+			owners: []string{"policy/shop/new"}},
 		{name: "a policy that goes", remove: true,
 			manifest: `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: old, namespace: shop}}`,
 			now:      "-{kind: NetworkPolicy, metadata: {name: old,", owners: []string{"policy/shop/old"}},
@@ -162,7 +165,7 @@ func TestPlan(t *testing.T) {
 			now: `{kind: Pod, metadata: {name: a, namespace: shop, uid: a, labels: {app: none}},
                 spec: {nodeName: n1}, status: {phase: Running, podIPs: [{ip: 10.244.1.2}]}}`},
 		{name: "a node that goes", remove: true, manifest: "{apiVersion: v1, kind: Node, metadata: {name: n2}}",
-			now: "-{kind: Node, metadata: {name: n2}", owners: []string{"node/n2"}},
+			now: "-{kind: Node, metadata: {name: n2}", owners: []string{"node/n2", "policy/shop/old"}},
 		{name: "kinds without flows", manifest: "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}}",
 			warnings: []string{"Deployment web makes no flows by itself"}},
 	} {
@@ -210,7 +213,26 @@ func TestPlan(t *testing.T) {
 	}
 }
 
-// TestPlanProblems: what cannot be programmed is a problem, and what is no object an error.
+// TestPlanOfHeldPodCIDRs: pod CIDRs of the Node object that wait until those in use are free are not planned with.
+func TestPlanOfHeldPodCIDRs(t *testing.T) {
+	settings := flowSettings(config.Default())
+	_, view := planNode(t, settings, planObjects...)
+	changed := slices.Clone(planObjects)
+	for i, text := range changed {
+		changed[i] = strings.ReplaceAll(text, "podCIDRs: [10.244.1.0/24]", "podCIDRs: [10.244.9.0/24]")
+	}
+	w, _ := planNode(t, settings, changed...)
+	_, flowsOf := newPlan(view, settings, w.Replay, nil)
+	desired, err := flows.Compile(view)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(planText(report.Compiled(desired, view, "")), planText(flowsOf(""))); diff != "" {
+		t.Errorf("-in use +planned\n%s", diff)
+	}
+}
+
+// TestPlanProblems: what cannot be programmed is a problem, and an invalid object is an error.
 func TestPlanProblems(t *testing.T) {
 	settings := flowSettings(config.Default())
 	w, view := planNode(t, settings, planObjects...)

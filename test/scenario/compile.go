@@ -1,7 +1,6 @@
 package scenario
 
 import (
-
 	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
