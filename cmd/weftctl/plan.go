@@ -43,9 +43,9 @@ func diffCommand(c *client) *cobra.Command {
 			"  weftctl diff -f manifests/ -o json | jq '.changes[].owner'\n" +
 			"  kubectl apply -f app.yaml --dry-run=server -o json | kubectl weft diff -f -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return c.plan(cmd, files, api.PlanRequest{Delete: gone}, func(w io.Writer, p report.Plan) error {
-				return showChanges(w, p)
-			}, func(p report.Plan) bool { return len(p.Changes)+len(p.Problems) > 0 })
+			return c.plan(cmd, files, api.PlanRequest{Delete: gone}, showChanges, func(p report.Plan) bool {
+				return len(p.Changes)+len(p.Problems) > 0
+			})
 		},
 	}
 	planFlags(cmd, &files)

@@ -28,8 +28,10 @@ import (
 
 // planObjects are a node's objects as an API server has them.
 var planObjects = []string{
-	"{kind: NetworkPolicy, metadata: {name: broken, namespace: ops}, spec: {podSelector: {}, policyTypes: [x]}}",
-	"{kind: NetworkPolicy, metadata: {name: broken, namespace: shop}, spec: {podSelector: {}, policyTypes: [x]}}",
+	`{kind: NetworkPolicy, metadata: {name: broken, namespace: ops}, spec: {podSelector: {},
+    policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}}`,
+	`{kind: NetworkPolicy, metadata: {name: broken, namespace: shop}, spec: {podSelector: {},
+    policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.0.0.0/33}}]}]}}`,
 	`{kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]},
                 status: {addresses: [{type: InternalIP, address: 172.30.0.1}]}}`,
 	`{kind: Node, metadata: {name: n2}, spec: {podCIDRs: [10.244.2.0/24]},
