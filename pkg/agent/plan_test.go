@@ -138,7 +138,7 @@ func TestPlan(t *testing.T) {
 			now: `{kind: NetworkPolicy, metadata: {name: new, namespace: shop},
                 spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress, Egress],
                 egress: [{to: [{podSelector: {}, namespaceSelector: {}}]}]}}`,
-			owners: []string{"policy/shop/new"}},
+			owners: []string{"policy/shop/new", "policy/shop/old"}},
 		{name: "a policy that goes", remove: true,
 			manifest: `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: old, namespace: shop}}`,
 			now:      "-{kind: NetworkPolicy, metadata: {name: old,", owners: []string{"policy/shop/old"}},
