@@ -80,7 +80,7 @@ func vxlan(frame []byte) []byte {
 }
 
 // gre encapsulates a frame between nodes, with these flags and the words that they announce.
-func gre(flags uint16, words []byte, frame []byte) []byte {
+func gre(flags uint16, words, frame []byte) []byte {
 	return ip4(47, 0, netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("172.30.0.12"),
 		slices.Concat(u16(flags, 0x6558), words, frame))
 }

@@ -213,7 +213,7 @@ func startMember(ctx context.Context, c state.Cluster, name string, addrs []neti
 	if err := c.Datapath.Attach(ctx, c.Underlay, n); err != nil {
 		return n, err
 	}
-	return n, c.Datapath.Address(n, addrs)
+	return n, c.Datapath.Address(n, addrs, nil)
 }
 
 // startControlPlane starts etcd and the three Kubernetes programs, and what gives them routes to pods. It returns

@@ -166,8 +166,14 @@ spec:
 		_, err := m.Status().Find("c")
 		return err
 	})
-	pod := m.Pod("c")
-	m.pods["c"] = pod
+	m.pods["c"] = m.Pod("c")
+	m.wantSources(t)
+}
+
+// wantSources wants what sourcesSeen says, with the objects that it made.
+func (m mesh) wantSources(t *testing.T) {
+	t.Helper()
+	pod := m.pods["c"]
 	var service []netip.Addr
 	testenv.Eventually(t, 30*time.Second, func() error {
 		for _, s := range m.Status().Services {

@@ -49,7 +49,10 @@ type Options struct {
 	// Settings are the agents' besides what stands below, as KEY=VALUE (docs/configuration.md).
 	Settings []string
 	// Nodes is how many to make where the manifests have none; 0 for the default.
-	Nodes    int
+	Nodes int
+	// Segments is into how many subnets the nodes are divided, in order, with a router between them; 0 is one without a
+	// router.
+	Segments int
 	Tunnel   model.Encapsulation
 	Datapath config.Datapath
 	Family   Family
@@ -67,6 +70,9 @@ func (opt Options) load(onRead func(file string)) (manifest.Set, error) {
 func Check(opt Options) (manifest.Set, error) {
 	if err := opt.Family.check(); err != nil {
 		return manifest.Set{}, err
+	}
+	if opt.Segments < 0 || opt.Segments > maxSegments {
+		return manifest.Set{}, fmt.Errorf("--segments %d: want 1 to %d", opt.Segments, maxSegments)
 	}
 	if opt.Nodes < 0 {
 		return manifest.Set{}, fmt.Errorf("--nodes %d: want 1 to %d", opt.Nodes, manifest.MaxNodes)
@@ -123,7 +129,7 @@ type Lab struct {
 	dir      string
 	datapath datapath.Datapath
 	log      *slog.Logger
-	underlay sandbox.Underlay
+	underlay []sandbox.Underlay // its segments
 	outside  sandbox.Node
 	nodes    []*node
 	api      *apiserver.Store
@@ -179,10 +185,7 @@ func (l *Lab) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if l.underlay, err = l.group.StartUnderlay(ctx, underlayMTU, nil); err != nil {
-		return err
-	}
-	if err := l.underlay.Configure(ctx, l.opt.Family.member(apiNumber), l.datapath.Checksums()); err != nil {
+	if err := l.startUnderlay(ctx); err != nil {
 		return err
 	}
 	l.planNodes(set)
@@ -212,19 +215,50 @@ func (l *Lab) start(ctx context.Context) error {
 	return nil
 }
 
+// startUnderlay creates the segments. The first member of each, which routes between them, also serves the API.
+func (l *Lab) startUnderlay(ctx context.Context) error {
+	first, err := l.group.StartUnderlay(ctx, underlayMTU, nil)
+	if err != nil {
+		return err
+	}
+	l.underlay = []sandbox.Underlay{first}
+	for segment := 1; segment < l.opt.Segments; segment++ {
+		u, err := first.AddSegment(ctx, segment)
+		if err != nil {
+			return err
+		}
+		l.underlay = append(l.underlay, u)
+	}
+	for segment, u := range l.underlay {
+		if err := u.Configure(ctx, l.opt.Family.memberOf(segment, apiNumber), l.datapath.Checksums()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// gateways are the addresses of a segment's router; none when there is one segment.
+func (l *Lab) gateways(segment int) []netip.Addr {
+	if len(l.underlay) < 2 {
+		return nil
+	}
+	return addrsOf(l.opt.Family.memberOf(segment, apiNumber))
+}
+
 // planNodes gives the nodes their places in the address plan.
 func (l *Lab) planNodes(set manifest.Set) {
 	for i, n := range set.Nodes {
+		segment := i * max(1, l.opt.Segments) / len(set.Nodes)
 		l.nodes = append(l.nodes, &node{
-			name: n.Name, zone: n.Labels[corev1.LabelTopologyZone], index: i,
-			underlay: l.opt.Family.node(i), podCIDRs: l.opt.Family.podCIDRs(i),
+			name: n.Name, zone: n.Labels[corev1.LabelTopologyZone], index: i, segment: segment,
+			underlay: l.opt.Family.node(segment, i), podCIDRs: l.opt.Family.podCIDRs(i),
 		})
 	}
 }
 
 // serveAPI serves the agents, from the underlay's own network namespace.
 func (l *Lab) serveAPI(ctx context.Context) error {
-	ns, err := podns.Open(fmt.Sprintf("/proc/%d/ns/net", l.underlay.Node.Holder.PID))
+	ns, err := podns.Open(fmt.Sprintf("/proc/%d/ns/net", l.underlay[0].Node.Holder.PID))
 	if err != nil {
 		return err
 	}

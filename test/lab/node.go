@@ -46,6 +46,7 @@ type node struct {
 	name     string
 	zone     string
 	index    int
+	segment  int
 	underlay []netip.Prefix
 	podCIDRs []netip.Prefix
 	sandbox  sandbox.Node
@@ -67,13 +68,14 @@ func (l *Lab) startNode(ctx context.Context, n *node) (err error) {
 	if n.sandbox, err = l.group.Start(n.name, sandbox.Files{}); err != nil {
 		return err
 	}
-	if err := l.datapath.Attach(ctx, l.underlay, n.sandbox); err != nil {
+	if err := l.datapath.Attach(ctx, l.underlay[n.segment], n.sandbox); err != nil {
 		return err
 	}
 	if err := l.startOVS(ctx, n); err != nil {
 		return err
 	}
-	if err := l.datapath.Connect(ctx, n.sandbox, datapath.Uplink{MAC: nodeMAC(n.index), Addrs: n.underlay}); err != nil {
+	uplink := datapath.Uplink{MAC: nodeMAC(n.index), Addrs: n.underlay, Gateways: l.gateways(n.segment)}
+	if err := l.datapath.Connect(ctx, n.sandbox, uplink); err != nil {
 		return err
 	}
 	return l.startAgent(ctx, n)

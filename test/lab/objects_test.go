@@ -294,7 +294,7 @@ func TestNameTables(t *testing.T) {
 func TestPlan(t *testing.T) {
 	seen := map[netip.Addr]bool{}
 	for i := range manifest.MaxNodes {
-		for _, prefix := range append(Dual.node(i), Dual.podCIDRs(i)...) {
+		for _, prefix := range append(Dual.node(0, i), Dual.podCIDRs(i)...) {
 			if seen[prefix.Addr()] || !prefix.IsValid() {
 				t.Errorf("node %d has %s, which is not its own", i, prefix)
 			}

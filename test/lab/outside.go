@@ -11,15 +11,18 @@ import (
 // outsideName is what people call the host on the underlay that is not a node.
 const outsideName = "outside"
 
+// routerName is what people call the router between the segments of the underlay.
+const routerName = "router"
+
 // startOutside brings up a host beside the nodes, for what comes from beyond the cluster.
 func (l *Lab) startOutside(ctx context.Context) (err error) {
 	if l.outside, err = l.group.Start(outsideName, sandbox.Files{}); err != nil {
 		return err
 	}
-	if err := l.datapath.Attach(ctx, l.underlay, l.outside); err != nil {
+	if err := l.datapath.Attach(ctx, l.underlay[0], l.outside); err != nil {
 		return err
 	}
-	return l.datapath.Address(l.outside, l.opt.Family.member(outside))
+	return l.datapath.Address(l.outside, l.opt.Family.member(outside), l.gateways(0))
 }
 
 // routeOutside gives the host outside ways to new LoadBalancer and external addresses, through the first node, as a

@@ -45,6 +45,7 @@ const (
 	apiNumber   = 1
 	outside     = 2
 	firstNode   = 11
+	maxSegments = 200
 	apiPort     = 6443
 )
 
@@ -55,9 +56,13 @@ var (
 	services6 = netip.MustParsePrefix("fd10:96::/112")
 )
 
-// member returns the underlay addresses of the member with this number.
-func (f Family) member(number byte) []netip.Prefix {
+// member returns the addresses of the member with this number of the underlay's first segment.
+func (f Family) member(number byte) []netip.Prefix { return f.memberOf(0, number) }
+
+// memberOf returns the addresses of a member of a segment of the underlay. Its first member is the router.
+func (f Family) memberOf(segment int, number byte) []netip.Prefix {
 	a4, a6 := underlay4.Addr().As4(), underlay6.Addr().As16()
+	a4[2], a6[7] = byte(segment), byte(segment)
 	a4[3], a6[15] = number, number
 	return pick(f, netip.PrefixFrom(netip.AddrFrom4(a4), underlay4.Bits()), netip.PrefixFrom(netip.AddrFrom16(a6),
 		underlay6.Bits()))
@@ -69,7 +74,9 @@ func (f Family) api() netip.AddrPort {
 	return netip.AddrPortFrom(f.member(apiNumber)[0].Addr(), apiPort)
 }
 
-func (f Family) node(index int) []netip.Prefix { return f.member(byte(firstNode + index)) }
+func (f Family) node(segment, index int) []netip.Prefix {
+	return f.memberOf(segment, byte(firstNode+index))
+}
 
 // podCIDRs returns the pod ranges of the node with this index: 10.244.I.0/24 and fd10:244:0:I::/64.
 func (f Family) podCIDRs(index int) []netip.Prefix {

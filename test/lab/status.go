@@ -38,7 +38,9 @@ type Status struct {
 	Problem string       `json:"problem,omitempty"`
 	Nodes   []NodeStatus `json:"nodes"`
 	// Outside is a host on the underlay that is not a node.
-	Outside  OutsideStatus   `json:"outside"`
+	Outside OutsideStatus `json:"outside"`
+	// Router is between the segments of the underlay.
+	Router   sandbox.Node    `json:"router"`
 	Pods     []PodStatus     `json:"pods"`
 	Services []ServiceStatus `json:"services"`
 	// Warnings are what the manifests ask for and what has no effect, with file and line.
@@ -161,6 +163,9 @@ func (l *Lab) status(ctx context.Context) Status {
 	s.Problem, s.Ignored = l.problem, l.set.Ignored
 	for _, w := range l.set.Warnings {
 		s.Warnings = append(s.Warnings, w.Error())
+	}
+	if len(l.underlay) > 0 {
+		s.Router = l.underlay[0].Node
 	}
 	s.Outside = OutsideStatus{Addrs: addrsOf(l.opt.Family.member(outside)), Sandbox: l.outside}
 	pods := l.sortedPodsLocked()

@@ -98,7 +98,8 @@ func (opt Options) keepInput(dir string) (Options, error) {
 
 // arguments are the flags that make Options what they are, without the input.
 func (opt Options) arguments() []string {
-	args := []string{"--name=" + opt.Name, "--nodes=" + strconv.Itoa(opt.Nodes), "--tunnel=" + string(opt.Tunnel),
+	args := []string{"--name=" + opt.Name, "--nodes=" + strconv.Itoa(opt.Nodes),
+		"--segments=" + strconv.Itoa(opt.Segments), "--tunnel=" + string(opt.Tunnel),
 		"--datapath=" + string(opt.Datapath), "--ip-family=" + string(opt.Family), "--agent=" + opt.Agent}
 	for _, path := range opt.Manifests {
 		args = append(args, "--file="+path)

@@ -74,6 +74,7 @@ func labFlags(cmd *cobra.Command, opt *lab.Options) {
 	flags.StringArrayVar(&opt.Settings, "set", nil,
 		"KEY=VALUE: a setting of the agents, as in docs/configuration.md, also several times")
 	flags.IntVar(&opt.Nodes, "nodes", 0, "number of nodes, where the manifests have no Nodes (default 2)")
+	flags.IntVar(&opt.Segments, "segments", 1, "subnets that the nodes are divided into, with a router between them")
 	flags.StringVar((*string)(&opt.Tunnel), "tunnel", string(model.Geneve), encapsulations())
 	flags.StringVar((*string)(&opt.Datapath), "datapath", string(config.DatapathNetdev),
 		"netdev (userspace, runs everywhere) or system (Open vSwitch's kernel module)")

@@ -74,9 +74,9 @@ func (d Datapath) Attach(ctx context.Context, u sandbox.Underlay, n sandbox.Node
 	return u.Attach(ctx, n, nic, d.Checksums())
 }
 
-// Address gives a member of the underlay that has no Open vSwitch its addresses.
-func (d Datapath) Address(n sandbox.Node, addrs []netip.Prefix) error {
-	return n.Configure(nic, addrs, nil)
+// Address gives a member of the underlay that has no Open vSwitch its addresses, and default routes.
+func (d Datapath) Address(n sandbox.Node, addrs []netip.Prefix, gateways []netip.Addr) error {
+	return n.Configure(nic, addrs, gateways)
 }
 
 // Uplink is how a node with an Open vSwitch is on the underlay.

@@ -12,14 +12,16 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// bridgeName is the underlay's bridge, in the underlay's own network namespace.
-const bridgeName = "underlay0"
+// bridgeName is the bridge of a segment of the underlay, in the underlay's own network namespace.
+func bridgeName(segment int) string { return fmt.Sprintf("underlay%d", segment) }
 
 // Underlay is the network between the nodes: a bridge in a namespace of its own, so that no firewall, forwarding
 // setting or container engine of the real machine touches what passes through it.
 type Underlay struct {
 	Node Node `json:"node"`
 	MTU  int  `json:"mtu"`
+	// Segment is the number of the bridge: AddSegment makes more.
+	Segment int `json:"segment"`
 }
 
 // StartUnderlay creates the bridge and, when there are addresses, one link, HostLink, that gives the caller's network
@@ -37,22 +39,39 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 			return Underlay{}, err
 		}
 	}
-	handle, err := node.netlink()
-	if err != nil {
-		return Underlay{}, err
-	}
-	defer handle.Close()
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, MTU: mtu}}
-	if err := handle.LinkAdd(bridge); err != nil {
-		return Underlay{}, fmt.Errorf("create bridge %s: %w", bridgeName, err)
-	}
-	if err := handle.LinkSetUp(bridge); err != nil {
-		return Underlay{}, fmt.Errorf("set bridge %s up: %w", bridgeName, err)
-	}
-	if len(hostAddrs) == 0 {
-		return u, nil
+	if err := u.addBridge(); err != nil || len(hostAddrs) == 0 {
+		return u, err
 	}
 	return u, u.attachHost(ctx, g.HostLink(), hostAddrs)
+}
+
+// AddSegment creates another bridge. The underlay's namespace routes between segments, with the addresses that Configure
+// gives it.
+func (u Underlay) AddSegment(ctx context.Context, segment int) (Underlay, error) {
+	const forward = `echo 1 >/proc/sys/net/ipv4/ip_forward
+[ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`
+	if _, err := u.Node.Run(ctx, "sh", "-ec", forward); err != nil {
+		return Underlay{}, err
+	}
+	u.Segment = segment
+	return u, u.addBridge()
+}
+
+func (u Underlay) addBridge() error {
+	handle, err := u.Node.netlink()
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	name := bridgeName(u.Segment)
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: u.MTU}}
+	if err := handle.LinkAdd(bridge); err != nil {
+		return fmt.Errorf("create bridge %s: %w", name, err)
+	}
+	if err := handle.LinkSetUp(bridge); err != nil {
+		return fmt.Errorf("set bridge %s up: %w", name, err)
+	}
+	return nil
 }
 
 // attachHost gives the caller's network namespace a NIC on the underlay.
@@ -81,11 +100,11 @@ func (u Underlay) attachHost(ctx context.Context, nic string, addrs []netip.Pref
 // checksums, they are computed at sending, as Attach has it.
 func (u Underlay) Configure(ctx context.Context, addrs []netip.Prefix, checksums bool) error {
 	if checksums {
-		if _, err := u.Node.Run(ctx, checksumAtSending(bridgeName)...); err != nil {
+		if _, err := u.Node.Run(ctx, checksumAtSending(bridgeName(u.Segment))...); err != nil {
 			return err
 		}
 	}
-	return u.Node.Configure(bridgeName, addrs, nil)
+	return u.Node.Configure(bridgeName(u.Segment), addrs, nil)
 }
 
 // Attach gives a node a NIC on the underlay. With checksums, they are computed at sending: a switch in user space, on
@@ -110,9 +129,9 @@ func (u Underlay) plug(port, nic string, ns netns.NsHandle) error {
 		return err
 	}
 	defer handle.Close()
-	bridge, err := handle.LinkByName(bridgeName)
+	bridge, err := handle.LinkByName(bridgeName(u.Segment))
 	if err != nil {
-		return fmt.Errorf("find bridge %s: %w", bridgeName, err)
+		return fmt.Errorf("find bridge %s: %w", bridgeName(u.Segment), err)
 	}
 	veth := &netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: port, MTU: u.MTU, MasterIndex: bridge.Attrs().Index},
