@@ -40,6 +40,9 @@ func checkCommand(c *client) *cobra.Command {
 			if o.Datapath != "system" && o.Datapath != "netdev" {
 				return fmt.Errorf("--datapath %s is not known; allowed: system, netdev", o.Datapath)
 			}
+			if o.Encryption != "none" && o.Encryption != "wireguard" {
+				return fmt.Errorf("--encryption %s is not known; allowed: none, wireguard", o.Encryption)
+			}
 			list, err := c.check(cmd, root, o)
 			if err != nil {
 				return err
@@ -53,6 +56,7 @@ func checkCommand(c *client) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.Datapath, "datapath", "system", "the datapath that will be set: system or netdev")
+	flags.StringVar(&o.Encryption, "encryption", "none", "the encryption that will be set: none or wireguard")
 	flags.StringVar(&o.Image, "image", build.Image, "image of the pods on the nodes")
 	flags.DurationVar(&o.Within, "start", time.Minute, "how long the pods may take, the pull of the image included")
 	flags.StringVar(&root, "root", "/", "where the node's file system is, without a cluster")
@@ -63,7 +67,7 @@ func checkCommand(c *client) *cobra.Command {
 func (c *client) check(cmd *cobra.Command, root string, o preflight.Options) ([]preflight.Finding, error) {
 	if !c.remote() {
 		return preflight.Node(cmd.Context(), preflight.Host{
-			Root: root, Datapath: o.Datapath, Ports: preflight.Listen, NFT: preflight.NFT,
+			Root: root, Datapath: o.Datapath, Encryption: o.Encryption, Ports: preflight.Listen, NFT: preflight.NFT,
 		}), nil
 	}
 	list, names, err := preflight.Cluster(cmd.Context(), c.cluster)

@@ -163,6 +163,9 @@ func showStatus(out io.Writer, r report.Status) error {
 	} else {
 		fmt.Fprintf(w, "Transport\t%s%s\n", r.Transport, underlay(r))
 	}
+	if r.Encryption != "" {
+		fmt.Fprintf(w, "Encryption\t%s\n", r.Encryption)
+	}
 	fmt.Fprintf(w, "Flows\t%s\n", programmed(r.Flows))
 	if r.Flows.Flows > 0 {
 		fmt.Fprintf(w, "Services\t%s\n", counted(r.Objects.Services, "", r.Objects.ServicesWithProblems, "with problems"))
@@ -192,8 +195,10 @@ func showStatus(out io.Writer, r report.Status) error {
 	return w.Flush()
 }
 
-// encapsulated reports whether the setting asks for tunnels to all nodes. Agents before the setting do not say so.
-func encapsulated(r report.Status) bool { return r.Transport == model.ModeOverlay || r.Transport == "" }
+// encapsulated reports whether the settings ask for tunnels to all nodes. Agents before the settings do not say so.
+func encapsulated(r report.Status) bool {
+	return (r.Transport == model.ModeOverlay || r.Transport == "") && r.Encryption == ""
+}
 
 // underlay says over what this node sends; what depends on the underlay is not known at once.
 func underlay(r report.Status) string {
@@ -281,6 +286,9 @@ func showNodes(w, out io.Writer, r report.Status) {
 		fine := "known"
 		if n.RTTSeconds > 0 {
 			fine = fmt.Sprintf("reachable, %.1f ms", n.RTTSeconds*1000)
+		}
+		if n.NotEncrypted != "" {
+			fine += "; not encrypted: " + n.NotEncrypted
 		}
 		if n.Why != "" {
 			fine += "; not direct: " + n.Why

@@ -37,6 +37,8 @@ type Host struct {
 	Root string
 	// Datapath is the setting: system or netdev.
 	Datapath string
+	// Encryption is the setting: none or wireguard.
+	Encryption string
 	// Ports returns the error of listening at a port.
 	Ports func(network, address string) error
 	// NFT runs nft with arguments, and returns what it writes.
@@ -54,7 +56,13 @@ var modules = func() map[string][]string {
 
 // Node looks at the node itself.
 func Node(ctx context.Context, h Host) []Finding {
-	list := []Finding{h.modules(), h.openVSwitch(ctx), h.networks()}
+	list := []Finding{h.modules("kernel modules", modules[h.Datapath], "install the kernel's package with these modules "+
+		"(linux-modules-extra on Ubuntu), or set datapath: netdev")}
+	if h.Encryption == "wireguard" {
+		list = append(list, h.modules("WireGuard", []string{"wireguard"}, "install the kernel's package with the module "+
+			"wireguard, or a kernel of 5.6 or newer, or set encryption: none"))
+	}
+	list = append(list, h.openVSwitch(ctx), h.networks())
 	list = append(append(list, h.rules(ctx)...), h.advertisements())
 	list = append(list, h.port("healthAddr", "tcp", "127.0.0.1:9470"), h.port("nodeHealthAddr", "tcp", ":10256"))
 	for _, e := range model.Encapsulations {
@@ -69,9 +77,9 @@ func (h Host) path(parts ...string) string {
 	return filepath.Join(append([]string{h.Root, "/"}, parts...)...)
 }
 
-// modules looks for modules that are loaded, built in, or can be loaded.
-func (h Host) modules() Finding {
-	f := Finding{Check: "kernel modules"}
+// modules looks for modules that are loaded, built in, or can be loaded. Advice says what to do when some are missing.
+func (h Host) modules(check string, needed []string, advice string) Finding {
+	f := Finding{Check: check}
 	release, err := os.ReadFile(h.path("proc/sys/kernel/osrelease"))
 	if err != nil {
 		return unknown(f, err)
@@ -92,21 +100,22 @@ func (h Host) modules() Finding {
 		}
 	}
 	var missing []string
-	for _, m := range modules[h.Datapath] {
+	for _, m := range needed {
 		if !known[strings.ReplaceAll(m, "_", "-")] {
 			missing = append(missing, m)
 		}
 	}
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && h.Datapath == "netdev" {
-		f.Saw = "not known: there is no /lib/modules/" + strings.TrimSpace(string(release)) + ", so nf_tables must be built in"
+		f.Saw = "not known: there is no /lib/modules/" + strings.TrimSpace(string(release)) + ", so " + strings.Join(needed, ", ") +
+			" must be built in"
 		return f
 	}
 	if len(missing) > 0 {
 		f.Saw = "kernel " + strings.TrimSpace(string(release)) + " has no " + strings.Join(missing, ", ")
-		f.Do = "install the kernel's package with these modules (linux-modules-extra on Ubuntu), or set datapath: netdev"
+		f.Do = advice
 		return f
 	}
-	f.Saw = strings.Join(modules[h.Datapath], ", ")
+	f.Saw = strings.Join(needed, ", ")
 	return f
 }
 

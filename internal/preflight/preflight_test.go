@@ -122,6 +122,9 @@ func TestNode(t *testing.T) {
 		"module": {version: "3.10.2", change: func(h *Host) {
 			_ = os.Remove(h.path("lib/modules/6.1.0-test/modules.builtin"))
 		}, check: "kernel modules", saw: "kernel 6.1.0-test has no vport-vxlan, vport-gre", do: "or set datapath: netdev"},
+		"no WireGuard": {version: "3.1.0", change: func(h *Host) {
+			h.Encryption = "wireguard"
+		}, check: "WireGuard", saw: "kernel 6.1.0-test has no wireguard", do: "or set encryption: none"},
 		"userspace datapath": {version: "3.1.0", change: func(h *Host) {
 			h.Datapath = "netdev"
 			_ = os.RemoveAll(h.path("lib"))

@@ -49,18 +49,21 @@ func (r *reception) grace(wanted, published bool, now time.Time) (accept bool, e
 	return true, left
 }
 
-// publish keeps the annotations of this node's object, and ReceiveGrace.
+// publish keeps the annotations of this node's object, and what it accepts although the setting does not ask for it.
 func (a *Agent) publish(ctx context.Context, woken <-chan struct{}, ready func()) error {
 	ready()
-	var r reception
+	var direct, encrypted reception
 	for ctx.Err() == nil {
-		view := a.loop.View()
-		wanted := view.Transport.Mode != model.ModeOverlay
-		accept, pause := r.grace(wanted, view.Self.ReceivesDirect, time.Now())
-		if accept != view.ReceiveGrace {
-			a.loop.Submit(state.SetReceiveGrace{Receive: accept})
+		view, now := a.loop.View(), time.Now()
+		acceptDirect, pause := direct.grace(receivesDirect(view), view.Self.ReceivesDirect, now)
+		acceptEncrypted, ends := encrypted.grace(view.Transport.Encrypted, view.Self.ReceivesWireGuard, now)
+		if pause == 0 || ends > 0 && ends < pause {
+			pause = ends
 		}
-		err := a.publishUnderlay(ctx, view)
+		if acceptDirect != view.ReceiveGrace || acceptEncrypted != view.WireGuardGrace {
+			a.loop.Submit(state.SetReceiveGrace{Direct: acceptDirect, WireGuard: acceptEncrypted})
+		}
+		err := a.publishSelf(ctx, view)
 		a.setProblem(publishProblem, err)
 		if err != nil {
 			pause = publishRetry
@@ -73,26 +76,35 @@ func (a *Agent) publish(ctx context.Context, woken <-chan struct{}, ready func()
 	return nil
 }
 
-// publishUnderlay patches the Node object when it does not say what is so.
-func (a *Agent) publishUnderlay(ctx context.Context, view *model.Snapshot) error {
+// receivesDirect reports whether the settings ask for packets without a tunnel.
+func receivesDirect(view *model.Snapshot) bool {
+	return view.Transport.Mode != model.ModeOverlay && !view.Transport.Strict
+}
+
+// publishSelf patches the Node object when it does not say what is so.
+func (a *Agent) publishSelf(ctx context.Context, view *model.Snapshot) error {
 	underlay, err := host.Underlay(view.Self.Addrs)
 	if err != nil {
 		return err
 	}
 	a.mu.Lock()
-	receives := a.receives && view.Transport.Mode != model.ModeOverlay
+	self := a.received
 	a.mu.Unlock()
-	if slices.Equal(underlay, view.Self.Underlay) && receives == view.Self.ReceivesDirect {
+	self.Name, self.Underlay = a.opt.Node, underlay
+	self.ReceivesDirect = self.ReceivesDirect && receivesDirect(view)
+	self.ReceivesWireGuard = self.ReceivesWireGuard && view.Transport.Encrypted
+	if slices.Equal(underlay, view.Self.Underlay) && self.ReceivesDirect == view.Self.ReceivesDirect &&
+		self.ReceivesWireGuard == view.Self.ReceivesWireGuard && self.WireGuard == view.Self.WireGuard {
 		return nil
 	}
-	return kube.Publish(ctx, a.client, a.opt.Node, underlay, receives)
+	return kube.Publish(ctx, a.client, self)
 }
 
-// routedDirect are the pod CIDRs of peer nodes that the node's kernel is to lead to them, sorted.
-func routedDirect(view *model.Snapshot) []netip.Prefix {
+// routedByKernel are the pod CIDRs of peer nodes that the node's kernel is to lead to them, sorted.
+func routedByKernel(view *model.Snapshot) []netip.Prefix {
 	var list []netip.Prefix
 	for _, path := range view.Paths {
-		if path.RoutedDirect {
+		if path.Routed != "" {
 			list = append(list, path.PodCIDRs...)
 		}
 	}
@@ -103,7 +115,7 @@ func routedDirect(view *model.Snapshot) []netip.Prefix {
 // findRouted tells the loop which of these pod CIDRs the kernel leads past the switch.
 func (a *Agent) findRouted(context.Context) error {
 	view := a.loop.View()
-	cidrs, err := host.NotToSwitch(model.GatewayName, routedDirect(view))
+	cidrs, err := host.NotToSwitch(model.GatewayName, routedByKernel(view))
 	if err == nil && !slices.Equal(cidrs, view.Routed) {
 		a.loop.Submit(state.SetRouted{CIDRs: cidrs})
 	}
@@ -112,7 +124,7 @@ func (a *Agent) findRouted(context.Context) error {
 
 // leaveRouted makes the switch stop sending to pod CIDRs that the kernel is about to lead to the switch again.
 func (a *Agent) leaveRouted(ctx context.Context, view *model.Snapshot) {
-	stay := routedDirect(view)
+	stay := routedByKernel(view)
 	left := slices.DeleteFunc(slices.Clone(view.Routed), func(p netip.Prefix) bool {
 		_, found := slices.BinarySearchFunc(stay, p, netip.Prefix.Compare)
 		return !found
@@ -126,16 +138,21 @@ func (a *Agent) leaveRouted(ctx context.Context, view *model.Snapshot) {
 	_ = a.loop.Programmed(ctx, a.loop.Submitted()) // a switch that cannot be programmed must not keep the host's network
 }
 
-// noteReceives records whether the node accepts packets without a tunnel, once its nftables do and its switch does.
-func (a *Agent) noteReceives(ctx context.Context, view *model.Snapshot) {
-	receives := view.Transport.Mode != model.ModeOverlay
+// noteReceives records in which forms the node accepts packets besides tunnels, once its nftables do and its switch does.
+func (a *Agent) noteReceives(ctx context.Context, view *model.Snapshot, device *host.WireGuard) {
+	var received model.Node
+	if device != nil {
+		received.WireGuard = model.WireGuard{Key: model.WireGuardKey(device.PrivateKey.PublicKey()), Port: device.Port}
+	}
+	received.ReceivesDirect, received.ReceivesWireGuard = receivesDirect(view), device != nil && view.Transport.Encrypted
 	a.mu.Lock()
-	known := a.receives == receives
+	known := a.received.Equal(received)
 	a.mu.Unlock()
+	receives := received.ReceivesDirect || received.ReceivesWireGuard
 	if known || receives && a.loop.Programmed(ctx, a.loop.Submitted()) != nil {
 		return
 	}
 	a.mu.Lock()
-	a.receives = receives
+	a.received = received
 	a.mu.Unlock()
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"slices"
@@ -110,8 +111,15 @@ var peerNodes = prometheus.NewDesc("weft_peer_nodes",
 	"Peer nodes by state: reachable (its gateway answers), unreachable (it does not, or there is no path), unknown (not "+
 		"asked, or not answered yet); weftctl status names them.", []string{"state"}, nil)
 
+var peerTransports = prometheus.NewDesc("weft_peer_transports",
+	"Peer nodes by how packets travel to their pods: overlay, direct, wireguard, or none for no path; weftctl status names "+
+		"them and says why.", []string{"transport"}, nil)
+
 // Describe implements prometheus.Collector.
-func (peerStates) Describe(ch chan<- *prometheus.Desc) { ch <- peerNodes }
+func (peerStates) Describe(ch chan<- *prometheus.Desc) {
+	ch <- peerNodes
+	ch <- peerTransports
+}
 
 // Collect implements prometheus.Collector.
 func (p peerStates) Collect(ch chan<- prometheus.Metric) {
@@ -121,9 +129,22 @@ func (p peerStates) Collect(ch chan<- prometheus.Metric) {
 	if loop == nil {
 		return
 	}
-	for state, n := range countPeers(report.PeerNodes(loop.View(), p.agent.probes())) {
+	peers := report.PeerNodes(loop.View(), p.agent.probes())
+	for state, n := range countPeers(peers) {
 		ch <- prometheus.MustNewConstMetric(peerNodes, prometheus.GaugeValue, float64(n), state)
 	}
+	for transport, n := range countTransports(peers) {
+		ch <- prometheus.MustNewConstMetric(peerTransports, prometheus.GaugeValue, float64(n), transport)
+	}
+}
+
+// countTransports counts every transport, those without a node, too.
+func countTransports(nodes []report.Node) map[string]int {
+	counts := map[string]int{"overlay": 0, "direct": 0, "wireguard": 0, "none": 0}
+	for _, n := range nodes {
+		counts[cmp.Or(string(n.Transport), "none")]++
+	}
+	return counts
 }
 
 // countPeers counts every state, those without a node, too.

@@ -57,7 +57,9 @@ var annotations = []struct{ name, objects, values, meaning, page string }{
 var agentAnnotations = []struct{ name, values, meaning, page string }{
 	{kube.UnderlayAnnotation, "`ADDRESS/LENGTH@MAC`, separated by commas", "The links that carry the node's " +
 		"InternalIPs. Nodes that publish the same subnet are neighbors.", "transports.md"},
-	{kube.ReceivesAnnotation, "`direct`", "The node accepts packets of other nodes' pods without a tunnel.", "transports.md"},
+	{kube.ReceivesAnnotation, "`direct`, `wireguard`, or both, separated by a comma", "The forms besides tunnels in which the " +
+		"node accepts packets of other nodes' pods.", "transports.md"},
+	{kube.WireGuardAnnotation, "`KEY@PORT`", "The public key and UDP port of the node's WireGuard device.", "transports.md"},
 }
 
 // TestEventsPage: docs/events.md has the Events that the agent's code writes.

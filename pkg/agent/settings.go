@@ -111,17 +111,25 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.setProblem("external addresses of Services", serviceRoutes(&desired, view, reserved))
 	a.reportLost(view)
 	a.leaveRouted(ctx, view)
+	a.acceptPeers(ctx, view)
+	var keyErr error
+	desired.WireGuard, keyErr = a.wireGuard(view, cfg.WireGuardPort)
+	desired.Strict = view.Transport.Strict
 	a.setProblem("addresses of the node", a.findAddresses(ctx))
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
 		a.log.Info("host network changed", "changes", done.Changed)
 	}
 	if err == nil {
-		a.noteReceives(ctx, view)
+		if done.WireGuard != nil {
+			desired.WireGuard = nil
+		}
+		a.noteReceives(ctx, view, desired.WireGuard)
 		err = a.findRouted(ctx)
 	}
 	a.wake(hostSynced) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
+	a.setProblem("WireGuard", errors.Join(keyErr, done.WireGuard))
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, report.RejectedPodCIDRs(view, view.Self.Name), err)
 }

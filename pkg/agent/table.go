@@ -136,7 +136,10 @@ func (a *Agent) startParts() []part {
 			once: a.findAddresses,
 		}, {
 			name: routedPart, does: "finds the peer nodes to which the kernel has routes", after: []string{addressesPart},
-			once: a.findRouted,
+			once: func(ctx context.Context) error {
+				_, err := a.findHandshakes()
+				return errors.Join(a.findRouted(ctx), err)
+			},
 		}, {
 			// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
 			name: underlayPart, does: "finds the MTU of pods", after: []string{routedPart},
@@ -190,9 +193,12 @@ func (a *Agent) nodeParts() []part {
 			},
 			sync: a.syncHost, sources: sources{kernelChanged: a.host.Watch},
 		}, {
-			name: publishProblem, does: "annotates the Node object with the node's uplinks, and whether it receives packets without " +
-				"a tunnel", after: []string{hostPart},
+			name: publishProblem, does: "annotates the Node object with the node's uplinks, its WireGuard key, and in which forms it " +
+				"receives packets", after: []string{hostPart},
 			wokenBy: []change{nodesChanged, settingsChanged, addressesChanged, hostSynced}, run: a.publish,
+		}, {
+			name: handshakeProblem, does: "finds the peer nodes that packets can be encrypted to", after: []string{hostPart},
+			wokenBy: []change{nodesChanged, hostSynced}, run: a.followHandshakes,
 		}, {
 			name: probeProblem, does: "ask their gateways whether packets arrive", after: []string{hostPart},
 			wokenBy: []change{nodesChanged, mtuChanged, settingsChanged}, run: a.probePeers,

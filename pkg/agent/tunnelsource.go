@@ -24,7 +24,7 @@ func wrongSource(view *model.Snapshot, sources tunnelSources) error {
 	var wrong, right netip.Addr
 	for _, name := range slices.Sorted(maps.Keys(view.Paths)) {
 		path := view.Paths[name]
-		if !path.Reachable() || path.Mode == model.ModeDirect {
+		if !path.Reachable() || path.Mode.Routed() {
 			continue
 		}
 		source, known := sources.To(path.NextHop)

@@ -31,6 +31,15 @@ const (
 	LogJSON LogFormat = "json"
 )
 
+// Encryption is what encrypts pods' packets between nodes.
+type Encryption string
+
+// The encryptions.
+const (
+	EncryptionNone      Encryption = "none"
+	EncryptionWireGuard Encryption = "wireguard"
+)
+
 // Established selects what a policy does to existing connections that it denies.
 type Established string
 
@@ -56,12 +65,26 @@ type Config struct {
 	// on the transport `overlay`; not with `hybrid`.
 	DirectRoutes model.DirectRoutes `json:"directRoutes"`
 
+	// What encrypts pods' packets between nodes: `none`, or `wireguard`, the kernel's WireGuard, whatever `transport` says
+	// ([transports.md](transports.md)). Every node needs a kernel with WireGuard (5.6 or newer). Each node makes a key of its
+	// own, which never leaves it.
+	Encryption Encryption `json:"encryption"`
+
+	// Whether encrypted packets are the only ones: a node without a key is unreachable, and what goes between pods of two
+	// nodes otherwise is dropped and counted. With `false`, packets go as `transport` says to nodes that do not encrypt yet;
+	// a running cluster that turns encryption on or off without packet loss needs that until every node has the new setting.
+	// No effect without `encryption`.
+	EncryptionStrict bool `json:"encryptionStrict"`
+
+	// The UDP port of WireGuard on this node, which tells the others; not one of a tunnel.
+	WireGuardPort uint16 `json:"wireguardPort"`
+
 	// Where Open vSwitch forwards: `system` is the kernel module, `netdev` the userspace datapath, which needs no
 	// module.
 	Datapath Datapath `json:"datapath"`
 
 	// The MTU of pod interfaces. With 0 it is the MTU of the underlay minus the overhead of the tunnels that the transport
-	// uses, and follows changes of the underlay.
+	// and the encryption use, and follows changes of the underlay.
 	MTU int `json:"mtu"`
 
 	// Whether a pod's traffic to destinations outside the cluster has the address of its node as source. Turn it off
@@ -132,7 +155,17 @@ const PrimaryAddresses = "primary"
 
 // PeerTransport is the transport to peer nodes that the settings ask for.
 func (c Config) PeerTransport() model.Transport {
-	return model.Transport{Mode: c.Transport, Encapsulation: c.TunnelType, FabricRoutes: c.DirectRoutes == model.RoutesNone}
+	encrypted := c.Encryption == EncryptionWireGuard
+	return model.Transport{Mode: c.Transport, Encapsulation: c.TunnelType, FabricRoutes: c.DirectRoutes == model.RoutesNone,
+		Encrypted: encrypted, Strict: encrypted && c.EncryptionStrict}
+}
+
+// check returns an error when settings exclude each other.
+func (c Config) check() error {
+	if model.IsTunnelUDPPort(c.WireGuardPort) {
+		return fmt.Errorf("wireguardPort %d is the UDP port of a tunnel, which every node receives; take another", c.WireGuardPort)
+	}
+	return c.PeerTransport().Check()
 }
 
 // Default is the configuration of an empty file.
@@ -141,6 +174,9 @@ func Default() Config {
 		TunnelType:       model.Geneve,
 		Transport:        model.ModeOverlay,
 		DirectRoutes:     model.RoutesNode,
+		Encryption:       EncryptionNone,
+		EncryptionStrict: true,
+		WireGuardPort:    51871,
 		Datapath:         DatapathSystem,
 		EgressMasquerade: true,
 		ExternalIPs:      true,

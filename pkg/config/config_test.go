@@ -42,6 +42,9 @@ nodePortAddresses: [192.0.2.0/24]
 establishedConnections: keep
 transport: direct
 directRoutes: none
+encryption: wireguard
+encryptionStrict: false
+wireguardPort: 51820
 apiServer: https://[2001:db8::1]:6443
 ovsRunDir: /var/run/ovs
 healthAddr: "[::1]:9000"
@@ -58,6 +61,8 @@ logFormat: json
 		TunnelType:             model.VXLAN,
 		Transport:              model.ModeDirect,
 		DirectRoutes:           model.RoutesNone,
+		Encryption:             EncryptionWireGuard,
+		WireGuardPort:          51820,
 		Datapath:               DatapathNetdev,
 		MTU:                    8950,
 		NonMasqueradeCIDRs:     []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8::/32")},
@@ -125,6 +130,10 @@ func TestRefusals(t *testing.T) {
 			`nodePortAddresses: ["secondary"] is not allowed; allowed: a list of IPv4 and IPv6 prefixes, or ["primary"]; invalid CIDR "secondary"`},
 		{"hybrid without routes", "transport: hybrid\ndirectRoutes: none",
 			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
+		{"WireGuard at a tunnel's port", "encryption: wireguard\nwireguardPort: 6081",
+			"wireguardPort 6081 is the UDP port of a tunnel, which every node receives; take another"},
+		{"no port for WireGuard", "wireguardPort: 0", "wireguardPort: 0 is not allowed; allowed: a UDP port, 1 to 65535"},
+		{"another encryption", "encryption: ipsec", "encryption: \"ipsec\" is not allowed; allowed: none, wireguard"},
 		{"transport as its old name", "transport: tunnel", `transport: "tunnel" is not allowed; allowed: overlay, direct, hybrid`},
 		{"key twice", "mtu: 1400\nlogLevel: info\nmtu: 1500\n", `duplicate key "mtu", second one at line 3; keep one`},
 		{"two documents", "mtu: 1400\n---\nmtu: 1500\n", "more than one YAML document; put all settings into one"},

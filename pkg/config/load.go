@@ -54,7 +54,7 @@ func Parse(data []byte) (Config, error) {
 		}
 	}
 	if len(errs) == 0 {
-		if err := c.PeerTransport().Check(); err != nil {
+		if err := c.check(); err != nil {
 			errs = append(errs, err)
 		}
 	}

@@ -58,6 +58,18 @@ var settings = []setting{
 		parse: func(c *Config, raw []byte) error { return choose(&c.DirectRoutes, raw, directRoutes) },
 		value: func(c Config) any { return c.DirectRoutes },
 	}, {
+		key: "encryption", live: true, allowed: oneOf(encryptions),
+		parse: func(c *Config, raw []byte) error { return choose(&c.Encryption, raw, encryptions) },
+		value: func(c Config) any { return c.Encryption },
+	}, {
+		key: "encryptionStrict", live: true, allowed: "true or false",
+		parse: func(c *Config, raw []byte) error { return json.Unmarshal(raw, &c.EncryptionStrict) },
+		value: func(c Config) any { return c.EncryptionStrict },
+	}, {
+		key: "wireguardPort", live: true, allowed: "a UDP port, 1 to 65535",
+		parse: parseWireGuardPort,
+		value: func(c Config) any { return c.WireGuardPort },
+	}, {
 		key: "datapath", allowed: oneOf(datapaths),
 		parse: func(c *Config, raw []byte) error { return choose(&c.Datapath, raw, datapaths) },
 		value: func(c Config) any { return c.Datapath },
@@ -132,6 +144,7 @@ var settings = []setting{
 var (
 	directRoutes = []model.DirectRoutes{model.RoutesNode, model.RoutesNone}
 
+	encryptions = []Encryption{EncryptionNone, EncryptionWireGuard}
 	datapaths   = []Datapath{DatapathSystem, DatapathNetdev}
 	established = []Established{EstablishedStop, EstablishedKeep}
 	logFormats  = []LogFormat{LogText, LogJSON}
@@ -168,6 +181,18 @@ func parseMTU(c *Config, raw []byte) error {
 		return errNotAllowed
 	}
 	c.MTU = v
+	return nil
+}
+
+func parseWireGuardPort(c *Config, raw []byte) error {
+	var v uint16
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return err
+	}
+	if v == 0 {
+		return errNotAllowed
+	}
+	c.WireGuardPort = v
 	return nil
 }
 

@@ -10,8 +10,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestDirectPeer: packets to a direct node leave by the gateway, and what its pods send comes from there as from a node.
+// TestDirectPeer: packets to a direct or encrypted node leave by the gateway, and what its pods send comes from there as from a node.
 // Both ways are apart: while the transport changes, a node receives in both forms and sends in one.
+// Only with Strict it receives nothing from tunnels.
 func TestDirectPeer(t *testing.T) {
 	node := func(name, number string) model.Node {
 		cidr := netip.MustParsePrefix("10.244." + number + ".0/24")
@@ -20,7 +21,8 @@ func TestDirectPeer(t *testing.T) {
 			t.Fatal(err)
 		}
 		return model.Node{Name: name, Addrs: []netip.Addr{uplink.Prefix.Addr()}, PodCIDRs: []netip.Prefix{cidr},
-			Underlay: []model.Uplink{uplink}, ReceivesDirect: true}
+			Underlay: []model.Uplink{uplink}, ReceivesDirect: true, ReceivesWireGuard: true,
+			WireGuard: model.WireGuard{Key: model.WireGuardKey{number[0]}, Port: 51871}}
 	}
 	const (
 		fromTunnel = "node/n2: SpoofGuard 100 ip,reg0=0x2/0xf,tun_src=172.30.0.2,nw_src=10.244.2.0/24 -> goto_table:20"
@@ -35,16 +37,21 @@ func TestDirectPeer(t *testing.T) {
 		name             string
 		mode             model.Mode
 		receives, routed bool
+		encrypt, strict  bool
 		receive, send    bool
 	}{
-		{"overlay", model.ModeOverlay, false, false, false, false},
-		{"overlay, still received", model.ModeOverlay, true, false, true, false},
-		{"direct, not routed yet", model.ModeDirect, true, false, true, false},
-		{"direct", model.ModeDirect, true, true, true, true},
+		{"overlay", model.ModeOverlay, false, false, false, false, false, false},
+		{"overlay, still received", model.ModeOverlay, true, false, false, false, true, false},
+		{"direct, not routed yet", model.ModeDirect, true, false, false, false, true, false},
+		{"direct", model.ModeDirect, true, true, false, false, true, true},
+		{"encrypted, not routed yet", model.ModeOverlay, false, false, true, false, true, false},
+		{"encrypted", model.ModeOverlay, false, true, true, false, true, true},
+		{"strict", model.ModeOverlay, false, true, true, true, true, true},
 	} {
 		self, peer := node("n1", "1"), node("n2", "2")
-		self.ReceivesDirect = tc.receives
-		s := &model.Snapshot{Self: self, Transport: model.Transport{Mode: tc.mode, Encapsulation: model.Geneve},
+		self.ReceivesDirect, self.ReceivesWireGuard = tc.receives, false
+		s := &model.Snapshot{Self: self, Transport: model.Transport{Mode: tc.mode, Encapsulation: model.Geneve,
+			Encrypted: tc.encrypt, Strict: tc.strict}, Handshakes: []model.WireGuardKey{peer.WireGuard.Key},
 			Nodes: map[string]model.Node{"n2": peer}}
 		if tc.routed {
 			s.Routed = peer.PodCIDRs
@@ -57,8 +64,8 @@ func TestDirectPeer(t *testing.T) {
 		if got := fromGateway.MatchString(text); got != tc.receive {
 			t.Errorf("%s: received from the gateway %t, want %t:\n%s", tc.name, got, tc.receive, text)
 		}
-		if !strings.Contains(text, fromTunnel+"\n") {
-			t.Errorf("%s: nothing is received from the tunnel:\n%s", tc.name, text)
+		if strings.Contains(text, fromTunnel+"\n") == tc.strict {
+			t.Errorf("%s: received from the tunnel %t, want %t:\n%s", tc.name, tc.strict, !tc.strict, text)
 		}
 		_, to, found := strings.Cut(text, toNode)
 		to, _, _ = strings.Cut(to, "\n")

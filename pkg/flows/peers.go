@@ -79,12 +79,14 @@ func (b *builder) node(path model.Path, _ none) {
 	}
 	for _, cidr := range path.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
-		if path.ReceivesDirect {
-			// The host's nftables have checked the sender. From here on the packet is treated as one from a tunnel.
+		if path.ReceivesDirect || path.WireGuard.Valid() {
+			// The host's nftables, or WireGuard, have checked the sender. From here on the packet is treated as one from a tunnel.
 			b.add(in{SpoofGuard, prioRaised, proto, matches(Origin.Is(OriginGateway), openflow.Source(cidr))},
 				Origin.Set(OriginNode), openflow.Goto(Conntrack))
 		}
-		b.add(in{SpoofGuard, prioNormal, proto, also(fromPeer(path), openflow.Source(cidr))}, openflow.Goto(Conntrack))
+		if !path.Strict {
+			b.add(in{SpoofGuard, prioNormal, proto, also(fromPeer(path), openflow.Source(cidr))}, openflow.Goto(Conntrack))
+		}
 		b.add(in{Forwarding, prioNormal, proto, matches(openflow.Destination(cidr))}, toPeer(path)...)
 		b.noService(cidr)
 		primary := path.Primary()
@@ -96,7 +98,9 @@ func (b *builder) node(path model.Path, _ none) {
 		// (MarkGateway).
 		node := openflow.Host(primary)
 		reply := openflow.ConnectionState(openflow.StateTrk|openflow.StateRpl, 0)
-		b.add(in{SpoofGuard, prioNormal, proto, also(fromPeer(path), openflow.Source(node))}, openflow.Goto(Conntrack))
+		if !path.Strict {
+			b.add(in{SpoofGuard, prioNormal, proto, also(fromPeer(path), openflow.Source(node))}, openflow.Goto(Conntrack))
+		}
 		b.add(in{Forwarding, prioHigh, proto, matches(reply, Origin.Is(OriginPod), openflow.Destination(node))},
 			toPeer(path)...)
 	}
@@ -109,7 +113,7 @@ func fromPeer(path model.Path) []ovs.Match {
 
 // toPeer sends a packet to the peer node.
 func toPeer(path model.Path) []ovs.Action {
-	if path.Mode == model.ModeDirect {
+	if path.Mode.Routed() {
 		return toGateway()
 	}
 	return []ovs.Action{

@@ -23,7 +23,7 @@ type uplink struct {
 func (d Desired) directHops() iter.Seq[model.Hop] {
 	return func(yield func(model.Hop) bool) {
 		for _, path := range d.Peers {
-			if !path.RoutedDirect {
+			if path.Routed != model.ModeDirect {
 				continue
 			}
 			for _, hop := range path.Hops {
@@ -171,7 +171,7 @@ func routed(d Desired, is4 bool) []element {
 	for hop := range d.directHops() {
 		list = append(list, hop.CIDR)
 	}
-	return prefixElements(list, is4)
+	return prefixElements(append(list, d.encryptedPodCIDRs()...), is4)
 }
 
 // receivedHops are the hops from which packets are accepted.

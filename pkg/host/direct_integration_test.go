@@ -27,7 +27,7 @@ func directPeer() model.Path {
 		PodCIDRs: prefixes("10.244.2.0/24", "fd00:10:2::/64"), Addrs: addrs("192.0.2.12", "2001:db8::12"),
 		Hops: []model.Hop{hop("10.244.2.0/24", "192.0.2.1", "192.0.2.12"),
 			hop("fd00:10:2::/64", "2001:db8::1", "2001:db8::12")},
-		ReceivesDirect: true, RoutedDirect: true,
+		ReceivesDirect: true, Routed: model.ModeDirect,
 	}
 }
 

@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 	"sigs.k8s.io/knftables"
 
 	"github.com/weft-cni/weft/pkg/model"
@@ -54,10 +55,16 @@ type Desired struct {
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
 	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
-	// no routes. Those of a path with RoutedDirect are routed to its Hops, the others to the switch. Only the nodes'
+	// no routes. Those of a path are led to its Hops, to the WireGuard device, or to the switch, as Routed says. Only the nodes'
 	// addresses may send tunnel packets, only their pods packets without a tunnel, and pods' packets to these addresses are
 	// masqueraded.
 	Peers []model.Path
+	// WireGuard is the device to peer nodes; nil for none.
+	WireGuard *WireGuard
+	// Strict: what travels between pods of two nodes without encryption is dropped.
+	Strict bool
+	// wireGuard is the index of the device, 0 without one; Sync finds it.
+	wireGuard int
 	// uplinks are the links that carry the addresses Local of Hops; Sync finds them.
 	uplinks map[netip.Addr]uplink
 	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
@@ -101,6 +108,8 @@ type Host struct {
 	now      func() time.Time
 	compared time.Time // time of the last comparison
 	filtered error     // its result about other programs' tables
+	// endpoints are those of the WireGuard peers as they were written last.
+	endpoints map[wgtypes.Key]netip.AddrPort
 
 	mu    sync.Mutex
 	name  string // of the gateway interface
@@ -166,7 +175,7 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	if first || due || dirtyTable {
 		h.filtered = filteredForwarding(d)
 	}
-	result := Result{Changed: c.list, Filtered: h.filtered, Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
+	result := Result{Changed: c.list, Filtered: h.filtered, WireGuard: c.wireGuard, Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
 	}
@@ -180,15 +189,19 @@ type Result struct {
 	// Unrouted names the remote pod CIDRs, Service addresses and Service ports that could not be configured, and the
 	// reasons. The rest of the configuration is applied, so this is not an error of Sync.
 	Unrouted error
+	// WireGuard says why there is no device, or why it lacks something of the configuration; not an error of Sync either.
+	WireGuard error
 	// Filtered names other programs' tables that may drop packets that the node forwards, as of the last comparison.
 	Filtered error
 }
 
 func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, compareTable bool) error {
 	c.unrouted = nil
+	before := len(c.list)
+	d.wireGuard, c.wireGuard = h.syncWireGuard(c, d)
 	return errors.Join(
 		h.syncForwarding(c, d),
-		h.syncGateway(c, d, compareRoutes),
+		h.syncGateway(c, d, compareRoutes || len(c.list) > before),
 		h.syncTable(ctx, c, d, compareTable),
 	)
 }
@@ -225,8 +238,9 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 
 // changes collects the changes, and the errors about remote routes that could not be added.
 type changes struct {
-	list     []string
-	unrouted []error
+	list      []string
+	unrouted  []error
+	wireGuard error
 }
 
 func (c *changes) add(format string, args ...any) {

@@ -138,7 +138,11 @@ func syncNAT(t *testing.T, n *nat, d Desired) []string {
 func TestNATTable(t *testing.T) {
 	ipv4 := dualStack()
 	ipv4.PodCIDRs, ipv4.Masquerade = ipv4.PodCIDRs[:1], false
+	strict := dualStack()
+	strict.WireGuard, strict.Strict = &WireGuard{Port: 51871}, true
+	strict.Peers[0].Routed = model.ModeWireGuard
 	cases := map[string]Desired{
+		"encrypted-strictly":              strict,
 		"dual-stack":                      withServices(),
 		"single-stack-without-masquerade": ipv4,
 		"no-pod-cidrs":                    {Gateway: "weft0", Masquerade: true},

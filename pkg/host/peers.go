@@ -29,7 +29,7 @@ func (d Desired) routedToSwitch(is4 bool) ranges {
 func (d Desired) toSwitch() []netip.Prefix {
 	var list []netip.Prefix
 	for _, path := range d.Peers {
-		if !path.RoutedDirect {
+		if path.Routed == "" {
 			list = append(list, path.PodCIDRs...)
 		}
 	}

@@ -12,13 +12,15 @@ import (
 // Chains before conntrack and NAT: addresses and ports are those on the wire, and a packet that is dropped here takes
 // no conntrack entry.
 const (
-	enteredChain = "entered"       // every packet from another host or a pod
-	leavingChain = "raw-from-node" // every packet of the node's own processes
+	enteredChain   = "entered"       // every packet from another host or a pod
+	leavingChain   = "raw-from-node" // every packet of the node's own processes
+	departingChain = "departing"     // every packet that leaves the node, before SNAT
 )
 
 var rawChains = []knftables.Chain{
 	hooked(enteredChain, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority),
 	hooked(leavingChain, knftables.FilterType, knftables.OutputHook, knftables.RawPriority),
+	hooked(departingChain, knftables.FilterType, knftables.PostroutingHook, knftables.FilterPriority),
 }
 
 // tunnelPorts matches packets of the tunnels over UDP.
@@ -75,9 +77,13 @@ func addForgedRules(add func(chain, comment string, words ...any), d Desired, f 
 
 // addTunnelRules keeps tunnel packets out of conntrack: each outer source port would take an entry, and a NAT rule for
 // a port of the node, such as a hostPort, would also translate the tunnels. Only nodes may send tunnel packets.
-func addTunnelRules(add func(chain, comment string, words ...any), f family) {
+func addTunnelRules(add func(chain, comment string, words ...any), d Desired, f family) {
 	for _, p := range tunnelPackets {
 		local := slices.Concat([]any{"meta nfproto", f.proto, "fib daddr type local"}, p.match)
+		if d.Strict {
+			add(enteredChain, "not encrypted: no "+p.over+" tunnels", append(local, "counter drop")...)
+			continue
+		}
 		add(enteredChain, p.over+" tunnels of nodes: not tracked, not translated",
 			append(local[:len(local):len(local)], f.header, "saddr", "@nodes-"+f.suffix, "notrack accept")...)
 		add(enteredChain, p.over+" tunnels of others: none", append(local[:len(local):len(local)], "drop")...)

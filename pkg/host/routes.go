@@ -106,6 +106,9 @@ func desiredRoutes(d Desired, gateway int) []entry[routeKey, route] {
 			add(hop.CIDR, hop.NextHop, d.uplinks[hop.Local].index)
 		}
 	}
+	for _, p := range d.encryptedPodCIDRs() { // without the device they are unreachable
+		add(p, netip.Addr{}, d.wireGuard)
+	}
 	for _, p := range peers {
 		add(p, model.GatewayAddr(p), gateway)
 	}
@@ -150,7 +153,8 @@ func (h *Host) syncRoutes(c *changes, d Desired, gateway int, compare bool) erro
 	if err != nil {
 		return err
 	}
-	names := map[int]string{0: "no link", gateway: d.Gateway}
+	names := map[int]string{d.wireGuard: model.WireGuardName, gateway: d.Gateway}
+	names[0] = "no link"
 	for _, u := range d.uplinks {
 		names[u.index] = u.name
 	}

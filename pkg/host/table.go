@@ -152,7 +152,8 @@ func rules(d Desired) []*knftables.Rule {
 	addDivertRules(add, gateway)
 	addReturnedRules(add, gateway)
 	for _, f := range families {
-		addTunnelRules(add, f)
+		addTunnelRules(add, d, f)
+		addWireGuardRules(add, d, f)
 		local, ok := d.local(f.is4)
 		if !ok {
 			continue

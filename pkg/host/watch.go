@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 // resubscribePause is the minimum interval between attempts to renew a lost subscription.
@@ -186,7 +188,8 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 			if !ok {
 				return
 			}
-			relevant = s.carriers[e.Attrs().Index] || h.isGateway(e.Attrs().Name)
+			relevant = s.carriers[e.Attrs().Index] || h.isGateway(e.Attrs().Name) ||
+				e.Attrs().Name == model.WireGuardName
 		case e, ok := <-s.addrs:
 			if !ok {
 				return

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -291,17 +290,7 @@ func Node(object *corev1.Node) (model.Node, error) {
 			n.PodCIDRs = append(n.PodCIDRs, cidr.Masked())
 		}
 	}
-	n.ReceivesDirect = object.Annotations[ReceivesAnnotation] == receivesDirect
-	if text := object.Annotations[UnderlayAnnotation]; text != "" {
-		for _, word := range strings.Split(text, ",") {
-			uplink, err := model.ParseUplink(word)
-			if err != nil {
-				bad = append(bad, fmt.Errorf("annotation %s: %w", UnderlayAnnotation, err))
-				continue
-			}
-			n.Underlay = append(n.Underlay, uplink)
-		}
-	}
+	bad = append(bad, readPublished(&n, object.Annotations)...)
 	return n, errors.Join(bad...)
 }
 

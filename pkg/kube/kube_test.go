@@ -2,6 +2,7 @@ package kube_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -156,12 +157,15 @@ func TestPublish(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, tc := range []struct {
-		underlay []model.Uplink
-		direct   bool
-	}{{[]model.Uplink{uplink}, true}, {[]model.Uplink{uplink}, false}, {nil, true}, {nil, false}} {
+	device := model.WireGuard{Key: model.WireGuardKey{1, 31: 7}, Port: 51871}
+	for _, want := range []model.Node{
+		{Underlay: []model.Uplink{uplink}, ReceivesDirect: true}, {Underlay: []model.Uplink{uplink}}, {ReceivesDirect: true},
+		{ReceivesWireGuard: true, WireGuard: device}, {ReceivesDirect: true, ReceivesWireGuard: true, WireGuard: device},
+		{WireGuard: device}, {},
+	} {
+		want.Name = "n1"
 		client.ClearActions()
-		if err := kube.Publish(t.Context(), client, "n1", tc.underlay, tc.direct); err != nil {
+		if err := kube.Publish(t.Context(), client, want); err != nil {
 			t.Fatal(err)
 		}
 		if a := client.Actions(); len(a) != 1 || a[0].GetVerb() != "patch" || a[0].GetSubresource() != "status" {
@@ -172,16 +176,25 @@ func TestPublish(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := kube.Node(object)
-		if err != nil || !slices.Equal(got.Underlay, tc.underlay) || got.ReceivesDirect != tc.direct {
-			t.Errorf("%+v, %t: read as %+v, %t, %v", tc.underlay, tc.direct, got.Underlay, got.ReceivesDirect, err)
+		if err != nil || !slices.Equal(got.Underlay, want.Underlay) || got.ReceivesDirect != want.ReceivesDirect ||
+			got.ReceivesWireGuard != want.ReceivesWireGuard || got.WireGuard != want.WireGuard {
+			t.Errorf("%+v: read as %+v, %v", want, got, err)
 		}
 	}
-	bad := object("n1", nil)
-	bad.Annotations = map[string]string{kube.UnderlayAnnotation: "172.30.0.1/24", kube.ReceivesAnnotation: "yes"}
-	if got, err := kube.Node(bad); err == nil || len(got.Underlay) > 0 || got.ReceivesDirect {
-		t.Errorf("annotations of another form: %+v, %v", got, err)
+	key := device.Key.String()
+	for _, wrong := range []map[string]string{
+		{kube.UnderlayAnnotation: "172.30.0.1/24"}, {kube.WireGuardAnnotation: key}, {kube.WireGuardAnnotation: key + "@0"},
+		{kube.WireGuardAnnotation: key[4:] + "@51871"}, {kube.WireGuardAnnotation: model.WireGuardKey{}.String() + "@51871"},
+	} {
+		bad := object("n1", nil)
+		bad.Annotations = map[string]string{kube.ReceivesAnnotation: "yes"}
+		maps.Copy(bad.Annotations, wrong)
+		if got, err := kube.Node(bad); err == nil || len(got.Underlay) > 0 || got.ReceivesDirect || got.ReceivesWireGuard ||
+			got.WireGuard != (model.WireGuard{}) {
+			t.Errorf("%v: %+v, %v", wrong, got, err)
+		}
 	}
-	if err := kube.Publish(t.Context(), client, "missing", nil, true); err == nil {
+	if err := kube.Publish(t.Context(), client, model.Node{Name: "missing"}); err == nil {
 		t.Error("a node that does not exist gave no error")
 	}
 }

@@ -85,6 +85,9 @@ type Node struct {
 	Underlay []Uplink
 	// ReceivesDirect: the node publishes that it accepts packets without a tunnel.
 	ReceivesDirect bool
+	// WireGuard is the device that the node publishes, or none. ReceivesWireGuard: it accepts packets of pods by it.
+	WireGuard         WireGuard
+	ReceivesWireGuard bool
 	// Created is the Node object's creation time in seconds since 1970. When two nodes claim one range, the older node
 	// has it.
 	Created int64
@@ -94,7 +97,7 @@ type Node struct {
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.Created == o.Created && slices.Equal(n.Addrs, o.Addrs) &&
 		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Underlay, o.Underlay) &&
-		n.ReceivesDirect == o.ReceivesDirect
+		n.ReceivesDirect == o.ReceivesDirect && n.WireGuard == o.WireGuard && n.ReceivesWireGuard == o.ReceivesWireGuard
 }
 
 // Uplink is a link of a node that carries one of its addresses.

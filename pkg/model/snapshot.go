@@ -7,7 +7,8 @@ import "net/netip"
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
-	// NodesRevision is the revision that last changed Self, Transport, ReceiveGrace, Routed, Nodes or Paths.
+	// NodesRevision is the revision that last changed Self, Transport, ReceiveGrace, WireGuardGrace, Routed,
+	// Handshakes, Nodes or Paths.
 	NodesRevision uint64
 	// PodsRevision is the revision that last changed Attachments.
 	PodsRevision uint64
@@ -20,10 +21,12 @@ type Snapshot struct {
 	// Transport is the configured transport to peer nodes; each path has the one that it uses.
 	Transport Transport
 	// ReceiveGrace: packets without a tunnel are accepted although nothing asks for it any more, because peer nodes may
-	// not know yet.
-	ReceiveGrace bool
+	// not know yet. WireGuardGrace says the same of encrypted packets.
+	ReceiveGrace, WireGuardGrace bool
 	// Routed are the pod CIDRs of peer nodes that the node's kernel does not lead to the switch, sorted.
 	Routed []netip.Prefix
+	// Handshakes are the keys of peer nodes that WireGuard has shaken hands with, sorted.
+	Handshakes []WireGuardKey
 	// KernelDatapath selects OVS' kernel datapath, which cannot set the flags of a neighbor advertisement.
 	KernelDatapath bool
 	// LocalAddrs are the host's other addresses, as its kernel reports them, sorted. Policies treat them as the node,
@@ -32,8 +35,8 @@ type Snapshot struct {
 	LocalAddrs []netip.Addr
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
-	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, Transport, ReceiveGrace, Routed,
-	// ServiceCIDRs, ClusterCIDRs and, without ClusterCIDRs, Services.
+	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, Transport, ReceiveGrace,
+	// WireGuardGrace, Routed, Handshakes, ServiceCIDRs, ClusterCIDRs and, without ClusterCIDRs, Services.
 	Paths map[string]Path
 	// ClusterCIDRs are ranges that every pod CIDR must be in; empty sets no limit.
 	ClusterCIDRs []netip.Prefix

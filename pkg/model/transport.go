@@ -11,7 +11,7 @@ import (
 // Mode is how packets travel between this node and the pods of a peer node, as users write it in the setting transport.
 type Mode string
 
-// The modes. A path has ModeOverlay or ModeDirect; ModeHybrid is a setting only.
+// The modes. ModeHybrid is a setting only, ModeWireGuard a path's only.
 const (
 	// ModeOverlay: the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
 	ModeOverlay Mode = "overlay"
@@ -19,7 +19,12 @@ const (
 	ModeDirect Mode = "direct"
 	// ModeHybrid is direct to the nodes in a common subnet of the underlay, and overlay to the others.
 	ModeHybrid Mode = "hybrid"
+	// ModeWireGuard: the node's kernel encrypts packets and sends them to the peer node.
+	ModeWireGuard Mode = "wireguard"
 )
+
+// Routed reports whether the node's kernel leads packets to the peer node, and not the switch.
+func (m Mode) Routed() bool { return m == ModeDirect || m == ModeWireGuard }
 
 // Modes lists the values of the setting transport.
 var Modes = []Mode{ModeOverlay, ModeDirect, ModeHybrid}
@@ -93,13 +98,16 @@ var encapsulations = []struct {
 
 // Lengths of headers in bytes.
 const (
-	ipv4Header     = 20
-	ipv6Header     = 40
-	udpHeader      = 8
-	geneveHeader   = 8 // without options: RFC 8926, section 3.4
-	vxlanHeader    = 8 // RFC 7348, section 5
-	greHeader      = 8 // with a key: RFC 2890, section 2
-	ethernetHeader = 14
+	ipv4Header   = 20
+	ipv6Header   = 40
+	udpHeader    = 8
+	geneveHeader = 8 // without options: RFC 8926, section 3.4
+	vxlanHeader  = 8 // RFC 7348, section 5
+	greHeader    = 8 // with a key: RFC 2890, section 2
+	// wireGuardHeader is that of a data message with its authentication tag (wireguard.com, 5.4.6), and the most bytes that
+	// it pads a packet with.
+	wireGuardHeader = 16 + 16 + 15
+	ethernetHeader  = 14
 )
 
 // Encapsulations lists every encapsulation in a fixed order. Every node receives all of them.
@@ -154,11 +162,14 @@ func (e Encapsulation) OuterProtocol() string {
 // Overhead is the difference in bytes between the underlay's IP MTU and the pod's IP MTU, with an outer header of this
 // address's family.
 func (e Encapsulation) Overhead(outer netip.Addr) int {
-	ip := ipv4Header
+	return ipHeader(outer) + encapsulations[e.index()].header
+}
+
+func ipHeader(outer netip.Addr) int {
 	if outer.Is6() {
-		ip = ipv6Header
+		return ipv6Header
 	}
-	return ip + encapsulations[e.index()].header
+	return ipv4Header
 }
 
 // TunnelProtocols are the IP protocols of the encapsulations that have one of their own.
@@ -210,6 +221,10 @@ type Transport struct {
 	Encapsulation Encapsulation
 	// FabricRoutes: the agent makes no routes for direct paths (RoutesNone).
 	FabricRoutes bool
+	// Encrypted: packets go by WireGuard to the nodes that receive it.
+	Encrypted bool
+	// Strict: nothing else goes to or comes from pods of other nodes. It needs Encrypted.
+	Strict bool
 }
 
 // Tunnel is the transport that sends through the tunnel port of an encapsulation.
@@ -230,9 +245,12 @@ func (t Transport) Check() error {
 }
 
 // Overhead is how many bytes the transport adds to each IP packet: see Encapsulation.Overhead. In ModeHybrid it is that
-// of the tunnels.
+// of the tunnels. That of WireGuard is larger than a tunnel's.
 func (t Transport) Overhead(outer netip.Addr) int {
-	if t.Mode == ModeDirect {
+	switch {
+	case t.Encrypted || t.Mode == ModeWireGuard:
+		return ipHeader(outer) + udpHeader + wireGuardHeader
+	case t.Mode == ModeDirect:
 		return 0
 	}
 	return t.Encapsulation.Overhead(outer)
@@ -256,8 +274,13 @@ type Path struct {
 	Hops []Hop
 	// ReceivesDirect: this node accepts packets from the node's pods that arrive by Hops.
 	ReceivesDirect bool
-	// RoutedDirect: the node's kernel is to lead packets to Hops. Once it does, the mode is ModeDirect.
-	RoutedDirect bool
+	// WireGuard is the node on this node's device, from which packets are accepted; none when that is impossible.
+	WireGuard WireGuardPeer
+	// NotEncrypted is the reason why a path is not encrypted although the setting asks for it, or empty.
+	NotEncrypted string
+	// Routed is how the node's kernel is to lead packets to the node: to Hops (ModeDirect), to the device (ModeWireGuard),
+	// or empty for to the switch. Once it does, it is the mode.
+	Routed Mode
 	// Local is this node's address that packets come from, NextHop the peer node's that they go to: the outer addresses
 	// of the encapsulation. NextHop is invalid when the node is unreachable, and for this node.
 	Local, NextHop netip.Addr
@@ -289,5 +312,6 @@ func (p Path) Equal(q Path) bool {
 	return slices.Equal(p.PodCIDRs, q.PodCIDRs) && slices.Equal(p.Rejected, q.Rejected) &&
 		slices.Equal(p.Addrs, q.Addrs) && p.Transport == q.Transport && p.Local == q.Local && p.NextHop == q.NextHop &&
 		p.Overhead == q.Overhead && p.Unreachable == q.Unreachable && p.Why == q.Why && slices.Equal(p.Hops, q.Hops) &&
-		p.ReceivesDirect == q.ReceivesDirect && p.RoutedDirect == q.RoutedDirect
+		p.ReceivesDirect == q.ReceivesDirect && p.WireGuard == q.WireGuard && p.NotEncrypted == q.NotEncrypted &&
+		p.Routed == q.Routed
 }

@@ -14,9 +14,8 @@ import (
 // its transport node by node, each pair of nodes uses a form that the receiver accepts. Whether two nodes are neighbors
 // follows from what both publish about their links, never from one node's own view, so both decide alike.
 func direct(s *model.Snapshot, self, n *node) {
-	path := &n.path
-	receives := s.Transport.Mode != model.ModeOverlay || self.ReceivesDirect || s.ReceiveGrace
-	if !receives {
+	path, mode := &n.path, s.Transport.Mode
+	if s.Transport.Strict || mode == model.ModeOverlay && !self.ReceivesDirect && !s.ReceiveGrace {
 		return
 	}
 	hops, err := hops(s.Transport.FabricRoutes, self, n)
@@ -24,26 +23,36 @@ func direct(s *model.Snapshot, self, n *node) {
 		path.Hops, path.ReceivesDirect = hops, true
 	}
 	switch {
-	case s.Transport.Mode == model.ModeOverlay:
+	case mode == model.ModeOverlay || path.Routed != "":
 		return
 	case !n.ReceivesDirect:
 		path.Why = fmt.Sprintf("node %s does not publish that it receives packets without a tunnel", n.Name)
 		return
-	case err != nil && s.Transport.Mode == model.ModeDirect:
+	case err != nil && mode == model.ModeDirect:
 		unreachable(path, fmt.Errorf("%w; set transport: hybrid, or directRoutes: none where the network has the routes", err))
 		return
 	case err != nil:
 		path.Why = err.Error()
 		return
 	}
-	path.RoutedDirect = true
-	for _, hop := range hops {
-		if _, routed := slices.BinarySearchFunc(s.Routed, hop.CIDR, netip.Prefix.Compare); !routed {
-			path.Why = fmt.Sprintf("the node's kernel does not route %s to it yet", hop.CIDR)
-			return
+	path.Routed = model.ModeDirect
+	cidrs := make([]netip.Prefix, len(hops))
+	for i, hop := range hops {
+		cidrs[i] = hop.CIDR
+	}
+	if path.Why = notRouted(s, cidrs); path.Why == "" {
+		path.Mode, path.FabricRoutes, path.Overhead = model.ModeDirect, s.Transport.FabricRoutes, 0
+	}
+}
+
+// notRouted says which of the pod CIDRs the node's kernel still leads to the switch, or "".
+func notRouted(s *model.Snapshot, cidrs []netip.Prefix) string {
+	for _, cidr := range cidrs {
+		if _, routed := slices.BinarySearchFunc(s.Routed, cidr, netip.Prefix.Compare); !routed {
+			return fmt.Sprintf("the node's kernel does not route %s to it yet", cidr)
 		}
 	}
-	path.Mode, path.FabricRoutes, path.Overhead = model.ModeDirect, s.Transport.FabricRoutes, 0
+	return ""
 }
 
 // hops are the ways to all pod CIDRs of a node, or an error. Two nodes are neighbors in a family when both publish a

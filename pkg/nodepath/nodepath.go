@@ -70,6 +70,8 @@ type resolver struct {
 	// balanced has, for each prefix around load balancers' addresses, the one of the oldest Service. It is empty with
 	// ClusterCIDRs.
 	balanced map[netip.Prefix]balanced
+	// keys has the node with the lowest rank of those that publish a WireGuard key.
+	keys map[model.WireGuardKey]*node
 }
 
 // Resolve gives the path of every node of a snapshot, this node's included. Cost: O(n log n) for n nodes.
@@ -87,7 +89,7 @@ func Resolve(s *model.Snapshot) map[string]model.Path {
 	r := resolver{
 		serviceCIDRs: s.ServiceCIDRs, clusterCIDRs: s.ClusterCIDRs, lengths: map[bool][]int{},
 		accepted: make(map[netip.Prefix]claim, 2*len(nodes)), inside: map[netip.Prefix]claim{},
-		addrs: map[netip.Prefix]address{}, balanced: map[netip.Prefix]balanced{},
+		addrs: map[netip.Prefix]address{}, balanced: map[netip.Prefix]balanced{}, keys: map[model.WireGuardKey]*node{},
 	}
 	r.index(nodes)
 	if len(r.clusterCIDRs) == 0 {
@@ -130,6 +132,7 @@ func (r *resolver) route(s *model.Snapshot, self, n *node) {
 	case err == nil:
 		path.Transport, path.Local, path.NextHop = model.Tunnel(t.Encapsulation), local, nextHop
 		path.Overhead = path.Transport.Overhead(local)
+		r.wireGuard(s, self, n)
 		direct(s, self, n)
 		if path.Encapsulation == model.GRE && path.Mode == model.ModeOverlay && local.Is6() && s.KernelDatapath {
 			unreachable(path, errNoGRE6)
@@ -198,6 +201,9 @@ func (r *resolver) index(nodes []*node) {
 		r.lengths[is4] = slices.Sorted(maps.Keys(set))
 	}
 	for _, n := range nodes { // the first has the lowest rank
+		if _, taken := r.keys[n.WireGuard.Key]; !taken {
+			r.keys[n.WireGuard.Key] = n
+		}
 		for _, a := range n.Addrs {
 			if n.rank > 0 && len(r.clusterCIDRs) > 0 && r.inCluster(netip.PrefixFrom(a, a.BitLen())) {
 				continue // a kubelet may claim any address; one among pods takes nothing away from them

@@ -31,6 +31,8 @@ type Status struct {
 	// Transport is the setting: overlay, direct or hybrid.
 	Transport model.Mode          `json:"transport"`
 	Tunnel    model.Encapsulation `json:"tunnelType"`
+	// Encryption is wireguard, "wireguard, strict" when nothing else goes between nodes, or absent.
+	Encryption string `json:"encryption,omitempty"`
 	// Datapath is the setting: system (the kernel's) or netdev (userspace).
 	Datapath string `json:"datapath"`
 	// MTU is that of pods in bytes, from 576; 0 until the underlay's is known.
@@ -97,10 +99,12 @@ type Feed struct {
 // Node is a peer node as this one sees it.
 type Node struct {
 	Name string `json:"name"`
-	// Transport is how packets travel to its pods: overlay or direct; absent for an unreachable node.
+	// Transport is how packets travel to its pods: overlay, direct or wireguard; absent for an unreachable node.
 	Transport model.Mode `json:"transport,omitempty"`
 	// Why is the reason why they travel in a tunnel although the setting asks for direct; absent otherwise.
 	Why string `json:"why,omitempty"`
+	// NotEncrypted is the reason why they are not encrypted although the setting asks for it; absent otherwise.
+	NotEncrypted string `json:"notEncrypted,omitempty"`
 	// Tunnel is where packets for its pods are sent; "" when it has no address.
 	Tunnel netip.Addr `json:"tunnelAddress"`
 	// PodCIDRs are the Node object's, rejected ones too.
@@ -180,6 +184,7 @@ func NewStatus(in StatusInput) Status {
 	s := Status{
 		Node: in.Node, Version: in.Version, Commit: in.Commit, Ready: in.Ready, NotReady: in.NotReady,
 		Transport: in.Transport.Mode, Tunnel: in.Transport.Encapsulation, Datapath: in.Datapath, MTU: in.MTU, Underlay: in.Underlay, API: in.API, Restart: in.Restart,
+		Encryption: encryption(in.Transport),
 		APIVersion: APIVersion, Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{},
 		Drops:             []Drop{},
 		NoClusterPolicies: in.NoClusterPolicies,
@@ -197,6 +202,7 @@ func NewStatus(in StatusInput) Status {
 		return s
 	}
 	s.Transport, s.Tunnel = in.View.Transport.Mode, in.View.Transport.Encapsulation
+	s.Encryption = encryption(in.View.Transport)
 	s.Addrs, s.PodCIDRs = notNull(in.View.Self.Addrs), notNull(in.View.Self.PodCIDRs)
 	s.Flows = newSwitch(in.Programming)
 	s.Objects = objectCounts(in.View, in.Programming, in.Objects)
@@ -211,6 +217,16 @@ func NewStatus(in StatusInput) Status {
 		s.Drops = drops(in.Counts)
 	}
 	return s
+}
+
+func encryption(t model.Transport) string {
+	switch {
+	case t.Strict:
+		return "wireguard, strict"
+	case t.Encrypted:
+		return "wireguard"
+	}
+	return ""
 }
 
 // notNull is an empty list instead of none, which JSON would call null.
@@ -296,7 +312,7 @@ func PeerNodes(view *model.Snapshot, probes map[string]Probe) []Node {
 		path := view.Paths[name]
 		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
 		if path.Reachable() {
-			r.Transport, r.Why = path.Mode, path.Why
+			r.Transport, r.Why, r.NotEncrypted = path.Mode, path.Why, path.NotEncrypted
 			r.Tunnel, r.Unreachable, r.RTTSeconds = path.NextHop, probes[name].Problem, probes[name].RTT.Seconds()
 		}
 		list = append(list, r)

@@ -40,9 +40,17 @@ var changes = map[string]func(d *drawing) state.Change{
 	"DeleteNode": func(d *drawing) state.Change { return state.DeleteNode{Name: d.one("node", "n1", "n2", "n3")} },
 	"SetTransport": func(d *drawing) state.Change {
 		return state.SetTransport{Transport: model.Transport{Mode: draw(d, "mode", model.Modes),
-			Encapsulation: draw(d, "encapsulation", model.Encapsulations)}}
+			Encapsulation: draw(d, "encapsulation", model.Encapsulations), Encrypted: d.maybe("encrypted")}}
 	},
-	"SetReceiveGrace": func(d *drawing) state.Change { return state.SetReceiveGrace{Receive: d.maybe("grace")} },
+	"SetReceiveGrace": func(d *drawing) state.Change {
+		return state.SetReceiveGrace{Direct: d.maybe("grace"), WireGuard: d.maybe("WireGuard grace")}
+	},
+	"SetHandshakes": func(d *drawing) state.Change {
+		if d.maybe("handshake") {
+			return state.SetHandshakes{Keys: []model.WireGuardKey{{2}}}
+		}
+		return state.SetHandshakes{}
+	},
 	"SetRouted": func(d *drawing) state.Change {
 		if d.maybe("routed") {
 			return state.SetRouted{CIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.2.0/24")}}

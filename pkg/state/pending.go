@@ -113,7 +113,7 @@ func subjectOf(c Change) (_ subject, ok bool) {
 			s.name = "configured"
 		}
 	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTransport, SetReceiveGrace, SetRouted,
-		SetKernelDatapath, SetKeepEstablished, Recall:
+		SetHandshakes, SetKernelDatapath, SetKeepEstablished, Recall:
 	default:
 		return s, false
 	}

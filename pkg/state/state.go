@@ -173,14 +173,16 @@ func (c SetTransport) apply(s *Store) bool {
 	return true
 }
 
-// SetReceiveGrace says whether packets without a tunnel are accepted although nothing asks for it any more.
-type SetReceiveGrace struct{ Receive bool }
+// SetReceiveGrace says whether packets without a tunnel, and encrypted ones, are accepted although nothing asks for it
+// any more.
+type SetReceiveGrace struct{ Direct, WireGuard bool }
 
 func (c SetReceiveGrace) apply(s *Store) bool {
-	if s.next.ReceiveGrace == c.Receive {
+	if s.next.ReceiveGrace == c.Direct && s.next.WireGuardGrace == c.WireGuard {
 		return false
 	}
-	s.next.ReceiveGrace, s.differs.nodes, s.pathsDirty = c.Receive, true, true
+	s.next.ReceiveGrace, s.next.WireGuardGrace = c.Direct, c.WireGuard
+	s.differs.nodes, s.pathsDirty = true, true
 	return true
 }
 
@@ -192,6 +194,17 @@ func (c SetRouted) apply(s *Store) bool {
 		return false
 	}
 	s.next.Routed, s.differs.nodes, s.pathsDirty = c.CIDRs, true, true
+	return true
+}
+
+// SetHandshakes says which peer nodes' keys WireGuard has shaken hands with; they are sorted.
+type SetHandshakes struct{ Keys []model.WireGuardKey }
+
+func (c SetHandshakes) apply(s *Store) bool {
+	if slices.Equal(s.next.Handshakes, c.Keys) {
+		return false
+	}
+	s.next.Handshakes, s.differs.nodes, s.pathsDirty = c.Keys, true, true
 	return true
 }
 

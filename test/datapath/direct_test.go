@@ -42,8 +42,8 @@ func (m mesh) wantTransport(t *testing.T, setting, mode model.Mode) {
 	for name := range m.nodes {
 		testenv.Eventually(t, 30*time.Second, func() error {
 			s := m.status(t, name)
-			if s.Transport != setting || len(s.Nodes) != len(m.nodes)-1 {
-				return fmt.Errorf("%s has transport %s and %d peer nodes", name, s.Transport, len(s.Nodes))
+			if s.Transport != setting || len(s.Nodes) != len(m.nodes)-1 || s.Flows.Programmed < s.Flows.Desired {
+				return fmt.Errorf("%s has transport %s, %d peer nodes and %+v", name, s.Transport, len(s.Nodes), s.Flows.Progress)
 			}
 			for _, n := range s.Nodes {
 				if n.Transport != mode {

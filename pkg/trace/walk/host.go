@@ -62,7 +62,7 @@ func (v *Conversation) host(here *node, from origin, p Packet) End {
 	// Chain postrouting.
 	switch to := p.Dst.Addr(); {
 	case slices.Contains(here.Locals, to):
-	case here.direct(to): // whichever way leads to a pod, it sees the same source
+	case here.routed(to): // whichever way leads to a pod, it sees the same source
 		if from == fromItself || p.Src.Addr() == model.MasqueradeAddr(is4) {
 			p.Src = netip.AddrPortFrom(of(here.Gateways, is4), p.Src.Port())
 		}
@@ -87,10 +87,14 @@ func (v *Conversation) route(hop int, here *node, from origin, p Packet) End {
 	case slices.Contains(here.Locals, p.Dst.Addr()):
 		v.Hops[hop].Out = "to the node itself: " + p.String()
 		return v.arrive(Place{Node: here.Name}, p)
-	case here.direct(p.Dst.Addr()):
+	case here.routed(p.Dst.Addr()):
+		how := "direct"
+		if slices.ContainsFunc(here.Encrypted, func(r netip.Prefix) bool { return r.Contains(p.Dst.Addr()) }) {
+			how = "by WireGuard"
+		}
 		for _, next := range v.nodes {
 			if next.owns(p.Dst.Addr()) {
-				v.Hops[hop].Out = fmt.Sprintf("direct to node %s: %s", next.Name, p)
+				v.Hops[hop].Out = fmt.Sprintf("%s to node %s: %s", how, next.Name, p)
 				return v.host(next, fromUnderlay, p)
 			}
 		}
@@ -127,12 +131,12 @@ func (n *node) service(p Packet) (to netip.AddrPort, service string, ok bool) {
 // routesToSwitch reports whether the node's routes lead to the switch: to pods, ClusterIPs, and Weft's own addresses.
 func (n *node) routesToSwitch(to netip.Addr) bool {
 	ranges := slices.Concat(n.ServiceCIDRs, model.VirtualPrefixes(to.Is4()))
-	return n.inPodCIDR(to) && !n.direct(to) || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+	return n.inPodCIDR(to) && !n.routed(to) || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
 }
 
-// direct reports whether the node's routes lead to an address without the switch, by the underlay.
-func (n *node) direct(to netip.Addr) bool {
-	return slices.ContainsFunc(n.Direct, func(r netip.Prefix) bool { return r.Contains(to) })
+// routed reports whether the node's routes lead to an address without the switch, by the underlay or WireGuard.
+func (n *node) routed(to netip.Addr) bool {
+	return slices.ContainsFunc(slices.Concat(n.Direct, n.Encrypted), func(r netip.Prefix) bool { return r.Contains(to) })
 }
 
 // inPodCIDR reports whether an address is of the pod CIDRs of any node.
@@ -184,7 +188,7 @@ func (c *Cluster) isOutside(a netip.Addr) bool {
 		return c.opt.Outside(a)
 	}
 	return !c.isExternal(a) && !slices.ContainsFunc(c.nodes, func(n *node) bool {
-		return slices.Contains(n.Locals, a) || n.routesToSwitch(a) || n.direct(a)
+		return slices.Contains(n.Locals, a) || n.routesToSwitch(a) || n.routed(a)
 	})
 }
 

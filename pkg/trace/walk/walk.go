@@ -223,7 +223,7 @@ func (c *Cluster) Source(from Place, to netip.Addr, outside []netip.Addr) netip.
 			own = pod.IPs
 		case slices.Contains(here.Locals, to):
 			return to
-		case here.routesToSwitch(to) || here.direct(to):
+		case here.routesToSwitch(to) || here.routed(to):
 			own = here.Gateways
 		default:
 			own = here.Addrs

@@ -66,6 +66,7 @@ func node() *corev1.Node {
 
 // TestAgentChangesOneConditionOnly: an agent sets NetworkUnavailable to False on its own node, and nothing else.
 func TestAgentChangesOneConditionOnly(t *testing.T) {
+	const key = "4Xl7sGLZmzWm1p5p7LrUoPZvZPJ6sVh3q0qkqHnL8Wg=@51871"
 	p := policy(t)
 	env, err := cel.NewCompositionEnv(cel.VariablesTypeName,
 		environment.MustBaseEnvSet(environment.DefaultCompatibilityVersion(), true))
@@ -180,8 +181,15 @@ func TestAgentChangesOneConditionOnly(t *testing.T) {
 		}, onlyConditions},
 		"publishes its underlay": {"n1", func(n *corev1.Node) { n.Annotations = map[string]string{"a": "b"} }, func(n *corev1.Node) {
 			n.Annotations["weft.dev/underlay"] = "172.30.0.1/24@02:00:00:00:00:01"
-			n.Annotations["weft.dev/receives"] = "direct"
+			n.Annotations["weft.dev/receives"] = "direct,wireguard"
+			n.Annotations["weft.dev/wireguard"] = key
 		}, ""},
+		"takes its key back": {"n1", func(n *corev1.Node) {
+			n.Annotations = map[string]string{"weft.dev/wireguard": key}
+		}, func(n *corev1.Node) { n.Annotations = nil }, ""},
+		"replaces another node's key": {"n2", func(n *corev1.Node) {
+			n.Annotations = map[string]string{"weft.dev/wireguard": key}
+		}, func(n *corev1.Node) { n.Annotations["weft.dev/wireguard"] = "A" + key[1:] }, "its own node only"},
 		"publishes the first annotation": {"n1", nil, func(n *corev1.Node) {
 			n.Annotations = map[string]string{"weft.dev/underlay": "172.30.0.1/24@02:00:00:00:00:01"}
 		}, ""},

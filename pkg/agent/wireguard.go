@@ -1,0 +1,91 @@
+package agent
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/weft-cni/weft/pkg/host"
+	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/state"
+)
+
+// handshakeProblem is the part that finds out with which peer nodes WireGuard has shaken hands.
+const handshakeProblem = "WireGuard handshakes"
+
+// handshakePause is the pause between two looks while a handshake is missing: the kernel reports none.
+const handshakePause = 500 * time.Millisecond
+
+// wireGuardKeyFile is the node's private key, beside the copy: root's alone. It lasts until the node restarts, so a node
+// comes back with a new key.
+func (a *Agent) wireGuardKeyFile() string {
+	return filepath.Join(filepath.Dir(a.opt.CNISocket), "wireguard.key")
+}
+
+// wireGuard is the device that the node is to have: while it encrypts, and as long as others may still send to it.
+func (a *Agent) wireGuard(view *model.Snapshot, port uint16) (*host.WireGuard, error) {
+	if !view.Transport.Encrypted && !view.Self.ReceivesWireGuard && !view.WireGuardGrace {
+		return nil, nil
+	}
+	key, err := host.LoadWireGuardKey(a.wireGuardKeyFile())
+	if err != nil {
+		return nil, err
+	}
+	return &host.WireGuard{PrivateKey: key, Port: port}, nil
+}
+
+// acceptPeers waits until the switch accepts what new peers send: they send as soon as they have shaken hands with the
+// device. Only the host's part calls it.
+func (a *Agent) acceptPeers(ctx context.Context, view *model.Snapshot) {
+	var peers []model.WireGuardKey
+	for _, name := range slices.Sorted(maps.Keys(view.Paths)) {
+		if peer := view.Paths[name].WireGuard; peer.Valid() {
+			peers = append(peers, peer.Key)
+		}
+	}
+	if slices.Equal(peers, a.accepted) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
+	defer cancel()
+	_ = a.loop.Programmed(ctx, a.loop.Submitted()) // a switch that cannot be programmed must not keep the host's network
+	a.accepted = peers
+}
+
+// findHandshakes tells the loop which peer nodes WireGuard has shaken hands with, and reports whether one is missing.
+func (a *Agent) findHandshakes() (missing bool, err error) {
+	view := a.loop.View()
+	var peers []model.WireGuardKey
+	for _, path := range view.Paths {
+		if path.WireGuard.Valid() {
+			peers = append(peers, path.WireGuard.Key)
+		}
+	}
+	var keys []model.WireGuardKey
+	if len(peers) > 0 {
+		if keys, err = host.Handshakes(); err != nil {
+			return true, err
+		}
+	}
+	if !slices.Equal(keys, view.Handshakes) {
+		a.loop.Submit(state.SetHandshakes{Keys: keys})
+	}
+	return slices.ContainsFunc(peers, func(k model.WireGuardKey) bool { return !slices.Contains(keys, k) }), nil
+}
+
+// followHandshakes keeps what the loop knows of them.
+func (a *Agent) followHandshakes(ctx context.Context, woken <-chan struct{}, ready func()) error {
+	ready()
+	for ctx.Err() == nil {
+		missing, err := a.findHandshakes()
+		a.setProblem(handshakeProblem, err)
+		pause := syncEvery
+		if missing {
+			pause = handshakePause
+		}
+		sleepOr(ctx, pause, woken)
+	}
+	return nil
+}
