@@ -129,7 +129,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	}
 	a.wake(hostSynced) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
-	a.setProblem("WireGuard", errors.Join(keyErr, done.WireGuard))
+	a.setProblem(wireGuardProblem, errors.Join(keyErr, done.WireGuard))
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, report.RejectedPodCIDRs(view, view.Self.Name), err)
 }

@@ -15,6 +15,12 @@ import (
 // handshakeProblem is the part that finds out with which peer nodes WireGuard has shaken hands.
 const handshakeProblem = "WireGuard handshakes"
 
+// wireGuardProblem is the part that makes and configures the device; devicePause is the pause after it failed.
+const (
+	wireGuardProblem = "WireGuard"
+	devicePause      = 2 * time.Second
+)
+
 // handshakePause is the pause between two looks while a handshake is missing: the kernel reports none.
 const handshakePause = 500 * time.Millisecond
 
@@ -82,7 +88,14 @@ func (a *Agent) followHandshakes(ctx context.Context, woken <-chan struct{}, rea
 		missing, err := a.findHandshakes()
 		a.setProblem(handshakeProblem, err)
 		pause := syncEvery
-		if missing {
+		a.mu.Lock()
+		_, failed := a.problems[wireGuardProblem]
+		a.mu.Unlock()
+		switch {
+		case failed:
+			pause = devicePause
+			a.wake(kernelChanged)
+		case missing:
 			pause = handshakePause
 		}
 		sleepOr(ctx, pause, woken)
