@@ -70,7 +70,9 @@ func TestMistakes(t *testing.T) {
 			[]string{"f.yaml:5: Pod p spec.Containers: unknown field"}},
 		{"key twice", podHead + container + "  nodeName: node1\n  nodeName: node2\n",
 			[]string{"f.yaml:9: Pod p spec.nodeName: duplicate field"}},
-		{"merge key", "x: &x {a: b}\ny:\n  <<: *x\n", []string{"f.yaml:3: the merge key << is not supported"}},
+		{"merge key", "x: &x [a]\ny:\n  <<: *x\n", []string{"f.yaml:3: a merge key << takes a mapping, or a list of them"}},
+		{"merge key of itself", "x: &x\n  y: {<<: *x}\n",
+			[]string{"f.yaml:2: the merge key << stands for something that it is a part of"}},
 		{"wrong type", podHead + "  containers:\n    - name: c\n      ports:\n        - containerPort: eighty\n",
 			[]string{"f.yaml:8: Pod p spec.containers[0].ports[0].containerPort: a string is not allowed here"}},
 		{"a label with a number, and a time", "apiVersion: v1\nkind: Pod\nmetadata:\n  name: p\n" +

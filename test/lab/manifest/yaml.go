@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,12 +22,16 @@ type document struct {
 	// json is the same document as JSON, and marks say which line its bytes come from.
 	json  []byte
 	marks []mark
-	// open are the anchors that are being written, left the values that are written as null.
+	// open are the anchors and mappings that are being written, left the values that are written as null.
 	open, left map[*yaml.Node]bool
+	merges     int // mappings that merge keys have brought
 }
 
 // maxDocument bounds what aliases can blow a document up to.
 const maxDocument = 4 << 20
+
+// maxMerges bounds the mappings that merge keys bring, which may have merge keys of their own.
+const maxMerges = 10_000
 
 type mark struct {
 	offset int
@@ -170,18 +175,20 @@ func (d *document) encode(n *yaml.Node) *encodeError {
 		}
 		d.text("]")
 	case yaml.MappingNode:
+		d.open[n] = true
+		defer delete(d.open, n)
+		fields, err := d.fields(n)
+		if err != nil {
+			return err
+		}
 		d.text("{")
-		for i := 0; i < len(n.Content); i += 2 {
-			key := n.Content[i]
-			if key.ShortTag() == "!!merge" {
-				return &encodeError{key.Line, "the merge key << is not supported"}
-			}
+		for i, f := range fields {
 			if i > 0 {
 				d.text(",")
 			}
-			d.value(key.Value)
+			d.value(f.key.Value)
 			d.text(":")
-			if err := d.encode(n.Content[i+1]); err != nil {
+			if err := d.encode(f.value); err != nil {
 				return err
 			}
 		}
@@ -190,6 +197,67 @@ func (d *document) encode(n *yaml.Node) *encodeError {
 		return d.scalar(n)
 	}
 	return nil
+}
+
+// field is a key of a mapping with its value.
+type field struct {
+	key, value *yaml.Node
+	merged     bool // by a merge key
+}
+
+// fields are a mapping's, with those that merge keys (<<) bring. As for kubectl (go.yaml.in/yaml/v2 in
+// sigs.k8s.io/yaml), the last one of a name counts, merge keys included, and of several mappings after one << the
+// first. Fields that the mapping itself has twice stay, for the decoder to reject.
+func (d *document) fields(n *yaml.Node) (list []field, err *encodeError) {
+	put := func(f field) {
+		list = slices.DeleteFunc(list, func(old field) bool {
+			return (old.merged || f.merged) && old.key.Value == f.key.Value
+		})
+		list = append(list, f)
+	}
+	for i := 0; i < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		if key.ShortTag() != "!!merge" {
+			put(field{key: key, value: value})
+			continue
+		}
+		sources := []*yaml.Node{value}
+		if value.Kind == yaml.SequenceNode {
+			sources = slices.Clone(value.Content)
+			slices.Reverse(sources)
+		}
+		for _, source := range sources {
+			merged, err := d.mergedFields(source)
+			if err != nil {
+				return nil, err
+			}
+			for _, f := range merged {
+				put(field{f.key, f.value, true})
+			}
+		}
+	}
+	return list, nil
+}
+
+// mergedFields are the fields of a mapping that stands after a merge key.
+func (d *document) mergedFields(source *yaml.Node) ([]field, *encodeError) {
+	of := source
+	if source.Kind == yaml.AliasNode {
+		of = source.Alias
+	}
+	if of.Kind != yaml.MappingNode {
+		return nil, &encodeError{source.Line, "a merge key << takes a mapping, or a list of them"}
+	}
+	if d.open[of] {
+		return nil, &encodeError{source.Line, "the merge key << stands for something that it is a part of"}
+	}
+	if d.merges++; d.merges > maxMerges {
+		return nil, &encodeError{source.Line,
+			fmt.Sprintf("the document has more than %d merge keys with its aliases", maxMerges)}
+	}
+	d.open[of] = true
+	defer delete(d.open, of)
+	return d.fields(of)
 }
 
 func (d *document) scalar(n *yaml.Node) *encodeError {
