@@ -31,8 +31,8 @@ func TestMergeKeys(t *testing.T) {
 			t.Fatalf("%s: %v", text, err)
 		}
 		var got, want any
-		if err := json.UnmarshalCaseSensitivePreserveInts(docs[0].json, &got); err != nil {
-			t.Errorf("%s: %v", docs[0].json, err)
+		if twice, err := json.UnmarshalStrict(docs[0].json, &got); err != nil || len(twice) > 0 {
+			t.Errorf("%s: %v %v", docs[0].json, twice, err)
 		}
 		if err := json.UnmarshalCaseSensitivePreserveInts(kubectls, &want); err != nil {
 			t.Fatal(err)
