@@ -251,7 +251,8 @@ func (d *document) mergedFields(source *yaml.Node) ([]field, *encodeError) {
 	if d.open[of] {
 		return nil, &encodeError{source.Line, "the merge key << stands for something that it is a part of"}
 	}
-	if d.merges++; d.merges > maxMerges {
+	d.merges++
+	if d.merges > maxMerges {
 		return nil, &encodeError{source.Line,
 			fmt.Sprintf("the document has more than %d merge keys with its aliases", maxMerges)}
 	}
