@@ -275,7 +275,7 @@ func TestSchema(t *testing.T) {
 		"image: {tga: v1}":                     "tga",
 		"image: {digest: latest}":              "digest",
 		"config: {tunneltype: vxlan}":          "tunneltype",
-		"config: {tunnelType: gre}":            "tunnelType",
+		"config: {tunnelType: stt}":            "tunnelType",
 		"config: {mtu: large}":                 "mtu",
 		"config: {egressMasquerade: 'yes'}":    "egressMasquerade",
 		"config: {serviceCIDRs: 10.96.0.0/12}": "serviceCIDRs",
