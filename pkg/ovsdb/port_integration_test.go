@@ -103,7 +103,7 @@ func TestAddPortFails(t *testing.T) {
 		want string
 	}{
 		{"port number in use", sameNumber,
-			"add port p1 of pod default/pod-1 to bridge weft: ovs-vswitchd gave it port number 4, because the requested 16 " +
+			"add port p1 of pod default/pod-1 to bridge weft: ovs-vswitchd gave it port number 5, because the requested 16 " +
 				"is in use"},
 		{"name of another attachment", otherPod, "port name is taken by another attachment: pod default/pod-0"},
 		{"name of a foreign port", foreign, "port name is taken by a port that is not a pod's"},

@@ -35,7 +35,7 @@ func TestWireGuard(t *testing.T) {
 	m.mtu = 1400
 	underlay := m.listenUnderlay(t)
 	m.Run("a-node1", "ping", "-c1", of(m.pods["a-node2"].IPs, true).String())
-	if clear, _ := underlay.counts(); clear == 0 {
+	if inClear, _ := underlay.counts(); inClear == 0 {
 		t.Fatal("packets in a tunnel are not seen in clear, so nothing would be")
 	}
 	pings := m.pingAll(t)
@@ -162,7 +162,7 @@ func wantAnswered(t *testing.T, pings []*session, mostLost float64) {
 // underlayTap counts what is on the links of all nodes.
 type underlayTap struct{ clear, encrypted atomic.Int64 }
 
-func (u *underlayTap) counts() (clear, encrypted int64) { return u.clear.Load(), u.encrypted.Load() }
+func (u *underlayTap) counts() (inClear, encrypted int64) { return u.clear.Load(), u.encrypted.Load() }
 
 // listenUnderlay counts packets of WireGuard, and all others with the header of a packet from a pod or gateway to a pod or
 // gateway anywhere in them: fragments, ICMP errors and packets in tunnels, too.
