@@ -133,9 +133,15 @@ func (a *Agent) leaveRouted(ctx context.Context, view *model.Snapshot) {
 		return
 	}
 	a.loop.Submit(state.SetRouted{CIDRs: left})
+	a.awaitSwitch(ctx)
+}
+
+// awaitSwitch waits until the switch has what the loop was told, for leaveTimeout at most: a switch that cannot be
+// programmed must not keep the host's network.
+func (a *Agent) awaitSwitch(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
 	defer cancel()
-	_ = a.loop.Programmed(ctx, a.loop.Submitted()) // a switch that cannot be programmed must not keep the host's network
+	_ = a.loop.Programmed(ctx, a.loop.Submitted())
 }
 
 // noteReceives records in which forms the node accepts packets besides tunnels, once its nftables do and its switch does.

@@ -260,3 +260,17 @@ func TestPlanProblems(t *testing.T) {
 		}
 	}
 }
+
+// TestPlanOfNodeAnnotations: a manifest may annotate a node that has no annotations yet.
+func TestPlanOfNodeAnnotations(t *testing.T) {
+	settings := flowSettings(config.Default())
+	w, view := planNode(t, settings, planObjects...)
+	annotated := `{"apiVersion":"v1","kind":"Node","metadata":{"name":"n2","annotations":{"example.org/rack":"7"}}}`
+	proposed, warnings, err := w.Proposed([]json.RawMessage{[]byte(annotated)}, false)
+	if err != nil || len(warnings) > 0 {
+		t.Fatalf("warnings %q, error %v", warnings, err)
+	}
+	if p, _ := newPlan(view, settings, w.Replay, proposed); len(p.Changes)+len(p.Problems) > 0 {
+		t.Errorf("a foreign annotation changes %v, problems %q", p.Changes, p.Problems)
+	}
+}

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"maps"
 	"path/filepath"
 	"slices"
 	"time"
@@ -45,30 +44,30 @@ func (a *Agent) wireGuard(view *model.Snapshot, port uint16) (*host.WireGuard, e
 // acceptPeers waits until the switch accepts what new peers send: they send as soon as they have shaken hands with the
 // device. Only the host's part calls it.
 func (a *Agent) acceptPeers(ctx context.Context, view *model.Snapshot) {
-	var peers []model.WireGuardKey
-	for _, name := range slices.Sorted(maps.Keys(view.Paths)) {
-		if peer := view.Paths[name].WireGuard; peer.Valid() {
-			peers = append(peers, peer.Key)
-		}
-	}
+	peers := peerKeys(view)
 	if slices.Equal(peers, a.accepted) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, leaveTimeout)
-	defer cancel()
-	_ = a.loop.Programmed(ctx, a.loop.Submitted()) // a switch that cannot be programmed must not keep the host's network
+	a.awaitSwitch(ctx)
 	a.accepted = peers
+}
+
+// peerKeys are the keys of the peer nodes that are to be on the device, sorted.
+func peerKeys(view *model.Snapshot) []model.WireGuardKey {
+	var keys []model.WireGuardKey
+	for _, path := range view.Paths {
+		if path.WireGuard.Valid() {
+			keys = append(keys, path.WireGuard.Key)
+		}
+	}
+	slices.SortFunc(keys, model.WireGuardKey.Compare)
+	return keys
 }
 
 // findHandshakes tells the loop which peer nodes WireGuard has shaken hands with, and reports whether one is missing.
 func (a *Agent) findHandshakes() (missing bool, err error) {
 	view := a.loop.View()
-	var peers []model.WireGuardKey
-	for _, path := range view.Paths {
-		if path.WireGuard.Valid() {
-			peers = append(peers, path.WireGuard.Key)
-		}
-	}
+	peers := peerKeys(view)
 	var keys []model.WireGuardKey
 	if len(peers) > 0 {
 		if keys, err = host.Handshakes(); err != nil {
@@ -78,7 +77,7 @@ func (a *Agent) findHandshakes() (missing bool, err error) {
 	if !slices.Equal(keys, view.Handshakes) {
 		a.loop.Submit(state.SetHandshakes{Keys: keys})
 	}
-	return slices.ContainsFunc(peers, func(k model.WireGuardKey) bool { return !slices.Contains(keys, k) }), nil
+	return slices.ContainsFunc(peers, func(k model.WireGuardKey) bool { return !k.In(keys) }), nil
 }
 
 // followHandshakes keeps what the loop knows of them.

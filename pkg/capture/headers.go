@@ -105,7 +105,7 @@ func overUDP(port uint16) model.Encapsulation {
 }
 
 // virtualNetwork reads the header of an encapsulation over UDP at an offset of a frame: its identifier, and where the
-// inner frame begins; 0 when there is no such header.
+// inner frame begins; 0 for a frame without such a header.
 func virtualNetwork(e model.Encapsulation, frame []byte, at int) (id uint32, inner int) {
 	if e == "" || at+lenTunnel > len(frame) {
 		return 0, 0

@@ -189,7 +189,7 @@ type Result struct {
 	// Unrouted names the remote pod CIDRs, Service addresses and Service ports that could not be configured, and the
 	// reasons. The rest of the configuration is applied, so this is not an error of Sync.
 	Unrouted error
-	// WireGuard says why there is no device, or why it lacks something of the configuration; not an error of Sync either.
+	// WireGuard is the error of the device: it is missing, or lacks a part of the configuration. Sync does not return it.
 	WireGuard error
 	// Filtered names other programs' tables that may drop packets that the node forwards, as of the last comparison.
 	Filtered error

@@ -81,7 +81,7 @@ func Handshakes() ([]model.WireGuardKey, error) {
 			keys = append(keys, model.WireGuardKey(p.PublicKey))
 		}
 	}
-	slices.SortFunc(keys, func(a, b model.WireGuardKey) int { return bytes.Compare(a[:], b[:]) })
+	slices.SortFunc(keys, model.WireGuardKey.Compare)
 	return keys, nil
 }
 

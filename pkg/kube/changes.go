@@ -14,8 +14,8 @@ import (
 
 // Effect is what an object means to a node's view.
 type Effect struct {
-	// Set are the changes by which it is there, Gone those by which it is not. Both are empty for an object that agents
-	// do not follow.
+	// Set are the changes that add or replace it, Gone those that remove it. Both are empty for an object that agents do
+	// not follow.
 	Set, Gone []state.Change
 	// Problem says what of the object cannot be used; the rest is still good. What the changes themselves carry of that
 	// (policy.Policy.Err, service.Service.Problem) is not repeated.

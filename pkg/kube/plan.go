@@ -153,7 +153,8 @@ func (w *Watcher) complete(p proposal) (warnings []string) {
 		if len(o.Spec.PodCIDRs) == 0 {
 			o.Spec.PodCIDRs = was.Spec.PodCIDRs
 		}
-		annotations := maps.Clone(was.Annotations) // the agents' own
+		annotations := map[string]string{}
+		maps.Copy(annotations, was.Annotations) // the agents' own
 		maps.Copy(annotations, o.Annotations)
 		o.Annotations = annotations
 	case *discoveryv1.EndpointSlice:

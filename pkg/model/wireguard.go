@@ -1,9 +1,11 @@
 package model
 
 import (
+	"bytes"
 	"encoding/base64"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -16,6 +18,15 @@ type WireGuardKey [32]byte
 
 // String is the form that wg(8) shows: base64.
 func (k WireGuardKey) String() string { return base64.StdEncoding.EncodeToString(k[:]) }
+
+// Compare orders keys by their bytes.
+func (k WireGuardKey) Compare(o WireGuardKey) int { return bytes.Compare(k[:], o[:]) }
+
+// In reports whether a sorted list has the key.
+func (k WireGuardKey) In(sorted []WireGuardKey) bool {
+	_, found := slices.BinarySearchFunc(sorted, k, WireGuardKey.Compare)
+	return found
+}
 
 // WireGuard is what a node publishes of its device: the zero value is none.
 type WireGuard struct {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -14,7 +13,7 @@ import (
 //
 // As without a tunnel, a node says that it receives such packets, and others send them only then. WireGuard drops what
 // comes from a key that it does not have, so a node sends in another form until both nodes have shaken hands: each
-// proves with it that it has the other's key. With Strict there is no other form.
+// proves with it that it has the other's key. With Strict it sends by WireGuard at once.
 func (r *resolver) wireGuard(s *model.Snapshot, self, n *node) {
 	path, t := &n.path, s.Transport
 	err := r.checkKey(n)
@@ -30,7 +29,7 @@ func (r *resolver) wireGuard(s *model.Snapshot, self, n *node) {
 		path.NotEncrypted = err.Error()
 	case !n.ReceivesWireGuard:
 		path.NotEncrypted = fmt.Sprintf("node %s does not publish that it receives packets by WireGuard", n.Name)
-	case !t.Strict && !slices.Contains(s.Handshakes, n.WireGuard.Key):
+	case !t.Strict && !n.WireGuard.Key.In(s.Handshakes):
 		path.NotEncrypted = fmt.Sprintf("WireGuard has not shaken hands with node %s yet", n.Name)
 	default:
 		path.Routed = model.ModeWireGuard
