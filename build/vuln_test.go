@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// database is a vulnerability database with one entry, about a function of a module before a version (OSV, and the index
-// of https://go.dev/doc/security/vuln/database).
+// database is a vulnerability database with one entry, about a function of a module before a version (OSV, and the
+// index of https://go.dev/doc/security/vuln/database).
 func database(t *testing.T, module, pkg, symbol, fixed string) string {
 	t.Helper()
 	const id, modified = "GO-2026-9999", "2026-01-01T00:00:00Z"

@@ -196,7 +196,8 @@ type packetLine struct {
 	// At is the pod, "gateway" or "tunnel", To whether the packet goes there.
 	At string `json:"at"`
 	To bool   `json:"to"`
-	// Source and Destination are addresses, with ports where there are; the names have the names of pods, Services and nodes.
+	// Source and Destination are addresses, with ports where there are; the names have the names of pods, Services and
+	// nodes.
 	Source          string `json:"source"`
 	Destination     string `json:"destination"`
 	SourceName      string `json:"sourceName"`

@@ -27,7 +27,8 @@ func fakeCheck(args []string) int {
 	return 0
 }
 
-// TestCheck: of a cluster, and of this machine, each line says ok, or what to do; the exit code says whether all is well.
+// TestCheck: of a cluster, and of this machine, each line says ok, or what to do; the exit code says whether all is
+// well.
 func TestCheck(t *testing.T) {
 	clusterOf(t, map[string]map[string]any{"node1": {}, "node2": {}})
 	t.Setenv(checkFake, "yes")

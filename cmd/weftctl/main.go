@@ -1,5 +1,5 @@
-// weftctl is what an operator types to see what Weft does: on a node, in its agent's container, or, as kubectl weft, from
-// anywhere for the nodes of a cluster.
+// weftctl is what an operator types to see what Weft does: on a node, in its agent's container, or, as kubectl weft,
+// from anywhere for the nodes of a cluster.
 package main
 
 import (
@@ -46,7 +46,8 @@ func rootFor(program string) *cobra.Command {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weft"}
 	}
 	c.flags(root)
-	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), traceCommand(c), compileCommand(c), diffCommand(c), dropsCommand(c),
+	root.AddCommand(statusCommand(c), flowsCommand(c), serviceCommand(c), policyCommand(c), traceCommand(c),
+		compileCommand(c), diffCommand(c), dropsCommand(c),
 		topCommand(c), captureCommand(c), uiCommand(c), sysdumpCommand(c), checkCommand(c), connectivityCommand(c),
 		healthCommand(c), connectCommand(c), cli.VersionCommand())
 	cli.Strict(root)

@@ -58,7 +58,9 @@ func topCommand(c *client) *cobra.Command {
 				return err
 			}
 			list := busiest(before, after, most)
-			return c.output.Print(cmd.OutOrStdout(), list, func(w io.Writer) error { return showUse(w, args[0], interval, list) })
+			return c.output.Print(cmd.OutOrStdout(), list, func(w io.Writer) error {
+				return showUse(w, args[0], interval, list)
+			})
 		},
 	}
 	cmd.Flags().DurationVar(&interval, "interval", 2*time.Second, "the time between the two readings")

@@ -112,7 +112,8 @@ func (r *runner) get(ctx context.Context, into any, args ...string) error {
 	return nil
 }
 
-// start creates the pods and waits for them. Those that do not start are failures of a test, and left out of the others.
+// start creates the pods and waits for them. Those that do not start are failures of a test, and left out of the
+// others.
 func (r *runner) start(ctx context.Context) error {
 	o, begin := r.options, time.Now()
 	o.Progress("creating namespace %s with pods on %s", o.Namespace, terminal.Count(len(o.Nodes), "node"))

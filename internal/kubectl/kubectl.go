@@ -1,6 +1,6 @@
-// Package kubectl reaches the agents of a cluster by running kubectl, so that a user's contexts, credentials and proxies
-// work as with kubectl itself, and weftctl needs no client of the API server. It keeps no state; every call runs one
-// process, which ends with the call or with the connection that it returns.
+// Package kubectl reaches the agents of a cluster by running kubectl, so that a user's contexts, credentials and
+// proxies work as with kubectl itself, and weftctl needs no client of the API server. It keeps no state; every call
+// runs one process, which ends with the call or with the connection that it returns.
 package kubectl
 
 import (

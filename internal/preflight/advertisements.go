@@ -42,7 +42,8 @@ const (
 
 // IgnoredAdvertisements returns the links that have a default route from router advertisements or a global address that
 // expires, and whose further advertisements the kernel ignores: the link forwards, and its accept_ra is 1 (ip-sysctl).
-// Links whose advertisements another program reads, such as systemd-networkd, have accept_ra 0. It reads below root/proc.
+// Links whose advertisements another program reads, such as systemd-networkd, have accept_ra 0. It reads below
+// root/proc.
 func IgnoredAdvertisements(root string) ([]string, error) {
 	routes, err := fields(filepath.Join(root, "proc/net/ipv6_route"), 10)
 	addresses, addrErr := fields(filepath.Join(root, "proc/net/if_inet6"), 6)

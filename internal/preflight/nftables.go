@@ -32,8 +32,8 @@ func NFT(ctx context.Context, args ...string) ([]byte, error) {
 	return out, err
 }
 
-// rules looks for rules of other programs that are in Weft's way: chains that drop forwarded packets by policy, unless a
-// rule of their table names Weft's interface, and kube-proxy's. Those of iptables-legacy are not in nftables.
+// rules looks for rules of other programs that are in Weft's way: chains that drop forwarded packets by policy, unless
+// a rule of their table names Weft's interface, and kube-proxy's. Those of iptables-legacy are not in nftables.
 func (h Host) rules(ctx context.Context) []Finding {
 	forward := Finding{Check: "forwarded packets", Saw: "no chain of nftables drops them by policy"}
 	proxy := Finding{Check: "kube-proxy's rules", Saw: "none in nftables"}

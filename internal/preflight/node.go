@@ -1,5 +1,5 @@
-// Package preflight looks for what keeps Weft from working, before it is installed: on a node (Node), and in what the API
-// server knows of a cluster (Cluster). Both are pure but for the files that Node reads; they change nothing.
+// Package preflight looks for what keeps Weft from working, before it is installed: on a node (Node), and in what the
+// API server knows of a cluster (Cluster). Both are pure but for the files that Node reads; they change nothing.
 package preflight
 
 import (

@@ -60,7 +60,8 @@ func (h *Host) write(files map[string]string) {
 	}
 }
 
-// advertised are the files of a node whose eth0 has what router advertisements gave it: the default route, or an address.
+// advertised are the files of a node whose eth0 has what router advertisements gave it: the default route, or an
+// address.
 func advertised(route, address string) map[string]string {
 	return map[string]string{
 		"proc/net/ipv6_route": "00000000000000000000000000000000 00 00000000000000000000000000000000 00 " +

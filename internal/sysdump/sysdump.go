@@ -1,6 +1,6 @@
-// Package sysdump collects what a maintainer needs into one archive. Each item is collected by itself, with a time limit,
-// and its failure is written down beside the others: the archive is of most use when something does not answer. Secrets
-// are taken out of every item. It keeps no state; the items run on goroutines that end before Write returns.
+// Package sysdump collects what a maintainer needs into one archive. Each item is collected by itself, with a time
+// limit, and its failure is written down beside the others: the archive is of most use when something does not answer.
+// Secrets are taken out of every item. It keeps no state; the items run on goroutines that end before Write returns.
 package sysdump
 
 import (

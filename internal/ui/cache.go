@@ -12,8 +12,8 @@ type kept[T any] struct {
 	value T
 }
 
-// get returns the answer if it is not older than maxAge, and asks otherwise. Callers that come meanwhile wait for the same
-// answer. An error is not kept.
+// get returns the answer if it is not older than maxAge, and asks otherwise. Callers that come meanwhile wait for the
+// same answer. An error is not kept.
 func (k *kept[T]) get(maxAge time.Duration, ask func() (T, error)) (T, time.Time, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

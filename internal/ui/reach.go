@@ -117,8 +117,8 @@ func (c *cluster) sources() []string {
 	return list
 }
 
-// podTargets are the pods at a port, PORT or PORT/PROTOCOL. Without one, it is each port that a Service leads to or that
-// has a name, and a ping where there is none.
+// podTargets are the pods at a port, PORT or PORT/PROTOCOL. Without one, it is each port that a Service leads to or
+// that has a name, and a ping where there is none.
 func (c *cluster) podTargets(port string) []string {
 	ports := map[string][]string{}
 	add := func(pod string, number uint16, protocol model.Protocol) {

@@ -110,19 +110,21 @@ type Agent struct {
 	pending  []config.Change        // settings that wait for a restart
 	reserved map[netip.Addr]string  // addresses that no Service may have, and whose they are
 	ready    bool                   // everything was right once
-	received model.Node             // the forms besides tunnels that nftables and the switch accept, as the Node object is to say
-	copyTime time.Time              // of the copy that the agent works from; zero when it works from the API server
+	// received are the forms besides tunnels that nftables and the switch accept, as the Node object is to say.
+	received model.Node
+	copyTime time.Time // of the copy that the agent works from; zero when it works from the API server
 
 	seen      *model.Snapshot // the last one that the loop has told of
 	hostPorts []host.HostPort // what the host's network was last told
 	// localAddrs are the node's addresses as they were found last.
 	localAddrs []netip.Addr
 
-	accepted []model.WireGuardKey // the peers that the switch accepted when they were put on the device; the host part's alone
+	// accepted are the peers that the switch accepted when they were put on the device; the host part's alone.
+	accepted []model.WireGuardKey
 }
 
-// Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good. The
-// termination message is that error and, of an agent that was not ready or whose node had problems, what was wrong.
+// Run runs the agent until the context ends. It returns an error when it cannot start or a part of it breaks for good.
+// The termination message is that error and, of an agent that was not ready or whose node had problems, what was wrong.
 func Run(ctx context.Context, opt Options) error {
 	var a *Agent
 	err := run(ctx, opt, &a)

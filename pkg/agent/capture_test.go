@@ -37,13 +37,14 @@ func capturing() (*captureNames, *model.Snapshot, *[]policy.Pod) {
 		{Namespace: "shop", Name: "host", Node: "n2", Addrs: []netip.Addr{addr("172.30.0.12")}, HostNetwork: true},
 		{Namespace: "shop", Name: "pending", Node: "n1"},
 	}
-	return &captureNames{now: time.Now, view: func() *model.Snapshot { return view }, every: func(visit func(policy.Pod) bool) {
-		for _, p := range *pods {
-			if !visit(p) {
-				return
+	return &captureNames{now: time.Now, view: func() *model.Snapshot { return view },
+		every: func(visit func(policy.Pod) bool) {
+			for _, p := range *pods {
+				if !visit(p) {
+					return
+				}
 			}
-		}
-	}}, view, pods
+		}}, view, pods
 }
 
 // TestCaptureNames: addresses of pods, nodes, gateways and Services have names; that which several have has none. Names

@@ -16,8 +16,8 @@ import (
 //
 //   - A node always accepts tunnels. It publishes that it accepts packets without one once its switch and its nftables
 //     do, and accepts them for withdrawalGrace after it has taken that back.
-//   - A node sends packets without a tunnel to the nodes that publish this. Its kernel gets the routes before its switch
-//     sends there, and keeps them until the switch no longer does (model.Snapshot.Routed).
+//   - A node sends packets without a tunnel to the nodes that publish this. Its kernel gets the routes before its
+//     switch sends there, and keeps them until the switch no longer does (model.Snapshot.Routed).
 
 // publishProblem is the part that writes the annotations of this node's object.
 const publishProblem = "published underlay"
@@ -144,7 +144,7 @@ func (a *Agent) awaitSwitch(ctx context.Context) {
 	_ = a.loop.Programmed(ctx, a.loop.Submitted())
 }
 
-// noteReceives records in which forms the node accepts packets besides tunnels, once its nftables do and its switch does.
+// noteReceives records in which forms the node accepts packets besides tunnels, once its nftables and its switch do.
 func (a *Agent) noteReceives(ctx context.Context, view *model.Snapshot, device *host.WireGuard) {
 	var received model.Node
 	if device != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/weft-cni/weft/pkg/state"
 )
 
-// TestDroppedForwardingIsNamed: another program's FORWARD chain whose policy is drop is named everywhere, like the causes of
-// TestCausesAreNamed, and does not fail the part that keeps the host's network.
+// TestDroppedForwardingIsNamed: another program's FORWARD chain whose policy is drop is named everywhere, like the
+// causes of TestCausesAreNamed, and does not fail the part that keeps the host's network.
 func TestDroppedForwardingIsNamed(t *testing.T) {
 	runtime.LockOSThread() // and never unlocked: the namespace ends with the thread
 	ns, err := netns.New()

@@ -76,8 +76,8 @@ func followAPI(t *testing.T, a *Agent) {
 	a.setProblem(apiProblem, a.apiError())
 }
 
-// TestCausesAreNamed: what keeps a node from working, or its pods, is named with what to do in the log, the status, /readyz
-// and the termination message; and it goes when it is over.
+// TestCausesAreNamed: what keeps a node from working, or its pods, is named with what to do in the log, the status,
+// /readyz and the termination message; and it goes when it is over.
 func TestCausesAreNamed(t *testing.T) {
 	answer := func(status int) string {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
@@ -189,8 +189,8 @@ func TestCausesAreNamed(t *testing.T) {
 	}
 }
 
-// TestReadinessNamesProblems: a node that is ready and has problems says ok first, and each problem. What is only beside the
-// way is not what a start waits for.
+// TestReadinessNamesProblems: a node that is ready and has problems says ok first, and each problem. What is only
+// beside the way is not what a start waits for.
 func TestReadinessNamesProblems(t *testing.T) {
 	a := healthAgent(ofswitch.NewFake(flows.Check))
 	a.problems = map[string]string{proxyProblem: "rules", "zoo": "closed"}

@@ -10,8 +10,8 @@ import (
 // maxTermination is what the kubelet reads of a termination message, in bytes.
 const maxTermination = 4096
 
-// WriteTermination writes why a process ends, a line each, where the kubelet reads it (kubectl describe pod, Last State). The
-// kubelet has made the file; elsewhere there is none, and nothing is written.
+// WriteTermination writes why a process ends, a line each, where the kubelet reads it (kubectl describe pod, Last
+// State). The kubelet has made the file; elsewhere there is none, and nothing is written.
 func WriteTermination(file string, lines []string) error {
 	text := strings.Join(lines, "\n")
 	if file == "" || text == "" {
@@ -28,8 +28,8 @@ func WriteTermination(file string, lines []string) error {
 	return errors.Join(err, f.Close())
 }
 
-// lastWords are what the termination message says besides the error: what an agent that was not ready waited for, and what
-// was wrong with the node.
+// lastWords are what the termination message says besides the error: what an agent that was not ready waited for, and
+// what was wrong with the node.
 func (a *Agent) lastWords() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -23,8 +23,8 @@ const (
 // handshakePause is the pause between two looks while a handshake is missing: the kernel reports none.
 const handshakePause = 500 * time.Millisecond
 
-// wireGuardKeyFile is the node's private key, beside the copy: root's alone. It lasts until the node restarts, so a node
-// comes back with a new key.
+// wireGuardKeyFile is the node's private key, beside the copy: root's alone. It lasts until the node restarts, so a
+// node comes back with a new key.
 func (a *Agent) wireGuardKeyFile() string {
 	return filepath.Join(filepath.Dir(a.opt.CNISocket), "wireguard.key")
 }

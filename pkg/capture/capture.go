@@ -1,6 +1,6 @@
 // Package capture says which packets at a node's ports are wanted, and shows those that were seen: it decodes their
-// headers, filters them, names their addresses, and writes them as lines or as pcapng. The agent runs a capture (Run) of
-// what a socket reads (package tap); weftctl shows the records that the agent sends.
+// headers, filters them, names their addresses, and writes them as lines or as pcapng. The agent runs a capture (Run)
+// of what a socket reads (package tap); weftctl shows the records that the agent sends.
 //
 // Run belongs to one goroutine and starts none. Everything else is a value or a pure function. The package builds on
 // every system, since weftctl does.

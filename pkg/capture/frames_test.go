@@ -35,7 +35,8 @@ func ip4(protocol uint8, fragment uint16, src, dst netip.Addr, payload []byte) [
 
 // ip6 is a frame with an IPv6 header; the payload begins with what next says.
 func ip6(next uint8, src, dst netip.Addr, payload []byte) []byte {
-	header := slices.Concat([]byte{0x60, 0, 0, 0}, u16(uint16(len(payload))), []byte{next, 64}, src.AsSlice(), dst.AsSlice())
+	header := slices.Concat([]byte{0x60, 0, 0, 0}, u16(uint16(len(payload))), []byte{next, 64}, src.AsSlice(),
+		dst.AsSlice())
 	return ethernet(0x86dd, append(header, payload...))
 }
 
@@ -63,7 +64,8 @@ func fragment6(next uint8, offset uint16, more bool, payload []byte) []byte {
 
 // arp is an ARP packet about IPv4 addresses.
 func arp(operation uint16, sender, target netip.Addr) []byte {
-	return ethernet(0x0806, slices.Concat(u16(1, 0x0800), []byte{6, 4}, u16(operation), []byte{2, 0, 0, 0, 0, 2}, sender.AsSlice(),
+	return ethernet(0x0806, slices.Concat(u16(1, 0x0800), []byte{6, 4}, u16(operation), []byte{2, 0, 0, 0, 0, 2},
+		sender.AsSlice(),
 		make([]byte, 6), target.AsSlice()))
 }
 

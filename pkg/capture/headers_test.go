@@ -103,7 +103,8 @@ func FuzzParse(f *testing.F) {
 // TestRequest: bounds have defaults and limits; every mistake is named.
 func TestRequest(t *testing.T) {
 	r, err := capture.Request{At: "shop/web"}.Complete()
-	if err != nil || r.Packets != capture.DefaultPackets || r.Bytes != capture.DefaultBytes || r.Time != capture.DefaultTime ||
+	if err != nil || r.Packets != capture.DefaultPackets || r.Bytes != capture.DefaultBytes ||
+		r.Time != capture.DefaultTime ||
 		r.SnapLen != capture.MaxSnapLen {
 		t.Errorf("%+v, %v", r, err)
 	}

@@ -30,8 +30,8 @@ const (
 	recordIPv4, recordIPv6 = 1, 2
 )
 
-// Writer writes a file of pcapng, as Wireshark and tcpdump read it. A port is an interface with its name as description;
-// names of addresses are in the file, and Wireshark shows them where its preferences ask for it.
+// Writer writes a file of pcapng, as Wireshark and tcpdump read it. A port is an interface with its name as
+// description; names of addresses are in the file, and Wireshark shows them where its preferences ask for it.
 type Writer struct {
 	w     io.Writer
 	ports int

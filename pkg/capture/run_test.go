@@ -103,8 +103,8 @@ func frameOf(link int, sent bool, name string) capture.Frame {
 }
 
 // TestRun: ports come first, names before the packets that have them and once, packets with their direction as seen
-// from the port; a packet of another device, one that is not wanted and one outside of a tunnel are left out; everything is
-// flushed before a wait.
+// from the port; a packet of another device, one that is not wanted and one outside of a tunnel are left out;
+// everything is flushed before a wait.
 func TestRun(t *testing.T) {
 	r := &reader{frames: []capture.Frame{
 		frameOf(7, false, "syn"), frameOf(7, true, "data"), frameOf(6, true, "data"), frameOf(8, true, "syn"), frameOf(8, false, "syn"),
@@ -179,7 +179,8 @@ func TestClientGone(t *testing.T) {
 	}
 	gone := errors.New("gone")
 	r := &reader{frames: []capture.Frame{frameOf(7, false, "syn"), frameOf(7, false, "syn")}}
-	if err := capture.Run(t.Context(), r, planOf(t, capture.Request{}), &records{fails: gone}); !errors.Is(err, gone) || r.waited > 0 {
+	if err := capture.Run(t.Context(), r, planOf(t, capture.Request{}), &records{fails: gone}); !errors.Is(err, gone) ||
+		r.waited > 0 {
 		t.Errorf("%v, waited %d times", err, r.waited)
 	}
 }

@@ -77,8 +77,8 @@ func WriteConfList(dir, socket string, log *slog.Logger) error {
 	return nil
 }
 
-// Preceding returns the other programs' files that the container runtime prefers to Weft's: those of the directory that are
-// network configurations and come first by name (libcni, ConfFiles). A missing directory has none.
+// Preceding returns the other programs' files that the container runtime prefers to Weft's: those of the directory that
+// are network configurations and come first by name (libcni, ConfFiles). A missing directory has none.
 func Preceding(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -61,19 +61,19 @@ type Config struct {
 	Transport model.Mode `json:"transport"`
 
 	// Who makes the routes of the transport `direct`: `node` adds them on each node, and reaches the nodes in its own
-	// subnet alone; with `none` the network between the nodes has a route to every pod CIDR, as in a cloud's VPC. No effect
-	// on the transport `overlay`; not with `hybrid`.
+	// subnet alone; with `none` the network between the nodes has a route to every pod CIDR, as in a cloud's VPC. No
+	// effect on the transport `overlay`; not with `hybrid`.
 	DirectRoutes model.DirectRoutes `json:"directRoutes"`
 
 	// What encrypts pods' packets between nodes: `none`, or `wireguard`, the kernel's WireGuard, whatever `transport` says
-	// ([transports.md](transports.md)). Every node needs a kernel with WireGuard (5.6 or newer). Each node makes a key of its
-	// own, which never leaves it.
+	// ([transports.md](transports.md)). Every node needs a kernel with WireGuard (5.6 or newer). Each node makes a key of
+	// its own, which never leaves it.
 	Encryption Encryption `json:"encryption"`
 
 	// Whether encrypted packets are the only ones: a node without a key is unreachable, and what goes between pods of two
-	// nodes otherwise is dropped and counted. With `false`, packets go as `transport` says to nodes that do not encrypt yet;
-	// a running cluster that turns encryption on or off without packet loss needs that until every node has the new setting.
-	// No effect without `encryption`.
+	// nodes otherwise is dropped and counted. With `false`, packets go as `transport` says to nodes that do not encrypt
+	// yet; a running cluster that turns encryption on or off without packet loss needs that until every node has the new
+	// setting. No effect without `encryption`.
 	EncryptionStrict bool `json:"encryptionStrict"`
 
 	// The UDP port of WireGuard on this node, which tells the others; not one of a tunnel.
@@ -156,8 +156,9 @@ const PrimaryAddresses = "primary"
 // PeerTransport is the transport to peer nodes that the settings ask for.
 func (c Config) PeerTransport() model.Transport {
 	encrypted := c.Encryption == EncryptionWireGuard
-	return model.Transport{Mode: c.Transport, Encapsulation: c.TunnelType, FabricRoutes: c.DirectRoutes == model.RoutesNone,
-		Encrypted: encrypted, Strict: encrypted && c.EncryptionStrict}
+	return model.Transport{Mode: c.Transport, Encapsulation: c.TunnelType,
+		FabricRoutes: c.DirectRoutes == model.RoutesNone,
+		Encrypted:    encrypted, Strict: encrypted && c.EncryptionStrict}
 }
 
 // check returns an error when settings exclude each other.

@@ -10,8 +10,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestDirectPeer: packets to a direct or encrypted node leave by the gateway, and what its pods send comes from there as from a node.
-// Both ways are apart: while the transport changes, a node receives in both forms and sends in one.
+// TestDirectPeer: packets to a direct or encrypted node leave by the gateway, and what its pods send comes from there
+// as from a node. Both ways are apart: while the transport changes, a node receives in both forms and sends in one.
 // Only with Strict it receives nothing from tunnels.
 func TestDirectPeer(t *testing.T) {
 	node := func(name, number string) model.Node {

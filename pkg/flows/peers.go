@@ -80,7 +80,8 @@ func (b *builder) node(path model.Path, _ none) {
 	for _, cidr := range path.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
 		if path.ReceivesDirect || path.WireGuard.Valid() {
-			// The host's nftables, or WireGuard, have checked the sender. From here on the packet is treated as one from a tunnel.
+			// The host's nftables, or WireGuard, have checked the sender. From here on the packet is treated as one from a
+			// tunnel.
 			b.add(in{SpoofGuard, prioRaised, proto, matches(Origin.Is(OriginGateway), openflow.Source(cidr))},
 				Origin.Set(OriginNode), openflow.Goto(Conntrack))
 		}

@@ -117,8 +117,8 @@ func directionOf(list []stage, id openflow.TableID) (model.Direction, bool) {
 }
 
 // policyStages give the flows by which packets pass the stages that decide nothing. While there are staged policies, a
-// copy passes the preview first. All that leads to policies leads to PolicyEntry, so that no other flow, group or learned
-// flow changes when that begins and ends.
+// copy passes the preview first. All that leads to policies leads to PolicyEntry, so that no other flow, group or
+// learned flow changes when that begins and ends.
 func (b *builder) policyStages(on staging) {
 	entry := []ovs.Action{openflow.Goto(stages[0].rules)}
 	if on {

@@ -124,12 +124,13 @@ func NotToSwitch(gateway string, cidrs []netip.Prefix) ([]netip.Prefix, error) {
 	}
 	toSwitch := map[netip.Prefix]bool{}
 	filter := &netlink.Route{Protocol: RouteProtocol}
-	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_PROTOCOL, func(r netlink.Route) bool {
-		if r.Dst != nil && r.LinkIndex == index {
-			toSwitch[prefix(r.Dst)] = true
-		}
-		return true
-	})
+	err := netlink.RouteListFilteredIter(netlink.FAMILY_ALL, filter, netlink.RT_FILTER_PROTOCOL,
+		func(r netlink.Route) bool {
+			if r.Dst != nil && r.LinkIndex == index {
+				toSwitch[prefix(r.Dst)] = true
+			}
+			return true
+		})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}

@@ -55,9 +55,9 @@ type Desired struct {
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
 	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
-	// no routes. Those of a path are led to its Hops, to the WireGuard device, or to the switch, as Routed says. Only the nodes'
-	// addresses may send tunnel packets, only their pods packets without a tunnel, and pods' packets to these addresses are
-	// masqueraded.
+	// no routes. Those of a path are led to its Hops, to the WireGuard device, or to the switch, as Routed says. Only the
+	// nodes' addresses may send tunnel packets, only their pods packets without a tunnel, and pods' packets to these
+	// addresses are masqueraded.
 	Peers []model.Path
 	// WireGuard is the device to peer nodes; nil for none.
 	WireGuard *WireGuard
@@ -175,7 +175,8 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	if first || due || dirtyTable {
 		h.filtered = filteredForwarding(d)
 	}
-	result := Result{Changed: c.list, Filtered: h.filtered, WireGuard: c.wireGuard, Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
+	result := Result{Changed: c.list, Filtered: h.filtered, WireGuard: c.wireGuard,
+		Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
 	}

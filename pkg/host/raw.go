@@ -35,9 +35,9 @@ var tunnelPorts = func() []any {
 	return append(words, "}")
 }()
 
-// tunnelPackets match packets of all tunnels, those over UDP and those with an IP protocol of their own, which is GRE. In
-// GRE these are packets around Ethernet frames: a node's own GRE tunnels to other hosts carry IP. The type of what is
-// inside, 0x6558, is where UDP has the destination port (RFC 2784, section 2.1).
+// tunnelPackets match packets of all tunnels, those over UDP and those with an IP protocol of their own, which is GRE.
+// In GRE these are packets around Ethernet frames: a node's own GRE tunnels to other hosts carry IP. The type of what
+// is inside, 0x6558, is where UDP has the destination port (RFC 2784, section 2.1).
 // (nft list then shows nothing but that port.)
 var tunnelPackets = func() []tunnelPacket {
 	list := []tunnelPacket{{"UDP", tunnelPorts}}

@@ -93,8 +93,9 @@ ip link add vx4 type vxlan id 7 dstport 4789 remote 192.0.2.1 local 192.0.2.2; i
 			t.Fatal(err)
 		}
 		for _, e := range entries {
-			if port := e.Forward.DstPort; port == 4789 || port == 6081 || e.Forward.Protocol == unix.IPPROTO_GRE && !strings.HasSuffix(
-				e.Forward.SrcIP.String(), "3") {
+			if port := e.Forward.DstPort; port == 4789 || port == 6081 || e.Forward.Protocol == unix.IPPROTO_GRE &&
+				!strings.HasSuffix(
+					e.Forward.SrcIP.String(), "3") {
 				t.Errorf("a tunnel packet is tracked: %s", e)
 			}
 		}

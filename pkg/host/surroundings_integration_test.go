@@ -30,8 +30,9 @@ func TestProxyRules(t *testing.T) {
 	}
 }
 
-// TestKernelDatapath: a kernel without the module is named as such, with what to do; one that has it is not. Which of them
-// this machine's is, the family of generic netlink itself, which every kernel has, and one that none has stand for both.
+// TestKernelDatapath: a kernel without the module is named as such, with what to do; one that has it is not. Which of
+// them this machine's is, the family of generic netlink itself, which every kernel has, and one that none has stand for
+// both.
 func TestKernelDatapath(t *testing.T) {
 	n := newNode(t)
 	err := KernelDatapath() // may load the module

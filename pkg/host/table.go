@@ -299,7 +299,8 @@ type element struct {
 }
 
 func compareElements(a, b element) int {
-	return cmp.Or(comparePrefixes(a.prefix, b.prefix), bytes.Compare(a.mac[:], b.mac[:]), cmp.Compare(a.protocol, b.protocol),
+	return cmp.Or(comparePrefixes(a.prefix, b.prefix), bytes.Compare(a.mac[:], b.mac[:]), cmp.Compare(a.protocol,
+		b.protocol),
 		cmp.Compare(a.port, b.port), a.to.Compare(b.to))
 }
 

@@ -19,8 +19,8 @@ import (
 )
 
 // What the host network does for packets that WireGuard encrypts: the device, with the peer nodes whose packets it
-// accepts, and the rules for packets from and to it. WireGuard itself drops what a peer sends with an address of another
-// one's pod CIDRs, so nothing else checks the sender.
+// accepts, and the rules for packets from and to it. WireGuard itself drops what a peer sends with an address of
+// another one's pod CIDRs, so nothing else checks the sender.
 
 // WireGuard is the desired device.
 type WireGuard struct {
@@ -177,8 +177,8 @@ func (h *Host) configureWireGuard(c *changes, d Desired) error {
 }
 
 // peerChanges removes the peers that are not desired, and sets those that differ: removed ones first, so that their pod
-// CIDRs are free. WireGuard follows a peer that sends from another address, so an endpoint that was written once stays as
-// long as the desired one does.
+// CIDRs are free. WireGuard follows a peer that sends from another address, so an endpoint that was written once stays
+// as long as the desired one does.
 func (h *Host) peerChanges(c *changes, have []wgtypes.Peer, paths []model.Path) (
 	list []wgtypes.PeerConfig, endpoints map[wgtypes.Key]netip.AddrPort,
 ) {

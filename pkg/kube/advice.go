@@ -8,7 +8,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 )
 
-// Advice says what to do about an error of the API server, or "" where the error says enough. server is the setting apiServer.
+// Advice says what to do about an error of the API server, or "" where the error says enough. server is the setting
+// apiServer.
 func Advice(err error, server string) string {
 	var network net.Error
 	switch {

@@ -84,8 +84,8 @@ func (w *Watcher) policyChanged(obj any) {
 	}
 }
 
-// PolicyNodes are the nodes with pods that a policy selects, in no order; none for one that is not known. It looks at all
-// pods of the cluster.
+// PolicyNodes are the nodes with pods that a policy selects, in no order; none for one that is not known. It looks at
+// all pods of the cluster.
 func (w *Watcher) PolicyNodes(id model.PolicyID) []string {
 	var selects func(p *pod) bool
 	if id.Kind == model.KindClusterPolicy {

@@ -18,8 +18,8 @@ import (
 const (
 	// UnderlayAnnotation has the links that carry the node's InternalIPs, as model.Uplink.String, separated by commas.
 	UnderlayAnnotation = "weft.dev/underlay"
-	// ReceivesAnnotation has the forms other than tunnels in which the node accepts packets of other nodes' pods, separated
-	// by commas.
+	// ReceivesAnnotation has the forms other than tunnels in which the node accepts packets of other nodes' pods,
+	// separated by commas.
 	ReceivesAnnotation = "weft.dev/receives"
 	// WireGuardAnnotation is the node's WireGuard device, as model.WireGuard.String.
 	WireGuardAnnotation = "weft.dev/wireguard"

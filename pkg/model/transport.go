@@ -104,8 +104,8 @@ const (
 	geneveHeader = 8 // without options: RFC 8926, section 3.4
 	vxlanHeader  = 8 // RFC 7348, section 5
 	greHeader    = 8 // with a key: RFC 2890, section 2
-	// wireGuardHeader is that of a data message with its authentication tag (wireguard.com, 5.4.6), and the most bytes that
-	// it pads a packet with.
+	// wireGuardHeader is that of a data message with its authentication tag (wireguard.com, 5.4.6), and the most bytes
+	// that it pads a packet with.
 	wireGuardHeader = 16 + 16 + 15
 	ethernetHeader  = 14
 )
@@ -182,8 +182,8 @@ func TunnelProtocols() (protocols []uint8) {
 	return protocols
 }
 
-// TunnelUDPPorts are the UDP ports of all encapsulations over UDP, ascending. The node leaves packets to them untracked, accepts
-// them from nodes only, and gives the ports to no Service and no hostPort.
+// TunnelUDPPorts are the UDP ports of all encapsulations over UDP, ascending. The node leaves packets to them
+// untracked, accepts them from nodes only, and gives the ports to no Service and no hostPort.
 func TunnelUDPPorts() []uint16 {
 	ports := make([]uint16, 0, len(encapsulations))
 	for _, e := range encapsulations {

@@ -10,9 +10,9 @@ import (
 
 // direct decides whether packets go to and come from a reachable node without a tunnel.
 //
-// Each node says whether it receives such packets, and others send them to those nodes alone. So while a cluster changes
-// its transport node by node, each pair of nodes uses a form that the receiver accepts. Whether two nodes are neighbors
-// follows from what both publish about their links, never from one node's own view, so both decide alike.
+// Each node says whether it receives such packets, and others send them to those nodes alone. So while a cluster
+// changes its transport node by node, each pair of nodes uses a form that the receiver accepts. Whether two nodes are
+// neighbors follows from what both publish about their links, never from one node's own view, so both decide alike.
 func direct(s *model.Snapshot, self, n *node) {
 	path, mode := &n.path, s.Transport.Mode
 	if s.Transport.Strict || mode == model.ModeOverlay && !self.ReceivesDirect && !s.ReceiveGrace {

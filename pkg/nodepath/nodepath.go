@@ -142,9 +142,9 @@ func (r *resolver) route(s *model.Snapshot, self, n *node) {
 	}
 }
 
-// errNoGRE6: the port type gre of the kernel datapath sends and receives IPv4 alone (dpif-netlink-rtnl.c of Open vSwitch,
-// gretap); over IPv6 that datapath needs a port of the type ip6gre, which Weft does not make. The userspace datapath's
-// gre has both families.
+// errNoGRE6: the port type gre of the kernel datapath sends and receives IPv4 alone (dpif-netlink-rtnl.c of Open
+// vSwitch, gretap); over IPv6 that datapath needs a port of the type ip6gre, which Weft does not make. The userspace
+// datapath's gre has both families.
 var errNoGRE6 = errors.New("the kernel datapath has no GRE over IPv6; set tunnelType: geneve or vxlan, or datapath: netdev")
 
 // unreachable takes a node's transport away.

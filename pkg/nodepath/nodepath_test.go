@@ -210,8 +210,8 @@ func TestOverheadAndMTU(t *testing.T) {
 	}
 }
 
-// TestGREOverIPv6: on the kernel datapath a peer node is unreachable by GRE over IPv6; over IPv4, without a tunnel and on
-// the userspace datapath it is reachable.
+// TestGREOverIPv6: on the kernel datapath a peer node is unreachable by GRE over IPv6; over IPv4, without a tunnel and
+// on the userspace datapath it is reachable.
 func TestGREOverIPv6(t *testing.T) {
 	receives := func(n model.Node) model.Node {
 		n.ReceivesDirect = true

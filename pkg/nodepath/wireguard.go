@@ -8,8 +8,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// wireGuard decides whether packets go to and come from a reachable node by WireGuard, and may decide that they go in no
-// other form.
+// wireGuard decides whether packets go to and come from a reachable node by WireGuard, and may decide that they go in
+// no other form.
 //
 // As without a tunnel, a node says that it receives such packets, and others send them only then. WireGuard drops what
 // comes from a key that it does not have, so a node sends in another form until both nodes have shaken hands: each
@@ -18,7 +18,8 @@ func (r *resolver) wireGuard(s *model.Snapshot, self, n *node) {
 	path, t := &n.path, s.Transport
 	err := r.checkKey(n)
 	if (t.Encrypted || self.ReceivesWireGuard || s.WireGuardGrace) && err == nil {
-		path.WireGuard = model.WireGuardPeer{Key: n.WireGuard.Key, Endpoint: netip.AddrPortFrom(path.NextHop, n.WireGuard.Port)}
+		path.WireGuard = model.WireGuardPeer{Key: n.WireGuard.Key,
+			Endpoint: netip.AddrPortFrom(path.NextHop, n.WireGuard.Port)}
 	}
 	if !t.Encrypted {
 		return
@@ -45,8 +46,8 @@ func (r *resolver) wireGuard(s *model.Snapshot, self, n *node) {
 	}
 }
 
-// checkKey says why a node's key is not used, or nil. A key that several nodes publish is the first one's: a packet that
-// it authenticates has one sender.
+// checkKey says why a node's key is not used, or nil. A key that several nodes publish is the first one's: a packet
+// that it authenticates has one sender.
 func (r *resolver) checkKey(n *node) error {
 	key := n.WireGuard.Key
 	switch owner := r.keys[key]; {

@@ -51,7 +51,8 @@ var protocolNames = map[string]uint8{"icmp": IPProtoICMP, "igmp": 2, "tcp": IPPr
 
 // ParseConnection reads a line of `ovs-appctl dpctl/dump-conntrack`, or says which part of it is not understood:
 //
-//	udp,orig=(src=10.0.0.1,dst=10.0.0.2,sport=1,dport=2),reply=(src=10.0.0.2,dst=10.0.0.1,sport=2,dport=1),zone=22373,mark=1
+//	udp,orig=(src=10.0.0.1,dst=10.0.0.2,sport=1,dport=2),reply=(src=10.0.0.2,dst=10.0.0.1,sport=2,dport=1),
+//	  zone=22373,mark=1
 func ParseConnection(line string) (c Connection, err error) {
 	defer func() {
 		if err != nil {

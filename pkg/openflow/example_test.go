@@ -66,7 +66,8 @@ func ExampleNewGroup() {
 	}
 	service := netip.MustParseAddr("10.96.0.10")
 	f, err := openflow.New(tableService, 100, 0x2, ovs.ProtocolTCPv4,
-		[]ovs.Match{openflow.Destination(openflow.Host(service)), openflow.DestinationPort(80, 0xffff)}, openflow.ToGroup(g.ID))
+		[]ovs.Match{openflow.Destination(openflow.Host(service)), openflow.DestinationPort(80, 0xffff)},
+		openflow.ToGroup(g.ID))
 	fmt.Println(f, err)
 	// Output:
 	// hash of ip_src

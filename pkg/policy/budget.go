@@ -35,7 +35,7 @@ func overflow(flows map[model.PolicyID]demand, room int) map[model.PolicyID]bool
 				claims[id] = d.flows
 			}
 		}
-		over := share.Overflow(claims, room, func(id model.PolicyID) (namespace, name string) { return id.Namespace, id.Name })
+		over := share.Overflow(claims, room, func(id model.PolicyID) (string, string) { return id.Namespace, id.Name })
 		maps.Copy(all, over)
 		for id, n := range claims {
 			if !over[id] {

@@ -11,7 +11,7 @@ import (
 // The cluster of the table: two namespaces, three nodes, and an address outside of everything.
 //
 //	ns a (team=red):  web (app=web, tier=front) n1, ports http 80/TCP, dns 53/UDP, sctp 99/SCTP
-//	                  db  (app=db)              n1, port  sql 5432/TCP; dns 53/TCP, which is not the name's UDP port of web
+//	                  db  (app=db)              n1, port  sql 5432/TCP; dns 53/TCP, not web's UDP port of that name
 //	ns b (team=blue): web (app=web)             n2, port  http 8080/TCP
 //	                  bare (no labels)          n2
 //	ns b:             host                      n2, with the node's addresses

@@ -242,8 +242,8 @@ func incrementalEqualsFull(t *rapid.T) {
 }
 
 // allows evaluates resolved policies as the flows do: tier by tier, in an ordered one by the first rule that matches in
-// all three dimensions; in the other a packet is denied at an end that a policy isolates unless a rule matches it. Staged
-// policies count in a preview alone.
+// all three dimensions; in the other a packet is denied at an end that a policy isolates unless a rule matches it.
+// Staged policies count in a preview alone.
 func allows(r Resolution, d Direction, subject, peer netip.Addr, p Packet, preview bool) bool {
 	for _, tier := range model.Tiers {
 		var policies []model.Policy

@@ -74,7 +74,8 @@ func Policies(view *model.Snapshot, p Programming, counts Counts, name string) [
 				continue
 			}
 			rule := func(index int, v model.Verdict, about []netip.Addr) {
-				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v, Staged: policy.Staged}}
+				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v,
+					Staged: policy.Staged}}
 				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(id.Rule), cutOff(view, policy, d, index),
 					namesOf(about, pods, policy.ID.Namespace), counts.Rules[id]})
 			}

@@ -183,7 +183,8 @@ type StatusInput struct {
 func NewStatus(in StatusInput) Status {
 	s := Status{
 		Node: in.Node, Version: in.Version, Commit: in.Commit, Ready: in.Ready, NotReady: in.NotReady,
-		Transport: in.Transport.Mode, Tunnel: in.Transport.Encapsulation, Datapath: in.Datapath, MTU: in.MTU, Underlay: in.Underlay, API: in.API, Restart: in.Restart,
+		Transport: in.Transport.Mode, Tunnel: in.Transport.Encapsulation, Datapath: in.Datapath, MTU: in.MTU,
+		Underlay: in.Underlay, API: in.API, Restart: in.Restart,
 		Encryption: encryption(in.Transport),
 		APIVersion: APIVersion, Addrs: []netip.Addr{}, PodCIDRs: []netip.Prefix{}, Nodes: []Node{}, Pods: []Pod{},
 		Drops:             []Drop{},
@@ -331,7 +332,8 @@ func pods(view *model.Snapshot, known []model.Pod, quarantined map[model.Owner]s
 	for _, att := range view.Attachments {
 		ref := att.Pod.String()
 		attached[ref] = true
-		r := Pod{Pod: ref, IPs: notNull(att.IPs), Port: att.HostIfName, OFPort: att.OFPort, Problem: quarantined[model.PodOwner(att)]}
+		r := Pod{Pod: ref, IPs: notNull(att.IPs), Port: att.HostIfName, OFPort: att.OFPort,
+			Problem: quarantined[model.PodOwner(att)]}
 		if p, ok := byRef[ref]; r.Problem == "" && (!ok || att.Pod.UID != "" && p.UID != att.Pod.UID) {
 			r.Problem = "the API server does not know this pod; the container runtime has not deleted its sandbox yet, and " +
 				map[bool]string{true: "it is closed", false: "its last policies apply"}[view.Unknown[att.Key()]]

@@ -14,7 +14,8 @@ import (
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
-// TestNewStatus: at every stage of an agent's life its status has what is known, and lists are empty until they are, not null.
+// TestNewStatus: at every stage of an agent's life its status has what is known, and lists are empty until they are,
+// not null.
 func TestNewStatus(t *testing.T) {
 	settings := StatusInput{Node: "n1", Version: "v1", Transport: model.Tunnel(model.Geneve), Datapath: "system"}
 	starting := settings
@@ -140,7 +141,8 @@ func TestPods(t *testing.T) {
 	want(t, "order", []string{"a/z z-1", "shop/web web-0", "shop/web web-1"}, order)
 }
 
-// TestPeerNodes: the tunnel leads where the path does, which may be the other family. Without a path that is the reason.
+// TestPeerNodes: the tunnel leads where the path does, which may be the other family. Without a path that is the
+// reason.
 func TestPeerNodes(t *testing.T) {
 	view := &model.Snapshot{
 		Nodes: map[string]model.Node{

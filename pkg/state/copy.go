@@ -88,7 +88,8 @@ func (c Restore) apply(s *Store) bool {
 		self.PodCIDRs = c.Copy.NewPodCIDRs
 	}
 	for _, change := range []Change{
-		SetTime{live.now}, SetTransport{live.next.Transport}, SetReceiveGrace{live.next.ReceiveGrace, live.next.WireGuardGrace},
+		SetTime{live.now}, SetTransport{live.next.Transport},
+		SetReceiveGrace{live.next.ReceiveGrace, live.next.WireGuardGrace},
 		SetRouted{live.next.Routed}, SetHandshakes{live.next.Handshakes}, SetKernelDatapath{live.next.KernelDatapath},
 		SetKeepEstablished{live.next.KeepEstablished}, SetLocalAddrs{live.localAddrs},
 		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{self},

@@ -260,7 +260,8 @@ func (c *chaos) settled() error {
 func (c *chaos) unsettled() error {
 	now := time.Now()
 	for _, w := range c.watch {
-		if tried, lost, _ := w.since(now.Add(-chaosPatience()-chaosLook()), now.Add(-chaosPatience())); lost > 0 || tried == 0 {
+		if tried, lost, _ := w.since(now.Add(-chaosPatience()-chaosLook()), now.Add(-chaosPatience())); lost > 0 ||
+			tried == 0 {
 			return fmt.Errorf("%s: %d of %d are not answered", w.label(), lost, tried)
 		}
 	}

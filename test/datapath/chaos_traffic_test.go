@@ -17,8 +17,8 @@ import (
 	"github.com/weft-cni/weft/internal/testing/testenv"
 )
 
-// What a route sends, and how often. Sizes follow each other in turn. A slow machine gets less: 500 packets a second with
-// their answers are more than an emulated one's kernel and handlers can take beside anything else.
+// What a route sends, and how often. Sizes follow each other in turn. A slow machine gets less: 500 packets a second
+// with their answers are more than an emulated one's kernel and handlers can take beside anything else.
 const (
 	chaosEvery = 100 * time.Millisecond
 	// chaosFragmentsEvery is the same of datagrams in fragments, of which the userspace datapath loses some when more

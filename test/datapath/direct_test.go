@@ -246,8 +246,9 @@ func (m mesh) changeTransport(t *testing.T) {
 		}
 		m.wantTransport(t, to.setting, to.mode)
 	}
-	// With the userspace datapath, Open vSwitch finds the way of a tunnel in a copy of the kernel's routes that it empties and
-	// fills again whenever one changes. Of 3,000 pings beside 600 changes of a foreign route, 13 were lost; without them none.
+	// With the userspace datapath, Open vSwitch finds the way of a tunnel in a copy of the kernel's routes that it empties
+	// and fills again whenever one changes. Of 3,000 pings beside 600 changes of a foreign route, 13 were lost; without
+	// them none.
 	mostLost, inARow := onDatapath(0.01, 0), onDatapath(10, 0) // of the pings; a tenth of a second
 	for _, p := range pings {
 		var reply wire.SteadyReply

@@ -13,9 +13,9 @@ import (
 	"github.com/weft-cni/weft/test/lab"
 )
 
-// TestSegments: node1 and node2 are in one subnet, node3 in another, with a router between them. hybrid is direct within a
-// subnet and a tunnel beyond. direct leaves the other subnet unreachable, for a reason. With directRoutes none the router
-// leads packets to all pods. Services and policies work, and policies see the same sources.
+// TestSegments: node1 and node2 are in one subnet, node3 in another, with a router between them. hybrid is direct
+// within a subnet and a tunnel beyond. direct leaves the other subnet unreachable, for a reason. With directRoutes none
+// the router leads packets to all pods. Services and policies work, and policies see the same sources.
 func TestSegments(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve, "--segments=2", "--set=transport=hybrid", "--set=mtu=1400")
 	m.mtu = 1400

@@ -60,14 +60,16 @@ type expectation struct {
 
 // reference says what is expected, written from Kubernetes' documentation and not from the code under test:
 //
-//   - Virtual IPs and Service Proxies, "Traffic policies": internalTrafficPolicy is for traffic from internal sources to the cluster IP,
-//     externalTrafficPolicy for traffic from external sources; with Local only endpoints on the node are used, and "if there are
-//     ready endpoints, but none local, traffic is dropped".
-//   - The same, "Traffic to external addresses from inside": kube-proxy treats what pods and the node itself send to LoadBalancer and external IPs
-//     and node ports of their own node as if externalTrafficPolicy were Cluster.
-//   - Using Source IP: a ClusterIP keeps the source; so does externalTrafficPolicy Local; with Cluster, a node that sends on to another
-//     replaces it by its own. For an endpoint on that very node we keep it, which is allowed and better.
-//   - The Service API: loadBalancerSourceRanges restrict clients of the load balancer's addresses; a Service without endpoints rejects.
+//   - Virtual IPs and Service Proxies, "Traffic policies": internalTrafficPolicy is for traffic from internal sources
+//     to the cluster IP, externalTrafficPolicy for traffic from external sources; with Local only endpoints on the node
+//     are used, and "if there are ready endpoints, but none local, traffic is dropped".
+//   - The same, "Traffic to external addresses from inside": kube-proxy treats what pods and the node itself send to
+//     LoadBalancer and external IPs and node ports of their own node as if externalTrafficPolicy were Cluster.
+//   - Using Source IP: a ClusterIP keeps the source; so does externalTrafficPolicy Local; with Cluster, a node that
+//     sends on to another replaces it by its own. For an endpoint on that very node we keep it, which is allowed and
+//     better.
+//   - The Service API: loadBalancerSourceRanges restrict clients of the load balancer's addresses; a Service without
+//     endpoints rejects.
 //
 // It is not ok for cases that make no sense: cluster IPs are unknown outside, and inside all ways to a balancer's
 // addresses are one.

@@ -19,8 +19,8 @@ import (
 	"github.com/weft-cni/weft/test/lab/labtest"
 )
 
-// The tunnel type changes on nodes that run, one after the other, through all types and back: not one ping is lost, and packets
-// leave through the type that is configured.
+// The tunnel type changes on nodes that run, one after the other, through all types and back: not one ping is lost, and
+// packets leave through the type that is configured.
 func TestTunnelChange(t *testing.T) {
 	// GRE's header is shorter, and a change of the MTU of ports costs the userspace datapath a packet.
 	m := up(t, lab.IPv4, model.Geneve, "--set=mtu=1400")

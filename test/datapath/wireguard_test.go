@@ -27,9 +27,9 @@ import (
 // TestWireGuard: encryption is turned on and off node by node on a cluster that runs, without losing a packet but those
 // that Open vSwitch loses whenever a route of the kernel changes (see changeTransport). While it
 // is strict, no header of a pod's packet is on the underlay in clear, whatever pods, nodes and clients outside do, and
-// policies see the sources that they see through tunnels. A pod's address that is another node's is refused; a node that
-// does not encrypt is unreachable and named, and what it sends is dropped and counted; a node that comes back with a new
-// key is reached again within seconds: 0.6 to 0.8 on a machine of its own, 1.9 beside other work.
+// policies see the sources that they see through tunnels. A pod's address that is another node's is refused; a node
+// that does not encrypt is unreachable and named, and what it sends is dropped and counted; a node that comes back with
+// a new key is reached again within seconds: 0.6 to 0.8 on a machine of its own, 1.9 beside other work.
 func TestWireGuard(t *testing.T) {
 	m := up(t, lab.Dual, model.Geneve, "--set=mtu=1400", "--set=encryptionStrict=false")
 	m.mtu = 1400
@@ -79,8 +79,8 @@ func TestWireGuard(t *testing.T) {
 	wantAnswered(t, pings, onDatapath(0.01, 0))
 }
 
-// wantDevice waits for the device of a node that is to encrypt. Where the kernel has no WireGuard, the agent says so, and
-// takes the device that another program makes.
+// wantDevice waits for the device of a node that is to encrypt. Where the kernel has no WireGuard, the agent says so,
+// and takes the device that another program makes.
 func (m mesh) wantDevice(t *testing.T, node string) {
 	t.Helper()
 	missing := false
@@ -164,8 +164,8 @@ type underlayTap struct{ clear, encrypted atomic.Int64 }
 
 func (u *underlayTap) counts() (inClear, encrypted int64) { return u.clear.Load(), u.encrypted.Load() }
 
-// listenUnderlay counts packets of WireGuard, and all others with the header of a packet from a pod or gateway to a pod or
-// gateway anywhere in them: fragments, ICMP errors and packets in tunnels, too.
+// listenUnderlay counts packets of WireGuard, and all others with the header of a packet from a pod or gateway to a pod
+// or gateway anywhere in them: fragments, ICMP errors and packets in tunnels, too.
 func (m mesh) listenUnderlay(t *testing.T) *underlayTap {
 	t.Helper()
 	u := &underlayTap{}

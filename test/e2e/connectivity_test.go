@@ -73,8 +73,8 @@ func failedTests(r connectivity.Report) []string {
 	return failed
 }
 
-// weftctl connectivity test passes on a cluster that is well, and leaves nothing; of faults that are seeded together, each
-// is named by the test that is about it.
+// weftctl connectivity test passes on a cluster that is well, and leaves nothing; of faults that are seeded together,
+// each is named by the test that is about it.
 func TestConnectivity(t *testing.T) {
 	dumpOnFailure(t)
 	serveOutside(t)

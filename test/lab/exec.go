@@ -15,7 +15,8 @@ import (
 )
 
 // Exec runs a command in a pod's network namespace, with the pod's host name, or in all of a node's namespaces. Where
-// is a pod, as Status.Find knows it, node/NAME, outside, or router. An error that is an *exec.ExitError is the command's own.
+// is a pod, as Status.Find knows it, node/NAME, outside, or router. An error that is an *exec.ExitError is the
+// command's own.
 func Exec(ctx context.Context, name, where string, args []string) error {
 	s, err := ReadStatus(ctx, name)
 	if err != nil {

@@ -173,7 +173,8 @@ func (l *Lab) cluster(pods []*pod) (policy.Cluster, error) {
 		c.Namespaces[n.Name] = n.Labels
 	}
 	for i, n := range l.nodes {
-		c.PeerNodes = append(c.PeerNodes, policy.Node{Name: n.name, Labels: l.set.Nodes[i].Labels, Addrs: addrsOf(n.underlay)})
+		c.PeerNodes = append(c.PeerNodes, policy.Node{Name: n.name, Labels: l.set.Nodes[i].Labels,
+			Addrs: addrsOf(n.underlay)})
 		c.Nodes[n.name] = addrsOf(n.underlay)
 		for _, cidr := range n.podCIDRs {
 			c.Nodes[n.name] = append(c.Nodes[n.name], model.GatewayAddr(cidr))

@@ -83,8 +83,8 @@ func Check(opt Options) (manifest.Set, error) {
 	return opt.load(nil)
 }
 
-// agentSettings are lines of the agents' configuration. Agents do not probe their peers unless that is asked for: a lab's
-// counters and captures show what its pods and its user send.
+// agentSettings are lines of the agents' configuration. Agents do not probe their peers unless that is asked for: a
+// lab's counters and captures show what its pods and its user send.
 func agentSettings(settings []string) (string, error) {
 	var lines strings.Builder
 	if !slices.ContainsFunc(settings, func(s string) bool { return strings.HasPrefix(s, "peerProbes=") }) {

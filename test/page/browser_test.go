@@ -123,7 +123,8 @@ func open(browser context.Context, t *testing.T, url string, width, height int64
 			t.Error("no request was seen: would those to elsewhere be?")
 		}
 	})
-	do(tab, t, append([]step{send(network.Enable, network.EnableParams{}), chromedp.EmulateViewport(width, height)}, steps...)...)
+	do(tab, t, append([]step{send(network.Enable, network.EnableParams{}), chromedp.EmulateViewport(width, height)},
+		steps...)...)
 	return tab
 }
 

@@ -83,8 +83,9 @@ func TestPage(t *testing.T) {
 	}{{"desktop", 1280, 800}, {"phone", 390, 844}} {
 		for _, scheme := range []string{"light", "dark"} {
 			t.Run(size.name+"/"+scheme, func(t *testing.T) {
-				tab := open(browser, t, url, size.width, size.height, send(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-					Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}))
+				tab := open(browser, t, url, size.width, size.height, send(emulation.SetEmulatedMedia,
+					emulation.SetEmulatedMediaParams{
+						Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}))
 				for _, v := range visits {
 					do(tab, t, chromedp.Navigate(url+v.hash), until(v.ready))
 					picture := run(tab, t, chromedp.FullScreenshot(100))

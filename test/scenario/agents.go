@@ -19,8 +19,8 @@ import (
 	"github.com/weft-cni/weft/test/lab"
 )
 
-// Agent answers as the agent of a node of a cluster on paper, whose switch has the compiled flows. Its counters grow with
-// every question about flows. Any goroutine may ask.
+// Agent answers as the agent of a node of a cluster on paper, whose switch has the compiled flows. Its counters grow
+// with every question about flows. Any goroutine may ask.
 type Agent struct {
 	// Change, if not nil, changes a status before it is given.
 	Change func(*report.Status)

@@ -18,8 +18,8 @@ type Compiled struct {
 	Node walk.Node
 }
 
-// Compile compiles the flows of every node of a lab with these manifests, which Check has read, one set after the other:
-// what is in several keeps its addresses. It answers with the nodes after each set. Nothing is started.
+// Compile compiles the flows of every node of a lab with these manifests, which Check has read, one set after the
+// other: what is in several keeps its addresses. It answers with the nodes after each set. Nothing is started.
 func Compile(opt lab.Options, sets ...manifest.Set) ([][]Compiled, error) {
 	n := newNetwork(opt.Family, opt.Datapath == config.DatapathSystem, opt.Nodes)
 	n.transport = model.Tunnel(opt.Tunnel)

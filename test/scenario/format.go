@@ -203,8 +203,8 @@ func parseTarget(text string) (target, error) {
 	return t, nil
 }
 
-// parseVerdict parses reaches [one of] POD, POD [as CLIENT]; refused; dropped [(REASON)]; and such verdicts with or. Each
-// may end with "; would be allowed" or "; would be denied".
+// parseVerdict parses reaches [one of] POD, POD [as CLIENT]; refused; dropped [(REASON)]; and such verdicts with or.
+// Each may end with "; would be allowed" or "; would be denied".
 func parseVerdict(words []string) (verdict, error) {
 	if text, preview, ok := strings.Cut(strings.Join(words, " "), "; would be "); ok {
 		v, err := parseVerdict(strings.Fields(text))

@@ -232,7 +232,8 @@ func (n *network) publish(set []state.Change) []state.Change {
 		}
 		c.Node.ReceivesDirect = true
 		for _, a := range c.Node.Addrs {
-			c.Node.Underlay = append(c.Node.Underlay, model.Uplink{Prefix: netip.PrefixFrom(a, 24), MAC: model.MAC{2, 5: a.AsSlice()[3]}})
+			c.Node.Underlay = append(c.Node.Underlay, model.Uplink{Prefix: netip.PrefixFrom(a, 24), MAC: model.MAC{2,
+				5: a.AsSlice()[3]}})
 		}
 		cidrs = append(cidrs, c.Node.PodCIDRs...)
 		set[i] = c

@@ -65,7 +65,8 @@ func (s source) Capture(ctx context.Context, request capture.Request, sink captu
 
 func (s source) Plan(_ context.Context, request api.PlanRequest) (report.Plan, error) {
 	changes := []report.OwnerChange{{Owner: string(request.Objects[0])}}
-	return report.Plan{Changes: changes, Warnings: []string{fmt.Sprintln(request.Delete, request.All, request.Object)}}, s.err
+	return report.Plan{Changes: changes, Warnings: []string{fmt.Sprintln(request.Delete, request.All, request.Object)}},
+		s.err
 }
 
 func (s source) Live() error { return s.err }

@@ -167,7 +167,8 @@ func (x *Explanation) take(e ExplainedEnd) {
 }
 
 // with is a verdict with that of another end; it notes where its flows and policies differ.
-func (x *Explanation) with(verdict PolicyVerdict, where string, policies, flows PolicyVerdict, why string) PolicyVerdict {
+func (x *Explanation) with(verdict PolicyVerdict, where string, policies, flows PolicyVerdict,
+	why string) PolicyVerdict {
 	text := fmt.Sprintf("%s: the policies say %s (%s), the flows say %s", where, policies, why, flows)
 	if flows != NotReached && policies != Unknown && policies != flows && !slices.Contains(x.Disagreements, text) {
 		x.Disagreements = append(x.Disagreements, text)
@@ -234,8 +235,8 @@ func (c *Cluster) explainHop(hop Hop, pods []policy.Pod) []ExplainedEnd {
 	return ends
 }
 
-// policyPacket is a packet as it met the policies of a switch, or, when it met none, as it left. Denied is the direction
-// whose flows dropped it.
+// policyPacket is a packet as it met the policies of a switch, or, when it met none, as it left. Denied is the
+// direction whose flows dropped it.
 func policyPacket(r trace.Result) (p trace.Packet, denied model.Direction, ok bool) {
 	switch r.Reason() {
 	case flows.PolicyEgress:
@@ -323,7 +324,8 @@ func (c *Cluster) decide(e *ExplainedEnd, here *node, p trace.Packet, peer netip
 		return
 	}
 	packet := policy.Packet{
-		Src: p.Src(), Dst: p.Dst(), Protocol: policy.Protocol(ProtocolName(p.Protocol())), Port: p.DstPort(), Translated: true,
+		Src: p.Src(), Dst: p.Dst(), Protocol: policy.Protocol(ProtocolName(p.Protocol())), Port: p.DstPort(),
+		Translated: true,
 	}
 	d := cluster.Decide(e.Direction, packet)
 	e.Policies, e.Why, e.Tiers = verdictOf(d.Allowed), d.Why, here.explainTiers(d)
@@ -361,7 +363,9 @@ func (n *node) explainTier(d model.Direction, t policy.TierDecision) ExplainedTi
 	x := ExplainedTier{Tier: t.Tier.String(), Policies: []ExplainedPolicy{}, Reached: t.Reached,
 		Verdict: map[model.Verdict]string{model.Accept: "allow", model.Deny: "deny", model.Pass: "pass"}[t.Verdict]}
 	for _, id := range t.Policies {
-		staged := slices.ContainsFunc(n.Policies.Cluster.Policies, func(p policy.Policy) bool { return p.ID() == id && p.Staged })
+		staged := slices.ContainsFunc(n.Policies.Cluster.Policies, func(p policy.Policy) bool {
+			return p.ID() == id && p.Staged
+		})
 		one := ExplainedPolicy{Policy: id.String(), Staged: staged, Problem: n.Policies.Problems[id.String()]}
 		index := flows.Isolation
 		if t.By != nil && *t.By == id {

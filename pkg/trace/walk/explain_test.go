@@ -124,8 +124,8 @@ func TestExplainUnknown(t *testing.T) {
 	}
 }
 
-// TestExplainPreview: beside what becomes of a connection, a person reads what would become of it if the staged policies
-// were enforced, by the policies and by the preview's flows.
+// TestExplainPreview: beside what becomes of a connection, a person reads what would become of it if the staged
+// policies were enforced, by the policies and by the preview's flows.
 func TestExplainPreview(t *testing.T) {
 	nodes := walktest.Nodes(t)
 	for i := range nodes {
@@ -146,7 +146,8 @@ func TestExplainPreview(t *testing.T) {
 			"      shop/web (staged): no rule matches, 0 packets\n",
 		"flow in PreviewIngressDefault: 100 ip,nw_dst=10.244.2.3 -> goto_table:72 [stagedpolicy/shop/web] 0 packets",
 		"Verdict: allowed\nIf the staged policies were enforced: denied\n"} {
-		if x.Verdict != walk.Allowed || x.Preview != walk.Denied || len(x.Disagreements) > 0 || !strings.Contains(text, want) {
+		if x.Verdict != walk.Allowed || x.Preview != walk.Denied || len(x.Disagreements) > 0 ||
+			!strings.Contains(text, want) {
 			t.Errorf("%s, preview %s: want %q:\n%s", x.Verdict, x.Preview, want, text)
 		}
 	}

@@ -131,7 +131,8 @@ func (n *node) service(p Packet) (to netip.AddrPort, service string, ok bool) {
 // routesToSwitch reports whether the node's routes lead to the switch: to pods, ClusterIPs, and Weft's own addresses.
 func (n *node) routesToSwitch(to netip.Addr) bool {
 	ranges := slices.Concat(n.ServiceCIDRs, model.VirtualPrefixes(to.Is4()))
-	return n.inPodCIDR(to) && !n.routed(to) || slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(to) })
+	return n.inPodCIDR(to) && !n.routed(to) || slices.ContainsFunc(ranges,
+		func(r netip.Prefix) bool { return r.Contains(to) })
 }
 
 // routed reports whether the node's routes lead to an address without the switch, by the underlay or WireGuard.

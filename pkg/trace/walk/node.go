@@ -35,8 +35,8 @@ type Node struct {
 	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
 	ClusterPods  []netip.Prefix `json:"clusterPodCIDRs"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
-	// Direct and Encrypted are the pod CIDRs of peer nodes that the kernel does not lead to the switch, but to the uplink or
-	// to WireGuard.
+	// Direct and Encrypted are the pod CIDRs of peer nodes that the kernel does not lead to the switch, but to the uplink
+	// or to WireGuard.
 	Direct    []netip.Prefix `json:"directPodCIDRs,omitempty"`
 	Encrypted []netip.Prefix `json:"encryptedPodCIDRs,omitempty"`
 	// Kernel says that the datapath is the kernel's, whose connection tracking differs a little.

@@ -45,8 +45,8 @@ func (g Group) StartUnderlay(ctx context.Context, mtu int, hostAddrs []netip.Pre
 	return u, u.attachHost(ctx, g.HostLink(), hostAddrs)
 }
 
-// AddSegment creates another bridge. The underlay's namespace routes between segments, with the addresses that Configure
-// gives it.
+// AddSegment creates another bridge. The underlay's namespace routes between segments, with the addresses that
+// Configure gives it.
 func (u Underlay) AddSegment(ctx context.Context, segment int) (Underlay, error) {
 	const forward = `echo 1 >/proc/sys/net/ipv4/ip_forward
 [ ! -e /proc/sys/net/ipv6 ] || echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`

@@ -1,6 +1,6 @@
-// Command weft-wg stands in for the kernel's WireGuard on machines whose kernel has none: it makes the device weft-wg of a
-// node of a lab from golang.zx2c4.com/wireguard on a TUN device, which the agent then finds and configures like the
-// kernel's. It ends when the device is deleted. For tests only.
+// Command weft-wg stands in for the kernel's WireGuard on machines whose kernel has none: it makes the device weft-wg
+// of a node of a lab from golang.zx2c4.com/wireguard on a TUN device, which the agent then finds and configures like
+// the kernel's. It ends when the device is deleted. For tests only.
 package main
 
 import (
