@@ -158,13 +158,20 @@ labs: ## Those on nodes in namespaces, which compare the machine with before, so
 	test/apart.sh go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
-nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, dual stack over Geneve on a cluster; an hour
+nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, the matrix of transports, dual stack over Geneve on a cluster; an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 	go test -C test/oracle/policy -run TestRandomPolicies -timeout 4h -rapid.checks=100000
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
 	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
 	go test -C test -tags integration -timeout 10m ./bench
+	$(MAKE) matrix
 	test/e2e/run.sh dual/geneve
+
+.PHONY: matrix matrix-update
+matrix: deps ## Every transport with and without encryption, in every family, for every kind of destination and policy, in labs; compares with docs/matrix.md; needs root
+	WEFT_MATRIX=1 go test -C test -tags integration -count=1 -timeout 1h -v -run 'TestMatrix$$' ./datapath
+matrix-update: deps ## The same, and write docs/matrix.md
+	WEFT_MATRIX=1 go test -C test -tags integration -count=1 -timeout 1h -v -run 'TestMatrix$$' ./datapath -update
 
 CHAOS ?= 30m
 .PHONY: chaos

@@ -20,8 +20,28 @@ const (
 	devicePause      = 2 * time.Second
 )
 
-// handshakePause is the pause between two looks while a handshake is missing: the kernel reports none.
+// handshakePause is the shortest pause between two looks while a handshake is missing: the kernel reports none.
 const handshakePause = 500 * time.Millisecond
+
+// lookout decides when to look again for handshakes that are missing.
+type lookout struct {
+	missing []model.WireGuardKey
+	since   time.Time
+}
+
+// pause is how long to wait until the next look, given the keys whose handshakes are missing now. It grows to an eighth of
+// the time for which the same keys have been missing, so that a node that is down costs next to nothing, and a handshake
+// is found at most an eighth later than it was made.
+func (l *lookout) pause(missing []model.WireGuardKey, now time.Time) time.Duration {
+	if len(missing) == 0 {
+		*l = lookout{}
+		return syncEvery
+	}
+	if !slices.Equal(missing, l.missing) {
+		l.missing, l.since = missing, now
+	}
+	return min(max(handshakePause, now.Sub(l.since)/8), syncEvery)
+}
 
 // wireGuardKeyFile is the node's private key, beside the copy: root's alone. It lasts until the node restarts, so a
 // node comes back with a new key.
@@ -64,38 +84,36 @@ func peerKeys(view *model.Snapshot) []model.WireGuardKey {
 	return keys
 }
 
-// findHandshakes tells the loop which peer nodes WireGuard has shaken hands with, and reports whether one is missing.
-func (a *Agent) findHandshakes() (missing bool, err error) {
+// findHandshakes tells the loop which peer nodes WireGuard has shaken hands with, and returns the keys of the others.
+func (a *Agent) findHandshakes() (missing []model.WireGuardKey, err error) {
 	view := a.loop.View()
 	peers := peerKeys(view)
 	var keys []model.WireGuardKey
 	if len(peers) > 0 {
 		if keys, err = host.Handshakes(); err != nil {
-			return true, err
+			return peers, err
 		}
 	}
 	if !slices.Equal(keys, view.Handshakes) {
 		a.loop.Submit(state.SetHandshakes{Keys: keys})
 	}
-	return slices.ContainsFunc(peers, func(k model.WireGuardKey) bool { return !k.In(keys) }), nil
+	return slices.DeleteFunc(peers, func(k model.WireGuardKey) bool { return k.In(keys) }), nil
 }
 
 // followHandshakes keeps what the loop knows of them.
 func (a *Agent) followHandshakes(ctx context.Context, woken <-chan struct{}, ready func()) error {
 	ready()
+	var look lookout
 	for ctx.Err() == nil {
 		missing, err := a.findHandshakes()
 		a.setProblem(handshakeProblem, err)
-		pause := syncEvery
+		pause := look.pause(missing, time.Now())
 		a.mu.Lock()
 		_, failed := a.problems[wireGuardProblem]
 		a.mu.Unlock()
-		switch {
-		case failed:
+		if failed {
 			pause = devicePause
 			a.wake(kernelChanged)
-		case missing:
-			pause = handshakePause
 		}
 		sleepOr(ctx, pause, woken)
 	}
