@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 )
 
 // matrixKinds are the kinds of destinations, in the order of the page's columns.
-var matrixKinds = []string{"pod", "ClusterIP", "node port", "external IP", "load balancer", "world"}
+var matrixKinds = []string{"pod", "ClusterIP", "node port", "external IP", "load balancer", "world", "sizes"}
 
 // echoPort is where servers of the matrix echo.
 const echoPort = 7100
@@ -165,8 +166,10 @@ type matrixProbe struct {
 	kind, from string
 	wire.Target
 	denied bool
-	// source is the client's address as the server sees it.
+	// source is the client's address as the server sees it; not valid where none is expected.
 	source netip.Addr
+	// tooLarge is a packet that the client's kernel must refuse.
+	tooLarge bool
 }
 
 func (p matrixProbe) String() string {
@@ -175,7 +178,7 @@ func (p matrixProbe) String() string {
 }
 
 // tally counts probes that went as expected.
-type tally struct{ passed, denied int }
+type tally struct{ passed, denied, tooLarge int }
 
 // probeAll sends all probes of a row, from all clients at once. What is denied is waited for at the same time as the rest.
 func (m matrix) probeAll(t *testing.T, r matrixRow) map[string]tally {
@@ -210,6 +213,10 @@ func (m matrix) probeAll(t *testing.T, r matrixRow) map[string]tally {
 					t.Errorf("%s: %s passed, which a policy denies", r.name, p)
 				case p.denied:
 					count.denied++
+				case p.tooLarge && !strings.Contains(got.Error, syscall.EMSGSIZE.Error()):
+					t.Errorf("%s: %s, which is too large: %q, want %q", r.name, p, got.Error, syscall.EMSGSIZE)
+				case p.tooLarge:
+					count.tooLarge++
 				case !got.OK():
 					t.Errorf("%s: %s: %s", r.name, p, got.Error)
 				case p.source.IsValid() && got.Observed.Addr() != p.source:
@@ -293,14 +300,30 @@ func (l *probeList) server(name, node string, nodePort uint16, guarded bool) {
 		l.add("ClusterIP", from.name, name, service, 80, from.denied, from.source)
 		l.add("external IP", from.name, name, external, 80, from.denied, from.source)
 		l.add("load balancer", from.name, name, balancer, 80, from.denied, from.source)
-		l.add("node port", from.name, name, at("node1"), nodePort, from.denied, from.source)
-		if from.name != "node/node1" {
-			l.add("node port", from.name, name, at("node2"), nodePort, from.denied, from.source)
+	}
+	// The node whose port it is sends on with its gateway's address, and leaves the client's to its own endpoints. Clients of
+	// other nodes' ports have their node's address.
+	for _, from := range []string{"client", "stranger"} {
+		l.add("node port", from, name, at("node1"), nodePort, false, gateway("node1"))
+		if node == "node2" {
+			l.add("node port", from, name, at("node2"), nodePort, guarded, at("node1"))
+		} else {
+			l.add("node port", from, name, at("node2"), nodePort, guarded, gateway("node2"))
 		}
 	}
+	if !guarded { // docs/transports.md: a node's own clients of its own ports have one of two sources
+		l.add("node port", "node/node1", name, at("node1"), nodePort, false, netip.Addr{})
+	}
+	outside := of(l.lab.Outside.Addrs, l.v4)
 	l.add("node port", "outside", name, at("node1"), nodePort, false, gateway("node1"))
-	if l.row.far != "" {
+	switch {
+	case node == "node3":
+		l.add("node port", "outside", name, at("node3"), nodePort, guarded, outside)
+	case l.row.far != "":
 		l.add("node port", "outside", name, at("node3"), nodePort, guarded, gateway("node3"))
+	}
+	if !guarded {
+		l.sizes(name, ip(name), at("node1"), nodePort)
 	}
 	l.add("external IP", "outside", name, external, 80, false, gateway("node1"))
 	l.add("load balancer", "outside", name, balancer, 80, false, gateway("node1"))
@@ -334,7 +357,8 @@ func (l *probeList) add(kind, from, name string, to netip.Addr, port uint16, den
 	target.Proto, target.Size = wire.UDP, 64
 	l.one(kind, from, target, denied, source)
 	if !denied {
-		target.Size = 4000
+		// On the userspace datapath, a connection to such an address may not begin with fragments (docs/services.md).
+		target.Size, target.Opened = 4000, kind == "external IP" || kind == "load balancer"
 		l.one(kind, from, target, denied, source)
 	}
 }
@@ -345,7 +369,7 @@ func (l *probeList) one(kind, from string, target wire.Target, denied bool, sour
 	if denied {
 		target.Attempts, target.Timeout = 1, 1500*time.Millisecond
 	}
-	l.probes = append(l.probes, matrixProbe{kind, from, target, denied, source})
+	l.probes = append(l.probes, matrixProbe{kind, from, target, denied, source, false})
 }
 
 // configureSet changes several settings of a node's agent at once, so that it never sees a combination between two.

@@ -133,7 +133,17 @@ func dialUDP(ctx context.Context, t wire.Target) (observed netip.AddrPort, err e
 	if err := errors.Join(conn.SetDeadline(deadline), conn.SetReadBuffer(receiveBuffer)); err != nil {
 		return observed, err
 	}
-	sent := randomBytes(t.Size)
+	if t.Opened {
+		if _, err := echoed(conn, 8); err != nil {
+			return observed, fmt.Errorf("the first datagram: %w", err)
+		}
+	}
+	return echoed(conn, t.Size)
+}
+
+// echoed sends a datagram and reads its echo, with the address that the echo server sees.
+func echoed(conn *net.UDPConn, size int) (observed netip.AddrPort, err error) {
+	sent := randomBytes(size)
 	if _, err := conn.Write(sent); err != nil {
 		return observed, err
 	}

@@ -30,6 +30,8 @@ type Target struct {
 	Port  uint16     `json:"port,omitempty"`
 	// Size is the payload in bytes: for ICMP without the 8-byte header.
 	Size int `json:"size,omitempty"`
+	// Opened has a datagram of 8 bytes and its echo go before that of Size bytes (UDP).
+	Opened bool `json:"opened,omitempty"`
 	// DontFragment makes ICMP fail rather than be fragmented on the way.
 	DontFragment bool `json:"dontFragment,omitempty"`
 	// Attempts bounds the tries, each of which may take Timeout.
