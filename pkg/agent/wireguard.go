@@ -29,9 +29,9 @@ type lookout struct {
 	since   time.Time
 }
 
-// pause is how long to wait until the next look, given the keys whose handshakes are missing now. It grows to an eighth of
-// the time for which the same keys have been missing, so that a node that is down costs next to nothing, and a handshake
-// is found at most an eighth later than it was made.
+// pause is how long to wait until the next look, given the keys whose handshakes are missing now: an eighth of the time
+// for which the same ones have been missing, from handshakePause to a minute. So a node that is down costs next to
+// nothing, and its handshake is found soon after it was made.
 func (l *lookout) pause(missing []model.WireGuardKey, now time.Time) time.Duration {
 	if len(missing) == 0 {
 		*l = lookout{}

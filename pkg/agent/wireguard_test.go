@@ -7,8 +7,8 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestLookout: while the same handshakes are missing, the pauses between looks grow to a minute; they begin anew when
-// another one is missing, and after none was.
+// TestLookout: while the same handshakes are missing, the pauses between looks grow to a minute. They are short
+// again when another one is missing, and after none was.
 func TestLookout(t *testing.T) {
 	begin := time.Unix(1_800_000_000, 0)
 	one, other := model.WireGuardKey{1}, model.WireGuardKey{2}

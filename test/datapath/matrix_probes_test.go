@@ -28,9 +28,9 @@ var matrixKinds = []string{"pod", "ClusterIP", "node port", "external IP", "load
 // echoPort is where servers of the matrix echo.
 const echoPort = 7100
 
-// matrix is a lab of three nodes in two subnets. The pods client, stranger and walled are on node1; open-N and guarded-N
-// are servers on node2 and node3, of which policies isolate the guarded ones: they accept from client, and from the
-// gateway of node1. The egress of walled is isolated: it reaches the host outside by TCP alone.
+// matrix is a lab of three nodes in two subnets. The pods client, stranger and walled are on node1; open-N and
+// guarded-N are servers on node2 and node3, of which policies isolate the guarded ones: they accept from client, and
+// from the gateway of node1. The egress of walled is isolated: it reaches the host outside by TCP alone.
 type matrix struct {
 	mesh
 	families []bool // IPv4 or not
@@ -65,7 +65,8 @@ func upMatrix(t *testing.T, family lab.Family) matrix {
 	families := map[lab.Family][]bool{lab.IPv4: {true}, lab.IPv6: {false}, lab.Dual: {true, false}}[family]
 	file := filepath.Join(labtest.Write(t, map[string]string{"m.yaml": matrixManifests(families)}), "m.yaml")
 	l := labtest.Up(t, "matrix", "-f", file, "--nodes=3", "--segments=2", "--ip-family="+string(family))
-	m := matrix{mesh{Lab: l, pods: map[string]lab.PodStatus{}, nodes: map[string]lab.NodeStatus{}, manifests: file}, families}
+	m := matrix{mesh{Lab: l, pods: map[string]lab.PodStatus{}, nodes: map[string]lab.NodeStatus{}, manifests: file},
+		families}
 	s := l.Status()
 	for _, p := range s.Pods {
 		m.pods[p.Name] = p
@@ -96,8 +97,8 @@ func (m matrix) serve(t *testing.T, where string) {
 	})
 	testenv.Eventually(t, 30*time.Second, func() error {
 		var reply wire.DialReply
-		m.Ask(where, wire.DialRequest{Targets: []wire.Target{{Proto: wire.Connect, Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Port: echoPort,
-			Attempts: 1, Timeout: time.Second}}}, &reply, "dial")
+		m.Ask(where, wire.DialRequest{Targets: []wire.Target{{Proto: wire.Connect, Addr: netip.MustParseAddr("127.0.0.1"),
+			Port: echoPort, Attempts: 1, Timeout: time.Second}}}, &reply, "dial")
 		if r := reply.Results[0]; !r.OK() {
 			return fmt.Errorf("the server in %s: %s", where, r.Error)
 		}
@@ -133,7 +134,8 @@ spec:
     - {name: udp, port: 80, targetPort: %[4]d, nodePort: %[5]d, protocol: UDP}
 status: {loadBalancer: {ingress: [%[3]s]}}
 `, s.name, list(func(v4 bool) string { return fmt.Sprintf("%q", serverAddr(v4, s.nodePort, externalKind)) }),
-			list(func(v4 bool) string { return fmt.Sprintf("{ip: %q}", serverAddr(v4, s.nodePort, balancerKind)) }), echoPort, s.nodePort)
+			list(func(v4 bool) string { return fmt.Sprintf("{ip: %q}", serverAddr(v4, s.nodePort, balancerKind)) }),
+			echoPort, s.nodePort)
 		if s.guarded {
 			fmt.Fprintf(&text, `---
 apiVersion: networking.k8s.io/v1
@@ -143,7 +145,8 @@ spec:
   podSelector: {matchLabels: {app: %[1]s}}
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}, %[2]s]}]
 `, s.name, list(func(v4 bool) string {
-				return fmt.Sprintf("{ipBlock: {cidr: %q}}", map[bool]string{true: "10.244.0.1/32", false: "fd10:244::1/128"}[v4])
+				return fmt.Sprintf("{ipBlock: {cidr: %q}}",
+					map[bool]string{true: "10.244.0.1/32", false: "fd10:244::1/128"}[v4])
 			}))
 		}
 	}
@@ -156,7 +159,8 @@ spec:
   policyTypes: [Egress]
   egress: [{to: [%s], ports: [{port: %d}]}]
 `, list(func(v4 bool) string {
-		return fmt.Sprintf("{ipBlock: {cidr: %q}}", map[bool]string{true: "172.31.0.2/32", false: "fd57:6566:7461::2/128"}[v4])
+		return fmt.Sprintf("{ipBlock: {cidr: %q}}",
+			map[bool]string{true: "172.31.0.2/32", false: "fd57:6566:7461::2/128"}[v4])
 	}), echoPort)
 	return text.String()
 }
@@ -173,14 +177,14 @@ type matrixProbe struct {
 }
 
 func (p matrixProbe) String() string {
-	return fmt.Sprintf("%s: %s to %s at %s, %s of %d bytes", p.kind, p.from, p.Name, netip.AddrPortFrom(p.Addr, p.Port), p.Proto,
-		p.Size)
+	return fmt.Sprintf("%s: %s to %s at %s, %s of %d bytes", p.kind, p.from, p.Name, netip.AddrPortFrom(p.Addr, p.Port),
+		p.Proto, p.Size)
 }
 
 // tally counts probes that went as expected.
 type tally struct{ passed, denied, tooLarge int }
 
-// probeAll sends all probes of a row, from all clients at once. What is denied is waited for at the same time as the rest.
+// probeAll sends all probes of a row, from all clients at once. What is denied is waited for beside the rest.
 func (m matrix) probeAll(t *testing.T, r matrixRow) map[string]tally {
 	t.Helper()
 	const atOnce = 16 // by one process of the probe
@@ -301,8 +305,8 @@ func (l *probeList) server(name, node string, nodePort uint16, guarded bool) {
 		l.add("external IP", from.name, name, external, 80, from.denied, from.source)
 		l.add("load balancer", from.name, name, balancer, 80, from.denied, from.source)
 	}
-	// The node whose port it is sends on with its gateway's address, and leaves the client's to its own endpoints. Clients of
-	// other nodes' ports have their node's address.
+	// The node whose port it is sends on with its gateway's address, and leaves the client's to its own endpoints. Pods
+	// that use a port of another node have their node's address there.
 	for _, from := range []string{"client", "stranger"} {
 		l.add("node port", from, name, at("node1"), nodePort, false, gateway("node1"))
 		if node == "node2" {
