@@ -48,7 +48,8 @@ var orderCases = map[string]struct {
 }
 
 // TestOrder: each step waits for the switch. Before that, the kernel would lead packets to a switch that sends them
-// back, a peer would send what the switch drops, and other nodes would be told that this node receives what it does not.
+// back, a peer would send what the switch drops, and other nodes would be told that this node receives what it does
+// not.
 func TestOrder(t *testing.T) {
 	for name, tc := range orderCases {
 		t.Run(name, func(t *testing.T) {
