@@ -113,7 +113,8 @@ A cell has how many probes passed, and how many a NetworkPolicy denied, all as e
 isolated by a policy, half by none. Each probe is a TCP stream of 20,000 bytes each way, or a UDP datagram of 64 bytes
 or, in fragments, of 4,000, and its echo, or a ping of exactly the pods' MTU that must not be fragmented. The source
 address, as the server and so its policy sees it, is the same in all rows, with
-[one exception](transports.md#who-may-send). Encryption is WireGuard, strict. To external IPs and load balancers' addresses, a small datagram comes before the one in fragments
+[one exception](transports.md#who-may-send). Encryption is WireGuard, strict. To external IPs and load balancers'
+addresses, a small datagram comes before the one in fragments
 ([services.md](services.md#fragments-on-the-userspace-datapath)).
 
 *Sizes* are packets of 13 sizes from 1,280 to 9,000 bytes, at and around every limit: from a pod and from a node to
