@@ -106,8 +106,9 @@ const matrixHead = `# Which transports work with what
 <!-- Made by: make matrix-update -->
 
 Every combination of a transport, encryption, an address family, a kind of destination and policies, as packets found
-it in a lab with the userspace datapath: node1 and node2 are in one subnet, node3 in another, with a router between
-them. The lab changes from one row to the next while it runs. [transports.md](transports.md) explains the settings.
+it in a lab with the userspace datapath and an underlay whose MTU is 1,500: node1 and node2 are in one subnet, node3 in
+another, with a router between them. The lab changes from one row to the next while it runs.
+[transports.md](transports.md) explains the settings.
 
 A cell has how many probes passed, and how many a NetworkPolicy denied, all as expected. Half of the servers are
 isolated by a policy, half by none. Each probe is a TCP stream of 20,000 bytes each way, or a UDP datagram of 64 bytes
