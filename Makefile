@@ -12,6 +12,7 @@ STAMP   := -X github.com/weft-cni/weft/internal/version.version=$(VERSION) \
 NODES     ?= 3
 TUNNEL    ?= geneve
 IP_FAMILY ?= ipv4
+SET       ?=
 FOCUS     ?= services
 NAME      ?= weft
 DIR       ?= .cluster
@@ -188,6 +189,10 @@ e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and du
 	@$(BEGUN)
 	test/e2e/run.sh
 
+.PHONY: e2e-transports
+e2e-transports: image ## The end-to-end tests that depend on it on clusters with every other way between nodes; an hour
+	test/e2e/run.sh --transports
+
 .PHONY: kernel-test
 kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; ten minutes
 	@$(BEGUN)
@@ -230,8 +235,8 @@ bench-kernel: deps bin/bench bin/kernel ## The same on the kernel's datapath, in
 	bin/kernel run --timeout 60m --env WEFT_TEST_SLOW=4 --results dist -- $(CURDIR)/dist/bench/bench run --datapath system --programs $(CURDIR)/dist/bench --rounds 3 --cases '^(connections|requests|throughput)' -o /guest/results/bench-kernel.json
 
 .PHONY: cluster
-cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan|gre IP_FAMILY=ipv4|ipv6|dual
-	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) --image $(IMAGE)
+cluster: deps image ## A real cluster with Weft: NODES=3 TUNNEL=geneve|vxlan|gre IP_FAMILY=ipv4|ipv6|dual SET=transport=direct
+	$(CLUSTER) up --name $(NAME) --nodes $(NODES) --tunnel $(TUNNEL) --ip-family $(IP_FAMILY) $(SET:%=--set %) --image $(IMAGE)
 
 .PHONY: conformance
 conformance: cluster ## Upstream's tests against it: FOCUS=services|netpol|ci|REGEXP of Kubernetes' specs, or clusternetworkpolicy, and what cluster takes

@@ -148,6 +148,7 @@ func upCommand(w *where) *cobra.Command {
 	flags.IntVar(&o.nodes, "nodes", 3, "how many nodes")
 	flags.StringVar(&family, "ip-family", "ipv4", "addresses of nodes, pods and Services: ipv4, ipv6 or dual")
 	flags.StringVar(&o.tunnel, "tunnel", "geneve", "Weft's tunnelType: geneve, vxlan or gre")
+	flags.StringToStringVar(&o.settings, "set", nil, "settings of Weft, KEY=VALUE, as transport=direct; several times")
 	flags.StringVar((*string)(&o.datapath), "datapath", string(datapath.Netdev),
 		"Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")

@@ -26,6 +26,7 @@ type upOptions struct {
 	plan     state.Plan
 	nodes    int
 	tunnel   string
+	settings map[string]string // others of Weft, by key
 	datapath datapath.Datapath
 	dir      string // absolute
 	install  string // manifest of Weft; empty: a cluster without network

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -31,8 +32,9 @@ func deployWeft(ctx context.Context, p *progress, c state.Cluster, o upOptions) 
 		if err != nil {
 			return fmt.Errorf("read Weft's manifest: %w", err)
 		}
-		text, err = manifest.Configure(text, map[string]string{"tunnelType": o.tunnel, "datapath": string(o.datapath),
-			"apiServer": c.APIServer})
+		settings := map[string]string{"tunnelType": o.tunnel, "datapath": string(o.datapath), "apiServer": c.APIServer}
+		maps.Copy(settings, o.settings)
+		text, err = manifest.Configure(text, settings)
 		if err != nil {
 			return err
 		}

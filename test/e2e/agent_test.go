@@ -13,6 +13,7 @@ import (
 
 // status is what the tests read of `weftctl status -o json`.
 type status struct {
+	Transport  string `json:"transport"`
 	TunnelType string `json:"tunnelType"`
 	MTU        int    `json:"mtu"`
 	Drops      []struct {

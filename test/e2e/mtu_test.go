@@ -18,13 +18,17 @@ func TestMTUFollowsUnderlay(t *testing.T) {
 	const index = 1
 	n := env.nodes[index]
 	link := underlayLink(t, hosts[index], n)
+	before, err := n.status(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	set := func(ctx context.Context, mtu int) {
 		t.Helper()
 		if _, err := n.run(ctx, "ip", "link", "set", "dev", link.Name, "mtu", strconv.Itoa(mtu)); err != nil {
 			t.Error(err)
 			return
 		}
-		want := mtu - overhead(n.addrs[0])
+		want := mtu - before.overhead(n.addrs[0])
 		must(t, time.Minute, func(ctx context.Context) error {
 			for _, p := range pods[2*index : 2*index+2] {
 				var reply wire.LinksReply

@@ -12,6 +12,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
 )
 
@@ -115,13 +116,20 @@ func TestPodsToAPIServer(t *testing.T) {
 	reach(t, wanted)
 }
 
-// overhead is what the encapsulation takes from the underlay's MTU (RFC 8926, RFC 7348): outer IP, UDP, the tunnel's 8
-// bytes, and the inner Ethernet header.
-func overhead(outer netip.Addr) int {
-	if outer.Is4() {
-		return 20 + 8 + 8 + 14
+// overhead is what the way between nodes takes of the underlay's MTU: nothing without a tunnel; with one the outer IP
+// header, UDP's and the tunnel's 8 bytes (RFC 8926, RFC 7348) or GRE's 4 (RFC 2784), and the inner Ethernet header.
+func (s status) overhead(outer netip.Addr) int {
+	if s.Transport == string(model.ModeDirect) {
+		return 0
 	}
-	return 40 + 8 + 8 + 14
+	header := 8 + 8 + 14
+	if s.TunnelType == string(model.GRE) {
+		header = 4 + 14
+	}
+	if outer.Is4() {
+		return 20 + header
+	}
+	return 40 + header
 }
 
 // A pod's MTU leaves exactly room for the encapsulation, and a packet of that size crosses the nodes unfragmented.
@@ -129,7 +137,11 @@ func TestMTU(t *testing.T) {
 	pods, hosts := meshPods(t)
 	wanted := map[*pod][]wire.Target{}
 	for i, n := range env.nodes {
-		want := underlayMTU(t, hosts[i], n) - overhead(n.addrs[0])
+		s, err := n.status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := underlayMTU(t, hosts[i], n) - s.overhead(n.addrs[0])
 		for _, p := range pods[2*i : 2*i+2] {
 			if got := p.link(t, "eth0").MTU; got != want {
 				t.Errorf("eth0 of %s on %s has MTU %d, want %d", p, n.name, got, want)

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Runs the end-to-end suite on one fresh cluster after the other: each address family and their pair, and each tunnel with
 # both families. Every pairing can be named; `make nightly` has dual stack over Geneve. The first cluster gets all tests;
-# the others those whose outcome depends on tunnel or family. Before them, the cluster tool itself is tested: that
-# nothing of a cluster stays, whatever happened to it. On one of them, a part of Kubernetes' own specs follows.
+# the others those whose outcome depends on the way between nodes or on the family. Before them, the cluster tool itself
+# is tested: that nothing of a cluster stays, whatever happened to it. On one of them, a part of Kubernetes' own specs
+# follows.
 #
 #   test/e2e/run.sh                     the clusters of CI
-#   test/e2e/run.sh dual/vxlan          just these
+#   test/e2e/run.sh --transports        the other ways between nodes (make e2e-transports)
+#   test/e2e/run.sh dual/vxlan          just these, with all tests
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -32,10 +34,14 @@ clean() {
 }
 trap 'clean $?' EXIT
 
-run() { # FAMILY/TUNNEL [TESTS [FOCUS]]
-	local family=${1%/*} tunnel=${1#*/}
-	echo "=== $family over $tunnel"
-	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" --tunnel "$tunnel" --image "$IMAGE"
+run() { # FAMILY/TRANSPORT [TESTS [FOCUS]]
+	local family=${1%/*} transport=${1#*/} way
+	case $transport in
+	direct | hybrid) way=(--set "transport=$transport") ;;
+	*) way=(--tunnel "$transport") ;;
+	esac
+	echo "=== $family over $transport"
+	bin/cluster up --dir "$DIR" --name "$NAME" --nodes 3 --ip-family "$family" "${way[@]}" --image "$IMAGE"
 	(cd test/e2e && WEFT_CLUSTER_DIR=$DIR ../../bin/e2e.test -test.v -test.timeout 15m -test.artifacts -test.outputdir "$LOGS" -test.run "${2:-.}")
 	if [ $# -eq 3 ]; then
 		bin/cluster conformance --dir "$DIR" --name "$NAME" --focus "$3"
@@ -47,6 +53,10 @@ run() { # FAMILY/TUNNEL [TESTS [FOCUS]]
 	bin/cluster down --dir "$DIR" --name "$NAME"
 }
 
+if [ "${1-}" = --transports ]; then
+	for combination in dual/gre ipv4/direct ipv6/direct dual/direct dual/hybrid; do run "$combination" "$ON_THE_WIRE"; done
+	exit
+fi
 if [ $# -gt 0 ]; then
 	for combination; do run "$combination"; done
 	exit
