@@ -250,6 +250,7 @@ func (r route) ask(sizes []int, answers bool) error {
 	}
 	if r.from.name == "outside" && r.to.Addr().Is6() {
 		// no router of IPv6 makes fragments: the sender loses a datagram by which it learns the path's MTU
+		warm.patience = testenv.Patience(time.Second)
 		_ = warm.ask(3, 1500, 0)
 	}
 	for _, size := range sizes {
