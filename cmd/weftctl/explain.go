@@ -27,7 +27,7 @@ func explainCommand(c *client) *cobra.Command {
 			if err := c.output.Check(); err != nil {
 				return err
 			}
-			nodes, err := c.traceNodes(cmd, files)
+			nodes, _, err := c.traceNodes(cmd, files)
 			if err != nil {
 				return err
 			}

@@ -5,13 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/net/bpf"
 
 	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/capture/tap"
@@ -73,6 +72,9 @@ func (r reporter) plan(request capture.Request) (capture.Plan, error) {
 		err = addPort(&plan, capture.AtGateway, model.GatewayName)
 	case capture.AtTunnel:
 		err = r.addTunnel(&plan, view)
+	case capture.AtAll:
+		addPods(&plan, view)
+		err = errors.Join(addPort(&plan, capture.AtGateway, model.GatewayName), r.addTunnel(&plan, view))
 	default:
 		err = names.addObject(&plan, view)
 	}
@@ -85,9 +87,14 @@ func openTap(plan capture.Plan) (*tap.Tap, error) {
 	if len(links) == 1 {
 		one, links = links[0], nil
 	}
-	tunnels := plan.At == capture.AtTunnel
-	var program []bpf.RawInstruction
-	program, err := plan.Filter.Program(links, tunnels, plan.SnapLen)
+	within := capture.Plain
+	switch plan.At {
+	case capture.AtTunnel:
+		within = capture.Encapsulated
+	case capture.AtAll:
+		within = capture.Either
+	}
+	program, err := plan.Filter.Program(links, within, plan.SnapLen)
 	if err != nil {
 		return nil, fmt.Errorf("make the capture's filter: %w", err)
 	}
@@ -135,6 +142,15 @@ func (r reporter) addTunnel(plan *capture.Plan, view *model.Snapshot) error {
 	return nil
 }
 
+// addPods adds the ports of all pods of the node, but for those that are just being removed.
+func addPods(plan *capture.Plan, view *model.Snapshot) {
+	list := slices.SortedFunc(maps.Values(view.Attachments),
+		func(a, b model.Attachment) int { return cmp.Compare(a.OFPort, b.OFPort) })
+	for _, a := range list {
+		_ = addPort(plan, a.Pod.String(), a.HostIfName) // fails for a device that is gone
+	}
+}
+
 // addObject adds the ports of the pod or Service of a request. Of a Service, they are those of all pods of the node and
 // the gateway: packets to the Service's addresses are at its clients', packets to its endpoints at theirs.
 func (n *captureNames) addObject(plan *capture.Plan, view *model.Snapshot) error {
@@ -142,24 +158,21 @@ func (n *captureNames) addObject(plan *capture.Plan, view *model.Snapshot) error
 	if err != nil {
 		return err
 	}
-	attachments := make([]model.Attachment, 0, len(view.Attachments))
-	for _, a := range view.Attachments {
-		if object.Kind == model.KindService || a.Pod.String() == object.Name {
-			attachments = append(attachments, a)
-		}
-	}
-	slices.SortFunc(attachments, func(a, b model.Attachment) int { return cmp.Compare(a.OFPort, b.OFPort) })
-	for _, a := range attachments {
-		// A pod of a Service's capture that is just being removed has no part in it.
-		if err := addPort(plan, a.Pod.String(), a.HostIfName); err != nil && object.Kind != model.KindService {
-			return err
-		}
-	}
 	if object.Kind == model.KindService {
+		addPods(plan, view)
 		plan.Filter.Ends = serviceEnds(view.Services[object.Name])
 		return addPort(plan, capture.AtGateway, model.GatewayName)
 	}
-	if len(attachments) > 0 {
+	attached := false
+	for _, a := range view.Attachments {
+		if a.Pod.String() == object.Name {
+			attached = true
+			if err := addPort(plan, a.Pod.String(), a.HostIfName); err != nil {
+				return err
+			}
+		}
+	}
+	if attached {
 		return nil
 	}
 	pod := n.pods[object.Name]

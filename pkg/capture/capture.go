@@ -34,11 +34,13 @@ const (
 	AtGateway = "gateway"
 	// AtTunnel is the underlay, where packets to and from other nodes are encapsulated.
 	AtTunnel = "tunnel"
+	// AtAll is every port of the node: of pods, AtGateway and AtTunnel, where packets need no encapsulation then.
+	AtAll = "all ports"
 )
 
 // Request is what to capture. Zero bounds are the defaults.
 type Request struct {
-	// At is AtGateway, AtTunnel, or the name of a pod or Service: [NAMESPACE/]NAME, with Kind to tell them apart.
+	// At is AtGateway, AtTunnel, AtAll, or the name of a pod or Service: [NAMESPACE/]NAME, with Kind to tell them apart.
 	At   string `json:"at"`
 	Kind string `json:"kind,omitempty"`
 	// Peer limits packets to those from or to it: an address, a CIDR, or a pod, Service or node as At names them.
@@ -92,7 +94,7 @@ type Port struct {
 	Name string `json:"name"`
 	// Link is the node's network device.
 	Link string `json:"link"`
-	// Tunnel says that packets are encapsulated.
+	// Tunnel says that packets are encapsulated, of AtAll those of tunnels.
 	Tunnel bool `json:"tunnel,omitempty"`
 }
 

@@ -116,9 +116,19 @@ const (
 	maxProgramLinks = 256
 )
 
+// Within says of which packets a filter is.
+type Within int
+
+// Of packets as they are, of those within an encapsulation, or of both.
+const (
+	Plain Within = iota
+	Encapsulated
+	Either
+)
+
 // Program is the filter in the kernel: it passes at least what Match wants, of these links if there are any, and keeps
-// this many bytes of each packet. Of tunnels, it passes the encapsulations.
-func (f Filter) Program(links []int, tunnels bool, snapLen int) ([]bpf.RawInstruction, error) {
+// this many bytes of each packet. Of tunnels, it passes all encapsulations.
+func (f Filter) Program(links []int, within Within, snapLen int) ([]bpf.RawInstruction, error) {
 	a := assembler{accept: bpf.RetConstant{Val: uint32(snapLen)}}
 	if 0 < len(links) && len(links) <= maxProgramLinks {
 		a.add(bpf.LoadExtension{Num: bpf.ExtInterfaceIndex})
@@ -132,7 +142,7 @@ func (f Filter) Program(links []int, tunnels bool, snapLen int) ([]bpf.RawInstru
 	a.when(bpf.JumpEqual, etherIPv4, "ipv4")
 	a.when(bpf.JumpEqual, etherIPv6, "ipv6")
 	switch {
-	case tunnels:
+	case within == Encapsulated:
 		a.jump(reject)
 	case f.Protocol == "" && f.Port == 0 && len(f.Ends) == 0:
 		if len(f.Peers) > 0 {
@@ -145,9 +155,14 @@ func (f Filter) Program(links []int, tunnels bool, snapLen int) ([]bpf.RawInstru
 	}
 	for _, is4 := range []bool{true, false} {
 		a.label(family(is4))
-		if tunnels {
-			a.tunnel(is4)
-		} else {
+		switch plain := family(is4) + " plain"; within {
+		case Plain:
+			a.wanted(f, is4)
+		case Encapsulated:
+			a.tunnel(is4, reject)
+		default:
+			a.tunnel(is4, plain)
+			a.label(plain)
 			a.wanted(f, is4)
 		}
 	}
@@ -178,19 +193,19 @@ type assembler struct {
 	next   int
 }
 
-// tunnel passes UDP to the encapsulations' ports, and their own IP protocols.
-func (a *assembler) tunnel(is4 bool) {
+// tunnel passes UDP to the encapsulations' ports, and their own IP protocols. Other packets go on at a label.
+func (a *assembler) tunnel(is4 bool, others string) {
 	a.add(bpf.LoadAbsolute{Off: protocolAt(is4), Size: 1})
 	for _, protocol := range model.TunnelProtocols() {
 		a.when(bpf.JumpEqual, uint32(protocol), accept)
 	}
-	a.when(bpf.JumpNotEqual, ipUDP, reject)
+	a.when(bpf.JumpNotEqual, ipUDP, others)
 	a.loadTransport(is4)
 	a.add(bpf.LoadIndirect{Off: lenEthernet + 2, Size: 2})
 	for _, port := range model.TunnelUDPPorts() {
 		a.when(bpf.JumpEqual, uint32(port), accept)
 	}
-	a.jump(reject)
+	a.jump(others)
 }
 
 // loadTransport sets X to the length of the IP header.

@@ -88,9 +88,9 @@ func TestMatch(t *testing.T) {
 }
 
 // run executes a program as the kernel does.
-func run(t *testing.T, f capture.Filter, links []int, tunnel bool) *bpf.VM {
+func run(t *testing.T, f capture.Filter, links []int, within capture.Within) *bpf.VM {
 	t.Helper()
-	raw, err := f.Program(links, tunnel, 300)
+	raw, err := f.Program(links, within, 300)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -118,7 +118,7 @@ var loose = map[string]string{
 // but for ARP and frames with extension headers.
 func TestProgram(t *testing.T) {
 	for _, tc := range filters {
-		vm := run(t, tc.filter, nil, false)
+		vm := run(t, tc.filter, nil, capture.Plain)
 		for name, f := range frames {
 			n, err := vm.Run(f.frame)
 			if err != nil {
@@ -139,10 +139,14 @@ func TestProgram(t *testing.T) {
 			}
 		}
 	}
-	vm := run(t, capture.Filter{Protocol: capture.TCP}, nil, true)
-	for name, f := range frames {
-		if n, err := vm.Run(f.frame); err != nil || (n > 0) != (strings.HasPrefix(name, "tunnel") || name == "no tunnel") {
-			t.Errorf("tunnels: %s passes %d bytes, %v", name, n, err)
+	plain := []string{"syn", "data", "tcp6", "options", "first6", "later6", "later options6"} // with those left to Match
+	for within, more := range map[capture.Within][]string{capture.Encapsulated: nil, capture.Either: plain} {
+		vm := run(t, capture.Filter{Protocol: capture.TCP}, nil, within)
+		for name, f := range frames {
+			want := strings.HasPrefix(name, "tunnel") || name == "no tunnel" || slices.Contains(more, name)
+			if n, err := vm.Run(f.frame); err != nil || (n > 0) != want {
+				t.Errorf("within %d: %s passes %d bytes, %v", within, name, n, err)
+			}
 		}
 	}
 }
@@ -154,11 +158,11 @@ func TestProgramSize(t *testing.T) {
 		wide = append(wide, netip.MustParsePrefix(fmt.Sprintf("fd44:0:0:%x::/127", i)))
 	}
 	links := make([]int, 256)
-	raw, err := capture.Filter{Peers: wide, Port: 80, Protocol: capture.TCP}.Program(links, false, 300)
+	raw, err := capture.Filter{Peers: wide, Port: 80, Protocol: capture.TCP}.Program(links, capture.Plain, 300)
 	if err != nil || len(raw) > 4096 || len(raw) < 1000 {
 		t.Errorf("%d instructions, %v", len(raw), err)
 	}
-	without, err := capture.Filter{}.Program(make([]int, 257), false, 300)
+	without, err := capture.Filter{}.Program(make([]int, 257), capture.Plain, 300)
 	if err != nil || len(without) > 100 {
 		t.Errorf("%d instructions for more links than are tested, %v", len(without), err)
 	}

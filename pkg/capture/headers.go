@@ -3,6 +3,7 @@ package capture
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 
 	"github.com/weft-cni/weft/pkg/model"
 )
@@ -57,6 +58,8 @@ type Headers struct {
 	// TCPFlags are the flags of TCP; Type and Code are those of ICMP, Type the operation of ARP.
 	TCPFlags   uint8
 	Type, Code uint8
+	// ID is the identifier of an ICMP echo.
+	ID uint16
 	// Target is the address that a neighbor solicitation or advertisement is about.
 	Target netip.Addr
 	MAC    model.MAC // that an ARP reply tells
@@ -238,6 +241,9 @@ func (h *Headers) transport(b []byte, at, length int) {
 			return
 		}
 		h.Type, h.Code, header = b[0], b[1], 8
+		if strings.HasPrefix(icmpTypes[h.Src.Is4()][h.Type], "echo") && len(b) >= 8 {
+			h.ID = binary.BigEndian.Uint16(b[4:])
+		}
 		if h.Protocol == ipICMPv6 && (h.Type == solicitation || h.Type == advertisement) && len(b) >= 24 {
 			h.Target = netip.AddrFrom16([16]byte(b[8:24]))
 		}

@@ -121,7 +121,7 @@ func (r *running) packet(f Frame) End {
 	}
 	tunnel := r.Ports[port].Tunnel
 	h := Parse(f.Data, tunnel)
-	if tunnel && h.Tunnel == nil || !r.Filter.Match(h) {
+	if tunnel && h.Tunnel == nil && r.At != AtAll || !r.Filter.Match(h) {
 		return End{}
 	}
 	addrs := []netip.Addr{h.Src, h.Dst, h.Target}

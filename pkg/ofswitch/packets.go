@@ -65,6 +65,8 @@ func (s *Switch) HeldBack(ctx context.Context) (map[openflow.MeterID]uint64, err
 // PacketOut is a packet for the switch to process.
 type PacketOut struct {
 	Packet []byte // an Ethernet frame
+	// InPort is the port that the packet comes from; 0 is the controller.
+	InPort uint32
 	// Actions are what the switch does with it, as in a flow.
 	Actions []ovs.Action
 }
@@ -80,7 +82,11 @@ func (s *Switch) Send(ctx context.Context, packets []PacketOut) error {
 		if err != nil {
 			return fmt.Errorf("send a packet: %w", err)
 		}
-		fmt.Fprintf(&b, "packet-out in_port=controller packet=%s actions=%s\n", hex.EncodeToString(p.Packet), actions)
+		from := "controller"
+		if p.InPort != 0 {
+			from = strconv.FormatUint(uint64(p.InPort), 10)
+		}
+		fmt.Fprintf(&b, "packet-out in_port=%s packet=%s actions=%s\n", from, hex.EncodeToString(p.Packet), actions)
 	}
 	if err := s.bundleFile(ctx, b.Bytes()); err != nil {
 		return fmt.Errorf("send %d packets: %w", len(packets), err)

@@ -45,6 +45,19 @@ func Exec(ctx context.Context, name, where string, args []string) error {
 	return cmd.Run()
 }
 
+// Kubectl runs kubectl against the lab's API server. An error that is an *exec.ExitError is kubectl's own.
+func Kubectl(ctx context.Context, name string, args []string) error {
+	s, err := ReadStatus(ctx, name)
+	if err != nil {
+		return err
+	}
+	if len(s.Nodes) == 0 {
+		return fmt.Errorf("lab %q has no node yet", name)
+	}
+	// The server is in the nodes' network only.
+	return Exec(ctx, name, "node/"+s.Nodes[0].Name, append([]string{"kubectl", "--kubeconfig=" + kubeconfig, "--cache-dir=" + agentDir + "/kubectl"}, args...))
+}
+
 // enter is the command prefix that leads to a pod or a node.
 func (s Status) enter(where string) ([]string, error) {
 	if node, ok := strings.CutPrefix(where, "node/"); ok {

@@ -413,6 +413,22 @@ func TestExec(t *testing.T) {
 	if _, err := labtest.Run(l.Exec("web-0", "sh", "-c", "exit 7")); !errors.As(err, &exit) || exit.ExitCode() != 7 {
 		t.Errorf("exit status of a command in a pod: %v, want 7", err)
 	}
+	kubectl := func(args ...string) (string, error) {
+		return labtest.Run(labtest.Command(t, append([]string{"--name", l.Name, "kubectl"}, args...)...))
+	}
+	for _, tc := range []struct{ args, want string }{
+		{"get po -A", "web-0"}, {"get deploy", ""}, {"get no node2 -o jsonpath={.kind}", "Node"}, {"describe pod web-0", "Name:             web-0"},
+		{"get netpol,svc,endpointslices -o name", ""}, {"api-resources --no-headers -o name", "clusternetworkpolicies.policy.networking.k8s.io"},
+		{"get pods --field-selector=spec.nodeName=" + pod.Node + " -o name", "pod/web-0"},
+	} {
+		got, err := kubectl(strings.Fields(tc.args)...)
+		if failed := err != nil; failed != (tc.args == "get deploy") || !strings.Contains(got, tc.want) {
+			t.Errorf("kubectl %s: %v: %s, want %q", tc.args, err, got, tc.want)
+		}
+	}
+	if _, err := kubectl("get", "pod", "none"); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "not found") {
+		t.Errorf("a pod that there is not: %v", err)
+	}
 	for _, where := range []string{"unknown", "node/node9"} {
 		if _, err := labtest.Run(l.Exec(where, "true")); err == nil || !strings.Contains(err.Error(), "has no") {
 			t.Errorf("exec in %s: %v", where, err)

@@ -127,6 +127,11 @@ func (a *Agent) Capture(context.Context, capture.Request, capture.Sink) error {
 	return errors.New("the interpreter has no ports to capture at; use a lab")
 }
 
+// Send implements api.Source.
+func (a *Agent) Send(context.Context, api.SendRequest) error {
+	return errors.New("the interpreter sends no packets; use a lab")
+}
+
 // Live implements api.Source.
 func (a *Agent) Live() error { return nil }
 

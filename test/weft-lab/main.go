@@ -58,7 +58,7 @@ func newRoot() *cobra.Command {
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
 	cmd.PersistentFlags().StringVarP((*string)(&p), "output", "o", "table", "table or json")
 	cmd.AddCommand(upCommand(&name), checkCommand(), compileCommand(&p), probeCommand(&p, &name), traceCommand(&p, &name),
-		explainCommand(&p, &name), uiCommand(&name), execCommand(&name), statusCommand(&p, &name), downCommand(&name),
+		explainCommand(&p, &name), uiCommand(&name), execCommand(&name), kubectlCommand(&name), statusCommand(&p, &name), downCommand(&name),
 		serveCommand(&name), cli.VersionCommand())
 	cli.Strict(cmd)
 	return cmd
@@ -284,14 +284,37 @@ func execCommand(name *string) *cobra.Command {
 			"  weft-lab exec node/node1 -- weftctl flows\n" +
 			"  weft-lab exec outside -- curl http://192.0.2.1",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			err := lab.Exec(cmd.Context(), *name, args[0], args[1:])
-			var exit *exec.ExitError
-			if errors.As(err, &exit) {
-				return cli.ExitError{Code: max(exit.ExitCode(), 1)} // -1 when a signal ended it; it has said why
-			}
-			return err
+			return exitOf(lab.Exec(cmd.Context(), *name, args[0], args[1:]))
 		},
 	}
+}
+
+// exitOf makes the exit code of a command that was run this program's.
+func exitOf(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return cli.ExitError{Code: max(exit.ExitCode(), 1)} // -1 when a signal ended it; it has said why
+	}
+	return err
+}
+
+func kubectlCommand(name *string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "kubectl COMMAND [ARGUMENT…]",
+		Short: "Run kubectl against the lab's API server",
+		Long: "Runs this machine's kubectl with the lab's API server, which agents ask, too. It serves what the manifests have become:\n" +
+			"get, describe and watch work. What changes objects does not: edit the manifests, which the lab follows. All that comes\n" +
+			"after kubectl is kubectl's, so --name comes before it.",
+		Args: cobra.MinimumNArgs(1),
+		Example: "  weft-lab kubectl get pods -A\n" +
+			"  weft-lab kubectl describe networkpolicy -n shop\n" +
+			"  weft-lab --name shop kubectl get endpointslices -n shop -o yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return exitOf(lab.Kubectl(cmd.Context(), *name, args))
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }
 
 func statusCommand(p *terminal.Format, name *string) *cobra.Command {

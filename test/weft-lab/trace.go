@@ -9,14 +9,15 @@ import (
 )
 
 func traceCommand(p *terminal.Format, name *string) *cobra.Command {
-	var verbose bool
+	var verbose, sends bool
 	cmd := &cobra.Command{
 		Use:   "trace FROM TO[:PORT[/PROTOCOL]]",
 		Short: "Follow a connection through the flows of the lab's nodes, and say what decides about it",
 		Long: "Follows a new connection, its reply and later packets through the flows that are in the lab's switches now, as\n" +
-			"`kubectl weft trace` does in a cluster. No packet is sent: `weft-lab probe` sends some.",
-		Args:    cobra.ExactArgs(2),
-		Example: "  weft-lab trace shop/frontend-0 service/shop/web:80\n  weft-lab trace outside node/node1:30080 -v",
+			"`kubectl weft trace` does in a cluster. " + follow.LiveLong,
+		Args: cobra.ExactArgs(2),
+		Example: "  weft-lab trace shop/frontend-0 service/shop/web:80\n  weft-lab trace shop/frontend-0 service/shop/web:80 --live\n" +
+			"  weft-lab trace outside node/node1:30080 -v",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := p.Check(); err != nil {
 				return err
@@ -25,9 +26,18 @@ func traceCommand(p *terminal.Format, name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return follow.Trace(cmd, follow.Question{Nodes: nodes, From: args[0], To: args[1]}, *p, verbose)
+			q := follow.Question{Nodes: nodes, From: args[0], To: args[1]}
+			if !sends {
+				return follow.Trace(cmd, q, *p, verbose)
+			}
+			agents, err := lab.Agents(cmd.Context(), *name)
+			if err != nil {
+				return err
+			}
+			return follow.Live(cmd, q, agents, *p, verbose)
 		},
 	}
+	cmd.Flags().BoolVar(&sends, "live", false, "also send a packet, and show where it goes")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "show every flow that a packet takes, with its owner")
 	return cmd
 }

@@ -34,6 +34,7 @@ func (s *Store) Handler() http.Handler {
 			mux.HandleFunc("GET "+r.prefix()+"/"+name+"/{name}", object)
 		}
 	}
+	serveDiscovery(mux)
 	mux.HandleFunc("PATCH /api/v1/nodes/{name}/status", s.patchNodeStatus)
 	mux.HandleFunc("POST /api/v1/namespaces/{namespace}/events", s.createEvent)
 	mux.HandleFunc("PATCH /api/v1/namespaces/{namespace}/events/{name}", s.patchEvent)

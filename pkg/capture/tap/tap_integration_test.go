@@ -32,7 +32,7 @@ const loopback = 1
 
 func open(t *testing.T, f capture.Filter, links []int, one, snapLen int) *tap.Tap {
 	t.Helper()
-	program, err := f.Program(links, false, snapLen)
+	program, err := f.Program(links, capture.Plain, snapLen)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestGone(t *testing.T) {
 
 // TestOpen: what the kernel refuses is said.
 func TestOpen(t *testing.T) {
-	program, err := capture.Filter{}.Program(nil, false, 200)
+	program, err := capture.Filter{}.Program(nil, capture.Plain, 200)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -32,6 +33,7 @@ const (
 	pathTrace    = "/v1/trace"
 	pathPlan     = "/v1/plan"
 	pathCapture  = "/v1/capture"
+	pathSend     = "/v1/send"
 	pathLive     = "/v1/live"
 	pathReady    = "/v1/ready"
 	objectKey    = "object"
@@ -55,6 +57,8 @@ type Source interface {
 	// Capture sends records until a bound of the request is reached, the context ends or the sink fails. An error before
 	// the first record is the answer.
 	Capture(ctx context.Context, request capture.Request, sink capture.Sink) error
+	// Send has the switch process a packet as if the pod had sent it.
+	Send(ctx context.Context, request SendRequest) error
 	// Live returns why only a new process or container can help, or nil.
 	Live() error
 	// Ready returns why the node cannot attach pods, or nil.
@@ -95,6 +99,13 @@ func newMux(source Source) http.Handler {
 		answer(w, v, err)
 	})
 	mux.HandleFunc("POST "+pathCapture, func(w http.ResponseWriter, r *http.Request) { serveCapture(w, r, source) })
+	mux.HandleFunc("POST "+pathSend, func(w http.ResponseWriter, r *http.Request) {
+		request, err := readRequest[SendRequest](w, r, maxRequest)
+		if err != nil {
+			return
+		}
+		answer(w, true, source.Send(r.Context(), request))
+	})
 	for path, check := range map[string]func() error{pathLive: source.Live, pathReady: source.Ready} {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) { answer(w, true, check()) })
 	}
@@ -172,6 +183,27 @@ func (c Client) Policies(ctx context.Context, object string) ([]report.Policy, e
 // Trace asks for what following packets through the node needs.
 func (c Client) Trace(ctx context.Context) (walk.Node, error) {
 	return get[walk.Node](ctx, c, pathTrace, "")
+}
+
+// SendRequest is the first packet of a connection of a pod.
+type SendRequest struct {
+	// Pod is namespace/name.
+	Pod string `json:"pod"`
+	// Source is one of the pod's addresses, with a port or, for ICMP, the identifier of the echo. Destination is where the
+	// pod connects to; an echo request has port 0.
+	Source      netip.AddrPort `json:"source"`
+	Destination netip.AddrPort `json:"destination"`
+	Protocol    uint8          `json:"protocol"`
+}
+
+// Send asks the agent to send a packet from a pod of its node.
+func (c Client) Send(ctx context.Context, request SendRequest) error {
+	body, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	_, err = do[bool](ctx, c, http.MethodPost, pathSend, bytes.NewReader(body))
+	return err
 }
 
 // PlanRequest asks what would change.

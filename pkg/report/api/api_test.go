@@ -69,6 +69,13 @@ func (s source) Plan(_ context.Context, request api.PlanRequest) (report.Plan, e
 		s.err
 }
 
+func (s source) Send(_ context.Context, request api.SendRequest) error {
+	if request.Pod != "shop/web" {
+		return fmt.Errorf("asked to send %+v", request)
+	}
+	return s.err
+}
+
 func (s source) Live() error { return s.err }
 
 func (s source) Ready() error { return s.err }
@@ -101,6 +108,11 @@ func TestClientAndHandler(t *testing.T) {
 	}
 	if n, err := c.Trace(t.Context()); err != nil || n.Name != "n1" || n.Pods[0].MAC != (model.MAC{2, 3, 4, 5, 6, 7}) {
 		t.Errorf("trace %+v, %v", n, err)
+	}
+	for pod, want := range map[string]bool{"shop/web": true, "shop/none": false} {
+		if err := c.Send(t.Context(), api.SendRequest{Pod: pod}); (err == nil) != want {
+			t.Errorf("send from %s: %v", pod, err)
+		}
 	}
 	for _, object := range []string{"", "shop/web", "a&b=c d?#%"} {
 		flows, err := c.Flows(t.Context(), object)

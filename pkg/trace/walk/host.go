@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/trace"
@@ -18,9 +19,10 @@ import (
 type origin string
 
 const (
-	fromItself   origin = "itself"
-	fromSwitch   origin = "the switch"
-	fromUnderlay origin = "the underlay"
+	fromItself    origin = "itself"
+	fromSwitch    origin = "the switch"
+	fromUnderlay  origin = "the underlay"
+	fromWireGuard origin = "WireGuard"
 )
 
 // host sends a packet through a node's kernel.
@@ -33,6 +35,9 @@ func (v *Conversation) host(here *node, from origin, p Packet) End {
 		Node: here.Name, Kernel: true, In: fmt.Sprintf("from %s: %s", from, p), Decided: []string{},
 	})
 	hop := len(v.Hops) - 1
+	if from == fromUnderlay {
+		v.Hops[hop].pass(capture.AtTunnel, false, p)
+	}
 	if t := p.Tuple(); from == fromItself && v.returned[here][Tuple{t.protocol, t.dst, t.src}] { // the answer
 		v.Hops[hop].Out = "to the switch: " + p.String()
 		return v.switched(here, model.PortGateway, model.GatewayMAC, netip.Addr{}, p)
@@ -88,14 +93,16 @@ func (v *Conversation) route(hop int, here *node, from origin, p Packet) End {
 		v.Hops[hop].Out = "to the node itself: " + p.String()
 		return v.arrive(Place{Node: here.Name}, p)
 	case here.routed(p.Dst.Addr()):
-		how := "direct"
+		how, origin := "direct", fromUnderlay
 		if slices.ContainsFunc(here.Encrypted, func(r netip.Prefix) bool { return r.Contains(p.Dst.Addr()) }) {
-			how = "by WireGuard"
+			how, origin = "by WireGuard", fromWireGuard
+		} else {
+			v.Hops[hop].pass(capture.AtTunnel, true, p)
 		}
 		for _, next := range v.nodes {
 			if next.owns(p.Dst.Addr()) {
 				v.Hops[hop].Out = fmt.Sprintf("%s to node %s: %s", how, next.Name, p)
-				return v.host(next, fromUnderlay, p)
+				return v.host(next, origin, p)
 			}
 		}
 	case v.toSwitch(here, from, p):
@@ -103,6 +110,7 @@ func (v *Conversation) route(hop int, here *node, from origin, p Packet) End {
 		return v.switched(here, model.PortGateway, model.GatewayMAC, netip.Addr{}, p)
 	}
 	v.Hops[hop].Out = "to the underlay: " + p.String()
+	v.Hops[hop].pass(capture.AtTunnel, true, p)
 	return v.underlay(here, p)
 }
 

@@ -23,6 +23,9 @@ type Query struct {
 	Src      netip.Addr     `json:"source"`
 	To       netip.AddrPort `json:"to"`
 	Protocol uint8          `json:"protocol"`
+	// SrcPort is the client's port; 0 is any. It is what tells a packet that was sent from others: for ICMP, the
+	// identifier of the echo.
+	SrcPort uint16 `json:"sourcePort,omitempty"`
 }
 
 // Trace is what becomes of a connection, for every choice of a group.
@@ -34,6 +37,8 @@ type Trace struct {
 	Decided []string `json:"decided"`
 	// Paths are those with different ends.
 	Paths []Path `json:"paths"`
+	// Live is what a packet that was sent did; nil without one.
+	Live *Live `json:"live,omitempty"`
 }
 
 // Path is one way that a connection may take.
@@ -56,7 +61,7 @@ func (p Path) End() End { return p.end }
 
 // paths follows a connection through every choice of the groups that it meets, one path for each.
 func (c *Cluster) paths(q Query) iter.Seq[Path] {
-	first := First(netip.AddrPortFrom(q.Src, clientPort), q.To, q.Protocol)
+	first := First(netip.AddrPortFrom(q.Src, cmp.Or(q.SrcPort, clientPort)), q.To, q.Protocol)
 	return func(yield func(Path) bool) {
 		for bucket, most := 0, 1; bucket < min(most, maxBuckets); bucket++ {
 			v := c.Conversation(bucket)
@@ -122,6 +127,9 @@ func (t Trace) Text(verbose bool) string {
 	if len(t.Decided) > 0 {
 		fmt.Fprintf(&b, "Decided by: %s\n", strings.Join(t.Decided, "; "))
 	}
+	if t.Live != nil {
+		fmt.Fprintf(&b, "Live: %s\n", t.Live)
+	}
 	return b.String()
 }
 
@@ -176,7 +184,7 @@ func writeHops(b *strings.Builder, hops []Hop, verbose bool) {
 			what = "kernel"
 		}
 		fmt.Fprintf(b, "%s of %s  %s\n", what, h.Node, h.In)
-		if verbose {
+		if flow := 0; verbose {
 			for _, s := range h.Steps {
 				indent := strings.Repeat("  ", s.Depth+2)
 				if s.Flow == "" {
@@ -186,6 +194,10 @@ func writeHops(b *strings.Builder, hops []Hop, verbose bool) {
 				fmt.Fprintf(b, "%s%s: %s -> %s [%s]", indent, s.Table, s.Flow, s.Actions, s.Owner)
 				if s.Reason != "" {
 					fmt.Fprintf(b, " # %s", s.Reason)
+				}
+				if h.Live != nil {
+					fmt.Fprintf(b, " (live: +%d)", h.Live.Counted[flow])
+					flow++
 				}
 				b.WriteByte('\n')
 			}
@@ -198,6 +210,9 @@ func writeHops(b *strings.Builder, hops []Hop, verbose bool) {
 		}
 		if h.Out != "" {
 			fmt.Fprintf(b, "    %s\n", h.Out)
+		}
+		if h.Live != nil {
+			h.Live.write(b)
 		}
 	}
 }

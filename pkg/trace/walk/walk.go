@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weft-cni/weft/pkg/capture"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
@@ -158,8 +159,12 @@ type Hop struct {
 	// Staged are the rules of staged policies that would have decided.
 	Staged []string     `json:"staged,omitempty"`
 	Steps  []trace.Step `json:"steps,omitempty"`
+	// Live is what a packet that was sent shows of the hop; nil without one.
+	Live *HopLive `json:"live,omitempty"`
 	// Result is the interpreter's; of a switch.
 	Result trace.Result `json:"-"`
+	// passes are the ports at which a capture sees the packet.
+	passes []Sighting
 }
 
 // Conversation follows the packets of connections. It has the connections of all switches and hosts, and belongs to one
@@ -314,6 +319,7 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 		Result: r,
 	})
 	hop := &v.Hops[len(v.Hops)-1]
+	hop.pass(here.portName(port, tunnel), false, p)
 	hop.Decided, hop.Staged = here.decided(r)
 	drop := func(reason string) End {
 		hop.Out = "dropped: " + reason
@@ -328,6 +334,9 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 	switch {
 	case len(r.Outputs) > 1:
 		return drop("several outputs")
+	}
+	hop.pass(here.portName(out.Port, out.Packet.TunnelDst()), true, p)
+	switch {
 	case out.Port == model.PortGateway && out.Packet.SrcMAC() == model.ReturnedMAC:
 		v.returned[here][p.Tuple()] = true
 		hop.Out = "returned to the node itself: " + p.String()
@@ -358,6 +367,23 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 }
 
 // enters names where a packet enters a switch.
+// portName is a port of the switch as captures name it, with the other end of its tunnel if it has one; empty for one
+// that nothing is at.
+func (n *node) portName(port uint32, tunnel netip.Addr) string {
+	switch {
+	case tunnel.IsValid():
+		return capture.AtTunnel
+	case port == model.PortGateway:
+		return capture.AtGateway
+	}
+	for _, p := range n.Pods {
+		if p.Port == port && !p.HostNetwork {
+			return p.Name
+		}
+	}
+	return ""
+}
+
 func (n *node) enters(port uint32, tunnel netip.Addr) string {
 	switch {
 	case tunnel.IsValid():
