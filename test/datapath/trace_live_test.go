@@ -97,6 +97,7 @@ func TestTraceLive(t *testing.T) {
 		{"ping", "shop/client", "pod/shop/other", 0, walk.Reaches, true, "it reached shop/other, which answered with ICMP echo reply, back after "},
 		{"same node", "pod/shop/web", "shop/other:1", 0, walk.Reaches, true, "it reached shop/other, which answered with TCP SYN,ACK"},
 		{"node", "shop/client", "node/node1:9", 1, walk.Reaches, true, "it reached node1, which refused it with TCP RST,ACK"},
+		{"other node", "shop/client", "node/node2:9", 1, walk.Reaches, true, "it reached node2, which refused it with TCP RST,ACK, back after "},
 		{"closed port", "shop/client", "shop/other:2", 1, walk.Reaches, true, "it reached shop/other, which refused it with TCP RST,ACK, back after "},
 		{"denied", "shop/other", "service/shop/web:80", 1, walk.Dropped, true, "it was dropped: policy-ingress"},
 	} {

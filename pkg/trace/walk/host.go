@@ -80,6 +80,7 @@ func (v *Conversation) host(here *node, from origin, p Packet) End {
 	case from == fromSwitch && (p.Src.Addr() == model.MasqueradeAddr(is4) || here.owns(p.Src.Addr())):
 		p.Src = netip.AddrPortFrom(of(here.Addrs, is4), p.Src.Port())
 	}
+	p.masqueraded = p.masqueraded || p.Src != before.Src
 	if p.Tuple() != before.Tuple() {
 		v.nat[here][p.Reply().Tuple()] = before.Reply()
 	}

@@ -90,9 +90,9 @@ func (l Live) String() string {
 	return fmt.Sprintf("%s; %s: %s", word, packets, l.Text)
 }
 
-// pass notes that the packet of a hop passes a port.
+// pass notes that the packet of a hop passes a port, unless it can no longer be told from others.
 func (h *Hop) pass(port string, to bool, p Packet) {
-	if port != "" {
+	if port != "" && !p.masqueraded {
 		h.passes = append(h.passes, Sighting{Node: h.Node, Port: port, To: to, Packet: p})
 	}
 }
@@ -205,8 +205,11 @@ func (t *Trace) judge(m match) {
 	case len(m.answered) == 0:
 		l.Agrees, l.Established = true, !answers(t.Query.Protocol)
 		l.Text = fmt.Sprintf("it reached %s", p.At)
+		if p.end.Got.masqueraded {
+			l.Text = "it went to a node's kernel, which gives it another source port; beyond, it cannot be told from other packets"
+		}
 		if !l.Established {
-			l.Text += ", which has not answered"
+			l.Text += ", and was not answered"
 		}
 	case len(m.unanswered) > 0:
 		l.Text = fmt.Sprintf("it reached %s; ", p.At) + lost("the answer", m.answered, m.unanswered)

@@ -71,11 +71,13 @@ type Packet struct {
 	Src, Dst netip.AddrPort
 	// Flags are TCP's; of other protocols they say alike whether a packet is the first, a reply or a later one.
 	Flags uint16
+	// masqueraded says that a node's kernel has given it another source port than is shown, at random.
+	masqueraded bool
 }
 
 // First is the first packet of a connection. For ICMP it is an echo request.
 func First(src, dst netip.AddrPort, protocol uint8) Packet {
-	p := Packet{protocol, src, dst, trace.SYN}
+	p := Packet{Protocol: protocol, Src: src, Dst: dst, Flags: trace.SYN}
 	if request, _, ok := echo(protocol); ok {
 		p.Src, p.Dst = netip.AddrPortFrom(src.Addr(), request), netip.AddrPortFrom(dst.Addr(), 0)
 	}
