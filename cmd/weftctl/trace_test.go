@@ -165,7 +165,8 @@ func (w *wire) agent(t *testing.T, node walk.Node) string {
 	})
 	mux.HandleFunc("/v1/capture", func(out http.ResponseWriter, r *http.Request) {
 		var request capture.Request
-		if err := json.NewDecoder(r.Body).Decode(&request); err != nil || request.At != capture.AtAll || request.Protocol != capture.TCP {
+		err := json.NewDecoder(r.Body).Decode(&request)
+		if err != nil || request.At != capture.AtAll || request.Protocol != capture.TCP {
 			t.Errorf("node %s is asked to capture %+v: %v", node.Name, request, err)
 		}
 		records := make(chan capture.Record, 10)
@@ -213,7 +214,8 @@ func (w *wire) send(request api.SendRequest) {
 		frame := c.First(model.MAC{1}, model.MAC{2})
 		frame[14+20+13] = flags
 		at = at.Add(time.Millisecond)
-		w.captures[node] <- capture.Record{Packet: &capture.Packet{Port: port, To: to, Time: at, Length: len(frame), Data: frame}}
+		packet := capture.Packet{Port: port, To: to, Time: at, Length: len(frame), Data: frame}
+		w.captures[node] <- capture.Record{Packet: &packet}
 	}
 	const client, web, tunnel, syn, synAck = 0, 1, 2, 2, 0x12
 	show("node1", tunnel, true, there, syn)

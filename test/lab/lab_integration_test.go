@@ -417,7 +417,7 @@ func TestExec(t *testing.T) {
 		return labtest.Run(labtest.Command(t, append([]string{"--name", l.Name, "kubectl"}, args...)...))
 	}
 	for _, tc := range []struct{ args, want string }{
-		{"get po -A", "web-0"}, {"get deploy", ""}, {"get no node2 -o jsonpath={.kind}", "Node"}, {"describe pod web-0", "Name:             web-0"},
+		{"get po -A", "web-0"}, {"get deploy", ""}, {"get no node2 -o jsonpath={.kind}", "Node"}, {"describe pod web-0", "IP:  "},
 		{"get netpol,svc,endpointslices -o name", ""}, {"api-resources --no-headers -o name", "clusternetworkpolicies.policy.networking.k8s.io"},
 		{"get pods --field-selector=spec.nodeName=" + pod.Node + " -o name", "pod/web-0"},
 	} {

@@ -58,8 +58,8 @@ func newRoot() *cobra.Command {
 	cmd.PersistentFlags().StringVar(&name, "name", "lab", "name of the lab; several stand side by side")
 	cmd.PersistentFlags().StringVarP((*string)(&p), "output", "o", "table", "table or json")
 	cmd.AddCommand(upCommand(&name), checkCommand(), compileCommand(&p), probeCommand(&p, &name), traceCommand(&p, &name),
-		explainCommand(&p, &name), uiCommand(&name), execCommand(&name), kubectlCommand(&name), statusCommand(&p, &name), downCommand(&name),
-		serveCommand(&name), cli.VersionCommand())
+		explainCommand(&p, &name), uiCommand(&name), execCommand(&name), kubectlCommand(&name),
+		statusCommand(&p, &name), downCommand(&name), serveCommand(&name), cli.VersionCommand())
 	cli.Strict(cmd)
 	return cmd
 }

@@ -22,7 +22,7 @@ type Sighting struct {
 	// Reply says that the packet answers the one that was sent.
 	Reply  bool   `json:"reply,omitempty"`
 	Packet Packet `json:"-"`
-	// Info is what the capture says of the packet, Time when it was there by the node's clock. An expected one has neither.
+	// Info is what the capture says of the packet, Time when it was there by its node's clock. Expected ones have neither.
 	Info string    `json:"packet,omitempty"`
 	Time time.Time `json:"time,omitzero"`
 }
@@ -119,7 +119,7 @@ type match struct {
 	elsewhere []Sighting
 }
 
-// matchPath compares sightings with a path. Where the first hop is entered is left out: the switch was given the packet.
+// matchPath compares sightings with a path, but for where the first hop is entered: the switch was given the packet.
 func matchPath(p *Path, all []Sighting) match {
 	m := match{path: p}
 	rest := slices.Clone(all)
@@ -155,8 +155,8 @@ func take(rest *[]Sighting, want Sighting, seen, missing *[]Sighting) {
 	*rest = slices.DeleteFunc(*rest, want.same)
 }
 
-// Compare notes in the trace what was seen of a packet: of the last of those that were sent. It may be called again with
-// more sightings.
+// Compare notes in the trace what was seen of the last packet that was sent. It may be called again with more
+// sightings.
 func (t *Trace) Compare(sent int, seen []Sighting) {
 	index, best := 0, matchPath(&t.Paths[0], seen)
 	for i := range t.Paths {
@@ -271,7 +271,7 @@ func (t *Trace) Count(before, after []Node) bool {
 		}
 		h.Live.Counted, h.Live.Missed = nil, ""
 		for _, f := range h.Result.Visited {
-			// A flow that was installed anew counts from 0.
+			// A flow that was installed again counts from 0.
 			n := is[h.Node][f.Key]
 			if old := was[h.Node][f.Key]; old <= n {
 				n -= old

@@ -98,7 +98,8 @@ func TestLive(t *testing.T) {
 		trace.Compare(1, nil) // before anything was seen
 		trace.Compare(1, seen)
 		l := trace.Live
-		if l.Agrees != tc.agrees || l.Established != tc.established || !strings.HasPrefix(l.Text, tc.text) || trace.Done() != tc.done {
+		if l.Agrees != tc.agrees || l.Established != tc.established || !strings.HasPrefix(l.Text, tc.text) ||
+			trace.Done() != tc.done {
 			t.Errorf("%s: done %t, established %t: %s\nwant %q\n%s", tc.name, trace.Done(), l.Established, l, tc.text, trace.Text(false))
 		}
 		for i, p := range trace.Paths {
@@ -173,7 +174,8 @@ func TestSighted(t *testing.T) {
 			{ping, netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0), livePort + 1, false, false},
 		} {
 			trace := walk.Trace{Query: walk.Query{Src: src, SrcPort: livePort, Protocol: tc.protocol}}
-			p := frame(openflow.Connection{Protocol: tc.protocol, Source: tc.from, Destination: tc.to, ICMP: openflow.ICMP{ID: tc.id}})
+			p := frame(openflow.Connection{Protocol: tc.protocol, Source: tc.from, Destination: tc.to,
+				ICMP: openflow.ICMP{ID: tc.id}})
 			s, ok := trace.Sighted("n1", capture.Port{Name: "shop/web"}, p, capture.Names{})
 			if ok != tc.ok || ok && s.Reply != tc.isReply {
 				t.Errorf("%d %s to %s: %t, %+v", tc.protocol, tc.from, tc.to, ok, s)
