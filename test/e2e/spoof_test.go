@@ -280,8 +280,9 @@ func wantNothingBut(t *testing.T, a *wire.Attack, sniffers []sniffer) {
 		if len(through) > 0 {
 			t.Errorf("%s received forged frames:\n  %s", s.where, strings.Join(through, "\n  "))
 		}
-		if seen.Seen[honestTag] != s.honest {
-			t.Errorf("%s received %d honest frames (of %d frames in all), want %d: the sniffer proves nothing", s.where,
+		// Without tunnels, honest frames between pods pass the gateways of the nodes, too.
+		if seen.Seen[honestTag] < s.honest {
+			t.Errorf("%s received %d honest frames (of %d frames in all), want %d or more: the sniffer proves nothing", s.where,
 				seen.Seen[honestTag], seen.Frames, s.honest)
 		}
 	}
