@@ -88,7 +88,9 @@ func coversPeers(wide, narrow model.PolicyRule) bool {
 		// The last range that begins no later: they are disjoint.
 		i := sort.Search(len(wide.Peers), func(i int) bool { return peer.Addr().Less(wide.Peers[i].Addr()) }) - 1
 		if i < 0 || wide.Peers[i].Bits() > peer.Bits() || !wide.Peers[i].Contains(peer.Addr()) {
-			return false
+			if !slices.Contains(wide.Ended, peer) { // its connections go on
+				return false
+			}
 		}
 	}
 	return true

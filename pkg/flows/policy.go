@@ -310,6 +310,12 @@ func dimensionsOf(s stage, r model.PolicyRule, is4 bool) [][]condition {
 			}
 		}
 	}
+	for _, peer := range r.Ended {
+		if peer.Addr().Is4() == is4 {
+			peers = append(peers, condition{proto, matches(s.peer(peer),
+				openflow.ConnectionState(openflow.StateTrk, openflow.StateNew))})
+		}
+	}
 	if len(pods) == 0 || len(peers) == 0 && !r.AnyPeer || len(ports) == 0 && !r.AnyPort {
 		return nil
 	}
@@ -324,7 +330,9 @@ func dimensionsOf(s stage, r model.PolicyRule, is4 bool) [][]condition {
 	if r.AnyPeer {
 		return dimensions
 	}
-	if len(dimensions) == 1 && len(peers) <= fewPeers && len(dimensions[0])*len(peers) <= len(dimensions[0])+len(peers)+1 {
+	// A flow that decides may match the connection's state itself; see decideAndLog.
+	if len(dimensions) == 1 && len(r.Ended) == 0 && len(peers) <= fewPeers &&
+		len(dimensions[0])*len(peers) <= len(dimensions[0])+len(peers)+1 {
 		return [][]condition{product(peers, dimensions[0])}
 	}
 	return append(dimensions, peers)

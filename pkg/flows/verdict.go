@@ -86,7 +86,7 @@ func (x *ruleIndex) add(side *model.PolicySide) {
 			x.anyPeer = append(x.anyPeer, n)
 			continue
 		}
-		for _, peer := range r.Peers {
+		for _, peer := range slices.Concat(r.Peers, r.Ended) { // what is audited has begun
 			x.peers[peer] = append(x.peers[peer], n)
 			x.lengths[peer.Bits()] = true
 		}

@@ -103,6 +103,9 @@ type Policy struct {
 	Ingress, Egress *PolicySide
 	// Log asks for log records of a sample of the packets that the policy allows or denies.
 	Log bool
+	// Domains are the domain names that are peers of the policy's rules, sorted; "*.example.com" is every name below.
+	// Addresses that are known of them are among the rules' Peers.
+	Domains []string
 	// Staged policies have no effect: their flows are in the preview, where they count and log what they would decide.
 	Staged bool
 	// Warning is what of the policy's annotations is invalid, and so ignored; empty otherwise.
@@ -217,6 +220,9 @@ type PolicyRule struct {
 	// Peers are the ranges of the other end, sorted, disjoint and of both families. AnyPeer matches every peer.
 	Peers   []netip.Prefix
 	AnyPeer bool
+	// Ended are further peers, of which only established connections match: addresses of a domain name whose TTL is
+	// over. They are sorted, and in none of Peers.
+	Ended []netip.Prefix
 	// Ports are destination ports, sorted and disjoint. AnyPort matches every port and protocol.
 	Ports   []PortMatch
 	AnyPort bool
@@ -228,7 +234,7 @@ func (r PolicyRule) mostFlows() int {
 	if !r.AnyPort {
 		most = min(most*len(r.Ports), most+2*(len(r.Ports)+productSlack))
 	}
-	return most + len(r.Peers) + 4
+	return most + len(r.Peers) + len(r.Ended) + 4
 }
 
 // PortMatch is a protocol and the destination ports p with p&Mask == Port. Mask 0 is every port of the protocol.

@@ -107,6 +107,17 @@ func (policy Policy) checkRule(d Direction, rule Rule) error {
 	if d == Ingress && slices.ContainsFunc(rule.Peers, nodes) {
 		return errors.New("nodes can only be peers of egress rules")
 	}
+	domains := func(p Peer) bool { return p.Domain != "" }
+	if slices.ContainsFunc(rule.Peers, domains) {
+		switch {
+		case d == Ingress:
+			return errors.New("domainNames can only be peers of egress rules")
+		case rule.Verdict != model.Accept:
+			return errors.New("domainNames are for rules that accept")
+		case policy.Tier != model.AdminTier:
+			return errors.New("domainNames are for the tier Admin")
+		}
+	}
 	return rule.check()
 }
 
@@ -127,6 +138,12 @@ func (rule Rule) check() error {
 func (peer Peer) check() error {
 	selectors := peer.PodSelector != nil || peer.NamespaceSelector != nil
 	switch {
+	case peer.Domain != "":
+		if selectors || peer.IPBlock != nil || peer.NodeSelector != nil {
+			return errors.New("a domain name cannot be combined with others")
+		}
+		_, err := ParseDomain(string(peer.Domain))
+		return err
 	case peer.NodeSelector != nil:
 		if selectors || peer.IPBlock != nil {
 			return errors.New("a selector of nodes cannot be combined with others")

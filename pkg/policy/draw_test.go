@@ -19,6 +19,25 @@ var (
 	someProtocols = []Protocol{"", TCP, UDP, SCTP}
 )
 
+// A domain may be invalid, and names may be learned that none matches.
+var (
+	someDomains    = []Domain{"a.example", "*.a.example", "*.example", "example"}
+	someNamesOfDNS = []string{"a.example", "b.a.example", "c.example"}
+)
+
+func drawLearned(t *rapid.T) model.LearnedName {
+	var n model.LearnedName
+	for _, text := range []string{"10.0.2.1", "192.0.2.1", "192.0.2.7", "fd00:2::1"} {
+		switch a := netip.MustParseAddr(text); upTo(t, 3) {
+		case 0:
+			n.Addrs = append(n.Addrs, a)
+		case 1:
+			n.Ended = append(n.Ended, a)
+		}
+	}
+	return n
+}
+
 func draw[T any](t *rapid.T, from []T) T { return rapid.SampledFrom(from).Draw(t, "pick") }
 
 func chance(t *rapid.T, percent int) bool { return rapid.IntRange(1, 100).Draw(t, "chance") <= percent }
@@ -178,6 +197,12 @@ func drawAnyPolicy(t *rapid.T) Policy {
 	}
 	if len(p.Egress) > 0 && chance(t, 30) {
 		p.Egress[0].Peers = append(p.Egress[0].Peers, Peer{NodeSelector: &Selector{MatchLabels: drawLabels(t)}})
+	}
+	if len(p.Egress) > 0 && chance(t, 40) {
+		p.Egress[0].Peers = append(p.Egress[0].Peers, Peer{Domain: draw(t, someDomains)})
+		if chance(t, 90) {
+			p.Tier, p.Egress[0].Verdict = model.AdminTier, model.Accept
+		}
 	}
 	return p
 }

@@ -107,6 +107,14 @@ func (c Cluster) peerMatches(peer Peer, namespace string, pod *Pod, addr netip.A
 	if peer.IPBlock != nil {
 		return peer.IPBlock.Contains(addr)
 	}
+	if peer.Domain != "" {
+		for name, learned := range c.Names {
+			if peer.Domain.Matches(name) && slices.Contains(learned.Addrs, addr) {
+				return true
+			}
+		}
+		return false
+	}
 	if peer.NodeSelector != nil {
 		return slices.ContainsFunc(c.PeerNodes, func(n Node) bool {
 			return peer.NodeSelector.Matches(n.Labels) && slices.Contains(n.Addrs, addr)

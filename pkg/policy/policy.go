@@ -101,6 +101,8 @@ type Peer struct {
 	IPBlock *IPBlock
 	// NodeSelector selects the addresses of nodes; it cannot be combined with the others.
 	NodeSelector *Selector
+	// Domain selects the addresses of a domain name, as learned; it cannot be combined with the others.
+	Domain Domain
 }
 
 // IPBlock is a range of addresses with exceptions.
@@ -190,8 +192,10 @@ type Cluster struct {
 	Nodes map[string][]netip.Addr
 	// PeerNodes are the nodes that NodeSelectors select.
 	PeerNodes []Node
-	Pods      []Pod
-	Policies  []Policy
+	// Names are the addresses of domain names, as learned by the node where the packet is sent.
+	Names    map[string]model.LearnedName
+	Pods     []Pod
+	Policies []Policy
 }
 
 // Packet is the first packet of a connection, or a reply.

@@ -18,6 +18,8 @@ type World struct {
 	Policies    []Policy
 	Nodes       []Node
 	Attachments []model.Attachment
+	// Names are the domain names of which addresses were learned.
+	Names map[string]model.LearnedName
 	// PodCIDRs are the accepted pod CIDRs by node.
 	PodCIDRs map[string][]netip.Prefix
 }
@@ -40,7 +42,8 @@ func resolveAll(w World, hash func(string) uint32, room int) Resolution {
 			out.Unknown[a.Key()] = true
 		}
 	}
-	from := linearSource{namespaces: map[string]Namespace{}, pods: w.views(), allNodes: w.Nodes}
+	from := linearSource{namespaces: map[string]Namespace{}, pods: w.views(), allNodes: w.Nodes,
+		names: w.Names}
 	for _, n := range w.Namespaces {
 		from.namespaces[n.Name] = n
 	}
@@ -188,6 +191,11 @@ type linearSource struct {
 	namespaces map[string]Namespace
 	pods       []*podView
 	allNodes   []Node
+	names      map[string]model.LearnedName
+}
+
+func (s linearSource) learned(domains []Domain) (addrs, ended []netip.Prefix) {
+	return learnedOf(s.names, domains)
 }
 
 func (s linearSource) nodes(selector Selector) []netip.Prefix {

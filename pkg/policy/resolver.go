@@ -44,6 +44,7 @@ type Resolver struct {
 	overBudget  map[model.PolicyID]bool
 
 	nodeObjects map[string]Node
+	names       map[string]model.LearnedName
 	// unranked says that the places of policies have changed since their ranks were assigned.
 	unranked bool
 
@@ -94,7 +95,8 @@ func newResolver(node string, hash func(string) uint32, room int) *Resolver {
 		attachments: map[model.AttachmentKey]*attachmentState{}, byPod: map[podName][]*attachmentState{},
 		claims: map[netip.Addr][]claim{}, byLabel: map[label][]*podState{},
 		scopes: map[scopeKey]*scope{}, matching: map[*scope]bool{}, selections: map[queryKey]*selection{},
-		policies: map[model.PolicyID]*policyState{}, nodeObjects: map[string]Node{}, ids: newIDs(hash),
+		policies: map[model.PolicyID]*policyState{}, nodeObjects: map[string]Node{},
+		names: map[string]model.LearnedName{}, ids: newIDs(hash),
 		byKey: map[string]*policyState{}, dirty: map[*policyState]bool{}, recheck: map[model.AttachmentKey]bool{},
 		unknown: map[model.AttachmentKey]bool{},
 	}
@@ -150,12 +152,32 @@ func (r *Resolver) nodesChanged() {
 }
 
 func (p *parsedPolicy) usesNodes() bool {
-	for _, side := range p.sides {
-		if slices.ContainsFunc(side.rules, func(r parsedRule) bool { return len(r.nodes) > 0 }) {
-			return true
+	return p.hasRule(func(r parsedRule) bool { return len(r.nodes) > 0 })
+}
+
+func (p *parsedPolicy) hasRule(is func(parsedRule) bool) bool {
+	return slices.ContainsFunc(p.sides, func(s parsedSide) bool { return slices.ContainsFunc(s.rules, is) })
+}
+
+// SetName says what was learned of a domain name, and marks the policies dirty that have it as a peer. Nothing learned
+// deletes it. Idempotent.
+func (r *Resolver) SetName(name string, learned model.LearnedName) {
+	if r.names[name].Equal(learned) {
+		return
+	}
+	if learned.Empty() {
+		delete(r.names, name)
+	} else {
+		r.names[name] = learned
+	}
+	uses := func(rule parsedRule) bool {
+		return slices.ContainsFunc(rule.domains, func(d Domain) bool { return d.Matches(name) })
+	}
+	for _, s := range r.policies {
+		if s.active && s.hasRule(uses) {
+			r.dirty[s] = true
 		}
 	}
-	return false
 }
 
 // Flush resolves the dirty policies, enforces the budget, and returns the differences since the last Flush.
@@ -361,6 +383,10 @@ func (r *Resolver) nodes(s Selector) []netip.Prefix {
 	return nodePrefixes(maps.Values(r.nodeObjects), s)
 }
 
+func (r *Resolver) learned(domains []Domain) (addrs, ended []netip.Prefix) {
+	return learnedOf(r.names, domains)
+}
+
 // assignRanks assigns the ranks again if the places have changed. It calls note for policies before their rank changes.
 func (r *Resolver) assignRanks(note func(*policyState)) {
 	if !r.unranked {
@@ -383,7 +409,7 @@ func (r *Resolver) assignRanks(note func(*policyState)) {
 
 func equalPolicies(a, b model.Policy) bool {
 	return a.ID == b.ID && a.Tier == b.Tier && a.Rank == b.Rank && a.Log == b.Log && a.Err == b.Err &&
-		a.Staged == b.Staged && a.Warning == b.Warning &&
+		a.Staged == b.Staged && a.Warning == b.Warning && slices.Equal(a.Domains, b.Domains) &&
 		equalSides(a.Ingress, b.Ingress) && equalSides(a.Egress, b.Egress)
 }
 
@@ -394,7 +420,7 @@ func equalSides(a, b *model.PolicySide) bool {
 	return slices.Equal(a.Pods, b.Pods) && slices.EqualFunc(a.Rules, b.Rules, func(a, b model.PolicyRule) bool {
 		return a.Verdict == b.Verdict && a.Index == b.Index && a.ID == b.ID && a.AnyPeer == b.AnyPeer &&
 			a.AnyPort == b.AnyPort && slices.Equal(a.Pods, b.Pods) && samePrefixes(a.Peers, b.Peers) &&
-			slices.Equal(a.Ports, b.Ports)
+			slices.Equal(a.Ended, b.Ended) && slices.Equal(a.Ports, b.Ports)
 	})
 }
 

@@ -25,6 +25,7 @@ type world struct {
 	// gone are the pods that were deleted and stay while they are attached.
 	gone  map[podName]bool
 	nodes map[string]Node
+	names map[string]model.LearnedName
 }
 
 // deletePod deletes a pod, which stays if it is attached when all is called.
@@ -47,7 +48,8 @@ func (w *world) dropGone() {
 
 func newWorld() *world {
 	return &world{map[string]Namespace{}, map[podName]Pod{}, map[model.PolicyID]Policy{},
-		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}, map[podName]bool{}, map[string]Node{}}
+		map[model.AttachmentKey]model.Attachment{}, map[string][]netip.Prefix{}, map[podName]bool{}, map[string]Node{},
+		map[string]model.LearnedName{}}
 }
 
 func (w *world) all() World {
@@ -56,12 +58,16 @@ func (w *world) all() World {
 		Pods: slices.Collect(maps.Values(w.pods)),
 		Policies: slices.Collect(
 			maps.Values(w.policies)), Attachments: slices.Collect(maps.Values(w.attachments)), PodCIDRs: maps.Clone(w.podCIDRs),
-		Nodes: slices.Collect(maps.Values(w.nodes))}
+		Nodes: slices.Collect(maps.Values(w.nodes)), Names: maps.Clone(w.names)}
 }
 
 // step makes a random change in both.
 func (w *world) step(t *rapid.T, r *Resolver) {
-	switch upTo(t, 11) {
+	switch upTo(t, 14) {
+	case 12, 13, 14:
+		name, learned := draw(t, someNamesOfDNS), drawLearned(t)
+		w.names[name] = learned
+		r.SetName(name, learned)
 	case 10:
 		node := draw(t, someNodes)
 		w.podCIDRs[node] = draw(t,

@@ -58,6 +58,7 @@ type parsedRule struct {
 	anyPeer  bool
 	selected []query
 	nodes    []Selector
+	domains  []Domain
 	// ipBlocks are the rule's blocks; blocks are the same as sorted, disjoint ranges. Exceptions may expand a block to
 	// millions of ranges, so blocks are filled only while the policy selects a pod of this node (see expand).
 	ipBlocks  []IPBlock
@@ -108,6 +109,8 @@ func parseRule(namespace string, d Direction, index int, rule Rule) parsedRule {
 			r.ipBlocks = append(r.ipBlocks, *peer.IPBlock)
 		case peer.NodeSelector != nil:
 			r.nodes = append(r.nodes, *peer.NodeSelector)
+		case peer.Domain != "":
+			r.domains = append(r.domains, peer.Domain)
 		case peer.NamespaceSelector != nil:
 			var pods Selector
 			if peer.PodSelector != nil {
@@ -159,6 +162,8 @@ type source interface {
 	views(q query) iter.Seq[*podView]
 	// nodes returns the addresses of the selected nodes, sorted and disjoint.
 	nodes(s Selector) []netip.Prefix
+	// learned returns what is known of the domain names, sorted.
+	learned(domains []Domain) (addrs, ended []netip.Prefix)
 }
 
 // resolve returns the policy for this node without its rank and the rules' ids, and the rules' keys in the same order,
@@ -191,6 +196,9 @@ func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Pol
 			rules = side.closed
 		}
 		for _, r := range rules {
+			for _, d := range r.domains {
+				out.Domains = append(out.Domains, string(d))
+			}
 			var variants []variant
 			if side.direction == Ingress {
 				variants = r.ingress(pods, p.subject, from)
@@ -203,6 +211,8 @@ func (p *parsedPolicy) resolve(from source, log bool, why string) (out model.Pol
 			}
 		}
 	}
+	slices.Sort(out.Domains)
+	out.Domains = slices.Compact(out.Domains)
 	return out, keys, true
 }
 
@@ -214,11 +224,11 @@ type variant struct {
 
 // ingress: a name is that of the subject's own port, so subjects with different numbers get different variants.
 func (r *parsedRule) ingress(pods []netip.Addr, subject query, from source) []variant {
-	peers := r.peers(from)
+	peers, _ := r.peers(from)
 	if len(peers) == 0 && !r.anyPeer {
 		return nil
 	}
-	out := r.unnamed(pods, peers)
+	out := r.unnamed(pods, peers, nil)
 	for _, g := range r.byNumbers(from.views(subject)) {
 		slices.SortFunc(g.addrs, netip.Addr.Compare)
 		out = append(out, variant{g.name, model.PolicyRule{
@@ -231,37 +241,39 @@ func (r *parsedRule) ingress(pods []netip.Addr, subject query, from source) []va
 // egress: a name is that of the peer's port, so peers with different numbers get different variants. Only pods have
 // names.
 func (r *parsedRule) egress(pods []netip.Addr, from source) []variant {
-	out := r.unnamed(pods, r.peers(from))
+	peers, ended := r.peers(from)
+	out := r.unnamed(pods, peers, ended)
 	for _, g := range r.byNumbers(r.destinations(from)) {
-		peers := make([]netip.Prefix, len(g.addrs))
+		hosts := make([]netip.Prefix, len(g.addrs))
 		for i, a := range g.addrs {
-			peers[i] = hostPrefix(a)
+			hosts[i] = hostPrefix(a)
 		}
-		slices.SortFunc(peers, comparePrefixes)
+		slices.SortFunc(hosts, comparePrefixes)
 		out = append(out, variant{g.name, model.PolicyRule{
-			Verdict: r.verdict, Index: r.index, Pods: pods, Peers: disjoint(peers), Ports: matches(g.ports),
+			Verdict: r.verdict, Index: r.index, Pods: pods, Peers: disjoint(hosts), Ports: matches(g.ports),
 		}})
 	}
 	return out
 }
 
 // unnamed is the part of the rule without named ports.
-func (r *parsedRule) unnamed(pods []netip.Addr, peers []netip.Prefix) []variant {
-	if len(r.ports) == 0 && !r.anyPort || len(peers) == 0 && !r.anyPeer {
+func (r *parsedRule) unnamed(pods []netip.Addr, peers, ended []netip.Prefix) []variant {
+	if len(r.ports) == 0 && !r.anyPort || len(peers)+len(ended) == 0 && !r.anyPeer {
 		return nil
 	}
 	return []variant{{"", model.PolicyRule{
-		Verdict: r.verdict, Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ports: matches(r.ports),
-		AnyPort: r.anyPort,
+		Verdict: r.verdict, Index: r.index, Pods: pods, Peers: peers, AnyPeer: r.anyPeer, Ended: ended,
+		Ports: matches(r.ports), AnyPort: r.anyPort,
 	}}}
 }
 
-// peers are the addresses of the other end. A list of only one selection is that selection's own.
-func (r *parsedRule) peers(from source) []netip.Prefix {
+// peers are the addresses of the other end, and those that are so for established connections alone. A list of only one
+// selection is that selection's own.
+func (r *parsedRule) peers(from source) (peers, ended []netip.Prefix) {
 	if r.anyPeer {
-		return nil
+		return nil, nil
 	}
-	lists := make([][]netip.Prefix, 0, 1+len(r.selected)+len(r.nodes))
+	lists := make([][]netip.Prefix, 0, 2+len(r.selected)+len(r.nodes))
 	lists = append(lists, r.blocks)
 	for _, s := range r.selected {
 		lists = append(lists, from.prefixes(s))
@@ -269,7 +281,35 @@ func (r *parsedRule) peers(from source) []netip.Prefix {
 	for _, s := range r.nodes {
 		lists = append(lists, from.nodes(s))
 	}
-	return union(lists)
+	if len(r.domains) > 0 {
+		var addrs []netip.Prefix
+		addrs, ended = from.learned(r.domains)
+		lists = append(lists, addrs)
+	}
+	peers = union(lists)
+	ended = slices.DeleteFunc(ended, func(p netip.Prefix) bool { return covers(peers, p.Addr()) })
+	return peers, ended
+}
+
+// learnedOf are the addresses of names that one of the domains matches, sorted. What has ended for one name may go on
+// for another.
+func learnedOf(names map[string]model.LearnedName, domains []Domain) (addrs, ended []netip.Prefix) {
+	for name, learned := range names {
+		if !slices.ContainsFunc(domains, func(d Domain) bool { return d.Matches(name) }) {
+			continue
+		}
+		for _, a := range learned.Addrs {
+			addrs = append(addrs, hostPrefix(a))
+		}
+		for _, a := range learned.Ended {
+			ended = append(ended, hostPrefix(a))
+		}
+	}
+	for _, list := range []*[]netip.Prefix{&addrs, &ended} {
+		slices.SortFunc(*list, comparePrefixes)
+		*list = slices.Compact(*list)
+	}
+	return addrs, ended
 }
 
 // destinations are the destination pods whose named ports count, with the addresses that the rule includes.

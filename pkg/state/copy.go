@@ -180,7 +180,7 @@ func (s *Store) toLive(c Change) bool {
 		return false
 	case SetNode, DeleteNode, SetZone, SetService, SetJoinedService, DeleteService, SetSlice, DeleteSlice, SetOtherProxy,
 		SetExternalIPs, Recall, SetPod, DeletePod, SetNamespace, DeleteNamespace, SetPolicy, DeletePolicy,
-		SetPeerNode:
+		SetPeerNode, SetName:
 		s.copied.live.Apply(c)
 		return true
 	case SetServiceCIDRs:

@@ -57,6 +57,18 @@ var changes = map[string]func(d *drawing) state.Change{
 		}
 		return state.SetRouted{}
 	},
+	"SetName": func(d *drawing) state.Change {
+		var learned model.LearnedName
+		for _, text := range []string{"192.0.2.1", "10.244.2.2", "2001:db8::1"} {
+			switch a := netip.MustParseAddr(text); draw(d, "learned", []int{0, 1, 2}) {
+			case 0:
+				learned.Addrs = append(learned.Addrs, a)
+			case 1:
+				learned.Ended = append(learned.Ended, a)
+			}
+		}
+		return state.SetName{Name: d.one("name", "a.example", "b.a.example"), Learned: learned}
+	},
 	"SetKernelDatapath":  func(d *drawing) state.Change { return state.SetKernelDatapath{Kernel: d.maybe("kernel")} },
 	"SetKeepEstablished": func(d *drawing) state.Change { return state.SetKeepEstablished{Keep: d.maybe("keep")} },
 	"SetAttachment":      func(d *drawing) state.Change { return state.SetAttachment{Attachment: d.attachment()} },
@@ -285,6 +297,10 @@ func (d *drawing) anyPolicy() policy.Policy {
 	}
 	if len(p.Egress) > 0 && d.maybe("nodes") {
 		p.Egress[0].Peers = append(p.Egress[0].Peers, policy.Peer{NodeSelector: &policy.Selector{MatchLabels: d.labels()}})
+	}
+	if len(p.Egress) > 0 && d.maybe("domain names") {
+		p.Tier, p.Egress[0].Verdict = model.AdminTier, model.Accept
+		p.Egress[0].Peers = append(p.Egress[0].Peers, policy.Peer{Domain: "*.example"})
 	}
 	return p
 }

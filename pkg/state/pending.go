@@ -106,6 +106,8 @@ func subjectOf(c Change) (_ subject, ok bool) {
 		s.name, s.other = c.Attachment.ContainerID, c.Attachment.IfName
 	case DeleteAttachment:
 		s.name, s.other = c.Key.ContainerID, c.Key.IfName
+	case SetName:
+		s.name = c.Name
 	case SetOtherProxy:
 		s.name = c.Service
 	case SetServiceCIDRs:

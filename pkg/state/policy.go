@@ -28,6 +28,12 @@ type DeletePolicy struct{ ID model.PolicyID }
 // SetPeerNode says what policies see of a node. DeleteNode says that it is gone.
 type SetPeerNode struct{ Node policy.Node }
 
+// SetName says what was learned of a domain name; nothing learned deletes it.
+type SetName struct {
+	Name    string
+	Learned model.LearnedName
+}
+
 // What these changes come to for the node is found out by Take, for all of them at once; until then nothing is
 // different.
 
@@ -63,6 +69,11 @@ func (c DeletePolicy) apply(s *Store) bool {
 
 func (c SetPeerNode) apply(s *Store) bool {
 	s.resolver.SetNode(c.Node)
+	return false
+}
+
+func (c SetName) apply(s *Store) bool {
+	s.resolver.SetName(c.Name, c.Learned)
 	return false
 }
 

@@ -48,7 +48,7 @@ func FuzzRandomPolicies(f *testing.F) { fuzzing.Property(f, randomPolicies) }
 
 func randomPolicies(t *rapid.T) {
 	c := tracetest.DrawCluster(t)
-	c.Policies = tracetest.DrawPolicies(t)
+	c.Policies, c.Names = tracetest.DrawPoliciesWithNames(t), tracetest.DrawNames(t, c)
 	n, err := tracetest.New(c)
 	if err != nil {
 		t.Fatal(err)
@@ -83,9 +83,9 @@ func randomPolicies(t *rapid.T) {
 	// Changed policies apply to existing connections, in both directions: a denied packet stops the replies, and an
 	// allowed one enables them again.
 	before := c.Policies
-	for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
+	for _, policies := range [][]policy.Policy{tracetest.DrawPoliciesWithNames(t), before} {
 		c.Policies = policies
-		view = c.ForEval()
+		view = c.Begun().ForEval()
 		if err := n.SetPolicies(c); err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
 	"github.com/weft-cni/weft/pkg/policy"
 	"github.com/weft-cni/weft/pkg/trace/tracetest"
@@ -17,7 +18,12 @@ func TestRandomSweep(t *testing.T) {
 	checks(t, 1000)
 	rapid.Check(t, func(t *rapid.T) {
 		c := tracetest.DrawCluster(t)
-		c.Policies = tracetest.DrawPolicies(t)
+		c.Policies, c.Names = tracetest.DrawPoliciesWithNames(t), tracetest.DrawNames(t, c)
+		c = c.Begun()
+		ended := map[string]model.LearnedName{}
+		for name, learned := range c.Names {
+			ended[name] = model.LearnedName{Ended: learned.Addrs}
+		}
 		n, err := tracetest.New(c)
 		if err != nil {
 			t.Fatal(err)
@@ -44,9 +50,10 @@ func TestRandomSweep(t *testing.T) {
 			}
 		}
 		before := c.Policies
-		for _, policies := range [][]policy.Policy{tracetest.DrawPolicies(t), before} {
+		for _, policies := range [][]policy.Policy{tracetest.DrawPoliciesWithNames(t), before} {
 			c.Policies = policies
-			view = c.ForEval()
+			c.Names = ended
+			view = c.Begun().ForEval()
 			if err := n.SetPolicies(c); err != nil {
 				t.Fatal(err)
 			}
@@ -60,6 +67,11 @@ func TestRandomSweep(t *testing.T) {
 					t.Fatalf("%+v is allowed %t by the new policies; its answer arrived %t:\n%s", p, allowed, d.Arrived,
 						n.Explain(p.Reply()))
 				}
+			}
+		}
+		for _, p := range established {
+			if allowed := agree(p); n.Send(p).Arrived != allowed {
+				t.Fatalf("%+v is established; it is to go on: %t\n%s", p, allowed, n.Explain(p))
 			}
 		}
 	})

@@ -3,6 +3,7 @@ package tracetest
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"pgregory.net/rapid"
 
@@ -294,6 +295,42 @@ func DrawPackets(t *rapid.T, c Cluster) []Packet {
 		for _, other := range others {
 			add(pod, other)
 			add(other, pod)
+		}
+	}
+	return list
+}
+
+// DrawNames draws what was learned of domain names: addresses of pods.
+func DrawNames(t *rapid.T, c Cluster) map[string]model.LearnedName {
+	names := map[string]model.LearnedName{}
+	for _, name := range []string{"a.example", "b.a.example"} {
+		var learned model.LearnedName
+		for _, p := range c.Pods {
+			switch rapid.IntRange(0, 3).Draw(t, "learned") {
+			case 0, 1:
+				learned.Addrs = append(learned.Addrs, p.Addrs...)
+			case 2:
+				learned.Ended = append(learned.Ended, p.Addrs...)
+			}
+		}
+		names[name] = learned
+	}
+	return names
+}
+
+// DrawPoliciesWithNames draws policies, some of whose rules have domain names as peers.
+func DrawPoliciesWithNames(t *rapid.T) []policy.Policy {
+	list := DrawPolicies(t)
+	for _, p := range list {
+		if p.Tier != model.AdminTier {
+			continue
+		}
+		for i, r := range p.Egress {
+			named := slices.ContainsFunc(r.Ports, func(p policy.Port) bool { return p.Name != "" })
+			if r.Verdict == model.Accept && !named && rapid.Bool().Draw(t, "domain names") {
+				domain := rapid.SampledFrom([]policy.Domain{"a.example", "*.a.example", "*.example"}).Draw(t, "domain")
+				p.Egress[i].Peers = append(p.Egress[i].Peers, policy.Peer{Domain: domain})
+			}
 		}
 	}
 	return list

@@ -26,6 +26,8 @@ type Cluster struct {
 	Pods       []policy.Pod
 	Policies   []policy.Policy
 	PeerNodes  []policy.Node
+	// Names are the domain names that all nodes have learned.
+	Names map[string]model.LearnedName
 	// Kernel selects the kernel datapath's conntrack behavior.
 	Kernel bool
 }
@@ -33,7 +35,7 @@ type Cluster struct {
 // ForEval is the cluster in the form that policy.Eval takes.
 func (c Cluster) ForEval() policy.Cluster {
 	v := policy.Cluster{Namespaces: c.Namespaces, Nodes: map[string][]netip.Addr{}, Pods: c.Pods, Policies: c.Policies,
-		PeerNodes: c.PeerNodes}
+		PeerNodes: c.PeerNodes, Names: c.Names}
 	for _, n := range c.Nodes {
 		v.Nodes[n.Name] = append([]netip.Addr(nil), n.Addrs...)
 		for _, cidr := range n.PodCIDRs {
@@ -41,6 +43,16 @@ func (c Cluster) ForEval() policy.Cluster {
 		}
 	}
 	return v
+}
+
+// Begun is the cluster as connections see it that have begun: they go on to a name's addresses whose time is over.
+func (c Cluster) Begun() Cluster {
+	names := c.Names
+	c.Names = map[string]model.LearnedName{}
+	for name, learned := range names {
+		c.Names[name] = model.LearnedName{Addrs: slices.Concat(learned.Addrs, learned.Ended)}
+	}
+	return c
 }
 
 // Network is a running cluster.
@@ -120,7 +132,7 @@ func (n *Network) SetPolicies(c Cluster) error {
 
 func (here *node) resolve(c Cluster, owners []model.Owner) error {
 	w := policy.World{Node: here.Name, Pods: c.Pods, Policies: c.Policies, Nodes: c.PeerNodes,
-		PodCIDRs: map[string][]netip.Prefix{}}
+		Names: c.Names, PodCIDRs: map[string][]netip.Prefix{}}
 	for _, n := range c.Nodes {
 		w.PodCIDRs[n.Name] = n.PodCIDRs
 	}
