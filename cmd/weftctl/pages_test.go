@@ -37,7 +37,7 @@ func TestPages(t *testing.T) {
 			}
 		}
 	}
-	if found < 30 {
+	if found < 20 {
 		t.Errorf("found %d commands only", found)
 	}
 }

@@ -142,7 +142,8 @@ func TestLiveCounts(t *testing.T) {
 	if !trace.Count(before, after) {
 		t.Errorf("not all flows have counted:\n%s", trace.Text(true))
 	}
-	for counted, want := range map[uint64]string{0: " (live: +2)\n", 1: " (live: +1)\n", 7: " (live: +2)\n"} { // 7: made again
+	// Flows that had counted more before were added again since.
+	for counted, want := range map[uint64]string{0: " (live: +2)\n", 1: " (live: +1)\n", 7: " (live: +2)\n"} {
 		for _, n := range before {
 			for i := range n.Flows {
 				n.Flows[i].Packets = counted
