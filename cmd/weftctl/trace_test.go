@@ -204,7 +204,8 @@ func (w *wire) send(request api.SendRequest) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.flows++
-	if w.sent++; w.sent <= w.lost {
+	w.sent++
+	if w.sent <= w.lost {
 		return
 	}
 	there := openflow.Connection{Protocol: request.Protocol, Source: request.Source, Destination: request.Destination}

@@ -60,10 +60,10 @@ func Live(cmd *cobra.Command, q Question, agents map[string]api.Client, format t
 		established = established && traces[i].Live.Agrees && traces[i].Live.Established
 	}
 	err = format.Print(cmd.OutOrStdout(), traces, func(w io.Writer) error { return walk.Write(w, traces, verbose) })
-	if err == nil && !(established && walk.Established(traces)) {
-		return cli.Found
+	if err != nil || established && walk.Established(traces) {
+		return err
 	}
-	return err
+	return cli.Found
 }
 
 // live sends packets of one connection.
@@ -120,7 +120,7 @@ func (l *live) send(ctx context.Context, t *walk.Trace, sent int) error {
 		group.Go(func() error {
 			err := l.agents[node].Capture(running, liveRequest(t.Query), w.record(t, node, begun))
 			if ctx.Err() != nil {
-				return nil // it was ended below
+				return nil //nolint:nilerr // it was ended below
 			}
 			return fmt.Errorf("capture on node %s: %w", node, errors.Join(err, errors.New("it has ended early")))
 		})
@@ -144,7 +144,8 @@ func (l *live) send(ctx context.Context, t *walk.Trace, sent int) error {
 	for end := time.After(liveWait); ; {
 		select {
 		case <-w.news:
-			if w.compare(t, sent); !t.Done() {
+			w.compare(t, sent)
+			if !t.Done() {
 				continue
 			}
 		case <-running.Done():

@@ -333,8 +333,7 @@ func (v *Conversation) switched(here *node, port uint32, mac model.MAC, tunnel n
 	out := r.Outputs[0]
 	p.Src = netip.AddrPortFrom(out.Packet.Src(), out.Packet.SrcPort())
 	p.Dst = netip.AddrPortFrom(out.Packet.Dst(), out.Packet.DstPort())
-	switch {
-	case len(r.Outputs) > 1:
+	if len(r.Outputs) > 1 {
 		return drop("several outputs")
 	}
 	hop.pass(here.portName(out.Port, out.Packet.TunnelDst()), true, p)
