@@ -16,7 +16,7 @@ import (
 
 // APIVersion is the version of the agent's answers, and of the JSON that weftctl prints. It grows with every change
 // that an older reader could not make sense of, and with every new path. Agents before it was introduced count as 1.
-const APIVersion = 4
+const APIVersion = 5
 
 // Progress is how far the switch is programmed.
 type Progress struct {
