@@ -390,52 +390,6 @@ func TestFollowsManifests(t *testing.T) {
 	wait("that nodes cannot change", func(s lab.Status) bool { return strings.Contains(s.Problem, "the nodes changed") })
 }
 
-func TestExec(t *testing.T) {
-	l := labtest.Up(t, "exec", "-f", labtest.Write(t, map[string]string{"f.yaml": deployment("web", 2, 80)}))
-	pod := l.Pod("web-0")
-	if got := l.Run("default/web-0", "hostname"); got != "web-0" {
-		t.Errorf("host name in a pod: %q", got)
-	}
-	if got := strings.Fields(l.Run("web-0", "ls", "/sys/class/net")); !cmp.Equal(got, []string{"eth0", "lo"}) {
-		t.Errorf("devices in a pod: %v", got)
-	}
-	if got := l.Run("web-0", "ip", "-o", "addr", "show", "eth0"); !strings.Contains(got, pod.IPs[0].String()) {
-		t.Errorf("the pod's interface has no %s: %s", pod.IPs[0], got)
-	}
-	if got := l.Run("node/"+pod.Node, "weftctl", "status"); !strings.Contains(got, "default/web-0") {
-		t.Errorf("weftctl status on the pod's node:\n%s", got)
-	}
-	if got := l.Run("node/node1", "ovs-ofctl", "--names", "dump-flows", "weft"); !strings.Contains(got,
-		"table=SpoofGuard") {
-		t.Errorf("flows on a node:\n%s", got)
-	}
-	var exit *exec.ExitError
-	if _, err := labtest.Run(l.Exec("web-0", "sh", "-c", "exit 7")); !errors.As(err, &exit) || exit.ExitCode() != 7 {
-		t.Errorf("exit status of a command in a pod: %v, want 7", err)
-	}
-	kubectl := func(args ...string) (string, error) {
-		return labtest.Run(labtest.Command(t, append([]string{"--name", l.Name, "kubectl"}, args...)...))
-	}
-	for _, tc := range []struct{ args, want string }{
-		{"get po -A", "web-0"}, {"get deploy", ""}, {"get no node2 -o jsonpath={.kind}", "Node"}, {"describe pod web-0", "IP:  "},
-		{"get netpol,svc,endpointslices -o name", ""}, {"api-resources --no-headers -o name", "clusternetworkpolicies.policy.networking.k8s.io"},
-		{"get pods --field-selector=spec.nodeName=" + pod.Node + " -o name", "pod/web-0"},
-	} {
-		got, err := kubectl(strings.Fields(tc.args)...)
-		if failed := err != nil; failed != (tc.args == "get deploy") || !strings.Contains(got, tc.want) {
-			t.Errorf("kubectl %s: %v: %s, want %q", tc.args, err, got, tc.want)
-		}
-	}
-	if _, err := kubectl("get", "pod", "none"); !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(err.Error(), "not found") {
-		t.Errorf("a pod that there is not: %v", err)
-	}
-	for _, where := range []string{"unknown", "node/node9"} {
-		if _, err := labtest.Run(l.Exec(where, "true")); err == nil || !strings.Contains(err.Error(), "has no") {
-			t.Errorf("exec in %s: %v", where, err)
-		}
-	}
-}
-
 // The examples do what README says: the shop's packets do what is expected, and its policies allow what they say.
 func TestExamples(t *testing.T) {
 	const shop, policies = "../../examples/shop", "../../examples/shop-policies"
