@@ -155,7 +155,7 @@ switch: ## Those of the product's packages, of the image and of the page
 labs: ## Those on nodes in namespaces, which compare the machine with before, so one package at a time
 	@$(BEGUN)
 	go -C test mod download # the tests have no way out
-	test/apart.sh go test -C test -tags integration -timeout 40m -p 1 ./lab/... ./datapath/...
+	test/apart.sh go test -C test -tags integration -timeout 60m -p 1 ./lab/... ./datapath/...
 	test/apart.sh go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
