@@ -38,9 +38,7 @@ demo: deps image bin/demo ## From nothing to a two-node cluster with Weft and an
 	bin/demo --dir $(DIR)
 
 .PHONY: test
-test: deps unit switch ## Every test, from nothing: unit, Open vSwitch, clusters, the kernel's datapath
-	@$(MAKE) --no-print-directory --jobs=2 labs e2e # each leaves a third of the processors
-	@$(MAKE) --no-print-directory kernel-test
+test: deps unit integration e2e kernel-test ## Every test, from nothing: unit, Open vSwitch, clusters, the kernel's datapath
 
 .PHONY: deps
 deps: bin/cluster ## Install the Debian packages that clusters and tests need
@@ -142,21 +140,13 @@ packages  = $$(go list -tags integration $$(dirname $(TAGGED) | sort -u | sed 's
 tests     = "^($$(grep -hoE '^func Test\w+' $(TAGGED) | cut -c6- | paste -sd'|'))$$"
 
 .PHONY: integration
-integration: switch labs ## Tests on a real Open vSwitch and a real kernel; needs root
-
-.PHONY: switch
-switch: ## Those of the product's packages, of the image and of the page
+integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	@$(BEGUN)
 	go test $(RACE) -tags integration -timeout 20m -run $(tests) $(call packages,-E)
 	go test -tags integration -timeout 20m -run $(tests) $(call packages,-vE)
 	go test -C test -tags integration -timeout 20m ./image ./cluster/agnhost ./page
-
-.PHONY: labs
-labs: ## Those on nodes in namespaces, which compare the machine with before, so one package at a time
-	@$(BEGUN)
-	go -C test mod download # the tests have no way out
-	test/apart.sh go test -C test -tags integration -timeout 60m -p 1 ./lab/... ./datapath/...
-	test/apart.sh go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
+	go test -C test -tags integration -timeout 40m -p 1 ./lab/... ./datapath/... # these compare the machine with before, so one at a time
+	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
 nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, the matrix of transports, dual stack over Geneve on a cluster; an hour
