@@ -172,7 +172,7 @@ chaos: deps ## Faults of every kind in a random order while traffic goes every w
 SOAK ?= 1h
 .PHONY: soak
 soak: deps ## Pods, policies and Services come and go under traffic; what the node uses must not grow: SOAK=1h; needs root
-	WEFT_SOAK=$(SOAK) go test -C test -tags integration -count=1 -timeout 5h -v -run 'TestSoak$$' ./datapath
+	WEFT_SOAK=$(SOAK) go test -C test -tags integration -count=1 -timeout 5h -v -run '^(TestSoak|TestRestartTouchesNothing)$$' ./datapath
 
 .PHONY: e2e
 e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
