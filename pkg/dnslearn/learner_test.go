@@ -311,6 +311,30 @@ func TestTCP(t *testing.T) {
 	}
 }
 
+// TestManyStreams: when too many connections are open, the one that was silent for the longest time teaches nothing.
+func TestManyStreams(t *testing.T) {
+	const syn, name = 2, "a.example."
+	to := netip.MustParseAddrPort("[fd00::10]:53")
+	client := func(i int) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("fd00::2"), uint16(10000+i)) }
+	length := func(m []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...) }
+	l := learner("*.example")
+	for i := range dnslearn.MaxStreams + 1 {
+		l.Query(frame(client(i), to, true, syn, 0, nil), begin.Add(time.Duration(i)*time.Millisecond))
+	}
+	now := begin.Add(time.Second)
+	both := []int{0, dnslearn.MaxStreams}
+	for _, i := range both {
+		l.Query(frame(client(i), to, true, 0, 1, length(query(7, name, dnsmessage.TypeA))), now)
+	}
+	reply := length(message(7, true, name, dnsmessage.TypeA, name+" 60 192.0.2.1"))
+	for _, i := range both {
+		l.Answer(frame(to, client(i), true, syn, 0, nil), now)
+		if changed := l.Answer(frame(to, client(i), true, 0, 1, reply), now); (len(changed) > 0) != (i > 0) {
+			t.Errorf("connection %d taught %v", i, changed)
+		}
+	}
+}
+
 // TestRecall: what was learned survives in records, and only what is wanted.
 func TestRecall(t *testing.T) {
 	l := learner("*.example")

@@ -19,9 +19,10 @@ type stream struct {
 	seen  time.Time
 }
 
-// Bounds of what is kept for TCP.
+// Bounds of what is kept for TCP: 16 MB at most.
 const (
-	maxStreams    = 1024
+	// MaxStreams is how many directions of connections are put together at once.
+	MaxStreams    = 128
 	maxStreamSize = 2 * (2 + 65535) // two messages of the largest size, with their lengths
 	streamIdle    = 30 * time.Second
 )
@@ -99,7 +100,7 @@ func (s streams) expire(now time.Time) {
 			oldest = key
 		}
 	}
-	if len(s) >= maxStreams {
+	if len(s) >= MaxStreams {
 		delete(s, oldest)
 	}
 }

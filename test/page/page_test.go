@@ -249,7 +249,7 @@ func unprotected(t *testing.T, at string) string {
 		Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = to.Scheme, to.Host },
 		ModifyResponse: func(r *http.Response) error {
 			if r.Header.Get("Content-Security-Policy") == "" {
-				return errors.New("there is no policy to leave out")
+				return errors.New("want a policy to leave out")
 			}
 			r.Header.Del("Content-Security-Policy")
 			return nil
