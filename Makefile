@@ -18,8 +18,8 @@ NAME      ?= weft
 DIR       ?= .cluster
 CLUSTER   := bin/cluster --dir $(DIR)
 
-# CI's log shows how long each part takes.
-BEGUN = echo "=== $@, $$(date +%T)"
+# CI's log shows how long each part takes; .ci/run repeats at its end when each began, from the file TIMELINE.
+BEGUN = echo "=== $@, $$(date +%T)" | tee -a "$${TIMELINE:-/dev/null}"
 
 .PHONY: help
 help: ## Show this list
@@ -149,14 +149,14 @@ integration: ## Tests on a real Open vSwitch and a real kernel; needs root
 	go test -C test -tags integration -timeout 30m -run TestLab/ipv6 ./scenario # the other families: make nightly
 
 .PHONY: nightly
-nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, the matrix of transports, dual stack over Geneve on a cluster; an hour
+nightly: image ## 100,000 sets of random policies through the compiled flows and by other evaluators, 10,000 sequences of changes, all scenarios in the lab, the matrix of transports, clusters with dual stack over Geneve and with IPv6 alone; over an hour
 	WEFT_POLICY_SETS=100000 go test ./pkg/trace -run TestRandomPolicies -timeout 4h
 	go test -C test/oracle/policy -run TestRandomPolicies -timeout 4h -rapid.checks=100000
 	go test ./pkg/state -run TestEveryChange -timeout 1h -rapid.checks=10000
 	go test -C test -tags integration -timeout 1h -run TestLab ./scenario
 	go test -C test -tags integration -timeout 10m ./bench
 	$(MAKE) matrix
-	test/e2e/run.sh dual/geneve
+	test/e2e/run.sh dual/geneve ipv6/geneve
 
 .PHONY: matrix matrix-update
 matrix: deps ## Every transport with and without encryption, in every family, for every kind of destination and policy, in labs; compares with docs/matrix.md; needs root
@@ -175,7 +175,7 @@ soak: deps ## Pods, policies and Services come and go under traffic; what the no
 	WEFT_SOAK=$(SOAK) go test -C test -tags integration -count=1 -timeout 5h -v -run '^(TestSoak|TestRestartTouchesNothing)$$' ./datapath
 
 .PHONY: e2e
-e2e: image ## End-to-end tests on real clusters: both tunnels, IPv4, IPv6 and dual stack
+e2e: image ## End-to-end tests on real clusters: IPv4 over Geneve, dual stack over VXLAN
 	@$(BEGUN)
 	test/e2e/run.sh
 
