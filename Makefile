@@ -67,8 +67,8 @@ release: bin/image ## A folder with all of a release: VERSION=v0.2.0, REPOSITORY
 	bin/image release -o $(RELEASE) -version $(VERSION) -repository $(REPOSITORY) -commit '$(COMMIT)' -created "$$(git log -1 --format=%ct)"
 
 .PHONY: push
-push: bin/image ## Send a release's image to a registry, and write weft.yaml for it: VERSION=v0.2.0 REGISTRY=registry.example/net
-	bin/image push -from $(RELEASE) -registry $(REGISTRY) -o $(dir $(RELEASE))weft-$(VERSION).yaml
+push: bin/image ## Send a release's image to a registry, and write the manifests for it: VERSION=v0.2.0 REGISTRY=registry.example/net
+	bin/image push -from $(RELEASE) -registry $(REGISTRY) -o $(dir $(RELEASE))
 
 .PHONY: lint
 lint: cross ## gofmt, go vet and golangci-lint over everything, and cross
@@ -193,6 +193,7 @@ kernel-test-all: deps image bin/kernel ## The same in full, and clusters on the 
 	go test -C test -tags kernel ./kernel/machine
 	bin/kernel test --timeout 40m datapath
 	bin/kernel test --timeout 40m scenario
+	bin/kernel test openvswitch
 	bin/kernel test --timeout 60m cluster
 	bin/kernel test --timeout 120m --ip-family ipv4 conformance
 

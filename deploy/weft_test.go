@@ -1,4 +1,4 @@
-// Package deploy has no code: its test holds weft.yaml to what the rest of the repository says.
+// Package deploy has no code: its tests hold the manifests to what the rest of the repository says.
 package deploy
 
 import (
@@ -25,10 +25,10 @@ import (
 	"github.com/weft-cni/weft/pkg/report/api"
 )
 
-// manifest decodes weft.yaml as strictly as the API server does with kubectl's --validate=strict.
-func manifest(t *testing.T) []runtime.Object {
+// decode reads a manifest as strictly as the API server does with kubectl's --validate=strict.
+func decode(t *testing.T, file string) []runtime.Object {
 	t.Helper()
-	data, err := os.ReadFile("weft.yaml")
+	data, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,11 +44,16 @@ func manifest(t *testing.T) []runtime.Object {
 	return objects
 }
 
-// only is the one object of its type.
+// only is weft.yaml's one object of its type.
 func only[T runtime.Object](t *testing.T) T {
 	t.Helper()
+	return one[T](t, decode(t, "weft.yaml"))
+}
+
+func one[T runtime.Object](t *testing.T, objects []runtime.Object) T {
+	t.Helper()
 	var found []T
-	for _, obj := range manifest(t) {
+	for _, obj := range objects {
 		if o, ok := obj.(T); ok {
 			found = append(found, o)
 		}

@@ -10,16 +10,19 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 
 	"github.com/weft-cni/weft/internal/cli"
+	"github.com/weft-cni/weft/internal/openvswitch"
 	"github.com/weft-cni/weft/internal/version"
 	"github.com/weft-cni/weft/pkg/agent"
 	"github.com/weft-cni/weft/pkg/cni"
 	"github.com/weft-cni/weft/pkg/cni/wire"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report/api"
 )
 
@@ -32,12 +35,15 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(runCommand(), installCommand(), checkCommand(), cli.VersionCommand())
+	root.AddCommand(runCommand(), installCommand(), openVSwitchCommand(), checkCommand(), cli.VersionCommand())
 	cli.Strict(root)
 	err := root.ExecuteContext(ctx)
 	stop()
 	os.Exit(cli.Finish("weft-agent", err, cli.Problem, os.Stderr))
 }
+
+var errNoNode = errors.New(
+	"--node-name or the environment variable NODE_NAME must name this node as the API server knows it")
 
 func runCommand() *cobra.Command {
 	opt := agent.Options{Version: version.Get(), Level: new(slog.LevelVar)}
@@ -48,8 +54,7 @@ func runCommand() *cobra.Command {
 		Example: "  weft-agent run --config /etc/weft/config.yaml --node-name node1",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opt.Node == "" {
-				return fmt.Errorf(
-					"--node-name or the environment variable NODE_NAME must name this node as the API server knows it")
+				return errNoNode
 			}
 			cfg, err := config.Load(opt.ConfigFile)
 			if err != nil {
@@ -107,6 +112,31 @@ func installCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&from, "from", "/opt/weft/cni", "directory of the plugins in the image")
 	cmd.Flags().StringVar(&to, "to", "/opt/cni/bin", "the node's directory of CNI plugins")
+	return cmd
+}
+
+func openVSwitchCommand() *cobra.Command {
+	o := openvswitch.Options{Bridge: model.BridgeName}
+	cmd := &cobra.Command{
+		Use:     "openvswitch",
+		Short:   "Run Open vSwitch on a node that has none; the DaemonSet of openvswitch.yaml does this",
+		Args:    cobra.NoArgs,
+		Example: "  weft-agent openvswitch --node-name node1",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Node == "" {
+				return errNoNode
+			}
+			o.Log = newLogger(os.Stderr, config.LogText, new(slog.LevelVar))
+			return openvswitch.Run(cmd.Context(), o)
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.Node, "node-name", os.Getenv("NODE_NAME"), "name of this node's Node object (default $NODE_NAME)")
+	flags.StringVar(&o.RunDir, "run-dir", config.Default().OVSRunDir, "directory of sockets and pid files")
+	flags.StringVar(&o.Database, "database", "/var/lib/openvswitch/conf.db", "file of the database")
+	flags.StringVar(&o.Schema, "schema", "/usr/share/openvswitch/vswitch.ovsschema", "schema of the database")
+	flags.DurationVar(&o.RestoreWithin, "restore-within", time.Minute,
+		"time for the agent to program the flows after a restart, while the kernel forwards as before")
 	return cmd
 }
 

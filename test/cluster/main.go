@@ -152,6 +152,8 @@ func upCommand(w *where) *cobra.Command {
 	flags.StringVar((*string)(&o.datapath), "datapath", string(datapath.Netdev),
 		"Weft's datapath: netdev, or system where the machine's kernel has Open vSwitch")
 	flags.StringVar(&o.install, "install", filepath.Join("deploy", "weft.yaml"), "Weft's manifest")
+	flags.StringVar((*string)(&o.switches), "openvswitch", string(ofNode),
+		"who starts Open vSwitch: the node, or a daemonset (openvswitch.yaml beside Weft's manifest)")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")
 	flags.BoolVar(&o.dns, "dns", true, "run CoreDNS, where there is a pod network")

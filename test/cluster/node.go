@@ -6,30 +6,16 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"time"
 
-	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/test/cluster/state"
 	"github.com/weft-cni/weft/test/lab/sandbox"
 )
 
-const (
-	ovsRunDir = "/run/openvswitch"
-	ovsDB     = "/etc/openvswitch/conf.db"
-	ovsSchema = "/usr/share/openvswitch/vswitch.ovsschema"
-)
-
-// ovsTimeout bounds how long ovs-vsctl waits for the switch.
-func ovsTimeout() string {
-	return fmt.Sprintf("--timeout=%.0f", testenv.Patience(20*time.Second).Seconds())
-}
-
 // onDisk are the directories of a node that are empty at first, whatever the machine has there, and that are kept in
 // the state directory instead of memory.
 var onDisk = []string{"/etc/cni/net.d", "/opt/cni/bin", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet",
-	"/var/log/openvswitch", "/var/log/pods"}
+	"/var/lib/openvswitch", "/var/log/openvswitch", "/var/log/pods"}
 
 // copyOnWrite are the directories that a node may change for itself.
 var copyOnWrite = []string{"/etc", "/opt", "/var/lib", "/var/log"}
@@ -83,8 +69,9 @@ func hostsFile(plan state.Plan, index int) string {
 	return b.String()
 }
 
-// startNode starts one node up to its container runtime: namespaces, Open vSwitch, the node's addresses and containerd.
-func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, error) {
+// startNode starts one node up to its container runtime: namespaces, Open vSwitch unless a DaemonSet will, the node's
+// addresses and containerd.
+func startNode(ctx context.Context, c state.Cluster, index int, switches openVSwitch) (state.Node, error) {
 	dir, plan := paths(c.Dir), c.Plan
 	n := state.Node{Name: state.NodeName(index), Addrs: state.Addrs(plan.Node(index)),
 		Processes: map[string]sandbox.Process{}}
@@ -101,10 +88,7 @@ func startNode(ctx context.Context, c state.Cluster, index int) (state.Node, err
 	if err := makeRouter(ctx, n.Sandbox); err != nil {
 		return n, err
 	}
-	if err := startOVS(ctx, dir, n); err != nil {
-		return n, err
-	}
-	if err := c.Datapath.Connect(ctx, n.Sandbox, plan.Uplink(index)); err != nil {
+	if err := switches.connect(ctx, c, n, plan.Uplink(index)); err != nil {
 		return n, err
 	}
 	return n, startContainerd(ctx, dir, n)
@@ -117,33 +101,6 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 echo 1 >/proc/sys/net/ipv6/conf/all/forwarding`
 	_, err := n.Run(ctx, "sh", "-ec", script)
 	return err
-}
-
-// startOVS starts Open vSwitch the way the Debian package does, in the places where it does.
-func startOVS(ctx context.Context, dir paths, n state.Node) error {
-	// The machine's own database, where the package was ever started, shows in a node's copy of /etc.
-	const create = `mkdir -p "$1" "$(dirname "$2")"; rm -f "$2"; ovsdb-tool create "$2" "$3"`
-	if _, err := n.Sandbox.Run(ctx, "sh", "-ec", create, "sh", ovsRunDir, ovsDB, ovsSchema); err != nil {
-		return err
-	}
-	daemon := func(program string, ready func(context.Context) error, args ...string) error {
-		d := sandbox.Daemon{Args: slices.Concat([]string{program}, args, []string{"--pidfile", "--log-file",
-			"-vconsole:off"}), Nice: sandbox.OVSNice}
-		return startOnNode(ctx, dir, n, d, ready)
-	}
-	socket := "unix:" + ovsRunDir + "/db.sock"
-	if err := daemon("ovsdb-server", func(ctx context.Context) error {
-		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", "--no-wait", "--timeout=2", "init", "--", "set", "Open_vSwitch", ".",
-			"external_ids:system-id="+n.Name, "external_ids:hostname="+n.Name)
-		return err
-	}, ovsDB, "--remote=p"+socket); err != nil {
-		return err
-	}
-	return daemon("ovs-vswitchd", func(ctx context.Context) error {
-		// Without --no-wait this returns when the switch has applied it.
-		_, err := n.Sandbox.Run(ctx, "ovs-vsctl", ovsTimeout(), "set", "Open_vSwitch", ".", "external_ids:rundir="+ovsRunDir)
-		return err
-	}, socket)
 }
 
 func startContainerd(ctx context.Context, dir paths, n state.Node) error {

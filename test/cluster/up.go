@@ -30,6 +30,7 @@ type upOptions struct {
 	datapath datapath.Datapath
 	dir      string // absolute
 	install  string // manifest of Weft; empty: a cluster without network
+	switches openVSwitch
 	image    string // tar with Weft's image; empty: none
 	agnhost  bool   // put Kubernetes' image for tests on every node
 	dns      bool   // run CoreDNS
@@ -38,6 +39,9 @@ type upOptions struct {
 // up starts a cluster. When it fails, what has been started stays for inspection; `down` or the next `up` removes it.
 func up(ctx context.Context, p *progress, o upOptions) error {
 	if err := checkMachine(o.datapath); err != nil {
+		return err
+	}
+	if err := o.switches.check(o); err != nil {
 		return err
 	}
 	for _, path := range []string{o.install, o.image} {
@@ -109,15 +113,18 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if o.image != "" {
 		images = append(images, o.image)
 	}
-	err = p.step(terminal.Count(o.nodes, "node")+": Open vSwitch, containerd, images, kubelet",
+	err = p.step(fmt.Sprintf("%s (%s): containerd, images, kubelet", terminal.Count(o.nodes, "node"), o.switches),
 		func(detail func(string)) error {
-			return startNodes(ctx, c, o.nodes, images, detail)
+			return startNodes(ctx, c, o, images, detail)
 		})
 	if err := errors.Join(err, c.Save()); err != nil {
 		return err
 	}
 	if o.install == "" {
 		return nil
+	}
+	if err := o.switches.deploy(ctx, p, *c, o.install); err != nil {
+		return err
 	}
 	if err := deployWeft(ctx, p, *c, o); err != nil || !o.dns {
 		return err
@@ -218,11 +225,11 @@ func writeImages(ctx context.Context, repo string, c state.Cluster, withAgnhost 
 
 // startNodes starts all nodes at once and returns when each is registered. What was started is in c, also after an
 // error.
-func startNodes(ctx context.Context, c *state.Cluster, count int, images []string, detail func(string)) error {
-	c.Nodes = make([]state.Node, count)
+func startNodes(ctx context.Context, c *state.Cluster, o upOptions, images []string, detail func(string)) error {
+	c.Nodes = make([]state.Node, o.nodes)
 	var registered atomic.Int32
-	return each(ctx, count, func(ctx context.Context, i int) (err error) {
-		if c.Nodes[i], err = startNode(ctx, *c, i); err != nil {
+	return each(ctx, o.nodes, func(ctx context.Context, i int) (err error) {
+		if c.Nodes[i], err = startNode(ctx, *c, i, o.switches); err != nil {
 			return err
 		}
 		for _, tar := range images {

@@ -17,15 +17,28 @@ import (
 
 // contents lists what an image is made of.
 type contents struct {
-	// programs are looked up on the machine that builds and come with the libraries they need.
+	// programs, and files that they need, are looked up on the machine that builds and come with their libraries.
 	programs []program
 	modules  []module
 }
 
+// program is a program by its name, or any file by its absolute path.
 type program struct {
 	name string
 	// pkg is the Debian package that has it, for the message when it is missing.
 	pkg string
+}
+
+// paths are where packages install the program, relative to the root.
+func (p program) paths() []string {
+	if path.IsAbs(p.name) {
+		return []string{p.name[1:]}
+	}
+	var paths []string
+	for _, dir := range []string{"usr/bin", "usr/sbin", "bin", "sbin"} {
+		paths = append(paths, path.Join(dir, p.name))
+	}
+	return paths
 }
 
 // module is a Go module of this repository and what is compiled from it.
@@ -37,13 +50,17 @@ type module struct {
 // goPackage is a main package and the directory in the image for its program.
 type goPackage struct{ path, dest string }
 
-// weft is the image that is released. The plugins run on the node, with the node's iptables or nft; so none of what
-// they call is in here.
+// weft is the image that is released; deploy/openvswitch.yaml runs its Open vSwitch. The plugins run on the node, with
+// the node's iptables or nft; so none of what they call is in here.
 var weft = contents{
 	programs: []program{
 		{"ovs-appctl", "openvswitch-common"},
 		{"ovs-ofctl", "openvswitch-common"},
 		{"ovs-vsctl", "openvswitch-switch"},
+		{"ovsdb-server", "openvswitch-common"},
+		{"ovsdb-tool", "openvswitch-common"},
+		{"/usr/lib/openvswitch-switch/ovs-vswitchd", "openvswitch-switch"}, // Debian's alternative, linked in skeleton
+		{"/usr/share/openvswitch/vswitch.ovsschema", "openvswitch-switch"},
 		{"nft", "nftables"},
 	},
 	modules: []module{{

@@ -206,8 +206,8 @@ func fromPackages(packages []debPackage, programs []program) ([]file, []debPacka
 	f.libDirs = f.findLibDirs()
 	for _, p := range programs {
 		var err error
-		for _, dir := range []string{"usr/bin", "usr/sbin", "bin", "sbin"} {
-			if err = f.add(path.Join(dir, p.name)); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		for _, where := range p.paths() {
+			if err = f.add(where); err == nil || !errors.Is(err, fs.ErrNotExist) {
 				break
 			}
 		}
@@ -273,6 +273,10 @@ func (f *finder) add(name string) error {
 // addNeeds takes the loader and the libraries of a program or library.
 func (f *finder) addNeeds(from string) error {
 	header, err := elf.Open(from)
+	var format *elf.FormatError
+	if errors.As(err, &format) {
+		return nil // neither program nor library
+	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}

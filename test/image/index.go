@@ -150,13 +150,13 @@ func readTree(from, dir string) error {
 	}
 }
 
-// runPush sends the image of a release to a registry and writes weft.yaml for it. The credentials are Docker's
+// runPush sends the image of a release to a registry and writes the manifests for it. The credentials are Docker's
 // (~/.docker/config.json).
 func runPush(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("image push", flag.ContinueOnError)
 	from := flags.String("from", "", "`directory` of the release")
 	registry := flags.String("registry", "", "`registry`, with a path if any, that gets the image weft")
-	out := flags.String("o", "", "write weft.yaml with the image of this registry to this `file`")
+	out := flags.String("o", "", "write the manifests with the image of this registry to this `directory`, as weft-VERSION.yaml")
 	plain := flags.Bool("plain-http", false, "speak HTTP to the registry, not HTTPS")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -164,7 +164,7 @@ func runPush(ctx context.Context, args []string) error {
 	if *from == "" || *registry == "" {
 		return errors.New("-from and -registry are needed")
 	}
-	pinned, err := push(ctx, *from, *registry, *plain)
+	pinned, version, err := push(ctx, *from, *registry, *plain)
 	if err != nil {
 		return err
 	}
@@ -172,52 +172,58 @@ func runPush(ctx context.Context, args []string) error {
 	if *out == "" {
 		return nil
 	}
-	return repoint(filepath.Join(*from, "weft.yaml"), *out, pinned)
+	for _, manifest := range manifests {
+		to := strings.TrimSuffix(manifest, ".yaml") + "-" + version + ".yaml"
+		if err := repoint(filepath.Join(*from, manifest), filepath.Join(*out, to), pinned); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-// push returns the image's name in the registry, with tag and digest.
-func push(ctx context.Context, dir, registry string, plain bool) (string, error) {
+// push returns the image's name in the registry, with tag and digest, and the version.
+func push(ctx context.Context, dir, registry string, plain bool) (pinned, version string, err error) {
 	archives, err := filepath.Glob(filepath.Join(dir, "weft-image-*.tar"))
 	if err != nil || len(archives) != 1 {
-		return "", fmt.Errorf("%s is not a release: it holds %d files weft-image-*.tar", dir, len(archives))
+		return "", "", fmt.Errorf("%s is not a release: it holds %d files weft-image-*.tar", dir, len(archives))
 	}
-	version := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(archives[0]), "weft-image-"), ".tar")
+	version = strings.TrimSuffix(strings.TrimPrefix(filepath.Base(archives[0]), "weft-image-"), ".tar")
 	options := []name.Option{name.StrictValidation}
 	if plain {
 		options = append(options, name.Insecure)
 	}
 	tag, err := name.NewTag(strings.TrimSuffix(registry, "/")+"/weft:"+version, options...)
 	if err != nil {
-		return "", fmt.Errorf("-registry: %w", err)
+		return "", "", fmt.Errorf("-registry: %w", err)
 	}
 	scratch, err := os.MkdirTemp("", "weft-push-")
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	defer os.RemoveAll(scratch)
 	if err := readTree(archives[0], scratch); err != nil {
-		return "", err
+		return "", "", err
 	}
 	all, err := layout.ImageIndexFromPath(scratch)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	manifest, err := all.IndexManifest()
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	if len(manifest.Manifests) != 1 {
-		return "", fmt.Errorf("%s holds %d images, want one", archives[0], len(manifest.Manifests))
+		return "", "", fmt.Errorf("%s holds %d images, want one", archives[0], len(manifest.Manifests))
 	}
 	index, err := all.ImageIndex(manifest.Manifests[0].Digest)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	err = remote.WriteIndex(tag, index, remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain))
 	if err != nil {
-		return "", fmt.Errorf("push %s: %w", tag, err)
+		return "", "", fmt.Errorf("push %s: %w", tag, err)
 	}
-	return tag.Name() + "@" + manifest.Manifests[0].Digest.String(), nil
+	return tag.Name() + "@" + manifest.Manifests[0].Digest.String(), version, nil
 }
 
 // repoint copies a manifest of a release, with another name of the same image.

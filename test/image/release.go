@@ -56,6 +56,7 @@ func runRelease(ctx context.Context, args []string) error {
 	commit := flags.String("commit", "", "`commit` that the release is built from")
 	created := flags.Int64("created", 0, "`seconds` since 1970 that all files carry; the commit's time")
 	repository := flags.String("repository", build.Repository, "`name` of the image, without a tag")
+	only := flags.String("only", "", "a release for testing, of this `platform` alone, as linux/amd64")
 	cache := flags.String("cache", "", "`directory` for downloads (default ~/.cache/weft/release)")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -88,6 +89,11 @@ func runRelease(ctx context.Context, args []string) error {
 	}
 	for _, system := range []string{"linux", "darwin", "windows"} {
 		r.clis = append(r.clis, platform{system, "amd64"}, platform{system, "arm64"})
+	}
+	if *only != "" {
+		system, arch, _ := strings.Cut(*only, "/")
+		r.clis = []platform{{system, arch}}
+		r.images = r.clis
 	}
 	return r.write(ctx, *out)
 }
@@ -139,18 +145,23 @@ func (r release) pinned(digest string) string {
 	return r.repository + ":" + r.stamp.Version + "@" + digest
 }
 
+// manifests are deploy's, which run the image.
+var manifests = []string{"weft.yaml", "openvswitch.yaml"}
+
 // writeManifests writes deploy's manifests with the image of the release.
 func (r release) writeManifests(out, digest string) error {
-	data, err := os.ReadFile(filepath.Join(r.root, "deploy/weft.yaml"))
-	if err != nil {
-		return err
-	}
-	if !bytes.Contains(data, []byte("image: "+build.Image+"\n")) {
-		return fmt.Errorf("deploy/weft.yaml does not run %s", build.Image)
-	}
-	data = bytes.ReplaceAll(data, []byte("image: "+build.Image+"\n"), []byte("image: "+r.pinned(digest)+"\n"))
-	if err := os.WriteFile(filepath.Join(out, "weft.yaml"), data, 0o644); err != nil {
-		return err
+	for _, manifest := range manifests {
+		data, err := os.ReadFile(filepath.Join(r.root, "deploy", manifest))
+		if err != nil {
+			return err
+		}
+		if !bytes.Contains(data, []byte("image: "+build.Image+"\n")) {
+			return fmt.Errorf("deploy/%s does not run %s", manifest, build.Image)
+		}
+		data = bytes.ReplaceAll(data, []byte("image: "+build.Image+"\n"), []byte("image: "+r.pinned(digest)+"\n"))
+		if err := os.WriteFile(filepath.Join(out, manifest), data, 0o644); err != nil {
+			return err
+		}
 	}
 	return r.copyAll(out, "monitoring", "deploy/monitoring")
 }

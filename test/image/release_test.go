@@ -73,7 +73,7 @@ func TestRelease(t *testing.T) {
 			names = append(names, f)
 		}
 	}
-	want := []string{"NOTES.md", "SHA256SUMS", "weft-1.2.3.tgz", "weft-image-v1.2.3.tar", "weft-v1.2.3.spdx.json",
+	want := []string{"NOTES.md", "SHA256SUMS", "openvswitch.yaml", "weft-1.2.3.tgz", "weft-image-v1.2.3.tar", "weft-v1.2.3.spdx.json",
 		"weft.yaml", "weft_v1.2.3_linux_amd64.tar.gz", "weft_v1.2.3_windows_arm64.zip"}
 	if d := cmp.Diff(want, names); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
@@ -88,6 +88,9 @@ func TestRelease(t *testing.T) {
 	digest := regexp.MustCompile(`r\.example/net/weft:v1\.2\.3@(sha256:[0-9a-f]{64})\n`).FindStringSubmatch(manifest)
 	if len(digest) == 0 || strings.Count(manifest, digest[0]) != 2 || strings.Contains(manifest, build.Repository) {
 		t.Fatalf("weft.yaml does not pin the image:\n%s", manifest)
+	}
+	if text := files["openvswitch.yaml"]; strings.Count(text, digest[0]) != 1 || strings.Contains(text, build.Repository) {
+		t.Errorf("openvswitch.yaml does not pin the image:\n%s", text)
 	}
 	chart := entries(t, must(gzip.NewReader(strings.NewReader(files["weft-1.2.3.tgz"]))))
 	for name, want := range map[string]string{
@@ -160,15 +163,18 @@ func TestPush(t *testing.T) {
 	server := httptest.NewServer(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, 0))))
 	defer server.Close()
 	host := strings.TrimPrefix(server.URL, "http://")
-	manifest := filepath.Join(t.TempDir(), "weft.yaml")
-	args := []string{"-from", out, "-registry", host + "/net", "-plain-http", "-o", manifest}
+	dir := t.TempDir()
+	args := []string{"-from", out, "-registry", host + "/net", "-plain-http", "-o", dir}
 	if err := runPush(t.Context(), args); err != nil {
 		t.Fatal(err)
 	}
-	text := string(must(os.ReadFile(manifest)))
+	text := string(must(os.ReadFile(filepath.Join(dir, "weft-v1.2.3.yaml"))))
 	pinned := regexp.MustCompile(`image: (\S+)`).FindStringSubmatch(text)[1]
 	if !strings.HasPrefix(pinned, host+"/net/weft:v1.2.3@sha256:") || strings.Contains(text, "r.example") {
 		t.Errorf("the manifest runs %s", pinned)
+	}
+	if text := string(must(os.ReadFile(filepath.Join(dir, "openvswitch-v1.2.3.yaml")))); !strings.Contains(text, pinned) {
+		t.Errorf("openvswitch.yaml does not run %s", pinned)
 	}
 	_, digest, _ := strings.Cut(pinned, "@")
 	index := must(remote.Index(must(name.NewDigest(host+"/net/weft@"+digest, name.Insecure))))

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -19,6 +20,7 @@ var skeleton = []file{
 	{path: "lib", mode: fs.ModeSymlink, link: "usr/lib"},
 	{path: "lib64", mode: fs.ModeSymlink, link: "usr/lib64"},
 	{path: "sbin", mode: fs.ModeSymlink, link: "usr/sbin"},
+	{path: "usr/sbin/ovs-vswitchd", mode: fs.ModeSymlink, link: "../lib/openvswitch-switch/ovs-vswitchd"},
 	{path: "usr/lib64", mode: fs.ModeDir | 0o755},
 	{path: "etc/passwd", mode: 0o644, content: "root:x:0:0:root:/:/usr/sbin/nologin\n"},
 	{path: "etc/group", mode: 0o644, content: "root:x:0:\n"},
@@ -75,9 +77,9 @@ func systemFile(where string) (file, error) {
 
 // lookup looks where packages install, not in PATH: local programs in /usr/local must not end in an image.
 func lookup(p program) (string, error) {
-	for _, dir := range []string{"/usr/bin", "/usr/sbin", "/bin", "/sbin"} {
-		if where, err := exec.LookPath(filepath.Join(dir, p.name)); err == nil {
-			return where, nil
+	for _, where := range p.paths() {
+		if info, err := os.Stat("/" + where); err == nil && info.Mode().IsRegular() {
+			return "/" + where, nil
 		}
 	}
 	return "", fmt.Errorf("%s is not installed on this machine; apt-get install %s", p.name, p.pkg)

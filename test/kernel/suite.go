@@ -60,6 +60,13 @@ var suites = []suite{
 		},
 	},
 	{
+		name: "openvswitch", doc: "the kernel forwards while Open vSwitch is replaced",
+		needs: []built{{name: "openvswitch.test", pkg: "./internal/openvswitch", tags: "kernel"}},
+		run: func(ctx context.Context, in inside) error {
+			return in.test(ctx, "internal/openvswitch", "openvswitch.test", "TestKernel")
+		},
+	},
+	{
 		name: "cluster", doc: "the end-to-end tests that depend on the datapath, on a real cluster", cluster: true,
 		needs: append(slices.Clone(clusterPrograms),
 			built{name: "probe", pkg: "./test/e2e/probe"}, built{name: "e2e.test", pkg: "./test/e2e", tags: "e2e"}),
