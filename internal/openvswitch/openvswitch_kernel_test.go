@@ -4,6 +4,7 @@ package openvswitch
 
 import (
 	"bufio"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -33,7 +34,7 @@ func TestKernelForwardsMeanwhile(t *testing.T) {
 	for i, h := range hosts {
 		peer := hosts[1-i]
 		command("ip", "netns", "add", h.name)
-		t.Cleanup(func() { command("ip", "netns", "delete", h.name) })
+		t.Cleanup(func() { _ = exec.Command("ip", "netns", "delete", h.name).Run() })
 		command("ip", "link", "add", h.name, "type", "veth", "peer", "name", "eth0", "address", h.mac, "netns", h.name)
 		command("ip", "link", "set", h.name, "up")
 		command("ip", "-n", h.name, "addr", "add", h.addr+"/24", "dev", "eth0")
@@ -65,13 +66,20 @@ func TestKernelForwardsMeanwhile(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ping.Process.Kill() })
-	lines := bufio.NewScanner(out)
+	lines, next := bufio.NewScanner(out), 1
 	answers := func(count int) {
 		t.Helper()
 		for seen := 0; seen < count && lines.Scan(); {
-			if strings.Contains(lines.Text(), "bytes from") {
-				seen++
+			_, rest, ok := strings.Cut(lines.Text(), "icmp_seq=")
+			if !ok {
+				continue
 			}
+			var seq int
+			if _, err := fmt.Sscan(rest, &seq); err != nil || seq != next {
+				t.Errorf("after answer %d comes %q: %v", next-1, lines.Text(), err)
+			}
+			next = seq + 1
+			seen++
 		}
 	}
 	answers(20)
@@ -86,17 +94,8 @@ func TestKernelForwardsMeanwhile(t *testing.T) {
 	flows()
 	second.vsctl(t, "remove", "Open_vSwitch", ".", "other_config", restoreWait)
 	answers(40)
-	if err := ping.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
+	if next <= 120 {
+		t.Errorf("ping ended after %d answers", next-1)
 	}
-	var summary string
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "packets transmitted") {
-			summary = lines.Text()
-		}
-	}
-	if err := ping.Wait(); err != nil || !strings.Contains(summary, " 0% packet loss") {
-		t.Errorf("%v: %s", err, summary)
-	}
-	t.Log(summary)
+	t.Logf("%d pings in a row were answered", next-1)
 }
