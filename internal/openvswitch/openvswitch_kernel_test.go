@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// TestKernelForwardsMeanwhile: the kernel loads its modules for ovs-vswitchd, which may not. What the kernel's datapath forwards, it forwards while Open vSwitch ends and starts again,
-// and while the new ovs-vswitchd waits for the flows, which its database does not have.
+// TestKernelForwardsMeanwhile: the kernel loads its modules for ovs-vswitchd, which may not load any. What the kernel's
+// datapath forwards, it forwards while Open vSwitch ends and starts again, and while the new ovs-vswitchd waits for the
+// flows, which its database does not have.
 func TestKernelForwardsMeanwhile(t *testing.T) {
 	command := func(name string, args ...string) {
 		t.Helper()

@@ -107,9 +107,9 @@ func downloadPackages(ctx context.Context, dir, arch string, programs []program)
 	}
 	get := []string{"download"}
 	var files []string
-	for line := range strings.Lines(list) { // 'URI' FILE SIZE HASH
+	for line := range strings.Lines(list) { // 'URI' FILE SIZE, and HASH where the repository has one
 		fields := strings.Fields(line)
-		if len(fields) != 4 {
+		if len(fields) < 3 || !strings.HasSuffix(fields[1], ".deb") {
 			continue
 		}
 		name, rest, _ := strings.Cut(fields[1], "_")
@@ -205,14 +205,13 @@ func fromPackages(packages []debPackage, programs []program) ([]file, []debPacka
 	f := finder{packages: packages, used: map[int]bool{}, files: slices.Clone(skeleton), seen: map[string]bool{}}
 	f.libDirs = f.findLibDirs()
 	for _, p := range programs {
-		var err error
-		for _, where := range p.paths() {
-			if err = f.add(where); err == nil || !errors.Is(err, fs.ErrNotExist) {
-				break
-			}
+		paths := p.paths()
+		i := slices.IndexFunc(paths, f.has)
+		if i < 0 {
+			return nil, nil, fmt.Errorf("%s: %w in package %s", p.name, fs.ErrNotExist, p.pkg)
 		}
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s of package %s: %w", p.name, p.pkg, err)
+		if err := f.add(paths[i]); err != nil {
+			return nil, nil, err
 		}
 	}
 	var used []debPackage
@@ -247,6 +246,13 @@ func (f *finder) findLibDirs() []string {
 		}
 	}
 	return dirs
+}
+
+func (f *finder) has(name string) bool {
+	return slices.ContainsFunc(f.packages, func(p debPackage) bool {
+		_, err := p.resolve(name)
+		return err == nil
+	})
 }
 
 // add takes a file, and what it needs.

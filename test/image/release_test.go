@@ -287,6 +287,13 @@ func TestFromPackages(t *testing.T) {
 	if got["var/lib/dpkg/status.d/dash"].content != p.control || got["usr/share/doc/dash/copyright"].content != "BSD" {
 		t.Error("the package's control file or its licence is missing")
 	}
+	if err := os.Remove(filepath.Join(root, must(systemFile(wanted[0])).path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := fromPackages([]debPackage{p}, []program{{"dash", "dash"}}); err == nil ||
+		!strings.Contains(err.Error(), "needs "+filepath.Base(wanted[0])) {
+		t.Errorf("a library that no package has: %v", err)
+	}
 	if _, _, err := fromPackages([]debPackage{unused}, []program{{"dash", "dash"}}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a program that no package has: %v", err)
 	}
