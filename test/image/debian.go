@@ -114,7 +114,7 @@ func downloadPackages(ctx context.Context, dir, arch string, programs []program)
 		}
 		name, rest, _ := strings.Cut(fields[1], "_")
 		version, _, _ := strings.Cut(rest, "_")
-		if wanted[name] || strings.HasPrefix(name, "lib") {
+		if wanted[name] || strings.HasPrefix(name, "lib") || name == "zlib1g" {
 			get = append(get, name+"="+strings.ReplaceAll(version, "%3a", ":"))
 			files = append(files, filepath.Join(debs, fields[1]))
 		}
