@@ -83,9 +83,9 @@ func Run(ctx context.Context, o Options) (err error) {
 				o.Log.Warn("cannot clear flow-restore-wait", "error", err)
 			}
 		case <-server.done:
-			return server.failed(ctx)
+			return server.failed()
 		case <-daemon.done:
-			return daemon.failed(ctx)
+			return daemon.failed()
 		case <-ctx.Done():
 			o.Log.Info("Open vSwitch ends; the kernel's datapath stays")
 			return nil
@@ -193,11 +193,7 @@ func (o Options) start(name string, args ...string) (*daemon, error) {
 	return d, nil
 }
 
-// failed is the error of a daemon that has ended; none, if both were told to by the signal that ended ctx.
-func (d *daemon) failed(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
-	}
+func (d *daemon) failed() error {
 	return fmt.Errorf("%s has ended: %s", filepath.Base(d.cmd.Path), d.cmd.ProcessState)
 }
 

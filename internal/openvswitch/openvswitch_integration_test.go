@@ -27,11 +27,7 @@ type running struct {
 
 func options(t *testing.T) Options {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "ovs") // paths of sockets are short
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	return Options{RunDir: dir, Database: filepath.Join(dir, "conf.db"), Schema: vswitch.Schema, Node: "node1",
 		Bridge: "weft", RestoreWithin: time.Hour, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
