@@ -31,6 +31,9 @@ func TestReleasedImage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := os.Stat(filepath.Join(root, "usr/share/openvswitch/vswitch.ovsschema")); err != nil {
+		t.Error(err)
+	}
 	for _, tc := range []struct {
 		program string
 		args    []string
@@ -41,7 +44,7 @@ func TestReleasedImage(t *testing.T) {
 		{"/usr/bin/ovs-vsctl", []string{"--version"}, "ovs-vsctl (Open vSwitch)"},
 		{"/usr/sbin/ovs-vswitchd", []string{"--version"}, "ovs-vswitchd (Open vSwitch)"},
 		{"/usr/sbin/ovsdb-server", []string{"--version"}, "ovsdb-server (Open vSwitch)"},
-		{"/usr/bin/ovsdb-tool", []string{"schema-name", "/usr/share/openvswitch/vswitch.ovsschema"}, "Open_vSwitch"},
+		{"/usr/bin/ovsdb-tool", []string{"--version"}, "ovsdb-tool (Open vSwitch)"},
 		{"/usr/sbin/nft", []string{"--version"}, "nftables v"},
 		{"/usr/local/bin/weft-agent", []string{"--version"}, "v0-test"},
 		{"/usr/local/bin/weftctl", []string{"--version"}, "v0-test"},
