@@ -77,6 +77,13 @@ func showPolicies(out io.Writer, policies []report.Policy, all bool) error {
 		if p.Log {
 			fine += ", logged"
 		}
+		if len(p.DomainNames) > 0 {
+			names, addresses := 0, 0
+			for _, d := range p.DomainNames {
+				names, addresses = names+d.Names, addresses+d.Addresses
+			}
+			fine += fmt.Sprintf(", domain names learned: %d with %d addresses", names, addresses)
+		}
 		for _, r := range p.Rules {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\t%s\n", p.Policy, p.Tier, r.Direction, r.Rule, r.Verdict, r.Packets,
 				r.Bytes, some(r.Pods, all), state(out, cmp.Or(p.Problem, r.Warning), fine))

@@ -82,6 +82,7 @@ type Agent struct {
 
 	sweeper   *sweeper
 	policyLog *policyLog
+	names     *names
 	health    *healthcheck.Server
 	// mayProgram lets the loop write the switch when it is closed.
 	mayProgram chan struct{}
@@ -196,6 +197,7 @@ func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	a.addresses = func() []cni.Range { return a.cni.Ranges() }
 	a.sweeper = newSweeper(connectionTracker{a.sw}, a.loop.Installed, a.log)
 	a.policyLog = &policyLog{sw: a.sw, log: a.log, view: a.loop.View}
+	a.names = a.newNames()
 	a.health = healthcheck.New(healthcheck.Options{Healthy: a.serving, Problem: a.reportHealthCheck})
 	if a.kube, err = kube.NewWatcher(a.client, opt.Node, a.loop.Submit, a.log); err != nil {
 		return nil, err

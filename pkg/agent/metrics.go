@@ -82,7 +82,7 @@ func observeBundle(d time.Duration, err error) {
 func (a *Agent) metrics() *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		cniSeconds, cniRequests, programmingSeconds, bundleSeconds, bundleFailures, endedConnections,
+		cniSeconds, cniRequests, programmingSeconds, bundleSeconds, bundleFailures, endedConnections, dnsAnswers,
 		buildInfo(a.opt.Version))
 	// ofLoop is 0 until there is a loop.
 	ofLoop := func(read func(*programmer.Loop) float64) func() float64 {

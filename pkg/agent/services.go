@@ -186,6 +186,7 @@ func flowSettings(cfg config.Config) []state.Change {
 	return []state.Change{
 		state.SetTransport{Transport: cfg.PeerTransport()},
 		state.SetKeepEstablished{Keep: cfg.EstablishedConnections == config.EstablishedKeep},
+		state.SetDNSServers{Servers: cfg.TrustedDNS()},
 		state.SetExternalIPs{Refused: !cfg.ExternalIPs},
 		state.SetServiceCIDRs{Configured: true, CIDRs: cfg.ServiceCIDRs},
 		state.SetClusterCIDRs{CIDRs: cfg.ClusterCIDRs},

@@ -54,6 +54,8 @@ const (
 	addressesPart   = "addresses of the node"
 	routedPart      = "direct routes"
 	underlayPart    = "underlay"
+	recallPart      = "learned names"
+	namesPart       = "domain names"
 	bridgePart      = "bridge"
 	switchPart      = "switch"
 	hostPart        = "host network"
@@ -152,7 +154,10 @@ func (a *Agent) startParts() []part {
 				linksChanged: func(ctx context.Context) <-chan struct{} { return a.cni.WatchLinks(ctx) },
 			},
 		}, {
-			name: switchPart, does: "lets the loop program the switch", after: []string{bridgePart},
+			name: recallPart, does: "recalls the addresses of domain names", after: []string{loopPart},
+			once: a.names.recall,
+		}, {
+			name: switchPart, does: "lets the loop program the switch", after: []string{bridgePart, recallPart},
 			once: a.beginProgramming,
 		},
 	}
@@ -180,6 +185,9 @@ func (a *Agent) nodeParts() []part {
 		}, {
 			name: "policy log", does: "logs what policies decide that ask for it", after: []string{switchPart},
 			wokenBy: []change{viewChanged}, sync: a.policyLog.sync, close: a.policyLog.close,
+		}, {
+			name: namesPart, does: "learns addresses of domain names from DNS answers, which it holds until the switch has them",
+			after: []string{switchPart}, wokenBy: []change{viewChanged}, run: a.names.run,
 		}, {
 			name: "CNI server", does: "attaches and detaches pods", after: []string{switchPart},
 			run: readyAtOnce(func(ctx context.Context) error { return a.cni.Serve(ctx) }),

@@ -119,6 +119,11 @@ type Config struct {
 	// continue until they close.
 	EstablishedConnections Established `json:"establishedConnections"`
 
+	// The DNS servers whose answers to pods teach the addresses of `domainNames` in ClusterNetworkPolicies: Services
+	// (`namespace/name`), whose endpoints are meant, too, and addresses, with a port if it is not 53. No effect without such
+	// policies.
+	DNSServers []string `json:"dnsServers"`
+
 	// The URL of the Kubernetes API server, for clusters where the `kubernetes` Service cannot be reached before Weft
 	// runs, for example `https://10.0.0.1:6443`. When empty, the agent uses that Service.
 	APIServer string `json:"apiServer"`
@@ -161,6 +166,19 @@ func (c Config) PeerTransport() model.Transport {
 		Encrypted:    encrypted, Strict: encrypted && c.EncryptionStrict}
 }
 
+// TrustedDNS are the DNSServers.
+func (c Config) TrustedDNS() model.DNSServers {
+	var s model.DNSServers
+	for _, word := range c.DNSServers {
+		if at, err := parseDNSAddr(word); err == nil {
+			s.Addrs = append(s.Addrs, at)
+		} else {
+			s.Services = append(s.Services, word)
+		}
+	}
+	return s
+}
+
 // check returns an error when settings exclude each other.
 func (c Config) check() error {
 	if model.IsTunnelUDPPort(c.WireGuardPort) {
@@ -183,6 +201,7 @@ func Default() Config {
 		ExternalIPs:      true,
 
 		EstablishedConnections: EstablishedStop,
+		DNSServers:             []string{"kube-system/kube-dns"},
 		PeerProbes:             true,
 
 		OVSRunDir:  "/run/openvswitch",

@@ -40,6 +40,7 @@ serviceCIDRs: [10.96.0.0/16]
 externalIPs: false
 nodePortAddresses: [192.0.2.0/24]
 establishedConnections: keep
+dnsServers: [other/dns, 192.0.2.53, "[2001:db8::53]:5353"]
 transport: direct
 directRoutes: none
 encryption: wireguard
@@ -69,6 +70,7 @@ logFormat: json
 		ServiceCIDRs:           []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
 		NodePortAddresses:      []string{"192.0.2.0/24"},
 		EstablishedConnections: EstablishedKeep,
+		DNSServers:             []string{"other/dns", "192.0.2.53", "[2001:db8::53]:5353"},
 		APIServer:              "https://[2001:db8::1]:6443",
 		OVSRunDir:              "/var/run/ovs",
 		HealthAddr:             netip.MustParseAddrPort("[::1]:9000"),
@@ -132,6 +134,9 @@ func TestRefusals(t *testing.T) {
 			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
 		{"WireGuard at a tunnel's port", "encryption: wireguard\nwireguardPort: 6081",
 			"wireguardPort 6081 is the UDP port of a tunnel, which every node receives; take another"},
+		{"no DNS server", "dnsServers: [dns]",
+			`dnsServers: ["dns"] is not allowed; allowed: a list of Services, as "kube-system/kube-dns", and of IP addresses, ` +
+				`with or without a port; "dns" is neither namespace/name of a Service nor an IP address`},
 		{"no port for WireGuard", "wireguardPort: 0", "wireguardPort: 0 is not allowed; allowed: a UDP port, 1 to 65535"},
 		{"another encryption", "encryption: ipsec", "encryption: \"ipsec\" is not allowed; allowed: none, wireguard"},
 		{"transport as its old name", "transport: tunnel", `transport: "tunnel" is not allowed; allowed: overlay, direct, hybrid`},

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -106,6 +107,10 @@ var settings = []setting{
 		key: "establishedConnections", live: true, allowed: oneOf(established),
 		parse: func(c *Config, raw []byte) error { return choose(&c.EstablishedConnections, raw, established) },
 		value: func(c Config) any { return c.EstablishedConnections },
+	}, {
+		key: "dnsServers", live: true, allowed: `a list of Services, as "kube-system/kube-dns", and of IP addresses, with or without a port`,
+		parse: parseDNSServers,
+		value: func(c Config) any { return append([]string{}, c.DNSServers...) },
 	}, {
 		key: "apiServer", allowed: "a URL, https://HOST or https://HOST:PORT, or nothing",
 		parse: parseAPIServer,
@@ -238,6 +243,45 @@ func parseNodePortAddresses(c *Config, raw []byte) error {
 		}
 	}
 	c.NodePortAddresses = words
+	return nil
+}
+
+// serviceName is namespace/name: two DNS labels.
+var serviceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func parseDNSServers(c *Config, raw []byte) error {
+	var words []string
+	if err := json.Unmarshal(raw, &words); err != nil {
+		return err
+	}
+	for _, word := range words {
+		if _, err := parseDNSAddr(word); err == nil {
+			continue
+		}
+		if !serviceName.MatchString(word) {
+			return fmt.Errorf("%q is neither namespace/name of a Service nor an IP address", word)
+		}
+	}
+	c.DNSServers = words
+	return nil
+}
+
+// parseDNSAddr reads a DNS server's address, with or without a port.
+func parseDNSAddr(word string) (netip.AddrPort, error) {
+	if addr, err := netip.ParseAddr(word); err == nil {
+		return netip.AddrPortFrom(addr, model.DNSPort), checkDNSAddr(addr, model.DNSPort)
+	}
+	at, err := netip.ParseAddrPort(word)
+	if err != nil {
+		return at, err
+	}
+	return at, checkDNSAddr(at.Addr(), at.Port())
+}
+
+func checkDNSAddr(addr netip.Addr, port uint16) error {
+	if port == 0 || addr.Is4In6() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsMulticast() {
+		return errNotAllowed
+	}
 	return nil
 }
 

@@ -28,8 +28,10 @@ const (
 	MinTTL = 30 * time.Second
 	// MaxTTL is the longest.
 	MaxTTL = 24 * time.Hour
-	// MaxNames is how many names a node learns at most.
-	MaxNames = 1000
+	// MaxNames is how many names a node learns at most, and MaxAddrs how many addresses of all names together: far below
+	// what a policy's flows may be (flows.maxFlows).
+	MaxNames = 10_000
+	MaxAddrs = 20_000
 	// askedFor is how long a query waits for its answer. maxAsked is how many of a pod do.
 	askedFor   = 30 * time.Second
 	maxAsked   = 256
@@ -42,6 +44,7 @@ const (
 type Learner struct {
 	domains []policy.Domain
 	names   map[string]*entry
+	addrs   int // of all names, with the ended ones
 	asked   map[netip.Addr]*questions
 	streams streams
 	stats   Stats
@@ -59,7 +62,7 @@ type Stats struct {
 	Learned, Other uint64
 	// Unasked are answers that no query was seen for; Invalid are packets without a DNS message.
 	Unasked, Invalid uint64
-	// NoRoom are answers whose names were not learned because there were MaxNames.
+	// NoRoom are names and addresses that were not learned because there were MaxNames, or MaxAddrs.
 	NoRoom uint64
 }
 
@@ -91,6 +94,7 @@ func (l *Learner) Want(domains []policy.Domain) (changed []string) {
 	l.domains = slices.Clone(domains)
 	for _, name := range slices.Sorted(maps.Keys(l.names)) {
 		if !l.wants(name) {
+			l.addrs -= l.names[name].size()
 			delete(l.names, name)
 			changed = append(changed, name)
 		}
@@ -116,13 +120,23 @@ func (l *Learner) Query(frame []byte, now time.Time) {
 	}
 }
 
-// Answer takes a frame that a server sends to a pod, and returns the names of which something else is known now.
-func (l *Learner) Answer(frame []byte, now time.Time) (changed []string) {
+// Answer takes a frame that a server sends to a pod, and returns the names of which something else is known now, and
+// whether it has, or may have, addresses of names that are wanted: over TCP a segment may come again, or the next answer
+// begin with it.
+func (l *Learner) Answer(frame []byte, now time.Time) (changed []string, wanted bool) {
 	for p, message := range l.messages(frame, now) {
-		changed = append(changed, l.answer(p, message, now)...)
+		names, ok := l.answer(p, message, now)
+		changed, wanted = append(changed, names...), wanted || ok
+		if stream := l.streams[direction{p.from, p.to}]; ok && p.tcp && stream != nil {
+			stream.wanted = true
+		}
+	}
+	if p, err := parseFrame(frame); err == nil && p.tcp && len(p.payload) > 0 {
+		stream := l.streams[direction{p.from, p.to}]
+		wanted = wanted || stream != nil && stream.wanted
 	}
 	slices.Sort(changed)
-	return slices.Compact(changed)
+	return slices.Compact(changed), wanted
 }
 
 // messages are the DNS messages that a frame has or completes.
@@ -164,25 +178,24 @@ func (l *Learner) ask(client netip.Addr, q question, now time.Time) {
 }
 
 // answer learns from one message.
-func (l *Learner) answer(p packet, message []byte, now time.Time) (changed []string) {
+func (l *Learner) answer(p packet, message []byte, now time.Time) (changed []string, wanted bool) {
 	var parser dnsmessage.Parser
 	header, err := parser.Start(message)
 	if err != nil || !header.Response {
 		l.stats.Invalid++
-		return nil
+		return nil, false
 	}
 	q, err := parser.Question()
 	if err != nil || parser.SkipAllQuestions() != nil {
 		l.stats.Invalid++
-		return nil
+		return nil, false
 	}
 	asked := question{p.to.Port(), p.tcp, header.ID, policy.CanonicalName(q.Name.String()), q.Type}
 	// It stays: the same answer may come twice, and is then to be held twice.
 	if of := l.asked[p.to.Addr()]; of == nil || !of.has(asked, now) {
 		l.stats.Unasked++
-		return nil
+		return nil, false
 	}
-	wanted := false
 	for name, found := range readAnswers(&parser).of(asked.name) {
 		if len(found) == 0 || !l.wants(name) {
 			continue
@@ -197,7 +210,7 @@ func (l *Learner) answer(p packet, message []byte, now time.Time) (changed []str
 	} else {
 		l.stats.Other++
 	}
-	return changed
+	return changed, wanted
 }
 
 func (q *questions) has(one question, now time.Time) bool {
@@ -299,8 +312,12 @@ func (l *Learner) learn(name string, found map[netip.Addr]time.Duration, now tim
 		e = &entry{map[netip.Addr]time.Time{}, map[netip.Addr]time.Time{}}
 		l.names[name] = e
 	}
-	before := e.learned()
+	before, size := e.learned(), e.size()
 	for addr, ttl := range found {
+		if _, known := e.addrs[addr]; !known && l.addrs+e.size()-size >= MaxAddrs {
+			l.stats.NoRoom++
+			continue
+		}
 		until := now.Add(min(max(ttl, MinTTL), MaxTTL))
 		if e.addrs[addr].Before(until) {
 			e.addrs[addr] = until
@@ -313,8 +330,14 @@ func (l *Learner) learn(name string, found map[netip.Addr]time.Duration, now tim
 	for _, addr := range surplus(e.ended) {
 		delete(e.ended, addr)
 	}
+	l.addrs += e.size() - size
+	if e.size() == 0 {
+		delete(l.names, name)
+	}
 	return !before.Equal(e.learned())
 }
+
+func (e *entry) size() int { return len(e.addrs) + len(e.ended) }
 
 // surplus are the addresses above the limit, with the earliest times.
 func surplus(of map[netip.Addr]time.Time) []netip.Addr {
@@ -335,7 +358,7 @@ func (e *entry) end(addr netip.Addr, now time.Time) {
 // Expire ends addresses whose time is over, and returns the names that it changes.
 func (l *Learner) Expire(now time.Time) (changed []string) {
 	for _, name := range slices.Sorted(maps.Keys(l.names)) {
-		e, before := l.names[name], len(l.names[name].addrs)
+		e, before, size := l.names[name], len(l.names[name].addrs), l.names[name].size()
 		for addr, until := range e.addrs {
 			if until.Before(now) {
 				e.end(addr, now)
@@ -344,6 +367,7 @@ func (l *Learner) Expire(now time.Time) (changed []string) {
 		for _, addr := range surplus(e.ended) {
 			delete(e.ended, addr)
 		}
+		l.addrs += e.size() - size
 		if len(e.addrs) != before {
 			changed = append(changed, name)
 		}
@@ -379,9 +403,10 @@ func (l *Learner) Forget(addrs map[netip.Addr]bool) (changed []string) {
 		e, before := l.names[name], len(l.names[name].ended)
 		maps.DeleteFunc(e.ended, func(addr netip.Addr, _ time.Time) bool { return addrs[addr] })
 		if len(e.ended) != before {
+			l.addrs += len(e.ended) - before
 			changed = append(changed, name)
 		}
-		if len(e.addrs)+len(e.ended) == 0 {
+		if e.size() == 0 {
 			delete(l.names, name)
 		}
 	}
@@ -412,37 +437,41 @@ type Record struct {
 	Ended bool       `json:"ended,omitempty"`
 }
 
-// Records are all addresses, in order.
-func (l *Learner) Records() []Record {
+// Records are all addresses of a name, in order.
+func (l *Learner) Records(name string) []Record {
+	e := l.names[name]
+	if e == nil {
+		return nil
+	}
 	var list []Record
-	for _, name := range slices.Sorted(maps.Keys(l.names)) {
-		e := l.names[name]
-		for _, addr := range sortedKeys(e.addrs) {
-			list = append(list, Record{name, addr, e.addrs[addr], false})
-		}
-		for _, addr := range sortedKeys(e.ended) {
-			list = append(list, Record{name, addr, e.ended[addr], true})
-		}
+	for _, addr := range sortedKeys(e.addrs) {
+		list = append(list, Record{name, addr, e.addrs[addr], false})
+	}
+	for _, addr := range sortedKeys(e.ended) {
+		list = append(list, Record{name, addr, e.ended[addr], true})
 	}
 	return list
 }
 
-// Recall takes over records of names that are wanted, and returns these. What is known already stays.
+// Names are the names of which something is known, sorted.
+func (l *Learner) Names() []string { return slices.Sorted(maps.Keys(l.names)) }
+
+// Recall takes over records, and returns the names that this changes. Of an address that is in several, the last one
+// counts. The next Want forgets names that are not wanted.
 func (l *Learner) Recall(list []Record, now time.Time) (changed []string) {
 	for _, r := range list {
 		name := policy.CanonicalName(r.Name)
-		if !l.wants(name) || !r.Addr.IsGlobalUnicast() {
+		if !r.Addr.IsGlobalUnicast() {
 			continue
 		}
 		left := max(r.Until.Sub(now), 0)
-		if l.names[name] == nil && len(l.names) >= MaxNames {
-			continue
-		}
-		if !l.learn(name, map[netip.Addr]time.Duration{r.Addr: left}, now) {
+		l.learn(name, map[netip.Addr]time.Duration{r.Addr: left}, now)
+		e := l.names[name]
+		if e == nil { // there was no room
 			continue
 		}
 		if r.Ended {
-			l.names[name].end(r.Addr, now)
+			e.end(r.Addr, now)
 		}
 		changed = append(changed, name)
 	}

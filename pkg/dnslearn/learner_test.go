@@ -100,14 +100,23 @@ func learner(domains ...policy.Domain) *dnslearn.Learner {
 // exchange asks and is answered.
 func exchange(l *dnslearn.Learner, now time.Time, name string, records ...string) []string {
 	l.Query(frame(client, server, false, 0, 0, query(7, name, dnsmessage.TypeA)), now)
-	return l.Answer(frame(server, client, false, 0, 0, message(7, true, name, dnsmessage.TypeA, records...)), now)
+	changed, _ := l.Answer(frame(server, client, false, 0, 0, message(7, true, name, dnsmessage.TypeA, records...)), now)
+	return changed
+}
+
+// records are all that a Learner has.
+func records(l *dnslearn.Learner) (list []dnslearn.Record) {
+	for _, name := range l.Names() {
+		list = append(list, l.Records(name)...)
+	}
+	return list
 }
 
 // known is what a Learner knows: "NAME ADDRESS …", ended ones in parentheses.
 func known(l *dnslearn.Learner) string {
 	var words []string
 	last := ""
-	for _, r := range l.Records() {
+	for _, r := range records(l) {
 		if r.Name != last {
 			words, last = append(words, r.Name), r.Name
 		}
@@ -176,7 +185,7 @@ func TestForged(t *testing.T) {
 	} {
 		l := learner("*.example")
 		l.Query(frame(client, server, false, 0, 0, query(7, name, dnsmessage.TypeA)), begin)
-		if changed := l.Answer(answer, begin); len(changed) > 0 || known(l) != "" {
+		if changed, _ := l.Answer(answer, begin); len(changed) > 0 || known(l) != "" {
 			t.Errorf("%s has taught %v: %s", what, changed, known(l))
 		}
 		l.Answer(frame(server, client, false, 0, 0, good), begin)
@@ -186,7 +195,7 @@ func TestForged(t *testing.T) {
 	}
 	l := learner("*.example")
 	l.Query(frame(client, server, false, 0, 0, query(7, name, dnsmessage.TypeA)), begin)
-	if changed := l.Answer(frame(server, client, false, 0, 0, good), begin.Add(time.Minute)); len(changed) > 0 {
+	if changed, _ := l.Answer(frame(server, client, false, 0, 0, good), begin.Add(time.Minute)); len(changed) > 0 {
 		t.Error("an answer after a minute has taught")
 	}
 	if s := l.Stats(); s.Unasked != 1 {
@@ -256,10 +265,19 @@ func TestLimits(t *testing.T) {
 		name := fmt.Sprintf("n%d.example.", i)
 		exchange(l, begin, name, name+" 60 192.0.2.1")
 	}
-	if n, s := len(l.Records())-200, l.Stats(); n != dnslearn.MaxNames-1 || s.NoRoom != 11 {
+	if n, s := len(records(l))-200, l.Stats(); n != dnslearn.MaxNames-1 || s.NoRoom != 11 {
 		t.Errorf("it knows %d names more and had no room %d times", n, s.NoRoom)
 	}
-	if changed := l.Want([]policy.Domain{"a.example"}); len(changed) != dnslearn.MaxNames-1 || len(l.Records()) != 200 {
+	for i := range 110 {
+		for j := range 100 {
+			name := fmt.Sprintf("n%d.example.", i)
+			exchange(l, begin, name, fmt.Sprintf("%s 60 198.51.%d.%d", name, i, j+1))
+		}
+	}
+	if n := len(records(l)); n != dnslearn.MaxAddrs {
+		t.Errorf("it knows %d addresses", n)
+	}
+	if changed := l.Want([]policy.Domain{"a.example"}); len(changed) != dnslearn.MaxNames-1 || len(records(l)) != 200 {
 		t.Errorf("no longer wanted, %d names are forgotten", len(changed))
 	}
 	for i := range 1000 {
@@ -295,7 +313,7 @@ func TestTCP(t *testing.T) {
 			if k == 3 {
 				end = len(two)
 			}
-			changed := l.Answer(frame(to, from, true, 0, start+1+uint32(k*part), two[k*part:end]), begin)
+			changed, _ := l.Answer(frame(to, from, true, 0, start+1+uint32(k*part), two[k*part:end]), begin)
 			seen := map[int]bool{}
 			for _, x := range order[:i+1] {
 				seen[x] = true
@@ -307,6 +325,34 @@ func TestTCP(t *testing.T) {
 		}
 		if known(l) != "a.example 192.0.2.1" {
 			t.Errorf("order %v has taught %q", order, known(l))
+		}
+	}
+}
+
+// TestRepeatedSegment: a segment that comes again, because the first one is held, is to be held, too, and so is what
+// follows it; a segment without data is not.
+func TestRepeatedSegment(t *testing.T) {
+	const syn, fin, name = 2, 1, "a.example."
+	length := func(m []byte) []byte { return append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...) }
+	reply := length(message(7, true, name, dnsmessage.TypeA, name+" 60 192.0.2.1"))
+	other := length(message(7, true, name, dnsmessage.TypeA))
+	for _, c := range []struct {
+		what  string
+		reply []byte
+		want  bool
+	}{{"addresses", reply, true}, {"no addresses", other, false}} {
+		l := learner("*.example")
+		l.Query(frame(client, server, true, syn, 0, nil), begin)
+		l.Query(frame(client, server, true, 0, 1, length(query(7, name, dnsmessage.TypeA))), begin)
+		for i, segment := range [][]byte{
+			frame(server, client, true, syn, 0, nil), frame(server, client, true, 0, 1, c.reply),
+			frame(server, client, true, fin, 1+uint32(len(c.reply)), nil), frame(server, client, true, fin, 1, c.reply),
+			frame(server, client, true, 0, 1+uint32(len(c.reply)), []byte{0}),
+		} {
+			want := c.want && i != 0 && i != 2
+			if _, wanted := l.Answer(segment, begin); wanted != want {
+				t.Errorf("%s: segment %d is wanted: %v", c.what, i, wanted)
+			}
 		}
 	}
 }
@@ -329,7 +375,7 @@ func TestManyStreams(t *testing.T) {
 	reply := length(message(7, true, name, dnsmessage.TypeA, name+" 60 192.0.2.1"))
 	for _, i := range both {
 		l.Answer(frame(to, client(i), true, syn, 0, nil), now)
-		if changed := l.Answer(frame(to, client(i), true, 0, 1, reply), now); (len(changed) > 0) != (i > 0) {
+		if changed, _ := l.Answer(frame(to, client(i), true, 0, 1, reply), now); (len(changed) > 0) != (i > 0) {
 			t.Errorf("connection %d taught %v", i, changed)
 		}
 	}
@@ -343,8 +389,10 @@ func TestRecall(t *testing.T) {
 	l.Expire(begin.Add(2 * time.Minute))
 	want := known(l)
 	again := learner("a.example")
-	if changed := again.Recall(l.Records(), begin.Add(2*time.Minute)); !slices.Equal(changed, []string{"a.example"}) {
-		t.Errorf("recalled %v", changed)
+	changed := again.Recall(records(l), begin.Add(2*time.Minute))
+	if forgotten := again.Want([]policy.Domain{"a.example"}); !slices.Equal(changed, []string{"a.example", "b.example"}) ||
+		!slices.Equal(forgotten, []string{"b.example"}) {
+		t.Errorf("recalled %v, of which it wants all but %v", changed, forgotten)
 	}
 	if got := known(again); got != "a.example 192.0.2.2 (192.0.2.1)" && got != "a.example (192.0.2.1) 192.0.2.2" {
 		t.Errorf("it recalls %s of %s", got, want)
@@ -366,7 +414,8 @@ func FuzzFrames(f *testing.F) {
 		l := learner("*.example")
 		for _, one := range [][]byte{a, b, a} {
 			l.Query(one, begin)
-			for _, changed := range l.Answer(one, begin) {
+			names, _ := l.Answer(one, begin)
+			for _, changed := range names {
 				if n := l.Name(changed); len(n.Addrs) == 0 || len(n.Addrs) > model.MaxNameAddrs {
 					t.Errorf("%s has %d addresses", changed, len(n.Addrs))
 				}

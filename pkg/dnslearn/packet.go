@@ -11,7 +11,7 @@ type packet struct {
 	from, to netip.AddrPort
 	tcp      bool
 	seq      uint32
-	syn, end bool // the flags of TCP: SYN; FIN or RST
+	syn      bool // of TCP
 	payload  []byte
 }
 
@@ -57,7 +57,7 @@ func parseFrame(frame []byte) (packet, error) {
 		p.payload = ip[8:]
 	case protocol == protocolTCP && len(ip) >= 20 && int(ip[12]>>4)*4 >= 20 && int(ip[12]>>4)*4 <= len(ip):
 		p.tcp, p.seq, p.payload = true, binary.BigEndian.Uint32(ip[4:]), ip[int(ip[12]>>4)*4:]
-		p.syn, p.end = ip[13]&2 != 0, ip[13]&5 != 0
+		p.syn = ip[13]&2 != 0
 	default:
 		return p, errFrame
 	}

@@ -17,13 +17,16 @@ type stream struct {
 	later map[uint32][]byte // segments behind a gap, by their sequence number
 	size  int               // the bytes of data and later
 	seen  time.Time
+	// wanted says that a message had addresses of names that are wanted: the segment may come again, and is then to be
+	// held as well.
+	wanted bool
 }
 
 // Bounds of what is kept for TCP: 16 MB at most.
 const (
 	// MaxStreams is how many directions of connections are put together at once.
-	MaxStreams    = 128
-	maxStreamSize = 2 * (2 + 65535) // two messages of the largest size, with their lengths
+	MaxStreams    = 1024
+	maxStreamSize = 16 << 10 // some times what 100 addresses take
 	streamIdle    = 30 * time.Second
 )
 
@@ -45,7 +48,7 @@ func (s streams) segment(p packet, now time.Time) [][]byte {
 	one.seen = now
 	one.add(p.seq, p.payload)
 	messages, ok := one.messages()
-	if !ok || p.end && len(one.later) == 0 {
+	if !ok {
 		delete(s, key)
 	}
 	return messages
@@ -77,7 +80,7 @@ func (s *stream) add(seq uint32, payload []byte) {
 	}
 }
 
-// messages takes out the messages that are complete. It is not ok when more is kept than two messages take.
+// messages takes out the messages that are complete. It is not ok when too much is kept.
 func (s *stream) messages() (list [][]byte, ok bool) {
 	for len(s.data) >= 2 {
 		size := 2 + int(binary.BigEndian.Uint16(s.data))

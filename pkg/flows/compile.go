@@ -328,6 +328,7 @@ func (b *builder) thisNode(_ none, n selfInputs) {
 	b.self(n.localInputs)
 	b.allowNode(n.nodeAddrs(), n.staging)
 	b.keepClients(n)
+	b.dnsServers(n.dnsServers)
 	for _, cidr := range n.serviceCIDRs {
 		b.unserved(cidr, n.kernel)
 	}

@@ -103,7 +103,7 @@ func Diff(actual openflow.Contents, desired Desired) Delta {
 		switch {
 		case ok && want.Flow == e.Flow:
 			right[e.Key] = true
-		case e.Table == Affinity: // see forget
+		case Volatile(e.Table, e.Actions):
 		case !ok && Ours(e.Cookie):
 			d.Delete = append(d.Delete, Flow{Flow: e.Flow})
 		}

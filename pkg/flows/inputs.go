@@ -112,10 +112,12 @@ type selfInputs struct {
 	staging
 	otherAddrs   []netip.Addr // model.Snapshot.LocalAddrs
 	serviceCIDRs []netip.Prefix
+	// dnsServers are the trusted ones, while a policy has domain names.
+	dnsServers []netip.AddrPort
 }
 
 func selfInputsOf(s *model.Snapshot) selfInputs {
-	return selfInputs{localInputsOf(s), stagingOf(s), s.LocalAddrs, s.ServiceCIDRs}
+	return selfInputs{localInputsOf(s), stagingOf(s), s.LocalAddrs, s.ServiceCIDRs, dnsServersOf(s)}
 }
 
 // nodeAddrs are the addresses that mean this node to policies, those among its pods included.

@@ -8,6 +8,20 @@ import (
 // What the switch has learned for a Service ends with what it was learned from: with the Service, with its affinity and
 // with the endpoint. Otherwise it would stay for as long as the affinity's timeout, and count against maxClients.
 
+// Volatile says that a flow comes and goes by itself: one that the switch has learned (see forget), or the one that the
+// agent renews while it learns names.
+func Volatile(table openflow.TableID, actions openflow.Actions) bool {
+	return table == Affinity || table == AnswerGate && actions == toAnswerHold
+}
+
+var toAnswerHold = func() openflow.Actions {
+	actions, err := openflow.NewActions(openflow.Goto(AnswerHold))
+	if err != nil {
+		panic(err)
+	}
+	return actions
+}()
+
 // affinityOf is the idle timeout of what a Service's flows make the switch learn; false when they make it learn
 // nothing.
 func affinityOf(list []Flow) (uint16, bool) {

@@ -43,6 +43,8 @@ const (
 	EndpointPort openflow.TableID = 82
 	SourceNAT    openflow.TableID = 85
 	Output       openflow.TableID = 90
+	AnswerGate   openflow.TableID = 92
+	AnswerHold   openflow.TableID = 93
 )
 
 // toPreview leads from a table of the policies to its like in the preview.
@@ -357,9 +359,25 @@ var Pipeline = withPreview([]Table{
 	},
 	{
 		ID: Output, Name: "Output",
-		Doc:     "Sends the packet to the port that Forwarding chose.",
-		Match:   []string{"ct_state", "reg0"},
-		Actions: []string{"set_field->in_port", "output"},
+		Doc: "Sends the packet to the port that Forwarding chose. What pods ask DNS servers goes to the agent as well, and " +
+			"the answers go to AnswerGate, where policies with domain names select the pods: conjunctions of pods and servers.",
+		Match: []string{"ct_state", "reg0", "conj_id", "ip", "ipv6", "tcp", "tcp6", "udp", "udp6", "nw_src", "nw_dst", "ipv6_src",
+			"ipv6_dst", "tp_src", "tp_dst"},
+		Actions: []string{"set_field->in_port", "output", "conjunction", "controller", "goto_table"},
+		Next:    []openflow.TableID{AnswerGate},
+	},
+	{
+		ID: AnswerGate, Name: "AnswerGate",
+		Doc: "Sends answers of DNS servers on, and a copy to the agent. While the agent learns from them, it renews a flow " +
+			"here that leads to AnswerHold and that the switch drops by itself three seconds later.",
+		Actions: []string{"controller", "output", "goto_table"},
+		Next:    []openflow.TableID{AnswerHold},
+	},
+	{
+		ID: AnswerHold, Name: "AnswerHold",
+		Doc: "Hands answers of DNS servers to the agent, which sends them to the pod as soon as the switch has the addresses " +
+			"that they name.",
+		Actions: []string{"controller"},
 	},
 })
 

@@ -144,6 +144,7 @@ func (b *builder) policy(p model.Policy, on staging) {
 	for _, side := range sidesOf(p, on.stagesOf(p)) {
 		b.side(side, p)
 	}
+	b.dnsClients(p)
 }
 
 func (b *builder) stagedPolicy(p model.Policy, _ none) { b.policy(p, true) }

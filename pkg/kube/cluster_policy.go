@@ -113,7 +113,7 @@ func clusterPeers(p cnp.Peer) ([]policy.Peer, error) {
 		s := selectorOf(*p.Nodes)
 		return []policy.Peer{{NodeSelector: &s}}, nil
 	case len(p.DomainNames) > 0:
-		return nil, errors.New("domainNames are not supported")
+		return domainPeers(p.DomainNames)
 	}
 	var list []policy.Peer
 	for _, text := range p.Networks {
@@ -122,6 +122,17 @@ func clusterPeers(p cnp.Peer) ([]policy.Peer, error) {
 			return nil, fmt.Errorf("networks: %w", err)
 		}
 		list = append(list, policy.Peer{IPBlock: &policy.IPBlock{CIDR: cidr}})
+	}
+	return list, nil
+}
+
+func domainPeers(names []string) (list []policy.Peer, err error) {
+	for _, text := range names {
+		domain, err := policy.ParseDomain(text)
+		if err != nil {
+			return nil, fmt.Errorf("domainNames: %w", err)
+		}
+		list = append(list, policy.Peer{Domain: domain})
 	}
 	return list, nil
 }

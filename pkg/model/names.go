@@ -24,3 +24,19 @@ func (n LearnedName) Empty() bool { return len(n.Addrs)+len(n.Ended) == 0 }
 func (n LearnedName) Equal(other LearnedName) bool {
 	return slices.Equal(n.Addrs, other.Addrs) && slices.Equal(n.Ended, other.Ended)
 }
+
+// DNSServers are the servers whose answers are believed.
+type DNSServers struct {
+	// Services are namespace/name: the Service's addresses with port 53, and the endpoints of that port.
+	Services []string
+	// Addrs are further servers.
+	Addrs []netip.AddrPort
+}
+
+// Equal compares by content.
+func (d DNSServers) Equal(other DNSServers) bool {
+	return slices.Equal(d.Services, other.Services) && slices.Equal(d.Addrs, other.Addrs)
+}
+
+// DNSPort is the port of DNS servers.
+const DNSPort = 53

@@ -104,7 +104,8 @@ type Policy struct {
 	// Log asks for log records of a sample of the packets that the policy allows or denies.
 	Log bool
 	// Domains are the domain names that are peers of the policy's rules, sorted; "*.example.com" is every name below.
-	// Addresses that are known of them are among the rules' Peers.
+	// Addresses that are known of them are among the rules' Peers. Answers of DNS servers to the pods of Egress are held
+	// until what they say is in the switch.
 	Domains []string
 	// Staged policies have no effect: their flows are in the preview, where they count and log what they would decide.
 	Staged bool
@@ -137,6 +138,16 @@ func AnyStaged(policies map[PolicyID]Policy) bool {
 	return false
 }
 
+// AnyDomains says whether one of the policies has domain names as peers.
+func AnyDomains(policies map[PolicyID]Policy) bool {
+	for _, p := range policies {
+		if len(p.Domains) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // RulePlaces is how many rules a tier with an order has room for on a node.
 const RulePlaces = 64_900
 
@@ -162,6 +173,9 @@ func (p Policy) MostFlows() int {
 		for _, r := range side.Rules {
 			most += r.mostFlows()
 		}
+	}
+	if len(p.Domains) > 0 && p.Egress != nil {
+		most += 2 * len(p.Egress.Pods) // for the pods' queries and answers
 	}
 	if p.Log { // every flow with a verdict has a copy that logs
 		most *= 2

@@ -63,6 +63,10 @@ type Snapshot struct {
 	ServicesRevision uint64
 	// ServiceCIDRs are the ranges of ClusterIPs that the API server and the configuration name.
 	ServiceCIDRs []netip.Prefix
+	// Names are the domain names of which addresses were learned.
+	Names map[string]LearnedName
+	// DNSServers are those that answers about domain names are learned from.
+	DNSServers DNSServers
 	// KeepEstablished lets connections that a policy once allowed continue when it denies them now.
 	KeepEstablished bool
 }

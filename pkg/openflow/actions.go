@@ -134,7 +134,7 @@ func (a Actions) Renumber(number func(GroupID) GroupID) Actions {
 }
 
 // Copy says whether a Copy is among the actions.
-func (a Actions) Copy() bool { return strings.Contains(a.text, copyPrefix) }
+func (a Actions) Copy() bool { return strings.Contains(a.text, copyMeter) }
 
 // WithoutCopies are the actions less the copies: what becomes of the packet itself.
 func (a Actions) WithoutCopies() Actions {

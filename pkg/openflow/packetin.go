@@ -31,10 +31,21 @@ func (c Copy) Action() ovs.Action {
 	for i, b := range c.Data {
 		data[i] = fmt.Sprintf("%02x", b)
 	}
-	return Action{fmt.Sprintf(copyPrefix+"max_len=%d,userdata=%s,meter_id=%d)", c.Bytes, strings.Join(data, "."), c.Meter)}
+	return Action{fmt.Sprintf(copyPrefix+"max_len=%d,userdata=%s"+copyMeter+"%d)", c.Bytes, strings.Join(data, "."), c.Meter)}
 }
 
-const copyPrefix = "controller("
+const (
+	copyPrefix = "controller("
+	copyMeter  = ",meter_id="
+)
+
+// ControllerID is the number by which a connection to the switch asks for packets.
+type ControllerID uint16
+
+// ToController sends the whole packet to the connections with a number, and to no others. Without one it is dropped.
+func ToController(id ControllerID, data byte) ovs.Action {
+	return Action{fmt.Sprintf(copyPrefix+"id=%d,userdata=%02x)", id, data)}
+}
 
 // MeterID is the number of a meter in a switch.
 type MeterID uint32

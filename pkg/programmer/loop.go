@@ -93,10 +93,12 @@ type Loop struct {
 	// submitted numbers what was submitted, and taken what of it was compiled. readBack says that the round that takes
 	// more reads the switch.
 	submitted, taken Revision
-	readBack         bool
-	oldest           time.Time // when the oldest of the pending changes was submitted; zero without any
-	status           report.Programming
-	latest           *model.Snapshot
+	// reached is the newest revision that the switch held.
+	reached  Revision
+	readBack bool
+	oldest   time.Time // when the oldest of the pending changes was submitted; zero without any
+	status   report.Programming
+	latest   *model.Snapshot
 	// settled is the snapshot that is in the switch, less the owners in refused: quarantined, as of this snapshot.
 	settled *model.Snapshot
 	refused map[model.Owner]error
@@ -401,9 +403,12 @@ func (l *Loop) drifted(e ofswitch.Event) bool {
 	if e.Group.ID != 0 {
 		return l.groupDrifted(e)
 	}
+	if flows.Volatile(e.Table, e.Actions) {
+		return false
+	}
 	keys := l.index[place{e.Table, e.Match}]
 	if len(keys) == 0 {
-		return e.Table != flows.Affinity && !e.Deleted // a foreign flow
+		return !e.Deleted // a foreign flow
 	}
 	if !e.Deleted {
 		// In the place of one of ours, or with its actions at another priority, which the event does not tell.

@@ -277,6 +277,7 @@ func (l *Loop) settle() {
 func (l *Loop) answer(refused map[model.Owner]error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.reached = l.taken
 	l.waiting = slices.DeleteFunc(l.waiting, func(r request) bool {
 		unknown := func(o model.Owner) bool { return l.latest.Unknown[o.Attachment] }
 		if r.revision > l.taken || slices.ContainsFunc(r.owners, unknown) {

@@ -10,6 +10,7 @@ import (
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/openflow"
+	"github.com/weft-cni/weft/pkg/policy"
 )
 
 // Policy is a policy that selects pods of this node, as `weftctl policy` shows it.
@@ -26,8 +27,37 @@ type Policy struct {
 	// Problem says why the policy isolates its pods and allows nothing, or less than it says, or what of its annotations
 	// is invalid; absent when nothing is wrong.
 	Problem string `json:"problem,omitempty"`
+	// DomainNames are the domain names among its peers, sorted; absent without any.
+	DomainNames []DomainName `json:"domainNames,omitempty"`
 	// Rules are those of the ingress side, then those of the egress side, each side's denials last.
 	Rules []Rule `json:"rules"`
+}
+
+// DomainName is a domain name among a policy's peers.
+type DomainName struct {
+	// Name is as in the policy, in lower case; "*.example.com" is every name below.
+	Name string `json:"name"`
+	// Names are how many names were learned of it: 0 or 1, or more of one with an asterisk. Addresses are theirs, Ended
+	// those of them whose TTL is over and that connections still use.
+	Names     int `json:"names"`
+	Addresses int `json:"addresses"`
+	Ended     int `json:"ended,omitempty"`
+}
+
+func domainNames(view *model.Snapshot, p model.Policy) []DomainName {
+	var list []DomainName
+	for _, text := range p.Domains {
+		d := DomainName{Name: text}
+		for name, learned := range view.Names {
+			if policy.Domain(text).Matches(name) {
+				d.Names++
+				d.Addresses += len(learned.Addrs)
+				d.Ended += len(learned.Ended)
+			}
+		}
+		list = append(list, d)
+	}
+	return list
 }
 
 // Rule is a rule of a policy, or what a NetworkPolicy denies.
@@ -59,25 +89,25 @@ func ruleName(rule int) string {
 
 // Policies makes the list of the policies, by namespace/name. Name is empty for all of them, or one policy's
 // namespace/name or name. It does not change its arguments.
-func Policies(view *model.Snapshot, p Programming, counts Counts, name string) []Policy {
+func Policies(view *model.Snapshot, in Programming, counts Counts, name string) []Policy {
 	pods, list := podNames(view), []Policy{}
-	for _, policy := range slices.SortedFunc(maps.Values(view.Policies), compareEvaluation) {
-		if !isNamed(policy.ID.String(), name) {
+	for _, p := range slices.SortedFunc(maps.Values(view.Policies), compareEvaluation) {
+		if !isNamed(p.ID.String(), name) {
 			continue
 		}
-		owner := policy.Owner()
-		r := Policy{Policy: policy.ID.String(), Tier: policy.Tier.String(), Log: policy.Log, Staged: policy.Staged,
-			Problem: cmp.Or(p.Quarantined[owner], p.Incomplete[owner], policy.Warning), Rules: []Rule{}}
+		owner := p.Owner()
+		r := Policy{DomainNames: domainNames(view, p), Policy: p.ID.String(), Tier: p.Tier.String(), Log: p.Log, Staged: p.Staged,
+			Problem: cmp.Or(in.Quarantined[owner], in.Incomplete[owner], p.Warning), Rules: []Rule{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
-			side := policy.Side(d)
+			side := p.Side(d)
 			if side == nil {
 				continue
 			}
 			rule := func(index int, v model.Verdict, about []netip.Addr) {
-				id := RuleID{policy.ID, flows.Rule{Tier: policy.Tier, Direction: d, Index: index, Verdict: v,
-					Staged: policy.Staged}}
-				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(id.Rule), cutOff(view, policy, d, index),
-					namesOf(about, pods, policy.ID.Namespace), counts.Rules[id]})
+				id := RuleID{p.ID, flows.Rule{Tier: p.Tier, Direction: d, Index: index, Verdict: v,
+					Staged: p.Staged}}
+				r.Rules = append(r.Rules, Rule{d, ruleName(index), VerdictName(id.Rule), cutOff(view, p, d, index),
+					namesOf(about, pods, p.ID.Namespace), counts.Rules[id]})
 			}
 			// A rule whose named ports differ between pods is several in the model.
 			for i := 0; i < len(side.Rules); {
@@ -87,7 +117,7 @@ func Policies(view *model.Snapshot, p Programming, counts Counts, name string) [
 				}
 				rule(first.Index, first.Verdict, about)
 			}
-			if !policy.Tier.Ordered() {
+			if !p.Tier.Ordered() {
 				rule(flows.Isolation, model.Deny, side.Pods)
 			}
 		}

@@ -92,6 +92,7 @@ func (c Restore) apply(s *Store) bool {
 		SetReceiveGrace{live.next.ReceiveGrace, live.next.WireGuardGrace},
 		SetRouted{live.next.Routed}, SetHandshakes{live.next.Handshakes}, SetKernelDatapath{live.next.KernelDatapath},
 		SetKeepEstablished{live.next.KeepEstablished}, SetLocalAddrs{live.localAddrs},
+		SetDNSServers{live.next.DNSServers},
 		SetClusterCIDRs{live.next.ClusterCIDRs}, SetServiceCIDRs{CIDRs: c.Copy.ServiceCIDRs}, SetNode{self},
 	} {
 		next.Apply(change)
@@ -166,7 +167,7 @@ func (Synced) apply(s *Store) bool {
 	if len(live.usable.PodCIDRs) == 0 {
 		live.usable.PodCIDRs = s.usable.PodCIDRs
 	}
-	live.ownNodes, live.ownAttachments, live.ownPolicies = false, false, false
+	live.ownNodes, live.ownAttachments, live.ownPolicies, live.ownNames = false, false, false, false
 	live.ownServices, live.ownProblems = false, false
 	*s = *live
 	return true

@@ -69,6 +69,16 @@ var changes = map[string]func(d *drawing) state.Change{
 		}
 		return state.SetName{Name: d.one("name", "a.example", "b.a.example"), Learned: learned}
 	},
+	"SetDNSServers": func(d *drawing) state.Change {
+		var servers model.DNSServers
+		if d.maybe("DNS server") {
+			servers.Addrs = []netip.AddrPort{netip.MustParseAddrPort("192.0.2.53:53")}
+		}
+		if d.maybe("DNS Service") {
+			servers.Services = []string{"ns/svc"}
+		}
+		return state.SetDNSServers{Servers: servers}
+	},
 	"SetKernelDatapath":  func(d *drawing) state.Change { return state.SetKernelDatapath{Kernel: d.maybe("kernel")} },
 	"SetKeepEstablished": func(d *drawing) state.Change { return state.SetKeepEstablished{Keep: d.maybe("keep")} },
 	"SetAttachment":      func(d *drawing) state.Change { return state.SetAttachment{Attachment: d.attachment()} },

@@ -115,7 +115,7 @@ func subjectOf(c Change) (_ subject, ok bool) {
 			s.name = "configured"
 		}
 	case SetZone, SetExternalIPs, SetLocalAddrs, SetClusterCIDRs, SetTime, SetTransport, SetReceiveGrace, SetRouted,
-		SetHandshakes, SetKernelDatapath, SetKeepEstablished, Recall:
+		SetHandshakes, SetKernelDatapath, SetKeepEstablished, SetDNSServers, Recall:
 	default:
 		return s, false
 	}

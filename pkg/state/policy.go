@@ -34,6 +34,17 @@ type SetName struct {
 	Learned model.LearnedName
 }
 
+// SetDNSServers says which DNS servers answers are learned from.
+type SetDNSServers struct{ Servers model.DNSServers }
+
+func (c SetDNSServers) apply(s *Store) bool {
+	if s.next.DNSServers.Equal(c.Servers) {
+		return false
+	}
+	s.next.DNSServers = c.Servers
+	return true
+}
+
 // What these changes come to for the node is found out by Take, for all of them at once; until then nothing is
 // different.
 
@@ -73,8 +84,19 @@ func (c SetPeerNode) apply(s *Store) bool {
 }
 
 func (c SetName) apply(s *Store) bool {
+	if s.next.Names[c.Name].Equal(c.Learned) {
+		return false
+	}
 	s.resolver.SetName(c.Name, c.Learned)
-	return false
+	if !s.ownNames {
+		s.next.Names, s.ownNames = maps.Clone(s.next.Names), true
+	}
+	if c.Learned.Empty() {
+		delete(s.next.Names, c.Name)
+	} else {
+		s.next.Names[c.Name] = c.Learned
+	}
+	return true
 }
 
 // resolvePolicies takes over what the resolver says is different.

@@ -24,8 +24,8 @@ type Store struct {
 	next     model.Snapshot
 	// own… say that next has maps of its own, which no snapshot shares: many changes between two snapshots cost one copy
 	// of a map, not many.
-	ownNodes, ownAttachments, ownServices, ownProblems, ownPolicies bool
-	changed                                                         map[model.Owner]bool // owners
+	ownNodes, ownAttachments, ownServices, ownProblems, ownPolicies, ownNames bool
+	changed                                                                   map[model.Owner]bool // owners
 	// resolver holds pods, namespaces and policies; what follows from them for this node is in the snapshot.
 	resolver     *policy.Resolver
 	services     *service.Resolver // joins Services with their EndpointSlices
@@ -55,6 +55,7 @@ func New(node string) *Store {
 		Policies:    map[model.PolicyID]model.Policy{},
 		Unknown:     map[model.AttachmentKey]bool{},
 
+		Names:           map[string]model.LearnedName{},
 		OtherProxies:    map[string][]netip.Addr{},
 		ServiceProblems: map[string]string{},
 	}
@@ -103,6 +104,7 @@ func (s *Store) Take() (*model.Snapshot, []model.Owner) {
 		snapshot := s.next
 		s.snapshot = &snapshot
 		s.ownNodes, s.ownAttachments, s.ownServices, s.ownProblems, s.ownPolicies = false, false, false, false, false
+		s.ownNames = false
 	}
 	owners := slices.SortedFunc(maps.Keys(s.changed), model.Owner.Compare)
 	clear(s.changed)

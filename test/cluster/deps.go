@@ -43,7 +43,7 @@ var needed = []debianProgram{
 }
 
 // tested are programs that no cluster runs, and tests need besides. The largest is last.
-var tested = []debianProgram{{"chromium", "chromium"}}
+var tested = []debianProgram{{"dnsmasq", "dnsmasq-base"}, {"chromium", "chromium"}}
 
 // missingPackages returns the Debian packages of the programs that lookPath does not find.
 func missingPackages(lookPath func(string) (string, error), programs ...debianProgram) []string {
