@@ -164,6 +164,10 @@ matrix: deps ## Every transport with and without encryption, in every family, fo
 matrix-update: deps ## The same, and write docs/matrix.md
 	WEFT_MATRIX=1 go test -C test -tags integration -count=1 -timeout 1h -v -run 'TestMatrix$$' ./datapath -update
 
+.PHONY: names
+names: deps ## 10,000 first connections after DNS lookups that policies with domainNames learn from, and latencies at 1,000 lookups a second; needs root
+	WEFT_DNS_NAMES=5000 WEFT_DNS_RATE=1000 go test -C test -tags integration -count=1 -timeout 30m -v -run 'TestDomainNames$$' ./datapath
+
 CHAOS ?= 30m
 .PHONY: chaos
 chaos: deps ## Faults of every kind in a random order while traffic goes every way: CHAOS=30m; needs root

@@ -158,6 +158,16 @@ func (a *Agent) metrics() *prometheus.Registry {
 	viewed("weft_policies", "Policies that select pods of this node.", func(s *model.Snapshot) float64 {
 		return float64(len(s.Policies))
 	})
+	viewed("weft_domain_names", "Domain names of policies' peers of which DNS answers have taught addresses.",
+		func(s *model.Snapshot) float64 { return float64(len(s.Names)) })
+	viewed("weft_domain_name_addresses", "Addresses of weft_domain_names whose TTL runs.",
+		func(s *model.Snapshot) float64 {
+			n := 0
+			for _, learned := range s.Names {
+				n += len(learned.Addrs)
+			}
+			return float64(n)
+		})
 	registry.MustRegister(partStates{a}, podAddresses{a}, switchCounters{a}, occupancy{a}, kernelConnections{a},
 		feedAges{a.watcher}, peerStates{a})
 	return registry

@@ -257,7 +257,7 @@ func TestNamesEnd(t *testing.T) {
 	})
 }
 
-// TestJournal: a file that ends within a line, and one that was written anew, give what was learned last.
+// TestJournal: a file that ends within a line, and one that was rewritten, give what was learned last.
 func TestJournal(t *testing.T) {
 	j := journal{file: filepath.Join(t.TempDir(), "names.jsonl")}
 	l := dnslearn.New()
@@ -280,7 +280,7 @@ func TestJournal(t *testing.T) {
 	read(maxJournal)
 	j.tidy(l)
 	if got := read(1); got[0] != record("a.example", false) {
-		t.Errorf("written anew it has %+v", got)
+		t.Errorf("rewritten it has %+v", got)
 	}
 	j.add([]dnslearn.Record{record("b.example", true)})
 	text, err := os.ReadFile(j.file)

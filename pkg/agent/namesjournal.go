@@ -16,12 +16,12 @@ import (
 type journal struct {
 	file  string
 	open  *os.File
-	lines int // that were appended since it was written anew
+	lines int // that were appended since it was rewritten
 	// err is why the last writing failed.
 	err error
 }
 
-// maxJournal is how many lines are appended before the file is written anew, and maxRecords how many are read.
+// maxJournal is how many lines are appended before the file is rewritten, and maxRecords how many are read.
 const maxJournal, maxRecords = 4096, 1_000_000
 
 // read gives what the file has, up to the first line that cannot be read: an agent may have ended within it.
@@ -67,7 +67,7 @@ func (j *journal) add(records []dnslearn.Record) {
 	_, j.err = j.open.Write(b)
 }
 
-// tidy writes the file anew when it has grown, or could not be written.
+// tidy rewrites the file when it has grown, or could not be written.
 func (j *journal) tidy(l *dnslearn.Learner) {
 	if j.err == nil && j.lines < maxJournal {
 		return

@@ -14,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weft-cni/weft/internal/testing/apiserver"
+	"github.com/weft-cni/weft/pkg/config"
 	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/kube"
 	"github.com/weft-cni/weft/pkg/model"
@@ -180,7 +181,8 @@ func (n *network) update(here *node, objects map[string][]apiserver.Object) erro
 		}
 	}
 	here.gone = gone
-	set = append(set, state.SetKernelDatapath{Kernel: n.kernel}, state.Synced{})
+	set = append(set, state.SetKernelDatapath{Kernel: n.kernel},
+		state.SetDNSServers{Servers: config.Default().TrustedDNS()}, state.Synced{})
 	if n.transport != (model.Transport{}) {
 		set = append(n.publish(set), state.SetTransport{Transport: n.transport})
 	}
