@@ -80,8 +80,8 @@ func setConfig() []byte { return message(typeSetConfig, []byte{0, 0, 0xff, 0xff}
 func packetOut(port uint32, frame []byte) []byte {
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 32+len(frame)), noBuffer)
 	b = binary.BigEndian.AppendUint32(b, portController)
-	b = append(b, 0, 16, 0, 0, 0, 0, 0, 0) // the length of the actions
-	b = append(b, 0, actionOutput, 0, 16)
+	b = append(b, 0, 16, 0, 0, 0, 0, 0, 0, // the length of the actions
+		0, actionOutput, 0, 16)
 	b = binary.BigEndian.AppendUint32(b, port)
 	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)
 	return message(typePacketOut, append(b, frame...))
@@ -100,8 +100,8 @@ func flowMod(table, to openflow.TableID, cookie uint64, priority, seconds uint16
 	b = binary.BigEndian.AppendUint32(b, noBuffer)
 	b = binary.BigEndian.AppendUint32(b, anyPort)
 	b = binary.BigEndian.AppendUint32(b, anyPort) // any group
-	b = append(b, 0, 0, 0, 0)                     // no flags
-	b = append(b, 0, matchOXM, 0, 4, 0, 0, 0, 0)  // every packet
+	b = append(b, 0, 0, 0, 0,                     // no flags
+		0, matchOXM, 0, 4, 0, 0, 0, 0) // every packet
 	if seconds == 0 {
 		return message(typeFlowMod, b)
 	}

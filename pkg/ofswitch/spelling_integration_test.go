@@ -216,6 +216,7 @@ func everyFlow(t *testing.T) []string {
 	add(ip4, nil, openflow.Learn{Table: 35, Priority: 0}.Action(), openflow.Learn{Table: 35, Priority: 32768}.Action())
 	// Copies.
 	add(ip4, nil, openflow.Copy{Bytes: 128, Data: []byte{0x57, 0, 0xff}, Meter: 22373}.Action())
+	add(ip4, nil, openflow.ToController(22373, 0x07))
 	add(ip6, m(openflow.ConjunctionID(5), openflow.ConnectionState(openflow.StateTrk|openflow.StateNew, 0)),
 		openflow.Copy{Bytes: 1, Data: []byte{1}, Meter: 22374}.Action(), end)
 	return lines
