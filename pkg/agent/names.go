@@ -26,8 +26,8 @@ import (
 
 // names learns addresses of domain names from DNS answers to pods, while policies have domain names as peers. An answer
 // with addresses is held until the switch has them, so that the pod's first connection finds them there. An answer is
-// never held for longer than holdLimit, never dropped while the agent runs, and passes by itself while the agent is away
-// (flows.AnswerGate).
+// never held for longer than holdLimit, never dropped while the agent runs, and passes by itself while the agent is
+// away (flows.AnswerGate).
 //
 // Its run and recall are called one after the other; all else is in goroutines of run.
 type names struct {

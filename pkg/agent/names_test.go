@@ -135,8 +135,8 @@ func dnsFrames(t *testing.T, id uint16, name string, addr netip.Addr) (query, an
 }
 
 func newTestNames(t *testing.T, s *dnsSwitch) *names {
-	return &names{dial: func(context.Context) (dnsConn, error) { return s, nil }, loop: s, log: slog.New(slog.DiscardHandler),
-		learner: dnslearn.New(), journal: journal{file: filepath.Join(t.TempDir(), "names.jsonl")},
+	return &names{dial: func(context.Context) (dnsConn, error) { return s, nil }, loop: s,
+		log: slog.New(slog.DiscardHandler), learner: dnslearn.New(), journal: journal{file: filepath.Join(t.TempDir(), "names.jsonl")},
 		problem: func(err error) {
 			if err != nil {
 				t.Error(err)

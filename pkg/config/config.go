@@ -120,8 +120,8 @@ type Config struct {
 	EstablishedConnections Established `json:"establishedConnections"`
 
 	// The DNS servers whose answers to pods teach the addresses of `domainNames` in ClusterNetworkPolicies: Services
-	// (`namespace/name`), whose endpoints are meant, too, and addresses, with a port if it is not 53. No effect without such
-	// policies.
+	// (`namespace/name`), whose endpoints are meant, too, and addresses, with a port if it is not 53. No effect without
+	// such policies.
 	DNSServers []string `json:"dnsServers"`
 
 	// The URL of the Kubernetes API server, for clusters where the `kubernetes` Service cannot be reached before Weft

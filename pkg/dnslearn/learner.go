@@ -121,8 +121,8 @@ func (l *Learner) Query(frame []byte, now time.Time) {
 }
 
 // Answer takes a frame that a server sends to a pod, and returns the names of which something else is known now, and
-// whether it has, or may have, addresses of names that are wanted: over TCP a segment may come again, or the next answer
-// begin with it.
+// whether it has, or may have, addresses of names that are wanted: over TCP a segment may come again, or the next
+// answer begin with it.
 func (l *Learner) Answer(frame []byte, now time.Time) (changed []string, wanted bool) {
 	for p, message := range l.messages(frame, now) {
 		names, ok := l.answer(p, message, now)

@@ -9,10 +9,10 @@ import (
 )
 
 // Peers of policies may be domain names. Their addresses are what trusted DNS servers have answered to pods that such a
-// policy selects. So that a pod's first connection finds them in the switch, the answer is held: table Output leads it to
-// the agent instead of the pod, and the agent sends it on. Queries are copied to the agent, which believes only answers
-// that were asked for. While the agent is away, answers go straight on: the flow of AnswerGate that leads to AnswerHold
-// is renewed by the agent, and ends GateSeconds after the last time.
+// policy selects. So that a pod's first connection finds them in the switch, the answer is held: table Output leads it
+// to the agent instead of the pod, and the agent sends it on. Queries are copied to the agent, which believes only
+// answers that were asked for. While the agent is away, answers go straight on: the flow of AnswerGate that leads to
+// AnswerHold is renewed by the agent, and ends GateSeconds after the last time.
 
 // DNSController is the number with which the agent asks for these packets.
 const DNSController openflow.ControllerID = 0x5765
@@ -77,8 +77,8 @@ func (b *builder) dnsClients(p model.Policy) {
 	}
 }
 
-// dnsServers are the servers' part, and what becomes of the packets. What a pod sends to itself through a Service leaves
-// as before.
+// dnsServers are the servers' part, and what becomes of the packets. What a pod sends to itself through a Service
+// leaves as before.
 func (b *builder) dnsServers(servers []netip.AddrPort) {
 	if len(servers) == 0 {
 		return

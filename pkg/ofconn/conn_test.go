@@ -85,8 +85,7 @@ func TestConn(t *testing.T) {
 	if err := errors.Join(c.Output(7, []byte("frame")), c.Lead(92, 93, 0x5765, 100, 3), c.Lead(92, 93, 0x5765, 100, 0)); err != nil {
 		t.Fatal(err)
 	}
-	// ovs-ofctl ofp-print of Open vSwitch 3.1.0 reads them as OFPT_PACKET_OUT (OF1.3): in_port=CONTROLLER actions=output:7,
-	// and OFPT_FLOW_MOD (OF1.3): ADD table:92 priority=100 cookie:0x5765 hard:3 actions=goto_table:93, and DEL_STRICT.
+	// A packet-out from the controller to port 7; a flow in table 92 that leads to 93 for 3 seconds; its deletion.
 	for _, text := range []string{
 		"00", "0400002320" + "00000010" + "00000002", "0400002320" + "00000014" + "0000000000005765", "090000ffff", "14",
 		"0378", "0dfffffffffffffffd0010000000000000" + "0000001000000007" + "0000000000000000" + hex.EncodeToString([]byte("frame")),

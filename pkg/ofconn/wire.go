@@ -72,8 +72,8 @@ func setControllerID(id openflow.ControllerID) []byte {
 	return experiment(nxControllerID, binary.BigEndian.AppendUint16(make([]byte, 6), uint16(id)))
 }
 
-// setConfig lets the switch send packets at all on a connection to its management socket: there it does so only when the
-// number of bytes to send of a packet without a flow is not 0 (ofproto(7)).
+// setConfig lets the switch send packets at all on a connection to its management socket: there it does so only when
+// the number of bytes to send of a packet without a flow is not 0.
 func setConfig() []byte { return message(typeSetConfig, []byte{0, 0, 0xff, 0xff}) }
 
 // packetOut comes from the controller, so that a frame may also go where it came from.

@@ -96,8 +96,9 @@ func Policies(view *model.Snapshot, in Programming, counts Counts, name string) 
 			continue
 		}
 		owner := p.Owner()
-		r := Policy{DomainNames: domainNames(view, p), Policy: p.ID.String(), Tier: p.Tier.String(), Log: p.Log, Staged: p.Staged,
-			Problem: cmp.Or(in.Quarantined[owner], in.Incomplete[owner], p.Warning), Rules: []Rule{}}
+		r := Policy{Policy: p.ID.String(), Tier: p.Tier.String(), Log: p.Log, Staged: p.Staged,
+			DomainNames: domainNames(view, p),
+			Problem:     cmp.Or(in.Quarantined[owner], in.Incomplete[owner], p.Warning), Rules: []Rule{}}
 		for _, d := range []model.Direction{model.Ingress, model.Egress} {
 			side := p.Side(d)
 			if side == nil {

@@ -147,7 +147,7 @@ func TestMissingPackages(t *testing.T) {
 		}
 		return "", exec.ErrNotFound
 	}, slices.Concat(needed, tested)...)
-	if diff := cmp.Diff([]string{"openvswitch-switch", "containerd", "chromium"}, got); diff != "" {
+	if diff := cmp.Diff([]string{"openvswitch-switch", "containerd", "dnsmasq-base", "chromium"}, got); diff != "" {
 		t.Errorf("missing packages (-want +got):\n%s", diff)
 	}
 }

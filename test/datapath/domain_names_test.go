@@ -59,8 +59,8 @@ spec:
     to: [{networks: [0.0.0.0/0, "::/0"]}]
 `
 
-// namesCount is how many names are looked up for a first connection in each family, and namesRate how many are asked for
-// a second. WEFT_DNS_NAMES and WEFT_DNS_RATE set them, as make names does.
+// namesCount is how many names are looked up for a first connection in each family, and namesRate how many are asked
+// for a second. WEFT_DNS_NAMES and WEFT_DNS_RATE set them, as make names does.
 var (
 	namesCount = setting("WEFT_DNS_NAMES", 150)
 	namesRate  = setting("WEFT_DNS_RATE", 100)
@@ -235,7 +235,8 @@ func (l *namesLab) latency() {
 }
 
 // lookup asks a server for the addresses of a name, over the family that it asks for.
-func (l *namesLab) lookup(from *client, network string, servers []netip.Addr, name string, v4 bool) ([]netip.Addr, error) {
+func (l *namesLab) lookup(from *client, network string, servers []netip.Addr, name string, v4 bool) ([]netip.Addr,
+	error) {
 	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, proposed, _ string) (conn net.Conn, err error) {
 		if network == "tcp" {
 			proposed = network
