@@ -187,6 +187,10 @@ e2e: image ## End-to-end tests on real clusters: IPv4 over Geneve, dual stack ov
 e2e-transports: image ## The end-to-end tests that depend on it on clusters with every other way between nodes; an hour
 	test/e2e/run.sh --transports
 
+.PHONY: e2e-install
+e2e-install: deps ## The outsider's path from the folders of two releases: check, install, test, faults, upgrade and rollback under traffic, removal; a quarter of an hour, not part of CI
+	test/e2e/install.sh
+
 .PHONY: kernel-test
 kernel-test: deps bin/kernel ## Tests of the datapath on a stock Debian kernel's own, in an emulated machine; a quarter of an hour
 	@$(BEGUN)

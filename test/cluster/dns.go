@@ -42,10 +42,10 @@ func renderDNS(plan state.Plan) ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// deployDNS installs CoreDNS and returns when it serves: then pods reach the API server through its Service.
-func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
+// applyDNS installs CoreDNS, which starts when there is a pod network.
+func applyDNS(ctx context.Context, p *progress, c state.Cluster) error {
 	rendered := paths(c.Dir).join("dns.yaml")
-	err := p.step("kubectl apply -f "+rendered, func(func(string)) error {
+	return p.step("kubectl apply -f "+rendered, func(func(string)) error {
 		text, err := renderDNS(c.Plan)
 		if err == nil {
 			err = os.WriteFile(rendered, text, 0o644)
@@ -56,9 +56,10 @@ func deployDNS(ctx context.Context, p *progress, c state.Cluster) error {
 		_, err = kubectl(ctx, c, "apply", "-f", rendered)
 		return err
 	})
-	if err != nil {
-		return err
-	}
+}
+
+// awaitDNS returns when CoreDNS serves: then pods reach the API server through its Service.
+func awaitDNS(ctx context.Context, p *progress, c state.Cluster) error {
 	return p.step("CoreDNS", func(detail func(string)) error {
 		err := testenv.Poll(ctx, dnsTimeout, func(ctx context.Context) error {
 			ready, err := kubectl(ctx, c, "--namespace="+dnsNamespace, "get", "deployment", "coredns",

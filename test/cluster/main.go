@@ -131,7 +131,7 @@ func upCommand(w *where) *cobra.Command {
 				return fmt.Errorf("--nodes %d: want 1 to %d", o.nodes, state.MaxNodes)
 			}
 			if noWeft {
-				o.install, o.dns = "", false
+				o.install, o.dns = "", o.dns && cmd.Flags().Changed("dns")
 			}
 			for _, path := range []*string{&o.install, &o.image} {
 				if *path == "" {
@@ -156,7 +156,7 @@ func upCommand(w *where) *cobra.Command {
 		"who starts Open vSwitch: the node, or a daemonset (openvswitch.yaml beside Weft's manifest)")
 	flags.StringVar(&o.image, "image", "", "tar with Weft's image, to put on every node")
 	flags.BoolVar(&o.agnhost, "agnhost", true, "put Kubernetes' image for tests on every node")
-	flags.BoolVar(&o.dns, "dns", true, "run CoreDNS, where there is a pod network")
+	flags.BoolVar(&o.dns, "dns", true, "run CoreDNS; with --no-weft, only if --dns is given")
 	flags.BoolVar(&noWeft, "no-weft", false, "leave the cluster without a pod network")
 	return cmd
 }

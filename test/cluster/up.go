@@ -121,6 +121,9 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 		return err
 	}
 	if o.install == "" {
+		if o.dns {
+			return applyDNS(ctx, p, *c)
+		}
 		return nil
 	}
 	if err := o.switches.deploy(ctx, p, *c, o.install); err != nil {
@@ -129,7 +132,10 @@ func start(ctx context.Context, p *progress, repo string, c *state.Cluster, o up
 	if err := deployWeft(ctx, p, *c, o); err != nil || !o.dns {
 		return err
 	}
-	return deployDNS(ctx, p, *c)
+	if err := applyDNS(ctx, p, *c); err != nil {
+		return err
+	}
+	return awaitDNS(ctx, p, *c)
 }
 
 // prepare makes the state directory, the hosts beside the nodes with the network between them, and all credentials.
