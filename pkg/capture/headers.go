@@ -55,9 +55,12 @@ type Headers struct {
 	MoreFragments bool
 	// Payload is the length behind the transport header, as the headers say.
 	Payload int
-	// TCPFlags are the flags of TCP; Type and Code are those of ICMP, Type the operation of ARP.
-	TCPFlags   uint8
-	Type, Code uint8
+	// Data is the payload as far as the frame has it: a part of the frame.
+	Data []byte
+	// TCPFlags and TCPSequence are of TCP; Type and Code are those of ICMP, Type the operation of ARP.
+	TCPFlags    uint8
+	TCPSequence uint32
+	Type, Code  uint8
 	// ID is the identifier of an ICMP echo.
 	ID uint16
 	// Target is the address that a neighbor solicitation or advertisement is about.
@@ -234,7 +237,7 @@ func (h *Headers) transport(b []byte, at, length int) {
 		case h.Protocol == ipSCTP:
 			header = 12
 		case h.Protocol == ipTCP && len(b) >= lenIPv4:
-			header, h.TCPFlags = int(b[12]>>4)*4, b[13]
+			header, h.TCPFlags, h.TCPSequence = int(b[12]>>4)*4, b[13], binary.BigEndian.Uint32(b[4:])
 		}
 	case ipICMP, ipICMPv6:
 		if len(b) < 2 {
@@ -249,4 +252,7 @@ func (h *Headers) transport(b []byte, at, length int) {
 		}
 	}
 	h.Payload = max(length-header, 0)
+	if header <= len(b) {
+		h.Data = b[header:min(len(b), header+h.Payload)]
+	}
 }
