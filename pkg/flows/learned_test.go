@@ -139,3 +139,22 @@ func TestLearnedEndpointEnds(t *testing.T) {
 		t.Errorf("%d of %d learned flows are forgotten", forgotten, len(learned))
 	}
 }
+
+// TestRenewedFlowStays: a reading of the switch leaves the flow that the agent renews while it learns names, and deletes
+// another one of its table.
+func TestRenewedFlowStays(t *testing.T) {
+	entry := func(to openflow.TableID) openflow.Entry {
+		f, err := openflow.New(flows.AnswerGate, flows.GatePriority, flows.Cookie(model.SelfOwner), "", nil,
+			openflow.Goto(to))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return openflow.Entry{Flow: f}
+	}
+	for to, deleted := range map[openflow.TableID]int{flows.AnswerHold: 0, flows.Output + 10: 1} {
+		diff := flows.Diff(openflow.Contents{Flows: []openflow.Entry{entry(to)}}, flows.Desired{})
+		if len(diff.Delete) != deleted {
+			t.Errorf("a flow that leads to table %d: %d are deleted", to, len(diff.Delete))
+		}
+	}
+}

@@ -465,9 +465,15 @@ func TestForeignFlowsAreNamed(t *testing.T) {
 		dumps := sw.Dumps()
 		sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.Affinity, Priority: 1, Match: openflow.ParseMatch("ip")},
 			Cookie: flows.Cookie(model.ServiceOwner("x/y"))})
+		held, err := openflow.NewActions(openflow.Goto(flows.AnswerHold))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sw.Put(openflow.Flow{Key: openflow.Key{Table: flows.AnswerGate, Priority: flows.GatePriority}, Actions: held,
+			Cookie: flows.Cookie(model.SelfOwner)})
 		time.Sleep(700 * time.Millisecond)
 		if got := sw.Dumps(); got != dumps {
-			t.Errorf("%d readings after a learned flow", got-dumps)
+			t.Errorf("%d readings after a learned flow and one that the agent renews", got-dumps)
 		}
 	})
 }
