@@ -159,7 +159,7 @@ func (w *world) install(t *testing.T) {
 
 func (w *world) connectivity(t *testing.T) {
 	w.must(t, w.older, "kubectl -n kube-system rollout status deployment/coredns --timeout=3m")
-	w.must(t, w.older, "kubectl weft connectivity test --timeout 8m")
+	w.must(t, w.older, "kubectl weft connectivity test --start 3m --timeout 8m")
 }
 
 // upgrade, and rollback: the page's commands, under traffic of which nothing is lost.
