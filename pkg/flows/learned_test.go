@@ -140,8 +140,8 @@ func TestLearnedEndpointEnds(t *testing.T) {
 	}
 }
 
-// TestRenewedFlowStays: a reading of the switch leaves the flow that the agent renews while it learns names, and deletes
-// another one of its table.
+// TestRenewedFlowStays: a reading of the switch leaves the flow that the agent renews while it learns names, and
+// deletes another one of its table.
 func TestRenewedFlowStays(t *testing.T) {
 	entry := func(to openflow.TableID) openflow.Entry {
 		f, err := openflow.New(flows.AnswerGate, flows.GatePriority, flows.Cookie(model.SelfOwner), "", nil,
