@@ -57,14 +57,15 @@ func (m mesh) wantTransport(t *testing.T, setting, mode model.Mode) {
 
 // routesKept: a route that is deleted is back within two seconds; a foreign one stays as it is.
 func (m mesh) routesKept(t *testing.T) {
-	const foreign = "10.99.0.0/24 via 172.31.0.99 dev br-phy"
+	uplink := onDatapath("br-phy", "eth0")
+	foreign := "10.99.0.0/24 via 172.31.0.99 dev " + uplink
 	m.Run("node/node1", "sh", "-c", "ip route add "+foreign)
 	for _, family := range []string{"-4", "-6"} {
 		cidr, via := m.podCIDR("node2", family == "-4"), of(m.nodes["node2"].Addrs, family == "-4")
 		begin := time.Now()
 		m.Run("node/node1", "ip", family, "route", "del", cidr.String())
 		testenv.Eventually(t, testenv.Patience(2*time.Second), func() error {
-			if got := m.Run("node/node1", "ip", family, "route", "show", cidr.String()); !strings.Contains(got, "via "+via.String()+" dev br-phy") {
+			if got := m.Run("node/node1", "ip", family, "route", "show", cidr.String()); !strings.Contains(got, "via "+via.String()+" dev "+uplink) {
 				return fmt.Errorf("the route to %s is %q", cidr, got)
 			}
 			return nil
@@ -230,12 +231,12 @@ func (m mesh) changeTransport(t *testing.T) {
 		})
 	}
 	var pings []*session
-	for _, pair := range [][2]string{{"a-node1", "a-node2"}, {"b-node2", "b-node3"}, {"a-node3", "b-node1"}} {
+	for _, pair := range nodePairs {
 		for _, to := range m.pods[pair[1]].IPs {
-			pings = append(pings, m.start(t, pair[0], "ping", "--interval=10ms", to.String()))
+			pings = append(pings, m.start(t, pair[0], "ping", pingInterval(), to.String()))
 		}
 	}
-	denied := m.start(t, "a-node3", "ping", "--interval=10ms", m.pods["c"].IPs[0].String())
+	denied := m.start(t, "a-node3", "ping", pingInterval(), m.pods["c"].IPs[0].String())
 	for _, to := range []struct{ setting, mode model.Mode }{
 		{model.ModeOverlay, model.ModeOverlay}, {model.ModeHybrid, model.ModeDirect}, {model.ModeDirect, model.ModeDirect},
 		{model.ModeOverlay, model.ModeOverlay}, {model.ModeDirect, model.ModeDirect}, {model.ModeHybrid, model.ModeDirect},

@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/weft-cni/weft/internal/testing/testenv"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/pkg/report"
 	"github.com/weft-cni/weft/test/e2e/probe/wire"
@@ -74,13 +76,13 @@ func up(t *testing.T, family lab.Family, tunnel model.Encapsulation, more ...str
 	return m
 }
 
-// status is what a node's agent says of the node.
-func (m mesh) status(t *testing.T, node string) report.Status {
+// status is what a node's agent says of the node. Beside other work, an answer may come too late.
+func (m mesh) status(t *testing.T, node string) (s report.Status) {
 	t.Helper()
-	s, err := agentOf(m.nodes[node].Files).Status(t.Context())
-	if err != nil {
-		t.Fatalf("status of %s: %v", node, err)
-	}
+	testenv.Eventually(t, 30*time.Second, func() (err error) {
+		s, err = agentOf(m.nodes[node].Files).Status(t.Context())
+		return err
+	})
 	return s
 }
 

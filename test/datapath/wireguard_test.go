@@ -133,12 +133,19 @@ func (m mesh) encryptAll(t *testing.T, key, value, encryption string) {
 	}
 }
 
+// nodePairs are pods of each pair of nodes.
+var nodePairs = [][2]string{{"a-node1", "a-node2"}, {"b-node2", "b-node3"}, {"a-node3", "b-node1"}}
+
+// pingInterval is the flag for 100 pings a second, fewer on a slow machine: there, more would keep agents from their
+// work.
+func pingInterval() string { return "--interval=" + testenv.Patience(10*time.Millisecond).String() }
+
 // pingAll starts pings between pods of all pairs of nodes, in both families.
 func (m mesh) pingAll(t *testing.T) (pings []*session) {
 	t.Helper()
-	for _, pair := range [][2]string{{"a-node1", "a-node2"}, {"b-node2", "b-node3"}, {"a-node3", "b-node1"}} {
+	for _, pair := range nodePairs {
 		for _, to := range m.pods[pair[1]].IPs {
-			pings = append(pings, m.start(t, pair[0], "ping", "--interval=10ms", to.String()))
+			pings = append(pings, m.start(t, pair[0], "ping", pingInterval(), to.String()))
 		}
 	}
 	return pings
