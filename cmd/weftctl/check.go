@@ -15,6 +15,7 @@ import (
 	"github.com/weft-cni/weft/internal/cli"
 	"github.com/weft-cni/weft/internal/preflight"
 	"github.com/weft-cni/weft/internal/terminal"
+	"github.com/weft-cni/weft/pkg/model"
 )
 
 func checkCommand(c *client) *cobra.Command {
@@ -43,6 +44,9 @@ func checkCommand(c *client) *cobra.Command {
 			if o.Encryption != "none" && o.Encryption != "wireguard" {
 				return fmt.Errorf("--encryption %s is not known; allowed: none, wireguard", o.Encryption)
 			}
+			if !slices.Contains(model.TunnelTypes, model.Encapsulation(o.TunnelType)) {
+				return fmt.Errorf("--tunnel-type %s is not known; allowed: %s", o.TunnelType, tunnelTypes)
+			}
 			list, err := c.check(cmd, root, o)
 			if err != nil {
 				return err
@@ -57,17 +61,22 @@ func checkCommand(c *client) *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.Datapath, "datapath", "system", "the datapath that will be set: system or netdev")
 	flags.StringVar(&o.Encryption, "encryption", "none", "the encryption that will be set: none or wireguard")
+	flags.StringVar(&o.TunnelType, "tunnel-type", string(model.Geneve), "the tunnelType that will be set: "+tunnelTypes)
 	flags.StringVar(&o.Image, "image", build.Image, "image of the pods on the nodes")
 	flags.DurationVar(&o.Within, "start", time.Minute, "how long the pods may take, the pull of the image included")
 	flags.StringVar(&root, "root", "/", "where the node's file system is, without a cluster")
 	return cmd
 }
 
+// tunnelTypes lists the allowed values.
+var tunnelTypes = strings.Trim(fmt.Sprint(model.TunnelTypes), "[]")
+
 // check looks at this machine, or at a cluster and its nodes.
 func (c *client) check(cmd *cobra.Command, root string, o preflight.Options) ([]preflight.Finding, error) {
 	if !c.remote() {
 		return preflight.Node(cmd.Context(), preflight.Host{
-			Root: root, Datapath: o.Datapath, Encryption: o.Encryption, Ports: preflight.Listen, NFT: preflight.NFT,
+			Root: root, Datapath: o.Datapath, Encryption: o.Encryption, TunnelType: o.TunnelType,
+			Ports: preflight.Listen, NFT: preflight.NFT,
 		}), nil
 	}
 	list, names, err := preflight.Cluster(cmd.Context(), c.cluster)

@@ -293,6 +293,9 @@ func showNodes(w, out io.Writer, r report.Status) {
 		if n.Why != "" {
 			fine += "; not direct: " + n.Why
 		}
+		if n.NotIPIP != "" {
+			fine += "; not IPIP: " + n.NotIPIP
+		}
 		known := state(out, strings.Join(problems, "; "), fine)
 		name := n.Name
 		if !encapsulated(r) {

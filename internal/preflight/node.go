@@ -39,6 +39,8 @@ type Host struct {
 	Datapath string
 	// Encryption is the setting: none or wireguard.
 	Encryption string
+	// TunnelType is the setting.
+	TunnelType string
 	// Ports returns the error of listening at a port.
 	Ports func(network, address string) error
 	// NFT runs nft with arguments, and returns what it writes.
@@ -61,6 +63,10 @@ func Node(ctx context.Context, h Host) []Finding {
 	if h.Encryption == "wireguard" {
 		list = append(list, h.modules("WireGuard", []string{"wireguard"}, "install the kernel's package with the module "+
 			"wireguard, or a kernel of 5.6 or newer, or set encryption: none"))
+	}
+	if h.TunnelType == string(model.IPIP) {
+		list = append(list, h.modules("IPIP", model.IPIPModules(), "install the kernel's package with these "+
+			"modules (sit and ip6_tunnel are for IPv6), or set tunnelType: geneve"))
 	}
 	list = append(list, h.openVSwitch(ctx), h.networks())
 	list = append(append(list, h.rules(ctx)...), h.advertisements())

@@ -126,6 +126,9 @@ func TestNode(t *testing.T) {
 		"no WireGuard": {version: "3.1.0", change: func(h *Host) {
 			h.Encryption = "wireguard"
 		}, check: "WireGuard", saw: "kernel 6.1.0-test has no wireguard", do: "or set encryption: none"},
+		"no IPIP": {version: "3.1.0", change: func(h *Host) {
+			h.TunnelType = "ipip"
+		}, check: "IPIP", saw: "kernel 6.1.0-test has no ipip, sit, ip6_tunnel", do: "or set tunnelType: geneve"},
 		"userspace datapath": {version: "3.1.0", change: func(h *Host) {
 			h.Datapath = "netdev"
 			_ = os.RemoveAll(h.path("lib"))

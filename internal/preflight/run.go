@@ -10,8 +10,8 @@ import (
 // Options say how nodes are looked at.
 type Options struct {
 	// Namespace is created, and deleted at the end.
-	Namespace, Image, Datapath, Encryption string
-	Nodes                                  []string
+	Namespace, Image, Datapath, Encryption, TunnelType string
+	Nodes                                              []string
 	// Within bounds the start of the pods, the pull of the image included.
 	Within time.Duration
 }
@@ -117,7 +117,7 @@ func (o Options) pod(name, node string) object {
 			"containers": []object{{
 				"name": "check", "image": o.Image, "imagePullPolicy": "IfNotPresent",
 				"command": []string{"/usr/local/bin/weftctl", "check", "--root=/host", "--datapath=" + o.Datapath,
-					"--encryption=" + o.Encryption, "--output=json"},
+					"--encryption=" + o.Encryption, "--tunnel-type=" + o.TunnelType, "--output=json"},
 				"volumeMounts": []object{{"name": "node", "mountPath": "/host", "readOnly": true, "mountPropagation": "HostToContainer"}},
 				"securityContext": object{
 					"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, // Of NET_ADMIN it uses that nft may list rules.

@@ -356,7 +356,7 @@ func (a *Agent) syncBridge(ctx context.Context) error {
 	changed, err := a.ovs.EnsureBridge(ctx, ovsdb.Bridge{
 		Datapath:   string(cfg.Datapath),
 		GatewayMTU: mtu,
-		Tunnel:     cfg.PeerTransport().Encapsulation,
+		Tunnel:     cfg.PeerTransport().Encapsulation.InSwitch(),
 		Tables:     flows.TableNames(),
 		Zones: []ovsdb.Zone{
 			{Number: flows.Zone}, {Number: flows.SourceZone}, {Number: flows.EndpointZone, Keep: flows.EndpointMemory},

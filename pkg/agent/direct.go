@@ -14,9 +14,9 @@ import (
 
 // A change of the transport loses no packet, because every node sends only in a form that the receiver accepts:
 //
-//   - A node always accepts tunnels. It publishes that it accepts packets without one once its switch and its nftables
-//     do, and accepts them for withdrawalGrace after it has taken that back.
-//   - A node sends packets without a tunnel to the nodes that publish this. Its kernel gets the routes before its
+//   - A node always accepts the switch's tunnels. It publishes that it accepts packets without one, in IPIP or
+//     encrypted, once its switch and its kernel do, and accepts them for withdrawalGrace after it has taken that back.
+//   - A node sends such packets to the nodes that publish this. Its kernel gets the routes before its
 //     switch sends there, and keeps them until the switch no longer does (model.Snapshot.Routed).
 
 // publishProblem is the part that writes the annotations of this node's object.
@@ -52,16 +52,17 @@ func (r *reception) grace(wanted, published bool, now time.Time) (accept bool, e
 // publish keeps the annotations of this node's object, and what it accepts although the setting does not ask for it.
 func (a *Agent) publish(ctx context.Context, woken <-chan struct{}, ready func()) error {
 	ready()
-	var direct, encrypted reception
+	var direct, ipip, encrypted reception
 	for ctx.Err() == nil {
 		view, now := a.loop.View(), time.Now()
 		acceptDirect, pause := direct.grace(receivesDirect(view), view.Self.ReceivesDirect, now)
+		acceptIPIP, ends := ipip.grace(receivesIPIP(view), view.Self.ReceivesIPIP, now)
+		pause = earlier(pause, ends)
 		acceptEncrypted, ends := encrypted.grace(view.Transport.Encrypted, view.Self.ReceivesWireGuard, now)
-		if pause == 0 || ends > 0 && ends < pause {
-			pause = ends
-		}
-		if acceptDirect != view.ReceiveGrace || acceptEncrypted != view.WireGuardGrace {
-			a.loop.Submit(state.SetReceiveGrace{Direct: acceptDirect, WireGuard: acceptEncrypted})
+		pause = earlier(pause, ends)
+		grace := state.SetReceiveGrace{Direct: acceptDirect, IPIP: acceptIPIP, WireGuard: acceptEncrypted}
+		if grace != (state.SetReceiveGrace{Direct: view.ReceiveGrace, IPIP: view.IPIPGrace, WireGuard: view.WireGuardGrace}) {
+			a.loop.Submit(grace)
 		}
 		err := a.publishSelf(ctx, view)
 		a.setProblem(publishProblem, err)
@@ -81,6 +82,25 @@ func receivesDirect(view *model.Snapshot) bool {
 	return view.Transport.Mode != model.ModeOverlay && !view.Transport.Strict
 }
 
+// receivesIPIP reports whether the settings ask for packets in IPIP.
+func receivesIPIP(view *model.Snapshot) bool {
+	return view.Transport.Encapsulation == model.IPIP && !view.Transport.Strict
+}
+
+// acceptsIPIP reports whether the node is to have the devices: while it receives IPIP, and as long as others may still
+// send it.
+func acceptsIPIP(view *model.Snapshot) bool {
+	return receivesIPIP(view) || view.Self.ReceivesIPIP || view.IPIPGrace
+}
+
+// earlier is the shorter of two pauses, of which 0 does not end.
+func earlier(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}
+
 // publishSelf patches the Node object when it does not say what is so.
 func (a *Agent) publishSelf(ctx context.Context, view *model.Snapshot) error {
 	underlay, err := host.Underlay(view.Self.Addrs)
@@ -92,9 +112,11 @@ func (a *Agent) publishSelf(ctx context.Context, view *model.Snapshot) error {
 	a.mu.Unlock()
 	self.Name, self.Underlay = a.opt.Node, underlay
 	self.ReceivesDirect = self.ReceivesDirect && receivesDirect(view)
+	self.ReceivesIPIP = self.ReceivesIPIP && receivesIPIP(view)
 	self.ReceivesWireGuard = self.ReceivesWireGuard && view.Transport.Encrypted
 	if slices.Equal(underlay, view.Self.Underlay) && self.ReceivesDirect == view.Self.ReceivesDirect &&
-		self.ReceivesWireGuard == view.Self.ReceivesWireGuard && self.WireGuard == view.Self.WireGuard {
+		self.ReceivesIPIP == view.Self.ReceivesIPIP && self.ReceivesWireGuard == view.Self.ReceivesWireGuard &&
+		self.WireGuard == view.Self.WireGuard {
 		return nil
 	}
 	return kube.Publish(ctx, a.client, self)
@@ -145,16 +167,18 @@ func (a *Agent) awaitSwitch(ctx context.Context) {
 }
 
 // noteReceives records in which forms the node accepts packets besides tunnels, once its nftables and its switch do.
-func (a *Agent) noteReceives(ctx context.Context, view *model.Snapshot, device *host.WireGuard) {
+// Device is that of WireGuard, nil without one; ipip says that those of IPIP are there.
+func (a *Agent) noteReceives(ctx context.Context, view *model.Snapshot, device *host.WireGuard, ipip bool) {
 	var received model.Node
 	if device != nil {
 		received.WireGuard = model.WireGuard{Key: model.WireGuardKey(device.PrivateKey.PublicKey()), Port: device.Port}
 	}
+	received.ReceivesIPIP = ipip && receivesIPIP(view)
 	received.ReceivesDirect, received.ReceivesWireGuard = receivesDirect(view), device != nil && view.Transport.Encrypted
 	a.mu.Lock()
 	known := a.received.Equal(received)
 	a.mu.Unlock()
-	receives := received.ReceivesDirect || received.ReceivesWireGuard
+	receives := received.ReceivesDirect || received.ReceivesIPIP || received.ReceivesWireGuard
 	if known || receives && a.loop.Programmed(ctx, a.loop.Submitted()) != nil {
 		return
 	}

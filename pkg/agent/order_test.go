@@ -35,13 +35,20 @@ var orderCases = map[string]struct {
 	},
 	"received without a tunnel": {
 		step: func(a *Agent, ctx context.Context) {
-			a.noteReceives(ctx, &model.Snapshot{Transport: model.Transport{Mode: model.ModeDirect}}, nil)
+			a.noteReceives(ctx, &model.Snapshot{Transport: model.Transport{Mode: model.ModeDirect}}, nil, false)
 		},
 		taken: func(a *Agent) bool { return a.received.ReceivesDirect },
 	},
+	"received in IPIP": {
+		step: func(a *Agent, ctx context.Context) {
+			a.noteReceives(ctx, &model.Snapshot{Transport: model.Tunnel(model.IPIP)}, nil, true)
+		},
+		taken: func(a *Agent) bool { return a.received.ReceivesIPIP },
+	},
 	"received by WireGuard": {
 		step: func(a *Agent, ctx context.Context) {
-			a.noteReceives(ctx, &model.Snapshot{Transport: model.Transport{Encrypted: true}}, &host.WireGuard{Port: 51871})
+			encrypted := &model.Snapshot{Transport: model.Transport{Encrypted: true}}
+			a.noteReceives(ctx, encrypted, &host.WireGuard{Port: 51871}, false)
 		},
 		taken: func(a *Agent) bool { return a.received.ReceivesWireGuard },
 	},

@@ -112,8 +112,8 @@ var peerNodes = prometheus.NewDesc("weft_peer_nodes",
 		"asked, or not answered yet); weftctl status names them.", []string{"state"}, nil)
 
 var peerTransports = prometheus.NewDesc("weft_peer_transports",
-	"Peer nodes by how packets travel to their pods: overlay, direct, wireguard, or none for no path; weftctl status names "+
-		"them and says why.", []string{"transport"}, nil)
+	"Peer nodes by how packets travel to their pods: overlay, direct, ipip, wireguard, or none for no path; weftctl status "+
+		"names them and says why.", []string{"transport"}, nil)
 
 // Describe implements prometheus.Collector.
 func (peerStates) Describe(ch chan<- *prometheus.Desc) {
@@ -140,7 +140,7 @@ func (p peerStates) Collect(ch chan<- prometheus.Metric) {
 
 // countTransports counts every transport, those without a node, too.
 func countTransports(nodes []report.Node) map[string]int {
-	counts := map[string]int{"overlay": 0, "direct": 0, "wireguard": 0, "none": 0}
+	counts := map[string]int{"overlay": 0, "direct": 0, "ipip": 0, "wireguard": 0, "none": 0}
 	for _, n := range nodes {
 		counts[cmp.Or(string(n.Transport), "none")]++
 	}

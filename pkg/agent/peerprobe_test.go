@@ -42,9 +42,10 @@ func TestCountPeers(t *testing.T) {
 
 // TestCountTransports: every transport has a count, and a node without a path counts as none.
 func TestCountTransports(t *testing.T) {
-	want := map[string]int{"overlay": 0, "direct": 1, "wireguard": 2, "none": 1}
+	want := map[string]int{"overlay": 0, "direct": 1, "ipip": 1, "wireguard": 2, "none": 1}
 	got := countTransports([]report.Node{
-		{Transport: model.ModeWireGuard}, {Transport: model.ModeDirect}, {Transport: model.ModeWireGuard}, {},
+		{Transport: model.ModeWireGuard}, {Transport: model.ModeDirect}, {Transport: model.ModeIPIP},
+		{Transport: model.ModeWireGuard}, {},
 	})
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("(-want +got):\n%s", d)

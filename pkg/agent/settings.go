@@ -114,7 +114,7 @@ func (a *Agent) syncHost(ctx context.Context) error {
 	a.acceptPeers(ctx, view)
 	var keyErr error
 	desired.WireGuard, keyErr = a.wireGuard(view, cfg.WireGuardPort)
-	desired.Strict = view.Transport.Strict
+	desired.Strict, desired.IPIP = view.Transport.Strict, acceptsIPIP(view)
 	a.setProblem("addresses of the node", a.findAddresses(ctx))
 	done, err := a.host.Sync(ctx, desired)
 	if len(done.Changed) > 0 {
@@ -124,11 +124,12 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		if done.WireGuard != nil {
 			desired.WireGuard = nil
 		}
-		a.noteReceives(ctx, view, desired.WireGuard)
+		a.noteReceives(ctx, view, desired.WireGuard, done.IPIP == nil)
 		err = a.findRouted(ctx)
 	}
 	a.wake(hostSynced) // also without a change of ours: an address may have come to the node
 	a.setProblem("forwarding", done.Filtered)
+	a.setProblem("IPIP", done.IPIP)
 	a.setProblem(wireGuardProblem, errors.Join(keyErr, done.WireGuard))
 	a.setProblem(podCIDRProblem, errors.Join(invalid, done.Unrouted))
 	return errors.Join(mtuErr, report.RejectedPodCIDRs(view, view.Self.Name), err)

@@ -63,10 +63,12 @@ var filters = []struct {
 }
 
 // inTunnel are the frames that a capture of tunnels is about, as those within are.
-var inTunnel = map[string][]string{"tcp": {"tunnel"}, "port 80": {"tunnel"}, "range": {"tunnel with options"},
-	"all":    {"tunnel", "tunnel vxlan", "tunnel with options", "tunnel gre", "tunnel gre with options", "tunnel gre of others"},
-	"client": {"tunnel", "tunnel vxlan", "tunnel gre", "tunnel gre with options"},
-	"udp":    {"tunnel with options", "tunnel gre with options"}}
+var inTunnel = map[string][]string{"tcp": {"tunnel", "tunnel ipip"}, "port 80": {"tunnel", "tunnel ipip"},
+	"range": {"tunnel with options", "tunnel sit"},
+	"all": {"tunnel", "tunnel vxlan", "tunnel with options", "tunnel gre", "tunnel gre with options", "tunnel gre of others",
+		"tunnel ipip", "tunnel sit"},
+	"client": {"tunnel", "tunnel vxlan", "tunnel gre", "tunnel gre with options", "tunnel ipip"},
+	"udp":    {"tunnel with options", "tunnel gre with options", "tunnel sit"}}
 
 // TestMatch: each filter wants its frames and no other.
 func TestMatch(t *testing.T) {

@@ -81,10 +81,16 @@ type Tunnel struct {
 // encapsulation, if it has one.
 func Parse(frame []byte, inTunnel bool) Headers {
 	h := parseEthernet(frame)
-	if !inTunnel || h.Offset != 0 || h.Protocol != ipUDP && h.Protocol != ipGRE {
+	etherType, ipip := innerTypes[h.Protocol]
+	if !inTunnel || h.Offset != 0 || h.Protocol != ipUDP && h.Protocol != ipGRE && !ipip {
 		return h
 	}
 	t, at := Tunnel{Src: h.Src, Dst: h.Dst}, h.payloadAt(frame)
+	if ipip && at <= len(frame) {
+		inner := parsePacket(etherType, frame[at:])
+		t.Encapsulation, inner.Tunnel = model.IPIP, &t
+		return inner
+	}
 	if h.Protocol == ipGRE {
 		t.Encapsulation = model.GRE
 		t.ID, at = gre(frame, at)
@@ -99,6 +105,9 @@ func Parse(frame []byte, inTunnel bool) Headers {
 	inner.Tunnel = &t
 	return inner
 }
+
+// innerTypes are the EtherTypes of what is in IPIP, by the outer IP protocol.
+var innerTypes = map[uint8]uint16{model.InnerProtocol(true): etherIPv4, model.InnerProtocol(false): etherIPv6}
 
 // overUDP is the encapsulation with a UDP port, or "".
 func overUDP(port uint16) model.Encapsulation {
@@ -159,12 +168,17 @@ func (h Headers) payloadAt(frame []byte) int {
 	return lenEthernet + at
 }
 
-func parseEthernet(b []byte) (h Headers) {
+func parseEthernet(b []byte) Headers {
 	if len(b) < lenEthernet {
-		return h
+		return Headers{}
 	}
-	h.EtherType = binary.BigEndian.Uint16(b[12:])
-	switch b = b[lenEthernet:]; {
+	return parsePacket(binary.BigEndian.Uint16(b[12:]), b[lenEthernet:])
+}
+
+// parsePacket decodes what is behind an Ethernet header.
+func parsePacket(etherType uint16, b []byte) Headers {
+	h := Headers{EtherType: etherType}
+	switch {
 	case h.EtherType == etherARP && len(b) >= lenARP && b[4] == 6 && b[5] == 4:
 		h.Type, h.MAC = b[7], model.MAC(b[8:14])
 		h.Src, h.Dst = netip.AddrFrom4([4]byte(b[14:18])), netip.AddrFrom4([4]byte(b[24:28]))

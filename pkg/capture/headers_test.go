@@ -54,6 +54,10 @@ var frames = map[string]struct {
 	"tunnel gre":   {gre(0x2000, make([]byte, 4), arp(1, client4, server4)), "shop/client > shop/web ARP who has shop/web in GRE from node/n1 to node/n2"},
 	"tunnel gre with options": {gre(0xb000, make([]byte, 12), ip4(17, 0, client4, server4, udp(5000, 53, ""))),
 		"shop/client:5000 > shop/web:53 UDP, 0 bytes in GRE from node/n1 to node/n2"},
+	"tunnel ipip": {ip4(4, 0, netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("172.30.0.12"),
+		ip4(6, 0, client4, server4, tcp(40000, 80, 2, ""))[14:]), "shop/client:40000 > shop/web:80 TCP SYN in IPIP from node/n1 to node/n2"},
+	"tunnel sit": {ip4(41, 0, netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("172.30.0.12"),
+		ip6(17, client6, server6, udp(5000, 53, ""))[14:]), "shop/client:5000 > shop/web:53 UDP, 0 bytes in IPIP from node/n1 to node/n2"},
 	// GRE around an IP packet is a tunnel of another program.
 	"tunnel gre of others": {ip4(47, 0, netip.MustParseAddr("172.30.0.11"), netip.MustParseAddr("172.30.0.12"), u16(0, 0x0800)),
 		"node/n1 > node/n2 IP protocol 47, 4 bytes"},

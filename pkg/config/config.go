@@ -51,8 +51,11 @@ const (
 
 // Config is the agent's configuration. The comments of its fields are the text of docs/configuration.md.
 type Config struct {
-	// The encapsulation with which this node sends. Every node receives all of them, so a running cluster can change it
-	// without packet loss; with `mtu: 0` GRE also changes the pods' MTU ([transports.md](transports.md#changing-it)).
+	// The encapsulation with which this node sends. A running cluster can change it, between `geneve`, `vxlan` and
+	// `gre` without packet loss; with `mtu: 0` GRE and IPIP also change the pods' MTU
+	// ([transports.md](transports.md#changing-it)). `ipip` is made by the nodes' kernels, which need the modules
+	// `ipip`, `sit` and `ip6_tunnel`; until two nodes have them, packets between them travel by Geneve
+	// ([transports.md](transports.md#ipip)).
 	TunnelType model.Encapsulation `json:"tunnelType"`
 
 	// How pods' packets travel between nodes: `overlay` in tunnels, `direct` as they are, by routes of the nodes' kernels,

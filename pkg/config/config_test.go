@@ -87,7 +87,7 @@ logFormat: json
 func TestRefusals(t *testing.T) {
 	for _, tc := range []struct{ name, text, want string }{
 		{"near miss of a value", "tunnelType: genev",
-			`tunnelType: "genev" is not allowed; allowed: geneve, vxlan, gre; did you mean "geneve"?`},
+			`tunnelType: "genev" is not allowed; allowed: geneve, vxlan, gre, ipip; did you mean "geneve"?`},
 		{"no near value", "datapath: dpdk", `datapath: "dpdk" is not allowed; allowed: system, netdev`},
 		{"wrong case of a value", "logLevel: Debug",
 			`logLevel: "Debug" is not allowed; allowed: debug, info, warn, error; did you mean "debug"?`},
@@ -95,7 +95,7 @@ func TestRefusals(t *testing.T) {
 			`unknown key "tunneltype" (with value "vxlan"); allowed: ` + strings.Join(keys(), ", ") +
 				`; did you mean "tunnelType"?`},
 		{"unknown key", "bridge: br0", `unknown key "bridge" (with value "br0"); allowed: ` + strings.Join(keys(), ", ")},
-		{"YAML 1.1 boolean", "tunnelType: no", `tunnelType: false is not allowed; allowed: geneve, vxlan, gre`},
+		{"YAML 1.1 boolean", "tunnelType: no", `tunnelType: false is not allowed; allowed: geneve, vxlan, gre, ipip`},
 		{"quoted boolean", `egressMasquerade: "true"`, `egressMasquerade: "true" is not allowed; allowed: true or false`},
 		{"no value", "mtu:",
 			`mtu has no value; allowed: 0, or 576 to 65535 (at least 1280 where pods have IPv6 addresses); leave the key out for the default 0`},

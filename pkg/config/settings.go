@@ -47,8 +47,8 @@ var errNotAllowed = errors.New("not allowed")
 
 var settings = []setting{
 	{
-		key: "tunnelType", live: true, allowed: oneOf(model.Encapsulations),
-		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.Encapsulations) },
+		key: "tunnelType", live: true, allowed: oneOf(model.TunnelTypes),
+		parse: func(c *Config, raw []byte) error { return choose(&c.TunnelType, raw, model.TunnelTypes) },
 		value: func(c Config) any { return c.TunnelType },
 	}, {
 		key: "transport", live: true, allowed: oneOf(model.Modes),

@@ -10,9 +10,9 @@ import (
 	"github.com/weft-cni/weft/pkg/model"
 )
 
-// TestDirectPeer: packets to a direct or encrypted node leave by the gateway, and what its pods send comes from there
-// as from a node. Both ways are apart: while the transport changes, a node receives in both forms and sends in one.
-// Only with Strict it receives nothing from tunnels.
+// TestDirectPeer: packets to a node leave by the gateway when they travel directly, in IPIP or encrypted, and what its
+// pods send comes from there as from a node. Both ways are apart: while the transport changes, a node receives in both
+// forms and sends in one. Only with Strict it receives nothing from tunnels.
 func TestDirectPeer(t *testing.T) {
 	node := func(name, number string) model.Node {
 		cidr := netip.MustParsePrefix("10.244." + number + ".0/24")
@@ -44,13 +44,19 @@ func TestDirectPeer(t *testing.T) {
 		{"overlay, still received", model.ModeOverlay, true, false, false, false, true, false},
 		{"direct, not routed yet", model.ModeDirect, true, false, false, false, true, false},
 		{"direct", model.ModeDirect, true, true, false, false, true, true},
+		{"IPIP, not routed yet", model.ModeOverlay, false, false, false, false, true, false},
+		{"IPIP", model.ModeOverlay, false, true, false, false, true, true},
 		{"encrypted, not routed yet", model.ModeOverlay, false, false, true, false, true, false},
 		{"encrypted", model.ModeOverlay, false, true, true, false, true, true},
 		{"strict", model.ModeOverlay, false, true, true, true, true, true},
 	} {
 		self, peer := node("n1", "1"), node("n2", "2")
 		self.ReceivesDirect, self.ReceivesWireGuard = tc.receives, false
-		s := &model.Snapshot{Self: self, Transport: model.Transport{Mode: tc.mode, Encapsulation: model.Geneve,
+		encapsulation := model.Geneve
+		if strings.HasPrefix(tc.name, "IPIP") {
+			encapsulation, self.ReceivesIPIP, peer.ReceivesIPIP = model.IPIP, true, true
+		}
+		s := &model.Snapshot{Self: self, Transport: model.Transport{Mode: tc.mode, Encapsulation: encapsulation,
 			Encrypted: tc.encrypt, Strict: tc.strict}, Handshakes: []model.WireGuardKey{peer.WireGuard.Key},
 			Nodes: map[string]model.Node{"n2": peer}}
 		if tc.routed {

@@ -79,7 +79,7 @@ func (b *builder) node(path model.Path, _ none) {
 	}
 	for _, cidr := range path.PodCIDRs {
 		proto := openflow.Protocol(cidr.Addr())
-		if path.ReceivesDirect || path.WireGuard.Valid() {
+		if path.ReceivesDirect || path.ReceivesIPIP || path.WireGuard.Valid() {
 			// The host's nftables, or WireGuard, have checked the sender. From here on the packet is treated as one from a
 			// tunnel.
 			b.add(in{SpoofGuard, prioRaised, proto, matches(Origin.Is(OriginGateway), openflow.Source(cidr))},

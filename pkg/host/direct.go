@@ -172,6 +172,9 @@ func routed(d Desired, is4 bool) []element {
 	for hop := range d.directHops() {
 		list = append(list, hop.CIDR)
 	}
+	for _, r := range d.ipipRoutes() {
+		list = append(list, r.cidr)
+	}
 	return prefixElements(append(list, d.encryptedPodCIDRs()...), is4)
 }
 

@@ -54,17 +54,20 @@ type Desired struct {
 	Address netip.Addr
 	// PodCIDRs are this node's ranges, at most one of each family. The gateway has the first address of each.
 	PodCIDRs []netip.Prefix
-	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range get
-	// no routes. Those of a path are led to its Hops, to the WireGuard device, or to the switch, as Routed says. Only the
-	// nodes' addresses may send tunnel packets, only their pods packets without a tunnel, and pods' packets to these
-	// addresses are masqueraded.
+	// Peers are the paths to the peer nodes, unreachable ones too. Their pod CIDRs of a family without a local range
+	// get no routes. Those of a path are led to its Hops, to a device of IPIP or WireGuard, or to the switch, as
+	// Routed says. Only the nodes' addresses may send tunnel packets, only their pods packets without a tunnel, and
+	// pods' packets to these addresses are masqueraded.
 	Peers []model.Path
 	// WireGuard is the device to peer nodes; nil for none.
 	WireGuard *WireGuard
+	// IPIP: the node accepts packets of its pods in IPIP, and may send such.
+	IPIP bool
 	// Strict: what travels between pods of two nodes without encryption is dropped.
 	Strict bool
-	// wireGuard is the index of the device, 0 without one; Sync finds it.
+	// wireGuard is the index of the device, 0 without one; Sync finds it. ipip are those of the devices for IPIP, by name.
 	wireGuard int
+	ipip      map[string]int
 	// uplinks are the links that carry the addresses Local of Hops; Sync finds them.
 	uplinks map[netip.Addr]uplink
 	// Masquerade gives packets of local pods to destinations outside the pod network the node's source address.
@@ -175,7 +178,7 @@ func (h *Host) Sync(ctx context.Context, d Desired) (Result, error) {
 	if first || due || dirtyTable {
 		h.filtered = filteredForwarding(d)
 	}
-	result := Result{Changed: c.list, Filtered: h.filtered, WireGuard: c.wireGuard,
+	result := Result{Changed: c.list, Filtered: h.filtered, WireGuard: c.wireGuard, IPIP: c.ipip,
 		Unrouted: errors.Join(append(c.unrouted, invalid...)...)}
 	if err != nil {
 		return result, fmt.Errorf("sync host network: %w", err)
@@ -192,6 +195,8 @@ type Result struct {
 	Unrouted error
 	// WireGuard is the error of the device: it is missing, or lacks a part of the configuration. Sync does not return it.
 	WireGuard error
+	// IPIP is the error of its devices: one is missing. Sync does not return it.
+	IPIP error
 	// Filtered names other programs' tables that may drop packets that the node forwards, as of the last comparison.
 	Filtered error
 }
@@ -200,6 +205,7 @@ func (h *Host) apply(ctx context.Context, c *changes, d Desired, compareRoutes, 
 	c.unrouted = nil
 	before := len(c.list)
 	d.wireGuard, c.wireGuard = h.syncWireGuard(c, d)
+	d.ipip, c.ipip = h.syncIPIP(c, d)
 	return errors.Join(
 		h.syncForwarding(c, d),
 		h.syncGateway(c, d, compareRoutes || len(c.list) > before),
@@ -239,9 +245,9 @@ func (h *Host) syncGateway(c *changes, d Desired, compare bool) error {
 
 // changes collects the changes, and the errors about remote routes that could not be added.
 type changes struct {
-	list      []string
-	unrouted  []error
-	wireGuard error
+	list            []string
+	unrouted        []error
+	wireGuard, ipip error
 }
 
 func (c *changes) add(format string, args ...any) {

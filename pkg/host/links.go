@@ -30,19 +30,25 @@ func (h *Host) syncLink(c *changes, d Desired) (netlink.Link, error) {
 		}
 		c.add("%s: MAC address %s to %s", d.Gateway, a.HardwareAddr, mac)
 	}
-	if d.MTU > 0 && a.MTU != d.MTU {
-		if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
-			return nil, fmt.Errorf("set MTU of %s to %d: %w", d.Gateway, d.MTU, err)
+	return link, linkUp(c, link, d.MTU)
+}
+
+// linkUp sets a link up, with an MTU in bytes; 0 leaves it unchanged.
+func linkUp(c *changes, link netlink.Link, mtu int) error {
+	a := link.Attrs()
+	if mtu > 0 && a.MTU != mtu {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
+			return fmt.Errorf("set MTU of %s to %d: %w", a.Name, mtu, err)
 		}
-		c.add("%s: MTU %d to %d", d.Gateway, a.MTU, d.MTU)
+		c.add("%s: MTU %d to %d", a.Name, a.MTU, mtu)
 	}
 	if a.Flags&net.FlagUp == 0 {
 		if err := netlink.LinkSetUp(link); err != nil {
-			return nil, fmt.Errorf("set %s up: %w", d.Gateway, err)
+			return fmt.Errorf("set %s up: %w", a.Name, err)
 		}
-		c.add("%s: up", d.Gateway)
+		c.add("%s: up", a.Name)
 	}
-	return link, nil
+	return nil
 }
 
 // syncAddresses removes the gateway interface's addresses of other pod CIDRs, and adds its own ones. It always reads

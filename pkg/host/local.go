@@ -40,7 +40,13 @@ func IsLocal(a netip.Addr) bool {
 }
 
 // reachable reports whether other hosts can send to the address. IPv4 link-local addresses count, because Linux does
-// not limit them to one link: NodeLocal DNSCache uses 169.254.20.10.
+// not limit them to one link: NodeLocal DNSCache uses 169.254.20.10. IPv4-compatible ones do not: the kernel gives one
+// to each sit device.
 func reachable(a netip.Addr) bool {
+	if ipv4Compatible.Contains(a) {
+		return false
+	}
 	return a.IsValid() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && (a.Is4() || !a.IsLinkLocalUnicast())
 }
+
+var ipv4Compatible = netip.MustParsePrefix("::/96")

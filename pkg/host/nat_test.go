@@ -141,7 +141,11 @@ func TestNATTable(t *testing.T) {
 	strict := dualStack()
 	strict.WireGuard, strict.Strict = &WireGuard{Port: 51871}, true
 	strict.Peers[0].Routed = model.ModeWireGuard
+	ipip := dualStack()
+	ipip.IPIP = true
+	ipip.Peers[0].ReceivesIPIP, ipip.Peers[0].Routed, ipip.Peers[0].NextHop = true, model.ModeIPIP, ipip.Peers[0].Addrs[0]
 	cases := map[string]Desired{
+		"ipip":                            ipip,
 		"encrypted-strictly":              strict,
 		"dual-stack":                      withServices(),
 		"single-stack-without-masquerade": ipv4,

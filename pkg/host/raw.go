@@ -35,13 +35,13 @@ var tunnelPorts = func() []any {
 	return append(words, "}")
 }()
 
-// tunnelPackets match packets of all tunnels, those over UDP and those with an IP protocol of their own, which is GRE.
+// tunnelPackets match packets of the switch's tunnels, those over UDP and those with an IP protocol of their own: GRE.
 // In GRE these are packets around Ethernet frames: a node's own GRE tunnels to other hosts carry IP. The type of what
 // is inside, 0x6558, is where UDP has the destination port (RFC 2784, section 2.1).
 // (nft list then shows nothing but that port.)
 var tunnelPackets = func() []tunnelPacket {
 	list := []tunnelPacket{{"UDP", tunnelPorts}}
-	for _, protocol := range model.TunnelProtocols() {
+	for _, protocol := range model.GRE.IPProtocols() {
 		list = append(list, tunnelPacket{"GRE", []any{"meta l4proto", uint16(protocol), "th dport 0x6558"}})
 	}
 	return list

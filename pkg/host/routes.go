@@ -106,6 +106,9 @@ func desiredRoutes(d Desired, gateway int) []entry[routeKey, route] {
 			add(hop.CIDR, hop.NextHop, d.uplinks[hop.Local].index)
 		}
 	}
+	for _, r := range d.ipipRoutes() { // without the device they are unreachable
+		add(r.cidr, r.via, d.ipip[r.device])
+	}
 	for _, p := range d.encryptedPodCIDRs() { // without the device they are unreachable
 		add(p, netip.Addr{}, d.wireGuard)
 	}
@@ -155,6 +158,9 @@ func (h *Host) syncRoutes(c *changes, d Desired, gateway int, compare bool) erro
 	}
 	names := map[int]string{d.wireGuard: model.WireGuardName, gateway: d.Gateway}
 	names[0] = "no link"
+	for name, index := range d.ipip {
+		names[index] = name
+	}
 	for _, u := range d.uplinks {
 		names[u.index] = u.name
 	}

@@ -65,6 +65,8 @@ var sets = forFamilies([]set{
 	{name: "service-ports", key: "addr . inet_proto . inet_service", elements: servicePorts},
 	{name: "neighbors", key: "mac . addr", elements: neighbors},
 	{name: "fabric", key: "addr", interval: true, elements: fabric},
+	{name: ipipSet(true), key: "addr . " + inner4Key, elements: innerSources(true)},
+	{name: ipipSet(false), key: "addr . " + inner6Key, elements: innerSources(false)},
 	{name: "routed", key: "addr", interval: true, elements: routed},
 	{name: "nodes", key: "addr", elements: nodes, removed: nodeTranslationsRemoved},
 	{name: "direct", key: "addr", interval: true, elements: direct, removed: directTranslationsRemoved},
@@ -153,6 +155,7 @@ func rules(d Desired) []*knftables.Rule {
 	addReturnedRules(add, gateway)
 	for _, f := range families {
 		addTunnelRules(add, d, f)
+		addIPIPRules(add, d, f)
 		addWireGuardRules(add, d, f)
 		local, ok := d.local(f.is4)
 		if !ok {
@@ -287,11 +290,12 @@ func masquerades(rules string) bool { return strings.Contains(rules, toWorldComm
 var everywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
 	netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
-// element is an element of a set: a range, a link and an address, an address as source and destination, a port, or an
-// address and port with its target.
+// element is an element of a set: a range, a link and an address, an address with that of a packet inside, an address
+// as source and destination, a port, or an address and port with its target.
 type element struct {
 	mac      model.MAC
 	prefix   netip.Prefix
+	inner    netip.Addr // the source in a packet from the prefix
 	pair     bool
 	protocol model.Protocol
 	port     uint16
@@ -299,8 +303,8 @@ type element struct {
 }
 
 func compareElements(a, b element) int {
-	return cmp.Or(comparePrefixes(a.prefix, b.prefix), bytes.Compare(a.mac[:], b.mac[:]), cmp.Compare(a.protocol,
-		b.protocol),
+	return cmp.Or(comparePrefixes(a.prefix, b.prefix), bytes.Compare(a.mac[:], b.mac[:]), a.inner.Compare(b.inner),
+		cmp.Compare(a.protocol, b.protocol),
 		cmp.Compare(a.port, b.port), a.to.Compare(b.to))
 }
 
@@ -321,6 +325,9 @@ func (e element) key() []string {
 		key = append(key, e.prefix.Addr().String())
 	default:
 		key = append(key, e.prefix.String())
+	}
+	if e.inner.IsValid() {
+		key = append(key, innerText(e.inner))
 	}
 	if e.pair {
 		key = append(key, key...)
@@ -364,6 +371,12 @@ func (s set) object() knftables.Object {
 		return &knftables.Map{Name: s.name, Type: s.key + " : " + s.value}
 	}
 	o := &knftables.Set{Name: s.name, Type: s.key}
+	for _, inner := range []string{inner4Key, inner6Key} {
+		if outer, found := strings.CutSuffix(s.key, " . "+inner); found {
+			header := map[string]string{"ipv4_addr": "ip", "ipv6_addr": "ip6"}[outer]
+			o.Type, o.TypeOf = "", header+" saddr . "+innerSource(s.is4, inner == inner4Key)
+		}
+	}
 	if s.interval {
 		o.Flags = []knftables.SetFlag{knftables.IntervalFlag}
 	}
@@ -398,6 +411,8 @@ func (s set) parse(k *knftables.Element) (e element, ok bool) {
 		case "ether_addr":
 			mac, err := model.ParseMAC(text)
 			e.mac, ok = mac, err == nil
+		case inner4Key, inner6Key:
+			e.inner, ok = parseInner(text, fields[i] == inner4Key)
 		case "inet_service":
 			e.port, ok = parsePort(text)
 		default: // an address; the second one is the same

@@ -189,7 +189,7 @@ func (h *Host) forward(ctx context.Context, s *subscription, out chan struct{}) 
 				return
 			}
 			relevant = s.carriers[e.Attrs().Index] || h.isGateway(e.Attrs().Name) ||
-				e.Attrs().Name == model.WireGuardName
+				e.Attrs().Name == model.WireGuardName || model.IsIPIPDevice(e.Attrs().Name)
 		case e, ok := <-s.addrs:
 			if !ok {
 				return

@@ -110,20 +110,7 @@ func (h *Host) syncWireGuard(c *changes, d Desired) (index int, err error) {
 	if err := errors.Join(h.looseReversePath(c, name), h.configureWireGuard(c, d)); err != nil {
 		return 0, err
 	}
-	a := link.Attrs()
-	if d.MTU > 0 && a.MTU != d.MTU {
-		if err := netlink.LinkSetMTU(link, d.MTU); err != nil {
-			return 0, fmt.Errorf("set MTU of %s to %d: %w", name, d.MTU, err)
-		}
-		c.add("%s: MTU %d to %d", name, a.MTU, d.MTU)
-	}
-	if a.Flags&net.FlagUp == 0 {
-		if err := netlink.LinkSetUp(link); err != nil {
-			return 0, fmt.Errorf("set %s up: %w", name, err)
-		}
-		c.add("%s: up", name)
-	}
-	return a.Index, nil
+	return link.Attrs().Index, linkUp(c, link, d.MTU)
 }
 
 func addWireGuard() (netlink.Link, error) {

@@ -161,7 +161,7 @@ func TestPublish(t *testing.T) {
 	for _, want := range []model.Node{
 		{Underlay: []model.Uplink{uplink}, ReceivesDirect: true}, {Underlay: []model.Uplink{uplink}}, {ReceivesDirect: true},
 		{ReceivesWireGuard: true, WireGuard: device}, {ReceivesDirect: true, ReceivesWireGuard: true, WireGuard: device},
-		{WireGuard: device}, {},
+		{WireGuard: device}, {ReceivesIPIP: true}, {ReceivesDirect: true, ReceivesIPIP: true}, {},
 	} {
 		want.Name = "n1"
 		client.ClearActions()
@@ -177,7 +177,8 @@ func TestPublish(t *testing.T) {
 		}
 		got, err := kube.Node(object)
 		if err != nil || !slices.Equal(got.Underlay, want.Underlay) || got.ReceivesDirect != want.ReceivesDirect ||
-			got.ReceivesWireGuard != want.ReceivesWireGuard || got.WireGuard != want.WireGuard {
+			got.ReceivesIPIP != want.ReceivesIPIP || got.ReceivesWireGuard != want.ReceivesWireGuard ||
+			got.WireGuard != want.WireGuard {
 			t.Errorf("%+v: read as %+v, %v", want, got, err)
 		}
 	}

@@ -28,6 +28,7 @@ const (
 // The values of ReceivesAnnotation.
 const (
 	receivesDirect    = "direct"
+	receivesIPIP      = "ipip"
 	receivesWireGuard = "wireguard"
 )
 
@@ -38,6 +39,7 @@ var published = []string{UnderlayAnnotation, ReceivesAnnotation, WireGuardAnnota
 func readPublished(n *model.Node, annotations map[string]string) (bad []error) {
 	receives := strings.Split(annotations[ReceivesAnnotation], ",")
 	n.ReceivesDirect = slices.Contains(receives, receivesDirect)
+	n.ReceivesIPIP = slices.Contains(receives, receivesIPIP)
 	n.ReceivesWireGuard = slices.Contains(receives, receivesWireGuard)
 	if text := annotations[UnderlayAnnotation]; text != "" {
 		for _, word := range strings.Split(text, ",") {
@@ -82,6 +84,9 @@ func Publish(ctx context.Context, client kubernetes.Interface, n model.Node) err
 	var receives []string
 	if n.ReceivesDirect {
 		receives = append(receives, receivesDirect)
+	}
+	if n.ReceivesIPIP {
+		receives = append(receives, receivesIPIP)
 	}
 	if n.ReceivesWireGuard {
 		receives = append(receives, receivesWireGuard)

@@ -85,6 +85,8 @@ type Node struct {
 	Underlay []Uplink
 	// ReceivesDirect: the node publishes that it accepts packets without a tunnel.
 	ReceivesDirect bool
+	// ReceivesIPIP: the node publishes that it accepts packets in IPIP.
+	ReceivesIPIP bool
 	// WireGuard is the device that the node publishes, or none. ReceivesWireGuard: it accepts packets of pods by it.
 	WireGuard         WireGuard
 	ReceivesWireGuard bool
@@ -97,7 +99,8 @@ type Node struct {
 func (n Node) Equal(o Node) bool {
 	return n.Name == o.Name && n.Created == o.Created && slices.Equal(n.Addrs, o.Addrs) &&
 		slices.Equal(n.PodCIDRs, o.PodCIDRs) && slices.Equal(n.Underlay, o.Underlay) &&
-		n.ReceivesDirect == o.ReceivesDirect && n.WireGuard == o.WireGuard && n.ReceivesWireGuard == o.ReceivesWireGuard
+		n.ReceivesDirect == o.ReceivesDirect && n.ReceivesIPIP == o.ReceivesIPIP && n.WireGuard == o.WireGuard &&
+		n.ReceivesWireGuard == o.ReceivesWireGuard
 }
 
 // Uplink is a link of a node that carries one of its addresses.

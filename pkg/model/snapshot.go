@@ -7,7 +7,7 @@ import "net/netip"
 type Snapshot struct {
 	// Revision grows with every change.
 	Revision uint64
-	// NodesRevision is the revision that last changed Self, Transport, ReceiveGrace, WireGuardGrace, Routed,
+	// NodesRevision is the revision that last changed Self, Transport, ReceiveGrace, IPIPGrace, WireGuardGrace, Routed,
 	// Handshakes, Nodes or Paths.
 	NodesRevision uint64
 	// PodsRevision is the revision that last changed Attachments.
@@ -21,8 +21,8 @@ type Snapshot struct {
 	// Transport is the configured transport to peer nodes; each path has the one that it uses.
 	Transport Transport
 	// ReceiveGrace: packets without a tunnel are accepted although nothing asks for it any more, because peer nodes may
-	// not know yet. WireGuardGrace says the same of encrypted packets.
-	ReceiveGrace, WireGuardGrace bool
+	// not know yet. IPIPGrace and WireGuardGrace say the same of packets in IPIP and of encrypted ones.
+	ReceiveGrace, IPIPGrace, WireGuardGrace bool
 	// Routed are the pod CIDRs of peer nodes that the node's kernel does not lead to the switch, sorted.
 	Routed []netip.Prefix
 	// Handshakes are the keys of peer nodes that WireGuard has shaken hands with, sorted.
@@ -36,7 +36,7 @@ type Snapshot struct {
 	// Nodes are the other nodes, by name.
 	Nodes map[string]Node
 	// Paths are by node, this one included. nodepath.Resolve makes them from Self, Nodes, Transport, ReceiveGrace,
-	// WireGuardGrace, Routed, Handshakes, ServiceCIDRs, ClusterCIDRs and, without ClusterCIDRs, Services.
+	// IPIPGrace, WireGuardGrace, Routed, Handshakes, ServiceCIDRs, ClusterCIDRs and, without ClusterCIDRs, Services.
 	Paths map[string]Path
 	// ClusterCIDRs are ranges that every pod CIDR must be in; empty sets no limit.
 	ClusterCIDRs []netip.Prefix

@@ -6,12 +6,14 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // Mode is how packets travel between this node and the pods of a peer node, as users write it in the setting transport.
 type Mode string
 
-// The modes. ModeHybrid is a setting only, ModeWireGuard a path's only.
+// The modes. ModeHybrid is a setting only, ModeIPIP and ModeWireGuard are a path's only.
 const (
 	// ModeOverlay: the switch encapsulates packets and sends them through the tunnel port of the encapsulation.
 	ModeOverlay Mode = "overlay"
@@ -19,12 +21,14 @@ const (
 	ModeDirect Mode = "direct"
 	// ModeHybrid is direct to the nodes in a common subnet of the underlay, and overlay to the others.
 	ModeHybrid Mode = "hybrid"
+	// ModeIPIP: the node's kernel puts an IP header before packets and sends them to the peer node.
+	ModeIPIP Mode = "ipip"
 	// ModeWireGuard: the node's kernel encrypts packets and sends them to the peer node.
 	ModeWireGuard Mode = "wireguard"
 )
 
 // Routed reports whether the node's kernel leads packets to the peer node, and not the switch.
-func (m Mode) Routed() bool { return m == ModeDirect || m == ModeWireGuard }
+func (m Mode) Routed() bool { return m == ModeDirect || m == ModeIPIP || m == ModeWireGuard }
 
 // Modes lists the values of the setting transport.
 var Modes = []Mode{ModeOverlay, ModeDirect, ModeHybrid}
@@ -48,6 +52,8 @@ const (
 	Geneve Encapsulation = "geneve"
 	VXLAN  Encapsulation = "vxlan"
 	GRE    Encapsulation = "gre"
+	// IPIP is made by the node's kernel. The others are made by the switch, and have a port of it.
+	IPIP Encapsulation = "ipip"
 )
 
 // OpenFlow numbers and names of the tunnel ports.
@@ -62,7 +68,7 @@ const (
 )
 
 // encapsulations has all facts about each encapsulation. A row adds the encapsulation to the bridge's ports, the flows,
-// the node's nftables rules, the MTU, the allowed settings and the documents.
+// the node's nftables rules, the MTU, the allowed settings and the documents. IPIP has no port.
 var encapsulations = []struct {
 	name  Encapsulation
 	title string
@@ -75,9 +81,9 @@ var encapsulations = []struct {
 	options       map[string]string
 	// module is the kernel's module for a port of the type on the kernel datapath.
 	module string
-	// udpPort is 0 for an encapsulation directly in IP, which has ipProtocol instead.
-	udpPort    uint16
-	ipProtocol uint8
+	// udpPort is 0 for an encapsulation directly in IP, which has ipProtocols instead.
+	udpPort     uint16
+	ipProtocols []uint8
 	// header is the number of bytes between the outer IP header and the inner IP packet.
 	header int
 }{
@@ -92,8 +98,23 @@ var encapsulations = []struct {
 	},
 	{
 		name: GRE, title: "GRE", port: PortGRE, portName: GREPortName, interfaceType: "gre", module: "vport-gre",
-		ipProtocol: 47, header: greHeader + ethernetHeader,
+		ipProtocols: []uint8{47}, header: greHeader + ethernetHeader,
 	},
+	{name: IPIP, title: "IPIP", ipProtocols: []uint8{protocolIPv4, protocolIPv6}},
+}
+
+// IP protocols of IP packets in IP packets: RFC 2003 and RFC 4213.
+const (
+	protocolIPv4 uint8 = 4
+	protocolIPv6 uint8 = 41
+)
+
+// InnerProtocol is the IP protocol of IPIP around packets of a family.
+func InnerProtocol(is4 bool) uint8 {
+	if is4 {
+		return protocolIPv4
+	}
+	return protocolIPv6
 }
 
 // Lengths of headers in bytes.
@@ -110,8 +131,8 @@ const (
 	ethernetHeader  = 14
 )
 
-// Encapsulations lists every encapsulation in a fixed order. Every node receives all of them.
-var Encapsulations = func() []Encapsulation {
+// TunnelTypes lists every encapsulation in a fixed order: the values of the setting tunnelType.
+var TunnelTypes = func() []Encapsulation {
 	list := make([]Encapsulation, 0, len(encapsulations))
 	for _, e := range encapsulations {
 		list = append(list, e.name)
@@ -119,9 +140,19 @@ var Encapsulations = func() []Encapsulation {
 	return list
 }()
 
-// index is the row of encapsulations; an encapsulation that is not one of Encapsulations panics.
+// Encapsulations lists those of TunnelTypes that the switch makes. Every node receives all of them.
+var Encapsulations = func() (list []Encapsulation) {
+	for _, e := range encapsulations {
+		if e.port != 0 {
+			list = append(list, e.name)
+		}
+	}
+	return list
+}()
+
+// index is the row of encapsulations; an encapsulation that is not one of TunnelTypes panics.
 func (e Encapsulation) index() int {
-	i := slices.Index(Encapsulations, e)
+	i := slices.Index(TunnelTypes, e)
 	if i < 0 {
 		panic(fmt.Sprintf("model: encapsulation %q has no facts", string(e))) // Transport.Check comes first
 	}
@@ -156,7 +187,23 @@ func (e Encapsulation) OuterProtocol() string {
 	if port := e.UDPPort(); port != 0 {
 		return fmt.Sprintf("UDP port %d", port)
 	}
-	return fmt.Sprintf("IP protocol %d", encapsulations[e.index()].ipProtocol)
+	var numbers []string
+	for _, protocol := range e.IPProtocols() {
+		numbers = append(numbers, strconv.Itoa(int(protocol)))
+	}
+	return "IP protocol " + strings.Join(numbers, " or ")
+}
+
+// IPProtocols are those of the outer IP header, of an encapsulation without a UDP port. The caller must not change
+// them.
+func (e Encapsulation) IPProtocols() []uint8 { return encapsulations[e.index()].ipProtocols }
+
+// InSwitch is the encapsulation with which the switch sends as long as the node's kernel does not.
+func (e Encapsulation) InSwitch() Encapsulation {
+	if e == IPIP {
+		return Geneve
+	}
+	return e
 }
 
 // Overhead is the difference in bytes between the underlay's IP MTU and the pod's IP MTU, with an outer header of this
@@ -175,9 +222,7 @@ func ipHeader(outer netip.Addr) int {
 // TunnelProtocols are the IP protocols of the encapsulations that have one of their own.
 func TunnelProtocols() (protocols []uint8) {
 	for _, e := range encapsulations {
-		if e.ipProtocol != 0 {
-			protocols = append(protocols, e.ipProtocol)
-		}
+		protocols = append(protocols, e.ipProtocols...)
 	}
 	return protocols
 }
@@ -235,8 +280,8 @@ func (t Transport) Check() error {
 	if !slices.Contains(Modes, t.Mode) {
 		return fmt.Errorf("invalid mode %q; allowed: %v", t.Mode, Modes)
 	}
-	if !slices.Contains(Encapsulations, t.Encapsulation) {
-		return fmt.Errorf("invalid encapsulation %q; allowed: %v", t.Encapsulation, Encapsulations)
+	if !slices.Contains(TunnelTypes, t.Encapsulation) {
+		return fmt.Errorf("invalid encapsulation %q; allowed: %v", t.Encapsulation, TunnelTypes)
 	}
 	if t.Mode == ModeHybrid && t.FabricRoutes {
 		return errors.New("transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent")
@@ -252,6 +297,8 @@ func (t Transport) Overhead(outer netip.Addr) int {
 		return ipHeader(outer) + udpHeader + wireGuardHeader
 	case t.Mode == ModeDirect:
 		return 0
+	case t.Mode == ModeIPIP:
+		return IPIP.Overhead(outer)
 	}
 	return t.Encapsulation.Overhead(outer)
 }
@@ -274,12 +321,16 @@ type Path struct {
 	Hops []Hop
 	// ReceivesDirect: this node accepts packets from the node's pods that arrive by Hops.
 	ReceivesDirect bool
+	// NotIPIP is the reason why packets travel in another tunnel although the setting asks for IPIP, or empty.
+	NotIPIP string
+	// ReceivesIPIP: this node accepts packets from the node's pods in IPIP.
+	ReceivesIPIP bool
 	// WireGuard is the node on this node's device, from which packets are accepted; none when that is impossible.
 	WireGuard WireGuardPeer
 	// NotEncrypted is the reason why a path is not encrypted although the setting asks for it, or empty.
 	NotEncrypted string
-	// Routed is how the node's kernel is to lead packets to the node: to Hops (ModeDirect), to the device (ModeWireGuard),
-	// or empty for to the switch. Once it does, it is the mode.
+	// Routed is how the node's kernel is to lead packets to the node: to Hops (ModeDirect), to a device (ModeIPIP,
+	// ModeWireGuard), or empty for to the switch. Once it does, it is the mode.
 	Routed Mode
 	// Local is this node's address that packets come from, NextHop the peer node's that they go to: the outer addresses
 	// of the encapsulation. NextHop is invalid when the node is unreachable, and for this node.
@@ -313,5 +364,5 @@ func (p Path) Equal(q Path) bool {
 		slices.Equal(p.Addrs, q.Addrs) && p.Transport == q.Transport && p.Local == q.Local && p.NextHop == q.NextHop &&
 		p.Overhead == q.Overhead && p.Unreachable == q.Unreachable && p.Why == q.Why && slices.Equal(p.Hops, q.Hops) &&
 		p.ReceivesDirect == q.ReceivesDirect && p.WireGuard == q.WireGuard && p.NotEncrypted == q.NotEncrypted &&
-		p.Routed == q.Routed
+		p.Routed == q.Routed && p.NotIPIP == q.NotIPIP && p.ReceivesIPIP == q.ReceivesIPIP
 }

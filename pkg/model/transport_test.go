@@ -24,6 +24,10 @@ func TestEncapsulations(t *testing.T) {
 		"vxlan":  {4789, 2, "weft-vxlan", "vxlan", 50, 70, "UDP port 4789", "vport-vxlan"},
 		"gre":    {0, 4, "weft-gre", "gre", 42, 62, "IP protocol 47", "vport-gre"},
 	}
+	if ipip := model.IPIP; ipip.Overhead(netip.MustParseAddr("172.30.0.1")) != 20 || ipip.Overhead(netip.MustParseAddr("fd30::1")) != 40 ||
+		ipip.OuterProtocol() != "IP protocol 4 or 41" || slices.Contains(model.Encapsulations, ipip) {
+		t.Errorf("IPIP adds %d bytes over IPv4, by %s", ipip.Overhead(netip.MustParseAddr("172.30.0.1")), ipip.OuterProtocol())
+	}
 	if len(model.Encapsulations) != len(want) {
 		t.Errorf("encapsulations %v, want %d", model.Encapsulations, len(want))
 	}
@@ -51,7 +55,7 @@ func TestInvalidTransport(t *testing.T) {
 		{model.Transport{Mode: "tunnel", Encapsulation: model.VXLAN}, `invalid mode "tunnel"; allowed: [overlay direct hybrid]`},
 		{model.Transport{Mode: model.ModeHybrid, Encapsulation: model.VXLAN, FabricRoutes: true},
 			"transport hybrid needs directRoutes node: the nodes of one subnet reach each other by routes of the agent"},
-		{model.Tunnel("stt"), `invalid encapsulation "stt"; allowed: [geneve vxlan gre]`},
+		{model.Tunnel("stt"), `invalid encapsulation "stt"; allowed: [geneve vxlan gre ipip]`},
 	} {
 		if err := tc.transport.Check(); err == nil || err.Error() != tc.want {
 			t.Errorf("%+v: %v, want %s", tc.transport, err, tc.want)
@@ -64,7 +68,7 @@ func TestTunnelUDPPorts(t *testing.T) {
 	if got := model.TunnelUDPPorts(); !slices.Equal(got, []uint16{4789, 6081}) {
 		t.Errorf("TunnelUDPPorts = %v", got)
 	}
-	if got := model.TunnelProtocols(); !slices.Equal(got, []uint8{47}) {
+	if got := model.TunnelProtocols(); !slices.Equal(got, []uint8{47, 4, 41}) {
 		t.Errorf("TunnelProtocols = %v", got)
 	}
 	beside := model.PortsBesideTunnels()

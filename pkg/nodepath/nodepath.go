@@ -130,10 +130,11 @@ func (r *resolver) route(s *model.Snapshot, self, n *node) {
 	case err == nil && n == self:
 		path.Transport, path.Local, path.Overhead = t, local, t.Overhead(local)
 	case err == nil:
-		path.Transport, path.Local, path.NextHop = model.Tunnel(t.Encapsulation), local, nextHop
+		path.Transport, path.Local, path.NextHop = model.Tunnel(t.Encapsulation.InSwitch()), local, nextHop
 		path.Overhead = path.Transport.Overhead(local)
 		r.wireGuard(s, self, n)
 		direct(s, self, n)
+		ipip(s, self, n)
 		if path.Encapsulation == model.GRE && path.Mode == model.ModeOverlay && local.Is6() && s.KernelDatapath {
 			unreachable(path, errNoGRE6)
 		}

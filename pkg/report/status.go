@@ -99,10 +99,13 @@ type Feed struct {
 // Node is a peer node as this one sees it.
 type Node struct {
 	Name string `json:"name"`
-	// Transport is how packets travel to its pods: overlay, direct or wireguard; absent for an unreachable node.
+	// Transport is how packets travel to its pods: overlay, direct, ipip or wireguard; absent for an unreachable
+	// node.
 	Transport model.Mode `json:"transport,omitempty"`
 	// Why is the reason why they travel in a tunnel although the setting asks for direct; absent otherwise.
 	Why string `json:"why,omitempty"`
+	// NotIPIP is the reason why they travel in another tunnel although the setting asks for IPIP; absent otherwise.
+	NotIPIP string `json:"notIPIP,omitempty"`
 	// NotEncrypted is the reason why they are not encrypted although the setting asks for it; absent otherwise.
 	NotEncrypted string `json:"notEncrypted,omitempty"`
 	// Tunnel is where packets for its pods are sent; "" when it has no address.
@@ -313,7 +316,7 @@ func PeerNodes(view *model.Snapshot, probes map[string]Probe) []Node {
 		path := view.Paths[name]
 		r.Unreachable, r.Rejected = path.Unreachable, path.Rejected
 		if path.Reachable() {
-			r.Transport, r.Why, r.NotEncrypted = path.Mode, path.Why, path.NotEncrypted
+			r.Transport, r.Why, r.NotIPIP, r.NotEncrypted = path.Mode, path.Why, path.NotIPIP, path.NotEncrypted
 			r.Tunnel, r.Unreachable, r.RTTSeconds = path.NextHop, probes[name].Problem, probes[name].RTT.Seconds()
 		}
 		list = append(list, r)

@@ -89,7 +89,7 @@ func (c Restore) apply(s *Store) bool {
 	}
 	for _, change := range []Change{
 		SetTime{live.now}, SetTransport{live.next.Transport},
-		SetReceiveGrace{live.next.ReceiveGrace, live.next.WireGuardGrace},
+		SetReceiveGrace{live.next.ReceiveGrace, live.next.IPIPGrace, live.next.WireGuardGrace},
 		SetRouted{live.next.Routed}, SetHandshakes{live.next.Handshakes}, SetKernelDatapath{live.next.KernelDatapath},
 		SetKeepEstablished{live.next.KeepEstablished}, SetLocalAddrs{live.localAddrs},
 		SetDNSServers{live.next.DNSServers},

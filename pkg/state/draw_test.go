@@ -40,10 +40,10 @@ var changes = map[string]func(d *drawing) state.Change{
 	"DeleteNode": func(d *drawing) state.Change { return state.DeleteNode{Name: d.one("node", "n1", "n2", "n3")} },
 	"SetTransport": func(d *drawing) state.Change {
 		return state.SetTransport{Transport: model.Transport{Mode: draw(d, "mode", model.Modes),
-			Encapsulation: draw(d, "encapsulation", model.Encapsulations), Encrypted: d.maybe("encrypted")}}
+			Encapsulation: draw(d, "encapsulation", model.TunnelTypes), Encrypted: d.maybe("encrypted")}}
 	},
 	"SetReceiveGrace": func(d *drawing) state.Change {
-		return state.SetReceiveGrace{Direct: d.maybe("grace"), WireGuard: d.maybe("WireGuard grace")}
+		return state.SetReceiveGrace{Direct: d.maybe("grace"), IPIP: d.maybe("IPIP grace"), WireGuard: d.maybe("WireGuard grace")}
 	},
 	"SetHandshakes": func(d *drawing) state.Change {
 		if d.maybe("handshake") {

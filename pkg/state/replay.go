@@ -10,7 +10,8 @@ import (
 // object. The rest is from the configuration and from the API server.
 func Node(s *model.Snapshot, now time.Time) []Change {
 	changes := []Change{
-		SetTime{now}, SetReceiveGrace{s.ReceiveGrace, s.WireGuardGrace}, SetRouted{s.Routed}, SetHandshakes{s.Handshakes},
+		SetTime{now}, SetReceiveGrace{s.ReceiveGrace, s.IPIPGrace, s.WireGuardGrace}, SetRouted{s.Routed},
+		SetHandshakes{s.Handshakes},
 		SetKernelDatapath{s.KernelDatapath},
 		SetLocalAddrs{s.LocalAddrs}, SetNode{s.Self},
 	}

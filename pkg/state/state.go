@@ -175,15 +175,15 @@ func (c SetTransport) apply(s *Store) bool {
 	return true
 }
 
-// SetReceiveGrace says whether packets without a tunnel, and encrypted ones, are accepted although nothing asks for it
-// any more.
-type SetReceiveGrace struct{ Direct, WireGuard bool }
+// SetReceiveGrace says whether packets without a tunnel, in IPIP, and encrypted ones are accepted although nothing asks
+// for it any more.
+type SetReceiveGrace struct{ Direct, IPIP, WireGuard bool }
 
 func (c SetReceiveGrace) apply(s *Store) bool {
-	if s.next.ReceiveGrace == c.Direct && s.next.WireGuardGrace == c.WireGuard {
+	if c == (SetReceiveGrace{s.next.ReceiveGrace, s.next.IPIPGrace, s.next.WireGuardGrace}) {
 		return false
 	}
-	s.next.ReceiveGrace, s.next.WireGuardGrace = c.Direct, c.WireGuard
+	s.next.ReceiveGrace, s.next.IPIPGrace, s.next.WireGuardGrace = c.Direct, c.IPIP, c.WireGuard
 	s.differs.nodes, s.pathsDirty = true, true
 	return true
 }

@@ -127,9 +127,17 @@ func (m mesh) forgedByNeighbor(t *testing.T) {
 	}
 }
 
-// sourcesSeen: pods of node2 accept from the gateway of node1 alone, and see it as the source of what node1 sends them
-// for a client outside, for itself, and through a Service. In the manifest of the mesh this stays for what follows.
+// sourcesSeen: a pod of node2 accepts from the gateway of node1 and from one kind of pods alone, and sees it as the
+// source of what node1 sends it for a client outside, for itself, and through a Service.
 func (m mesh) sourcesSeen(t *testing.T) {
+	m.guard(t)
+	m.wantSources(t)
+}
+
+// guard adds the pod c and its Service, and isolates it but for what wantSources says. In the manifest of the mesh this
+// stays for what follows.
+func (m mesh) guard(t *testing.T) {
+	t.Helper()
 	gateway := func(v4 bool) string {
 		a := model.GatewayAddr(m.podCIDR("node1", v4))
 		return netip.PrefixFrom(a, a.BitLen()).String()
@@ -168,7 +176,6 @@ spec:
 		return err
 	})
 	m.pods["c"] = m.Pod("c")
-	m.wantSources(t)
 }
 
 // wantSources wants what sourcesSeen says, with the objects that it made.

@@ -31,6 +31,7 @@ import (
 	"github.com/weft-cni/weft/internal/terminal"
 	"github.com/weft-cni/weft/internal/testing/apiserver"
 	"github.com/weft-cni/weft/pkg/config"
+	"github.com/weft-cni/weft/pkg/host"
 	"github.com/weft-cni/weft/pkg/model"
 	"github.com/weft-cni/weft/test/lab/datapath"
 	"github.com/weft-cni/weft/test/lab/manifest"
@@ -185,6 +186,11 @@ func (l *Lab) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if l.opt.Tunnel == model.IPIP {
+		if err := checkIPIP(); err != nil {
+			return fmt.Errorf("--tunnel %s: %w", model.IPIP, err)
+		}
+	}
 	if err := l.startUnderlay(ctx); err != nil {
 		return err
 	}
@@ -213,6 +219,16 @@ func (l *Lab) start(ctx context.Context) error {
 	}
 	l.seen = seen
 	return nil
+}
+
+// checkIPIP returns an error when the kernel has no IPIP. Agents would send by Geneve instead.
+func checkIPIP() error {
+	ns, err := podns.New()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return ns.Do(host.CheckIPIP)
 }
 
 // startUnderlay creates the segments. The first member of each, which routes between them, also serves the API.

@@ -68,7 +68,7 @@ func (l *Lab) follows(ctx context.Context, j journey, pods []*pod) string {
 	if n.underlay[0].Addr().Is6() {
 		source = "tun_ipv6_src"
 	}
-	text, err = to.node.trace(ctx, fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.Port(), source,
+	text, err = to.node.trace(ctx, fmt.Sprintf("in_port=%d,%s=%s,dl_src=%s,dl_dst=%s,%s", l.opt.Tunnel.InSwitch().Port(), source,
 		n.underlay[0].Addr(), model.RouterMAC, model.RouterMAC, j), j.reply)
 	if err != nil {
 		return out + "\n" + err.Error()

@@ -99,7 +99,7 @@ func defaultAgent() string {
 // encapsulations are the allowed values of --tunnel.
 func encapsulations() string {
 	var names []string
-	for _, e := range model.Encapsulations {
+	for _, e := range model.TunnelTypes {
 		names = append(names, string(e))
 	}
 	return strings.Join(names, " or ")
@@ -111,7 +111,7 @@ func finish(opt *lab.Options, name string) (err error) {
 	if len(opt.Manifests)+len(opt.Kustomizations) == 0 {
 		return fmt.Errorf("-f must name a file or a directory of Kubernetes manifests, for example -f examples/shop")
 	}
-	if !slices.Contains(model.Encapsulations, opt.Tunnel) {
+	if !slices.Contains(model.TunnelTypes, opt.Tunnel) {
 		return fmt.Errorf("--tunnel %q: want %s", opt.Tunnel, encapsulations())
 	}
 	for _, paths := range [][]string{opt.Manifests, opt.Kustomizations} {

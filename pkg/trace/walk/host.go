@@ -22,6 +22,7 @@ const (
 	fromItself    origin = "itself"
 	fromSwitch    origin = "the switch"
 	fromUnderlay  origin = "the underlay"
+	fromIPIP      origin = "IPIP"
 	fromWireGuard origin = "WireGuard"
 )
 
@@ -35,7 +36,7 @@ func (v *Conversation) host(here *node, from origin, p Packet) End {
 		Node: here.Name, Kernel: true, In: fmt.Sprintf("from %s: %s", from, p), Decided: []string{},
 	})
 	hop := len(v.Hops) - 1
-	if from == fromUnderlay {
+	if from == fromUnderlay || from == fromIPIP {
 		v.Hops[hop].pass(capture.AtTunnel, false, p)
 	}
 	if t := p.Tuple(); from == fromItself && v.returned[here][Tuple{t.protocol, t.dst, t.src}] { // the answer
@@ -95,9 +96,14 @@ func (v *Conversation) route(hop int, here *node, from origin, p Packet) End {
 		return v.arrive(Place{Node: here.Name}, p)
 	case here.routed(p.Dst.Addr()):
 		how, origin := "direct", fromUnderlay
-		if slices.ContainsFunc(here.Encrypted, func(r netip.Prefix) bool { return r.Contains(p.Dst.Addr()) }) {
+		isIn := func(r netip.Prefix) bool { return r.Contains(p.Dst.Addr()) }
+		switch {
+		case slices.ContainsFunc(here.Encrypted, isIn):
 			how, origin = "by WireGuard", fromWireGuard
-		} else {
+		case slices.ContainsFunc(here.IPIP, isIn):
+			how, origin = "in IPIP", fromIPIP
+		}
+		if origin != fromWireGuard {
 			v.Hops[hop].pass(capture.AtTunnel, true, p)
 		}
 		for _, next := range v.nodes {
@@ -144,9 +150,10 @@ func (n *node) routesToSwitch(to netip.Addr) bool {
 		func(r netip.Prefix) bool { return r.Contains(to) })
 }
 
-// routed reports whether the node's routes lead to an address without the switch, by the underlay or WireGuard.
+// routed reports whether the node's routes lead to an address without the switch: by the underlay, IPIP or WireGuard.
 func (n *node) routed(to netip.Addr) bool {
-	return slices.ContainsFunc(slices.Concat(n.Direct, n.Encrypted), func(r netip.Prefix) bool { return r.Contains(to) })
+	return slices.ContainsFunc(slices.Concat(n.Direct, n.IPIP, n.Encrypted),
+		func(r netip.Prefix) bool { return r.Contains(to) })
 }
 
 // inPodCIDR reports whether an address is of the pod CIDRs of any node.

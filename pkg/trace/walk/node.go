@@ -31,13 +31,14 @@ type Node struct {
 	Locals   []netip.Addr `json:"localAddresses"`
 	Gateways []netip.Addr `json:"gateways"`
 	// PodCIDRs are the node's own, ClusterPods those of all nodes that it knows a path to, ServiceCIDRs the ranges of
-	// ClusterIPs: to the last two, except for Direct and Encrypted, the kernel has routes to the switch.
+	// ClusterIPs: to the last two, except for Direct, IPIP and Encrypted, the kernel has routes to the switch.
 	PodCIDRs     []netip.Prefix `json:"podCIDRs"`
 	ClusterPods  []netip.Prefix `json:"clusterPodCIDRs"`
 	ServiceCIDRs []netip.Prefix `json:"serviceCIDRs"`
-	// Direct and Encrypted are the pod CIDRs of peer nodes that the kernel does not lead to the switch, but to the uplink
-	// or to WireGuard.
+	// Direct, IPIP and Encrypted are the pod CIDRs of peer nodes that the kernel does not lead to the switch, but to the
+	// uplink, to a device of IPIP, or to WireGuard.
 	Direct    []netip.Prefix `json:"directPodCIDRs,omitempty"`
+	IPIP      []netip.Prefix `json:"ipipPodCIDRs,omitempty"`
 	Encrypted []netip.Prefix `json:"encryptedPodCIDRs,omitempty"`
 	// Kernel says that the datapath is the kernel's, whose connection tracking differs a little.
 	Kernel    bool       `json:"kernelDatapath"`
@@ -151,6 +152,8 @@ func NodeOf(s *model.Snapshot, list []Flow, groups []openflow.Group) (Node, erro
 		switch s.Paths[name].Routed {
 		case model.ModeDirect:
 			n.Direct = append(n.Direct, s.Paths[name].PodCIDRs...)
+		case model.ModeIPIP:
+			n.IPIP = append(n.IPIP, s.Paths[name].PodCIDRs...)
 		case model.ModeWireGuard:
 			n.Encrypted = append(n.Encrypted, s.Paths[name].PodCIDRs...)
 		}
