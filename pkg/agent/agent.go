@@ -186,7 +186,7 @@ func newAgent(opt Options, cfg config.Config) (*Agent, error) {
 	if cfg.Datapath == config.DatapathNetdev {
 		datapath = ofswitch.Userspace
 	}
-	a.sw = ofswitch.New(a.ovsRunDir(), model.BridgeName, datapath)
+	a.sw = ofswitch.New(a.ovsRunDir(), filepath.Dir(a.opt.CNISocket), model.BridgeName, datapath)
 	a.loop = programmer.New(programmer.Options{
 		Node: opt.Node, Switch: a.sw, Log: a.log, Report: a.reportOwner,
 		Problem: a.objectProblem, Viewed: a.viewed, Costly: a.sw.PurgesCache, Hold: a.mayProgram,

@@ -67,7 +67,7 @@ func fullAgent(t *testing.T) *Agent {
 	a := &Agent{
 		log: log, cfg: config.Default(), opt: Options{ProcSys: dir}, ready: true, ovs: &ovsdb.Client{},
 		problems: map[string]string{"bridge": "because"},
-		sw:       ofswitch.New(dir, model.BridgeName, ofswitch.Userspace),
+		sw:       ofswitch.New(dir, dir, model.BridgeName, ofswitch.Userspace),
 		loop: programmer.New(programmer.Options{Node: "n1", Switch: ofswitch.NewFake(flows.Check),
 			Log: log}),
 		counts: newReading(func(context.Context) (report.Counts, error) {

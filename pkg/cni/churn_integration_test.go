@@ -56,7 +56,7 @@ func runChurnAgent(t *testing.T, dir string) {
 	}()
 	n := &node{t: t, ctx: t.Context(), dir: dir, socket: filepath.Join(dir, "s", "cni.sock")}
 	n.connect()
-	sw := ofswitch.New(filepath.Join(dir, "run"), model.BridgeName, ofswitch.Userspace)
+	sw := ofswitch.New(filepath.Join(dir, "run"), dir, model.BridgeName, ofswitch.Userspace)
 	loop := programmer.New(programmer.Options{Node: "n1", Switch: sw, Log: n.log()})
 	loop.Submit(state.SetNode{Node: model.Node{Name: "n1", Addrs: []netip.Addr{netip.MustParseAddr("172.30.0.1")},
 		PodCIDRs: prefixes(churnCIDR)}})

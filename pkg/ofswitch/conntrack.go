@@ -104,7 +104,7 @@ func (s *Switch) datapath() string {
 }
 
 func (s *Switch) dpctl(ctx context.Context, command string, args ...string) (string, error) {
-	socket, err := unixctl.Socket(s.runDir, "ovs-vswitchd")
+	socket, err := unixctl.Socket(s.ovsRunDir, "ovs-vswitchd")
 	if err != nil {
 		return "", err
 	}

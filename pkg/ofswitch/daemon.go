@@ -23,7 +23,7 @@ const (
 
 // appctl gives ovs-vswitchd a command and returns what it prints.
 func (s *Switch) appctl(ctx context.Context, command string, args ...string) (string, error) {
-	socket, err := unixctl.Socket(s.runDir, "ovs-vswitchd")
+	socket, err := unixctl.Socket(s.ovsRunDir, "ovs-vswitchd")
 	if err != nil {
 		return "", err
 	}

@@ -126,7 +126,7 @@ func TestOccupancy(t *testing.T) {
 	if o, err := sw.Occupancy(t.Context()); err != nil || o.Connections != 3 {
 		t.Errorf("after three connections: %+v, %v", o, err)
 	}
-	kernel := ofswitch.New(ovs.RunDir(), bridge, ofswitch.Kernel)
+	kernel := ofswitch.New(ovs.RunDir(), ovs.RunDir(), bridge, ofswitch.Kernel)
 	if _, err := kernel.Occupancy(t.Context()); err == nil {
 		t.Error("no error for a datapath that is not there")
 	}

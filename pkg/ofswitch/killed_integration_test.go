@@ -48,7 +48,7 @@ func TestWriter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sw := ofswitch.New(runDir, os.Getenv(writerBridge), ofswitch.Kernel)
+	sw := ofswitch.New(runDir, runDir, os.Getenv(writerBridge), ofswitch.Kernel)
 	// With the program in waiting, as an agent that has run for a while.
 	nothing := flow(t, "cookie=0x5765000000000001,table=1 actions=drop")
 	if err := sw.Apply(t.Context(), openflow.Delta{Delete: []openflow.Flow{nothing}}); err != nil {

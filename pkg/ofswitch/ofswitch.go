@@ -27,9 +27,11 @@ const protocol = "OpenFlow15"
 
 // Switch is one bridge.
 type Switch struct {
-	runDir string
-	bridge string
-	target string // the bridge's management socket
+	ovsRunDir string
+	bridge    string
+	target    string // the bridge's management socket
+	// watchSocket is where the program that watches is told what to watch.
+	watchSocket string
 	// userspace says that the bridge has the userspace datapath.
 	userspace bool
 
@@ -51,10 +53,11 @@ const (
 	Userspace Datapath = true
 )
 
-// New gives the bridge whose management socket OVS keeps in runDir, /run/openvswitch on most hosts.
-func New(runDir, bridge string, d Datapath) *Switch {
-	return &Switch{runDir: runDir, bridge: bridge, target: "unix:" + filepath.Join(runDir, bridge+".mgmt"),
-		userspace: d == Userspace}
+// New gives the bridge whose management socket OVS keeps in ovsRunDir, /run/openvswitch on most hosts, which may be
+// read-only. In runDir, which is the caller's own and exists, is a socket while the switch is watched.
+func New(ovsRunDir, runDir, bridge string, d Datapath) *Switch {
+	return &Switch{ovsRunDir: ovsRunDir, watchSocket: filepath.Join(runDir, "watch-"+bridge+".ctl"), bridge: bridge,
+		target: "unix:" + filepath.Join(ovsRunDir, bridge+".mgmt"), userspace: d == Userspace}
 }
 
 // RejectedError says that the switch refused a bundle for its content, or has no room for it: nothing of it is in

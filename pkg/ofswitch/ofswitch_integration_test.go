@@ -48,7 +48,7 @@ func start(t testing.TB) (*vswitch.Instance, *ofswitch.Switch) {
 		"datapath_type=netdev", "fail_mode=secure", "protocols=OpenFlow10,OpenFlow13,OpenFlow15"); err != nil {
 		t.Fatal(err)
 	}
-	sw := ofswitch.New(ovs.RunDir(), bridge, ofswitch.Userspace)
+	sw := ofswitch.New(ovs.RunDir(), ovs.RunDir(), bridge, ofswitch.Userspace)
 	t.Cleanup(func() {
 		if err := sw.Close(); err != nil {
 			t.Error(err)
@@ -191,7 +191,7 @@ func TestDeleteSparesAnothersFlow(t *testing.T) {
 }
 
 func TestUnreachableSwitchIsNotARejection(t *testing.T) {
-	sw := ofswitch.New(t.TempDir(), "none", ofswitch.Kernel)
+	sw := ofswitch.New(t.TempDir(), t.TempDir(), "none", ofswitch.Kernel)
 	err := sw.Apply(t.Context(), openflow.Delta{Set: []openflow.Flow{flow(t, "table=0 actions=drop")}})
 	var rejected *ofswitch.RejectedError
 	if err == nil || errors.As(err, &rejected) {

@@ -112,7 +112,7 @@ func TestPackets(t *testing.T) {
 }
 
 func TestNoPacketsFromASwitchThatIsNotThere(t *testing.T) {
-	sw := ofswitch.New(t.TempDir(), "none", ofswitch.Kernel)
+	sw := ofswitch.New(t.TempDir(), t.TempDir(), "none", ofswitch.Kernel)
 	if err := sw.Packets(t.Context(), func(openflow.PacketIn) {}); err == nil {
 		t.Error("listening for packets of a bridge that does not exist gave no error")
 	}

@@ -68,7 +68,7 @@ func TestMetersOfASwitchThatWentAway(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-		err := New(dir, "none", Kernel).SetMeters(t.Context(), []openflow.Meter{{ID: 7, Rate: 1}})
+		err := New(dir, dir, "none", Kernel).SetMeters(t.Context(), []openflow.Meter{{ID: 7, Rate: 1}})
 		var rejected *RejectedError
 		if errors.As(err, &rejected) != test.rejected || err == nil {
 			t.Errorf("%s: %v; rejected is %t", test.name, err, !test.rejected)

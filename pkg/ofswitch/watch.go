@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -37,7 +36,7 @@ const AllGroups openflow.GroupID = 0xfffffffc
 // whatever happened since is unknown.
 func (s *Switch) Watch(ctx context.Context, ready func(), changed func(Event)) error {
 	// The flow monitor knows nothing of groups; that it is told of them, too, is asked for through this socket.
-	socket := filepath.Join(s.runDir, "weft-watch-"+s.bridge+".ctl")
+	socket := s.watchSocket
 	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) { // of one that was killed
 		return fmt.Errorf("watch the switch: %w", err)
 	}

@@ -10,14 +10,19 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/openflow"
 )
 
 // TestWatchFullSwitch: the flows that a switch already has are not told once more, which would keep ovs-vswitchd from
-// its packets, and what a killed watch left behind is in no way.
+// its packets, and what a killed watch left behind is in no way. Open vSwitch's directory may be read-only, as it is in
+// the agent's container.
 func TestWatchFullSwitch(t *testing.T) {
-	ovs, sw := start(t)
+	ovs, _ := start(t)
+	runDir := t.TempDir()
+	sw := ofswitch.New(readOnly(t, ovs.RunDir()), runDir, bridge, ofswitch.Userspace)
 	var d openflow.Delta
 	for i := range 20000 {
 		d.Set = append(d.Set,
@@ -27,7 +32,7 @@ func TestWatchFullSwitch(t *testing.T) {
 	if err := sw.Apply(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(ovs.RunDir(), "weft-watch-"+bridge+".ctl"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(runDir, "watch-"+bridge+".ctl"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	ready, events, ended := make(chan struct{}), make(chan ofswitch.Event, 10), make(chan error, 1)
@@ -51,6 +56,24 @@ func TestWatchFullSwitch(t *testing.T) {
 			t.Errorf("event = %+v, want the deleted flow and the new group", e)
 		}
 	}
+}
+
+// readOnly is another path of a directory, through which nothing can be written.
+func readOnly(t *testing.T, dir string) string {
+	t.Helper()
+	path := t.TempDir()
+	if err := unix.Mount(dir, path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // printed is how many bytes our one running ovs-ofctl with this command has written.

@@ -362,7 +362,7 @@ func (l *Loop) nextReading() time.Time {
 // watchSwitch keeps a watch on the switch, and hands on the events that the loop's own changes do not cause. Whenever a
 // watch begins, what happened before it is unknown.
 func (l *Loop) watchSwitch(ctx context.Context) {
-	pause := retryPause
+	pause, last := retryPause, ""
 	for ctx.Err() == nil {
 		begun := time.Now()
 		err := l.sw.Watch(ctx, func() { l.watched.Store(true); l.suspect() }, func(e ofswitch.Event) {
@@ -378,8 +378,12 @@ func (l *Loop) watchSwitch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(begun) > maxRetryPause {
-			l.log.Warn("lost the watch on the switch", "err", err)
+		long := time.Since(begun) > maxRetryPause
+		if why := fmt.Sprint(err); long || why != last {
+			l.log.Warn("no watch on the switch; changes by other programs are found within a minute", "err", err)
+			last = why
+		}
+		if long {
 			pause = retryPause
 			l.lost.Store(true)
 		}

@@ -37,7 +37,7 @@ func startFull(t *testing.T, table openflow.TableID, limit int) *realSwitch {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &realSwitch{ovs, bridge, ofswitch.New(ovs.RunDir(), bridge, ofswitch.Userspace)}
+	r := &realSwitch{ovs, bridge, ofswitch.New(ovs.RunDir(), ovs.RunDir(), bridge, ofswitch.Userspace)}
 	t.Cleanup(func() {
 		r.vsctl(t, "--if-exists", "del-br", bridge)
 		if err := ovs.Stop(); err != nil {

@@ -217,7 +217,7 @@ func (c SetKernelDatapath) apply(s *Store) bool {
 	if s.next.KernelDatapath == c.Kernel {
 		return false
 	}
-	s.next.KernelDatapath = c.Kernel
+	s.next.KernelDatapath, s.pathsDirty = c.Kernel, true // that one has no GRE over IPv6
 	return true
 }
 

@@ -121,7 +121,7 @@ func (p *programming) fromObjects(ctx context.Context, set objectSet, bridge str
 	if p.datapath == "system" {
 		kind = ofswitch.Kernel
 	}
-	sw := ofswitch.New(p.ovs.RunDir(), bridge, kind)
+	sw := ofswitch.New(p.ovs.RunDir(), p.ovs.RunDir(), bridge, kind)
 	loop := programmer.New(programmer.Options{Node: selfName, Switch: sw, Log: slog.New(slog.DiscardHandler)})
 	serving, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -201,7 +201,7 @@ func (p *programming) writeBundle(ctx context.Context, set objectSet) (int, erro
 }
 
 func (p *programming) contents(ctx context.Context) (openflow.Contents, error) {
-	return ofswitch.New(p.ovs.RunDir(), programBridge, ofswitch.Userspace).Dump(ctx)
+	return ofswitch.New(p.ovs.RunDir(), p.ovs.RunDir(), programBridge, ofswitch.Userspace).Dump(ctx)
 }
 
 // counts programs each set once more, through a socket that counts bytes.

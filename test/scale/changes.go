@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -27,13 +26,10 @@ type changes struct {
 
 // watch begins to follow the switch. It is to be stopped before an agent starts that writes much.
 func (n *node) watch(ctx context.Context) (*changes, error) {
-	// The agent watches, too, and has its socket in Open vSwitch's directory.
-	link := filepath.Join(n.dir, "watch", model.BridgeName+".mgmt")
-	if err := os.Symlink(filepath.Join(n.ovs.RunDir(), model.BridgeName+".mgmt"), link); err != nil && !os.IsExist(err) {
-		return nil, err
-	}
+	// The agent watches, too, and has a socket of the same name in its own directory.
+	dir := filepath.Join(n.dir, "watch")
 	for begun := time.Now(); ; {
-		c, err := follow(ctx, ofswitch.New(filepath.Dir(link), model.BridgeName, ofswitch.Userspace))
+		c, err := follow(ctx, ofswitch.New(n.ovs.RunDir(), dir, model.BridgeName, ofswitch.Userspace))
 		if err == nil || time.Since(begun) > deadline || ctx.Err() != nil {
 			return c, err
 		}
