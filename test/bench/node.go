@@ -65,8 +65,8 @@ func startNode(ctx context.Context, dir, datapath string) (n *node, err error) {
 		UserspaceDatapath: datapath == "netdev"}
 	// The agent's own loop, as the agent starts it: the node and its settings first.
 	self := model.Node{Name: "bench", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDRs: settings.PodCIDRs}
-	loop := programmer.New(programmer.Options{Node: self.Name, Switch: ofswitch.New(ovs.RunDir(), ovs.RunDir(), model.BridgeName,
-		ofswitch.Userspace), Log: log})
+	sw := ofswitch.New(ovs.RunDir(), ovs.RunDir(), model.BridgeName, ofswitch.Userspace)
+	loop := programmer.New(programmer.Options{Node: self.Name, Switch: sw, Log: log})
 	loop.Submit(state.SetTransport{Transport: model.Tunnel(model.Geneve)})
 	loop.Submit(state.SetNode{Node: self})
 	nft, err := host.NFTables()
