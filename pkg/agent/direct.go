@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -132,6 +133,13 @@ func routedByKernel(view *model.Snapshot) []netip.Prefix {
 	}
 	slices.SortFunc(list, netip.Prefix.Compare)
 	return list
+}
+
+// findReached finds the peer nodes that packets reach without the switch's tunnels, as an earlier agent left it. When
+// it returns, the snapshot has them: the MTU of pods follows from it.
+func (a *Agent) findReached(ctx context.Context) error {
+	_, err := a.findHandshakes()
+	return errors.Join(err, a.findRouted(ctx), a.loop.Viewed(ctx, a.loop.Submitted()))
 }
 
 // findRouted tells the loop which of these pod CIDRs the kernel leads past the switch.

@@ -138,10 +138,7 @@ func (a *Agent) startParts() []part {
 			once: a.findAddresses,
 		}, {
 			name: routedPart, does: "finds the peer nodes to which the kernel has routes", after: []string{addressesPart},
-			once: func(ctx context.Context) error {
-				_, err := a.findHandshakes()
-				return errors.Join(a.findRouted(ctx), err)
-			},
+			once: a.findReached,
 		}, {
 			// Before the bridge: its gateway must not change its MTU for a moment whenever an agent starts.
 			name: underlayPart, does: "finds the MTU of pods", after: []string{routedPart},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -31,9 +32,29 @@ func TestDirect(t *testing.T) {
 	t.Run("sizes", m.sizes)
 	t.Run("hosts", m.hosts)
 	t.Run("routes", m.routesKept)
+	t.Run("restart", m.restartKeepsMTU)
 	t.Run("forged", m.forgedByNeighbor)
 	t.Run("sources", m.sourcesSeen)
 	t.Run("change", m.changeTransport)
+}
+
+// restartKeepsMTU: an agent that starts finds at once that packets go to its peers without a tunnel, as before, and so
+// never gives pods the MTU that a tunnel leaves.
+func (m mesh) restartKeepsMTU(t *testing.T) {
+	read := func() string {
+		text, err := os.ReadFile(filepath.Join(lab.Root, m.Name, "logs", "node1-weft-agent.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	before := len(read())
+	(&changing{Lab: m.Lab}).restartAgents(t, func() {})
+	m.wantTransport(t, model.ModeDirect, model.ModeDirect)
+	if got := regexp.MustCompile(`msg="MTU of pods" mtu=\d+`).FindAllString(read()[before:], -1); len(got) != 1 ||
+		!strings.HasSuffix(got[0], "=1500") {
+		t.Errorf("a restarted agent logs %q", got)
+	}
 }
 
 // wantTransport waits until every node sends to every other one in this way.
