@@ -3,9 +3,12 @@ package programmer_test
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/weft-cni/weft/pkg/flows"
 	"github.com/weft-cni/weft/pkg/model"
+	"github.com/weft-cni/weft/pkg/ofswitch"
 	"github.com/weft-cni/weft/pkg/state"
 )
 
@@ -54,4 +57,30 @@ func TestEpochReachesTheSwitch(t *testing.T) {
 			t.Errorf("after the timeout: %s", g)
 		}
 	}
+}
+
+// TestLearnedAgain: what the switch learns once more for a Service whose affinity has ended, from its cache, is
+// forgotten within seconds.
+func TestLearnedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sw := ofswitch.NewFake(flows.Check)
+		loop, stop := bubble(t, sw)
+		defer stop()
+		sticky := service("web", 1, 2, 3)
+		sticky.Affinity = time.Hour
+		loop.Submit(state.SetJoinedService{Service: sticky})
+		synctest.Wait()
+		learn(t, sw, "10.244.1.2", sticky)
+		loop.Submit(state.SetJoinedService{Service: service("web", 1, 2, 3)})
+		time.Sleep(time.Second)
+		b := &bench{t: t, sw: sw}
+		if b.has("nw_src=10.244.1.2,") {
+			t.Fatal("the end of the affinity forgets nothing")
+		}
+		learn(t, sw, "10.244.1.2", sticky)
+		time.Sleep(3 * time.Second)
+		if b.has("nw_src=10.244.1.2,") {
+			t.Error("what was learned again is still there after three seconds")
+		}
+	})
 }

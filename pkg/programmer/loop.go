@@ -36,6 +36,10 @@ const (
 	// verifyPause is the least time between two readings that hints ask for, so that a program that fights us over a
 	// flow costs a bounded share of a core.
 	verifyPause = 500 * time.Millisecond
+	// learnedAgain is after which time the switch learns no more by what a bundle has changed. A cache entry from before
+	// adds a flow again that it has learned once, when its statistics are collected: Open vSwitch,
+	// ofproto_flow_mod_learn_refresh. Within a second no such entry is left.
+	learnedAgain = 2 * time.Second
 	// retryPause and maxRetryPause are how long the loop waits before it tries an unreachable switch again.
 	retryPause    = 200 * time.Millisecond
 	maxRetryPause = 2 * time.Second
@@ -128,7 +132,9 @@ type Loop struct {
 	disturbed   bool                        // we have left something in the switch that a read-back will find
 	complaint   string
 	verifiedAt  time.Time
-	unsureUntil time.Time // when the switch must be read again, because sentEvents had no room; zero if it need not
+	// unsureUntil is when the switch must be read again, because sentEvents had no room or because the switch may have
+	// learned again what it was to forget (learnedAgain); zero if it need not.
+	unsureUntil time.Time
 	// tried is the newest snapshot of which the switch was sent anything: it may hold what is of this one or of an
 	// older one. It is not nil once Run has compiled.
 	tried *model.Snapshot

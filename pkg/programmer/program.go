@@ -188,8 +188,16 @@ func (l *Loop) expectEvents(d flows.Delta) {
 	desired := l.compiler.Desired()
 	held := len(desired.Flows) + len(desired.Groups) + len(d.Delete) + len(d.DeleteGroups)
 	limit := max(minSent, 2*held)
-	if unsure := l.sent.add(d, limit); !unsure.IsZero() {
-		l.unsureUntil = unsure
+	l.readAt(l.sent.add(d, limit))
+	if len(d.Forget) > 0 {
+		l.readAt(time.Now().Add(learnedAgain))
+	}
+}
+
+// readAt makes the loop read the switch at a time, or later if it is to be read later already.
+func (l *Loop) readAt(t time.Time) {
+	if t.After(l.unsureUntil) {
+		l.unsureUntil = t
 	}
 }
 
