@@ -183,24 +183,6 @@ func (l *Loop) send(ctx context.Context, d flows.Delta) error {
 	return err
 }
 
-// expectEvents remembers the events that a bundle will cause.
-func (l *Loop) expectEvents(d flows.Delta) {
-	desired := l.compiler.Desired()
-	held := len(desired.Flows) + len(desired.Groups) + len(d.Delete) + len(d.DeleteGroups)
-	limit := max(minSent, 2*held)
-	l.readAt(l.sent.add(d, limit))
-	if len(d.Forget) > 0 {
-		l.readAt(time.Now().Add(learnedAgain))
-	}
-}
-
-// readAt makes the loop read the switch at a time, or later if it is to be read later already.
-func (l *Loop) readAt(t time.Time) {
-	if t.After(l.unsureUntil) {
-		l.unsureUntil = t
-	}
-}
-
 // parts splits a delta into parts that can be refused one by one: an owner's flows and groups, and with a pod's flows
 // those that isolate it. Deletions whose owner is forgotten are a part of their own.
 func (l *Loop) parts(d flows.Delta) []part {

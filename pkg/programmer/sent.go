@@ -160,3 +160,21 @@ func eventsOf(d flows.Delta) iter.Seq[ofswitch.Event] {
 		}
 	}
 }
+
+// expectEvents remembers the events that a bundle will cause.
+func (l *Loop) expectEvents(d flows.Delta) {
+	desired := l.compiler.Desired()
+	held := len(desired.Flows) + len(desired.Groups) + len(d.Delete) + len(d.DeleteGroups)
+	limit := max(minSent, 2*held)
+	l.readAt(l.sent.add(d, limit))
+	if len(d.Forget) > 0 {
+		l.readAt(time.Now().Add(learnedAgain))
+	}
+}
+
+// readAt makes the loop read the switch at a time, or later if it is to be read later already.
+func (l *Loop) readAt(t time.Time) {
+	if t.After(l.unsureUntil) {
+		l.unsureUntil = t
+	}
+}
