@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -222,22 +223,38 @@ func (w *world) remove(t *testing.T) {
 			t.Errorf("%s still has:\n%s", n.Name, left)
 		}
 	}
-	// weft.test is CoreDNS', of bin/cluster.
-	if out := w.must(t, w.older, "kubectl get all,configmaps,serviceaccounts,namespaces,clusterroles,clusterrolebindings,"+
-		"validatingadmissionpolicies,validatingadmissionpolicybindings -A -o name | grep -i weft | grep -v weft.test: || true"); out != "" {
-		t.Errorf("the cluster still has:\n%s", out)
+	objects := w.must(t, w.older, "kubectl get all,configmaps,serviceaccounts,namespaces,clusterroles,clusterrolebindings,"+
+		"validatingadmissionpolicies,validatingadmissionpolicybindings -A -o name")
+	for name := range strings.Lines(objects) {
+		// weft.test is CoreDNS', of bin/cluster.
+		if strings.Contains(strings.ToLower(name), "weft") && !strings.Contains(name, "weft.test:") {
+			t.Errorf("the cluster still has %s", name)
+		}
 	}
 }
 
+// trace is a line of leftovers that is Weft's or Open vSwitch's.
+var trace = regexp.MustCompile(`weft|ovs|^(870|32900):|openvswitch`)
+
 // leftovers is what of Weft and Open vSwitch a node still has.
 func leftovers(ctx context.Context, n state.Node) string {
-	const script = `ip -o link | grep -E 'weft|ovs' || true
-nft list tables | grep weft || true
-for f in -4 -6; do ip $f rule | grep -E '^(870|32900):' || true; ip $f route show table all | grep weft || true; done
-ls -d /etc/cni/net.d/*weft* /opt/cni/bin/weft-cni /run/weft /run/openvswitch/*.pid /run/openvswitch/*.sock 2>/dev/null || true`
+	// What cannot be asked must not count as clean: the script ends at the first command that fails.
+	const script = `set -e
+ip -o link
+nft list tables
+for f in -4 -6; do ip $f rule; ip $f route show table all; done
+for f in /etc/cni/net.d/*weft* /opt/cni/bin/weft-cni /run/weft /run/openvswitch/*.pid /run/openvswitch/*.sock; do
+	if [ -e "$f" ]; then echo "$f"; fi
+done`
 	out, err := n.Sandbox.Run(ctx, "sh", "-c", script)
 	if err != nil {
 		return err.Error()
 	}
-	return strings.TrimSpace(out)
+	var left []string
+	for line := range strings.Lines(out) {
+		if trace.MatchString(line) {
+			left = append(left, line)
+		}
+	}
+	return strings.TrimSpace(strings.Join(left, ""))
 }
