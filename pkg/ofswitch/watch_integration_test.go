@@ -17,8 +17,8 @@ import (
 )
 
 // TestWatchFullSwitch: the flows that a switch already has are not told once more, which would keep ovs-vswitchd from
-// its packets, and what a killed watch left behind does not matter. Open vSwitch's directory may be read-only, as it is in
-// the agent's container.
+// its packets, and what a killed watch left behind does not matter. Open vSwitch's directory may be read-only, as it is
+// in the agent's container.
 func TestWatchFullSwitch(t *testing.T) {
 	ovs, _ := start(t)
 	runDir := t.TempDir()

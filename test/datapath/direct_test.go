@@ -108,19 +108,23 @@ func (m mesh) podCIDR(node string, v4 bool) netip.Prefix {
 	return netip.Prefix{}
 }
 
+// forged is how many packets node1 has dropped by rules of the chain entered whose comment begins so.
+func (m mesh) forged(t *testing.T, comment string) (sum int) {
+	t.Helper()
+	counter := regexp.MustCompile(`counter packets (\d+) .*forged: ` + comment)
+	for _, c := range counter.FindAllStringSubmatch(m.Run("node/node1", "nft", "list", "chain", "inet", "weft", "entered"), -1) {
+		n, err := strconv.Atoi(c[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += n
+	}
+	return sum
+}
+
 // forgedByNeighbor: node3, and a host outside, send to a pod of node1 with the address of a pod of node2.
 func (m mesh) forgedByNeighbor(t *testing.T) {
-	counter := regexp.MustCompile(`counter packets (\d+) .*forged: pods`)
-	counted := func() (sum int) {
-		for _, c := range counter.FindAllStringSubmatch(m.Run("node/node1", "nft", "list", "chain", "inet", "weft", "entered"), -1) {
-			n, err := strconv.Atoi(c[1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			sum += n
-		}
-		return sum
-	}
+	counted := func() int { return m.forged(t, "pods") }
 	// Node3's own rules would correct the source.
 	m.Run("node/node3", "nft", "add table inet forge; add chain inet forge out { type filter hook output priority -350; }; "+
 		"add rule inet forge out notrack")

@@ -4,8 +4,6 @@ package datapath
 
 import (
 	"fmt"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,20 +95,9 @@ func (m mesh) largest(t *testing.T) {
 	}
 }
 
-var forgedIPIP = regexp.MustCompile(`counter packets (\d+) .*forged: IPIP`)
-
 // forgedInIPIP: node3 sends to a pod of node1 with the address of a pod of node2.
 func (m mesh) forgedInIPIP(t *testing.T) {
-	counted := func() (sum int) {
-		for _, c := range forgedIPIP.FindAllStringSubmatch(m.Run("node/node1", "nft", "list", "chain", "inet", "weft", "entered"), -1) {
-			n, err := strconv.Atoi(c[1])
-			if err != nil {
-				t.Fatal(err)
-			}
-			sum += n
-		}
-		return sum
-	}
+	counted := func() int { return m.forged(t, "IPIP") }
 	m.Run("node/node3", "nft", "add table inet forge; add chain inet forge out { type filter hook output priority -350; }; "+
 		"add rule inet forge out notrack")
 	defer m.Run("node/node3", "nft", "delete table inet forge")
